@@ -1,0 +1,213 @@
+"""The data sets: scikit-learn's small digits, MNIST and Fashion-MNIST, as NumPy arrays.
+
+Each function returns `(x, y), (x_test, y_test)`, and with `validation=k` a third pair between the two, the last k
+samples of the training part. `x` is float32 of shape (n, features) with values in [0, 1], `y` int32 of shape (n,).
+
+The files of MNIST are looked for, gzip or plain, in `$CLNN_DATA_DIR/mnist`, then in the cache folder
+(`$CLNN_CACHE_DIR/mnist`, by default the user's own cache); what is nowhere is downloaded to the cache folder. Likewise
+`fashion_mnist`.
+"""
+
+import hashlib
+import operator
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from clnn.data.download import download
+from clnn.data.idx import decode_idx, read_idx
+from clnn.data.validate import check_labels
+from clnn.errors import ConfigurationError, DataError
+from clnn.files import cache_folder, write_atomically
+
+Pair = tuple[np.ndarray, np.ndarray]
+
+
+class IdxFile(NamedTuple):
+    """One file of a data set and the marks it is known by."""
+
+    name: str
+    shape: tuple[int, ...]
+    sha256: str = ""  # of the uncompressed bytes: gzip files differ by who packed them
+    md5: str = ""  # of the gzip file as published, where no sum of the uncompressed bytes is known
+
+
+class Source(NamedTuple):
+    """A data set of four IDX files (training images and labels, test images and labels) and its mirrors."""
+
+    title: str
+    folder: str
+    mirrors: tuple[str, ...]
+    files: tuple[IdxFile, ...]
+
+
+MNIST = Source(
+    "MNIST",
+    "mnist",
+    (
+        "https://ossci-datasets.s3.amazonaws.com/mnist/",
+        "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        "http://yann.lecun.com/exdb/mnist/",
+    ),
+    (
+        IdxFile(
+            "train-images-idx3-ubyte",
+            (60000, 28, 28),
+            sha256="ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+        ),
+        IdxFile(
+            "train-labels-idx1-ubyte",
+            (60000,),
+            sha256="65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+        ),
+        IdxFile(
+            "t10k-images-idx3-ubyte",
+            (10000, 28, 28),
+            sha256="0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+        ),
+        IdxFile(
+            "t10k-labels-idx1-ubyte",
+            (10000,),
+            sha256="ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+    ),
+)
+
+FASHION_MNIST = Source(
+    "Fashion-MNIST",
+    "fashion_mnist",
+    (
+        "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+    ),
+    (
+        IdxFile("train-images-idx3-ubyte", (60000, 28, 28), md5="8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+        IdxFile("train-labels-idx1-ubyte", (60000,), md5="25c81989df183df01b3e8a0aad5dffbe"),
+        IdxFile("t10k-images-idx3-ubyte", (10000, 28, 28), md5="bef4ecab320f06d8554ea6380940ec79"),
+        IdxFile("t10k-labels-idx1-ubyte", (10000,), md5="bb300cfdad3c16e7a12a480ee83cd310"),
+    ),
+)
+
+
+def digits(validation: int = 0, raw: bool = False) -> tuple[Pair, ...]:
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,437 to train on, 360 to test, 64 features.
+
+    The split is always the same. `raw=True` gives the images as uint8, (n, 8, 8), values 0 to 16.
+
+        (x, y), (x_test, y_test) = clnn.data.digits()
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise DataError('digits() needs scikit-learn; install it with: pip install "clnn[digits]"') from error
+    source = load_digits()
+    order = np.random.RandomState(0).permutation(1797)  # RandomState's stream is frozen; default_rng's may change
+    images, labels = source.images[order].astype(np.uint8), source.target[order]
+    train, test = (images[:1437], labels[:1437]), (images[1437:], labels[1437:])
+    return _prepare(train, test, validation, raw, scale=16)
+
+
+def mnist(validation: int = 0, raw: bool = False, scale: float = 255) -> tuple[Pair, ...]:
+    """MNIST (LeCun, Cortes and Burges 1998): 60,000 handwritten digits to train on, 10,000 to test, 784 features.
+
+    `validation=10000, scale=256` is the split and scaling of Nielsen's book (50,000, 10,000 and 10,000 images, pixels
+    divided by 256). `raw=True` gives the images as uint8, (n, 28, 28), not scaled.
+
+        (x, y), (x_test, y_test) = clnn.data.mnist()
+    """
+    train, test = _load(MNIST)
+    return _prepare(train, test, validation, raw, scale)
+
+
+def fashion_mnist(validation: int = 0, raw: bool = False, scale: float = 255) -> tuple[Pair, ...]:
+    """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017): MNIST's shapes, but ten kinds of clothing, which are harder.
+
+    The classes: T-shirt/top, trouser, pullover, dress, coat, sandal, shirt, sneaker, bag, ankle boot.
+    """
+    train, test = _load(FASHION_MNIST)
+    return _prepare(train, test, validation, raw, scale)
+
+
+def _prepare(train: Pair, test: Pair, validation: int, raw: bool, scale: float) -> tuple[Pair, ...]:
+    """Cuts the validation part off the training part, and makes features of the images."""
+    n = len(train[0])
+    try:
+        k = operator.index(validation)
+    except TypeError:
+        k = -1
+    if not 0 <= k < n:
+        raise ConfigurationError(
+            f"validation should be a whole number in [0, {n}), {validation!r} was provided instead"
+        )
+    if not scale > 0:
+        raise ConfigurationError(f"scale should be greater than 0, {scale!r} was provided instead")
+
+    (x, y), cut = train, n - k
+    parts = [(x[:cut], y[:cut]), (x[cut:], y[cut:]), test] if k else [train, test]
+    if not raw:
+        parts = [(np.divide(x.reshape(len(x), -1), scale, dtype=np.float32), y) for x, y in parts]
+    return tuple((x, y.astype(np.int32)) for x, y in parts)
+
+
+def _load(source: Source) -> tuple[Pair, Pair]:
+    """Returns the training and the test part as they stand in the files."""
+    x, y, x_test, y_test = (
+        read_idx(path, file.shape, file.sha256) for path, file in zip(_locate(source), source.files, strict=True)
+    )
+    check_labels(y, 10, f"training labels of {source.title}")
+    check_labels(y_test, 10, f"test labels of {source.title}")
+    return (x, y), (x_test, y_test)
+
+
+def _locate(source: Source) -> list[Path]:
+    """Returns where the files are, after downloading them if need be."""
+    if data_dir := os.environ.get("CLNN_DATA_DIR"):
+        if not Path(data_dir).is_dir():
+            raise DataError(f"CLNN_DATA_DIR is {data_dir!r}, which is not a folder; correct it or unset it")
+        folder = Path(data_dir) / source.folder
+        found = {file.name: path for file in source.files if (path := _find(folder, file))}
+        if found and len(found) < len(source.files):
+            missing = ", ".join(file.name for file in source.files if file.name not in found)
+            raise DataError(f"{folder} lacks {missing}; add what is missing, plain or with .gz, or remove the folder")
+        if found:
+            return list(found.values())
+    cache = cache_folder() / source.folder
+    mirrors = list(source.mirrors)
+    return [_find(cache, file) or _fetch(source, file, cache, mirrors) for file in source.files]
+
+
+def _find(folder: Path, file: IdxFile) -> Path | None:
+    """Returns the path of the file under any of its names: plain or gzip, with the historical dot or without."""
+    names = (file.name + end for end in ("", ".gz"))
+    candidates = (folder / spelt for name in names for spelt in (name, name.replace("-idx", ".idx")))
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def _fetch(source: Source, file: IdxFile, cache: Path, mirrors: list[str]) -> Path:
+    """Downloads one file to the cache; the mirror that had it moves to the front of `mirrors`."""
+
+    def check(data: bytes, url: str) -> None:
+        found = hashlib.md5(data, usedforsecurity=False).hexdigest()
+        if file.md5 and found != file.md5:
+            raise DataError(f"{url}: expected md5 {file.md5}, found {found}")
+        decode_idx(data, url, file.shape, file.sha256)
+
+    try:
+        data, url = download([f"{mirror}{file.name}.gz" for mirror in mirrors], check)
+    except DataError as error:
+        missing = [f"{other.name}.gz" for other in source.files if not _find(cache, other)]
+        raise DataError(
+            f"{source.title} is not on this machine and could not be downloaded:\n{error}\n"
+            f"Put these files, as they are or unpacked, into {cache}:\n"
+            + "\n".join(missing)
+            + f"\nor set CLNN_DATA_DIR to the folder that holds a folder {source.folder!r} with all four."
+        ) from error
+    mirrors.sort(key=lambda mirror: not url.startswith(mirror))
+    path = cache / f"{file.name}.gz"
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise DataError(f"cannot write {path} ({error}); set CLNN_CACHE_DIR to a folder that can be written") from error
+    return path

@@ -1,0 +1,49 @@
+"""Fetches a file from the first mirror that has a good copy."""
+
+from collections.abc import Callable, Iterable
+
+from clnn.errors import DataError
+
+TIMEOUT = 20.0  # seconds of silence before the next mirror is tried
+MAX_BYTES = 256 * 2**20  # no data set here comes near; a server that never stops must not fill the memory
+
+
+def download(urls: Iterable[str], check: Callable[[bytes, str], object]) -> tuple[bytes, str]:
+    """Returns the bytes of the first URL that answers with what `check(data, url)` accepts, and that URL.
+
+    `check` raises DataError for data it does not accept. If no URL is left, DataError says what was wrong with each.
+    """
+    from http.client import HTTPException
+
+    problems = []
+    for url in urls:
+        try:
+            data = _read(url)
+            check(data, url)
+        except DataError as error:
+            problems.append(str(error))
+        except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+            problems.append(f"{url}: {error or type(error).__name__}")
+        else:
+            return data, url
+    raise DataError("\n".join(problems))
+
+
+def _read(url: str) -> bytes:
+    from urllib.request import Request, urlopen
+
+    from tqdm import tqdm
+
+    data = bytearray()
+    request, title = Request(url, headers={"User-Agent": "clnn"}), url.rsplit("/", 1)[-1]
+    with (
+        urlopen(request, timeout=TIMEOUT) as response,
+        # disable=None: no bar where the output is not a terminal
+        tqdm(desc=title, total=response.length, unit="B", unit_scale=True, disable=None) as bar,
+    ):
+        while chunk := response.read(1 << 16):
+            data += chunk
+            bar.update(len(chunk))
+            if len(data) > MAX_BYTES:
+                raise DataError(f"{url}: expected at most {MAX_BYTES} bytes, found more")
+    return bytes(data)

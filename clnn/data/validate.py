@@ -1,0 +1,56 @@
+"""Checks that find the first bad feature or label before it reaches a device, in one pass and little memory."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import numpy as np
+
+from clnn.errors import DataError
+
+CHUNK = 1 << 16  # numbers looked at together: they and the answer stay in the processor's cache
+
+
+def check_features(x: np.ndarray, name: str = "x") -> None:
+    """Raises DataError if `x` holds a NaN or an infinity, naming the first. Cast `x` to the model's dtype before."""
+    x = np.asarray(x)
+    if x.dtype.kind in "biu":
+        return
+    if x.dtype.kind != "f":
+        raise DataError(
+            f"{name} has dtype {x.dtype}, which holds no real numbers; convert it, e.g. x.astype('float32')"
+        )
+    if bad := _first(x, lambda chunk: ~np.isfinite(chunk)):
+        where, value = bad
+        raise DataError(
+            f"{name}{where} is {value}, and would make every weight NaN; "
+            "remove such samples or fill the gaps in, e.g. with numpy.nan_to_num"
+        )
+
+
+def check_labels(y: np.ndarray, classes: int, name: str = "y") -> None:
+    """Raises DataError unless `y` holds integers in [0, classes), naming the first that is not one."""
+    y = np.asarray(y)
+    if y.dtype.kind not in "iu":
+        raise DataError(
+            f"{name} has dtype {y.dtype}, but class labels are integers; convert it, e.g. y.astype('int32')"
+        )
+    if bad := _first(y, lambda chunk: (chunk < 0) | (chunk >= classes)):
+        where, value = bad
+        raise DataError(
+            f"{name}{where} is {value}, outside 0 to {classes - 1}, the labels of {classes} classes; "
+            "renumber the labels, e.g. with numpy.unique(y, return_inverse=True)[1], or give the model more outputs"
+        )
+
+
+def _first(array: np.ndarray, bad: Callable[[np.ndarray], np.ndarray]) -> tuple[str, Any] | None:
+    """Returns the index, as it is written in Python, and the value of the first bad element in row-major order."""
+    position = 0
+    chunks = np.nditer(array, ["external_loop", "buffered", "zerosize_ok"], order="C", buffersize=CHUNK)
+    for chunk in cast(Iterable[np.ndarray], chunks):
+        mask = bad(chunk)
+        if mask.any():
+            first = int(mask.argmax())
+            index = np.unravel_index(position + first, array.shape)
+            return str([int(i) for i in index]), chunk[first]
+        position += chunk.size
+    return None

@@ -1,0 +1,60 @@
+"""Every exception that clnn raises on purpose.
+
+ClnnError
+├── DeviceError            no such device, or one that cannot do what was asked
+├── BuildError             an OpenCL program did not compile; carries the build log
+├── ShapeError             (also ValueError)
+├── OutOfDeviceMemory      (also MemoryError)
+├── CheckpointError        a model file that is missing, damaged or does not fit
+├── DataError              (also ValueError)
+├── ConfigurationError     (also ValueError)
+└── Diverged               a loss that stopped being finite
+"""
+
+__all__ = [
+    "BuildError",
+    "CheckpointError",
+    "ClnnError",
+    "ConfigurationError",
+    "DataError",
+    "DeviceError",
+    "Diverged",
+    "OutOfDeviceMemory",
+    "ShapeError",
+]
+
+
+class ClnnError(Exception):
+    """Base of every error clnn raises on purpose."""
+
+
+class DeviceError(ClnnError):
+    """No OpenCL device matches, or the device cannot do what was asked of it."""
+
+
+class BuildError(ClnnError):
+    """An OpenCL program did not compile; the message holds the build log."""
+
+
+class ShapeError(ClnnError, ValueError):
+    """Arrays whose shapes do not fit each other or the layer they were given to."""
+
+
+class OutOfDeviceMemory(ClnnError, MemoryError):
+    """A buffer would exceed the device's memory or the budget set for it."""
+
+
+class CheckpointError(ClnnError):
+    """A model file is missing, damaged, or does not fit the model it is loaded into."""
+
+
+class DataError(ClnnError, ValueError):
+    """A data file, feature or label that cannot be used as it stands."""
+
+
+class ConfigurationError(ClnnError, ValueError):
+    """An unknown name or a hyper-parameter outside its range."""
+
+
+class Diverged(ClnnError):
+    """The loss of a training step stopped being finite."""

@@ -1,0 +1,147 @@
+"""The engine `clblast`: pyclblast behind a lock, without its event leak, trusted only after a self-test."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import threading
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyopencl as cl
+import pyopencl.array as cl_array
+
+from ..errors import DeviceError
+from ..files import cache_folder, write_atomically
+from ..runtime.device import Device
+
+if TYPE_CHECKING:
+    from . import Product
+
+_lock = threading.Lock()  # CLBlast before 1.6.1 is not safe across threads
+_problems: dict[str, str] = {}
+
+
+class _Operand(cl_array.Array):
+    """The few attributes that pyclblast reads of a PyOpenCL array, over a buffer of ours."""
+
+    def __init__(self, buffer: Any, dtype: Any) -> None:
+        self.base_data, self.dtype, self.shape, self.offset = buffer, np.dtype(dtype), (1, 1), 0
+
+
+@lru_cache(maxsize=1)
+def _library() -> tuple[Any, str]:
+    try:
+        import pyclblast
+    except ImportError as error:
+        return None, f"pyclblast cannot be imported ({error}): pip install clnn[clblast] needs CLBlast's headers"
+    return pyclblast, ""
+
+
+def available() -> bool:
+    """Whether pyclblast can be imported."""
+    return _library()[0] is not None
+
+
+def _multiply(queue: Any, a: Any, b: Any, c: Any, dtype: Any, p: tuple[Any, ...], value: Any) -> None:
+    m, n, k, transpose_a, transpose_b, lda, ldb, ldc, a_offset, b_offset, c_offset = p
+    alpha, beta = value() if value else (1.0, 0.0)
+    with _lock:
+        event = _library()[0].gemm(
+            queue, m, n, k, _Operand(a, dtype), _Operand(b, dtype), _Operand(c, dtype), lda, ldb, ldc,
+            alpha, beta, transpose_a, transpose_b, a_offset, b_offset, c_offset,
+        )  # fmt: skip
+    # pyclblast's event is one reference too many: taking it over once more and dropping it frees it
+    cl.Event.from_int_ptr(event.int_ptr, retain=False)
+
+
+def run(device: Device, p: Product) -> None:
+    """C = alpha * op(A) op(B) + beta * C, without the rest of the epilogue."""
+    sizes = (
+        p.m, p.n, p.k, p.transpose_a, p.transpose_b, p.lda, p.ldb, p.ldc, p.a_offset, p.b_offset, p.c_offset,
+    )  # fmt: skip
+    value = p.scale.value if p.scale else None
+    label = f"clblast.gemm{(p.m, p.n, p.k, p.transpose_a, p.transpose_b)}"
+    try:
+        device.call(label, _Call(np.dtype(p.dtype), sizes, value), (p.a, p.b, p.c), ())
+    except (RuntimeError, ValueError) as error:
+        raise DeviceError(f"CLBlast failed for {sizes} on {device!r}: {error}; CLNN_GEMM=tile does without it") from error
+
+
+class _Call:
+    """One CLBlast product with its sizes; alpha and beta are asked for at each run, so that a replay sees them move."""
+
+    __slots__ = ("dtype", "sizes", "value")
+
+    def __init__(self, dtype: Any, sizes: tuple[Any, ...], value: Any) -> None:
+        self.dtype, self.sizes, self.value = dtype, sizes, value
+
+    def __call__(self, queue: Any, a: Any, b: Any, c: Any) -> None:
+        _multiply(queue, a, b, c, self.dtype, self.sizes, self.value)
+
+
+# -- the self-test -----------------------------------------------------------------------------------------------------
+def problem(device: Device) -> str:
+    """Why CLBlast cannot be used on `device`, or "". The self-test runs once per driver and is remembered."""
+    library, missing = _library()
+    if library is None:
+        return missing
+    if device.identity not in _problems:
+        path = cache_folder() / "clblast-self-test.json"
+        key = f"{device.identity} | pyclblast {_version()}"
+        try:
+            remembered = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            remembered = {}
+        if not isinstance(remembered.get(key), str):
+            remembered[key] = _self_test(device)
+            try:
+                write_atomically(path, json.dumps(remembered, indent=1).encode())
+            except OSError:
+                pass  # a read-only cache folder costs a self-test per process, nothing else
+        _problems[device.identity] = remembered[key]
+    return _problems[device.identity]
+
+
+def _version() -> str:
+    from importlib import metadata
+
+    try:
+        library = getattr(_library()[0], "__file__", "") or ""
+        with open(library, "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()[:12]
+        return f"{metadata.version('pyclblast')} {digest}"
+    except (OSError, metadata.PackageNotFoundError):
+        return "unknown"
+
+
+def _self_test(device: Device) -> str:
+    """Small products of every form against NumPy's in float64: "" if all are right, else what was wrong."""
+    generator = np.random.default_rng(0)
+    for m, n, k in ((1, 1, 1), (10, 30, 33), (129, 65, 70), (260, 270, 130)):
+        for transpose_a in (False, True):
+            for transpose_b in (False, True):
+                offsets = (3, 5, 7)
+                a, b = (generator.standard_normal(shape).astype(np.float32) for shape in ((m, k), (k, n)))
+                c = generator.standard_normal((m, n)).astype(np.float32)
+                expected = 0.5 * (a.astype(np.float64) @ b) + 2.0 * c
+                stored = (a.T.copy() if transpose_a else a), (b.T.copy() if transpose_b else b), c
+                blocks = []
+                for array, offset in zip(stored, offsets):
+                    block = device.memory.allocate(array.nbytes + 4 * offset)
+                    padded = np.concatenate([np.full(offset, np.nan, np.float32), array.ravel()])
+                    device.upload(padded, block, constant=True)
+                    blocks.append(block)
+                sizes = (m, n, k, transpose_a, transpose_b, stored[0].shape[1], stored[1].shape[1], n, *offsets)
+                try:
+                    _multiply(device.queue, *[block.buffer for block in blocks], np.float32, sizes, lambda: (0.5, 2.0))
+                except Exception as error:  # whatever it is, CLBlast is not usable here
+                    return f"CLBlast does not run on {device.name}: {error}"
+                got = np.empty(m * n + offsets[2], np.float32)
+                cl.enqueue_copy(device.queue, got, blocks[2].buffer)
+                worst = np.abs(got[offsets[2] :].reshape(m, n) - expected).max() / np.abs(expected).max()
+                if not worst < 1e-4:
+                    form = f"{m} x {n} x {k}, transposed {transpose_a}, {transpose_b}"
+                    return f"CLBlast's product {form} is wrong on {device.name} by {worst:.2g}"
+    return ""

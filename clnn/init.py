@@ -1,0 +1,105 @@
+"""Initialisers: functions that make the first values of a parameter, by name or as objects.
+
+Each takes (shape, generator, dtype) and returns an `Array`. For weights of shape (in, out), or (out, in, ...) for
+convolutions later, `fans` gives the numbers of inputs and outputs of one unit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import ConfigurationError
+from .ops.array import Array, empty, fill
+from .ops.random import Generator
+
+Initialiser = Callable[[Sequence[int], Generator, Any], Array]
+
+
+def fans(shape: Sequence[int]) -> tuple[int, int]:
+    """(inputs, outputs) of one unit: weights are (in, out); a vector counts as its own length."""
+    if len(shape) < 2:
+        return (max(1, math.prod(shape)),) * 2
+    return shape[0], shape[1]
+
+
+def constant(value: float) -> Initialiser:
+    """Every element is `value`."""
+    return lambda shape, generator, dtype: fill(empty(generator.device, shape, dtype), value)
+
+
+def uniform(low: float = -0.05, high: float = 0.05) -> Initialiser:
+    """Uniform in [low, high)."""
+    return lambda shape, generator, dtype: generator.uniform(shape, low, high, dtype)
+
+
+def normal(mean: float = 0.0, deviation: float = 1.0) -> Initialiser:
+    """Normal with mean and standard deviation; the defaults are Nielsen's old weights and biases (chapter 1)."""
+    return lambda shape, generator, dtype: generator.normal(shape, mean, deviation, dtype)
+
+
+def scaled(variance: Callable[[int, int], float], distribution: str) -> Initialiser:
+    """Normal or uniform with mean 0 and a variance that is a function of (inputs, outputs)."""
+
+    def initialise(shape: Sequence[int], generator: Generator, dtype: Any) -> Array:
+        deviation = math.sqrt(variance(*fans(shape)))
+        if distribution == "normal":
+            return generator.normal(shape, 0.0, deviation, dtype)
+        return generator.uniform(shape, -math.sqrt(3) * deviation, math.sqrt(3) * deviation, dtype)
+
+    return initialise
+
+
+def orthogonal(gain: float = 1.0) -> Initialiser:
+    """Rows or columns (the fewer) orthonormal, times gain (Saxe et al. 2014)."""
+
+    def initialise(shape: Sequence[int], generator: Generator, dtype: Any) -> Array:
+        if len(shape) < 2:
+            raise ConfigurationError(f"orthogonal weights need two axes, and the shape is {tuple(shape)}")
+        rows, columns = shape[0], math.prod(shape[1:])
+        flat = generator.normal((max(rows, columns), min(rows, columns)), dtype=dtype)
+        q, r = np.linalg.qr(generator.device.read(flat.block, np.empty(flat.shape, flat.dtype)).astype(np.float64))
+        q *= np.sign(np.diag(r))  # makes the distribution uniform (Mezzadri 2007)
+        q = gain * (q if rows >= columns else q.T)
+        y = empty(generator.device, shape, dtype)
+        generator.device.upload(np.ascontiguousarray(q.reshape(shape), dtype), y.block)
+        return y
+
+    return initialise
+
+
+def _glorot(n_in: int, n_out: int) -> float:
+    return 2.0 / (n_in + n_out)
+
+
+INITIALISERS: dict[str, Initialiser] = {
+    "zeros": constant(0.0),
+    "ones": constant(1.0),
+    "uniform": uniform(),
+    "normal": normal(),
+    "nielsen_old": normal(),  # N(0, 1), Nielsen chapter 1
+    "nielsen_new": scaled(lambda n_in, n_out: 1.0 / n_in, "normal"),  # N(0, 1/in), Nielsen chapter 3
+    "series": scaled(_glorot, "normal"),  # the series, part 13
+    "series_by_inputs": scaled(lambda n_in, n_out: 1.0 / n_in**2, "normal"),  # gaussians times 1/in, the series, part 14
+    "glorot_uniform": scaled(_glorot, "uniform"),  # Glorot and Bengio 2010, eq. 16
+    "glorot_normal": scaled(_glorot, "normal"),
+    "he_uniform": scaled(lambda n_in, n_out: 2.0 / n_in, "uniform"),  # He et al. 2015, eq. 10
+    "he_normal": scaled(lambda n_in, n_out: 2.0 / n_in, "normal"),
+    "lecun_uniform": scaled(lambda n_in, n_out: 1.0 / n_in, "uniform"),  # LeCun et al. 1998, eq. 16
+    "lecun_normal": scaled(lambda n_in, n_out: 1.0 / n_in, "normal"),
+    "orthogonal": orthogonal(),
+}
+
+
+def find_initialiser(which: str | float | Initialiser) -> Initialiser:
+    """An initialiser by name, a number for a constant, or a function as it is."""
+    if callable(which):
+        return which
+    if isinstance(which, (int, float)):
+        return constant(float(which))
+    if which not in INITIALISERS:
+        raise ConfigurationError(f"there is no initialiser {which!r}; the known ones are {', '.join(sorted(INITIALISERS))}")
+    return INITIALISERS[which]

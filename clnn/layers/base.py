@@ -1,0 +1,206 @@
+"""`Layer`: something with parameters that turns tensors into tensors. A network is a layer of layers."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import CheckpointError, ConfigurationError, ShapeError
+from ..init import Initialiser, find_initialiser
+from ..ops.array import FLOATS
+from ..random import drawing_from, generator
+from ..runtime.device import Device, device
+from ..runtime.recording import structure_changed
+from ..tensor import Parameter, Tensor, tensor
+
+REGISTRY: dict[str, type[Layer]] = {}
+
+
+def register(cls: type[Layer]) -> type[Layer]:
+    """Let `clnn.load` make layers of this class again, by its name and `config()`."""
+    REGISTRY[cls.__name__] = cls
+    return cls
+
+
+class Layer:
+    """Write `build(*input_shapes)`, which makes parameters, and `forward(*inputs)`, which computes with tensors.
+
+    Gradients come from the tape. `build` is called once, at the first call, with the inputs' shapes without the batch:
+
+        class Scale(clnn.Layer):
+            def build(self, shape):
+                self.factor = self.parameter(shape, init="ones")
+
+            def forward(self, x):
+                return x * self.factor
+    """
+
+    name = ""
+    built = False
+    dtype = np.dtype(np.float32)
+    stop_training = False
+    _device: Device | None = None
+    _trainable = True
+
+    def build(self, *input_shapes: tuple[int, ...]) -> None:
+        """Make the parameters for inputs of these shapes (without the batch)."""
+
+    def forward(self, *inputs: Tensor) -> Any:
+        """The layer's output."""
+        raise NotImplementedError(f"{type(self).__name__} needs a forward(self, x) that returns a tensor")
+
+    def config(self) -> dict[str, Any]:
+        """The arguments that make a layer like this one, as JSON can hold them."""
+        return {}
+
+    # -- calling ---------------------------------------------------------------------------------------------------------
+    def __call__(self, *inputs: Any) -> Any:
+        given = [tensor(x, device=self.device, dtype=None if _is_int(x) else self.dtype) for x in inputs]
+        self.ensure_built(*[x.shape[1:] for x in given])
+        return self.forward(*given)
+
+    def ensure_built(self, *shapes: tuple[int, ...]) -> None:
+        """Build for inputs of these shapes, unless that has been done."""
+        if not self.built:
+            self.build(*shapes)
+            self.built = True
+
+    @property
+    def device(self) -> Device:
+        """Where the parameters are: the device in use when it was first asked for."""
+        if self._device is None:
+            self._device = device()
+        return self._device
+
+    def place(self, where: Device, dtype: Any) -> None:
+        """Where and in what type the parameters will be made, here and in every layer inside."""
+        where.real(np.dtype(dtype))
+        for layer in self.layers_inside():
+            layer._device, layer.dtype = where, np.dtype(dtype)
+
+    def wrong_shape(self, error: Exception) -> ShapeError:
+        """The error again, with this layer's name in front."""
+        return ShapeError(f"{self.name or type(self).__name__}: {error}")
+
+    # -- parameters ------------------------------------------------------------------------------------------------------
+    def parameter(
+        self, shape: int | Sequence[int], init: str | float | Initialiser = "glorot_uniform", decays: bool | None = None
+    ) -> Parameter:
+        """A parameter of `shape`, filled by an initialiser. Assign it to an attribute, whose name it gets.
+
+        Weight decay reaches parameters with two axes or more unless `decays` says otherwise.
+        """
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if self.dtype not in FLOATS:
+            raise ConfigurationError(f"parameters are float32 or float64, not {self.dtype}")
+        made = find_initialiser(init)(shape, generator(self.device), self.dtype)
+        p = Parameter(made.block, shape, self.dtype, self.device)
+        p.decays = len(shape) > 1 if decays is None else decays
+        return p
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """(name, parameter) of this layer and the layers inside, each parameter once."""
+        seen: set[int] = set()
+        for name, value in self._walk(prefix):
+            if isinstance(value, Parameter) and id(value) not in seen:
+                seen.add(id(value))
+                yield name, value
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters of this layer and the layers inside."""
+        found = []
+        for name, p in self.named_parameters():
+            p.name = p.name or name
+            found.append(p)
+        return found
+
+    def layers_inside(self) -> Iterator[Layer]:
+        """This layer and all layers inside it."""
+        yield self
+        for _, value in self._walk(""):
+            if isinstance(value, Layer):
+                yield value
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Any]]:
+        """Every parameter and layer below, depth first, with its dotted name."""
+        for key, value in vars(self).items():
+            if key.startswith("_"):
+                continue
+            yield from _walk_value(f"{prefix}{key}", value)
+
+    @property
+    def trainable(self) -> bool:
+        """False freezes this layer: its parameters get no gradients and no updates."""
+        return self._trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = bool(value)
+        for layer in self.layers_inside():
+            layer._trainable = bool(value)
+        for _, p in self.named_parameters():
+            p.trainable = bool(value)
+        structure_changed()
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        if isinstance(value, Parameter):
+            value.name = value.name or key
+            value.trainable = value.trainable and self._trainable
+        elif self.built and isinstance(value, (int, float, str, bool)) and not key.startswith("_") and key != "stop_training":
+            structure_changed()  # a rate, a size: recordings have the old one
+        object.__setattr__(self, key, value)
+
+    # -- state -------------------------------------------------------------------------------------------------------------
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """All parameters as arrays on the host, by name."""
+        return {name: p.numpy() for name, p in self.named_parameters()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Copy arrays into the parameters, in place; names and shapes must fit exactly, or nothing is changed."""
+        mine = dict(self.named_parameters())
+        missing, extra = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
+        if missing or extra:
+            raise CheckpointError(
+                f"the names do not fit: missing are {', '.join(missing) or 'none'}; unknown are {', '.join(extra) or 'none'}"
+            )
+        arrays = {name: np.asarray(value) for name, value in state.items()}
+        for name, p in mine.items():
+            if arrays[name].shape != p.shape:
+                raise CheckpointError(f"{name} has the shape {arrays[name].shape} there and {p.shape} in this model")
+            if not np.isfinite(arrays[name]).all():
+                raise CheckpointError(f"{name} holds values that are not finite")
+        for name, p in mine.items():
+            p.device.upload(np.ascontiguousarray(arrays[name], p.dtype), p.block)
+
+    def __repr__(self) -> str:
+        inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items() if value is not None)
+        return f"{type(self).__name__}({inside})"
+
+
+def _is_int(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.dtype == np.int32
+
+
+def _walk_value(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Parameter):
+        yield name, value
+    elif isinstance(value, Layer):
+        yield name, value
+        yield from value._walk(f"{name}.")
+    elif isinstance(value, (list, tuple)):
+        for i, item in enumerate(value):
+            yield from _walk_value(f"{name}.{i}", item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _walk_value(f"{name}.{key}", item)
+
+
+def snake(name: str) -> str:
+    """MyLayer -> my_layer"""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+
+
+__all__ = ["REGISTRY", "Layer", "drawing_from", "register", "snake"]

@@ -1,0 +1,137 @@
+"""The basic layers: Dense, Activation, Flatten, Reshape, Dropout."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ConfigurationError, ShapeError
+from ..init import Initialiser, find_initialiser
+from ..ops.activation import activation_name
+from ..ops.random import dropout
+from ..random import generator
+from ..tensor import Tensor, apply, function, grad_enabled, linear_layer, softmax_of
+from .base import Layer, register
+
+SOFTMAX = ("softmax", "log_softmax")
+
+
+def check_size(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(f"{name} should be an integer of 1 or more, {value!r} was provided instead")
+    return value
+
+
+@register
+class Dense(Layer):
+    """y = f(x w + b): x (..., in), w (in, size), b (size,) -> y (..., size), acting on the last axis.
+
+    `activation` is a name of clnn/ops/activation.py, "softmax" or "log_softmax"; initialisers are names of clnn/init.py.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        activation: str | None = None,
+        *,
+        bias: bool = True,
+        weight_init: str | float | Initialiser = "glorot_uniform",
+        bias_init: str | float | Initialiser = "zeros",
+    ) -> None:
+        self.size = check_size("Dense's size", size)
+        self.activation = activation if activation in SOFTMAX else activation_name(activation)
+        self.bias = bias
+        self.weight_init, self.bias_init = weight_init, bias_init
+        find_initialiser(weight_init), find_initialiser(bias_init)
+
+    def build(self, *shapes: tuple[int, ...]) -> None:
+        (shape,) = shapes
+        if not shape:
+            raise ShapeError(f"{self.name or 'Dense'}: an input needs an axis of features besides the batch's, and has none")
+        self.w = self.parameter((shape[-1], self.size), self.weight_init)
+        self.b = self.parameter((self.size,), self.bias_init) if self.bias else None
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        softmax = self.activation in SOFTMAX
+        try:
+            y = linear_layer(x, self.w, self.b, "linear" if softmax else self.activation)
+        except ShapeError as error:
+            raise self.wrong_shape(error) from None
+        return softmax_of(y, log=self.activation == "log_softmax") if softmax else y
+
+    def config(self) -> dict[str, Any]:
+        initialisers = {
+            key: value
+            for key, value in (("weight_init", self.weight_init), ("bias_init", self.bias_init))
+            if isinstance(value, (str, int, float))  # a function is not saved: the values are
+        }
+        return {"size": self.size, "activation": self.activation, "bias": self.bias, **initialisers}
+
+
+@register
+class Activation(Layer):
+    """y = f(x), elementwise, or softmax over the last axis."""
+
+    def __init__(self, activation: str) -> None:
+        self.activation = activation if activation in SOFTMAX else activation_name(activation)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        if self.activation in SOFTMAX:
+            return softmax_of(x, log=self.activation == "log_softmax")
+        return function(x, self.activation)
+
+    def config(self) -> dict[str, Any]:
+        return {"activation": self.activation}
+
+
+@register
+class Flatten(Layer):
+    """(batch, a, b, ...) -> (batch, a b ...)"""
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        return x.reshape(x.shape[0], math.prod(x.shape[1:]))
+
+
+@register
+class Reshape(Layer):
+    """(batch, ...) -> (batch, *shape); one axis of `shape` may be -1."""
+
+    def __init__(self, shape: int | Sequence[int]) -> None:
+        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        known = math.prod(s for s in self.shape if s != -1)
+        size = math.prod(x.shape[1:])
+        if (-1 in self.shape and (known < 1 or size % known)) or (-1 not in self.shape and known != size):
+            raise ShapeError(f"{self.name or 'Reshape'}: a sample of shape {x.shape[1:]} cannot become {self.shape}")
+        return x.reshape(x.shape[0], *[size // known if s == -1 else s for s in self.shape])
+
+    def config(self) -> dict[str, Any]:
+        return {"shape": list(self.shape)}
+
+
+@register
+class Dropout(Layer):
+    """In training each value is 0 with probability `rate`, else divided by 1 - rate (Srivastava et al. 2014).
+
+    Without a tape (`no_grad`, evaluate, predict) nothing is dropped.
+    """
+
+    def __init__(self, rate: float) -> None:
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
+            raise ConfigurationError(f"Dropout's rate should be in [0, 1), {rate!r} was provided instead")
+        self.rate = float(rate)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        if not grad_enabled() or self.rate == 0:
+            return x
+        return apply(dropout, x, rate=self.rate, generator=generator(x.device))
+
+    def config(self) -> dict[str, Any]:
+        return {"rate": self.rate}

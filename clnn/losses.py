@@ -1,0 +1,259 @@
+"""Losses: each a mean over samples, with its gradient computed in the same launch.
+
+Targets are class numbers, integers of shape (n,), or values of the output's shape; values (n,) go with outputs (n, 1).
+A loss is an object that is called: `clnn.losses.cross_entropy(net(x), y)`, or `CrossEntropy(label_smoothing=0.1)`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .errors import ConfigurationError, ShapeError
+from .ops.aggregate import reduce
+from .ops.array import Array
+from .ops.elementwise import binary
+from .ops.loss import Rows, rows
+
+from .tensor import Tensor, grad_enabled, host_array, on_tape, tensor
+
+
+class Loss:
+    """A loss by row of kernels/losses.cl. `takes` says what targets it has: "values", or "classes" for distributions
+    over classes, which class numbers stand for."""
+
+    name = ""
+    takes = "values"
+    mean_over_outputs = False
+    parameter = 0.0
+
+    def __call__(self, output: Any, target: Any, sample_weight: Any = None) -> Tensor:
+        """The mean loss over samples, a tensor of one number. With `sample_weight` (n,) each sample's loss is multiplied
+        by its weight first; the divisor stays the number of samples."""
+        output = tensor(output)
+        target, weight = self.prepare(output, target), None
+        if sample_weight is not None:
+            weight = tensor(sample_weight, dtype=output.dtype, device=output.device)
+            if weight.shape != output.shape[:1]:
+                raise ShapeError(f"sample_weight has the shape {weight.shape}; the output {output.shape} needs {output.shape[:1]}")
+        return mean_of(self.rows(output, target, weight), output)
+
+    def rows(self, output: Tensor, target: Tensor, weight: Tensor | None = None, hits: bool = False) -> tuple[Rows, Tensor]:
+        """The losses by row, and the tensor that their gradient is by."""
+        name, source, folded = self.line(output)
+        flat = source if source.ndim == 2 else source.reshape(source.shape[0] if source.ndim else 1, -1)
+        if target.dtype != np.int32 and target.ndim != 2:
+            target = target.reshape(flat.shape)
+        factor = 1.0 / max(1, flat.shape[1]) if self.mean_over_outputs else 1.0
+        taped = grad_enabled() and flat.requires_grad
+        found = rows(
+            name, flat, target, weight, factor=factor, parameter=self.parameter, gradient=taped, hits=hits, folded=folded
+        )
+        return found, flat
+
+    def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
+        """The kernel's line, the tensor it reads, and whether its derivative is by that tensor's activation's input."""
+        return self.name, output, False
+
+    def prepare(self, output: Tensor, target: Any) -> Tensor:
+        """The target as a tensor that fits the output; everything that does not fit is an error."""
+        array = target if isinstance(target, Tensor) else host_target(target, output.dtype)
+        self.check(output.shape, array.shape, array.dtype)
+        if isinstance(array, Tensor):
+            return array if array.dtype == np.int32 or array.shape == output.shape else array.reshape(output.shape)
+        if array.dtype == np.int32:
+            check_range(array, output.shape[-1])
+        return tensor(array.reshape(output.shape) if array.dtype != np.int32 else array, device=output.device)
+
+    def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
+        """Whether targets of that shape and type go with outputs of that shape (both with the batch)."""
+        if dtype == np.int32:
+            if len(target) != 1 or len(output) != 2 or target[0] != output[0]:
+                raise ShapeError(
+                    f"{self.name}: class numbers of shape {target} do not fit outputs of shape {output}; "
+                    "they need the shape (n,) and outputs (n, classes)"
+                )
+            if self.takes == "numbers":
+                raise ShapeError(f"{self.name}: integers of shape {target} would be class numbers; give floats to regress on")
+        elif target != output and target + (1,) != output:
+            raise ShapeError(f"{self.name}: targets of shape {target} do not fit outputs of shape {output}")
+
+    def check_activation(self, name: str) -> None:
+        """An error if this loss makes no sense on the outputs of that activation."""
+
+    def config(self) -> Any:
+        """What `find_loss` makes this loss of again."""
+        return NAMES[type(self)]
+
+
+def host_target(target: Any, dtype: Any) -> np.ndarray:
+    """Targets on the host: integers of one axis are class numbers (int32), everything else becomes floats."""
+    array = np.asarray(target)
+    if array.dtype.kind in "iu" and array.ndim == 1:
+        return host_array(array, np.int32)
+    return host_array(array, dtype)
+
+
+def check_range(labels: np.ndarray, classes: int) -> None:
+    """Labels of a batch lie in [0, classes)."""
+    if labels.size and (labels.min() < 0 or labels.max() >= classes):
+        from .data.validate import check_labels
+
+        check_labels(labels, classes, "the labels")
+
+
+def mean_of(found: tuple[Rows, Tensor], output: Tensor) -> Tensor:
+    """The mean of losses by row as a tensor on tape."""
+    one, source = found
+    if one.losses.size == 0:
+        raise ShapeError(f"a loss over no samples: the output has the shape {output.shape}")
+    mean = reduce(one.losses, "mean")[0]
+
+    def backward(dloss: Any) -> Any:
+        for target, gradient in one.backward(None):
+            yield target, gradient if dloss is None else binary("multiply", gradient, dloss)[0]
+
+    backward.starts_at_one = backward.folds = True  # type: ignore[attr-defined]
+    return on_tape(mean, (source,), backward)
+
+
+class Quadratic(Loss):
+    """|y - t|^2 / 2, summed over outputs: the quadratic cost of the book (chapter 1) and of the series (part 12)."""
+
+    name = "quadratic"
+
+
+class MeanSquaredError(Loss):
+    """(y - t)^2, averaged over outputs."""
+
+    name, takes, mean_over_outputs = "mse", "numbers", True
+
+
+class MeanAbsoluteError(Loss):
+    """|y - t|, averaged over outputs."""
+
+    name, takes, mean_over_outputs = "mae", "numbers", True
+
+
+class Huber(Loss):
+    """e^2 / 2 where |e| = |y - t| <= delta, else delta (|e| - delta / 2), averaged over outputs (Huber 1964)."""
+
+    name, takes, mean_over_outputs = "huber", "numbers", True
+
+    def __init__(self, delta: float = 1.0) -> None:
+        if not 0 < delta < math.inf:
+            raise ConfigurationError(f"Huber's delta should be above 0, {delta!r} was provided instead")
+        self.parameter = float(delta)
+
+    def config(self) -> Any:
+        return {"loss": "huber", "delta": self.parameter}
+
+
+class BinaryCrossEntropy(Loss):
+    """-t log a - (1 - t) log(1 - a), a = sigmoid(z), summed over outputs: the book's cross-entropy (chapter 3).
+
+    The output is that of a sigmoid, or its input z (linear, and then exact however large z is).
+    """
+
+    name = "binary_cross_entropy"
+
+    def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
+        if output.made_by == "sigmoid":
+            if output.activation or not output.requires_grad:
+                return "sigmoid_cross_entropy", output, True
+            raise ConfigurationError(
+                "binary_cross_entropy: the sigmoid's output was reshaped or detached; apply the loss before that, or to linear outputs"
+            )
+        self.check_activation(output.made_by)
+        return self.name, output, False
+
+    def check_activation(self, name: str) -> None:
+        if name not in ("", "linear", "sigmoid"):
+            raise ConfigurationError(f"binary_cross_entropy takes the outputs of a sigmoid or linear last layer, not of {name!r}")
+
+
+class CrossEntropy(Loss):
+    """-sum t log softmax(z): the categorical cross-entropy on the outputs of a linear layer, or of a softmax, whose
+    input is then used, so that the softmax is applied once.
+
+    `label_smoothing` e replaces t by (1 - e) t + e / classes (Szegedy et al. 2016).
+    """
+
+    name, takes = "cross_entropy", "classes"
+
+    def __init__(self, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing < 1:
+            raise ConfigurationError(f"label_smoothing should be in [0, 1), {label_smoothing!r} was provided instead")
+        self.parameter = float(label_smoothing)
+
+    def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
+        self.check_activation(output.made_by)
+        if output.logits is not None:
+            return "softmax_cross_entropy", output.logits, False
+        if output.made_by in ("softmax", "log_softmax"):
+            raise ConfigurationError(f"{self.name}: the {output.made_by}'s output was reshaped or detached; apply the loss before that")
+        return "softmax_cross_entropy", output, False
+
+    def check_activation(self, name: str) -> None:
+        if name not in ("", "linear", "softmax", "log_softmax"):
+            raise ConfigurationError(
+                f"{self.name} takes the outputs of a linear or softmax last layer, not of {name!r}"
+                + ("; for a sigmoid there is binary_cross_entropy" if name == "sigmoid" else "")
+            )
+
+    def config(self) -> Any:
+        return {"loss": "cross_entropy", "label_smoothing": self.parameter} if self.parameter else "cross_entropy"
+
+
+class LogLikelihood(CrossEntropy):
+    """-log a of the right class: the book's log-likelihood cost (chapter 3).
+
+    On a softmax it is the cross-entropy. On other outputs they are taken as log-probabilities.
+    """
+
+    name = "log_likelihood"
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
+        if output.logits is not None:
+            return super().line(output)
+        return "log_likelihood", output, False
+
+    def config(self) -> Any:
+        return "log_likelihood"
+
+
+LOSSES: dict[str, type[Loss]] = {
+    "quadratic": Quadratic,
+    "mse": MeanSquaredError,
+    "mae": MeanAbsoluteError,
+    "huber": Huber,
+    "binary_cross_entropy": BinaryCrossEntropy,
+    "cross_entropy": CrossEntropy,
+    "log_likelihood": LogLikelihood,
+}
+NAMES = {kind: name for name, kind in LOSSES.items()}
+
+quadratic = Quadratic()
+mse = MeanSquaredError()
+mae = MeanAbsoluteError()
+huber = Huber()
+binary_cross_entropy = BinaryCrossEntropy()
+cross_entropy = CrossEntropy()
+log_likelihood = LogLikelihood()
+
+
+def find_loss(which: Any) -> Any:
+    """A loss by name, by its `config()`, or as it is: a `Loss`, or any function of (output, target) tensors."""
+    if isinstance(which, dict):
+        options = {key: value for key, value in which.items() if key != "loss"}
+        return LOSSES[which["loss"]](**options)
+    if isinstance(which, Loss) or callable(which):
+        return which
+    if which not in LOSSES:
+        raise ConfigurationError(f"there is no loss {which!r}; the known ones are {', '.join(LOSSES)}")
+    return LOSSES[which]()

@@ -1,0 +1,249 @@
+"""`Model`: a layer that is trained, evaluated and saved; `Sequential`: layers one after the other."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import checkpoint, train
+from .errors import CheckpointError, ConfigurationError, ShapeError
+from .layers.base import REGISTRY, Layer, register, snake
+from .losses import Loss, find_loss
+from .ops.random import Generator
+from .optim import OPTIMIZERS, Optimizer
+from .parameters import consolidate, count
+from .random import drawing_from
+from .runtime.device import Device, resolve
+from .tensor import Tensor, no_grad, tensor
+
+
+class Model(Layer):
+    """A layer with `fit`, `evaluate`, `predict`, `save`. Derive from it as from `Layer`, and write `forward`."""
+
+    loss: Any = None  # the last fit's
+    optimizer: Optimizer | None = None
+
+    def fit(self, x: Any, y: Any, **options: Any) -> train.History:
+        return train.fit(self, x, y, **options)
+
+    def evaluate(self, x: Any, y: Any, **options: Any) -> dict[str, float]:
+        return train.evaluate(self, x, y, **options)
+
+    def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
+        return train.predict(self, x, batch_size=batch_size)
+
+    fit.__doc__, evaluate.__doc__, predict.__doc__ = train.fit.__doc__, train.evaluate.__doc__, train.predict.__doc__
+    fit.__signature__ = inspect.signature(train.fit)  # type: ignore[attr-defined]
+    evaluate.__signature__ = inspect.signature(train.evaluate)  # type: ignore[attr-defined]
+
+    def last_activation(self) -> str:
+        """The activation that the outputs come from, where that is known."""
+        return ""
+
+    def predict_proba(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
+        """Probabilities of the classes, or of yes: the outputs of a softmax or sigmoid as they are; of a linear last
+        layer by what the loss of the last fit implies (softmax for cross_entropy, sigmoid for binary_cross_entropy)."""
+        y = self.predict(x, batch_size=batch_size)
+        last, loss = self.last_activation(), getattr(self.loss, "name", "")
+        if last in ("softmax", "sigmoid"):
+            return y
+        z = y.astype(np.float64)
+        if last == "log_softmax":
+            return np.exp(z).astype(y.dtype)
+        if last in ("", "linear") and loss in ("cross_entropy", "log_likelihood"):
+            e = np.exp(z - z.max(-1, keepdims=True))
+            return (e / e.sum(-1, keepdims=True)).astype(y.dtype)
+        if last in ("", "linear") and loss == "binary_cross_entropy":
+            return (0.5 * np.tanh(0.5 * z) + 0.5).astype(y.dtype)
+        raise ConfigurationError(
+            f"outputs of {last or 'an unknown activation'} trained with {loss or 'no loss yet'} are no probabilities; "
+            "predict() gives them as they are"
+        )
+
+    def predict_classes(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
+        """Class numbers (int32): the largest output, or for one output whether it says yes."""
+        y = self.predict(x, batch_size=batch_size)
+        if y.ndim < 2:
+            raise ShapeError(f"outputs of shape {y.shape} name no classes")
+        if y.shape[-1] == 1:
+            return (y[..., 0] > (0.5 if self.last_activation() == "sigmoid" else 0.0)).astype(np.int32)
+        return y.argmax(-1).astype(np.int32)
+
+    def to(self, device: str | Device) -> Model:
+        """Move the parameters to another device, by way of the host; recordings and optimizers start afresh."""
+        where = resolve(device)
+        where.real(self.dtype)
+        parameters = self.parameters()
+        for p in parameters:
+            array = p.numpy()
+            p.device, p.block, p.store, p._grad, p._last = where, where.memory.allocate(p.nbytes), None, None, ""
+            where.upload(array, p.block)
+        for layer in self.layers_inside():
+            layer._device = where
+        self.__dict__.pop("_evaluations", None)
+        self.__dict__.pop("optimizer", None)
+        if parameters:
+            consolidate(parameters)
+        return self
+
+    # -- files -----------------------------------------------------------------------------------------------------------
+    def save(self, path: str | Path) -> None:
+        """Write architecture, parameters, loss and, after fit, the optimizer's state to one file, whole or not at all.
+
+        `clnn.load(path)` gives the model back; `net.fit(..., optimizer=net.optimizer)` then goes on exactly.
+        """
+        if not self.built:
+            raise CheckpointError("the model is not built yet: give input_shape, or call it once, before saving")
+        parameters = list(self.named_parameters())
+        arrays = {f"parameter.{name}": p.numpy() for name, p in parameters}
+        header: dict[str, Any] = {"model": checkpoint.describe(self), "dtype": self.dtype.name, "input_shapes": self._input_shapes}
+        frozen = [name for name, p in parameters if not p.trainable]
+        if frozen:
+            header["frozen"] = frozen
+        if isinstance(self.loss, Loss):
+            header["loss"] = self.loss.config()
+        if self.optimizer is not None and self.optimizer.parameters:
+            kind = type(self.optimizer)
+            name = next((n for n, known in OPTIMIZERS.items() if known is kind), None)
+            if name:
+                state = self.optimizer.state_dict()
+                arrays |= {f"optimizer.{key}": value for key, value in state.pop("arrays").items()}
+                header["optimizer"] = {"name": name, "config": self.optimizer.config(), **state}
+        checkpoint.write(path, arrays, header)
+
+    _input_shapes: Any = None
+
+    def ensure_built(self, *shapes: tuple[int, ...]) -> None:
+        if not self.built:
+            self._input_shapes = [list(shape) for shape in shapes]
+        super().ensure_built(*shapes)
+
+
+@register
+class Sequential(Model):
+    """Layers one after the other: `Sequential([Dense(100, "sigmoid"), Dense(10)], input_shape=64)`.
+
+    `input_shape` is an int or a tuple, without the batch; without it the model is built at its first call. `seed` makes
+    the first weights the same in every run.
+    """
+
+    def __init__(
+        self, layers: Sequence[Layer], input_shape: int | Sequence[int] | None = None, dtype: Any = "float32", seed: int | None = None
+    ) -> None:
+        if not layers or not all(isinstance(layer, Layer) for layer in layers):
+            wrong = next((layer for layer in layers if not isinstance(layer, Layer)), None)
+            raise ConfigurationError(f"Sequential takes a list of one or more layers{f', not {wrong!r}' if wrong is not None else ''}")
+        self.layers = list(layers)
+        kinds: dict[str, int] = {}
+        for layer in self.layers:
+            kind = snake(type(layer).__name__)
+            kinds[kind] = kinds.get(kind, 0) + 1
+            layer.name = layer.name or f"{kind}_{kinds[kind]}"
+        self.seed = seed
+        from .runtime.device import device
+
+        self.dtype = np.dtype(dtype)
+        if self.dtype not in (np.float32, np.float64):
+            raise ConfigurationError(f"a model's dtype is float32 or float64, {dtype!r} was provided instead")
+        self.output_shapes: list[tuple[int, ...]] = []
+        if input_shape is not None:
+            shape = (int(input_shape),) if isinstance(input_shape, (int, np.integer)) else tuple(input_shape)
+            if any(s < 1 for s in shape):
+                raise ConfigurationError(f"input_shape has sizes of 1 or more, {input_shape!r} was provided instead")
+            self.place(device(), self.dtype)
+            self.ensure_built(shape)
+
+    def build(self, *shapes: tuple[int, ...]) -> None:
+        (shape,) = shapes
+        self.place(self.device, self.dtype)
+        generator = None if self.seed is None else Generator(self.device, self.seed)
+        self.output_shapes = []
+        with drawing_from(generator), no_grad():
+            x = tensor(np.zeros((1, *shape), self.dtype), device=self.device)
+            for layer in self.layers:
+                x = layer(x)
+                self.output_shapes.append(x.shape[1:])
+        for name, p in self.named_parameters():
+            p.name = name
+        consolidate(self.parameters())
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+    def last_activation(self) -> str:
+        last = self.layers[-1]
+        if isinstance(last, Model):
+            return last.last_activation()
+        return getattr(last, "activation", "")
+
+    def named_parameters(self, prefix: str = "") -> Any:
+        for name, p in super().named_parameters(prefix):
+            yield (name.removeprefix(f"{prefix}layers.") if not prefix else name), p
+
+    def summary(self) -> str:
+        """A table of layers, output shapes and parameters, as text."""
+        if not self.built:
+            raise ConfigurationError("the model is not built: give Sequential an input_shape, or call it once, before summary()")
+        rows = [("layer", "output shape", "parameters")]
+        for layer, shape in zip(self.layers, self.output_shapes):
+            number = count([p for _, p in layer.named_parameters()])
+            frozen = "" if layer.trainable else " (frozen)"
+            rows.append((f"{layer.name} {layer!r}", str((None, *shape)), f"{number:,}{frozen}"))
+        widths = [max(len(row[i]) for row in rows) for i in range(3)]
+        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        parameters = self.parameters()
+        trainable = count([p for p in parameters if p.trainable])
+        size = sum(p.nbytes for p in parameters)
+        lines.append(f"{count(parameters):,} parameters ({trainable:,} trainable), {size:,} bytes, on {self.device.name}")
+        return "\n".join(lines)
+
+    def config(self) -> dict[str, Any]:
+        return {"layers": self.layers}
+
+
+def load(path: str | Path) -> Any:
+    """The model that `save` wrote, on the device in use; its loss and optimizer come along."""
+    arrays, header = checkpoint.read(path)
+    try:
+        model = checkpoint.construct(header["model"])
+        dtype, shapes = np.dtype(header["dtype"]), [tuple(shape) for shape in header["input_shapes"]]
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: the header is incomplete or damaged ({error!r}); restore the file from a copy") from error
+    if not isinstance(model, Model):
+        raise CheckpointError(f"{path} holds a {type(model).__name__}, which is no model")
+    from .runtime.device import device
+
+    model.place(device(), dtype)
+    model.ensure_built(*shapes)
+    model.load_state_dict({n.removeprefix("parameter."): a for n, a in arrays.items() if n.startswith("parameter.")})
+    _freeze(model, set(header.get("frozen", ())))
+    if "loss" in header:
+        model.loss = find_loss(header["loss"])
+    if "optimizer" in header:
+        saved = header["optimizer"]
+        if saved["name"] not in OPTIMIZERS:
+            raise CheckpointError(f"{path} names an unknown optimizer {saved['name']!r}; known are {', '.join(OPTIMIZERS)}")
+        optimizer = OPTIMIZERS[saved["name"]](**saved["config"])
+        kept = {n.removeprefix("optimizer."): a for n, a in arrays.items() if n.startswith("optimizer.")}
+        optimizer.load_state_dict({"steps": saved["steps"], "epochs": saved["epochs"], "arrays": kept})
+        model.optimizer = optimizer
+    return model
+
+
+def _freeze(model: Layer, frozen: set[str]) -> None:
+    if not frozen:
+        return
+    for layer in model.layers_inside():
+        own = [p for p in vars(layer).values() if isinstance(p, Tensor) and hasattr(p, "trainable")]
+        if own and all(p.name in frozen for p in own):
+            layer.trainable = False
+
+
+__all__ = ["REGISTRY", "Model", "Sequential", "load"]

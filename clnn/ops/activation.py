@@ -1,0 +1,87 @@
+"""Activations and other functions of one variable: the registry, and the op that applies one.
+
+An activation is one line in kernels/activation.cl and one line here. `saves` says what its derivative is a function
+of: its output y (then nothing more is kept), or its input x.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..errors import ConfigurationError
+from .array import Array, Backward, check_float, empty_like
+
+
+class Function(NamedTuple):
+    """A function of one variable: the variable its derivative reads, and where it comes from."""
+
+    saves: str
+    source: str
+
+
+ACTIVATIONS = {
+    "linear": Function("y", "y = x"),
+    "step": Function("y", "1 where x > 0, else 0; its derivative is 0 (Rosenblatt 1958)"),
+    "sigmoid": Function("y", "1 / (1 + exp(-x)), computed as tanh(x / 2) / 2 + 1/2 (the series, part 2)"),
+    "tanh": Function("y", "tanh(x)"),
+    "relu": Function("y", "max(x, 0) (Nair and Hinton 2010)"),
+    "leaky_relu": Function("y", "x where x > 0, else 0.01 x (Maas et al. 2013)"),
+    "elu": Function("y", "x where x > 0, else exp(x) - 1 (Clevert et al. 2016)"),
+    "selu": Function("y", "1.0507 x where x > 0, else 1.7581 (exp(x) - 1) (Klambauer et al. 2017)"),
+    "softplus": Function("y", "log(1 + exp(x)) (Dugas et al. 2001)"),
+    "softsign": Function("y", "x / (1 + |x|) (Bergstra et al. 2009)"),
+    "hard_sigmoid": Function("y", "x / 6 + 1/2, cut to [0, 1] (Howard et al. 2019)"),
+    "hard_tanh": Function("y", "x cut to [-1, 1] (Collobert 2004)"),
+    "hard_swish": Function("x", "x hard_sigmoid(x) (Howard et al. 2019)"),
+    "swish": Function("x", "x sigmoid(x), also called SiLU (Elfwing et al. 2017, Ramachandran et al. 2017)"),
+    "mish": Function("x", "x tanh(softplus(x)) (Misra 2019)"),
+    "gelu": Function("x", "x Phi(x), Phi the normal distribution (Hendrycks and Gimpel 2016)"),
+    "gelu_tanh": Function("x", "GELU with Phi approximated by a tanh (Hendrycks and Gimpel 2016)"),
+}
+ALIASES = {"silu": "swish", "identity": "linear", "none": "linear"}
+
+MATH = {
+    "exp": Function("y", "exp(x)"),
+    "log": Function("x", "natural logarithm"),
+    "sqrt": Function("y", "square root"),
+    "square": Function("x", "x x"),
+    "abs": Function("x", "|x|, with derivative 0 at 0"),
+    "negative": Function("x", "-x"),
+    "sin": Function("x", "sin(x), x in radians"),
+    "cos": Function("x", "cos(x), x in radians"),
+}
+FUNCTIONS = {**ACTIVATIONS, **MATH}
+
+
+def activation_name(name: str | None) -> str:
+    """The registered name that `name` means; None is linear."""
+    found = ALIASES.get(name or "linear", name or "linear")
+    if found not in ACTIVATIONS:
+        known = ", ".join(sorted([*ACTIVATIONS, *ALIASES, "softmax", "log_softmax"]))
+        raise ConfigurationError(f"there is no activation {name!r}; the known ones are {known}")
+    return found
+
+
+def unary(x: Array, name: str) -> tuple[Array, Backward]:
+    """y = f(x), elementwise."""
+    check_float(name, x)
+    y = empty_like(x)
+    x.device.launch("elementwise", "unary_forward", (x.size,), x.size, x.block, y.block, real=x.real, ACT=name)
+    y.made_by = name
+    y.activation = (name, (y if FUNCTIONS[name].saves == "y" else x).alias())
+
+    def backward(dz):
+        yield x, dz
+
+    return y, backward
+
+
+def through(activation: tuple[str, Array], dy: Array, into: Array | None = None) -> Array:
+    """dz = dy * f'(saved), a new array, or added to `into`."""
+    name, saved = activation
+    out = empty_like(dy) if into is None else into
+    extra = {} if into is None else {"ACCUMULATE": 1}
+    dy.device.launch(
+        "elementwise", "unary_backward", (dy.size,), dy.size, saved.block, dy.block, out.block, real=dy.real, ACT=name, **extra
+    )
+    return out

@@ -1,0 +1,43 @@
+"""Sum, mean, max and min over axes, with their gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from ..errors import ShapeError
+from .array import Array, Backward, check_float, empty, fill
+from .elementwise import binary
+from .reduce import normal_axes, reduced
+from .shape import broadcast_to
+
+
+def reduce(x: Array, kind: str, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> tuple[Array, Backward]:
+    """sum, mean, max or min over `axis` (all axes if None). A gradient of max and min is shared by equals."""
+    check_float(kind, x)
+    axes = normal_axes(x.ndim, axis)
+    count = math.prod(x.shape[a] for a in axes)
+    kept = tuple(1 if i in axes else s for i, s in enumerate(x.shape))
+    shape = kept if keepdims else tuple(s for i, s in enumerate(x.shape) if i not in axes)
+    if count == 0:
+        if kind != "sum":
+            raise ShapeError(f"{kind} over no elements: an array of shape {x.shape} over axes {axes}")
+        y = fill(empty(x.device, kept, x.dtype), 0.0)
+    elif not axes:
+        y = x
+    else:
+        y = reduced(x, "sum" if kind == "mean" else kind, axes, 1.0 / count if kind == "mean" else 1.0)
+    y = y.reshaped(shape)
+
+    def backward(dy):
+        dy = dy.reshaped(kept)
+        if kind == "mean":
+            dy = binary("multiply", dy, 1.0 / count)[0]
+        if kind in ("max", "min"):
+            chosen = binary("equal", x, y.reshaped(kept))[0]
+            dy = binary("divide", dy, reduced(chosen, "sum", axes))[0]
+            yield x, binary("multiply", chosen, dy)[0]
+        else:
+            yield x, broadcast_to(dy, x.shape)[0]
+
+    return y, backward

@@ -1,0 +1,113 @@
+"""An `Array`: a shape and a type over a block of device memory; always contiguous, row-major."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import DeviceError, ShapeError
+from ..gemm import Scale
+from ..runtime.device import Device
+from ..runtime.memory import Block
+
+FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+
+
+class Array:
+    """Elements of `dtype` in `shape` on `device`.
+
+    `made_by` names the activation whose values these are, if any (losses look at it). `activation` = (name, saved array)
+    says that the backward closure takes dz, see clnn/ops. `logits` is what a softmax was taken of.
+    """
+
+    __slots__ = ("block", "shape", "dtype", "device", "made_by", "activation", "logits", "__weakref__")
+
+    def __init__(self, block: Block, shape: Sequence[int], dtype: Any, device: Device) -> None:
+        self.block, self.shape, self.dtype, self.device = block, tuple(shape), np.dtype(dtype), device
+        self.made_by = ""
+        self.activation: tuple[str, Array] | None = None
+        self.logits: Any = None
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def ndim(self) -> int:
+        return len(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.size * self.dtype.itemsize
+
+    @property
+    def real(self) -> str:
+        return self.device.real(self.dtype)
+
+    def alias(self) -> Array:
+        """The same memory as an array of its own, without the rest (so that no reference comes back to this one)."""
+        return Array(self.block, self.shape, self.dtype, self.device)
+
+    def reshaped(self, shape: Sequence[int]) -> Array:
+        """The same memory under another shape of the same size."""
+        y = Array(self.block, shape, self.dtype, self.device)
+        y.made_by = self.made_by
+        return y
+
+
+class Sink(NamedTuple):
+    """Where a gradient goes: out = alpha * gradient (* f'(saved)) + beta * out."""
+
+    out: Block
+    scale: Scale | None = None
+    times: tuple[str, Array] | None = None
+
+
+Gradient = Any  # an Array, or Callable[[Sink | None, ...], None]
+Backward = Callable[[Any], Iterable[tuple[Any, ...]]]
+
+
+def empty(device: Device, shape: Sequence[int], dtype: Any = np.float32) -> Array:
+    """An array whose elements are not set."""
+    dtype = np.dtype(dtype)
+    return Array(device.allocate(math.prod(shape) * dtype.itemsize), shape, dtype, device)
+
+
+def empty_like(x: Array) -> Array:
+    return empty(x.device, x.shape, x.dtype)
+
+
+def block_of(x: Array | None) -> Block | None:
+    """The array's memory, or None without an array."""
+    return None if x is None else x.block
+
+
+def fill(x: Array, value: float) -> Array:
+    """Set every element to `value`; returns x."""
+    x.device.launch("elementwise", "fill", (x.size,), x.size, x.block, float(value), real=x.real)
+    return x
+
+
+def check_together(what: str, *arrays: Array | None) -> None:
+    """The arrays of one op share a device and a float type."""
+    there = [x for x in arrays if x is not None]
+    for x in there[1:]:
+        if x.device is not there[0].device:
+            raise DeviceError(f"{what}: arrays on two devices, {there[0].device!r} and {x.device!r}; move one with .to(device)")
+        if x.dtype != there[0].dtype:
+            raise ShapeError(f"{what}: arrays of two types, {there[0].dtype} and {x.dtype}; convert one with .astype(...)")
+
+
+def check_float(what: str, x: Array) -> None:
+    if x.dtype not in FLOATS:
+        raise ShapeError(f"{what} takes floats, not {x.dtype}; convert with .astype('float32')")
+
+
+def vector8(values: Sequence[int], fill: int) -> np.ndarray:
+    """Up to eight numbers as an int8 argument, `fill` in front."""
+    if len(values) > 8:
+        raise ShapeError(f"arrays have at most 8 axes here, and this one has {len(values)}")
+    return np.array([fill] * (8 - len(values)) + list(values), np.int32)

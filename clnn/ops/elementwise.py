@@ -1,0 +1,78 @@
+"""Functions of two arrays with broadcasting, and the sums that gradients need."""
+
+from __future__ import annotations
+
+from ..errors import ShapeError
+from ..gemm import Scale
+from .array import Array, Backward, check_float, check_together, empty, empty_like, vector8
+from .reduce import sum_to
+
+BINARY = {
+    "add": True, "subtract": True, "multiply": True, "divide": True, "power": True, "maximum": True, "minimum": True,
+    "equal": False, "less": False, "less_equal": False, "greater": False, "greater_equal": False,
+}  # name: whether it has a gradient  # fmt: skip
+
+
+def broadcast_shape(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
+    """NumPy's rule: from the last axis backwards, axes are equal, or one of them is 1."""
+    shape = []
+    for i in range(max(len(a), len(b))):
+        p = a[-1 - i] if i < len(a) else 1
+        q = b[-1 - i] if i < len(b) else 1
+        if p != q and 1 not in (p, q):
+            raise ShapeError(f"{name}: shapes {a} and {b} do not broadcast")
+        shape.append(q if p == 1 else p)
+    return tuple(reversed(shape))
+
+
+def broadcast_strides(shape: tuple[int, ...], target: tuple[int, ...]) -> list[int]:
+    """Strides in elements that read an array of `shape` as if it had the shape `target`."""
+    strides, step = [0] * len(target), 1
+    for i in range(1, len(shape) + 1):
+        strides[-i] = step if shape[-i] > 1 else 0
+        step *= shape[-i]
+    return strides
+
+
+def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
+    """y = f(a, b), elementwise; one of them may be a number."""
+    extra = {}
+    if not isinstance(a, Array):
+        assert isinstance(b, Array)
+        shape, one, operands, extra = b.shape, b, (float(a), b.block), {"SCALAR_FIRST": 1}
+    elif not isinstance(b, Array):
+        shape, one, operands, extra = a.shape, a, (a.block, float(b)), {"SCALAR": 1}
+    else:
+        check_together(name, a, b)
+        shape, one, operands = broadcast_shape(name, a.shape, b.shape), a, (a.block, b.block)
+        if a.shape != b.shape:
+            strides = [vector8(broadcast_strides(x.shape, shape), 0) for x in (a, b)]
+            operands, extra = (vector8(shape, 1), *strides, *operands), {"BROADCAST": 1}
+    check_float(name, one)
+    device = one.device
+    y = empty(device, shape, one.dtype)
+    n = y.size
+    device.launch("elementwise", "binary_forward", (n,), n, *operands, y.block, real=one.real, OP=name, **extra)
+
+    def backward(dy):
+        for letter, x in (("a", a), ("b", b)):
+            if isinstance(x, Array) and BINARY[name]:
+                if name == "add" or (name == "subtract" and letter == "a"):
+                    dx = dy  # the derivative is 1
+                else:
+                    dx = empty_like(dy)
+                    device.launch(
+                        "elementwise", f"binary_backward_{letter}", (n,), n, *operands, dy.block, dx.block,
+                        real=one.real, OP=name, **extra,
+                    )  # fmt: skip
+                yield x, sum_to(dx, x.shape)
+
+    return y, backward
+
+
+def scale_add(gradient: Array, out, scale: Scale) -> None:
+    """out = alpha * gradient + beta * out, into a block, with a sink's pair."""
+    gradient.device.launch(
+        "elementwise", "scale_add", (gradient.size,), gradient.size, gradient.block, out, scale.table, scale.at, scale.column,
+        real=gradient.real,
+    )  # fmt: skip

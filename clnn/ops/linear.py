@@ -1,0 +1,83 @@
+"""Products of matrices: the linear layer's op with bias and activation fused, and matmul."""
+
+from __future__ import annotations
+
+import math
+
+from ..errors import ShapeError
+from ..gemm import column_sums, gemm
+from .activation import ACTIVATIONS
+from .array import Array, Backward, Sink, block_of, check_float, check_together, empty
+
+
+def linear(x: Array, w: Array, b: Array | None, activation: str = "linear", keep: bool = True) -> tuple[Array, Backward]:
+    """y = f(x w + b): x (..., in), w (in, out), b (out,) -> y (..., out).
+
+    With `keep` the input of an activation whose derivative needs it is kept; inference goes without.
+    """
+    check_together("linear", x, w, b)
+    check_float("linear", x)
+    k, n = w.shape
+    if x.ndim < 1 or x.shape[-1] != k:
+        raise ShapeError(f"an input of shape {x.shape} does not fit weights of shape {w.shape}: the last axis must be {k}")
+    m, device, dtype = math.prod(x.shape[:-1]), x.device, x.dtype
+    y = empty(device, (*x.shape[:-1], n), dtype)
+    saved = None
+    y.made_by = activation
+    if activation != "linear":
+        on_input = ACTIVATIONS[activation].saves == "x"
+        saved = empty(device, y.shape, dtype) if on_input and keep else None
+        y.activation = (activation, y.alias() if saved is None else saved) if keep or not on_input else None
+    gemm(
+        device, m, n, k, x.block, w.block, y.block,
+        dtype=dtype, bias=block_of(b), activation=activation, saved=block_of(saved),
+    )  # fmt: skip
+
+    def backward(dz):
+        def write_dx(sink: Sink):
+            name, before = sink.times or ("linear", None)
+            gemm(
+                device, m, k, n, dz.block, w.block, sink.out, dtype=dtype, transpose_b=True,
+                scale=sink.scale, activation=name, saved=block_of(before), times=before is not None,
+            )  # fmt: skip
+
+        def write_dw_db(for_w: Sink | None, for_b: Sink | None = None):
+            sums = for_b and (for_b.out, for_b.scale)
+            if for_w:
+                gemm(device, k, n, m, x.block, dz.block, for_w.out, dtype=dtype, transpose_a=True, scale=for_w.scale, sums=sums)
+            elif sums:
+                column_sums(device, n, m, dz.block, sums, dtype)
+
+        yield x, write_dx  # before dw: a sink may be the weights themselves
+        yield (w, write_dw_db) if b is None else (w, b, write_dw_db)
+
+    return y, backward
+
+
+def matmul(a: Array, b: Array) -> tuple[Array, Backward]:
+    """y = a b: (..., m, k) and (k, n), or (..., m, k) and (..., k, n) with equal leading axes -> (..., m, n)."""
+    check_together("matmul", a, b)
+    check_float("matmul", a)
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2] or (b.ndim > 2 and a.shape[:-2] != b.shape[:-2]):
+        raise ShapeError(f"matmul: shapes {a.shape} and {b.shape} do not fit: (..., m, k) times (k, n) or (..., k, n)")
+    if b.ndim == 2:
+        return linear(a, b, None)
+    (m, k), n, count = a.shape[-2:], b.shape[-1], math.prod(a.shape[:-2])
+    device, dtype = a.device, a.dtype
+
+    def each(x: Array, y: Array, shape, sizes, transpose_a=False, transpose_b=False) -> Array:
+        out = empty(device, shape, dtype)
+        rows, columns, depth = sizes
+        for i in range(count):
+            gemm(
+                device, rows, columns, depth, x.block, y.block, out.block, dtype=dtype,
+                transpose_a=transpose_a, transpose_b=transpose_b,
+                a_offset=i * rows * depth, b_offset=i * depth * columns, c_offset=i * rows * columns,
+            )  # fmt: skip
+        return out
+
+    def backward(dy):
+        yield a, each(dy, b, a.shape, (m, k, n), transpose_b=True)
+        yield b, each(a, dy, b.shape, (k, n, m), transpose_a=True)
+
+    return each(a, b, (*a.shape[:-2], m, n), (m, n, k)), backward

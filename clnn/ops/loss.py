@@ -1,0 +1,61 @@
+"""Losses by row, with the gradient of their mean computed in the same launch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .array import Array, Backward, block_of, check_together, empty, empty_like
+
+
+class Rows(NamedTuple):
+    """The losses of the samples (rows,), 1 where a sample's largest output is its label's (rows,), and the closure for
+    the gradient of the mean."""
+
+    losses: Array
+    hits: Array | None
+    backward: Backward
+
+
+def rows(
+    name: str,
+    y: Array,
+    target: Array,
+    weight: Array | None = None,
+    *,
+    factor: float = 1.0,
+    parameter: float = 0.0,
+    gradient: bool = True,
+    hits: bool = True,
+    folded: bool = False,
+) -> Rows:
+    """The loss `name` (a line of kernels/losses.cl) of outputs y (rows, n) and targets: labels (rows,) or values (rows, n).
+
+    `factor` is 1 / n for losses that are means over outputs. `folded` says that the line's derivative is already the
+    one by the input of y's activation. `gradient` asks for dy (it needs a tape).
+    """
+    count, n = y.shape
+    labels = target.dtype == np.int32
+    check_together(name, y, None if labels else target, weight)
+    device = y.device
+    losses, hit = empty(device, (count,), y.dtype), empty(device, (count,), np.int32) if hits else None
+    dy = empty_like(y) if gradient else None
+    defines: dict[str, Any] = {"LABELS": 1} if labels else {}
+    kernel = "softmax_cross_entropy"
+    if name != "softmax_cross_entropy":
+        kernel, defines["LOSS"] = "elementwise_loss", name
+    saved = None
+    if gradient and not folded and y.activation:
+        defines["ACT"], saved = y.activation
+        defines["TIMES"] = 1
+    device.launch(
+        "losses", kernel, (count,), count, n, y.block, target.block, block_of(weight), block_of(saved),
+        losses.block, block_of(hit), block_of(dy), factor, parameter, real=y.real, **defines,
+    )  # fmt: skip
+
+    def backward(dloss):
+        assert dy is not None
+        yield y, dy  # by y's activation's input already, where it has one
+
+    return Rows(losses, hit, backward)

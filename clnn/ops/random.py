@@ -1,0 +1,87 @@
+"""Random numbers on the device: a counter-based generator (Philox), its distributions, and dropout."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigurationError
+from ..runtime.device import Device
+from ..runtime.recording import advance_cells
+from .array import Array, Backward, check_float, empty, empty_like
+
+
+class Generator:
+    """A stream of random numbers that lives on a device as (position, seed low, seed high): replays move on by themselves.
+
+    The same seed gives the same bits on every device; uniform numbers are equal, normal ones within 4 ulp.
+    """
+
+    def __init__(self, device: Device, seed: int | None = None) -> None:
+        self.device = device
+        self.cell = device.memory.allocate(12)
+        self.reseed(seed)
+
+    def reseed(self, seed: int | None = None, position: int = 0) -> None:
+        """Start again from `seed` (None: from the system's entropy), in place: recordings follow."""
+        if seed is None:
+            seed = secrets.randbits(62)
+        if not isinstance(seed, (int, np.integer)) or seed < 0:
+            raise ConfigurationError(f"a seed is an integer of 0 or more, and {seed!r} was given")
+        words = np.array([position, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], np.uint32)
+        self.device.upload(words, self.cell)
+
+    def state(self) -> list[int]:
+        """[position, seed low, seed high]"""
+        return [int(v) for v in self.device.read(self.cell, np.empty(3, np.uint32))]
+
+    def set_state(self, state: Sequence[int]) -> None:
+        position, low, high = (int(v) for v in state)
+        self.reseed(low | high << 32, position)
+
+    def draw(self, kernel: str, n: int, *args: Any, real: str) -> None:
+        """Launch a kernel of random.cl over n elements, four a work-item, and move on."""
+        step = self.device.step
+        stream = step.draw(self.cell) if step else 0
+        self.device.launch("random", kernel, (-(-n // 4),), n, stream, self.cell, *args, real=real)
+        if not step:
+            advance_cells(self.device, [(self.cell, 1)])
+
+    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0, dtype: Any = np.float32) -> Array:
+        """Uniform in [low, high)."""
+        y = empty(self.device, shape, dtype)
+        self.draw("uniform", y.size, y.block, float(low), float(high), real=y.real)
+        return y
+
+    def normal(self, shape: Sequence[int], mean: float = 0.0, deviation: float = 1.0, dtype: Any = np.float32) -> Array:
+        """Normal with mean and standard deviation."""
+        y = empty(self.device, shape, dtype)
+        self.draw("normal", y.size, y.block, float(mean), float(deviation), real=y.real)
+        return y
+
+    def bits(self, n: int) -> np.ndarray:
+        """n random 32-bit words, read back."""
+        y = empty(self.device, (n,), np.int32)
+        self.draw("random_bits", n, y.block, real="float")
+        return self.device.read(y.block, np.empty(n, np.uint32))
+
+
+def dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backward]:
+    """y = x / (1 - rate) with probability 1 - rate, else 0 (Srivastava et al. 2014, scaled in training)."""
+    check_float("dropout", x)
+    if not 0 <= rate < 1:
+        raise ConfigurationError(f"dropout's rate should be in [0, 1), {rate} was provided instead")
+    y = empty_like(x)
+    mask = x.device.allocate(x.size)
+    keep = 1.0 - rate
+    generator.draw("dropout_forward", x.size, x.block, y.block, mask, keep, real=x.real)
+
+    def backward(dy):
+        dx = empty_like(dy)
+        x.device.launch("random", "dropout_backward", (x.size,), x.size, mask, dy.block, dx.block, keep, real=x.real)
+        yield x, dx
+
+    return y, backward

@@ -1,0 +1,81 @@
+"""Joining elements over axes: what sums, means, largest and smallest elements, and gradients of broadcasts are made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..errors import ShapeError
+from .array import Array, check_float, empty, fill
+
+CHUNK = 1024  # elements one work-item joins before a second launch joins the chunks
+
+
+def normal_axes(ndim: int, axis: int | Sequence[int] | None) -> tuple[int, ...]:
+    """Axes as sorted numbers from 0; None means all."""
+    if axis is None:
+        return tuple(range(ndim))
+    axes = [axis] if isinstance(axis, (int, np.integer)) else list(axis)
+    for a in axes:
+        if not -ndim <= a < ndim:
+            raise ShapeError(f"axis {a} is out of range for an array of {ndim} axes")
+    found = sorted({int(a) % ndim for a in axes})
+    if len(found) != len(axes):
+        raise ShapeError(f"axes {axes} name one axis twice")
+    return tuple(found)
+
+
+def _one(x: Array, kind: str, outer: int, n: int, inner: int, scale: float) -> Array:
+    """x as (outer, n, inner), joined over n, times scale."""
+    extra = {} if kind == "sum" else {kind.upper(): 1}
+    while True:
+        chunk = n if outer * inner >= 64 or n <= CHUNK else CHUNK
+        chunks = -(-n // chunk)
+        y = empty(x.device, (outer * chunks * inner,), x.dtype)
+        factor = scale if chunks == 1 else 1.0
+        x.device.launch(
+            "reduce", "reduce", (y.size,), outer, n, inner, chunk, chunks, x.block, y.block, factor, real=x.real, **extra
+        )
+        if chunks == 1:
+            return y
+        x, n = y, chunks
+
+
+def reduced(x: Array, kind: str, axes: tuple[int, ...], scale: float = 1.0) -> Array:
+    """x joined over neighbouring groups of axes, last group first; the shape keeps ones."""
+    shape = list(x.shape)
+    result = x
+    while axes:
+        first = last = axes[-1]
+        while first - 1 in axes:
+            first -= 1
+        axes = tuple(a for a in axes if a < first)
+        outer, n, inner = math.prod(shape[:first]), math.prod(shape[first : last + 1]), math.prod(shape[last + 1 :])
+        result = _one(result, kind, outer, n, inner, 1.0 if axes else scale)
+        shape[first : last + 1] = [1] * (last + 1 - first)
+    return result.reshaped(shape) if result is not x else result
+
+
+def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
+    """x summed over the axes along which `shape` was broadcast to it."""
+    if x.shape == shape:
+        return x
+    lead = x.ndim - len(shape)
+    axes = tuple(range(lead)) + tuple(lead + i for i, s in enumerate(shape) if s == 1 and x.shape[lead + i] != 1)
+    if x.size == 0:
+        return fill(empty(x.device, shape, x.dtype), 0.0)
+    return reduced(x, "sum", axes).reshaped(shape)
+
+
+def argmax(x: Array, axis: int = -1) -> Array:
+    """The position of the first largest element along `axis`, as int32; NaN counts as largest."""
+    check_float("argmax", x)
+    (a,) = normal_axes(x.ndim, axis)
+    if x.shape[a] == 0:
+        raise ShapeError(f"argmax over no elements: an array of shape {x.shape} along axis {axis}")
+    outer, n, inner = math.prod(x.shape[:a]), x.shape[a], math.prod(x.shape[a + 1 :])
+    y = empty(x.device, x.shape[:a] + x.shape[a + 1 :], np.int32)
+    x.device.launch("reduce", "argmax", (y.size,), outer, n, inner, x.block, y.block, real=x.real)
+    return y

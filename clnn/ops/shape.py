@@ -1,0 +1,169 @@
+"""Shapes: reshape, transpose, slices, broadcasting, rows by index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ShapeError
+from .array import Array, Backward, check_together, empty, vector8
+from .elementwise import broadcast_shape, broadcast_strides
+from .reduce import sum_to
+
+ELEMENTS = {"f4": "float", "f8": "double", "i4": "int"}
+
+
+def _element(x: Array) -> dict[str, Any]:
+    if x.dtype == np.float64:
+        x.device.real(x.dtype)
+    return {"ELEMENT": ELEMENTS[x.dtype.str[1:]]}
+
+
+def reshape(x: Array, shape: Sequence[int]) -> tuple[Array, Backward]:
+    """The same elements in another shape; one axis may be -1. Nothing is copied."""
+    shape = list(shape)
+    if shape.count(-1) > 1 or any(s < -1 for s in shape):
+        raise ShapeError(f"reshape to {tuple(shape)}: sizes are 0 or more, and one may be -1")
+    if -1 in shape:
+        known = -math.prod(shape)
+        shape[shape.index(-1)] = x.size // known if known else 0
+    if math.prod(shape) != x.size:
+        raise ShapeError(f"an array of shape {x.shape} has {x.size} elements and cannot become {tuple(shape)}")
+    y = x.reshaped(shape)
+
+    def backward(dy):
+        yield x, dy.reshaped(x.shape)
+
+    return y, backward
+
+
+def _strided(x: Array, shape: Sequence[int], strides: Sequence[int], offset: int) -> Array:
+    y = empty(x.device, shape, x.dtype)
+    x.device.launch(
+        "shape", "strided_copy", (y.size,), y.size, vector8(shape, 1), vector8(strides, 0), offset, x.block, y.block,
+        real="float", **_element(x),
+    )  # fmt: skip
+    return y
+
+
+def contiguous_strides(shape: Sequence[int]) -> list[int]:
+    return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+
+
+def transpose(x: Array, axes: Sequence[int] | None = None) -> tuple[Array, Backward]:
+    """Axes in another order, reversed if none is given."""
+    order = list(range(x.ndim))[::-1] if axes is None else [a % x.ndim if x.ndim else a for a in axes]
+    if sorted(order) != list(range(x.ndim)):
+        raise ShapeError(f"transpose: {axes} is no order of the {x.ndim} axes of an array of shape {x.shape}")
+    strides = contiguous_strides(x.shape)
+    y = _strided(x, [x.shape[a] for a in order], [strides[a] for a in order], 0)
+
+    def backward(dy):
+        yield x, transpose(dy, [order.index(a) for a in range(len(order))])[0]
+
+    return y, backward
+
+
+def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
+    """x[key] for integers, slices, None and `...`."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    used = sum(k is not None and k is not Ellipsis for k in keys)
+    if used > x.ndim or sum(k is Ellipsis for k in keys) > 1:
+        raise ShapeError(f"index {key!r} has too many parts for an array of shape {x.shape}")
+    if not any(k is Ellipsis for k in keys):
+        keys.append(Ellipsis)
+    at = next(i for i, k in enumerate(keys) if k is Ellipsis)
+    keys[at : at + 1] = [slice(None)] * (x.ndim - used)
+    shape: list[int] = []
+    kept: list[int] = []  # the shape without the axes that None adds, and its strides
+    strides: list[int] = []
+    offset, axis = 0, 0
+    full = contiguous_strides(x.shape)
+    for k in keys:
+        if k is None:
+            shape.append(1)
+            continue
+        size, stride = x.shape[axis], full[axis]
+        if isinstance(k, slice):
+            start, stop, step = k.indices(size)
+            count = len(range(start, stop, step))
+            offset += start * stride if count else 0
+            shape.append(count)
+            kept.append(count)
+            strides.append(step * stride)
+        elif isinstance(k, (int, np.integer)) and not isinstance(k, bool):
+            if not -size <= k < size:
+                raise ShapeError(f"index {k} is out of range for axis {axis} of an array of shape {x.shape}")
+            offset += int(k) % size * stride
+        else:
+            raise ShapeError(f"an array is indexed by integers, slices, None and ..., not by {k!r}; clnn.take_rows takes rows")
+        axis += 1
+    y = _strided(x, kept, strides, offset)
+
+    def backward(dy):
+        dx = empty(x.device, x.shape, x.dtype)
+        x.device.fill_zero(dx.block)
+        dy.device.launch(
+            "shape", "strided_scatter", (dy.size,), dy.size, vector8(kept, 1), vector8(strides, 0), offset, dy.block, dx.block,
+            real="float", **_element(x),
+        )  # fmt: skip
+        yield x, dx
+
+    return y.reshaped(shape), backward
+
+
+def broadcast_to(x: Array, shape: Sequence[int]) -> tuple[Array, Backward]:
+    """x repeated along axes of size 1, and along new axes in front."""
+    shape = tuple(shape)
+    if broadcast_shape("broadcast_to", x.shape, shape) != shape:
+        raise ShapeError(f"an array of shape {x.shape} cannot be broadcast to {shape}")
+    y = x.reshaped(shape) if x.size == math.prod(shape) else _strided(x, shape, broadcast_strides(x.shape, shape), 0)
+
+    def backward(dy):
+        yield x, sum_to(dy, x.shape)
+
+    return y, backward
+
+
+def concatenate(arrays: Sequence[Array], axis: int = 0) -> tuple[Array, Backward]:
+    """Arrays joined along an axis; their other axes are equal."""
+    if not arrays:
+        raise ShapeError("concatenate needs at least one array")
+    check_together("concatenate", *arrays)
+    first = arrays[0]
+    if not -first.ndim <= axis < first.ndim:
+        raise ShapeError(f"concatenate: axis {axis} is out of range for shapes {[x.shape for x in arrays]}")
+    axis %= first.ndim
+    if any(x.shape[:axis] + x.shape[axis + 1 :] != first.shape[:axis] + first.shape[axis + 1 :] for x in arrays):
+        raise ShapeError(f"concatenate along axis {axis}: shapes {[x.shape for x in arrays]} differ along other axes")
+    shape = list(first.shape)
+    shape[axis] = sum(x.shape[axis] for x in arrays)
+    y = empty(first.device, shape, first.dtype)
+    strides, start, starts = contiguous_strides(shape), 0, []
+    for x in arrays:
+        y.device.launch(
+            "shape", "strided_scatter", (x.size,), x.size, vector8(x.shape, 1), vector8(strides, 0), start * strides[axis],
+            x.block, y.block, real="float", **_element(x),
+        )  # fmt: skip
+        starts.append(start)
+        start += x.shape[axis]
+
+    def backward(dy):
+        for x, begin in zip(arrays, starts):
+            yield x, _strided(dy, x.shape, strides, begin * strides[axis])
+
+    return y, backward
+
+
+def take_rows(x: Array, index: Array) -> Array:
+    """y[r] = x[index[r]], index int32 (rows,); for data, without a gradient."""
+    columns = math.prod(x.shape[1:])
+    y = empty(x.device, (index.size, *x.shape[1:]), x.dtype)
+    x.device.launch(
+        "shape", "take_rows", (columns, index.size), columns, index.size, x.block, index.block, y.block,
+        real="float", **_element(x),
+    )  # fmt: skip
+    return y

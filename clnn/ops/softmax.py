@@ -1,0 +1,30 @@
+"""Softmax and log-softmax over the last axis."""
+
+from __future__ import annotations
+
+from ..errors import ShapeError
+from .array import Array, Backward, check_float, empty_like
+
+
+def softmax(x: Array, log: bool = False) -> tuple[Array, Backward]:
+    """exp(x) / sum(exp(x)) along the last axis, or its logarithm (Bridle 1990); the largest x is subtracted first."""
+    name = "log_softmax" if log else "softmax"
+    check_float(name, x)
+    if x.ndim < 1 or x.shape[-1] == 0:
+        raise ShapeError(f"{name} needs a last axis with elements, and the shape is {x.shape}")
+    n = x.shape[-1]
+    rows = x.size // n
+    extra = {"LOG": 1} if log else {}
+    y = empty_like(x)
+    x.device.launch("softmax", "softmax_forward", (rows,), rows, n, x.block, y.block, real=x.real, **extra)
+    saved = y.alias()
+
+    def backward(dy):
+        dx = empty_like(x)
+        x.device.launch(
+            "softmax", "softmax_backward", (rows,), rows, n, saved.block, dy.block, dx.block, real=x.real, **extra
+        )
+        yield x, dx
+
+    y.made_by, y.logits = name, x
+    return y, backward

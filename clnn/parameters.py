@@ -1,0 +1,97 @@
+"""The flat store: all parameters of a model in one buffer, their gradients in another, each a view.
+
+So an optimizer is one launch, a checkpoint one copy. Views start on 512 bytes with zeros between; parameters that
+decay lie first. A parameter without a store, or models with stores of their own, work as well: `runs` finds what is
+contiguous.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from .runtime.memory import Block, align
+from .runtime.recording import structure_changed
+from .tensor import Parameter
+
+
+class Store:
+    """One buffer of parameters and, made at first need, one of their gradients."""
+
+    def __init__(self, parameters: Sequence[Parameter]) -> None:
+        first = parameters[0]
+        self.device, self.dtype = first.device, first.dtype
+        ordered = sorted(parameters, key=lambda p: not p.decays)  # stable: decaying first, else as given
+        starts, end = [], 0
+        for p in ordered:
+            starts.append(end)
+            end += align(max(p.nbytes, 1))
+        self.nbytes = end
+        self.block = self.device.memory.allocate(end, pooled=False)
+        self.device.fill_zero(self.block)
+        self._gradients: Block | None = None
+        self.velocity_of: Any = None  # the optimizer whose velocities lie in the gradients' buffer
+        for p, start in zip(ordered, starts):
+            view = self.block.view(start, p.nbytes)
+            self.device.copy(p.block, view, p.nbytes)
+            p.block, p.store, p.position, p._grad, p._last = view, self, start, None, ""
+
+    @property
+    def has_gradients(self) -> bool:
+        return self._gradients is not None
+
+    def gradients(self) -> Block:
+        """The gradients' buffer, zero at first."""
+        if self._gradients is None:
+            self._gradients = self.device.memory.allocate(self.nbytes, pooled=False)
+            self.device.fill_zero(self._gradients)
+        return self._gradients
+
+    def gradient_view(self, p: Parameter) -> Block:
+        return self.gradients().view(p.position, p.nbytes)
+
+    def reclaim(self) -> None:
+        """Gradients are to be written plainly: an optimizer whose velocities lie there takes them away first."""
+        if self.velocity_of is not None:
+            self.velocity_of.separate(self)
+
+
+class Run(NamedTuple):
+    """A contiguous stretch of a store, in bytes, that one launch updates: `decays` of it (bytes) come first."""
+
+    store: Store
+    start: int
+    stop: int
+    decays: int
+    rate_factor: float
+
+
+def consolidate(parameters: Sequence[Parameter]) -> None:
+    """Give every parameter that has none a place in a flat store, one store per device and type."""
+    groups: dict[Any, list[Parameter]] = {}
+    for p in parameters:
+        if p.store is None:
+            groups.setdefault((p.device, p.dtype), []).append(p)
+    for group in groups.values():
+        Store(group)
+        structure_changed()
+
+
+def runs(parameters: Sequence[Parameter]) -> list[Run]:
+    """The stretches that `parameters` cover, neighbours merged."""
+    found: list[Run] = []
+    for p in sorted(parameters, key=lambda p: (id(p.store), p.position)):
+        size = align(max(p.nbytes, 1))
+        last = found[-1] if found else None
+        if last and last.store is p.store and last.stop == p.position and last.rate_factor == p.rate_factor:
+            if not p.decays or last.decays == last.stop - last.start:  # what decays stays in front
+                found[-1] = last._replace(stop=last.stop + size, decays=last.decays + (size if p.decays else 0))
+                continue
+        found.append(Run(p.store, p.position, p.position + size, size if p.decays else 0, p.rate_factor))
+    return found
+
+
+def count(parameters: Sequence[Parameter]) -> int:
+    """The number of values in all parameters."""
+    return sum(math.prod(p.shape) for p in parameters)

@@ -1,0 +1,55 @@
+"""Seeds: one generator per device for weights and dropout, and one on the host for shuffling."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import numpy as np
+
+from .errors import ConfigurationError
+from .ops.random import Generator
+from .runtime.device import Device
+
+_generators: dict[Device, Generator] = {}
+_stack: list[Generator] = []
+_seed: int | None = None
+_host = np.random.default_rng()
+
+
+def seed(number: int) -> None:
+    """Make everything random from here on the same in every run: weights, dropout, shuffling."""
+    global _seed, _host
+    if not isinstance(number, (int, np.integer)) or number < 0:
+        raise ConfigurationError(f"a seed is an integer of 0 or more, and {number!r} was given")
+    _seed, _host = int(number), np.random.default_rng(int(number))
+    for generator in _generators.values():
+        generator.reseed(_seed)
+
+
+def generator(device: Device) -> Generator:
+    """The generator that draws on `device`: the innermost `drawing_from`'s, else the device's own."""
+    for one in reversed(_stack):
+        if one.device is device:
+            return one
+    if device not in _generators:
+        _generators[device] = Generator(device, _seed)
+    return _generators[device]
+
+
+def host() -> np.random.Generator:
+    """The host's generator, which shuffles."""
+    return _host
+
+
+@contextlib.contextmanager
+def drawing_from(one: Generator | None) -> Iterator[None]:
+    """Within it, `one` draws on its device (None changes nothing)."""
+    if one is None:
+        yield
+        return
+    _stack.append(one)
+    try:
+        yield
+    finally:
+        _stack.pop()

@@ -1,0 +1,378 @@
+"""Devices: which there are, which one is used, and launching kernels on it.
+
+A `Device` opens its context at first use, so `import clnn` needs no driver. The default is a GPU before an
+accelerator before a CPU, then the fastest by compute units x clock; `CLNN_DEVICE` chooses another.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyopencl as cl
+
+from ..errors import DeviceError
+from .memory import Block, Memory
+from .program import Programs
+
+if TYPE_CHECKING:
+    from .recording import Recorder, StepContext
+
+KINDS = {"gpu": cl.device_type.GPU, "accelerator": cl.device_type.ACCELERATOR, "cpu": cl.device_type.CPU}
+HOW_TO_GET_ONE = (
+    "A driver is installed as a system package (Debian, Ubuntu: pocl-opencl-icd for any CPU, mesa-opencl-icd or "
+    "rocm-opencl-runtime for AMD, intel-opencl-icd for Intel; Nvidia's driver brings its own), or, without root on "
+    'Linux x86-64, by pip install "clnn[pocl]". `clnn doctor` says more.'
+)
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = _found is not None
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
+
+
+class Device:
+    """One OpenCL device: its properties, and, opened at first use, its context, in-order queue, programs and memory."""
+
+    def __init__(self, cl_device: cl.Device, platform_index: int, device_index: int) -> None:
+        self.cl_device = cl_device
+        self.platform_index, self.device_index = platform_index, device_index
+        self.name = cl_device.name.strip()
+        self.platform = cl_device.platform.name.strip()
+        self.version = cl_device.platform.version.strip()
+        self.driver = cl_device.driver_version.strip()
+        self.kind = next((kind for kind, flag in KINDS.items() if cl_device.type & flag), "other")
+        self.compute_units = cl_device.max_compute_units
+        self.clock_mhz = cl_device.max_clock_frequency
+        self.global_memory = cl_device.global_mem_size
+        self.local_memory = cl_device.local_mem_size
+        extensions = cl_device.extensions.split()
+        self.has_fp64 = "cl_khr_fp64" in extensions or "cl_amd_fp64" in extensions
+        self.has_fp16 = "cl_khr_fp16" in extensions
+        self.recorder: Recorder | None = None
+        self.step: StepContext | None = None  # the step that runs now
+        self.arena: Any = None  # a weak reference to the arena that the recordings share
+        self.constants: dict[Any, Block] = {}  # small read-only blocks, by what they hold
+
+    def __repr__(self) -> str:
+        return f"<Device {self.platform_index}:{self.device_index} {self.kind} {self.name} ({self.platform})>"
+
+    @property
+    def identity(self) -> str:
+        """Platform, its version, driver and device: what stored tuning and self-tests are remembered by."""
+        return " | ".join((self.platform, self.version, self.driver, self.name))
+
+    # -- opened at first use -----------------------------------------------------------------------------------------
+    @cached_property
+    def context(self) -> cl.Context:
+        check_not_forked()
+        with _pinned_pocl_threads():
+            try:
+                return cl.Context([self.cl_device])
+            except cl.Error as error:
+                raise DeviceError(f"{self!r} does not open: {error}; see `clnn doctor`") from error
+
+    @cached_property
+    def queue(self) -> cl.CommandQueue:
+        return cl.CommandQueue(self.context)
+
+    @cached_property
+    def memory(self) -> Memory:
+        return Memory(self)
+
+    @cached_property
+    def programs(self) -> Programs:
+        return Programs(self.context, self.has_fp64)
+
+    @cached_property
+    def pacer(self) -> Any:
+        from .recording import Pacer  # recording.py builds on this file
+
+        return Pacer(self.queue)
+
+    @property
+    def memory_in_use(self) -> int:
+        """Bytes of device memory that live tensors, parameters and recordings take."""
+        return self.memory.in_use
+
+    @property
+    def memory_peak(self) -> int:
+        """The largest `memory_in_use` since the start or the last `reset_memory_peak()`."""
+        return self.memory.peak
+
+    def reset_memory_peak(self) -> None:
+        self.memory.peak = self.memory.in_use
+
+    def real(self, dtype: Any) -> str:
+        """The OpenCL type for a NumPy float type; a `DeviceError` for float64 where the device has none."""
+        if dtype == np.float64:
+            if not self.has_fp64:
+                raise DeviceError(f"{self!r} has no float64 (cl_khr_fp64); use float32, or another device")
+            return "double"
+        return "float"
+
+    # -- memory --------------------------------------------------------------------------------------------------------
+    def allocate(self, nbytes: int) -> Block:
+        """A temporary from the pool. Under a recording it is noted as such and planned into the arena."""
+        block = self.memory.allocate(nbytes)
+        if self.recorder is not None:
+            self.recorder.add_temporary(block)
+        return block
+
+    def upload(self, array: np.ndarray, block: Block, constant: bool = False) -> None:
+        """Copy a contiguous host array to the start of `block`. Inside a recording only constants may be uploaded."""
+        if self.recorder is not None and not constant:
+            self.recorder.abort(
+                "an array was uploaded inside the step: pass it as an argument, or make it once with clnn.constant()"
+            )
+        if array.nbytes:
+            cl.enqueue_copy(self.queue, block.buffer, array, is_blocking=True)
+
+    def read(self, block: Block, array: np.ndarray) -> np.ndarray:
+        """Copy the start of `block` into a contiguous host array, after all work enqueued so far."""
+        if self.recorder is not None:
+            self.recorder.abort(
+                "a result was read back to the host inside the step (numpy(), float() or print): return it instead"
+            )
+        if array.nbytes:
+            cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
+        return array
+
+    def copy(self, source: Block, target: Block, nbytes: int) -> None:
+        """Copy `nbytes` from block to block on the device."""
+        if nbytes:
+            self.call("copy", _copy, (source, target), (nbytes,))
+
+    def fill_zero(self, block: Block) -> None:
+        """Set every byte of `block` to zero."""
+        self.call("fill", _fill_zero, (block,), (block.nbytes // 4 * 4,))
+
+    # -- work ----------------------------------------------------------------------------------------------------------
+    def launch(
+        self,
+        file: str,
+        name: str,
+        size: Sequence[int],
+        *args: Any,
+        local: Sequence[int] | None = None,
+        real: str = "float",
+        **defines: Any,
+    ) -> None:
+        """Run kernel `name` of `kernels/<file>.cl` over `size` work-items.
+
+        Arguments in the kernel's order: `Block` (or None for a null pointer), int (int32), float (`real`), NumPy
+        scalars, and short int32 arrays for vector arguments. Without `local`, `size` is padded to whole work-groups,
+        and the kernel must guard its edges.
+        """
+        if 0 in size:
+            return
+        check_not_forked()
+        if local is None:
+            size, local = self.grid(size)
+        key = tuple(sorted(defines.items()))
+        types, values = _argument_types(args, real)
+        recorder = self.recorder
+        try:
+            if recorder is None:
+                kernel = self.programs.kernel(file, name, real, key, types)
+            else:
+                kernel = self.programs.new_kernel(file, name, real, key, types)
+            kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
+            cl.enqueue_nd_range_kernel(self.queue, kernel, size, local)
+        except cl.Error as error:
+            raise DeviceError(
+                f"launching {file}.{name} over {tuple(size)} (groups of {tuple(local)}) on {self!r} failed: {error}"
+            ) from error
+        if recorder is not None:
+            recorder.add_kernel(f"{file}.{name}{dict(key) or ''}", kernel, tuple(size), tuple(local), values)
+
+    def call(self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...]) -> None:
+        """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch."""
+        function(self.queue, *[block.buffer for block in blocks], *scalars)
+        if self.recorder is not None:
+            self.recorder.add_call(label, function, blocks, scalars)
+
+    def grid(self, size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """The global size padded to whole work-groups, and the work-group."""
+        width = self.group_width if len(size) == 1 else min(self.group_width, 64)
+        local = (width,) + (1,) * (len(size) - 1)
+        return (-(-size[0] // width) * width, *size[1:]), local
+
+    @cached_property
+    def group_width(self) -> int:
+        """Work-items in a group along the first axis: one number a device, so that nothing is compiled twice."""
+        return min(128, self.cl_device.max_work_group_size)
+
+    def finish(self) -> None:
+        """Wait for all work enqueued so far."""
+        self.queue.finish()
+
+
+def _copy(queue: cl.CommandQueue, source: Any, target: Any, nbytes: int) -> None:
+    cl.enqueue_copy(queue, target, source, byte_count=nbytes)
+
+
+def _fill_zero(queue: cl.CommandQueue, buffer: Any, nbytes: int) -> None:
+    if nbytes:
+        cl.enqueue_fill_buffer(queue, buffer, np.zeros(1, np.int32), 0, nbytes)
+
+
+def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], list[Any]]:
+    scalar = np.float64 if real == "double" else np.float32
+    types: list[Any] = []
+    values: list[Any] = []
+    for value in args:
+        if value is None or isinstance(value, Block):
+            types.append(None)
+        elif isinstance(value, np.generic):
+            types.append(type(value))
+        elif isinstance(value, (bool, int)):
+            if not -(2**31) <= value < 2**31:
+                raise DeviceError(f"a kernel was given the size {value}, and sizes end at 2**31: use smaller arrays")
+            types.append(np.int32)
+        elif isinstance(value, float):
+            types.append(scalar)
+        else:  # a short vector, passed as its bytes
+            types.append(None)
+        values.append(value)
+    return tuple(types), values
+
+
+@contextlib.contextmanager
+def _pinned_pocl_threads() -> Iterator[None]:
+    """PoCL pins its threads if POCL_AFFINITY=1 while it starts, and otherwise often wakes two on one core (measured:
+    half the speed of small GEMMs). The user's own setting wins; the variable goes again, so that children do not pin.
+    """
+    if "POCL_AFFINITY" in os.environ:
+        yield
+        return
+    os.environ["POCL_AFFINITY"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["POCL_AFFINITY"]
+
+
+def check_not_forked() -> None:
+    """OpenCL hangs in a child that was forked after the driver was loaded: raise instead."""
+    if _forked:
+        raise DeviceError(
+            "OpenCL does not survive a fork: this process was forked after clnn had loaded the driver. "
+            'Start workers with multiprocessing.get_context("spawn").'
+        )
+
+
+# -- which devices there are, and which one is used --------------------------------------------------------------------
+_lock = threading.Lock()
+_found: list[Device] | None = None
+_default: tuple[Any, Device] | None = None
+_chosen = threading.local()
+
+
+def devices() -> list[Device]:
+    """Every device of every OpenCL platform, less those that `CLNN_DEVICE_EXCLUDE` names; empty without a driver."""
+    global _found
+    with _lock:
+        if _found is None:
+            _found = []
+            try:
+                with _pinned_pocl_threads():
+                    platforms = cl.get_platforms()
+            except cl.Error:  # the loader found no platform at all
+                platforms = []
+            for p, platform in enumerate(platforms):
+                try:
+                    with _pinned_pocl_threads():
+                        found = platform.get_devices()
+                except cl.Error:  # a platform without devices
+                    continue
+                _found += [Device(device, p, d) for d, device in enumerate(found)]
+    unwanted = [part.strip().lower() for part in os.environ.get("CLNN_DEVICE_EXCLUDE", "").split(",") if part.strip()]
+    return [device for device in _found if not any(part in _label(device) for part in unwanted)]
+
+
+def _label(device: Device) -> str:
+    maker, vendor = device.cl_device.vendor, device.cl_device.platform.vendor
+    return f"{device.platform} {device.version} {vendor} {device.name} {maker} {device.driver}".lower()
+
+
+def _rank(device: Device) -> tuple[int, int]:
+    order = ["cpu", "accelerator", "gpu"]
+    return (order.index(device.kind) if device.kind in order else -1, device.compute_units * device.clock_mhz)
+
+
+def find_device(want: str = "", source: str = "the name") -> Device:
+    """The device that `want` means: a kind (gpu, cpu, accelerator), a part of a name, either with `:index`, or
+    platform:device as two indices; empty means the best one. No match is an error, never another device.
+    """
+    there = devices()
+    if not there:
+        raise DeviceError(f"There is no OpenCL device. {HOW_TO_GET_ONE}")
+    best_first = sorted(there, key=_rank, reverse=True)
+    want = want.strip()
+    if not want:
+        return best_first[0]
+    head, _, tail = want.partition(":")
+    matches: list[Device] = []
+    if head.isdigit() and (not tail or tail.isdigit()):
+        matches = [d for d in there if d.platform_index == int(head) and d.device_index == int(tail or 0)]
+    else:
+        index = int(tail) if tail.isdigit() else None
+        part = head if index is not None else want
+        found = [d for d in best_first if (d.kind == part.lower() if part.lower() in KINDS else part.lower() in _label(d))]
+        matches = found if index is None else found[index : index + 1]
+    if not matches:
+        listing = "\n".join(f"  {d.platform_index}:{d.device_index}  {d.kind}  {d.name}  ({d.platform} {d.version})" for d in there)
+        raise DeviceError(
+            f"{source} {want!r} matches no OpenCL device. There are:\n{listing}\n"
+            f"Give a kind (gpu, cpu), a part of a name, or platform:device such as 0:0. {HOW_TO_GET_ONE}"
+        )
+    return matches[0]
+
+
+def device() -> Device:
+    """The device in use: that of the innermost `clnn.use(...)`, else CLNN_DEVICE's, else PYOPENCL_CTX's, else the best."""
+    global _default
+    stack = getattr(_chosen, "stack", None)
+    if stack:
+        return stack[-1]
+    asked = os.environ.get("CLNN_DEVICE", ""), os.environ.get("PYOPENCL_CTX", ""), os.environ.get("CLNN_DEVICE_EXCLUDE", "")
+    if _default is None or _default[0] != asked:
+        if asked[0].strip():
+            found = find_device(asked[0], "CLNN_DEVICE")
+        elif asked[1].strip():
+            found = find_device(asked[1], "PYOPENCL_CTX")
+        else:
+            found = find_device()
+        _default = (asked, found)
+    return _default[1]
+
+
+@contextlib.contextmanager
+def use(which: str | Device) -> Iterator[Device]:
+    """`with clnn.use("gpu"):` makes new models and tensors on that device, in this thread."""
+    chosen = which if isinstance(which, Device) else find_device(which, "clnn.use")
+    stack = _chosen.__dict__.setdefault("stack", [])
+    stack.append(chosen)
+    try:
+        yield chosen
+    finally:
+        stack.pop()
+
+
+def resolve(which: str | Device | None) -> Device:
+    """A device from what a user gave: a `Device`, a name as for CLNN_DEVICE, or None for the one in use."""
+    if which is None:
+        return device()
+    return which if isinstance(which, Device) else find_device(which, "device")

@@ -1,0 +1,159 @@
+"""Device memory: blocks from pyopencl's pool or of their own, counted in bytes really allocated, within a budget."""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+import pyopencl as cl
+import pyopencl.tools as cl_tools
+
+from ..errors import ConfigurationError, OutOfDeviceMemory
+
+if TYPE_CHECKING:
+    from .device import Device
+
+ALIGNMENT = 512  # bytes; where views and arena regions start: every device allows sub-buffers there
+
+
+def align(nbytes: int) -> int:
+    """`nbytes` rounded up to the next multiple of 512."""
+    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+
+
+class Block:
+    """A range of device memory that tensors share and recordings track; freed when the last reference goes."""
+
+    __slots__ = ("device", "nbytes", "buffer", "memory", "counted", "plain", "ticket", "__weakref__")
+
+    def __init__(self, device: Device, nbytes: int, buffer: Any, memory: Memory, counted: int, plain: bool) -> None:
+        self.device, self.nbytes, self.buffer = device, nbytes, buffer
+        self.memory, self.counted, self.plain = memory, counted, plain
+        self.ticket: Any = None  # set by a recorder that it was made under: then it is a temporary of that step
+
+    def view(self, start: int, nbytes: int) -> Block:
+        """A sub-range as a block of its own; `start` must be a multiple of 512 bytes, the parent not pooled."""
+        return _View(self, start, nbytes)
+
+    def __del__(self) -> None:
+        self.memory.in_use -= self.counted
+        if self.plain:
+            self.memory.plain -= self.counted
+
+
+class _View(Block):
+    __slots__ = ("parent",)
+
+    def __init__(self, parent: Block, start: int, nbytes: int) -> None:
+        region = parent.buffer.get_sub_region(start, max(nbytes, 4))
+        super().__init__(parent.device, nbytes, region, parent.memory, 0, False)
+        self.parent = parent  # keeps the bytes counted as long as a view lives
+
+
+class Memory:
+    """What one device has given out: `in_use`, `peak` and `held` bytes, and the budget that they stay within."""
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self._pool = cl_tools.MemoryPool(cl_tools.ImmediateAllocator(device.queue))
+        self._sizes: dict[int, int] = {}  # bytes asked for: bytes that the pool really takes
+        self.in_use = self.peak = self.plain = 0
+        self.limit = memory_limit(device.cl_device)
+        self._largest = device.cl_device.max_mem_alloc_size
+
+    @property
+    def held(self) -> int:
+        """Bytes taken from the driver: those in use and those that the pool keeps for reuse."""
+        return self._pool.managed_bytes + self.plain
+
+    def allocate(self, nbytes: int, pooled: bool = True) -> Block:
+        """A block of at least `nbytes`. Pooled blocks are cheap; plain ones can have views."""
+        size = self._rounded(nbytes) if pooled else max(nbytes, ALIGNMENT)
+        self._make_room(nbytes, size)
+        try:
+            if pooled:
+                buffer = self._pool.allocate(max(nbytes, 4))
+            else:
+                buffer = cl.Buffer(self._device.context, cl.mem_flags.READ_WRITE, size)
+        except (cl.MemoryError, cl.RuntimeError) as error:
+            raise self._out_of_memory(nbytes, f"the driver says: {error}") from error
+        self.in_use += size
+        self.plain += 0 if pooled else size
+        self.peak = max(self.peak, self.in_use)
+        return Block(self._device, nbytes, buffer, self, size, not pooled)
+
+    def _rounded(self, nbytes: int) -> int:
+        size = self._sizes.get(nbytes)
+        if size is None:
+            size = self._sizes[nbytes] = self._pool.alloc_size(self._pool.bin_number(max(nbytes, 4)))
+        return size
+
+    def _make_room(self, nbytes: int, size: int) -> None:
+        if size > self._largest:
+            raise self._out_of_memory(nbytes, f"the device gives at most {human(self._largest)} in one piece")
+        if self.held + size <= self.limit:
+            return
+        self._pool.free_held()
+        if self.held + size > self.limit:
+            self.free_held()
+        if self.held + size > self.limit:
+            raise self._out_of_memory(nbytes, "the budget is CLNN_MEMORY_LIMIT, by default 90% of what there is")
+
+    def _out_of_memory(self, nbytes: int, why: str) -> OutOfDeviceMemory:
+        free = max(0, self.limit - self.held)
+        return OutOfDeviceMemory(
+            f"{human(nbytes)} asked for on {self._device.name}, where {human(self.in_use)} are in use, "
+            f"{human(self.held)} held and {human(free)} free of a budget of {human(self.limit)} ({why}); "
+            "use a smaller batch or model, or drop tensors that are no longer needed"
+        )
+
+    def free_held(self) -> None:
+        """Give back to the driver what the pool keeps for reuse."""
+        gc.collect()
+        self._pool.free_held()
+
+
+def memory_limit(device: cl.Device) -> int:
+    """The budget in bytes: `CLNN_MEMORY_LIMIT` (as 2G, 512M, 80% or bytes), or 90% of what there is.
+
+    What there is: the device's memory, and for devices that share the host's memory no more than the host has free.
+    """
+    total = device.global_mem_size
+    if device.type & cl.device_type.CPU or device.host_unified_memory:
+        total = min(total, _host_available(total))
+    text = os.environ.get("CLNN_MEMORY_LIMIT", "").strip()
+    if not text:
+        return int(total * 0.9)
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[kKmMgGtT]?)(?:i?[bB])?", text)
+    if not match:
+        raise ConfigurationError(f"CLNN_MEMORY_LIMIT={text!r} is not a size; write 2G, 512M, 80% or a number of bytes")
+    number, unit = float(match.group(1)), match.group(2).lower()
+    return int(total * number / 100) if unit == "%" else int(number * 1024 ** " kmgt".index(unit or " "))
+
+
+def _host_available(default: int) -> int:
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _page_cache()
+    except (ValueError, OSError, AttributeError):
+        return default
+
+
+def _page_cache() -> int:
+    """Bytes of file cache that Linux gives back on demand (0 elsewhere)."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return max(0, int(fields["MemAvailable"].split()[0]) - int(fields["MemFree"].split()[0])) * 1024
+    except (OSError, KeyError, ValueError):
+        return 0
+
+
+def human(nbytes: int) -> str:
+    size = float(nbytes)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+        size /= 1024
+    raise AssertionError

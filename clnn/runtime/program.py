@@ -1,0 +1,96 @@
+"""Programs: `.cl` files read, their includes resolved, built with defines, and kept.
+
+Includes are resolved here rather than with `-I`, because PoCL refuses paths with spaces; `#line` keeps
+the compiler's messages pointing at the file a person edits.
+"""
+
+from __future__ import annotations
+
+import re
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pyopencl as cl
+
+from ..errors import BuildError
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+_INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"\s*$')
+
+
+def kernel_folder() -> Path:
+    """The folder of the `.cl` files: the checkout's `kernels/` where there is one, else the installed copy."""
+    checkout = _PACKAGE.parent / "kernels"
+    if (_PACKAGE.parent / "pyproject.toml").exists() and checkout.is_dir():
+        return checkout
+    return _PACKAGE / "kernels"
+
+
+def read_source(name: str, seen: set[str] | None = None) -> str:
+    """The text of `kernels/<name>.cl` with each `#include "file.cl"` put in once, in place."""
+    seen = set() if seen is None else seen
+    path = kernel_folder() / f"{name}.cl"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise BuildError(f"the kernel file {path} cannot be read ({error}); is clnn installed completely?") from error
+    seen.add(name)
+    lines = [f'#line 1 "{name}.cl"']
+    for number, line in enumerate(text.splitlines(), 1):
+        included = _INCLUDE.match(line)
+        if not included:
+            lines.append(line)
+            continue
+        other = included.group(1).removesuffix(".cl")
+        if other not in seen:
+            lines += [read_source(other, seen), f'#line {number + 1} "{name}.cl"']
+    return "\n".join(lines)
+
+
+class Programs:
+    """The built programs of one context, by (file, real, defines), and one reusable kernel each."""
+
+    def __init__(self, context: cl.Context, has_fp64: bool) -> None:
+        self.context, self.has_fp64 = context, has_fp64
+        self._programs: dict[tuple[Any, ...], cl.Program] = {}
+        self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
+
+    def build(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
+        key = (file, real, defines)
+        program = self._programs.get(key)
+        if program is None:
+            options = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines)]
+            if real == "float":  # an unsuffixed 0.5 in a formula is a float in float programs
+                options.append("-cl-single-precision-constant")
+            program = self._programs[key] = self._compile(file, options)
+        return program
+
+    def _compile(self, file: str, options: list[str]) -> cl.Program:
+        source = read_source(file)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", cl.CompilerWarning)  # drivers print notes that no user can act on
+            try:
+                return cl.Program(self.context, source).build(options)
+            except cl.RuntimeError:
+                try:  # a stale or damaged binary cache is the one failure that a second try mends
+                    return cl.Program(self.context, source).build(options, cache_dir=False)
+                except cl.RuntimeError as error:
+                    raise BuildError(
+                        f"kernels/{file}.cl does not build on {self.context.devices[0].name} "
+                        f"with {' '.join(options)}:\n{error}\nPlease report this with the output of `clnn doctor`."
+                    ) from error
+
+    def new_kernel(self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...], types: Any) -> cl.Kernel:
+        """A kernel instance of its own, so that its arguments stay bound (a recording needs that)."""
+        kernel = cl.Kernel(self.build(file, real, defines), name)
+        kernel.set_scalar_arg_dtypes(types)
+        return kernel
+
+    def kernel(self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...], types: Any) -> cl.Kernel:
+        """The shared kernel instance of eager launches: its arguments are set anew at each."""
+        key = (file, name, real, defines)
+        kernel = self._kernels.get(key)
+        if kernel is None:
+            kernel = self._kernels[key] = self.new_kernel(file, name, real, defines, types)
+        return kernel

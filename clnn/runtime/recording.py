@@ -1,0 +1,353 @@
+"""Record and replay: the launches of a step, noted once with their arguments bound, and run again at once.
+
+The first call of a step is eager, the second and third are recorded and compared, every later one is replayed
+(`Replays`). A recording's temporaries share one arena per device, planned by lifetime; what a replay must not
+overwrite (parameters, results, whatever outlives the step) stays where it is and is held.
+"""
+
+from __future__ import annotations
+
+import itertools
+import time
+import warnings
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyopencl as cl
+
+from .memory import Block, align
+
+if TYPE_CHECKING:
+    from .device import Device
+
+MOST_RECORDINGS = 8  # a step keeps that many, least recently used goes
+IN_FLIGHT = 0.050  # seconds of enqueued work, at most about that
+
+
+class RecordingWarning(UserWarning):
+    """A step could not be recorded; it runs eagerly, with the same results, more slowly."""
+
+
+class _Structure:
+    version = 0
+
+
+def structure_changed() -> None:
+    """Something that recordings froze has changed (what is trainable, a rate of dropout): they are made anew."""
+    _Structure.version += 1
+
+
+def structure_version() -> int:
+    return _Structure.version
+
+
+class Temporary:
+    """A block made inside a step, as recordings know it: its size, and whether it outlived the step."""
+
+    __slots__ = ("recorder", "nbytes", "alive", "first", "last", "offset")
+
+    def __init__(self, recorder: Recorder, block: Block) -> None:
+        self.recorder, self.nbytes, self.alive = recorder, block.nbytes, weakref.ref(block)
+        self.first = self.last = -1
+        self.offset = 0
+
+
+class Launch:
+    """One noted launch: a kernel or a call, and its arguments as blocks, temporaries and scalars."""
+
+    __slots__ = ("label", "kernel", "function", "size", "local", "args")
+
+    def __init__(self, label: str, kernel: Any, function: Any, size: Any, local: Any, args: list[Any]) -> None:
+        self.label, self.kernel, self.function = label, kernel, function
+        self.size, self.local, self.args = size, local, args
+
+    def bind(self, queue: cl.CommandQueue, resolve: Callable[[Any], Any]) -> Callable[[], Any]:
+        """Set the arguments; what comes back runs the launch and takes nothing."""
+        values = [resolve(arg) for arg in self.args]
+        if self.kernel is None:
+            return partial(self.function, queue, *values)
+        self.kernel.set_args(*values)
+        return partial(cl.enqueue_nd_range_kernel, queue, self.kernel, self.size, self.local)
+
+
+class Recorder:
+    """Notes the launches of one call of a step."""
+
+    def __init__(self) -> None:
+        self.launches: list[Launch] = []
+        self.reason: str | None = None  # why this call cannot be replayed
+
+    def abort(self, reason: str) -> None:
+        self.reason = self.reason or reason
+
+    def add_temporary(self, block: Block) -> None:
+        block.ticket = Temporary(self, block)
+
+    def add_kernel(self, label: str, kernel: Any, size: Any, local: Any, values: list[Any]) -> None:
+        self.launches.append(Launch(label, kernel, None, size, local, [self._noted(value) for value in values]))
+
+    def add_call(self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...]) -> None:
+        args = [self._noted(block) for block in blocks] + list(scalars)
+        self.launches.append(Launch(label, None, function, None, None, args))
+
+    def _noted(self, value: Any) -> Any:
+        """A block as a temporary of this step, or itself (a strong reference: a replay may not outlive it)."""
+        ticket = value.ticket if isinstance(value, Block) else None
+        return ticket if ticket is not None and ticket.recorder is self else value
+
+    def first_difference(self, other: Recorder) -> str | None:
+        """In words, where two recordings of the same step differ; None where they are the same."""
+        roles: tuple[dict[Any, int], dict[Any, int]] = ({}, {})
+        for index, (mine, theirs) in enumerate(itertools.zip_longest(self.launches, other.launches)):
+            if mine is None or theirs is None:
+                longer, extra = ("later", theirs) if mine is None else ("earlier", mine)
+                return f"the {longer} call has a launch more, number {index}: {extra.label}"
+            if (mine.label, mine.size, mine.local) != (theirs.label, theirs.size, theirs.local):
+                return f"launch {index} is {mine.label} over {mine.size}, then {theirs.label} over {theirs.size}"
+            for at, (a, b) in enumerate(zip(mine.args, theirs.args, strict=True)):
+                if _role(a, roles[0]) != _role(b, roles[1]):
+                    return f"argument {at} of launch {index}, {mine.label}, is {_shown(a)}, then {_shown(b)}"
+        return None
+
+
+def _role(value: Any, seen: dict[Any, int]) -> Any:
+    if isinstance(value, Temporary):
+        return ("temporary", seen.setdefault(value, len(seen)), value.nbytes)
+    if isinstance(value, np.ndarray):
+        return value.tobytes()
+    if isinstance(value, float):
+        return value.hex()
+    return id(value) if isinstance(value, Block) else value
+
+
+def _shown(value: Any) -> str:
+    return f"a buffer of {value.nbytes} bytes" if isinstance(value, (Temporary, Block)) else repr(value)
+
+
+class Arena:
+    """The bytes in which the temporaries of all recordings of a device lie (replays follow each other in one queue)."""
+
+    def __init__(self, device: Device, nbytes: int) -> None:
+        self.nbytes = nbytes
+        self.block = device.memory.allocate(nbytes, pooled=False)
+
+
+class Recording:
+    """A step that can be replayed: bound launches, and their temporaries planned into the arena."""
+
+    def __init__(self, device: Device, recorder: Recorder) -> None:
+        self.device, self.launches = device, recorder.launches
+        self.temporaries = self._plan()
+        self.nbytes = max((t.offset + align(t.nbytes) for t in self.temporaries), default=0)
+        self.arena: Arena | None = None
+        self.calls: list[Callable[[], Any]] = []
+
+    def _plan(self) -> list[Temporary]:
+        """Pin what outlived the step; give every other temporary an offset that no overlapping lifetime shares."""
+        found: dict[Temporary, None] = {}
+        for index, launch in enumerate(self.launches):
+            for at, arg in enumerate(launch.args):
+                if not isinstance(arg, Temporary):
+                    continue
+                block = arg.alive()
+                if block is not None:
+                    launch.args[at] = block
+                    continue
+                arg.first = index if arg.first < 0 else arg.first
+                arg.last = index
+                found[arg] = None
+        placed: list[Temporary] = []
+        for one in sorted(found, key=lambda t: -t.nbytes):
+            rivals = [t for t in placed if t.first <= one.last and one.first <= t.last]
+            offset = 0
+            for rival in sorted(rivals, key=lambda t: t.offset):
+                if offset + align(one.nbytes) <= rival.offset:
+                    break
+                offset = max(offset, rival.offset + align(rival.nbytes))
+            one.offset = offset
+            placed.append(one)
+        return placed
+
+    def replay(self) -> None:
+        """Enqueue every launch again."""
+        current = self.device.arena and self.device.arena()
+        if not self.calls or self.arena is not current:
+            self._bind()
+        for call in self.calls:
+            call()
+
+    def _bind(self) -> None:
+        device = self.device
+        arena = device.arena and device.arena()
+        if arena is None or arena.nbytes < self.nbytes:
+            self.arena = None  # let go of the old one first
+            arena = Arena(device, max(self.nbytes, 512))
+            device.arena = weakref.ref(arena)
+        self.arena = arena
+        views = {t: arena.block.buffer.get_sub_region(t.offset, align(t.nbytes) or 512) for t in self.temporaries}
+
+        def resolve(arg: Any) -> Any:
+            if isinstance(arg, Temporary):
+                return views[arg]
+            return arg.buffer if isinstance(arg, Block) else arg
+
+        self.calls = [launch.bind(device.queue, resolve) for launch in self.launches]
+
+
+class StepContext:
+    """What one call of a step has touched and must be settled at its end: counters on the device to advance."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+        self.cells: dict[Block, int] = {}
+        self.draws: dict[Block, int] = {}
+        self.optimizers: list[Any] = []  # those that stepped in it
+        self.prepared = False  # whether they were prepared before it began
+        self.uses: dict[Any, int] = {}  # how often each parameter was used
+
+    def advance(self, cell: Block, by: int = 1) -> None:
+        """Add `by` to the int32 in `cell` when the step ends, once however often this is said."""
+        self.cells[cell] = by
+
+    def draw(self, cell: Block) -> int:
+        """The number of this draw from the generator whose position is in `cell`: 0, 1, ... within the step."""
+        number = self.draws.get(cell, 0)
+        self.draws[cell] = number + 1
+        self.advance(cell)
+        return number
+
+    def take_cells(self) -> list[tuple[Block, int]]:
+        """The counters still to be advanced, handed to a kernel that does it along with its own work."""
+        taken = list(self.cells.items())
+        self.cells.clear()
+        return taken
+
+    def finish(self) -> None:
+        """Advance what nobody took, in one launch that is the step's last and reads nothing else."""
+        cells = self.take_cells()
+        for start in range(0, len(cells), 4):
+            advance_cells(self.device, cells[start : start + 4])
+
+
+def advance_cells(device: Device, cells: list[tuple[Block, int]]) -> None:
+    """Add to up to four int32 counters on the device."""
+    blocks: list[Any] = [block for block, _ in cells] + [None] * (4 - len(cells))
+    amounts = np.array([by for _, by in cells] + [0] * (4 - len(cells)), np.int32)
+    device.launch("state", "advance", (1,), *blocks, amounts, local=(1,))
+
+
+class Pacer:
+    """Keeps the host from running more than about 50 ms ahead: a marker every few steps, waited for one later."""
+
+    def __init__(self, queue: cl.CommandQueue) -> None:
+        self.queue, self.every, self.count = queue, 1, 0
+        self.marker: Any = None
+        self.last = time.perf_counter()
+
+    def step(self) -> None:
+        self.count += 1
+        if self.count < self.every:
+            return
+        self.count = 0
+        previous, self.marker = self.marker, cl.enqueue_marker(self.queue)
+        self.queue.flush()
+        if previous is not None:
+            previous.wait()
+        now = time.perf_counter()
+        if now - self.last < IN_FLIGHT / 4:
+            self.every = min(2 * self.every, 1 << 16)
+        elif now - self.last > IN_FLIGHT / 2:
+            self.every = max(1, self.every // 2)
+        self.last = now
+
+
+class _Entry:
+    """What is known of a step under one key."""
+
+    __slots__ = ("called", "recorder", "recording", "result", "eager")
+
+    def __init__(self) -> None:
+        self.called = False
+        self.recorder: Recorder | None = None
+        self.recording: Recording | None = None
+        self.result: Any = None
+        self.eager = False
+
+
+class Replays:
+    """The recordings of one step, by key, and the rule by which a call is eager, recorded or replayed."""
+
+    def __init__(self, name: str, record: bool = True) -> None:
+        self.name, self.record = name, record
+        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+
+    def recording(self, key: Hashable) -> Recording | None:
+        """The finished recording under `key`, if there is one."""
+        entry = self._entries.get(key)
+        return entry.recording if entry else None
+
+    def launches(self) -> list[list[str]]:
+        """The labels of the launches of every finished recording."""
+        return [[one.label for one in e.recording.launches] for e in self._entries.values() if e.recording]
+
+    def run(self, device: Device, key: Hashable, function: Callable[[StepContext], Any]) -> tuple[Any, bool]:
+        """Call or replay `function`; its result, and whether that lies in memory the next replay overwrites.
+
+        `function` gets the context of this call, and its launches must be complete when it returns.
+        """
+        if device.step is not None:  # a step within a step is part of it
+            return function(device.step), False
+        entry = self._entries.get(key)
+        if entry is None:
+            entry = self._entries[key] = _Entry()
+            if len(self._entries) > MOST_RECORDINGS:
+                self._entries.popitem(last=False)
+        else:
+            self._entries.move_to_end(key)
+        pacer = device.pacer
+        if entry.recording is not None:
+            entry.recording.replay()
+            pacer.step()
+            return entry.result, True
+        recorder = Recorder() if entry.called and self.record and not entry.eager else None
+        device.step = context = StepContext(device)
+        device.recorder = recorder
+        try:
+            result = function(context)
+            context.finish()
+        except BaseException:
+            self._entries.pop(key, None)
+            raise
+        finally:
+            device.step = device.recorder = None
+        entry.called = True
+        pacer.step()
+        return result, recorder is not None and self._note(device, entry, recorder, result)
+
+    def _note(self, device: Device, entry: _Entry, recorder: Recorder, result: Any) -> bool:
+        reason = recorder.reason
+        if reason is None and entry.recorder is None:
+            entry.recorder = recorder
+            return False
+        if reason is None and entry.recorder is not None:
+            reason = entry.recorder.first_difference(recorder)
+        entry.recorder = None
+        if reason is not None:
+            entry.eager = True
+            warnings.warn(
+                f"the step {self.name!r} cannot be replayed and runs eagerly, with the same results: {reason}. "
+                "record=False says that this is meant.",
+                RecordingWarning,
+                stacklevel=5,
+            )
+            return False
+        entry.result = result
+        entry.recording = Recording(device, recorder)
+        return True
+
+    def clear(self) -> None:
+        self._entries.clear()

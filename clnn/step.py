@@ -1,0 +1,151 @@
+"""`@clnn.step`: a function of tensors, recorded at its second and third call and replayed from then on."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+
+from .errors import ConfigurationError
+from .ops.array import Array, empty
+from .runtime.device import Device, check_not_forked, device
+from .runtime.recording import Replays, StepContext, structure_version
+from .tensor import Tensor, grad_enabled, host_array
+
+
+class Step:
+    """A step that is run over and over on arrays of the same shapes. See `step`."""
+
+    def __init__(self, function: Callable[..., Any], record: bool = True, optimizers: Any = ()) -> None:
+        functools.update_wrapper(self, function)
+        self.function = function
+        name = getattr(function, "__name__", type(function).__name__)
+        self.replays = Replays(name, record)
+        self._given = list(optimizers)
+        self.optimizers: list[Any] = list(optimizers)  # all that were ever stepped in it
+        self._inputs: dict[Hashable, list[Tensor]] = {}
+        self._known: dict[Hashable, tuple[list[Any], dict[Any, int]]] = {}  # by key: optimizers, and uses of parameters
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        check_not_forked()
+        arrays: list[Any] = []
+        where: Device | None = None
+        shape: list[Any] = []
+        for name, value in [*enumerate(args), *kwargs.items()]:
+            if isinstance(value, Tensor):
+                where = where or value.device
+                arrays.append(value)
+            elif isinstance(value, np.ndarray):
+                arrays.append(host_array(value))
+            else:
+                shape.append((name, value))
+                continue
+            shape.append((name, arrays[-1].shape, arrays[-1].dtype.str))
+        where = where or device()
+        if where.step is not None:  # a step within a step is part of it
+            return self.function(*args, **kwargs)
+        key = self.key(where, tuple(shape))
+        inputs = self._inputs.get(key)
+        if inputs is None:
+            if len(self._inputs) >= 16:  # shapes that are gone from the recordings too
+                self._inputs.clear()
+            inputs = self._inputs[key] = [_tensor(empty(where, a.shape, a.dtype)) for a in arrays]
+        for array, fixed in zip(arrays, inputs):
+            if isinstance(array, Tensor):
+                if array.device is not where:
+                    raise ConfigurationError(f"the arguments of one step lie on two devices, {where!r} and {array.device!r}")
+                where.copy(array.block, fixed.block, array.nbytes)
+            else:
+                where.upload(array, fixed.block)
+        given = iter(inputs)
+        place = [next(given) if isinstance(v, (Tensor, np.ndarray)) else v for v in args]
+        named = {k: next(given) if isinstance(v, (Tensor, np.ndarray)) else v for k, v in kwargs.items()}
+        result, fixed_result = self.run(where, key, lambda context: self.function(*place, **named))
+        return copied(result) if fixed_result else result
+
+    def key(self, where: Device, shape: Hashable) -> Hashable:
+        """What must be the same for a recording to be replayed."""
+        fresh = tuple(p.uses == 0 for o in self.optimizers for p in o.parameters)
+        key = (where, shape, grad_enabled(), os.environ.get("CLNN_GEMM", ""), structure_version(), fresh)
+        try:
+            hash(key)
+        except TypeError as error:
+            raise ConfigurationError(f"the arguments of a step are tensors, arrays, and values that can be hashed: {error}") from error
+        return key
+
+    def run(self, where: Device, key: Hashable, function: Callable[[StepContext], Any]) -> tuple[Any, bool]:
+        """Run or replay `function` under `key`: its result, and whether a later replay overwrites it."""
+        optimizers, uses = self._known.get(key, (self._given, {}))
+        for optimizer in optimizers:
+            optimizer.fuse()
+            optimizer.prepare()
+        if self.replays.recording(key) is not None:
+            return self.replays.run(where, key, function)
+
+        def call(context: StepContext) -> Any:
+            context.optimizers, context.prepared = list(optimizers), bool(optimizers)
+            for optimizer in optimizers:
+                optimizer.enter(uses)
+            try:
+                result = function(context)
+            finally:
+                for optimizer in context.optimizers:
+                    optimizer.leave()
+                self.optimizers += [o for o in context.optimizers if o not in self.optimizers]
+            if len(self._known) > 64:
+                self._known.clear()
+            self._known[key] = (context.optimizers, context.uses)
+            return result
+
+        try:
+            return self.replays.run(where, key, call)
+        except BaseException:
+            for optimizer in self.optimizers:
+                optimizer.abandon()
+            raise
+
+    def clear(self) -> None:
+        """Forget all recordings; the next calls make new ones."""
+        self.replays.clear()
+        self._inputs.clear()
+        self._known.clear()
+
+
+def _tensor(x: Array) -> Tensor:
+    return Tensor(x.block, x.shape, x.dtype, x.device)
+
+
+def copied(result: Any) -> Any:
+    """Results in memory of their own, so that no later replay writes into them."""
+    if isinstance(result, Tensor):
+        fresh = _tensor(empty(result.device, result.shape, result.dtype))
+        result.device.copy(result.block, fresh.block, result.nbytes)
+        return fresh
+    if isinstance(result, (tuple, list)):
+        return type(result)(*map(copied, result)) if hasattr(result, "_fields") else type(result)(map(copied, result))
+    if isinstance(result, dict):
+        return {key: copied(value) for key, value in result.items()}
+    return result
+
+
+def step(function: Callable[..., Any] | None = None, *, record: bool = True) -> Any:
+    """Make a function of tensors fast: its launches are noted and replayed.
+
+    The first call runs as written, the second and third are recorded and compared, later ones replay the launches with
+    new inputs: Python inside the function no longer runs. So its control flow is frozen, as are numbers that are no
+    tensors. Arrays and tensors are passed as arguments; results come back as tensors. A result read inside the function,
+    or a call that does something else than the last one, leaves it eager, with a warning. `record=False` never records.
+
+        @clnn.step
+        def train(x, y):
+            loss = clnn.losses.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step(net.parameters())
+            return loss
+    """
+    if function is None:
+        return functools.partial(step, record=record)
+    return Step(function, record)

@@ -1,0 +1,554 @@
+"""`Tensor`: an array on a device that remembers how it was made, so that `backward()` can take gradients back.
+
+The tape is the graph of nodes behind a tensor, walked from the newest to the oldest; each closure is dropped as soon as
+it has run. Gradients of parameters go where the optimizer chose (`Parameter.sink`), all others into temporaries.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import ClnnError, ShapeError
+from .gemm import Scale
+from .ops.activation import through, unary
+from .ops.aggregate import reduce
+from .ops.array import FLOATS, Array, Gradient, Sink, empty, empty_like, fill
+from .ops.elementwise import binary, scale_add
+from .ops.linear import linear, matmul
+from .ops.reduce import argmax
+from .ops.shape import broadcast_to, concatenate, reshape, take_rows, take_slice, transpose
+from .ops.softmax import softmax
+from .runtime.device import Device, resolve
+from .runtime.memory import Block
+
+_mode = threading.local()
+_order = itertools.count()
+
+
+def grad_enabled() -> bool:
+    """Whether operations are taken on tape: yes, except within `clnn.no_grad()`."""
+    return getattr(_mode, "enabled", True)
+
+
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
+    """Within it nothing is taken on tape: memory is reused at once, and dropout is off."""
+    before = grad_enabled()
+    _mode.enabled = False
+    try:
+        yield
+    finally:
+        _mode.enabled = before
+
+
+class Node:
+    """One operation on tape: the closure that takes its gradient back, and the gradient's shape."""
+
+    __slots__ = ("order", "backward", "like", "activation")
+
+    def __init__(self, y: Array, backward: Callable[[Any], Any]) -> None:
+        self.order = next(_order)
+        self.backward: Callable[[Any], Any] | None = backward
+        self.like, self.activation = (y.device, y.shape, y.dtype), y.activation
+
+    def __lt__(self, other: Node) -> bool:  # the newest first
+        return self.order > other.order
+
+
+class Tensor(Array):
+    """An array of float32 or float64 (or int32, for labels) on a device.
+
+    Made by `clnn.tensor(array)`; `numpy()`, `float(t)` and `np.asarray(t)` bring it back, and wait for the device.
+    """
+
+    __slots__ = ("node",)
+    __array_priority__ = 1000  # array + tensor calls Tensor.__radd__
+
+    def __init__(self, block: Block, shape: Sequence[int], dtype: Any, device: Device) -> None:
+        super().__init__(block, shape, dtype, device)
+        self.node: Node | None = None
+
+    # -- in and out --------------------------------------------------------------------------------------------------
+    def numpy(self) -> np.ndarray:
+        """A copy on the host."""
+        return self.device.read(self.block, np.empty(self.shape, self.dtype))
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    def __dlpack__(self, **options: Any) -> Any:
+        return self.numpy().__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)  # a copy in the host's memory
+
+    def item(self) -> float:
+        """The one element as a Python number."""
+        if self.size != 1:
+            raise ShapeError(f"only a tensor of one element is a number, and this one has the shape {self.shape}")
+        return self.numpy().reshape(()).item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("a tensor without axes has no length")
+        return self.shape[0]
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    def __repr__(self) -> str:
+        with np.printoptions(threshold=20, precision=4):
+            inside = np.array2string(self.numpy(), separator=", ") if self.device.recorder is None else "..."
+        return f"{type(self).__name__}({inside}, {self.dtype}, {self.device.name})"
+
+    def to(self, device: str | Device) -> Tensor:
+        """A copy on another device, without its history."""
+        return tensor(self.numpy(), device=device, dtype=self.dtype)
+
+    def astype(self, dtype: Any) -> Tensor:
+        """A copy of another type, by way of the host, without its history."""
+        return tensor(self.numpy(), device=self.device, dtype=dtype)
+
+    def detach(self) -> Tensor:
+        """The same memory without its history."""
+        y = Tensor(self.block, self.shape, self.dtype, self.device)
+        y.made_by = self.made_by
+        return y
+
+    # -- gradients -----------------------------------------------------------------------------------------------------
+    @property
+    def requires_grad(self) -> bool:
+        """Whether `backward()` from here reaches a parameter."""
+        return self.node is not None
+
+    def backward(self, gradient: Any = None) -> None:
+        """Take the gradient of this tensor back to every parameter it depends on.
+
+        Without `gradient` this must be a single number, such as a mean loss. The tape is used up: a second call needs a
+        new forward pass. Until the optimizer has stepped, another loss's gradients are added.
+        """
+        if self.node is None:
+            why = "made under no_grad(), or it" if not grad_enabled() else "it"
+            raise ClnnError(f"backward(): this tensor has no history: {why} depends on no trainable parameter")
+        if gradient is None:
+            if self.size != 1:
+                raise ShapeError(f"backward() without a gradient starts from one number, not from shape {self.shape}")
+        else:
+            gradient = tensor(gradient, device=self.device, dtype=self.dtype)
+            if gradient.shape != self.shape:
+                raise ShapeError(f"backward(): the gradient's shape {gradient.shape} is not the tensor's, {self.shape}")
+        backpropagate(self.node, gradient)
+
+    # -- arithmetic ----------------------------------------------------------------------------------------------------
+    def __add__(self, other: Any) -> Tensor:
+        return _binary("add", self, other)
+
+    __radd__ = __add__
+
+    def __sub__(self, other: Any) -> Tensor:
+        return _binary("subtract", self, other)
+
+    def __rsub__(self, other: Any) -> Tensor:
+        return _binary("subtract", other, self)
+
+    def __mul__(self, other: Any) -> Tensor:
+        return _binary("multiply", self, other)
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, other: Any) -> Tensor:
+        return _binary("divide", self, other)
+
+    def __rtruediv__(self, other: Any) -> Tensor:
+        return _binary("divide", other, self)
+
+    def __pow__(self, other: Any) -> Tensor:
+        if isinstance(other, (int, float)) and other == 2:
+            return apply(unary, self, name="square")
+        return _binary("power", self, other)
+
+    def __rpow__(self, other: Any) -> Tensor:
+        return _binary("power", other, self)
+
+    def __neg__(self) -> Tensor:
+        return apply(unary, self, name="negative")
+
+    def __abs__(self) -> Tensor:
+        return apply(unary, self, name="abs")
+
+    def __matmul__(self, other: Any) -> Tensor:
+        return _matmul(self, other)
+
+    def __rmatmul__(self, other: Any) -> Tensor:
+        return _matmul(other, self)
+
+    def __lt__(self, other: Any) -> Tensor:
+        return _binary("less", self, other)
+
+    def __le__(self, other: Any) -> Tensor:
+        return _binary("less_equal", self, other)
+
+    def __gt__(self, other: Any) -> Tensor:
+        return _binary("greater", self, other)
+
+    def __ge__(self, other: Any) -> Tensor:
+        return _binary("greater_equal", self, other)
+
+    # -- reductions and shapes -------------------------------------------------------------------------------------------
+    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return apply(reduce, self, kind="sum", axis=axis, keepdims=keepdims)
+
+    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return apply(reduce, self, kind="mean", axis=axis, keepdims=keepdims)
+
+    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return apply(reduce, self, kind="max", axis=axis, keepdims=keepdims)
+
+    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        return apply(reduce, self, kind="min", axis=axis, keepdims=keepdims)
+
+    def argmax(self, axis: int = -1) -> Tensor:
+        return _wrap(argmax(self, axis))
+
+    def reshape(self, *shape: Any) -> Tensor:
+        return apply(reshape, self, shape=shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+
+    def transpose(self, *axes: Any) -> Tensor:
+        order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
+        return apply(transpose, self, axes=order or None)
+
+    @property
+    def T(self) -> Tensor:
+        return self.transpose()
+
+    def broadcast_to(self, shape: Sequence[int]) -> Tensor:
+        return apply(broadcast_to, self, shape=shape)
+
+    def __getitem__(self, key: Any) -> Tensor:
+        return apply(take_slice, self, key=key)
+
+
+class Parameter(Tensor):
+    """A tensor that learns.
+
+    `sink` = (scale, kind) says how its gradient is written: None for plainly into the gradient's buffer; else chosen by
+    the optimizer: "velocity" (into the gradient's buffer, which is the velocity) or "straight" (into the parameter itself).
+    `uses` counts the gradients received since the last step: a later one is added to the first.
+    """
+
+    __slots__ = ("name", "trainable", "decays", "rate_factor", "sink", "uses", "forward_uses", "store", "position", "_grad", "_last")
+
+    def __init__(self, block: Block, shape: Sequence[int], dtype: Any, device: Device, name: str = "") -> None:
+        super().__init__(block, shape, dtype, device)
+        self.name, self.trainable = name, True
+        self.decays = len(self.shape) > 1  # weight decay is for weights, not for biases
+        self.rate_factor = 1.0  # of the optimizer's learning rate
+        self.sink: tuple[Scale, str] | None = None
+        self.uses = self.forward_uses = 0
+        self.store: Any = None  # the flat store that it is a view of, see parameters.py
+        self.position = 0
+        self._grad: Block | None = None
+        self._last = ""
+
+    @property
+    def requires_grad(self) -> bool:
+        return self.trainable
+
+    def gradient_block(self) -> Block:
+        """Where gradients (or, under momentum, velocities) lie; made at first need."""
+        if self._grad is None:
+            self._grad = self.store.gradient_view(self) if self.store else self.device.memory.allocate(self.nbytes)
+        return self._grad
+
+    @property
+    def grad(self) -> Tensor | None:
+        """The gradient that the last `backward()` left, or None."""
+        if self._last in ("straight", "velocity"):
+            into = "the weights" if self._last == "straight" else "the velocity"
+            raise ClnnError(
+                f"{self.name or 'this parameter'} has no gradient of its own: its last step wrote it straight into {into}. "
+                "Give the optimizer keep_gradients=True to read gradients."
+            )
+        if not self._last:
+            return None
+        return Tensor(self.gradient_block(), self.shape, self.dtype, self.device)
+
+    def zero_grad(self) -> None:
+        """Forget the gradients received so far: the next one is assigned, not added."""
+        self.uses = self.forward_uses = 0
+        self._last = ""
+
+    def next_sink(self) -> Sink:
+        """Where the next gradient goes."""
+        if self.sink is None:
+            if self.store is not None:
+                self.store.reclaim()
+            block, scale, kind = self.gradient_block(), Scale.constant(self.device, self.dtype, 1, 0), "plain"
+        else:
+            scale, kind = self.sink
+            block = self.block if kind == "straight" else self.gradient_block()
+            if kind == "straight" and self.forward_uses > 1:
+                raise ClnnError(
+                    f"{self.name or 'a parameter'} is used {self.forward_uses} times in this step and was used once in its "
+                    "first call, so its gradient cannot go straight into it; give the optimizer keep_gradients=True"
+                )
+        if self.uses:
+            scale = Scale.constant(self.device, self.dtype, 1, 1)
+        self.uses += 1
+        self._last = kind
+        return Sink(block, scale)
+
+
+# -- making tensors ----------------------------------------------------------------------------------------------------
+def tensor(value: Any, dtype: Any = None, device: str | Device | None = None) -> Tensor:
+    """A tensor from an array, a number or nested lists.
+
+    Floats become float32 unless `dtype` says float64; integers and bools keep their meaning as int32. A tensor that is
+    already there comes back as it is.
+    """
+    if isinstance(value, Tensor) and (dtype is None or value.dtype == dtype):
+        if device is None or value.device is resolve(device):
+            return value
+    array, where = host_array(value, dtype), resolve(device)
+    where.real(array.dtype)
+    y = _wrap(empty(where, array.shape, array.dtype))
+    where.upload(array, y.block)
+    return y
+
+
+def host_array(value: Any, dtype: Any = None) -> np.ndarray:
+    """A contiguous NumPy array of a type that tensors have."""
+    array = np.asarray(value)
+    if dtype is None:
+        dtype = array.dtype if array.dtype in FLOATS else np.int32 if array.dtype.kind in "iub" else np.float32
+        if isinstance(value, (float, list, tuple)) and array.dtype.kind == "f":
+            dtype = np.float32
+    dtype = np.dtype(dtype)
+    if array.dtype.kind not in "fiub" or (dtype not in FLOATS and dtype != np.int32):
+        raise ShapeError(f"a tensor holds float32, float64 or int32, and {array.dtype} as {dtype} was given")
+    if dtype == np.int32 and array.dtype.kind in "iu" and array.size:
+        low, high = array.min(), array.max()
+        if low < -(2**31) or high >= 2**31:
+            raise ShapeError(f"integers become int32 here, and {low if low < -(2**31) else high} does not fit")
+    return np.ascontiguousarray(array, dtype).reshape(array.shape)
+
+
+def constant(value: Any, dtype: Any = None, device: str | Device | None = None) -> Tensor:
+    """A tensor that a recorded step may upload: made at the first call, the same at every replay."""
+    where = resolve(device)
+    array = host_array(value, dtype)
+    block = where.memory.allocate(array.nbytes)
+    where.upload(array, block, constant=True)
+    return Tensor(block, array.shape, array.dtype, where)
+
+
+def zeros(shape: Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
+    return _wrap(fill(empty(resolve(device), shape, dtype), 0.0))
+
+
+def ones(shape: Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
+    return _wrap(fill(empty(resolve(device), shape, dtype), 1.0))
+
+
+def _wrap(y: Array) -> Tensor:
+    t = Tensor(y.block, y.shape, y.dtype, y.device)
+    t.made_by, t.activation, t.logits = y.made_by, y.activation, y.logits
+    return t
+
+
+def apply(op: Callable[..., Any], *inputs: Any, **options: Any) -> Tensor:
+    """Run an op, and take it on tape if one of its inputs leads to a trainable parameter."""
+    y, backward = op(*inputs, **options)
+    return on_tape(y, inputs, backward)
+
+
+def on_tape(y: Array, inputs: Sequence[Any], backward: Any) -> Tensor:
+    """`y` as a tensor whose history is `backward` from `inputs`."""
+    t = _wrap(y)
+    if grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+        t.node = Node(y, backward)
+        for x in inputs:
+            if isinstance(x, Parameter):
+                x.forward_uses += 1
+    else:
+        t.activation = None  # no gradient will come by
+    return t
+
+
+def _operand(value: Any, like: Tensor) -> Any:
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, (int, float, np.generic)) or (isinstance(value, np.ndarray) and value.ndim == 0):
+        return float(value)
+    return tensor(value, dtype=like.dtype, device=like.device)
+
+
+def _binary(name: str, a: Any, b: Any) -> Tensor:
+    like = a if isinstance(a, Tensor) else b
+    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
+        like = a = tensor(a)
+    return apply(lambda p, q: binary(name, p, q), _operand(a, like), _operand(b, like))
+
+
+def _matmul(a: Any, b: Any) -> Tensor:
+    like = a if isinstance(a, Tensor) else b
+    a, b = _operand(a, like), _operand(b, like)
+    if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.shape or not b.shape:
+        raise ShapeError("matmul takes arrays with at least one axis")
+    row, column = a.ndim == 1, b.ndim == 1
+    a = a.reshape(1, -1) if row else a
+    b = b.reshape(-1, 1) if column else b
+    y = apply(matmul, a, b)
+    shape = list(y.shape)
+    if row:
+        shape.pop(-2)
+    if column:
+        shape.pop(-1)
+    return y.reshape(shape) if row or column else y
+
+
+# -- functions of tensors ------------------------------------------------------------------------------------------------
+def function(x: Any, name: str) -> Tensor:
+    """A function of one variable by its name in clnn/ops/activation.py."""
+    x = tensor(x)
+    return x if name == "linear" else apply(unary, x, name=name)
+
+
+def linear_layer(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> Tensor:
+    """f(x w + b), fused; see clnn/ops/linear.py."""
+    y, backward = linear(x, w, b, activation, keep=grad_enabled())
+    return on_tape(y, (x, w) if b is None else (x, w, b), backward)
+
+
+def softmax_of(x: Any, log: bool = False) -> Tensor:
+    """Softmax or log-softmax over the last axis."""
+    return apply(softmax, tensor(x), log=log)
+
+
+def maximum(a: Any, b: Any) -> Tensor:
+    """The larger of two, elementwise; NaN if one is."""
+    return _binary("maximum", a, b)
+
+
+def minimum(a: Any, b: Any) -> Tensor:
+    """The smaller of two, elementwise; NaN if one is."""
+    return _binary("minimum", a, b)
+
+
+def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
+    """Tensors joined along an axis."""
+    y, backward = concatenate(tensors, axis)
+    return on_tape(y, tensors, backward)
+
+
+def rows_of(x: Tensor, index: Any) -> Tensor:
+    """x[index] for an array of row numbers; no gradient goes through."""
+    index = tensor(index, dtype=np.int32, device=x.device)
+    return _wrap(take_rows(x, index))
+
+
+# -- the tape ------------------------------------------------------------------------------------------------------------
+class _Pending:
+    """The gradient gathered for a node so far, and whether its memory is this one's own to add to."""
+
+    __slots__ = ("gradient", "owned")
+
+    def __init__(self, gradient: Array, owned: bool) -> None:
+        self.gradient, self.owned = gradient, owned
+
+
+def backpropagate(root: Node, gradient: Array | None) -> None:
+    """Run the closures behind `root` from the newest to the oldest; None stands for a gradient of 1."""
+    device, shape, dtype = root.like
+    if gradient is None and not getattr(root.backward, "starts_at_one", False):
+        gradient = fill(empty(device, shape, dtype), 1.0)
+    if gradient is not None and root.activation is not None:
+        gradient = through(root.activation, gradient)
+    waiting, pending = [root], {root: _Pending(gradient, False) if gradient is not None else None}
+    while waiting:
+        node = heapq.heappop(waiting)
+        got = pending.pop(node)
+        closure, node.backward = node.backward, None
+        if closure is None:
+            raise ClnnError("backward(): the tape was used up by an earlier backward(); run the forward pass again")
+        folded = getattr(closure, "folds", False)
+        for *targets, flowing in closure(got and got.gradient):
+            for target in _deliver(targets, flowing, pending, folded):
+                heapq.heappush(waiting, target)
+
+
+def _deliver(targets: list[Any], flowing: Gradient, pending: dict[Node, Any], folded: bool) -> list[Node]:
+    """Bring a gradient to the inputs it is for; the nodes that are now waiting for the first time come back."""
+    wanted = [isinstance(t, Tensor) and t.requires_grad for t in targets]
+    if not any(wanted):
+        return []
+    if isinstance(flowing, Array):
+        return _add(targets[0], flowing, pending, folded)
+    device, dtype = targets[0].device, targets[0].dtype
+    first: list[Node] = []
+    sinks: list[Sink | None] = []
+    loose: list[tuple[Tensor, Array]] = []  # written apart, then added like any array
+    for target, want in zip(targets, wanted):
+        node = target.node if want else None
+        got = pending.get(node) if node else None
+        if not want:
+            sinks.append(None)
+        elif isinstance(target, Parameter):
+            sinks.append(target.next_sink())
+        elif len(targets) > 1 or (got is not None and not got.owned):
+            out = empty_like(target)
+            loose.append((target, out))
+            sinks.append(Sink(out.block, Scale.constant(device, dtype, 1, 0)))
+        elif got is None:
+            out = empty(*node.like)
+            pending[node] = _Pending(out, True)
+            first.append(node)
+            sinks.append(Sink(out.block, None, node.activation))
+        else:
+            sinks.append(Sink(got.gradient.block, Scale.constant(device, dtype, 1, 1), node.activation))
+    flowing(*sinks)
+    for target, out in loose:
+        first += _add(target, out, pending, False)
+    return first
+
+
+def _add(target: Tensor, gradient: Array, pending: dict[Node, Any], folded: bool) -> list[Node]:
+    """Add an array to what `target` has received."""
+    if not target.requires_grad:
+        return []
+    if isinstance(target, Parameter):
+        sink = target.next_sink()
+        assert sink.scale is not None
+        scale_add(gradient, sink.out, sink.scale)
+        return []
+    node = target.node
+    assert node is not None
+    got = pending.get(node)
+    activation = None if folded else node.activation
+    if got is not None and got.owned and activation:
+        through(activation, gradient, into=got.gradient)
+        return []
+    if activation:
+        gradient = through(activation, gradient)
+    if got is None:
+        pending[node] = _Pending(gradient, activation is not None)
+        return [node]
+    if got.owned:
+        scale_add(gradient, got.gradient.block, Scale.constant(gradient.device, gradient.dtype, 1, 1))
+    else:
+        pending[node] = _Pending(binary("add", got.gradient, gradient)[0], True)
+    return []

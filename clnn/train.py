@@ -1,0 +1,558 @@
+"""fit, evaluate and predict, for any `Layer`.
+
+The data lies on the device (or comes in chunks, where it would not fit); each epoch uploads one permutation, and the
+steps gather their rows through it. Losses and hits gather in a table on the device that is read once an epoch, so the
+host never waits inside one.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from . import random
+from .callbacks import Progress
+from .data.validate import check_features, check_labels
+from .errors import ConfigurationError, DataError, Diverged, ShapeError
+from .layers.base import Layer
+from .losses import Loss, find_loss, host_target
+from .metrics import Metric, find_metric, metric_name
+from .optim import Optimizer, find_optimizer
+from .ops.array import block_of, empty
+from .parameters import consolidate
+from .runtime.device import Device
+from .runtime.recording import advance_cells
+from .step import Step, copied
+from .tensor import Node, Tensor, backpropagate, grad_enabled, no_grad, tensor
+
+EVALUATION_BATCH = 512
+CHUNK_BYTES = 32 << 20  # evaluation and prediction pass data through a buffer of about this size
+
+
+class History:
+    """What fit measured: `history` maps names to lists with one value an epoch."""
+
+    def __init__(self) -> None:
+        self.history: dict[str, list[float]] = {}
+
+    def add(self, logs: dict[str, float]) -> None:
+        for name, value in logs.items():
+            self.history.setdefault(name, []).append(value)
+
+    def __getitem__(self, name: str) -> list[float]:
+        return self.history[name]
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.history.items())
+        return f"<History of {len(self.history.get('loss', []))} epochs: {last}>"
+
+    def plot(self, path: str | None = None) -> Any:
+        """Curves of loss and accuracy by epoch; saved to `path` if given. Needs matplotlib."""
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ConfigurationError('History.plot() needs matplotlib: pip install "clnn[plot]"') from error
+        groups = [[n for n in self.history if n.endswith(part)] for part in ("loss", "accuracy")]
+        groups = [names for names in groups if names]
+        figure, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups), 3.5), squeeze=False)
+        for axis, names in zip(axes[0], groups):
+            for name in names:
+                axis.plot(range(1, len(self.history[name]) + 1), self.history[name], label=name)
+            axis.set_xlabel("epoch")
+            axis.legend()
+        figure.tight_layout()
+        if path is not None:
+            figure.savefig(path)
+            plt.close(figure)
+        return figure
+
+
+# -- what users give -------------------------------------------------------------------------------------------------------
+def as_inputs(x: Any, dtype: Any, name: str = "x", check: bool = True) -> list[np.ndarray]:
+    """One array per input of the model, in the model's type, checked for NaN and infinity."""
+    arrays = list(x) if isinstance(x, tuple) else [x]
+    found = []
+    for i, value in enumerate(arrays):
+        array = np.asarray(value)
+        label = name if len(arrays) == 1 else f"{name}[{i}]"
+        if array.ndim < 1 or array.dtype.kind not in "fiub":
+            raise DataError(f"{label} should be an array of numbers with one row a sample, not {array.dtype} of shape {array.shape}")
+        if array.dtype != dtype or not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array, dtype)
+        if check:
+            check_features(array, label)
+        found.append(array)
+    if any(len(a) != len(found[0]) for a in found):
+        raise ShapeError(f"the inputs have {[len(a) for a in found]} samples; they need the same number")
+    return found
+
+
+def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """Build the model if it is not, by one sample of zeros; the output's shape for one sample."""
+    with no_grad():
+        y = model(*[tensor(np.zeros((1, *x.shape[1:]), x.dtype), device=model.device) for x in xs])
+    if not isinstance(y, Tensor):
+        raise ConfigurationError(f"forward() returned {type(y).__name__}; fit, evaluate and predict need one tensor")
+    return y.shape[1:]
+
+
+def as_target(y: Any, loss: Any, output: tuple[int, ...], n: int, dtype: Any, name: str = "y") -> np.ndarray:
+    """The targets for n outputs of that shape, checked."""
+    array = host_target(y, dtype)
+    if len(array) != n:
+        raise ShapeError(f"{name} has {len(array)} samples and x has {n}")
+    if isinstance(loss, Loss):
+        loss.check((n, *output), array.shape, array.dtype)
+        if array.dtype == np.int32:
+            check_labels(array, output[-1], name)
+        else:
+            array = array.reshape(n, *output)
+    if array.dtype != np.int32:
+        check_features(array, name)
+    return np.ascontiguousarray(array)
+
+
+def as_weights(
+    sample_weight: Any, class_weight: dict[int, float] | None, y: np.ndarray, dtype: Any
+) -> np.ndarray | None:
+    """One weight a sample, or None."""
+    weight = None
+    if sample_weight is not None:
+        weight = np.asarray(sample_weight, dtype)
+        if weight.shape != (len(y),):
+            raise ShapeError(f"sample_weight has the shape {weight.shape}; {len(y)} samples need {(len(y),)}")
+        check_features(weight, "sample_weight")
+    if class_weight is not None:
+        labels = y if y.dtype == np.int32 else y.reshape(len(y), -1).argmax(1)
+        by_class = np.ones(int(labels.max(initial=0)) + 1, dtype)
+        for label, value in class_weight.items():
+            if not isinstance(label, (int, np.integer)) or label < 0 or not math.isfinite(value):
+                raise ConfigurationError(f"class_weight maps class numbers to weights, and {label!r}: {value!r} was given")
+            if label < len(by_class):
+                by_class[label] = value
+        weight = by_class[labels] * (1 if weight is None else weight)
+    return None if weight is None else np.ascontiguousarray(weight, dtype)
+
+
+# -- data on the device ------------------------------------------------------------------------------------------------------
+class Feed:
+    """Samples, targets and weights on the device, `capacity` rows of them, and the batch that a step gathers."""
+
+    def __init__(self, device: Device, capacity: int, xs: Sequence[np.ndarray], y: np.ndarray | None, weighted: bool, ordered: bool) -> None:
+        self.device, self.capacity = device, capacity
+        rows = lambda a: (capacity, *a.shape[1:])  # noqa: E731
+        hold = lambda shape, dtype: device.memory.allocate(math.prod(shape) * np.dtype(dtype).itemsize)  # noqa: E731
+        self.shapes = [(x.shape[1:], x.dtype) for x in xs]
+        self.xs = [hold(rows(x), x.dtype) for x in xs]
+        self.target = None if y is None else (y.shape[1:], y.dtype)
+        self.y = None if y is None else hold(rows(y), y.dtype)
+        self.weight = hold((capacity,), xs[0].dtype) if weighted else None
+        self.order = hold((capacity,), np.int32) if ordered else None
+        self.state = hold((2,), np.int32)
+
+    @staticmethod
+    def row_bytes(xs: Sequence[np.ndarray], y: np.ndarray | None, weighted: bool) -> int:
+        arrays = [*xs] if y is None else [*xs, y]
+        return sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in arrays) + 4 + (8 if weighted else 0)
+
+    def fits(self, rows: int, xs: Sequence[np.ndarray], y: np.ndarray | None) -> bool:
+        """Whether this feed can carry `rows` rows of such data."""
+        target = None if y is None else (y.shape[1:], y.dtype)
+        return rows <= self.capacity and self.shapes == [(x.shape[1:], x.dtype) for x in xs] and self.target == target
+
+    def load(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None) -> None:
+        """Bring rows to the device."""
+        for array, block in zip(xs, self.xs):
+            self.device.upload(np.ascontiguousarray(array), block)
+        if y is not None and self.y is not None:
+            self.device.upload(np.ascontiguousarray(y), self.y)
+        if weight is not None and self.weight is not None:
+            self.device.upload(np.ascontiguousarray(weight), self.weight)
+
+    def rewind(self, order: np.ndarray | None = None, step: int = 0) -> None:
+        """Start again at the first row, in a new order; `step` is where results go on."""
+        if order is not None and self.order is not None:
+            self.device.upload(np.ascontiguousarray(order, np.int32), self.order)
+        self.device.upload(np.array([0, step], np.int32), self.state)
+
+    def gather(self, rows: int) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """The next `rows` rows as tensors: inputs, targets, weights."""
+        device = self.device
+        batch = [_fresh(device, (rows, *shape), dtype) for shape, dtype in self.shapes]
+        y = _fresh(device, (rows, *self.target[0]), self.target[1]) if self.target else None
+        w = _fresh(device, (rows,), self.shapes[0][1]) if self.weight else None
+        for i, (x, source) in enumerate(zip(batch, self.xs)):
+            first = i == 0  # targets and weights come along with the first input
+            columns = math.prod(self.shapes[i][0])
+            y_columns = math.prod(self.target[0]) if first and self.target else 0
+            device.launch(
+                "data", "gather", (max(columns, y_columns, 1), rows), columns, rows, y_columns,
+                source, self.y if first else None, self.weight if first else None, self.order, self.state,
+                x.block, y.block if y is not None and first else None, w.block if w is not None and first else None,
+                real=device.real(x.dtype), X="int" if x.dtype == np.int32 else "real",
+                Y="int" if self.target and self.target[1] == np.int32 else "real",
+            )  # fmt: skip
+        return batch, y, w
+
+
+def _fresh(device: Device, shape: Sequence[int], dtype: Any) -> Tensor:
+    x = empty(device, shape, dtype)
+    return Tensor(x.block, x.shape, x.dtype, x.device)
+
+
+class Results:
+    """Per step: the mean loss, the number of hits, and the means of further metrics."""
+
+    def __init__(self, device: Device, steps: int, dtype: Any, metrics: Sequence[Metric]) -> None:
+        self.device, self.steps, self.dtype, self.metrics = device, steps, np.dtype(dtype), list(metrics)
+        size = self.dtype.itemsize
+        self.main = device.memory.allocate(max(1, 2 * steps) * size)
+        self.extra = device.memory.allocate(max(1, steps * len(self.metrics)) * size)
+
+    def read(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        main = self.device.read(self.main, np.empty((steps, 2), self.dtype))
+        return main, self.device.read(self.extra, np.empty((steps, len(self.metrics)), self.dtype))
+
+
+def _steps(n: int, batch: int) -> list[int]:
+    """Rows of each step of an epoch; the remainder is a step too."""
+    return [batch] * (n // batch) + ([n % batch] if n % batch else [])
+
+
+def _end_step(feed: Feed, results: Results, losses: Any, hits: Any, output: Tensor, target: Tensor | None, context: Any) -> None:
+    """Record losses, hits and metrics of this step, and advance its counters, last of all."""
+    device = feed.device
+    for column, metric in enumerate(results.metrics):
+        assert target is not None
+        values = metric(output, target)
+        device.launch(
+            "metrics", "record_mean", (1,), values.size, len(results.metrics), column, values.block, feed.state, results.extra,
+            local=(1,), real=device.real(results.dtype),
+        )  # fmt: skip
+    cells = context.take_cells()
+    for cell, by in cells[2:]:
+        context.advance(cell, by)
+    cells = (cells[:2] + [(None, 0)] * 2)[:2]
+    device.launch(
+        "state", "end_step", (1,), losses.size, losses.block, block_of(hits), results.main, feed.state,
+        cells[0][0], cells[1][0], np.array([cells[0][1], cells[1][1]], np.int32), local=(1,), real=device.real(results.dtype),
+    )  # fmt: skip
+
+
+def _loss_rows(loss: Any, output: Tensor, y: Tensor, w: Tensor | None, hits: bool) -> tuple[Any, Any, Node | None]:
+    """Losses by row, hits, and where backpropagation starts; any function of two tensors serves as a loss."""
+    if isinstance(loss, Loss):
+        found, source = loss.rows(output, y, w, hits)
+
+        def closure(_: Any) -> Any:
+            return ((source, gradient) for _, gradient in found.backward(None))
+
+        closure.starts_at_one = closure.folds = True  # type: ignore[attr-defined]
+        taped = grad_enabled() and source.requires_grad
+        return found.losses, found.hits, Node(found.losses, closure) if taped else None
+    if w is not None:
+        raise ConfigurationError("sample_weight and class_weight need one of clnn's losses; weight samples inside your own")
+    value = loss(output, y)
+    if not isinstance(value, Tensor) or value.size != 1:
+        raise ShapeError("a loss of your own should return a tensor of one number, the mean over samples")
+    return value, None, value.node
+
+
+# -- fit -----------------------------------------------------------------------------------------------------------------------
+def fit(
+    model: Any,
+    x: Any,
+    y: Any,
+    *,
+    loss: Any,
+    optimizer: str | Optimizer,
+    epochs: int = 1,
+    batch_size: int = 32,
+    metrics: Sequence[str | Metric] | None = None,
+    validation: tuple[Any, Any] | None = None,
+    validation_split: float = 0.0,
+    callbacks: Sequence[Any] = (),
+    shuffle: bool = True,
+    seed: int | None = None,
+    sample_weight: Any = None,
+    class_weight: dict[int, float] | None = None,
+    record: bool = True,
+    progress: bool = True,
+) -> History:
+    """Train `model` on samples x and targets y; the history of losses and accuracies comes back.
+
+    x: array (n, ...), or a tuple of arrays for a model of several inputs. y: class numbers (n,), or values of the
+    output's shape. loss, optimizer and metrics: by name, or objects. Samples are shuffled anew each epoch, and the
+    remainder batch is trained on too. `validation` = (x, y) is evaluated after each epoch; `validation_split` takes that
+    fraction of the samples from the end instead. `sample_weight` (n,) and `class_weight` {class: weight} multiply
+    losses. With `seed`, shuffling and dropout repeat from run to run. `record=False` keeps every step eager.
+    A second fit with the same optimizer object goes on where the first ended.
+    """
+    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
+        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < (0 if name == "epochs" else 1):
+            raise ConfigurationError(f"{name} should be an integer of {0 if name == 'epochs' else 1} or more, {value!r} was provided instead")
+    loss, optimizer = find_loss(loss), find_optimizer(optimizer)
+    found_metrics = [find_metric(m) for m in metrics or ()]
+    device, dtype = model.device, model.dtype
+    xs = as_inputs(x, dtype)
+    n = len(xs[0])
+    if n == 0:
+        raise DataError(f"x has no samples: its shape is {xs[0].shape}")
+    output = build_for(model, xs)
+    target = as_target(y, loss, output, n, dtype)
+    weight = as_weights(sample_weight, class_weight, target, dtype)
+    if validation is not None and validation_split:
+        raise ConfigurationError("give validation or validation_split, not both")
+    if not 0 <= validation_split < 1:
+        raise ConfigurationError(f"validation_split should be in [0, 1), {validation_split!r} was provided instead")
+    held_out: tuple[list[np.ndarray], np.ndarray] | None = None
+    if validation_split:
+        kept = n - max(1, round(n * validation_split))
+        if kept < 1:
+            raise ConfigurationError(f"validation_split={validation_split} leaves none of {n} samples to train on")
+        held_out = [a[kept:] for a in xs], target[kept:]
+        xs, target, weight, n = [a[:kept] for a in xs], target[:kept], weight if weight is None else weight[:kept], kept
+    elif validation is not None:
+        x_val = as_inputs(validation[0], dtype, "validation x")
+        held_out = x_val, as_target(validation[1], loss, output, len(x_val[0]), dtype, "validation y")
+
+    optimizer.attach(consolidated(model))
+    model.loss, model.optimizer = loss, optimizer
+    if seed is not None:
+        random.generator(device).reseed(seed, position=0 if not optimizer.steps else optimizer.steps)
+    classes = target.dtype == np.int32
+    resident, capacity = _capacity(device, n, batch_size, xs, target, weight is not None)
+    feed = Feed(device, capacity, xs, target, weight is not None, ordered=resident)
+    plan = _steps(n, batch_size)
+    results = Results(device, len(plan), dtype, found_metrics)
+
+    def train(context: Any, rows: int) -> None:
+        batch, t, w = feed.gather(rows)
+        out = model.forward(*batch)
+        assert t is not None
+        losses, hits, start = _loss_rows(loss, out, t, w, classes)
+        if start is None:
+            raise ConfigurationError("the loss depends on no trainable parameter")
+        del batch
+        backpropagate(start, None)
+        optimizer.step()
+        _end_step(feed, results, losses, hits, out, t, context)
+
+    step = Step(train, record, [optimizer])
+    history = History()
+    bar = Progress(epochs, len(plan), progress)
+    evaluation = Evaluation(model, loss, found_metrics, record) if held_out else None
+    model.stop_training = False
+    if resident:
+        feed.load(xs, target, weight)
+    try:
+        for callback in callbacks:
+            callback.on_train_begin(model)
+        for epoch in range(epochs):
+            for callback in callbacks:
+                callback.on_epoch_begin(model, epoch)
+            began = time.perf_counter()
+            order = _permutation(n, shuffle, seed, optimizer.epochs)
+            first_step = optimizer.steps
+            done = 0
+            for start in range(0, n, capacity):
+                part = order[start : start + capacity]
+                if resident:
+                    feed.rewind(part)
+                else:
+                    rows = part if shuffle else slice(start, start + capacity)
+                    feed.load([a[rows] for a in xs], target[rows], weight if weight is None else weight[rows])
+                    feed.rewind(step=done)
+                for rows_now in _steps(len(part), batch_size):
+                    step.run(device, step.key(device, rows_now), lambda c, r=rows_now: train(c, r))  # type: ignore[misc]
+                    bar.step()
+                    done += 1
+            logs = _epoch_logs(results, plan, classes, epoch, first_step)
+            optimizer.epochs += 1
+            if evaluation and held_out:
+                logs |= {f"val_{key}": value for key, value in evaluation.run(*held_out).items()}
+            logs["lr"] = optimizer.rate(max(0, optimizer.steps - 1))
+            logs["seconds"] = time.perf_counter() - began
+            history.add(logs)
+            bar.epoch(epoch, epochs, logs)
+            for callback in callbacks:
+                callback.on_epoch_end(model, epoch, logs)
+            if model.stop_training:
+                break
+    finally:
+        bar.close()
+        for callback in callbacks:
+            callback.on_train_end(model)
+    return history
+
+
+def consolidated(model: Layer) -> list[Any]:
+    """The model's parameters, in a flat store."""
+    parameters = model.parameters()
+    consolidate(parameters)
+    return parameters
+
+
+def _capacity(device: Device, n: int, batch: int, xs: Any, y: Any, weighted: bool) -> tuple[bool, int]:
+    """Whether all data may stay on the device, and the rows of a chunk (whole batches) if not."""
+    row = Feed.row_bytes(xs, y, weighted)
+    free = device.memory.limit - device.memory.in_use
+    largest = device.cl_device.max_mem_alloc_size
+    if n * row <= free // 2 and n * max(1, row) <= largest:
+        return True, n
+    rows = min(free // 8, largest // 2) // max(1, row) // batch * batch
+    return False, max(batch, rows)
+
+
+def _permutation(n: int, shuffle: bool, seed: int | None, epoch: int) -> np.ndarray:
+    """The order of samples in an epoch: by (seed, epoch), so that a resumed run sees what an uninterrupted one sees."""
+    if not shuffle:
+        return np.arange(n, dtype=np.int32)
+    generator = random.host() if seed is None else np.random.default_rng((seed, epoch))
+    return generator.permutation(n).astype(np.int32)
+
+
+def _epoch_logs(results: Results, plan: list[int], classes: bool, epoch: int, first_step: int) -> dict[str, float]:
+    main, extra = results.read(len(plan))
+    losses = main[:, 0].astype(np.float64)
+    bad = np.flatnonzero(~np.isfinite(losses))
+    if bad.size:
+        at = int(bad[0])
+        last = f"the last finite loss was {losses[at - 1]:.6g}" if at else "no loss of this epoch was finite before"
+        raise Diverged(
+            f"the loss stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} (step {first_step + at + 1} in all): "
+            f"it was {losses[at]}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
+        )
+    rows = np.array(plan, np.float64)
+    logs = {"loss": float(losses @ rows / rows.sum())}
+    if classes:
+        logs["accuracy"] = float(main[:, 1].sum() / rows.sum())
+    for i, metric in enumerate(results.metrics):
+        logs[metric_name(metric)] = float(extra[:, i].astype(np.float64) @ rows / rows.sum())
+    return logs
+
+
+# -- evaluate and predict --------------------------------------------------------------------------------------------------------
+class Evaluation:
+    """Passes data through a model without a tape, in recorded steps; kept by a model between calls."""
+
+    def __init__(self, model: Any, loss: Any, metrics: Sequence[Metric], record: bool = True, batch: int = EVALUATION_BATCH) -> None:
+        self.model, self.loss, self.metrics, self.batch = model, loss, list(metrics), batch
+        self.feed: Feed | None = None
+        self.results: Results | None = None
+        self.record = record
+        self.step: Step | None = None
+
+    def run(self, xs: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
+        """The mean loss and metrics."""
+        n, classes = len(xs[0]), y.dtype == np.int32
+        if n == 0:
+            raise DataError(f"x has no samples: its shape is {xs[0].shape}")
+        sums: dict[str, float] = {}
+        for start, rows in self._chunks(xs, y, weight):
+            plan = _steps(rows, self.batch)
+            for rows_now in plan:
+                self._run(rows_now, classes)
+            assert self.results is not None
+            main, extra = self.results.read(len(plan))
+            share = np.array(plan, np.float64) / n
+            values = {"loss": main[:, 0].astype(np.float64) @ share}
+            if classes:
+                values["accuracy"] = float(main[:, 1].sum()) / n
+            for i, metric in enumerate(self.metrics):
+                values[metric_name(metric)] = extra[:, i].astype(np.float64) @ share
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + float(value)
+        return sums
+
+    def outputs(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The model's outputs, chunk by chunk."""
+        found = []
+        for _, rows in self._chunks(xs, None, None):
+            found += [out.numpy() for out in [self._run(rows_now, False) for rows_now in _steps(rows, self.batch)]]
+        return found
+
+    def _chunks(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None):
+        n, row = len(xs[0]), Feed.row_bytes(xs, y, weight is not None)
+        most = max(1, CHUNK_BYTES // max(1, row) // self.batch) * self.batch
+        weighted = weight is not None
+        feed = self.feed
+        if feed is None or not feed.fits(min(n, most), xs, y) or (feed.weight is not None) != weighted:
+            capacity = min(most, 1 << max(0, n - 1).bit_length())
+            device = self.model.device
+            self.feed = feed = Feed(device, capacity, xs, y, weighted, ordered=False)
+            self.results = Results(device, -(-capacity // self.batch), self.model.dtype, self.metrics)
+            self.step = Step(self._forward, self.record)
+        for start in range(0, n, feed.capacity):
+            part = slice(start, start + feed.capacity)
+            feed.load([a[part] for a in xs], None if y is None else y[part], weight if weight is None else weight[part])
+            feed.rewind()
+            yield start, len(xs[0][part])
+
+    def _run(self, rows: int, classes: bool) -> Any:
+        assert self.step is not None
+        device = self.model.device
+        with no_grad():
+            key = self.step.key(device, (rows, classes))
+            result, fixed = self.step.run(device, key, lambda context: self._forward(context, rows, classes))
+        return copied(result) if fixed else result
+
+    def _forward(self, context: Any, rows: int, classes: bool) -> Tensor | None:
+        assert self.feed is not None and self.results is not None
+        batch, t, w = self.feed.gather(rows)
+        out = self.model.forward(*batch)
+        if t is None:
+            advance_cells(out.device, [(self.feed.state, rows)])
+            return out
+        losses, hits, _ = _loss_rows(self.loss, out, t, w, classes)
+        _end_step(self.feed, self.results, losses, hits, out, t, context)
+        return None
+
+
+def evaluation_of(model: Any, kind: str, loss: Any, metrics: Sequence[Metric], batch: int) -> Evaluation:
+    """The evaluation that a model keeps for a loss and metrics, so that a second call replays the first's recordings."""
+    kept: dict[Any, Evaluation] = model.__dict__.setdefault("_evaluations", {})
+    key = (kind, id(loss), tuple(map(id, metrics)), batch)
+    if key not in kept:
+        while len(kept) >= 4:
+            kept.pop(next(iter(kept)))
+        kept[key] = Evaluation(model, loss, metrics, batch=batch)
+    return kept[key]
+
+
+def evaluate(
+    model: Any,
+    x: Any,
+    y: Any,
+    *,
+    loss: Any = None,
+    metrics: Sequence[str | Metric] | None = None,
+    batch_size: int = EVALUATION_BATCH,
+    sample_weight: Any = None,
+) -> dict[str, float]:
+    """The mean loss (by default the last fit's), the accuracy for class labels, and metrics, as a dict."""
+    loss = find_loss(loss if loss is not None else getattr(model, "loss", None) or _no_loss())
+    xs = as_inputs(x, model.dtype)
+    output = build_for(model, xs)
+    target = as_target(y, loss, output, len(xs[0]), model.dtype)
+    found = [find_metric(m) for m in metrics or ()]
+    weight = as_weights(sample_weight, None, target, model.dtype)
+    return evaluation_of(model, "evaluate", loss, found, batch_size).run(xs, target, weight)
+
+
+def _no_loss() -> Any:
+    raise ConfigurationError('evaluate needs a loss: fit the model first, or give one, such as loss="cross_entropy"')
+
+
+def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> np.ndarray:
+    """The model's raw outputs as an array, in batches."""
+    xs = as_inputs(x, model.dtype)
+    output = build_for(model, xs)
+    if len(xs[0]) == 0:
+        return np.empty((0, *output), model.dtype)
+    return np.concatenate(evaluation_of(model, "predict", None, (), batch_size).outputs(xs))
+

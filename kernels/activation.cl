@@ -1,0 +1,48 @@
+// Every activation and function of one variable, once: its name, f(x), and f' from x or from y = f(x), as its line in
+// clnn/ops/activation.py says. NaN stays NaN (fmax would swallow it). Sources stand in that Python file.
+#include "common.cl"
+
+#define FUNCTION(name, f, df)                                  \
+  static inline T name##_f(T x) { return f; }                  \
+  static inline T name##_df(T x, T y) { return df; }
+
+// ---- activations ---------------------------------------------------------------------------------------------------
+FUNCTION(linear,       x,                                               (T)(1))
+FUNCTION(step,         WHERE(x > 0, 1, WHERE(x <= 0, 0, x)),            (T)(0))
+FUNCTION(sigmoid,      0.5 * tanh(0.5 * x) + 0.5,                       y * (1 - y))
+FUNCTION(tanh,         tanh(x),                                         1 - y * y)
+FUNCTION(relu,         WHERE(x < 0, 0, x),                              WHERE(y > 0, 1, 0 * y))
+FUNCTION(leaky_relu,   WHERE(x < 0, 0.01 * x, x),                       WHERE(y < 0, 0.01, 1))
+FUNCTION(elu,          WHERE(x < 0, expm1(x), x),                       WHERE(y < 0, y + 1, 1))
+#define SELU_SCALE 1.0507009873554804934193349852946
+#define SELU_ALPHA 1.6732632423543772848170429916717
+FUNCTION(selu,         SELU_SCALE * WHERE(x < 0, SELU_ALPHA * expm1(x), x), WHERE(y < 0, y + SELU_SCALE * SELU_ALPHA, SELU_SCALE))
+FUNCTION(softplus,     log1p(exp(-fabs(x))) + relu_f(x),                -expm1(-y))
+FUNCTION(softsign,     x / (1 + fabs(x)),                               (1 - fabs(y)) * (1 - fabs(y)))
+FUNCTION(hard_sigmoid, WHERE(x < -3, 0, WHERE(x > 3, 1, x / 6 + 0.5)),  WHERE(y > 0 && y < 1, 1.0 / 6.0, 0 * y))
+FUNCTION(hard_tanh,    WHERE(x < -1, -1, WHERE(x > 1, 1, x)),           WHERE(fabs(y) < 1, 1, 0 * y))
+FUNCTION(hard_swish,   x * hard_sigmoid_f(x),                           WHERE(x <= -3, 0, WHERE(x >= 3, 1, x / 3 + 0.5)))
+FUNCTION(swish,        x * sigmoid_f(x),                                sigmoid_f(x) * (1 + x * (1 - sigmoid_f(x))))
+FUNCTION(mish,         x * tanh(softplus_f(x)),                         tanh(softplus_f(x)) + x * (1 - tanh(softplus_f(x)) * tanh(softplus_f(x))) * sigmoid_f(x))
+#define INV_SQRT_2 0.70710678118654752440084436210485
+#define INV_SQRT_2PI 0.39894228040143267793994605993438
+FUNCTION(gelu,         0.5 * x * (1 + erf(INV_SQRT_2 * x)),             0.5 * (1 + erf(INV_SQRT_2 * x)) + x * INV_SQRT_2PI * exp(-0.5 * x * x))
+#define SQRT_2_PI 0.79788456080286535587989211986876
+#define GELU_INNER(x) tanh(SQRT_2_PI * ((x) + 0.044715 * (x) * (x) * (x)))
+FUNCTION(gelu_tanh,    0.5 * x * (1 + GELU_INNER(x)),
+         0.5 * (1 + GELU_INNER(x)) + 0.5 * x * (1 - GELU_INNER(x) * GELU_INNER(x)) * SQRT_2_PI * (1 + 3 * 0.044715 * x * x))
+
+// ---- other functions of one variable -------------------------------------------------------------------------------
+FUNCTION(exp,          exp(x),                                          y)
+FUNCTION(log,          log(x),                                          1 / x)
+FUNCTION(sqrt,         sqrt(x),                                         0.5 / y)
+FUNCTION(square,       x * x,                                           2 * x)
+FUNCTION(abs,          fabs(x),                                         sign(x))
+FUNCTION(negative,     -x,                                              (T)(-1))
+FUNCTION(sin,          sin(x),                                          cos(x))
+FUNCTION(cos,          cos(x),                                          -sin(x))
+
+#ifdef ACT
+#define ACTIVATE(x) CAT(ACT, _f)(x)
+#define DERIVATIVE(saved) CAT(ACT, _df)((saved), (saved))   // each line reads only the one that was saved
+#endif

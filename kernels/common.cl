@@ -1,0 +1,25 @@
+// What every kernel file starts from: the real type, and formulas that read the same for scalars and vectors.
+// REAL is float or double (a build option). T is what formulas compute with: REAL, or a vector of VW of them.
+#ifdef cl_khr_fp64
+#pragma OPENCL EXTENSION cl_khr_fp64 : enable
+#endif
+#ifndef REAL
+#define REAL float
+#endif
+#define CAT_(a, b) a##b
+#define CAT(a, b) CAT_(a, b)
+typedef REAL real;
+typedef CAT(REAL, 2) real2;
+
+#ifdef VW                                  // a vector: conditions are vectors of integers of the same width
+typedef CAT(REAL, VW) T;
+#define WHERE(condition, a, b) select((T)(b), (T)(a), (condition))
+#else
+typedef REAL T;
+#define WHERE(condition, a, b) ((condition) ? (T)(a) : (T)(b))
+#endif
+
+// A sink's pair (alpha, beta) for out = alpha * gradient + beta * out. Pairs lie in rows of SCALE_PAIRS, one row a step;
+// `at` holds the row's number, so a replay reads this step's learning rate from device memory.
+#define SCALE_PAIRS 4
+#define SCALE(table, at, column) ((table)[(at)[0] * SCALE_PAIRS + (column)])

@@ -1,0 +1,92 @@
+// Elementwise work: functions of one variable and of two with broadcasting, and sums of gradients.
+// One work-item an element; each kernel guards the last, partly filled work-group.
+#include "activation.cl"
+#include "strided.cl"
+
+// Functions of two variables: name, f(a, b), df/da, df/db.
+#define BINARY(name, f, da, db)                                \
+  static inline T name##_f2(T a, T b) { return f; }            \
+  static inline T name##_da(T a, T b) { return da; }           \
+  static inline T name##_db(T a, T b) { return db; }
+BINARY(add,           a + b,                                               1,                               1)
+BINARY(subtract,      a - b,                                               1,                               -1)
+BINARY(multiply,      a * b,                                               b,                               a)
+BINARY(divide,        a / b,                                               1 / b,                           -a / (b * b))
+BINARY(power,         pow(a, b),                                           b * pow(a, b - 1),               pow(a, b) * log(a))
+BINARY(maximum,       WHERE(a >= b, a, WHERE(a < b, b, a + b)),            WHERE(a > b, 1, WHERE(a == b, 0.5, 0)), WHERE(a < b, 1, WHERE(a == b, 0.5, 0)))
+BINARY(minimum,       WHERE(a <= b, a, WHERE(a > b, b, a + b)),            WHERE(a < b, 1, WHERE(a == b, 0.5, 0)), WHERE(a > b, 1, WHERE(a == b, 0.5, 0)))
+BINARY(equal,         WHERE(a == b, 1, 0),                                 0,                               0)
+BINARY(less,          WHERE(a < b, 1, 0),                                  0,                               0)
+BINARY(less_equal,    WHERE(a <= b, 1, 0),                                 0,                               0)
+BINARY(greater,       WHERE(a > b, 1, 0),                                  0,                               0)
+BINARY(greater_equal, WHERE(a >= b, 1, 0),                                 0,                               0)
+
+#ifdef ACT
+// y = f(x)
+kernel void unary_forward(int n, global const real *x, global real *y) {
+  const int i = get_global_id(0);
+  if (i < n) y[i] = ACTIVATE(x[i]);
+}
+
+// dx = dy * f'(saved), added to dx where ACCUMULATE
+kernel void unary_backward(int n, global const real *saved, global const real *dy, global real *dx) {
+  const int i = get_global_id(0);
+  if (i >= n) return;
+  const real d = dy[i] * DERIVATIVE(saved[i]);
+#ifdef ACCUMULATE
+  dx[i] += d;
+#else
+  dx[i] = d;
+#endif
+}
+#endif
+
+#ifdef OP
+#ifdef BROADCAST
+#define BINARY_ARGS int n, int8 shape, int8 a_strides, int8 b_strides, global const real *a, global const real *b
+#define A a[strided(i, shape, a_strides)]
+#define B b[strided(i, shape, b_strides)]
+#elif defined(SCALAR)                      // b is a number of the host
+#define BINARY_ARGS int n, global const real *a, real b
+#define A a[i]
+#define B b
+#elif defined(SCALAR_FIRST)                // a is
+#define BINARY_ARGS int n, real a, global const real *b
+#define A a
+#define B b[i]
+#else
+#define BINARY_ARGS int n, global const real *a, global const real *b
+#define A a[i]
+#define B b[i]
+#endif
+
+// y = f(a, b)
+kernel void binary_forward(BINARY_ARGS, global real *y) {
+  const int i = get_global_id(0);
+  if (i < n) y[i] = CAT(OP, _f2)(A, B);
+}
+
+// The gradient by a and by b, each before it is summed over the axes that were broadcast.
+kernel void binary_backward_a(BINARY_ARGS, global const real *dy, global real *da) {
+  const int i = get_global_id(0);
+  if (i < n) da[i] = dy[i] * CAT(OP, _da)(A, B);
+}
+kernel void binary_backward_b(BINARY_ARGS, global const real *dy, global real *db) {
+  const int i = get_global_id(0);
+  if (i < n) db[i] = dy[i] * CAT(OP, _db)(A, B);
+}
+#endif
+
+// out = alpha * g + beta * out, with a sink's (alpha, beta); out is not read where beta is 0.
+kernel void scale_add(int n, global const real *g, global real *out, global const real2 *scale, global const int *at, int column) {
+  const int i = get_global_id(0);
+  if (i >= n) return;
+  const real2 s = SCALE(scale, at, column);
+  out[i] = s.y == 0 ? s.x * g[i] : s.x * g[i] + s.y * out[i];
+}
+
+// y = value everywhere
+kernel void fill(int n, global real *y, real value) {
+  const int i = get_global_id(0);
+  if (i < n) y[i] = value;
+}

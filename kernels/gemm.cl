@@ -1,0 +1,269 @@
+// C (M, N) = epilogue(op(A) (M, K) . op(B) (K, N)), row-major, any M, N, K, leading dimensions and offsets.
+//
+//            N                  One work-item owns MR x NR of C (NR = NV * VW), held in NV * MR vector registers.
+//        +-----+  B             gemm_direct reads A and B where they lie: a row of NR values of B times a column of MR
+//      K |  #  |                values of A per k. gemm_block copies MC x KC of A and KC x NC of B to local memory first
+//        +-----+                (on a CPU that is the thread's own cache-resident scratch): operands in strips without
+//    K   +-----+                power-of-two strides, no edges in the inner loop, and a transposed B costs one pass.
+//  +---+ |     |                On a CPU a work-group is one work-item. On a GPU gemm_direct runs in groups of GROUP.
+// M|###| |  #  | C
+//  +---+ +-----+
+//
+// Epilogue, in this order, each part there only if its define is:
+//   SCALED  alpha * s + beta * C, the pair from a scale table (common.cl); C is not read where beta is 0
+//   TIMES   the product is multiplied by ACT's derivative at SAVED (M, N) before beta * C is added
+//   BIAS    + bias (N)
+//   KEEP    the value so far goes to SAVED: what activations whose derivative needs x come back to
+//   ACT     f(...), unless TIMES
+//   SUMS    beside it: D (N) = alpha * column sums of op(B) + beta * D, with a pair of its own (NN and TN only)
+#ifndef MR
+#define MR 4   // rows of C a work-item holds
+#endif
+#ifndef NV
+#define NV 2   // vectors of C a row
+#endif
+#ifndef VW
+#define VW 4   // lanes a vector: the device's width
+#endif
+#ifndef ACT
+#define ACT linear
+#endif
+#include "activation.cl"
+
+#define VLOAD CAT(vload, VW)
+#define VSTORE CAT(vstore, VW)
+#define NR (NV * VW)
+#define UNROLL _Pragma("unroll")
+
+// s: M N K, leading dimensions of A B C, offsets of A B C (elements), whether the grid's axes are swapped,
+// and the columns of the pairs for C and for D
+#define ARGS int16 s, global const real *restrict A, global const real *restrict B, global real *C, global const real *bias, \
+  global real *saved, global real *D, global const real2 *scale, global const int *at
+#define UNPACK                                                                                                        \
+  const int M = s.s0, N = s.s1, K = s.s2, lda = s.s3, ldb = s.s4, ldc = s.s5, g0 = get_global_id(0), g1 = get_global_id(1); \
+  const int tile_i = s.s9 ? g0 : g1, tile_j = s.s9 ? g1 : g0;                                                         \
+  A += s.s6; B += s.s7; C += s.s8;
+
+// ---- vectors that may hang over the right edge: n lanes are valid, `room` values exist from p on ---------------------
+// Reading past n is fine inside the buffer (the lanes are dropped); only the buffer's end is careful.
+static inline T load_n(global const real *p, int n, long room) {
+  if (n >= VW || room >= VW) return VLOAD(0, p);
+  real t[VW];
+  for (int l = 0; l < VW; l++) t[l] = l < n ? p[l] : 0;
+  return VLOAD(0, t);
+}
+static inline void store_n(T x, global real *p, int n) {
+  if (n >= VW) { VSTORE(x, 0, p); return; }
+  real t[VW];
+  VSTORE(x, 0, t);
+  int l = 0;
+#if VW > 8
+  if (n & 8) { CAT(vstore, 8)(CAT(vload, 8)(0, t), 0, p); l = 8; }
+#endif
+#if VW > 4
+  if (n & 4) { CAT(vstore, 4)(CAT(vload, 4)(0, t + l), 0, p + l); l += 4; }
+#endif
+  for (; l < n; l++) p[l] = t[l];
+}
+
+// What becomes of the sum x of one vector of C at row, col. `later`: C already holds the products of earlier k.
+static inline T epilogue(T x, int later, int last, global const real *c, global const real *bias, global real *saved, int N,
+                         int row, int col, int n, long room, real2 pair) {
+#ifdef SCALED
+  x *= pair.x;
+#endif
+#ifdef TIMES
+  const T before = load_n(saved + (size_t)row * N + col, n, n);
+  x *= DERIVATIVE(before);
+#endif
+  if (later) x += load_n(c, n, room);
+#ifdef SCALED
+  else if (pair.y != 0) x += pair.y * load_n(c, n, room);
+#endif
+  if (!last) return x;
+#ifdef BIAS
+  x += load_n(bias + col, n, n);
+#endif
+#ifdef KEEP
+  store_n(x, saved + (size_t)row * N + col, n);
+#endif
+#ifndef TIMES
+  x = ACTIVATE(x);
+#endif
+  return x;
+}
+
+#ifdef SUMS
+// D[c] for the columns [j, end) of B
+static inline void column_sums(int N, int K, int j, int end, global const real *B, int ldb, global real *D, real2 pair) {
+  for (int c = j; c < end; c += VW) {
+    T x = (T)(0);
+    for (int k = 0; k < K; k++) x += load_n(B + (size_t)k * ldb + c, N - c, (long)(K - 1 - k) * ldb + N - c);
+    x *= pair.x;
+    if (pair.y != 0) x += pair.y * load_n(D + c, N - c, N - c);
+    store_n(x, D + c, N - c);
+  }
+}
+#endif
+
+#ifdef SCALED
+#define PAIR SCALE(scale, at, s.sa)
+#else
+#define PAIR (real2)(1, 0)
+#endif
+
+// ---- direct ----------------------------------------------------------------------------------------------------------
+#if TA
+#define A_AT(r, k) a[(size_t)(k) * lda + (r)]
+#define A_START(i) (A + (i))
+#else
+#define A_AT(r, k) a[(size_t)(r) * lda + (k)]
+#define A_START(i) (A + (size_t)(i) * lda)
+#endif
+#define ACCUMULATE_ROWS                                                            \
+  UNROLL for (int r = 0; r < MR; r++) {                                            \
+    const T x = (T)(A_AT(full_rows ? r : min(r, rows - 1), k));                    \
+    UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];                    \
+  }
+
+#ifndef MC
+// Right edge: a row's over-run reads the next row, which is still B; only the last rows need guarded loads.
+static inline void tile(const int full_rows, const int full_cols, int M, int N, int K, global const real *restrict A, int lda,
+                        global const real *restrict B, int ldb, global real *C, int ldc, global const real *bias,
+                        global real *saved, real2 pair, int i, int j) {
+  global const real *a = A_START(i);
+  const int rows = full_rows ? MR : min(MR, M - i);
+  T acc[MR][NV], bv[NV];
+  UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+  int k = 0;
+#if !TB
+  global const real *b = B + j;
+  const int over = full_cols ? 0 : max(0, j + NR - N);
+  const int safe = full_cols ? K : max(0, K - (over + ldb - 1) / ldb);
+  for (; k < safe; k++, b += ldb) {
+    UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, b);
+    ACCUMULATE_ROWS
+  }
+  if (!full_cols)
+    for (; k < K; k++, b += ldb) {
+      UNROLL for (int v = 0; v < NV; v++) bv[v] = load_n(b + v * VW, N - j - v * VW, 0);
+      ACCUMULATE_ROWS
+    }
+#else
+  for (; k < K; k++) {
+    UNROLL for (int v = 0; v < NV; v++) {
+      real t[VW];
+      UNROLL for (int l = 0; l < VW; l++) t[l] = B[(size_t)min(j + v * VW + l, N - 1) * ldb + k];
+      bv[v] = VLOAD(0, t);
+    }
+    ACCUMULATE_ROWS
+  }
+#endif
+  UNROLL for (int r = 0; r < MR; r++) if (full_rows || r < rows) UNROLL for (int v = 0; v < NV; v++) {
+    const int col = j + v * VW, n = full_cols ? VW : N - col;
+    const size_t e = (size_t)(i + r) * ldc + col;
+    const long room = (long)(M - 1) * ldc + N - (long)e;
+    if (n > 0) store_n(epilogue(acc[r][v], 0, 1, C + e, bias, saved, N, i + r, col, n, room, pair), C + e, n);
+  }
+}
+
+#ifdef GROUP
+#define GROUP_SIZE
+#else
+#define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
+#endif
+kernel GROUP_SIZE void gemm_direct(ARGS) {
+  UNPACK
+  const int i = tile_i * MR, j = tile_j * NR;
+  if (i >= M || j >= N) return;
+  const real2 pair = PAIR;
+#define TILE(full_rows, full_cols) tile(full_rows, full_cols, M, N, K, A, lda, B, ldb, C, ldc, bias, saved, pair, i, j)
+  if (i + MR <= M) { if (j + NR <= N) TILE(1, 1); else TILE(1, 0); }
+  else { if (j + NR <= N) TILE(0, 1); else TILE(0, 0); }
+#ifdef SUMS
+  if (i == 0) column_sums(N, K, j, min(N, j + NR), B, ldb, D, SCALE(scale, at, s.sb));
+#endif
+}
+
+#else
+// ---- block: MC x NC of C by one work-item, in steps of KC along K -----------------------------------------------------
+#if TA
+#define AP_AT(r, k) ap[(k) * MC + (r)]
+#define AP_SIZE (KC * MC)
+#else
+#define AP_STRIDE (KC + 16)
+#define AP_AT(r, k) ap[(r) * AP_STRIDE + (k)]
+#define AP_SIZE (MC * AP_STRIDE)
+#endif
+static inline void copy_row(local real *d, global const real *p, int n, int total) {  // n values, then zeros
+  int x = 0;
+  for (; x + VW <= n; x += VW) VSTORE(VLOAD(0, p + x), 0, d + x);
+  for (; x < n; x++) d[x] = p[x];
+  for (; x < total; x++) d[x] = 0;
+}
+
+kernel __attribute__((reqd_work_group_size(1, 1, 1))) void gemm_block(ARGS) {
+  UNPACK
+  local real ap[AP_SIZE] __attribute__((aligned(64)));
+  local real bp[KC * NC] __attribute__((aligned(64)));
+  const int i0 = tile_i * MC, j0 = tile_j * NC;
+  const int mc = min(MC, M - i0), nc = min(NC, N - j0);
+  const int mp = (mc + MR - 1) / MR * MR, np = (nc + NR - 1) / NR;
+  const real2 pair = PAIR;
+  for (int k0 = 0; k0 < K; k0 += KC) {
+    const int kc = min(KC, K - k0);
+#if TA
+    for (int k = 0; k < kc; k++) copy_row(ap + k * MC, A + (size_t)(k0 + k) * lda + i0, mc, mp);
+#else
+    for (int r = 0; r < mp; r++) copy_row(ap + r * AP_STRIDE, A + (size_t)(i0 + min(r, mc - 1)) * lda + k0, kc, kc);
+#endif
+    for (int p = 0; p < np; p++) {                        // bp: strips of NR columns, k-major inside
+      const int n = min(NR, nc - p * NR);
+      local real *d = bp + p * NR * KC;
+#if TB
+      global const real *b = B + (size_t)(j0 + p * NR) * ldb + k0;
+      for (int c0 = 0; c0 < NR; c0 += 4) {                // 4 columns at a time; the compiler makes shuffles of it
+        int k = 0;
+        if (c0 + 4 <= n)
+          for (; k + 4 <= kc; k += 4) {
+            const CAT(REAL, 4) t0 = vload4(0, b + (size_t)(c0 + 0) * ldb + k), t1 = vload4(0, b + (size_t)(c0 + 1) * ldb + k);
+            const CAT(REAL, 4) t2 = vload4(0, b + (size_t)(c0 + 2) * ldb + k), t3 = vload4(0, b + (size_t)(c0 + 3) * ldb + k);
+            local real *o = d + k * NR + c0;
+            vstore4((CAT(REAL, 4))(t0.s0, t1.s0, t2.s0, t3.s0), 0, o);
+            vstore4((CAT(REAL, 4))(t0.s1, t1.s1, t2.s1, t3.s1), 0, o + NR);
+            vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, o + 2 * NR);
+            vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, o + 3 * NR);
+          }
+        for (; k < kc; k++)
+          for (int c = c0; c < min(c0 + 4, NR); c++) d[k * NR + c] = c < n ? b[(size_t)c * ldb + k] : 0;
+      }
+#else
+      for (int k = 0; k < kc; k++) copy_row(d + k * NR, B + (size_t)(k0 + k) * ldb + j0 + p * NR, n, NR);
+#endif
+    }
+    for (int p = 0; p < np; p++)
+      for (int i = 0; i < mc; i += MR) {
+        local const real *b = bp + p * NR * KC;
+        T acc[MR][NV], bv[NV];
+        UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+        for (int k = 0; k < kc; k++, b += NR) {
+          UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, b);
+          UNROLL for (int r = 0; r < MR; r++) {
+            const T x = (T)(AP_AT(i + r, k));
+            UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];
+          }
+        }
+        const int rows = min(MR, mc - i);
+        UNROLL for (int r = 0; r < MR; r++) if (r < rows) UNROLL for (int v = 0; v < NV; v++) {
+          const int row = i0 + i + r, col = j0 + p * NR + v * VW, n = N - col;
+          const size_t e = (size_t)row * ldc + col;
+          const long room = (long)(M - 1) * ldc + N - (long)e;
+          if (n > 0) store_n(epilogue(acc[r][v], k0 > 0, k0 + kc == K, C + e, bias, saved, N, row, col, n, room, pair), C + e, n);
+        }
+      }
+  }
+#ifdef SUMS
+  if (i0 == 0) column_sums(N, K, j0, j0 + nc, B, ldb, D, SCALE(scale, at, s.sb));
+#endif
+}
+#endif

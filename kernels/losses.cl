@@ -1,0 +1,85 @@
+// Losses by row: the loss of each sample, whether its largest output is its label's, and the gradient of the mean over
+// samples, in one launch. One work-item a row. Each elementwise loss is one line: its value l(y, t) and dl/dy.
+#include "activation.cl"
+
+#define LOSS_LINE(name, l, d)                                            \
+  static inline real name##_l(real y, real t, real p) { return l; }      \
+  static inline real name##_d(real y, real t, real p) { return d; }
+#define CLIP(x) ((x) < (real)1e-7 ? (real)1e-7 : (x))
+LOSS_LINE(quadratic,                0.5 * (y - t) * (y - t),                                       y - t)
+LOSS_LINE(mse,                      (y - t) * (y - t),                                             2 * (y - t))
+LOSS_LINE(mae,                      fabs(y - t),                                                   sign(y - t))
+LOSS_LINE(huber,                    fabs(y - t) <= p ? 0.5 * (y - t) * (y - t) : p * (fabs(y - t) - 0.5 * p), y - t > p ? p : y - t < -p ? -p : y - t)
+LOSS_LINE(binary_cross_entropy,     relu_f(y) - y * t + log1p(exp(-fabs(y))),                      sigmoid_f(y) - t)
+LOSS_LINE(sigmoid_cross_entropy,    -t * log(CLIP(y)) - (1 - t) * log(CLIP(1 - y)),                y - t)   // d by the sigmoid's input
+LOSS_LINE(log_likelihood,           -t * y,                                                        -t)
+
+// What comes before the loss: sizes, outputs y (rows, n), targets as class numbers (rows) or values (rows, n), weights of
+// samples or null. After it: losses (rows), hits (rows) or null, dy (rows, n) or null, the factor of the mean over outputs,
+// and the loss's parameter p (huber's delta, or label smoothing).
+#ifdef LABELS
+#define TARGETS global const int *target
+#define TARGET(c) (label == (c) ? (real)1 : (real)0)
+#define LABEL target[r]
+#else
+#define TARGETS global const real *target
+#define TARGET(c) target[(size_t)r * n + (c)]
+#define LABEL largest(n, target + (size_t)r * n)
+#endif
+#ifdef TIMES                             // y = f(z): the gradient is taken on to z at once
+#define FOLD(d, i) ((d) * DERIVATIVE(saved[i]))
+#else
+#define FOLD(d, i) (d)
+#endif
+#define ARGS int rows, int n, global const real *y, TARGETS, global const real *weight, global const real *saved, \
+  global real *losses, global int *hits, global real *dy, real factor, real p
+
+static inline int largest(int n, global const real *x) {
+  int best = 0;
+  for (int c = 1; c < n; c++) if (x[c] > x[best]) best = c;
+  return best;
+}
+
+#ifdef LOSS
+kernel void elementwise_loss(ARGS) {
+  const int r = get_global_id(0);
+  if (r >= rows) return;
+  const size_t at = (size_t)r * n;
+  const real w = weight ? weight[r] : (real)1, scale = w * factor / rows;
+  const int label = LABEL;
+  real sum = 0;
+  for (int c = 0; c < n; c++) {
+    const real v = y[at + c], t = TARGET(c);
+    sum += CAT(LOSS, _l)(v, t, p);
+    if (dy) dy[at + c] = FOLD(scale * CAT(LOSS, _d)(v, t, p), at + c);
+  }
+  losses[r] = w * factor * sum;
+  if (hits) hits[r] = largest(n, y + at) == label;
+}
+#endif
+
+// y are logits: loss = log(sum exp(y)) - sum t y, with t smoothed to (1 - p) t + p / n; dy = softmax(y) - t
+kernel void softmax_cross_entropy(ARGS) {
+  const int r = get_global_id(0);
+  if (r >= rows) return;
+  const size_t at = (size_t)r * n;
+  const real w = weight ? weight[r] : (real)1;
+  const int label = LABEL;
+  real top = y[at], sum = 0, dot = 0, total = 0;
+  int best = 0;
+  for (int c = 1; c < n; c++) if (y[at + c] > top) { top = y[at + c]; best = c; }
+  for (int c = 0; c < n; c++) {
+    const real v = y[at + c] - top, t = (1 - p) * TARGET(c) + p / n, e = exp(v);
+    sum += e;
+    dot += t == 0 ? 0 : t * v;            // a logit of -inf that is nobody's target costs nothing
+    total += t;
+    if (dy) dy[at + c] = e;
+  }
+  losses[r] = w * (total * log(sum) - dot);
+  if (hits) hits[r] = best == label;
+  if (dy)
+    for (int c = 0; c < n; c++) {
+      const real t = (1 - p) * TARGET(c) + p / n;
+      dy[at + c] = FOLD(w * factor / rows * (total * dy[at + c] / sum - t), at + c);
+    }
+}

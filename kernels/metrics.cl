@@ -1,0 +1,50 @@
+// Metrics by row, and their means by step. One work-item a row.
+#include "common.cl"
+
+#ifdef LABELS
+#define TARGETS global const int *target
+#else
+#define TARGETS global const real *target
+#endif
+
+static inline int largest(int n, global const real *x) {
+  int best = 0;
+  for (int c = 1; c < n; c++) if (x[c] > x[best]) best = c;
+  return best;
+}
+
+static inline int label_of(int r, int n, TARGETS) {
+#ifdef LABELS
+  return target[r];
+#else
+  return largest(n, target + (size_t)r * n);
+#endif
+}
+
+// 1 where the largest output is the label's; one output alone says yes above the threshold
+kernel void accuracy(int rows, int n, global const real *y, TARGETS, global real *out, real threshold) {
+  const int r = get_global_id(0);
+  if (r >= rows) return;
+#ifndef LABELS
+  if (n == 1) { out[r] = (y[r] > threshold) == (target[r] > (real)0.5); return; }
+#endif
+  out[r] = largest(n, y + (size_t)r * n) == label_of(r, n, target);
+}
+
+// 1 where the label is among the k largest outputs
+kernel void top_k(int rows, int n, int k, global const real *y, TARGETS, global real *out) {
+  const int r = get_global_id(0);
+  if (r >= rows) return;
+  const int label = label_of(r, n, target);
+  global const real *row = y + (size_t)r * n;
+  int above = 0;
+  for (int c = 0; c < n; c++) above += row[c] > row[label] || (row[c] == row[label] && c < label);
+  out[r] = above < k;
+}
+
+// out[step, column] = mean of values (n); state = (first row, step)
+kernel void record_mean(int n, int columns, int column, global const real *values, global const int *state, global real *out) {
+  real sum = 0;
+  for (int i = 0; i < n; i++) sum += values[i];
+  out[state[1] * columns + column] = sum / n;
+}

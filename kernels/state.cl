@@ -1,0 +1,26 @@
+// What moves from step to step lives in small counters on the device; these kernels advance them, last in a step.
+#include "common.cl"
+
+kernel void advance(global int *a, global int *b, global int *c, global int *d, int4 by) {
+  if (a) a[0] += by.s0;
+  if (b) b[0] += by.s1;
+  if (c) c[0] += by.s2;
+  if (d) d[0] += by.s3;
+}
+
+// The end of a training step of fit: state = (first row, step). The mean of the row losses and the number of hits go to
+// results[step], and the counters advance. One work-item, so that the order of summation never changes.
+kernel void end_step(int rows, global const real *losses, global const int *hits, global real *results, global int *state,
+                     global int *a, global int *b, int2 by) {
+  real sum = 0;
+  int count = 0;
+  for (int r = 0; r < rows; r++) sum += losses[r];
+  if (hits) for (int r = 0; r < rows; r++) count += hits[r];
+  const int step = state[1];
+  results[2 * step] = sum / rows;
+  results[2 * step + 1] = count;
+  state[0] += rows;
+  state[1] = step + 1;
+  if (a) a[0] += by.s0;
+  if (b) b[0] += by.s1;
+}
