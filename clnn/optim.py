@@ -168,12 +168,11 @@ class Optimizer:
             p.sink = None
 
     def abandon(self) -> None:
-        """A step broke off half-way: gradients and velocities it may have half written are zeroed."""
+        """A step broke off half-way: its number is taken back, and velocities that it may have half written are zeroed."""
         self._left = 0
         self.steps = max(0, self.steps - 1)
-        for store in {p.store for p in self.parameters}:
-            if store is not None and store.has_gradients:
-                store.device.fill_zero(store.gradients())
+        for store in self._fused:
+            store.device.fill_zero(store.gradients())
         for p in self.parameters:
             p.zero_grad()
 

@@ -33,13 +33,11 @@ class Store:
         self._gradients: Block | None = None
         self.velocity_of: Any = None  # the optimizer whose velocities lie in the gradients' buffer
         for p, start in zip(ordered, starts):
-            view = self.block.view(start, p.nbytes)
+            view, gradient = self.block.view(start, p.nbytes), p._grad
             self.device.copy(p.block, view, p.nbytes)
-            p.block, p.store, p.position, p._grad, p._last = view, self, start, None, ""
-
-    @property
-    def has_gradients(self) -> bool:
-        return self._gradients is not None
+            p.block, p.store, p.position, p._grad = view, self, start, None
+            if gradient is not None:
+                self.device.copy(gradient, p.gradient_block(), p.nbytes)
 
     def gradients(self) -> Block:
         """The gradients' buffer, zero at first."""

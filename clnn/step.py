@@ -19,15 +19,16 @@ from .tensor import Tensor, grad_enabled, host_array
 class Step:
     """A step that is run over and over on arrays of the same shapes. See `step`."""
 
-    def __init__(self, function: Callable[..., Any], record: bool = True, optimizers: Any = ()) -> None:
+    def __init__(self, function: Callable[..., Any], record: bool = True, optimizers: Any = (), uses: Any = None) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         name = getattr(function, "__name__", type(function).__name__)
         self.replays = Replays(name, record)
-        self._given = list(optimizers)
-        self.optimizers: list[Any] = list(optimizers)  # all that were ever stepped in it
+        self._given = list(optimizers), dict(uses or {}), {}  # what is known before the first call
+        self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
-        self._known: dict[Hashable, tuple[list[Any], dict[Any, int]]] = {}  # by key: optimizers, and uses of parameters
+        # by key: optimizers stepped, uses of parameters, and gradients that were left for a later step
+        self._known: dict[Hashable, tuple[list[Any], dict[Any, int], dict[Any, int]]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         check_not_forked()
@@ -68,7 +69,7 @@ class Step:
 
     def key(self, where: Device, shape: Hashable) -> Hashable:
         """What must be the same for a recording to be replayed."""
-        fresh = tuple(p.uses == 0 for o in self.optimizers for p in o.parameters)
+        fresh = tuple(p.uses == 0 for p in self._received)
         key = (where, shape, grad_enabled(), os.environ.get("CLNN_GEMM", ""), structure_version(), fresh)
         try:
             hash(key)
@@ -78,14 +79,14 @@ class Step:
 
     def run(self, where: Device, key: Hashable, function: Callable[[StepContext], Any]) -> tuple[Any, bool]:
         """Run or replay `function` under `key`: its result, and whether a later replay overwrites it."""
-        optimizers, uses = self._known.get(key, (self._given, {}))
+        optimizers, uses, left = self._known.get(key, self._given)
         for optimizer in optimizers:
             optimizer.fuse()
             optimizer.prepare()
-        if self.replays.recording(key) is not None:
-            return self.replays.run(where, key, function)
+        touched: list[StepContext] = []
 
         def call(context: StepContext) -> Any:
+            touched.append(context)
             context.optimizers, context.prepared = list(optimizers), bool(optimizers)
             for optimizer in optimizers:
                 optimizer.enter(uses)
@@ -94,18 +95,24 @@ class Step:
             finally:
                 for optimizer in context.optimizers:
                     optimizer.leave()
-                self.optimizers += [o for o in context.optimizers if o not in self.optimizers]
             if len(self._known) > 64:
                 self._known.clear()
-            self._known[key] = (context.optimizers, context.uses)
+            self._received |= context.received
+            self._known[key] = context.optimizers, context.uses, {p: p.uses for p in context.received if p.uses}
             return result
 
         try:
-            return self.replays.run(where, key, call)
+            result = self.replays.run(where, key, call)
         except BaseException:
-            for optimizer in self.optimizers:
+            for p in touched[0].received if touched else ():
+                p.discard_gradient()
+            for optimizer in touched[0].optimizers if touched else optimizers:
                 optimizer.abandon()
             raise
+        if not touched:  # it was replayed
+            for p, count in left.items():
+                p.uses, p._last = count, p._last or "plain"
+        return result
 
     def clear(self) -> None:
         """Forget all recordings; the next calls make new ones."""

@@ -292,6 +292,12 @@ class Parameter(Tensor):
         self.uses = self.forward_uses = 0
         self._last = ""
 
+    def discard_gradient(self) -> None:
+        """A backward pass broke off half-way: what it wrote is zeroed."""
+        if self._grad is not None:
+            self.device.fill_zero(self._grad)
+        self.zero_grad()
+
     def next_sink(self) -> Sink:
         """Where the next gradient goes."""
         if self.sink is None:
@@ -310,6 +316,8 @@ class Parameter(Tensor):
             scale = Scale.constant(self.device, self.dtype, 1, 1)
         self.uses += 1
         self._last = kind
+        if self.device.step is not None:
+            self.device.step.received[self] = None
         return Sink(block, scale)
 
 

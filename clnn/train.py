@@ -188,12 +188,14 @@ class Feed:
         for i, (x, source) in enumerate(zip(batch, self.xs)):
             first = i == 0  # targets and weights come along with the first input
             columns = math.prod(self.shapes[i][0])
+            chunk = 64 if device.kind == "cpu" else 1
             y_columns = math.prod(self.target[0]) if first and self.target else 0
             device.launch(
-                "data", "gather", (max(columns, y_columns, 1), rows), columns, rows, y_columns,
+                "data", "gather", (-(-max(columns, y_columns, 1) // chunk), rows), columns, rows, y_columns,
                 source, self.y if first else None, self.weight if first else None, self.order, self.state,
                 x.block, y.block if y is not None and first else None, w.block if w is not None and first else None,
-                real=device.real(x.dtype), X="int" if x.dtype == np.int32 else "real",
+                local=None if chunk == 1 else (-(-max(columns, y_columns, 1) // chunk), 1),
+                real=device.real(x.dtype), CHUNK=chunk, X="int" if x.dtype == np.int32 else "real",
                 Y="int" if self.target and self.target[1] == np.int32 else "real",
             )  # fmt: skip
         return batch, y, w
@@ -238,7 +240,7 @@ def _end_step(feed: Feed, results: Results, losses: Any, hits: Any, output: Tens
         context.advance(cell, by)
     cells = (cells[:2] + [(None, 0)] * 2)[:2]
     device.launch(
-        "state", "end_step", (1,), losses.size, losses.block, block_of(hits), results.main, feed.state,
+        "state", "end_step", (1,), output.shape[0], losses.size, losses.block, block_of(hits), results.main, feed.state,
         cells[0][0], cells[1][0], np.array([cells[0][1], cells[1][1]], np.int32), local=(1,), real=device.real(results.dtype),
     )  # fmt: skip
 
@@ -322,8 +324,6 @@ def fit(
 
     optimizer.attach(consolidated(model))
     model.loss, model.optimizer = loss, optimizer
-    if seed is not None:
-        random.generator(device).reseed(seed, position=0 if not optimizer.steps else optimizer.steps)
     classes = target.dtype == np.int32
     resident, capacity = _capacity(device, n, batch_size, xs, target, weight is not None)
     feed = Feed(device, capacity, xs, target, weight is not None, ordered=resident)
@@ -342,7 +342,10 @@ def fit(
         optimizer.step()
         _end_step(feed, results, losses, hits, out, t, context)
 
-    step = Step(train, record, [optimizer])
+    uses = _uses(model, xs) if isinstance(loss, Loss) else {}
+    step = Step(train, record, [optimizer], uses)
+    if seed is not None:  # where an uninterrupted run would be
+        random.generator(device).reseed(seed, position=optimizer.steps)
     history = History()
     bar = Progress(epochs, len(plan), progress)
     evaluation = Evaluation(model, loss, found_metrics, record) if held_out else None
@@ -388,6 +391,18 @@ def fit(
         for callback in callbacks:
             callback.on_train_end(model)
     return history
+
+
+def _uses(model: Layer, xs: Sequence[np.ndarray]) -> dict[Any, int]:
+    """How often a forward pass uses each parameter: it decides where gradients may go from the first step on."""
+    parameters = model.parameters()
+    for p in parameters:
+        p.zero_grad()
+    model(*[tensor(np.zeros((1, *x.shape[1:]), x.dtype), device=model.device) for x in xs])
+    uses = {p: p.forward_uses for p in parameters}
+    for p in parameters:
+        p.zero_grad()
+    return uses
 
 
 def consolidated(model: Layer) -> list[Any]:

@@ -2,9 +2,9 @@
 // clnn/ops/activation.py says. NaN stays NaN (fmax would swallow it). Sources stand in that Python file.
 #include "common.cl"
 
-#define FUNCTION(name, f, df)                                  \
-  static inline T name##_f(T x) { return f; }                  \
-  static inline T name##_df(T x, T y) { return df; }
+#define FUNCTION(name, f, df) /* CAT, as where ACT is used: tanh, exp, ... are macros on PoCL */ \
+  static inline T CAT(name, _f)(T x) { return f; }             \
+  static inline T CAT(name, _df)(T x, T y) { return df; }
 
 // ---- activations ---------------------------------------------------------------------------------------------------
 FUNCTION(linear,       x,                                               (T)(1))

@@ -8,9 +8,9 @@ kernel void advance(global int *a, global int *b, global int *c, global int *d, 
   if (d) d[0] += by.s3;
 }
 
-// The end of a training step of fit: state = (first row, step). The mean of the row losses and the number of hits go to
-// results[step], and the counters advance. One work-item, so that the order of summation never changes.
-kernel void end_step(int rows, global const real *losses, global const int *hits, global real *results, global int *state,
+// The end of a step of fit on `batch` rows: state = (first row, step). The mean of `rows` losses and the number of hits go
+// to results[step], and the counters advance. One work-item, so that the order of summation never changes.
+kernel void end_step(int batch, int rows, global const real *losses, global const int *hits, global real *results, global int *state,
                      global int *a, global int *b, int2 by) {
   real sum = 0;
   int count = 0;
@@ -19,7 +19,7 @@ kernel void end_step(int rows, global const real *losses, global const int *hits
   const int step = state[1];
   results[2 * step] = sum / rows;
   results[2 * step + 1] = count;
-  state[0] += rows;
+  state[0] += batch;
   state[1] = step + 1;
   if (a) a[0] += by.s0;
   if (b) b[0] += by.s1;

@@ -55,6 +55,8 @@ def choose(device: Device, p: Product) -> Tile:
         return Tile(5, min(2, wide), vw)
     if p.n * p.k > 1 << 20 and device.local_memory >= 1 << 18 and p.dtype != np.float64 and p.k:
         return Tile(8, 2, vw, block=True)
+    if p.transpose_a and wide < 4:
+        return Tile(8 if wide == 2 else 16, wide, vw)
     return Tile(4, 4, vw) if wide == 4 else Tile(5, wide, vw)
 
 

@@ -37,6 +37,11 @@ class Block:
         """A sub-range as a block of its own; `start` must be a multiple of 512 bytes, the parent not pooled."""
         return _View(self, start, nbytes)
 
+    @property
+    def role(self) -> object:
+        """What tells this range of memory from another, and is equal for two views of the same range."""
+        return id(self)
+
     def __del__(self) -> None:
         self.memory.in_use -= self.counted
         if self.plain:
@@ -44,12 +49,16 @@ class Block:
 
 
 class _View(Block):
-    __slots__ = ("parent",)
+    __slots__ = ("parent", "start")
 
     def __init__(self, parent: Block, start: int, nbytes: int) -> None:
         region = parent.buffer.get_sub_region(start, max(nbytes, 4))
         super().__init__(parent.device, nbytes, region, parent.memory, 0, False)
-        self.parent = parent  # keeps the bytes counted as long as a view lives
+        self.parent, self.start = parent, start  # the parent's bytes stay counted as long as a view lives
+
+    @property
+    def role(self) -> object:
+        return id(self.parent), self.start, self.nbytes
 
 
 class Memory:

@@ -121,7 +121,7 @@ def _role(value: Any, seen: dict[Any, int]) -> Any:
         return value.tobytes()
     if isinstance(value, float):
         return value.hex()
-    return id(value) if isinstance(value, Block) else value
+    return value.role if isinstance(value, Block) else value
 
 
 def _shown(value: Any) -> str:
@@ -195,6 +195,7 @@ class Recording:
                 return views[arg]
             return arg.buffer if isinstance(arg, Block) else arg
 
+        self.views = views  # a kernel's argument keeps no buffer alive: without this, replays run on freed ones
         self.calls = [launch.bind(device.queue, resolve) for launch in self.launches]
 
 
@@ -208,6 +209,7 @@ class StepContext:
         self.optimizers: list[Any] = []  # those that stepped in it
         self.prepared = False  # whether they were prepared before it began
         self.uses: dict[Any, int] = {}  # how often each parameter was used
+        self.received: dict[Any, None] = {}  # the parameters that received gradients
 
     def advance(self, cell: Block, by: int = 1) -> None:
         """Add `by` to the int32 in `cell` when the step ends, once however often this is said."""

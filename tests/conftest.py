@@ -1,0 +1,74 @@
+"""What all tests share: every device in turn, fresh random inputs, and device memory that starts as NaN.
+
+`CLNN_DEVICE` leaves only the device it names. Random inputs differ from run to run; a failure prints the seed, and
+`CLNN_TEST_SEED=<seed>` repeats them.
+"""
+
+import os
+import secrets
+import zlib
+
+import numpy as np
+import pyopencl as cl
+import pytest
+
+import clnn
+from clnn.runtime import device as runtime
+from clnn.runtime.memory import Memory
+
+SEED = int(os.environ.get("CLNN_TEST_SEED") or secrets.randbits(32))
+
+
+def found_devices():
+    """The devices to test on; [None] makes the fixture fail with advice rather than skip everything."""
+    try:
+        chosen = os.environ.get("CLNN_DEVICE", "")
+        return [runtime.find_device(chosen, "CLNN_DEVICE")] if chosen else clnn.devices() or [None]
+    except clnn.DeviceError:
+        return [None]
+
+
+@pytest.fixture(params=found_devices(), ids=lambda d: d and f"{d.platform_index}:{d.device_index}-{d.kind}")
+def device(request):
+    """Each OpenCL device, in use for the test."""
+    with clnn.use(request.param or runtime.find_device(os.environ.get("CLNN_DEVICE", ""), "CLNN_DEVICE")) as one:
+        yield one
+
+
+@pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
+def dtype(request, device):
+    """float32, and float64 where the device has it."""
+    if request.param is np.float64 and not device.has_fp64:
+        pytest.skip(f"{device!r} has no float64")
+    return request.param
+
+
+@pytest.fixture
+def rng(request):
+    """Random inputs, other ones in each run and each test."""
+    return np.random.default_rng([SEED, zlib.crc32(request.node.nodeid.encode())])
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """Every block of device memory starts as NaN (-1 as integers), so that an element nobody writes is seen."""
+    allocate = Memory.allocate
+
+    def poisoned_block(self, nbytes, pooled=True):
+        block = allocate(self, nbytes, pooled)
+        cl.enqueue_fill_buffer(self._device.queue, block.buffer, np.int32(-1), 0, max(nbytes, 4) // 4 * 4)
+        return block
+
+    monkeypatch.setattr(Memory, "allocate", poisoned_block)
+
+
+def pytest_report_header():
+    return f"CLNN_TEST_SEED={SEED}"
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item):
+    outcome = yield
+    report = outcome.get_result()
+    if report.failed and "rng" in getattr(item, "fixturenames", ()):
+        report.sections.append(("random inputs", f"CLNN_TEST_SEED={SEED} repeats them"))

@@ -1,0 +1,96 @@
+"""Comparisons against NumPy in float64, and gradients against central differences."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+import clnn
+from clnn.ops.array import Array
+from clnn.tensor import Parameter
+
+STEP = 1e-5  # of central differences; their error is about STEP^2 + eps / STEP
+DIFFERENCES = 1e-8  # what central differences may be off by, relative to the largest value around
+
+
+def eps(dtype):
+    return float(np.finfo(dtype).eps)
+
+
+def normal(rng, shape, dtype=np.float32):
+    """Normal values of that type, as float64, so that device and reference start from the same numbers."""
+    return np.asarray(rng.standard_normal(shape)).astype(dtype).astype(np.float64)
+
+
+def host(x):
+    """An op's array, a tensor, or anything else as NumPy."""
+    if isinstance(x, Array):
+        return x.device.read(x.block, np.empty(x.shape, x.dtype))
+    return np.asarray(x)
+
+
+def assert_close(got, expected, bound, what=""):
+    """|got - expected| <= bound (a number or an array) everywhere; NaN and infinities only where they are expected."""
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
+    special = ~np.isfinite(expected)
+    np.testing.assert_array_equal(got[special], expected[special], err_msg=what)
+    off = np.where(special, 0.0, np.abs(got - expected)) - bound
+    assert not (np.isnan(off) | (off > 0)).any(), (
+        f"{what}: off by {np.nanmax(off + bound):.3g} where {np.max(bound):.3g} is allowed, or NaN; "
+        f"first at {tuple(np.argwhere(np.isnan(off) | (off > 0))[0])}:\n{got}\n{expected}"
+    )
+
+
+def scale_of(*arrays):
+    """The largest finite magnitude around, at least 1."""
+    values = np.concatenate([np.ravel(a).astype(np.float64) for a in arrays] + [np.ones(1)])
+    return np.abs(values[np.isfinite(values)]).max()
+
+
+def parameter(array, dtype=np.float32, device=None):
+    """A trainable tensor that is no layer's."""
+    t = clnn.tensor(np.asarray(array, dtype), dtype=dtype, device=device)
+    return Parameter(t.block, t.shape, t.dtype, t.device)
+
+
+def differences(f, arrays, seed):
+    """d sum(f(*arrays) * seed) by each array, by central differences in float64."""
+    arrays = [np.array(a, np.float64) for a in arrays]
+    found = []
+    for a in arrays:
+        gradient = np.empty(a.shape)
+        for at in itertools.product(*map(range, a.shape)):
+            kept, h = a[at], STEP * max(1.0, abs(a[at]))
+            a[at] = kept + h
+            above = np.asarray(f(*arrays), np.float64)
+            a[at] = kept - h
+            below = np.asarray(f(*arrays), np.float64)
+            a[at] = kept
+            gradient[at] = ((above - below) * seed).sum() / (2 * h)
+        found.append(gradient)
+    return found
+
+
+def check_op(rng, op, reference, *arrays, dtype=np.float32, rounding=16, gradients=True):
+    """`op` of tensors against `reference` of float64 arrays: its values, and its gradients by every array.
+
+    `rounding` is the error allowed in eps of the largest value around; sums of n terms ask for their own.
+    """
+    arrays = [np.asarray(a, dtype).astype(np.float64) for a in arrays]
+    inputs = [parameter(a, dtype) for a in arrays]
+    with np.errstate(all="ignore"):
+        expected = np.asarray(reference(*arrays), np.float64)
+    y = op(*inputs)
+    assert y.dtype == np.dtype(dtype)
+    assert_close(y.numpy(), expected, rounding * eps(dtype) * scale_of(expected, *arrays), "value")
+    if gradients:
+        seed = normal(rng, expected.shape, dtype)
+        y.backward(seed.astype(dtype))
+        for i, (x, wanted) in enumerate(zip(inputs, differences(reference, arrays, seed))):
+            assert x.grad is not None, f"no gradient by argument {i}"
+            assert x.grad.dtype == np.dtype(dtype)
+            bound = (rounding * eps(dtype) + DIFFERENCES) * scale_of(wanted, seed, *arrays) ** 2
+            assert_close(x.grad.numpy(), wanted, bound, f"gradient by argument {i}")
+    return y

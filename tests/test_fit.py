@@ -1,0 +1,359 @@
+"""fit, evaluate and predict: what they compute, what they report, and what bad input gets."""
+
+import warnings
+
+import numpy as np
+import pytest
+
+import clnn
+
+
+@pytest.fixture
+def blobs(rng):
+    """Three well separated classes in eight dimensions."""
+    centres = 4 * rng.standard_normal((3, 8))
+    y = rng.integers(0, 3, 203)
+    return (centres[y] + rng.standard_normal((203, 8))).astype(np.float32), y.astype(np.int32)
+
+
+def net_on(device, *layers, input_shape=8, seed=0, **options):
+    with clnn.use(device):
+        return clnn.Sequential(list(layers) or [clnn.Dense(16, "tanh"), clnn.Dense(3)], input_shape=input_shape, seed=seed, **options)
+
+
+def weights(net):
+    return np.concatenate([p.numpy().ravel() for p in net.parameters()])
+
+
+def test_fit_learns_and_reports_what_evaluate_finds(device, blobs):
+    x, y = blobs
+    net = net_on(device)
+    history = net.fit(
+        x, y, loss="cross_entropy", optimizer=clnn.SGD(0.1, momentum=0.9), epochs=8, batch_size=10, seed=1, validation=(x, y)
+    )
+    assert set(history.history) == {"loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds"}
+    assert all(len(values) == 8 for values in history.history.values())
+    assert history["val_accuracy"][-1] > 0.95 and history["loss"][-1] < history["loss"][0]
+    found = net.evaluate(x, y)
+    assert found["loss"] == pytest.approx(history["val_loss"][-1], rel=1e-5)
+    assert found["accuracy"] == np.mean(net.predict_classes(x) == y)
+    probabilities = net.predict_proba(x)
+    assert np.allclose(probabilities.sum(1), 1, atol=1e-5)
+    picked = -np.log(probabilities[np.arange(len(y)), y].astype(np.float64))
+    assert found["loss"] == pytest.approx(picked.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_an_epoch_is_numpys_epoch(device, rng, record):
+    """Losses and weights of two epochs with a remainder batch against float64 NumPy."""
+    x, y = rng.random((53, 6), dtype=np.float32), rng.integers(0, 4, 53).astype(np.int32)
+    net = net_on(device, clnn.Dense(7, "sigmoid"), clnn.Dense(4, "sigmoid"), input_shape=6)
+    w1, b1, w2, b2 = (p.numpy().astype(np.float64) for p in net.parameters())
+    history = net.fit(x, y, loss="quadratic", optimizer=clnn.SGD(0.5), epochs=2, batch_size=10, seed=7, record=record)
+
+    def sigmoid(z):
+        return 1 / (1 + np.exp(-z))
+
+    losses = []
+    for epoch in range(2):
+        order, total = np.random.default_rng((7, epoch)).permutation(53), 0.0
+        for start in range(0, 53, 10):
+            rows = order[start : start + 10]
+            a, t = x[rows].astype(np.float64), np.eye(4)[y[rows]]
+            h = sigmoid(a @ w1 + b1)
+            o = sigmoid(h @ w2 + b2)
+            total += ((o - t) ** 2).sum() / 2
+            d2 = (o - t) * o * (1 - o) / len(rows)
+            d1 = (d2 @ w2.T) * h * (1 - h)
+            w2 -= 0.5 * h.T @ d2
+            b2 -= 0.5 * d2.sum(0)
+            w1 -= 0.5 * a.T @ d1
+            b1 -= 0.5 * d1.sum(0)
+        losses.append(total / 53)
+    assert history["loss"] == pytest.approx(losses, rel=1e-5)
+    for p, expected in zip(net.parameters(), (w1, b1, w2, b2)):
+        assert np.allclose(p.numpy(), expected, atol=2e-6)
+
+
+@pytest.mark.parametrize("optimizer", [clnn.SGD, clnn.Adam])
+def test_every_sample_is_seen_once_an_epoch_in_another_order(device, optimizer):
+    """Sums of the samples that steps saw, by a model that learns nothing (lr 0)."""
+    n = 47
+    x = np.eye(n, dtype=np.float32)
+    seen = []
+
+    class Spy(clnn.Layer):
+        def build(self, shape):
+            self.w = self.parameter(shape, init="ones")
+
+        def forward(self, x):
+            if x.device.recorder is None and x.shape[0] != 1:
+                seen.append(x.numpy().argmax(1))
+            return (x * self.w).sum(axis=1, keepdims=True)
+
+    with clnn.use(device):
+        net = clnn.Sequential([Spy()], input_shape=n)
+    net.fit(x, np.zeros(n, np.float32), loss="mse", optimizer=optimizer(0.0), epochs=2, batch_size=10, record=False)
+    first, second = np.concatenate(seen[:5]), np.concatenate(seen[5:10])
+    assert sorted(first) == sorted(second) == list(range(n))
+    assert not np.array_equal(first, second)
+    assert set(np.diff(np.sort(first[:10]))) != {1}  # samples are shuffled, not batches
+
+
+def test_the_same_seed_gives_the_same_bits_recorded_or_not(device, blobs):
+    x, y = blobs
+    found = []
+    for record in (True, False, True):
+        net = net_on(device, clnn.Dense(16, "relu"), clnn.Dropout(0.3), clnn.Dense(3))
+        net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.1), epochs=3, batch_size=32, seed=3, record=record)
+        found.append(weights(net))
+    assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
+
+
+@pytest.mark.parametrize("make", [lambda: clnn.SGD(0.1), lambda: clnn.SGD(0.1, 0.9, weight_decay=1e-3), lambda: clnn.Adam(0.01)])
+def test_saving_in_the_middle_resumes_exactly(device, blobs, tmp_path, make):
+    x, y = blobs
+    layers = lambda: [clnn.Dense(16, "relu"), clnn.Dropout(0.3), clnn.Dense(3)]  # noqa: E731
+    options = {"loss": "cross_entropy", "batch_size": 20, "seed": 3}
+    whole = net_on(device, *layers())
+    whole.fit(x, y, optimizer=make(), epochs=4, **options)
+    half = net_on(device, *layers())
+    half.fit(x, y, optimizer=make(), epochs=2, **options)
+    half.save(tmp_path / "half.safetensors")
+    with clnn.use(device):
+        again = clnn.load(tmp_path / "half.safetensors")
+    again.fit(x, y, optimizer=again.optimizer, epochs=2, **options)
+    assert np.array_equal(weights(whole), weights(again))
+
+
+def test_a_second_fit_with_the_same_optimizer_goes_on_and_a_new_one_starts_afresh(device, blobs):
+    x, y = blobs
+    options = {"loss": "cross_entropy", "batch_size": 20, "seed": 3}
+    found = []
+    for epochs in ([4], [2, 2]):
+        net, optimizer = net_on(device), clnn.SGD(0.1, momentum=0.9)
+        for count in epochs:
+            net.fit(x, y, optimizer=optimizer, epochs=count, **options)
+        found.append(weights(net))
+    assert np.array_equal(*found)
+
+
+def test_data_beyond_the_budget_is_streamed(device, blobs, monkeypatch):
+    x, y = blobs
+    found = []
+    for capacity in (None, 40):
+        if capacity:
+            monkeypatch.setattr("clnn.train._capacity", lambda *args: (False, capacity))
+        net = net_on(device)
+        history = net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.1), epochs=2, batch_size=20, seed=3)
+        found.append((weights(net), history["loss"], history["accuracy"]))
+    assert np.array_equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
+
+
+def test_the_budget_decides_what_is_streamed(device, blobs, monkeypatch):
+    x, y = blobs
+    from clnn.train import _capacity
+
+    assert _capacity(device, 203, 20, [x], y, False) == (True, 203)
+    monkeypatch.setattr(device.memory, "limit", device.memory.in_use + 8 * 100 * (8 * 4 + 4 + 4))
+    resident, rows = _capacity(device, 20300, 20, [x], y, False)
+    assert not resident and rows == 100
+
+
+def test_sample_and_class_weights_multiply_losses(device, blobs):
+    x, y = blobs
+    weight = np.linspace(0, 2, len(y)).astype(np.float32)
+    net = net_on(device)
+    logits = net.predict(x).astype(np.float64)
+    losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
+    history = net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, sample_weight=weight)
+    assert history["loss"][0] == pytest.approx((losses * weight).mean(), rel=1e-5)
+    history = net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, class_weight={0: 3.0, 2: 0.5})
+    assert history["loss"][0] == pytest.approx((losses * np.array([3.0, 1.0, 0.5])[y]).mean(), rel=1e-5)
+    assert net.evaluate(x, y, sample_weight=weight)["loss"] == pytest.approx((losses * weight).mean(), rel=1e-5)
+
+
+def test_metrics_and_one_hot_targets(device, blobs):
+    x, y = blobs
+    net = net_on(device)
+    hot = np.eye(3, dtype=np.float32)[y]
+    history = net.fit(
+        x, hot, loss="quadratic", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, metrics=["accuracy", "top_2"], validation=(x, hot)
+    )
+    z = net.predict(x)
+    top2 = np.mean([label in np.argsort(-row)[:2] for row, label in zip(z, y)])
+    assert history["accuracy"][0] == pytest.approx(np.mean(z.argmax(1) == y))
+    assert history["top_2"][0] == pytest.approx(top2) == history["val_top_2"][0]
+
+
+def test_validation_split_takes_the_end(device, blobs):
+    x, y = blobs
+    net = net_on(device)
+    history = net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, validation_split=0.25)
+    kept = len(y) - round(len(y) * 0.25)
+    assert history["val_loss"][0] == pytest.approx(net.evaluate(x[kept:], y[kept:])["loss"], rel=1e-6)
+    assert history["loss"][0] == pytest.approx(net.evaluate(x[:kept], y[:kept])["loss"], rel=1e-5)
+
+
+def test_a_model_of_several_inputs_and_a_loss_of_ones_own(device, rng):
+    class Both(clnn.Model):
+        def __init__(self):
+            self.left, self.right = clnn.Dense(4), clnn.Dense(4)
+            self.out = clnn.Dense(1)
+
+        def forward(self, a, b):
+            return self.out(clnn.tanh(self.left(a) + self.right(b)))
+
+    def huber(y, t):
+        e = abs(y - t)
+        return clnn.minimum(0.5 * e**2, e - 0.5).mean()
+
+    a, b = rng.standard_normal((90, 3)).astype(np.float32), rng.standard_normal((90, 5)).astype(np.float32)
+    t = (a[:, 0] - b[:, 1]).astype(np.float32)
+    with clnn.use(device):
+        net = Both()
+        history = net.fit((a, b), t[:, None], loss=huber, optimizer=clnn.Adam(0.02), epochs=20, batch_size=16)
+    assert history["loss"][-1] < 0.2 * history["loss"][0]
+    assert net.predict((a, b)).shape == (90, 1)
+
+
+def test_frozen_layers_do_not_move(device, blobs):
+    x, y = blobs
+    net = net_on(device)
+    net.layers[0].trainable = False
+    before = [p.numpy() for p in net.layers[0].parameters()]
+    for optimizer in (clnn.SGD(0.1), clnn.SGD(0.1, 0.9), clnn.Adam(0.1)):
+        net.fit(x, y, loss="cross_entropy", optimizer=optimizer, epochs=1, batch_size=20)
+    assert all(np.array_equal(p.numpy(), q) for p, q in zip(net.layers[0].parameters(), before))
+    assert "frozen" in net.summary()
+
+
+def test_the_remainder_batch_and_evaluation_compile_nothing_new(device, blobs):
+    x, y = blobs
+    net = net_on(device)
+    net.fit(x[:40], y[:40], loss="cross_entropy", optimizer=clnn.SGD(0.1), epochs=1, batch_size=20)
+    net.evaluate(x[:20], y[:20])
+    built = set(device.programs._programs)
+    net.fit(x[:47], y[:47], loss="cross_entropy", optimizer=clnn.SGD(0.1), epochs=2, batch_size=20, validation=(x, y))
+    assert set(device.programs._programs) == built
+
+
+def test_float64_where_the_device_has_it(device, blobs):
+    x, y = blobs
+    if not device.has_fp64:
+        with pytest.raises(clnn.DeviceError, match="float64"):
+            net_on(device, dtype="float64")
+        return
+    net = net_on(device, dtype="float64")
+    net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.1), epochs=3, batch_size=20, seed=1)
+    assert net.predict(x).dtype == np.float64 and net.evaluate(x, y)["accuracy"] > 0.9
+
+
+def test_callbacks_and_stopping(device, blobs):
+    x, y = blobs
+    calls = []
+
+    class Notes(clnn.Callback):
+        def on_train_begin(self, model):
+            calls.append("begin")
+
+        def on_epoch_end(self, model, epoch, logs):
+            calls.append((epoch, sorted(logs)))
+            model.stop_training = epoch == 1
+
+        def on_train_end(self, model):
+            calls.append("end")
+
+    net = net_on(device)
+    history = net.fit(x, y, loss="cross_entropy", optimizer="adam", epochs=5, batch_size=50, callbacks=[Notes()])
+    assert [c if isinstance(c, str) else c[0] for c in calls] == ["begin", 0, 1, "end"]
+    assert len(history["loss"]) == 2
+
+
+def test_no_warnings_in_an_ordinary_fit(device, blobs):
+    x, y = blobs
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net_on(device).fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.1), epochs=4, batch_size=20)
+
+
+# -- what bad input gets ---------------------------------------------------------------------------------------------------
+def fit(net, x, y, **options):
+    return net.fit(x, y, **{"loss": "cross_entropy", "optimizer": clnn.SGD(0.1), "epochs": 1, "batch_size": 20, **options})
+
+
+def test_nan_in_the_data_is_named_and_nothing_moves(device, blobs):
+    x, y = blobs
+    net = net_on(device)
+    before = weights(net)
+    bad = x.copy()
+    bad[17, 3] = np.nan
+    with pytest.raises(clnn.DataError, match=r"17, 3"):
+        fit(net, bad, y)
+    assert np.array_equal(weights(net), before)
+
+
+def test_labels_out_of_range_are_named(device, blobs):
+    x, y = blobs
+    bad = y.copy()
+    bad[5] = 3
+    with pytest.raises(clnn.DataError, match=r"y\[5\] is 3.*0 to 2"):
+        fit(net_on(device), x, bad)
+    bad[5] = -1
+    with pytest.raises(clnn.DataError, match="-1"):
+        net_on(device).evaluate(x, bad, loss="cross_entropy")
+
+
+def test_wrong_shapes_give_both_and_the_layers_name(device, blobs):
+    x, y = blobs
+    net = net_on(device)
+    with pytest.raises(clnn.ShapeError, match=r"dense_1.*7.*8"):
+        net.predict(x[:, :7])
+    with pytest.raises(clnn.ShapeError, match=r"202.*203|203.*202"):
+        fit(net, x, y[:-1])
+    with pytest.raises(clnn.ShapeError, match=r"\(203, 2\).*\(203, 3\)"):
+        fit(net, x, np.zeros((203, 2), np.float32))
+
+
+def test_a_loss_that_runs_away_says_at_which_epoch_and_step(device, rng):
+    x, y = rng.standard_normal((40, 8)).astype(np.float32), rng.standard_normal(40).astype(np.float32)
+    net = net_on(device, clnn.Dense(1))
+    with pytest.raises(clnn.Diverged, match=r"step \d+ of 4 in epoch \d+.*last finite loss|finite before"):
+        fit(net, x, y, loss="mse", optimizer=clnn.SGD(1e4), epochs=50, batch_size=10)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"loss": "cross_entrop"}, "known ones are"),
+        ({"optimizer": "adamm"}, "known ones are"),
+        ({"epochs": -1}, "epochs"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"metrics": ["acc"]}, "accuracy"),
+        ({"validation_split": 1.0}, "validation_split"),
+        ({"class_weight": {"a": 1.0}}, "class_weight"),
+        ({"sample_weight": np.ones(3)}, r"\(3,\)"),
+    ],
+)
+def test_options_that_make_no_sense(device, blobs, options, words):
+    with pytest.raises(clnn.ClnnError, match=words):
+        fit(net_on(device), *blobs, **options)
+
+
+def test_losses_and_last_layers_that_do_not_go_together(device, blobs):
+    x, y = blobs
+    with pytest.raises(clnn.ConfigurationError, match="binary_cross_entropy"):
+        fit(net_on(device, clnn.Dense(3, "sigmoid")), x, y)
+    with pytest.raises(clnn.ConfigurationError, match="tanh"):
+        fit(net_on(device, clnn.Dense(3, "tanh")), x, y, loss="binary_cross_entropy")
+
+
+def test_unknown_activation_lists_the_known():
+    with pytest.raises(clnn.ConfigurationError, match=r"reluu.*relu"):
+        clnn.Dense(3, "reluu")
+
+
+def test_no_samples(device):
+    with pytest.raises(clnn.DataError, match="no samples"):
+        fit(net_on(device), np.zeros((0, 8), np.float32), np.zeros(0, np.int32))
+    assert net_on(device).predict(np.zeros((0, 8), np.float32)).shape == (0, 3)

@@ -1,0 +1,355 @@
+"""GEMM against NumPy in float64: both engines, every form of the product and of its epilogue."""
+
+import json
+
+import numpy as np
+import pytest
+from helpers import assert_close, eps, normal
+from test_activation import DERIVATIVE, VALUE
+
+import clnn
+from clnn.gemm import Scale, clblast, column_sums, engine_name, gemm, tile
+
+GUARD = 37  # elements around each matrix that nobody may touch
+
+
+@pytest.fixture(params=["tile", "clblast"])
+def engine(request, device, monkeypatch):
+    """Each engine in turn; `clblast` where pyclblast is installed."""
+    if request.param == "clblast" and (problem := clblast.problem(device)):
+        pytest.skip(problem)
+    monkeypatch.setenv("CLNN_GEMM", request.param)
+    return request.param
+
+
+class Matrix:
+    """A matrix in the middle of a buffer of NaN, with a leading dimension of its own."""
+
+    def __init__(self, device, values, dtype, offset=0, room=0):
+        rows, columns = values.shape
+        self.device, self.shape, self.ld, self.offset = device, values.shape, columns + room, offset
+        size = max(0, rows - 1) * self.ld + columns  # the last row ends where the matrix does
+        self.host = np.full(offset + size + GUARD, np.nan, dtype)
+        self.inside = (offset + np.arange(rows)[:, None] * self.ld + np.arange(columns)).astype(np.intp)
+        self.host[self.inside] = values
+        self.block = device.allocate(self.host.nbytes)
+        device.upload(self.host, self.block)
+
+    def read(self):
+        """The matrix now; everything around it must be untouched."""
+        now = self.device.read(self.block, np.empty_like(self.host))
+        outside = np.ones(now.size, bool)
+        outside[self.inside] = False
+        assert np.isnan(now[outside]).all(), "memory around the matrix was written"
+        return now[self.inside]
+
+
+def exact(device, values, dtype):
+    """Values in a block of just their size: reading past them reads NaN or someone else's."""
+    block = device.allocate(values.size * np.dtype(dtype).itemsize)
+    device.upload(np.ascontiguousarray(values, dtype), block)
+    return block
+
+
+def pair(device, dtype, alpha, beta):
+    """(alpha, beta) as a row of a table that is not the first, as an optimizer gives them."""
+    table = np.full((3, 8), np.nan, dtype)
+    table[2] = [np.nan, np.nan, alpha, beta] + [np.nan] * 4
+    return Scale(exact(device, table, dtype), exact(device, np.array([2]), np.int32), 1, lambda: (alpha, beta))
+
+
+def check(
+    rng, device, dtype, m, n, k, ta=False, tb=False, *, scale=None, bias=False, act="linear", keep=False, times=False,
+    sums=None, padded=False,
+):  # fmt: skip
+    """One product against NumPy, with everything it may not touch guarded."""
+    what = f"{m} x {n} x {k}, transposed {ta}, {tb}"
+    offsets, room = (rng.integers(1, 9, 3), rng.integers(1, 20, 3)) if padded else ((0, 0, 0), (0, 0, 0))
+    a, b, c = normal(rng, (m, k), dtype), normal(rng, (k, n), dtype), normal(rng, (m, n), dtype)
+    A = Matrix(device, a.T if ta else a, dtype, offsets[0], room[0])
+    B = Matrix(device, b.T if tb else b, dtype, offsets[1], room[1])
+    C = Matrix(device, c if scale and scale[1] else np.full((m, n), np.nan), dtype, offsets[2], room[2])
+    bias_values, saved_values = normal(rng, n, dtype), normal(rng, (m, n), dtype)
+    if times and VALUE[act].saves == "y":
+        saved_values = VALUE[act](saved_values).astype(dtype).astype(np.float64)
+    saved = Matrix(device, saved_values if times else np.full((m, n), np.nan), dtype) if keep or times else None
+    d = normal(rng, n, dtype)
+    D = Matrix(device, d[None], dtype) if sums else None
+    options = {"lda": A.ld, "ldb": B.ld, "ldc": C.ld} if padded else {}
+    if scale and sums:  # in one table, as the library's constants are
+        both = pair(device, dtype, *scale)
+        table = np.full((3, 8), np.nan, dtype)
+        table[2, 2:6] = [*scale, *sums]
+        device.upload(table, both.table)
+        scales = both, Scale(both.table, both.at, 2, lambda: sums)
+    else:
+        scales = scale and pair(device, dtype, *scale), sums and pair(device, dtype, *sums)
+    gemm(
+        device, m, n, k, A.block, B.block, C.block, dtype=dtype, transpose_a=ta, transpose_b=tb, **options,
+        a_offset=int(offsets[0]), b_offset=int(offsets[1]), c_offset=int(offsets[2]),
+        scale=scales[0], bias=exact(device, bias_values, dtype) if bias else None, activation=act,
+        saved=saved.block if saved else None, times=times, sums=(D.block, scales[1]) if sums else None,
+    )  # fmt: skip
+    alpha, beta = scale or (1.0, 0.0)
+    z, magnitude = alpha * (a @ b), abs(alpha) * (np.abs(a) @ np.abs(b))
+    if times:
+        z, magnitude = z * DERIVATIVE[act](saved_values), magnitude * (1 + np.abs(DERIVATIVE[act](saved_values)))
+    if beta:
+        z, magnitude = z + beta * c, magnitude + np.abs(beta * c)
+    if bias:
+        z, magnitude = z + bias_values, magnitude + np.abs(bias_values)
+    # each product adds to the error half an eps of the sum so far; f' is never above 1.2
+    bound = (k / 2 + 16) * eps(dtype) * (1 + magnitude)
+    assert_close(C.read(), z if times else VALUE[act](z), bound, f"C of {what}")
+    if keep:
+        assert_close(saved.read(), z, bound, f"saved of {what}")
+    if sums:
+        total = sums[0] * b.sum(axis=0) + sums[1] * d
+        most = 1 + abs(sums[0]) * np.abs(b).sum(axis=0) + np.abs(sums[1] * d)
+        assert_close(D.read()[0], total, (k / 2 + 4) * eps(dtype) * most, f"sums of {what}")
+
+
+# Columns of C that select each tile of a CPU with 16 lanes; where K x N is above 2^20 there is one more
+NARROW, MIDDLE, WIDE = (1, 5, 16), (17, 30), (33, 67, 130)
+FORMS = {  # form: (transposed a, transposed b, whether scaled, columns, depths)
+    "nn-narrow": (False, False, False, NARROW, (1, 7, 65)),
+    "nn-middle": (False, False, True, MIDDLE, (1, 7, 65)),
+    "nn-wide": (False, False, True, WIDE, (1, 7, 65)),
+    "nn-large": (False, False, False, (1300,), (811,)),
+    "tn-narrow": (True, False, True, NARROW, (1, 7, 65)),
+    "tn-middle": (True, False, False, MIDDLE, (1, 7, 65)),
+    "tn-wide": (True, False, False, WIDE, (1, 7, 65)),
+    "tn-large": (True, False, True, (1300,), (811,)),
+    "nt-shallow": (False, True, True, (1, 30), (1, 7, 15)),
+    "nt-deep": (False, True, True, (1, 30, 130), (16, 65, 300)),
+    "tt-shallow": (True, True, True, (1, 30), (1, 7, 15)),
+    "tt-deep": (True, True, False, (1, 30, 130), (16, 65, 300)),
+}
+DOUBLE = ("nn-wide", "tn-middle", "nt-deep", "tt-shallow")
+SCALES = ((1.0, 0.0), (1.0, 1.0), (-0.5, 2.0), (0.0, 0.5))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_products(rng, device, engine, form):
+    products(rng, device, np.float32, *FORMS[form])
+
+
+@pytest.mark.parametrize("form", DOUBLE)
+def test_products_in_float64(rng, device, engine, form):
+    if not device.has_fp64:
+        pytest.skip("no float64")
+    products(rng, device, np.float64, *FORMS[form])
+
+
+def products(rng, device, dtype, ta, tb, scaled, columns, depths):
+    rows = (1, 2, 7, 66) if columns[0] < 1000 else (3, 70)
+    scales = SCALES if scaled else (None,)
+    for i, (m, n, k) in enumerate((m, n, k) for m in rows for n in columns for k in depths):
+        check(rng, device, dtype, m, n, k, ta, tb, scale=scales[i % len(scales)], padded=i % 2 == 0)
+
+
+@pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 7), (5, 0, 7), (0, 0, 0), (5, 7, 0), (1, 1, 1), (1, 1, 0)])
+def test_empty_and_single(rng, device, engine, m, n, k):
+    check(rng, device, np.float32, m, n, k)
+    check(rng, device, np.float32, m, n, k, scale=(2.0, 0.5))
+    check(rng, device, np.float32, m, n, k, bias=True)
+    check(rng, device, np.float32, m, n, k, ta=True, scale=(2.0, 0.5), sums=(0.5, 2.0))
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_forward_epilogue(rng, device, engine, padded):
+    """Bias, activation and the kept input, as linear() asks for them, by each tile that it can meet."""
+    for m, n, k in ((7, 5, 9), (66, 67, 33)):
+        check(rng, device, np.float32, m, n, k, bias=True, act="gelu", keep=True, padded=padded)
+    check(rng, device, np.float32, 3, 1300, 811, bias=True, act="tanh", padded=padded)
+
+
+def test_epilogue_in_its_order(rng, device, engine):
+    """Everything at once: f(alpha A B + beta C + bias)."""
+    check(rng, device, np.float32, 9, 35, 12, scale=(0.5, -2.0), bias=True, act="gelu", keep=True)
+
+
+@pytest.mark.parametrize("scale", [(1.0, 0.0), (1.0, 1.0)])
+def test_times_a_derivative(rng, device, engine, scale):
+    """dx = dy w^T f'(saved), assigned or added; 300 deep takes two steps of the blocked kernel."""
+    for m, n, k in ((5, 9, 7), (70, 130, 20), (33, 130, 300)):
+        check(rng, device, np.float32, m, n, k, tb=True, act="gelu", times=True, scale=scale)
+
+
+def test_sums_beside_the_product(rng, device, engine):
+    """dw and db in one launch, each with its own alpha and beta."""
+    for m, n, k in ((9, 5, 33), (33, 67, 12), (1, 1, 1)):
+        check(rng, device, np.float32, m, n, k, ta=True, scale=(1.0, 0.5), sums=(-0.5, 0.0))
+        check(rng, device, np.float32, m, n, k, ta=True, scale=(1.0, 0.0), sums=(2.0, 1.0))
+
+
+def test_sums_of_two_tables(rng, device, engine):
+    """Where the product and its sums read different tables they are launched apart."""
+    dy, sums = normal(rng, (11, 6)), pair(device, np.float32, 2.0, 0.0)
+    x, out, total = normal(rng, (11, 4)), device.allocate(4 * 24), device.allocate(4 * 6)
+    gemm(
+        device, 4, 6, 11, exact(device, x, np.float32), exact(device, dy, np.float32), out, transpose_a=True,
+        scale=pair(device, np.float32, 1.0, 0.0), sums=(total, sums),
+    )  # fmt: skip
+    assert_close(device.read(out, np.empty((4, 6), np.float32)), x.T @ dy, 1e-5)
+    assert_close(device.read(total, np.empty(6, np.float32)), 2 * dy.sum(axis=0), 1e-5)
+
+
+@pytest.mark.parametrize("rows", [0, 1, 37])
+def test_column_sums(rng, device, rows):
+    x = normal(rng, (rows, 9))
+    out = Matrix(device, np.full((1, 9), np.nan), np.float32)
+    column_sums(device, 9, rows, exact(device, x, np.float32), (out.block, pair(device, np.float32, -1.0, 0.0)), np.float32)
+    assert_close(out.read()[0], -x.sum(axis=0), (rows + 1) * eps(np.float32) * (1 + np.abs(x).sum(axis=0)))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_not_finite(rng, device, engine, value):
+    """What is not finite reaches its row or its column, as in NumPy, and nothing else."""
+    a, b = normal(rng, (6, 5)), normal(rng, (5, 7))
+    a[2, 3], b[1, 4] = value, value
+    out = device.allocate(4 * 42)
+    gemm(device, 6, 7, 5, exact(device, a, np.float32), exact(device, b, np.float32), out)
+    with np.errstate(invalid="ignore"):
+        assert_close(device.read(out, np.empty((6, 7), np.float32)), a @ b, 20 * eps(np.float32) * 10)
+
+
+def test_the_same_bits_again(rng, device, engine):
+    """The order of summation does not change from call to call."""
+    a, b, out = exact(device, normal(rng, (67, 130)), np.float32), exact(device, normal(rng, (130, 67)), np.float32), []
+    for _ in range(3):
+        c = device.allocate(4 * 67 * 67)
+        gemm(device, 67, 67, 130, a, b, c)
+        out.append(device.read(c, np.empty(67 * 67, np.float32)).tobytes())
+    assert out[0] == out[1] == out[2]
+
+
+@pytest.mark.oclgrind
+def test_as_on_a_gpu(rng, device, monkeypatch):
+    """The tile of GPUs, in groups of 8 x 8 work-items, runs on any device."""
+    if device.cl_device.max_work_group_size < 64:
+        pytest.skip("work-groups of 64 do not fit")
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    monkeypatch.setattr(device, "kind", "gpu")
+    for m, n, k in ((1, 1, 1), (5, 9, 3), (37, 35, 12)):
+        check(rng, device, np.float32, m, n, k, ta=True, scale=(0.5, 1.0), sums=(1.0, 0.0), padded=True)
+        check(rng, device, np.float32, m, n, k, tb=True, padded=True)
+
+
+@pytest.mark.oclgrind
+@pytest.mark.parametrize("tb", [False, True])
+def test_blocked_kernel(rng, device, monkeypatch, tb):
+    """The kernel that copies blocks to local memory first, on products smaller than it is chosen for."""
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    monkeypatch.setattr(device, "kind", "cpu")
+    monkeypatch.setattr(tile, "BLOCK", (16, 32, 24))
+    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(8, 2, 4, block=True))
+    for m, n, k in ((1, 1, 1), (19, 37, 50), (16, 32, 24)):
+        check(rng, device, np.float32, m, n, k, tb=tb, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
+
+
+# -- which engine -----------------------------------------------------------------------------------------------------
+def test_choice_of_engine(device, monkeypatch):
+    monkeypatch.setenv("CLNN_GEMM", " Tile ")
+    assert engine_name(device) == "tile"
+    monkeypatch.delenv("CLNN_GEMM")
+    monkeypatch.setattr(clblast, "problem", lambda device: "")
+    monkeypatch.setattr(device, "kind", "cpu")
+    assert engine_name(device) == "tile"
+    monkeypatch.setattr(device, "kind", "gpu")
+    assert engine_name(device) == "clblast"
+    monkeypatch.setattr(clblast, "problem", lambda device: "CLBlast is not well")
+    assert engine_name(device) == "tile"
+    monkeypatch.setenv("CLNN_GEMM", "clblast")
+    with pytest.raises(clnn.DeviceError, match="CLBlast is not well.*CLNN_GEMM"):
+        engine_name(device)
+
+
+def test_wrong_engine(device, monkeypatch):
+    monkeypatch.setenv("CLNN_GEMM", "cublas")
+    with pytest.raises(clnn.ConfigurationError, match="'cublas' is no GEMM engine; there are clblast and tile"):
+        clnn.ones((2, 2)) @ clnn.ones((2, 2))
+
+
+def test_engines_are_really_used(rng, device, engine, monkeypatch):
+    """CLNN_GEMM decides whose code multiplies."""
+    used = []
+    for name, module in (("tile", tile), ("clblast", clblast)):
+        run = module.run
+        monkeypatch.setattr(module, "run", lambda d, p, run=run, name=name: (used.append(name), run(d, p)))
+    check(rng, device, np.float32, 5, 6, 7)
+    assert used == [engine]
+
+
+# -- CLBlast ----------------------------------------------------------------------------------------------------------
+needs_clblast = pytest.mark.skipif(not clblast.available(), reason="pyclblast cannot be imported")
+
+
+@pytest.fixture
+def self_tests(device, monkeypatch, tmp_path):
+    """A cache of self-tests of its own, and how often one ran."""
+    monkeypatch.setenv("CLNN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(clblast, "_problems", {})
+    ran = []
+    test = clblast._self_test
+    monkeypatch.setattr(clblast, "_self_test", lambda d: ran.append(d) or test(d))
+    return ran, tmp_path / "clblast-self-test.json"
+
+
+@needs_clblast
+def test_self_test_is_remembered(device, self_tests, monkeypatch):
+    ran, path = self_tests
+    assert clblast.problem(device) == ""
+    assert clblast.problem(device) == "" and len(ran) == 1
+    assert list(json.loads(path.read_text()).values()) == [""]
+    clblast._problems.clear()  # as in another process
+    assert clblast.problem(device) == "" and len(ran) == 1
+    path.write_text("{ damaged")
+    clblast._problems.clear()
+    assert clblast.problem(device) == "" and len(ran) == 2
+    monkeypatch.setattr(type(device), "identity", property(lambda d: "another driver"))
+    assert clblast.problem(device) == "" and len(ran) == 3
+
+
+@needs_clblast
+def test_self_test_finds_wrong_products(device, self_tests, monkeypatch):
+    ran, path = self_tests
+    multiply = clblast._multiply
+
+    def ignores_the_offset(queue, a, b, c, dtype, p, value):
+        multiply(queue, a, b, c, dtype, (*p[:8], 0, *p[9:]), value)
+
+    monkeypatch.setattr(clblast, "_multiply", ignores_the_offset)
+    assert "is wrong on" in clblast.problem(device)
+    assert "is wrong on" in next(iter(json.loads(path.read_text()).values()))
+
+
+@needs_clblast
+@pytest.mark.parametrize("calls", [3000, pytest.param(20_000, marks=pytest.mark.slow)])
+def test_clblast_keeps_no_memory(device, calls, monkeypatch):
+    """pyclblast alone keeps an event per call: 0.3 KB on PoCL, 5 KB on Intel's runtime."""
+    if clblast.problem(device):
+        pytest.skip(clblast.problem(device))
+    monkeypatch.setenv("CLNN_GEMM", "clblast")
+    a, b, c = clnn.ones((8, 8)), clnn.ones((8, 8)), clnn.ones((8, 8))
+
+    def run(times):
+        for i in range(times):
+            gemm(device, 8, 8, 8, a.block, b.block, c.block)
+            if i % 100 == 0:
+                device.finish()
+        device.finish()
+        return resident()
+
+    run(1000)
+    assert run(calls) - run(1) < 0.1 * 1024 * calls, "bytes a call"
+
+
+def resident():
+    """Bytes of this process's memory that are the process's own."""
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = file.read().split()
+    except OSError:
+        pytest.skip("no /proc here")
+    return (int(pages[1]) - int(pages[2])) * 4096

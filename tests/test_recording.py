@@ -1,0 +1,422 @@
+"""Record and replay: each promise of the design that a naive recording would break silently."""
+
+import gc
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+import weakref
+
+import numpy as np
+import pytest
+
+import clnn
+from clnn.runtime import recording
+
+
+def replays(step):
+    """The finished recordings of a step."""
+    return step.replays.launches()
+
+
+def little_net(device, momentum=0.0, seed=3, **options):
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(5, "tanh"), clnn.Dense(3)], input_shape=4, seed=seed)
+    return net, clnn.SGD(0.1, momentum=momentum, **options)
+
+
+def train_step(net, optimizer, record=True):
+    @clnn.step(record=record)
+    def train(x, y):
+        loss = clnn.losses.cross_entropy(net(x), y)
+        loss.backward()
+        optimizer.step(net.parameters())
+        return loss
+
+    return train
+
+
+def batches(rng, count, rows=6):
+    return [
+        (rng.standard_normal((rows, 4)).astype(np.float32), rng.integers(0, 3, rows).astype(np.int32)) for _ in range(count)
+    ]
+
+
+def weights(net):
+    return np.concatenate([p.numpy().ravel() for p in net.parameters()])
+
+
+def test_the_third_call_is_compared_and_later_ones_replayed(device, rng):
+    net, optimizer = little_net(device)
+    train = train_step(net, optimizer)
+    ran = []
+    inner = train.function
+    train.function = lambda x, y: (ran.append(1), inner(x, y))[1]
+    for x, y in batches(rng, 10):
+        train(x, y)
+    assert len(replays(train)) == 1
+    assert 3 <= len(ran) <= 4  # one more where the first call moved the parameters into their store
+    assert len(replays(train)[0]) < 15
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("engine", ["tile", "clblast"])
+def test_replayed_and_eager_steps_give_the_same_bits(device, rng, momentum, engine, monkeypatch):
+    if engine == "clblast":
+        pytest.importorskip("pyclblast")
+    monkeypatch.setenv("CLNN_GEMM", engine)
+    data = batches(rng, 12)
+    found = []
+    for record in (True, False):
+        net, optimizer = little_net(device, momentum)
+        train = train_step(net, optimizer, record)
+        losses = [train(x, y) for x, y in data]
+        assert bool(replays(train)) == record
+        found.append((weights(net), np.array([float(v) for v in losses])))
+    assert np.array_equal(found[0][0], found[1][0])
+    assert np.array_equal(found[0][1], found[1][1])
+
+
+def test_results_are_copied_out(device, rng):
+    net, optimizer = little_net(device)
+    train = train_step(net, optimizer)
+    kept = [train(x, y) for x, y in batches(rng, 9)]
+    before = [float(v) for v in kept]
+    for x, y in batches(rng, 4):
+        train(x, y)
+    assert [float(v) for v in kept] == before
+    assert len(set(before)) == len(before)
+
+
+def test_a_recording_holds_the_buffers_it_reads(device):
+    with clnn.use(device):
+        table = clnn.tensor(np.arange(6, dtype=np.float32))
+        block = weakref.ref(table.block)
+
+        @clnn.step
+        def add(x):
+            return x + table
+
+        x = np.ones(6, np.float32)
+        for _ in range(3):
+            add(x)
+        assert len(replays(add)) == 1
+        add.function = None  # nothing but the recording holds it now
+        del table
+        add.__wrapped__ = None
+        gc.collect()
+        assert block() is not None
+        poison = [clnn.tensor(np.full(6, np.nan, np.float32)) for _ in range(20)]
+        assert add(x).numpy().tolist() == [1, 2, 3, 4, 5, 6]
+        del poison
+
+
+def test_a_host_read_inside_keeps_the_step_eager_with_one_warning(device, rng):
+    net, optimizer = little_net(device)
+    seen = []
+
+    @clnn.step
+    def train(x, y):
+        loss = clnn.losses.cross_entropy(net(x), y)
+        seen.append(float(loss))
+        loss.backward()
+        optimizer.step(net.parameters())
+        return loss
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        returned = [float(train(x, y)) for x, y in batches(rng, 8)]
+    assert seen == returned
+    assert not replays(train)
+    (warning,) = [w for w in caught if w.category is clnn.RecordingWarning]
+    assert "read back to the host" in str(warning.message) and "train" in str(warning.message)
+
+
+def test_an_upload_inside_keeps_the_step_eager_unless_constant(device):
+    array = np.arange(4, dtype=np.float32)
+    with clnn.use(device):
+
+        @clnn.step
+        def shifted(x):
+            return x + array
+
+        with pytest.warns(clnn.RecordingWarning, match=r"uploaded.*clnn.constant"):
+            for _ in range(5):
+                assert shifted(array).numpy().tolist() == [0, 2, 4, 6]
+        assert not replays(shifted)
+        fixed = clnn.constant(array)
+
+        @clnn.step
+        def shifted_by_constant(x):
+            return x + fixed
+
+        for _ in range(5):
+            assert shifted_by_constant(array).numpy().tolist() == [0, 2, 4, 6]
+        assert len(replays(shifted_by_constant)) == 1
+
+
+def test_a_step_that_differs_at_the_third_call_stays_eager(device):
+    with clnn.use(device):
+        calls = []
+
+        @clnn.step
+        def odd(x):
+            calls.append(1)
+            return x * float(len(calls))
+
+        x = np.ones(3, np.float32)
+        with pytest.warns(clnn.RecordingWarning, match=r"elementwise.binary_forward.*is 2.0, then 3.0"):
+            found = [odd(x).numpy()[0] for _ in range(6)]
+        assert found == [1, 2, 3, 4, 5, 6]
+
+        @clnn.step
+        def longer(x):
+            calls.append(1)
+            return x * 2.0 if len(calls) % 2 else x * 2.0 + 1.0
+
+        with pytest.warns(clnn.RecordingWarning, match="a launch more"):
+            for _ in range(5):
+                longer(x)
+
+
+def test_roles_of_buffers_are_compared(device):
+    """The same kernels over the same sizes, but other operands."""
+    with clnn.use(device):
+        a, b = clnn.constant(np.float32([1, 2])), clnn.constant(np.float32([10, 20]))
+        calls = []
+
+        @clnn.step
+        def swap(x):
+            calls.append(1)
+            return x + (a if len(calls) % 2 else b)
+
+        with pytest.warns(clnn.RecordingWarning, match="a buffer of 8 bytes"):
+            found = [swap(np.zeros(2, np.float32)).numpy().tolist() for _ in range(4)]
+        assert found == [[1, 2], [10, 20], [1, 2], [10, 20]]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("at", [0, 1, 2, 4])
+def test_an_exception_in_the_middle_discards_the_recording_and_zeroes_gradients(device, rng, momentum, at):
+    net, optimizer = little_net(device, momentum)
+    fail = []
+
+    @clnn.step
+    def train(x, y):
+        loss = clnn.losses.cross_entropy(net(x), y)
+        loss.backward()
+        if fail:
+            raise KeyError("in the middle")
+        optimizer.step(net.parameters())
+        return loss
+
+    data = batches(rng, 12)
+    for x, y in data[:at]:
+        train(x, y)
+    if not replays(train):  # a replayed step runs no Python
+        fail.append(1)
+        with pytest.raises(KeyError):
+            train(*data[at])
+        fail.clear()
+        assert device.recorder is None and device.step is None
+        for p in net.parameters():
+            assert p.uses == 0
+            if momentum and at:
+                assert not np.any(clnn.Tensor(p.gradient_block(), p.shape, p.dtype, p.device).numpy())
+    for x, y in data[5:]:
+        loss = float(train(x, y))
+        assert np.isfinite(loss)
+    assert replays(train)
+
+
+def test_a_learning_rate_that_changes_is_seen_by_replays(device, rng):
+    net, optimizer = little_net(device)
+    train = train_step(net, optimizer)
+    data = batches(rng, 1)[0]
+    for _ in range(5):
+        train(*data)
+    recordings = len(replays(train))
+    optimizer.lr = 0.0
+    before = weights(net)
+    train(*data)
+    assert np.array_equal(weights(net), before)
+    optimizer.lr = 0.2
+    train(*data)
+    moved = weights(net) - before
+    optimizer.lr = 0.1
+    assert np.any(moved) and len(replays(train)) == recordings
+
+
+def test_a_schedule_runs_on_through_its_tables(device, rng):
+    """More steps than a table of rates has rows: w falls by the sum of all rates."""
+    with clnn.use(device):
+        w = clnn.Parameter(clnn.zeros((3,)).block, (3,), np.float32, device)
+        optimizer = clnn.SGD(lambda t: 1.0 / (1 + t))
+
+        @clnn.step
+        def train():
+            (w * 1.0).sum().backward()
+            optimizer.step([w])
+
+        steps = 2 * clnn.optim.ROWS + 10
+        for _ in range(steps):
+            train()
+        expected = -np.sum(1.0 / np.arange(1, steps + 1))
+        assert np.allclose(w.numpy(), expected, rtol=1e-4)
+
+
+def test_frozen_layers_and_rates_of_dropout_make_new_recordings(device, rng):
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(5), clnn.Dropout(0.5), clnn.Dense(3)], input_shape=4, seed=0)
+        optimizer = clnn.SGD(0.1)
+        train = train_step(net, optimizer)
+        data = batches(rng, 1)[0]
+        for _ in range(6):
+            train(*data)
+        net.layers[0].trainable = False
+        frozen = net.layers[0].w.numpy()
+        for _ in range(6):
+            train(*data)
+        assert np.array_equal(net.layers[0].w.numpy(), frozen)
+
+        @clnn.step
+        def drop(x):
+            return net.layers[1](x)
+
+        x = np.ones((100, 5), np.float32)
+        kept = [np.mean(drop(x).numpy() != 0) for _ in range(6)]
+        assert 0.3 < min(kept) and max(kept) < 0.7 and len(set(kept)) > 1
+        net.layers[1].rate = 0.0
+        assert np.all(drop(x).numpy() == 1)
+
+
+def test_random_numbers_move_on_in_replays_as_they_do_eagerly(device):
+    with clnn.use(device):
+        x, found = np.ones((40, 10), np.float32), []
+        layer = clnn.Dropout(0.5)
+        for record in (True, False):
+            clnn.seed(5)
+            run = clnn.step(lambda x: layer(layer(x)), record=record)
+            found.append([run(x).numpy() for _ in range(8)])
+        assert all(np.array_equal(a, b) for a, b in zip(*found))
+        assert len({a.tobytes() for a in found[0]}) == 8
+
+
+def test_gradient_accumulation_over_steps(device, rng):
+    """Two backward steps and one update are another recording than one each."""
+    data = batches(rng, 9)
+    found = []
+    for record in (True, False):
+        net, optimizer = little_net(device, keep_gradients=True)
+
+        @clnn.step(record=record)
+        def gather(x, y, net=net):
+            clnn.losses.cross_entropy(net(x), y).backward()
+
+        @clnn.step(record=record)
+        def update(net=net, optimizer=optimizer):
+            optimizer.step(net.parameters())
+
+        for i, (x, y) in enumerate(data * 3):
+            gather(x, y)
+            if i % 3 == 2:
+                update()
+        assert bool(replays(gather)) == bool(replays(update)) == record
+        found.append(weights(net))
+    expected, _ = little_net(device)
+    for start in range(0, 27, 3):  # the same sums of gradients, by one backward pass
+        for x, y in (data * 3)[start : start + 3]:
+            clnn.losses.cross_entropy(expected(x), y).backward()
+        plain = clnn.SGD(0.1)
+        plain.step(expected.parameters())
+    assert np.allclose(found[0], weights(expected), atol=1e-6)
+    assert np.array_equal(*found)
+
+
+def test_most_recordings_are_kept_by_last_use(device):
+    with clnn.use(device):
+        run = clnn.step(lambda x: x * 2.0)
+        for rows in range(1, 13):
+            for _ in range(4):
+                run(np.ones(rows, np.float32))
+        assert len(replays(run)) == recording.MOST_RECORDINGS
+
+
+def test_temporaries_share_the_arena(device, rng):
+    with clnn.use(device):
+        x = rng.standard_normal((64, 64)).astype(np.float32)
+
+        @clnn.step
+        def deep(x):
+            for _ in range(20):
+                x = x * 1.5 + 0.5
+            return x
+
+        results = [deep(x).numpy() for _ in range(5)]
+        assert all(np.array_equal(r, results[0]) for r in results)
+        (entry,) = deep.replays._entries.values()
+        assert entry.recording.nbytes <= 2 * x.nbytes  # forty temporaries, two alive at a time
+        before = device.memory_in_use
+        wide = np.ones((256, 256), np.float32)
+        outs = [deep(wide).numpy() for _ in range(5)]  # the arena grows; the first recording moves into it
+        assert all(np.array_equal(o, outs[0]) for o in outs)
+        assert np.array_equal(deep(x).numpy(), results[0])
+        assert device.memory_in_use - before <= 4 * wide.nbytes + 2 * x.nbytes
+
+
+def test_ctrl_c_ends_a_run_within_a_second():
+    """The host runs ahead of the device by about 50 ms, whatever is enqueued."""
+    code = textwrap.dedent("""
+        import numpy as np, clnn, time, sys
+        x = np.random.default_rng(0).random((2000, 784), dtype=np.float32)
+        y = np.arange(2000) % 10
+        net = clnn.Sequential([clnn.Dense(256, "relu"), clnn.Dense(10)], input_shape=784)
+        class Ready(clnn.Callback):
+            def on_epoch_end(self, model, epoch, logs):
+                if epoch == 1: print("ready", flush=True)
+        try:
+            net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.001), epochs=10**6, batch_size=20, callbacks=[Ready()])
+        except KeyboardInterrupt:
+            float(net.parameters()[0].numpy().sum())
+            print("stopped", flush=True)
+    """)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+        try:
+            assert process.stdout.readline().strip() == "ready"
+            time.sleep(1.0)
+            sent = time.perf_counter()
+            process.send_signal(signal.SIGINT)
+            assert process.stdout.readline().strip() == "stopped"
+            assert time.perf_counter() - sent < 1.0
+        finally:
+            process.kill()
+
+
+@pytest.mark.slow
+def test_fifty_thousand_steps_in_flat_memory(device, rng):
+    resource = pytest.importorskip("resource")
+    net, optimizer = little_net(device)
+    train = train_step(net, optimizer)
+    x, y = batches(rng, 1)[0]
+
+    def resident():
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * resource.getpagesize()
+
+    if not os.path.exists("/proc/self/statm"):
+        pytest.skip("resident memory is read from /proc")
+    x, y = clnn.tensor(x, device=device), clnn.tensor(y, device=device)
+    for _ in range(3000):
+        train(x, y)
+    device.finish()
+    gc.collect()
+    before, blocks = resident(), device.memory_in_use
+    for _ in range(50_000):
+        train(x, y)
+    device.finish()
+    gc.collect()
+    assert device.memory_in_use <= blocks
+    assert resident() - before <= 1 << 20
