@@ -227,6 +227,7 @@ class Optimizer:
         for p in self.parameters:
             if context is not None:
                 context.uses[p] = p.forward_uses
+                context.received.setdefault(p, p.uses)
             p.uses = p.forward_uses = 0
 
     def zero_grad(self) -> None:

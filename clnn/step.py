@@ -27,7 +27,7 @@ class Step:
         self._given = list(optimizers), dict(uses or {}), {}  # what is known before the first call
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
-        # by key: optimizers stepped, uses of parameters, and gradients that were left for a later step
+        # by key: optimizers stepped, uses of parameters, and where the number of gradients they have received changed
         self._known: dict[Hashable, tuple[list[Any], dict[Any, int], dict[Any, int]]] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -97,8 +97,9 @@ class Step:
                     optimizer.leave()
             if len(self._known) > 64:
                 self._known.clear()
-            self._received |= context.received
-            self._known[key] = context.optimizers, context.uses, {p: p.uses for p in context.received if p.uses}
+            self._received |= dict.fromkeys(context.received)
+            changed = {p: p.uses for p, before in context.received.items() if p.uses != before}
+            self._known[key] = context.optimizers, context.uses, changed
             return result
 
         try:
@@ -111,7 +112,7 @@ class Step:
             raise
         if not touched:  # it was replayed
             for p, count in left.items():
-                p.uses, p._last = count, p._last or "plain"
+                p.uses, p.forward_uses, p._last = count, 0, p._last or "plain"
         return result
 
     def clear(self) -> None:

@@ -314,10 +314,10 @@ class Parameter(Tensor):
                 )
         if self.uses:
             scale = Scale.constant(self.device, self.dtype, 1, 1)
+        if self.device.step is not None:
+            self.device.step.received.setdefault(self, self.uses)
         self.uses += 1
         self._last = kind
-        if self.device.step is not None:
-            self.device.step.received[self] = None
         return Sink(block, scale)
 
 

@@ -209,7 +209,7 @@ class StepContext:
         self.optimizers: list[Any] = []  # those that stepped in it
         self.prepared = False  # whether they were prepared before it began
         self.uses: dict[Any, int] = {}  # how often each parameter was used
-        self.received: dict[Any, None] = {}  # the parameters that received gradients
+        self.received: dict[Any, int] = {}  # gradients that a parameter had received before, for those that this changes
 
     def advance(self, cell: Block, by: int = 1) -> None:
         """Add `by` to the int32 in `cell` when the step ends, once however often this is said."""
