@@ -56,6 +56,7 @@ class Optimizer:
         self.steps = 0  # prepared so far
         self.epochs = 0  # trained so far by fit, which orders its samples by this number
         self.parameters: list[Parameter] = []
+        self._stores: list[Store] = []
         self._state: dict[Store, list[Block]] = {}
         self._fused: set[Store] = set()  # stores whose gradients' buffer holds the velocities
         self._runs: list[Run] | None = None
@@ -135,6 +136,7 @@ class Optimizer:
             return
         consolidate(wanted)
         self.parameters = wanted
+        self._stores = list(dict.fromkeys(p.store for p in wanted))
         self._runs = None
         for p in wanted:
             self.table(p)
@@ -152,9 +154,10 @@ class Optimizer:
 
     def fuse(self) -> None:
         """Before a step that is or will be recorded: velocities move to where such steps expect them."""
-        for store in {p.store: None for p in self.parameters}:
-            if store not in self._fused and self.fuses:
-                self._fuse(store)
+        if self.fuses:
+            for store in self._stores:
+                if store not in self._fused:
+                    self._fuse(store)
 
     def enter(self, uses: dict[Parameter, int]) -> None:
         """A step begins whose launches may be recorded: choose where gradients go. `uses`: how often each parameter is

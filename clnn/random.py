@@ -14,7 +14,7 @@ from .runtime.device import Device
 _generators: dict[Device, Generator] = {}
 _stack: list[Generator] = []
 _seed: int | None = None
-_host = np.random.default_rng()
+_host: np.random.Generator | None = None
 
 
 def seed(number: int) -> None:
@@ -22,7 +22,7 @@ def seed(number: int) -> None:
     global _seed, _host
     if not isinstance(number, (int, np.integer)) or number < 0:
         raise ConfigurationError(f"a seed is an integer of 0 or more, and {number!r} was given")
-    _seed, _host = int(number), np.random.default_rng(int(number))
+    _seed, _host = int(number), None
     for generator in _generators.values():
         generator.reseed(_seed)
 
@@ -39,6 +39,9 @@ def generator(device: Device) -> Generator:
 
 def host() -> np.random.Generator:
     """The host's generator, which shuffles."""
+    global _host
+    if _host is None:  # numpy.random is slow to import: at first use
+        _host = np.random.default_rng(_seed)
     return _host
 
 

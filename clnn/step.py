@@ -60,7 +60,7 @@ class Step:
                     raise ConfigurationError(f"the arguments of one step lie on two devices, {where!r} and {array.device!r}")
                 where.copy(array.block, fixed.block, array.nbytes)
             else:
-                where.upload(array, fixed.block)
+                where.upload_soon(array, fixed.block)
         given = iter(inputs)
         place = [next(given) if isinstance(v, (Tensor, np.ndarray)) else v for v in args]
         named = {k: next(given) if isinstance(v, (Tensor, np.ndarray)) else v for k, v in kwargs.items()}

@@ -322,12 +322,19 @@ class Parameter(Tensor):
 
 
 # -- making tensors ----------------------------------------------------------------------------------------------------
-def tensor(value: Any, dtype: Any = None, device: str | Device | None = None) -> Tensor:
+def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor from an array, a number or nested lists.
 
-    Floats become float32 unless `dtype` says float64; integers and bools keep their meaning as int32. A tensor that is
-    already there comes back as it is.
+    float64 arrays stay float64, Python's floats become float32 and integers and bools int32, unless `dtype` says
+    otherwise. A tensor that is already there comes back as it is. With `requires_grad` it is a copy that learns, a
+    `Parameter`: `backward()` leaves its gradient in `.grad`.
     """
+    if requires_grad:
+        array, where = host_array(value, dtype), resolve(device)
+        p = Parameter(where.memory.allocate(array.nbytes), array.shape, array.dtype, where)
+        where.real(array.dtype)
+        where.upload(array, p.block)
+        return p
     if isinstance(value, Tensor) and (dtype is None or value.dtype == dtype):
         if device is None or value.device is resolve(device):
             return value

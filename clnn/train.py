@@ -220,9 +220,14 @@ class Results:
         return main, self.device.read(self.extra, np.empty((steps, len(self.metrics)), self.dtype))
 
 
-def _steps(n: int, batch: int) -> list[int]:
-    """Rows of each step of an epoch; the remainder is a step too."""
-    return [batch] * (n // batch) + ([n % batch] if n % batch else [])
+def _steps(n: int, batch: int) -> list[tuple[int, int]]:
+    """(rows, steps) of a pass over n samples: whole batches, and the remainder as a step of its own."""
+    return [part for part in ((batch, n // batch), (n % batch, 1)) if all(part)]
+
+
+def _rows(n: int, batch: int) -> np.ndarray:
+    """The rows of each step, one by one."""
+    return np.concatenate([np.full(count, rows) for rows, count in _steps(n, batch)])
 
 
 def _end_step(feed: Feed, results: Results, losses: Any, hits: Any, output: Tensor, target: Tensor | None, context: Any) -> None:
@@ -327,7 +332,7 @@ def fit(
     classes = target.dtype == np.int32
     resident, capacity = _capacity(device, n, batch_size, xs, target, weight is not None)
     feed = Feed(device, capacity, xs, target, weight is not None, ordered=resident)
-    plan = _steps(n, batch_size)
+    plan = _rows(n, batch_size)
     results = Results(device, len(plan), dtype, found_metrics)
 
     def train(context: Any, rows: int) -> None:
@@ -370,10 +375,12 @@ def fit(
                     rows = part if shuffle else slice(start, start + capacity)
                     feed.load([a[rows] for a in xs], target[rows], weight if weight is None else weight[rows])
                     feed.rewind(step=done)
-                for rows_now in _steps(len(part), batch_size):
-                    step.run(device, step.key(device, rows_now), lambda c, r=rows_now: train(c, r))  # type: ignore[misc]
-                    bar.step()
-                    done += 1
+                for rows_now, count in _steps(len(part), batch_size):
+                    key = step.key(device, rows_now)
+                    for _ in range(count):
+                        step.run(device, key, lambda context, rows=rows_now: train(context, rows))  # type: ignore[misc]
+                        bar.step()
+                    done += count
             logs = _epoch_logs(results, plan, classes, epoch, first_step)
             optimizer.epochs += 1
             if evaluation and held_out:
@@ -431,7 +438,7 @@ def _permutation(n: int, shuffle: bool, seed: int | None, epoch: int) -> np.ndar
     return generator.permutation(n).astype(np.int32)
 
 
-def _epoch_logs(results: Results, plan: list[int], classes: bool, epoch: int, first_step: int) -> dict[str, float]:
+def _epoch_logs(results: Results, plan: np.ndarray, classes: bool, epoch: int, first_step: int) -> dict[str, float]:
     main, extra = results.read(len(plan))
     losses = main[:, 0].astype(np.float64)
     bad = np.flatnonzero(~np.isfinite(losses))
@@ -442,7 +449,7 @@ def _epoch_logs(results: Results, plan: list[int], classes: bool, epoch: int, fi
             f"the loss stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} (step {first_step + at + 1} in all): "
             f"it was {losses[at]}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
         )
-    rows = np.array(plan, np.float64)
+    rows = plan.astype(np.float64)
     logs = {"loss": float(losses @ rows / rows.sum())}
     if classes:
         logs["accuracy"] = float(main[:, 1].sum() / rows.sum())
@@ -469,12 +476,12 @@ class Evaluation:
             raise DataError(f"x has no samples: its shape is {xs[0].shape}")
         sums: dict[str, float] = {}
         for start, rows in self._chunks(xs, y, weight):
-            plan = _steps(rows, self.batch)
+            plan = _rows(rows, self.batch)
             for rows_now in plan:
-                self._run(rows_now, classes)
+                self._run(int(rows_now), classes)
             assert self.results is not None
             main, extra = self.results.read(len(plan))
-            share = np.array(plan, np.float64) / n
+            share = plan / n
             values = {"loss": main[:, 0].astype(np.float64) @ share}
             if classes:
                 values["accuracy"] = float(main[:, 1].sum()) / n
@@ -488,7 +495,7 @@ class Evaluation:
         """The model's outputs, chunk by chunk."""
         found = []
         for _, rows in self._chunks(xs, None, None):
-            found += [out.numpy() for out in [self._run(rows_now, False) for rows_now in _steps(rows, self.batch)]]
+            found += [out.numpy() for out in [self._run(int(rows_now), False) for rows_now in _rows(rows, self.batch)]]
         return found
 
     def _chunks(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None):

@@ -132,6 +132,7 @@ def test_products(rng, device, engine, form):
 
 
 @pytest.mark.parametrize("form", DOUBLE)
+@pytest.mark.parametrize("engine", ["tile", pytest.param("clblast", marks=pytest.mark.slow)], indirect=True)
 def test_products_in_float64(rng, device, engine, form):
     if not device.has_fp64:
         pytest.skip("no float64")

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyopencl as cl
-import pyopencl.array as cl_array
 
 from ..errors import DeviceError
 from ..files import cache_folder, write_atomically
@@ -23,13 +22,6 @@ _lock = threading.Lock()  # CLBlast before 1.6.1 is not safe across threads
 _problems: dict[str, str] = {}
 
 
-class _Operand(cl_array.Array):
-    """The few attributes that pyclblast reads of a PyOpenCL array, over a buffer of ours."""
-
-    def __init__(self, buffer: Any, dtype: Any) -> None:
-        self.base_data, self.dtype, self.shape, self.offset = buffer, np.dtype(dtype), (1, 1), 0
-
-
 @lru_cache(maxsize=1)
 def _library() -> tuple[Any, str]:
     try:
@@ -37,6 +29,20 @@ def _library() -> tuple[Any, str]:
     except ImportError as error:
         return None, f"pyclblast cannot be imported ({error}): pip install clnn[clblast] needs CLBlast's headers"
     return pyclblast, ""
+
+
+@lru_cache(maxsize=1)
+def _operand() -> Any:
+    """The class of operands; made at first use, since importing pyopencl.array takes its time."""
+    import pyopencl.array
+
+    class Operand(pyopencl.array.Array):
+        """The few attributes that pyclblast reads of a PyOpenCL array, over a buffer of ours."""
+
+        def __init__(self, buffer: Any, dtype: Any) -> None:
+            self.base_data, self.dtype, self.shape, self.offset = buffer, np.dtype(dtype), (1, 1), 0
+
+    return Operand
 
 
 def available() -> bool:
@@ -47,9 +53,10 @@ def available() -> bool:
 def _multiply(queue: Any, a: Any, b: Any, c: Any, dtype: Any, p: tuple[Any, ...], value: Any) -> None:
     m, n, k, transpose_a, transpose_b, lda, ldb, ldc, a_offset, b_offset, c_offset = p
     alpha, beta = value() if value else (1.0, 0.0)
+    operand = _operand()
     with _lock:
         event = _library()[0].gemm(
-            queue, m, n, k, _Operand(a, dtype), _Operand(b, dtype), _Operand(c, dtype), lda, ldb, ldc,
+            queue, m, n, k, operand(a, dtype), operand(b, dtype), operand(c, dtype), lda, ldb, ldc,
             alpha, beta, transpose_a, transpose_b, a_offset, b_offset, c_offset,
         )  # fmt: skip
     # pyclblast's event is one reference too many: taking it over once more and dropping it frees it

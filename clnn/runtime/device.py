@@ -139,6 +139,12 @@ class Device:
         if array.nbytes:
             cl.enqueue_copy(self.queue, block.buffer, array, is_blocking=True)
 
+    def upload_soon(self, array: np.ndarray, block: Block) -> None:
+        """Like `upload`, without waiting for work enqueued before; the array is copied first, and may change at once."""
+        if array.nbytes:
+            event = cl.enqueue_copy(self.queue, block.buffer, array.copy(), is_blocking=False)
+            self.pacer.hold(event)  # dropping the event would wait for it
+
     def read(self, block: Block, array: np.ndarray) -> np.ndarray:
         """Copy the start of `block` into a contiguous host array, after all work enqueued so far."""
         if self.recorder is not None:

@@ -248,9 +248,18 @@ class Pacer:
     def __init__(self, queue: cl.CommandQueue) -> None:
         self.queue, self.every, self.count = queue, 1, 0
         self.marker: Any = None
+        self.held: list[Any] = []  # uploads since the last marker, and those before it
+        self.held_before: list[Any] = []
         self.last = time.perf_counter()
 
+    def hold(self, event: Any) -> None:
+        """Keep an upload alive until a later marker has been waited for."""
+        self.held.append(event)
+        if len(self.held) >= 4096:
+            self.count = self.every
+
     def step(self) -> None:
+        """A step was enqueued."""
         self.count += 1
         if self.count < self.every:
             return
@@ -259,6 +268,7 @@ class Pacer:
         self.queue.flush()
         if previous is not None:
             previous.wait()
+        self.held_before, self.held = self.held, []  # what goes here lies before the marker that was waited for
         now = time.perf_counter()
         if now - self.last < IN_FLIGHT / 4:
             self.every = min(2 * self.every, 1 << 16)

@@ -1,0 +1,183 @@
+"""The command line, `clnn` or `python -m clnn`: which devices there are, what is wrong with them, and training."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from . import __version__
+from .callbacks import Callback
+from .errors import ClnnError, ConfigurationError
+
+# The activation of the last layer, by loss: the losses that class numbers go with.
+LAST = {
+    "cross_entropy": "softmax",
+    "log_likelihood": "softmax",
+    "binary_cross_entropy": "sigmoid",
+    "quadratic": "sigmoid",
+}
+# What is good for each optimizer and data set where nothing else is asked for: (lr of SGD, of Adam, batch size, epochs)
+GOOD = {"digits": (0.05, 0.002, 10, 30), "mnist": (0.02, 0.001, 32, 10), "fashion_mnist": (0.02, 0.001, 32, 10)}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; what comes back is the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.run(options)
+    except ClnnError as error:
+        print(f"clnn: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("clnn: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="clnn",
+        description="Deep learning from scratch on OpenCL.",
+        epilog="CLNN_DEVICE chooses the device: gpu, cpu, gpu:1, 0:1 (platform:device), or a part of its name.",
+    )
+    parser.add_argument("--version", action="version", version=f"clnn {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = commands.add_parser("devices", help="list the OpenCL devices and say which one is used, and why")
+    command.set_defaults(run=devices)
+
+    command = commands.add_parser("doctor", help="check drivers, devices and packages, and say what to do")
+    command.set_defaults(run=_doctor)
+
+    command = commands.add_parser(
+        "train",
+        help="train a network on a data set of images",
+        description="Train a network of dense layers on a data set of images, and test it. Defaults stand in brackets.",
+    )
+    add = command.add_argument
+    add("data", choices=GOOD, help="the data set; digits is small and needs no download")
+    add("--hidden", type=_sizes, default="100", metavar="N,N,...", help="sizes of the hidden layers; '' for none (%(default)s)")
+    add("--activation", default="relu", metavar="NAME", help="of the hidden layers: relu, sigmoid, tanh, gelu, ... (%(default)s)")
+    add("--loss", choices=LAST, default="cross_entropy", help="the last layer goes with it (%(default)s)")
+    add("--optimizer", choices=("sgd", "adam"), default="sgd", help="how weights are updated (%(default)s)")
+    add("--lr", type=float, metavar="X", help="learning rate (what suits the data and the optimizer)")
+    add("--momentum", type=float, metavar="X", help="of SGD (0.9)")
+    add("--epochs", type=int, metavar="N", help="passes over the training set (30 for digits, else 10)")
+    add("--batch-size", type=int, metavar="N", help="samples of a step (10 for digits, else 32)")
+    add("--weight-decay", type=float, default=1e-4, metavar="X", help="L2 regularisation (%(default)s)")
+    add("--seed", type=int, default=0, metavar="N", help="for weights and the order of samples (%(default)s)")
+    add("--save", metavar="FILE", help="where to write the trained model, for clnn.load (nowhere)")
+    command.set_defaults(run=train)
+    return parser
+
+
+def _sizes(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"sizes are whole numbers with commas between, such as 100,50, not {text!r}") from None
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from .doctor import doctor
+
+    return doctor()
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+def devices(options: argparse.Namespace) -> int:
+    """A table of all devices, with a mark at the one in use."""
+    from .runtime import device as runtime
+
+    used = runtime.device()
+    rows = [("", "device", "kind", "name", "platform", "memory", "units", "clock", "fp16", "fp64")]
+    for d in runtime.devices():
+        rows.append(
+            (
+                "*" if d is used else "",
+                f"{d.platform_index}:{d.device_index}",
+                d.kind,
+                d.name,
+                f"{d.platform}, {d.version.split('  ')[0]}",  # PoCL lists how it was built after two spaces
+                f"{d.global_memory / 2**30:.1f} GiB",
+                str(d.compute_units),
+                f"{d.clock_mhz} MHz",
+                "yes" if d.has_fp16 else "no",
+                "yes" if d.has_fp64 else "no",
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
+    print(f"\n* {used.platform_index}:{used.device_index} is used, {_why()}.")
+    return 0
+
+
+def _why() -> str:
+    for name in ("CLNN_DEVICE", "PYOPENCL_CTX"):
+        if value := os.environ.get(name, "").strip():
+            return f"because {name} is {value!r}"
+    return (
+        "by default: a GPU before an accelerator before a CPU, then the most compute units x clock. "
+        "CLNN_DEVICE chooses another"
+    )
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+class Lines(Callback):
+    """A line for about ten of the epochs, where the output is no terminal and a progress bar would be noise."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs, self.every = epochs, max(1, epochs // 10)
+
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
+        if (epoch + 1) % self.every == 0 or epoch + 1 == self.epochs:
+            print(
+                f"epoch {epoch + 1:3} of {self.epochs}: loss {logs['loss']:.4f}, accuracy {logs['accuracy']:.2%}, "
+                f"{logs['seconds']:.2f} s",
+                flush=True,
+            )
+
+
+def train(options: argparse.Namespace) -> int:
+    """Train a multilayer perceptron on one of the data sets."""
+    from . import data
+    from .gemm import engine_name
+    from .layers import Dense
+    from .model import Sequential
+    from .optim import SGD, Adam
+    from .runtime.device import device
+
+    lr_sgd, lr_adam, batch_size, epochs = GOOD[options.data]
+    batch_size = batch_size if options.batch_size is None else options.batch_size
+    epochs = epochs if options.epochs is None else options.epochs
+    if options.optimizer == "sgd":
+        momentum = 0.9 if options.momentum is None else options.momentum
+        optimizer: Any = SGD(lr_sgd if options.lr is None else options.lr, momentum, weight_decay=options.weight_decay)
+    elif options.momentum is None:
+        optimizer = Adam(lr_adam if options.lr is None else options.lr, weight_decay=options.weight_decay)
+    else:
+        raise ConfigurationError("--momentum goes with --optimizer sgd; Adam has moments of its own")
+
+    used = device()
+    print(f"{used.name} ({used.platform}), matrix products by {engine_name(used)}")
+    (x, y), (x_test, y_test) = getattr(data, options.data)()
+    hidden = [Dense(size, options.activation) for size in options.hidden]
+    net = Sequential([*hidden, Dense(10, LAST[options.loss])], input_shape=x.shape[1], seed=options.seed)
+    print(f"\n{net.summary()}\n\n{options.data}: {len(x):,} images to train on, {len(x_test):,} to test", flush=True)
+
+    lines = [] if sys.stderr.isatty() else [Lines(epochs)]
+    began = time.perf_counter()
+    net.fit(
+        x, y, loss=options.loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, seed=options.seed, callbacks=lines
+    )  # fmt: skip
+    seconds = time.perf_counter() - began
+    result = net.evaluate(x_test, y_test)
+    print(f"\ntest loss {result['loss']:.4f}, test accuracy {result['accuracy']:.2%}, trained in {seconds:.1f} s")
+    if options.save:
+        net.save(options.save)
+        print(f"saved: clnn.load({options.save!r}) gives the network back")
+    return 0

@@ -1,0 +1,349 @@
+"""`clnn doctor`: checks everything that clnn stands on, and says in words what is wrong and what to do about it.
+
+Drivers are loaded in processes of their own, because a broken one can end or hang the process that loads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from shutil import which
+from typing import Any, NamedTuple
+
+OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"  # a problem stops clnn; a note stops a part of it at most
+BROKEN_PYOPENCL = ("2026.1", "2026.1.1", "2026.1.2")  # they break their own program cache (pyopencl issue 892)
+VARIABLES = ("CLNN_DEVICE", "CLNN_DEVICE_EXCLUDE", "CLNN_GEMM", "CLNN_MEMORY_LIMIT", "CLNN_CACHE_DIR", "CLNN_DATA_DIR")
+OTHERS = ("PYOPENCL_CTX", "PYOPENCL_NO_CACHE", "OCL_ICD_", "POCL_", "OPENCL_VENDOR_PATH", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+VENDORS = "/etc/OpenCL/vendors"
+SECONDS = 180  # that a device may take; a GPU's compiler takes some 20, a hung driver for ever
+# What failed where a device's test went no further than the stage on the left, and what to do about it.
+AFTER = {
+    "": ("it does not open", ""),
+    "opened": ("a small kernel does not run", ""),
+    "ran": ("clnn's matrix product fails", ""),
+    "tile": ("CLBlast fails", "set CLNN_GEMM=tile, which does without CLBlast"),
+}
+
+
+class Finding(NamedTuple):
+    """What one check found, and what to do where that is not well."""
+
+    verdict: str
+    text: str
+    remedy: str = ""
+
+
+def doctor() -> int:
+    """Print every check's findings; 1 if clnn cannot work like this, else 0."""
+    problems = 0
+    for title, check in (
+        ("Python and packages", packages),
+        ("Environment", environment),
+        ("OpenCL drivers", drivers),
+        ("Devices", devices),
+        ("Folders", folders),
+    ):
+        print(title, flush=True)
+        for verdict, text, remedy in check():
+            problems += verdict == PROBLEM
+            print(f"  {verdict:7}  " + text.replace("\n", "\n" + 11 * " "))
+            if remedy:
+                print(f"{11 * ' '}-> {remedy}", flush=True)
+    print(f"\n{f'{problems} problem(s) to solve, marked PROBLEM' if problems else 'clnn works here'}.")
+    return 1 if problems else 0
+
+
+# -- what is installed and set -----------------------------------------------------------------------------------------
+def packages() -> Iterator[Finding]:
+    """Versions of Python and of what clnn needs."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    old = sys.version_info < (3, 10)
+    yield Finding(PROBLEM if old else OK, f"Python {python}", "clnn needs Python 3.10 or newer" if old else "")
+    from . import __version__
+
+    yield Finding(OK, f"clnn {__version__} in {Path(__file__).parent}")
+    for name in ("numpy", "pyopencl", "tqdm", "safetensors", "platformdirs"):
+        version = _version(name)
+        if not version:
+            yield Finding(PROBLEM, f"{name} is not installed", f"pip install {name}")
+        elif name == "pyopencl" and version in BROKEN_PYOPENCL:
+            yield Finding(PROBLEM, f"pyopencl {version} breaks its own program cache", "pip install --upgrade pyopencl")
+        else:
+            yield Finding(OK, f"{name} {version}")
+    lost = _run("-c", "import pyclblast", seconds=60)
+    if not lost:
+        yield Finding(OK, f"pyclblast {_version('pyclblast')}")
+    else:
+        yield Finding(
+            NOTE,
+            f"pyclblast cannot be imported, so clnn's own kernels multiply matrices ({lost.splitlines()[-1]})",
+            'on a GPU CLBlast can be faster: install it (Debian, Ubuntu: libclblast-dev), then pip install "clnn[clblast]"',
+        )
+    if not _version("scikit-learn"):
+        yield Finding(NOTE, "scikit-learn is not installed, and clnn.data.digits() needs it", 'pip install "clnn[digits]"')
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def environment() -> Iterator[Finding]:
+    """The variables that are set and matter; a misspelt one of clnn's would be ignored silently."""
+    found = False
+    for name, value in sorted(os.environ.items()):
+        if name in VARIABLES or name.startswith(OTHERS):
+            found = True
+            yield Finding(OK, f"{name}={value}")
+        elif name.startswith("CLNN_") and not name.startswith("CLNN_TEST_"):
+            found = True
+            yield Finding(NOTE, f"{name} is no variable of clnn's", f"there are {', '.join(VARIABLES)}")
+    if not found:
+        yield Finding(OK, "no variable is set that has to do with clnn or OpenCL")
+
+
+# -- drivers -----------------------------------------------------------------------------------------------------------
+def drivers() -> Iterator[Finding]:
+    """The loader, and every driver that it is told of: a file .icd holds the name of one library."""
+    loader = _loaded("libOpenCL")
+    yield Finding(OK, f"the OpenCL loader is {loader}" if loader else "the OpenCL loader is the system's")
+    if sys.platform != "linux":
+        return
+    files = _icd_files()
+    for file in files:
+        try:
+            library = file.read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            yield Finding(NOTE, f"{file} cannot be read: {error}", "make it readable, or remove it")
+            continue
+        here = file.parent / library  # a name alone can mean a file beside: pyopencl's wheels do that
+        yield _driver(f"{file} names {library}", str(here) if here.is_file() else library)
+    libraries = [name for name in os.environ.get("OCL_ICD_FILENAMES", "").split(":") if name]
+    for library in libraries:
+        yield _driver(f"OCL_ICD_FILENAMES names {library}", library)
+    if not files and not libraries:
+        folder = os.environ.get("OCL_ICD_VENDORS") or VENDORS
+        yield Finding(NOTE, f"there is no .icd file in {folder}, so no driver is known to the loader")
+
+
+def _icd_files() -> list[Path]:
+    where = Path(os.environ.get("OCL_ICD_VENDORS") or os.environ.get("OPENCL_VENDOR_PATH") or VENDORS)
+    files = [where] if where.is_file() else sorted(where.glob("*.icd"))
+    loader = _loaded("libOpenCL")
+    beside = sorted(Path(loader).parent.glob("*.icd")) if loader else []
+    return files + [file for file in beside if file not in files]
+
+
+def _driver(text: str, library: str) -> Finding:
+    wrong = _run("-c", "import ctypes, sys; ctypes.CDLL(sys.argv[1])", library, seconds=60)
+    if not wrong:
+        return Finding(OK, text)
+    return Finding(
+        NOTE,
+        f"{text}, which does not load: {wrong.splitlines()[-1]}",
+        "reinstall that driver, correct the name, or remove the file; a library in a folder of its own also needs "
+        "LD_LIBRARY_PATH",
+    )
+
+
+def _loaded(name: str) -> str:
+    """The path of a library in this process, where the system tells."""
+    try:
+        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return ""
+    return next((line.split(maxsplit=5)[-1] for line in lines if name in line.rpartition("/")[2]), "")
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+def devices() -> Iterator[Finding]:
+    """Every device, tried out; the one that clnn would choose has to work."""
+    answers, wrong = _ask("list")
+    if wrong:
+        yield Finding(PROBLEM, f"looking for devices failed: {wrong}", "remove or update the driver that is at fault")
+        yield from _culprits()
+        return
+    found, error = answers[-1]["devices"], answers[-1]["error"].replace(" `clnn doctor` says more.", "")
+    if error:
+        message, _, remedy = error.partition(". ") if not found else (error, "", "")
+        yield Finding(PROBLEM, message, remedy)
+    for one in found:
+        verdict = PROBLEM if one["used"] else NOTE
+        text = one["text"] + (", the one in use" if one["used"] else "")
+        answers, wrong = _ask("try", one["index"])
+        stage = answers[-1]["stage"] if answers else ""
+        if stage != "done":
+            failed, remedy = AFTER[stage]
+            yield Finding(verdict, f"{text}\n{failed}: {wrong}", remedy or _remedy(one))
+        elif problem := answers[-1]["problem"]:
+            yield Finding(verdict, f"{text}\n{problem}")
+        else:
+            yield Finding(OK, f"{text}\n{', '.join(answer['text'] for answer in answers if answer['text'])}")
+
+
+def _remedy(one: dict[str, Any]) -> str:
+    linker = "PoCL needs a linker, so install binutils; else " if "Portable" in one["text"] and not which("ld") else ""
+    return (
+        f"{linker}update the driver, use another device (CLNN_DEVICE), or leave this one out "
+        f"(CLNN_DEVICE_EXCLUDE={one['name']!r})"
+    )
+
+
+def _culprits() -> Iterator[Finding]:
+    """Where loading all drivers together fails: each alone."""
+    for file in _icd_files():
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+            _, wrong = _ask("list", OCL_ICD_VENDORS=folder)
+        yield Finding(NOTE if wrong else OK, f"{file} alone: {wrong or 'loads'}")
+
+
+def _run(*arguments: str, seconds: float = SECONDS, output: list[str] | None = None, **variables: str) -> str:
+    """Run Python in a process of its own: "" if all went well, else what went wrong, in words."""
+    home = str(Path(__file__).resolve().parent.parent)  # so that the child imports this clnn
+    path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH", ""))))
+    command = [sys.executable, *arguments]
+    environ = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", **variables}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=seconds, env=environ
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return f"no answer after {seconds} s"
+    if output is not None:
+        output += done.stdout.splitlines()
+    if done.returncode == 0:
+        return ""
+    said = [line for line in done.stderr.splitlines() if line.strip()]
+    ended = f"the process was ended by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    return "\n".join([*([] if said and done.returncode == 1 else [ended]), *said[-3:]])
+
+
+def _ask(*arguments: str, **variables: str) -> tuple[list[dict[str, Any]], str]:
+    """What the probe below answers, a line for each stage that it came to, and what went wrong."""
+    output: list[str] = []
+    wrong = _run("-m", "clnn.doctor", *arguments, output=output, **variables)
+    answers = [json.loads(line) for line in output if line.startswith("{")]  # drivers print things of their own
+    return answers, wrong
+
+
+# -- the probe: what runs in a process of its own ----------------------------------------------------------------------
+def _answer(**what: Any) -> None:
+    print(json.dumps(what), flush=True)
+
+
+def _list() -> None:
+    from .errors import ClnnError
+    from .runtime import device as runtime
+
+    used, error = None, ""
+    try:
+        used = runtime.device()
+    except ClnnError as problem:
+        error = str(problem)
+    found = [
+        {"index": f"{d.platform_index}:{d.device_index}", "used": d is used, "name": d.name, "text": repr(d)[len("<Device ") : -1]}
+        for d in runtime.devices()
+    ]
+    _answer(devices=found, error=error)
+
+
+def _try(index: str) -> None:
+    import numpy as np
+    import pyopencl as cl
+
+    from .errors import ClnnError
+    from .gemm import clblast, engine_name
+    from .runtime.device import find_device
+
+    device = find_device(index)
+    device.queue  # noqa: B018 - opens the device
+    _answer(stage="opened", text="")
+
+    source = "__kernel void f(__global const float *x, __global float *y) { int i = get_global_id(0); y[i] = 2*x[i] + 1; }"
+    x = np.arange(1000, dtype=np.float32)
+    y = np.empty_like(x)
+    flags = cl.mem_flags
+    from_host = cl.Buffer(device.context, flags.READ_ONLY | flags.COPY_HOST_PTR, hostbuf=x)
+    to_host = cl.Buffer(device.context, flags.WRITE_ONLY, y.nbytes)
+    cl.Program(device.context, source).build().f(device.queue, x.shape, None, from_host, to_host)
+    cl.enqueue_copy(device.queue, y, to_host)
+    if not np.array_equal(y, 2 * x + 1):
+        sys.exit("it ran, but its results are wrong")
+    _answer(stage="ran", text="a kernel runs")
+
+    if wrong := _product(device, "tile"):
+        sys.exit(f"clnn's own kernel: {wrong}")
+    _answer(stage="tile", text="clnn multiplies matrices right")
+    if os.environ.get("CLNN_GEMM") != "tile" and clblast.available():
+        problem = clblast.problem(device) or _product(device, "clblast")
+        _answer(stage="tile", text=f"CLBlast does not ({problem})" if problem else "so does CLBlast")
+    try:
+        _answer(stage="done", text=f"the engine in use is {engine_name(device)}", problem="")
+    except ClnnError as error:
+        _answer(stage="done", text="", problem=str(error))
+
+
+def _product(device: Any, engine: str) -> str:
+    """A small product, with an odd edge everywhere, against NumPy's: what is wrong with it, or ""."""
+    import numpy as np
+
+    from .gemm import gemm
+    from .ops.array import empty
+
+    asked = os.environ.get("CLNN_GEMM")
+    os.environ["CLNN_GEMM"] = engine
+    try:
+        generator = np.random.default_rng(0)
+        m, n, k = 67, 45, 33
+        a, b = (generator.standard_normal(shape).astype(np.float32) for shape in ((m, k), (k, n)))
+        blocks = [empty(device, array.shape, array.dtype).block for array in (a, b)]
+        for array, block in zip((a, b), blocks):
+            device.upload(array, block)
+        c = empty(device, (m, n), np.float32)
+        gemm(device, m, n, k, *blocks, c.block)
+        worst = np.abs(device.read(c.block, np.empty((m, n), np.float32)) - a @ b).max()
+        return "" if worst < 1e-3 else f"a product is wrong by {worst:.2g}"
+    finally:
+        os.environ.pop("CLNN_GEMM")
+        if asked is not None:
+            os.environ["CLNN_GEMM"] = asked
+
+
+# -- folders -----------------------------------------------------------------------------------------------------------
+def folders() -> Iterator[Finding]:
+    """Where clnn keeps what it downloads and measures, and where data sets are looked for."""
+    from .data.datasets import FASHION_MNIST, MNIST, _find
+    from .files import cache_folder, write_atomically
+
+    cache = cache_folder()
+    try:
+        write_atomically(cache / "doctor", b"")
+        (cache / "doctor").unlink()
+        yield Finding(OK, f"the cache folder {cache} can be written")
+    except OSError as error:
+        yield Finding(
+            NOTE,
+            f"the cache folder {cache} cannot be written ({error}): data sets and self-tests are not kept",
+            "set CLNN_CACHE_DIR to a folder that can be written",
+        )
+    named = os.environ.get("CLNN_DATA_DIR", "")
+    if named and not Path(named).is_dir():
+        yield Finding(NOTE, f"CLNN_DATA_DIR is {named!r}, which is no folder", "correct it or unset it")
+        return
+    for source in (MNIST, FASHION_MNIST):
+        places = [Path(folder) / source.folder for folder in (named, cache) if folder]
+        there = [place for place in places if all(_find(place, file) for file in source.files)]
+        yield Finding(OK, f"{source.title} is {f'in {there[0]}' if there else 'downloaded when first asked for'}")
+
+
+if __name__ == "__main__":
+    {"list": _list, "try": _try}[sys.argv[1]](*sys.argv[2:])
