@@ -33,6 +33,15 @@ def _check(name: str, value: float, low: float, high: float, closed: str = "[)")
     return float(value)
 
 
+class _Clock:
+    """Where an optimizer is: steps prepared so far, its row in the table of rates, and rows left there."""
+
+    __slots__ = ("steps", "row", "left")
+
+    def __init__(self) -> None:
+        self.steps = self.row = self.left = 0
+
+
 class Optimizer:
     """What all optimizers share: the table of rates, where gradients go, and the launch.
 
@@ -49,11 +58,11 @@ class Optimizer:
         self, lr: float | Callable[[int], float], weight_decay: float = 0.0, l1: float = 0.0, keep_gradients: bool = False
     ) -> None:
         self._ready = False
+        self._clock = _Clock()
         self.lr = lr
         self.weight_decay = _check("weight_decay", weight_decay, 0.0, math.inf)
         self.l1 = _check("l1", l1, 0.0, math.inf)
         self.keep_gradients = keep_gradients
-        self.steps = 0  # prepared so far
         self.epochs = 0  # trained so far by fit, which orders its samples by this number
         self.parameters: list[Parameter] = []
         self._stores: list[Store] = []
@@ -62,7 +71,6 @@ class Optimizer:
         self._runs: list[Run] | None = None
         self._tables: dict[Any, tuple[Block, Block]] = {}  # (device, dtype): rates, the counter of rows
         self._rows = np.zeros((0, 2 * SCALE_PAIRS))
-        self._row = self._left = 0
         self._pending: dict[str, Any] = {}
         self._ready = True
 
@@ -70,15 +78,20 @@ class Optimizer:
         if name == "lr":
             if not callable(value):
                 value = _check("lr", value, 0.0, math.inf)
-            object.__setattr__(self, "_left", 0)  # the table is made anew before the next step
-        elif not name.startswith("_") and name not in ("steps", "epochs", "parameters") and getattr(self, "_ready", False):
+            self._clock.left = 0  # the table is made anew before the next step
+        elif not name.startswith("_") and name not in ("epochs", "parameters") and getattr(self, "_ready", False):
             structure_changed()
             object.__setattr__(self, "_runs", None)
         object.__setattr__(self, name, value)
 
+    @property
+    def steps(self) -> int:
+        """Steps taken so far."""
+        return self._clock.steps
+
     # -- to be given by each optimizer -----------------------------------------------------------------------------------
-    def numbers(self, lr: float, t: int) -> tuple[float, float, float, float]:
-        """(lr, a, b, c) as the rule reads them, at step t = 1, 2, ..."""
+    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, Any, Any, Any]:
+        """(lr, a, b, c) as the rule reads them, for steps t = 1, 2, ... (arrays, or numbers for all of them)."""
         return lr, 0.0, 0.0, 0.0
 
     def sink(self, p: Parameter, single: bool) -> tuple[Scale, str] | None:
@@ -95,22 +108,28 @@ class Optimizer:
         """The learning rate of step 0, 1, ..."""
         return _check("the schedule's lr", self.lr(step), 0.0, math.inf) if callable(self.lr) else self.lr
 
-    def _table_row(self, step: int) -> list[float]:
-        lr = self.rate(step)
-        return [-lr, 1.0 - lr * self.weight_decay, -lr, 1.0, *self.numbers(lr, step + 1)]
+    def _fill_table(self) -> None:
+        """The next rows of the table: pairs for sinks of weights and of biases, and what the rule reads."""
+        steps = np.arange(self.steps, self.steps + ROWS)
+        lr = np.array([self.rate(int(i)) for i in steps]) if callable(self.lr) else np.full(ROWS, self.lr)
+        rows = np.empty((ROWS, 2 * SCALE_PAIRS))
+        for column, values in enumerate((-lr, 1.0 - lr * self.weight_decay, -lr, 1.0, *self.numbers(lr, steps + 1))):
+            rows[:, column] = values
+        self._rows = rows
+        for (device, dtype), (table, cell) in self._tables.items():
+            device.upload(np.ascontiguousarray(rows, dtype), table)
+            device.upload(np.zeros(1, np.int32), cell)
 
     def prepare(self) -> None:
-        """On the host, before each step: fill the table where it has run out."""
-        if self._left == 0:
-            self._rows = np.array([self._table_row(self.steps + i) for i in range(ROWS)])
-            for (device, dtype), (table, cell) in self._tables.items():
-                device.upload(np.ascontiguousarray(self._rows, dtype), table)
-                device.upload(np.zeros(1, np.int32), cell)
-            self._row, self._left = 0, ROWS
+        """On the host, before each step: move on in the table, and fill it where it has run out."""
+        clock = self._clock
+        if clock.left:
+            clock.row += 1
         else:
-            self._row += 1
-        self._left -= 1
-        self.steps += 1
+            self._fill_table()
+            clock.row, clock.left = 0, ROWS
+        clock.left -= 1
+        clock.steps += 1
 
     def table(self, p: Parameter | Store) -> tuple[Block, Block]:
         """The rates and the counter on a parameter's device."""
@@ -118,13 +137,13 @@ class Optimizer:
         if key not in self._tables:
             table = p.device.memory.allocate(ROWS * 2 * SCALE_PAIRS * p.dtype.itemsize)
             self._tables[key] = (table, p.device.memory.allocate(4))
-            self._left = 0
+            self._clock.left = 0
         return self._tables[key]
 
     def scale(self, p: Parameter, pair: int) -> Scale:
         """The pair number `pair` of this step's row, on the device and on the host."""
         table, cell = self.table(p)
-        return Scale(table, cell, pair, lambda: tuple(self._rows[self._row, 2 * pair : 2 * pair + 2]))
+        return Scale(table, cell, pair, lambda: tuple(self._rows[self._clock.row, 2 * pair : 2 * pair + 2]))
 
     # -- parameters and what is kept of them -------------------------------------------------------------------------------
     def attach(self, parameters: Sequence[Parameter]) -> None:
@@ -172,8 +191,8 @@ class Optimizer:
 
     def abandon(self) -> None:
         """A step broke off half-way: its number is taken back, and velocities that it may have half written are zeroed."""
-        self._left = 0
-        self.steps = max(0, self.steps - 1)
+        self._clock.left = 0
+        self._clock.steps = max(0, self.steps - 1)
         for store in self._fused:
             store.device.fill_zero(store.gradients())
         for p in self.parameters:
@@ -303,7 +322,7 @@ class Optimizer:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`'s counts and buffers; they are taken up when parameters are attached."""
-        self.steps, self.epochs, self._left = int(state["steps"]), int(state["epochs"]), 0
+        self._clock.steps, self._clock.left, self.epochs = int(state["steps"]), 0, int(state["epochs"])
         self._pending = dict(state["arrays"])
         if self.parameters:
             self._restore()
@@ -357,7 +376,7 @@ class SGD(Optimizer):
     def fuses(self) -> bool:  # type: ignore[override]
         return bool(self.momentum) and not self.nesterov and not self.keep_gradients
 
-    def numbers(self, lr: float, t: int) -> tuple[float, float, float, float]:
+    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, Any, Any, Any]:
         return lr, self.momentum, 0.0, 0.0
 
     def sink(self, p: Parameter, single: bool) -> tuple[Scale, str] | None:
@@ -394,9 +413,9 @@ class Adam(Optimizer):
         self.beta2 = _check("Adam beta2", beta2, 0.0, 1.0)
         self.epsilon = _check("Adam epsilon", epsilon, 0.0, math.inf)
 
-    def numbers(self, lr: float, t: int) -> tuple[float, float, float, float]:
+    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, Any, Any, Any]:
         # m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon), with the corrections moved into lr and epsilon
-        root = math.sqrt(1.0 - self.beta2**t)
+        root = np.sqrt(1.0 - self.beta2**t)
         return lr * root / (1.0 - self.beta1**t), self.beta1, self.beta2, self.epsilon * root
 
     def config(self) -> dict[str, Any]:

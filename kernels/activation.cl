@@ -9,7 +9,7 @@
 // ---- activations ---------------------------------------------------------------------------------------------------
 FUNCTION(linear,       x,                                               (T)(1))
 FUNCTION(step,         WHERE(x > 0, 1, WHERE(x <= 0, 0, x)),            (T)(0))
-FUNCTION(sigmoid,      0.5 * tanh(0.5 * x) + 0.5,                       y * (1 - y))
+FUNCTION(sigmoid,      1 / (1 + exp(-x)),                               y * (1 - y))
 FUNCTION(tanh,         tanh(x),                                         1 - y * y)
 FUNCTION(relu,         WHERE(x < 0, 0, x),                              WHERE(y > 0, 1, 0 * y))
 FUNCTION(leaky_relu,   WHERE(x < 0, 0.01 * x, x),                       WHERE(y < 0, 0.01, 1))
@@ -22,15 +22,15 @@ FUNCTION(softsign,     x / (1 + fabs(x)),                               (1 - fab
 FUNCTION(hard_sigmoid, WHERE(x < -3, 0, WHERE(x > 3, 1, x / 6 + 0.5)),  WHERE(y > 0 && y < 1, 1.0 / 6.0, 0 * y))
 FUNCTION(hard_tanh,    WHERE(x < -1, -1, WHERE(x > 1, 1, x)),           WHERE(fabs(y) < 1, 1, 0 * y))
 FUNCTION(hard_swish,   x * hard_sigmoid_f(x),                           WHERE(x <= -3, 0, WHERE(x >= 3, 1, x / 3 + 0.5)))
-FUNCTION(swish,        x * sigmoid_f(x),                                sigmoid_f(x) * (1 + x * (1 - sigmoid_f(x))))
-FUNCTION(mish,         x * tanh(softplus_f(x)),                         tanh(softplus_f(x)) + x * (1 - tanh(softplus_f(x)) * tanh(softplus_f(x))) * sigmoid_f(x))
+FUNCTION(swish,        x / (1 + exp(-x)),                                sigmoid_f(x) * (1 + x * (1 - sigmoid_f(x))))
+FUNCTION(mish,         x * tanh(softplus_f(x)),                         tanh(softplus_f(x)) + x * sigmoid_f(x) / (cosh(softplus_f(x)) * cosh(softplus_f(x))))
 #define INV_SQRT_2 0.70710678118654752440084436210485
 #define INV_SQRT_2PI 0.39894228040143267793994605993438
 FUNCTION(gelu,         0.5 * x * (1 + erf(INV_SQRT_2 * x)),             0.5 * (1 + erf(INV_SQRT_2 * x)) + x * INV_SQRT_2PI * exp(-0.5 * x * x))
 #define SQRT_2_PI 0.79788456080286535587989211986876
-#define GELU_INNER(x) tanh(SQRT_2_PI * ((x) + 0.044715 * (x) * (x) * (x)))
-FUNCTION(gelu_tanh,    0.5 * x * (1 + GELU_INNER(x)),
-         0.5 * (1 + GELU_INNER(x)) + 0.5 * x * (1 - GELU_INNER(x) * GELU_INNER(x)) * SQRT_2_PI * (1 + 3 * 0.044715 * x * x))
+#define GELU_GATE(x) sigmoid_f(2 * SQRT_2_PI * ((x) + 0.044715 * (x) * (x) * (x)))   // (1 + tanh(u)) / 2 = sigmoid(2 u)
+FUNCTION(gelu_tanh,    x * GELU_GATE(x),
+         GELU_GATE(x) * (1 + x * (1 - GELU_GATE(x)) * 2 * SQRT_2_PI * (1 + 3 * 0.044715 * x * x)))
 
 // ---- other functions of one variable -------------------------------------------------------------------------------
 FUNCTION(exp,          exp(x),                                          y)

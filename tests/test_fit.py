@@ -18,7 +18,9 @@ def blobs(rng):
 
 def net_on(device, *layers, input_shape=8, seed=0, **options):
     with clnn.use(device):
-        return clnn.Sequential(list(layers) or [clnn.Dense(16, "tanh"), clnn.Dense(3)], input_shape=input_shape, seed=seed, **options)
+        return clnn.Sequential(
+            list(layers) or [clnn.Dense(16, "tanh"), clnn.Dense(3)], input_shape=input_shape, seed=seed, **options
+        )
 
 
 def weights(net):
@@ -29,7 +31,14 @@ def test_fit_learns_and_reports_what_evaluate_finds(device, blobs):
     x, y = blobs
     net = net_on(device)
     history = net.fit(
-        x, y, loss="cross_entropy", optimizer=clnn.SGD(0.1, momentum=0.9), epochs=8, batch_size=10, seed=1, validation=(x, y)
+        x,
+        y,
+        loss="cross_entropy",
+        optimizer=clnn.SGD(0.1, momentum=0.9),
+        epochs=8,
+        batch_size=10,
+        seed=1,
+        validation=(x, y),
     )
     assert set(history.history) == {"loss", "accuracy", "val_loss", "val_accuracy", "lr", "seconds"}
     assert all(len(values) == 8 for values in history.history.values())
@@ -110,7 +119,9 @@ def test_the_same_seed_gives_the_same_bits_recorded_or_not(device, blobs):
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
-@pytest.mark.parametrize("make", [lambda: clnn.SGD(0.1), lambda: clnn.SGD(0.1, 0.9, weight_decay=1e-3), lambda: clnn.Adam(0.01)])
+@pytest.mark.parametrize(
+    "make", [lambda: clnn.SGD(0.1), lambda: clnn.SGD(0.1, 0.9, weight_decay=1e-3), lambda: clnn.Adam(0.01)]
+)
 def test_saving_in_the_middle_resumes_exactly(device, blobs, tmp_path, make):
     x, y = blobs
     layers = lambda: [clnn.Dense(16, "relu"), clnn.Dropout(0.3), clnn.Dense(3)]  # noqa: E731
@@ -166,9 +177,13 @@ def test_sample_and_class_weights_multiply_losses(device, blobs):
     net = net_on(device)
     logits = net.predict(x).astype(np.float64)
     losses = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
-    history = net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, sample_weight=weight)
+    history = net.fit(
+        x, y, loss="cross_entropy", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, sample_weight=weight
+    )
     assert history["loss"][0] == pytest.approx((losses * weight).mean(), rel=1e-5)
-    history = net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, class_weight={0: 3.0, 2: 0.5})
+    history = net.fit(
+        x, y, loss="cross_entropy", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, class_weight={0: 3.0, 2: 0.5}
+    )
     assert history["loss"][0] == pytest.approx((losses * np.array([3.0, 1.0, 0.5])[y]).mean(), rel=1e-5)
     assert net.evaluate(x, y, sample_weight=weight)["loss"] == pytest.approx((losses * weight).mean(), rel=1e-5)
 
@@ -178,7 +193,14 @@ def test_metrics_and_one_hot_targets(device, blobs):
     net = net_on(device)
     hot = np.eye(3, dtype=np.float32)[y]
     history = net.fit(
-        x, hot, loss="quadratic", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, metrics=["accuracy", "top_2"], validation=(x, hot)
+        x,
+        hot,
+        loss="quadratic",
+        optimizer=clnn.SGD(0.0),
+        epochs=1,
+        batch_size=20,
+        metrics=["accuracy", "top_2"],
+        validation=(x, hot),
     )
     z = net.predict(x)
     top2 = np.mean([label in np.argsort(-row)[:2] for row, label in zip(z, y)])
@@ -189,7 +211,9 @@ def test_metrics_and_one_hot_targets(device, blobs):
 def test_validation_split_takes_the_end(device, blobs):
     x, y = blobs
     net = net_on(device)
-    history = net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, validation_split=0.25)
+    history = net.fit(
+        x, y, loss="cross_entropy", optimizer=clnn.SGD(0.0), epochs=1, batch_size=20, validation_split=0.25
+    )
     kept = len(y) - round(len(y) * 0.25)
     assert history["val_loss"][0] == pytest.approx(net.evaluate(x[kept:], y[kept:])["loss"], rel=1e-6)
     assert history["loss"][0] == pytest.approx(net.evaluate(x[:kept], y[:kept])["loss"], rel=1e-5)
@@ -279,7 +303,9 @@ def test_no_warnings_in_an_ordinary_fit(device, blobs):
 
 # -- what bad input gets ---------------------------------------------------------------------------------------------------
 def fit(net, x, y, **options):
-    return net.fit(x, y, **{"loss": "cross_entropy", "optimizer": clnn.SGD(0.1), "epochs": 1, "batch_size": 20, **options})
+    return net.fit(
+        x, y, **{"loss": "cross_entropy", "optimizer": clnn.SGD(0.1), "epochs": 1, "batch_size": 20, **options}
+    )
 
 
 def test_nan_in_the_data_is_named_and_nothing_moves(device, blobs):

@@ -197,7 +197,9 @@ def test_sums_of_two_tables(rng, device, engine):
 def test_column_sums(rng, device, rows):
     x = normal(rng, (rows, 9))
     out = Matrix(device, np.full((1, 9), np.nan), np.float32)
-    column_sums(device, 9, rows, exact(device, x, np.float32), (out.block, pair(device, np.float32, -1.0, 0.0)), np.float32)
+    column_sums(
+        device, 9, rows, exact(device, x, np.float32), (out.block, pair(device, np.float32, -1.0, 0.0)), np.float32
+    )
     assert_close(out.read()[0], -x.sum(axis=0), (rows + 1) * eps(np.float32) * (1 + np.abs(x).sum(axis=0)))
 
 

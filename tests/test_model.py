@@ -84,7 +84,9 @@ def test_a_file_gives_the_model_back(device, rng, tmp_path):
     net = net_on(device)
     x, y = rng.standard_normal((30, 5)).astype(np.float32), rng.integers(0, 4, 30)
     net.layers[0].trainable = False
-    net.fit(x, y, loss=clnn.losses.CrossEntropy(label_smoothing=0.1), optimizer=clnn.SGD(0.1, 0.9), epochs=2, batch_size=8)
+    net.fit(
+        x, y, loss=clnn.losses.CrossEntropy(label_smoothing=0.1), optimizer=clnn.SGD(0.1, 0.9), epochs=2, batch_size=8
+    )
     net.save(tmp_path / "net.safetensors")
     with clnn.use(device):
         again = clnn.load(tmp_path / "net.safetensors")
@@ -130,7 +132,9 @@ def with_header(path, header, body):
     path.write_bytes(struct.pack("<Q", len(text)) + text + body)
 
 
-@pytest.mark.parametrize("damage", ["missing", "truncated", "garbage", "no header", "format", "class", "extra", "shape", "nan", "twice"])
+@pytest.mark.parametrize(
+    "damage", ["missing", "truncated", "garbage", "no header", "format", "class", "extra", "shape", "nan", "twice"]
+)
 def test_damaged_files_are_refused(device, tmp_path, damage):
     path = tmp_path / "net.safetensors"
     with clnn.use(device):
@@ -156,7 +160,9 @@ def test_damaged_files_are_refused(device, tmp_path, damage):
             header["__metadata__"]["clnn"] = json.dumps(inner)
             with_header(path, header, body)
         elif damage == "twice":
-            header["__metadata__"]["clnn"] = header["__metadata__"]["clnn"].replace('"format"', '"dtype": "float64", "format"')
+            header["__metadata__"]["clnn"] = header["__metadata__"]["clnn"].replace(
+                '"format"', '"dtype": "float64", "format"'
+            )
             with_header(path, header, body)
         elif damage == "shape":
             inner["model"]["config"]["layers"][0]["config"]["size"] = 7

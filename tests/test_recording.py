@@ -41,7 +41,8 @@ def train_step(net, optimizer, record=True):
 
 def batches(rng, count, rows=6):
     return [
-        (rng.standard_normal((rows, 4)).astype(np.float32), rng.integers(0, 3, rows).astype(np.int32)) for _ in range(count)
+        (rng.standard_normal((rows, 4)).astype(np.float32), rng.integers(0, 3, rows).astype(np.int32))
+        for _ in range(count)
     ]
 
 
@@ -383,7 +384,9 @@ def test_ctrl_c_ends_a_run_within_a_second():
             float(net.parameters()[0].numpy().sum())
             print("stopped", flush=True)
     """)
-    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=dict(os.environ)) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=dict(os.environ)
+    ) as process:
         try:
             assert process.stdout.readline().strip() == "ready"
             time.sleep(1.0)

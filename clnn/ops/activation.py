@@ -22,7 +22,7 @@ class Function(NamedTuple):
 ACTIVATIONS = {
     "linear": Function("y", "y = x"),
     "step": Function("y", "1 where x > 0, else 0; its derivative is 0 (Rosenblatt 1958)"),
-    "sigmoid": Function("y", "1 / (1 + exp(-x)), computed as tanh(x / 2) / 2 + 1/2 (the series, part 2)"),
+    "sigmoid": Function("y", "1 / (1 + exp(-x))"),
     "tanh": Function("y", "tanh(x)"),
     "relu": Function("y", "max(x, 0) (Nair and Hinton 2010)"),
     "leaky_relu": Function("y", "x where x > 0, else 0.01 x (Maas et al. 2013)"),

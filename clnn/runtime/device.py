@@ -323,6 +323,8 @@ def find_device(want: str = "", source: str = "the name") -> Device:
     platform:device as two indices; empty means the best one. No match is an error, never another device.
     """
     there = devices()
+    if not there and _found:
+        raise DeviceError("CLNN_DEVICE_EXCLUDE leaves out every OpenCL device. Correct or unset it.")
     if not there:
         raise DeviceError(f"There is no OpenCL device. {HOW_TO_GET_ONE}")
     best_first = sorted(there, key=_rank, reverse=True)

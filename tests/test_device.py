@@ -1,0 +1,225 @@
+"""Finding and choosing a device: by kind, index, name and environment; without any; after a fork; two at once."""
+
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+import clnn
+from clnn.runtime import device as runtime
+
+
+def made_up(platform, index, kind, name, maker, units, mhz, platform_name="Portable Computing Language"):
+    """A device that can be found and chosen, but not opened."""
+    one = object.__new__(clnn.Device)
+    one.platform_index, one.device_index, one.kind, one.name = platform, index, kind, name
+    one.platform, one.version, one.driver = platform_name, "OpenCL 3.0", "1.0"
+    one.compute_units, one.clock_mhz = units, mhz
+    one.cl_device = SimpleNamespace(vendor=maker, platform=SimpleNamespace(vendor=platform_name))
+    return one
+
+
+CPU = made_up(0, 0, "cpu", "pthread-EPYC", "AuthenticAMD", 64, 3000)
+SLOW = made_up(1, 0, "gpu", "gfx90c", "Advanced Micro Devices, Inc.", 7, 1800, "AMD Accelerated Parallel Processing")
+FAST = made_up(1, 1, "gpu", "gfx1100", "Advanced Micro Devices, Inc.", 48, 2304, "AMD Accelerated Parallel Processing")
+CARD = made_up(2, 0, "accelerator", "FPGA card", "Intel", 1, 200, "Intel FPGA")
+LARGE = made_up(3, 0, "gpu", "NVIDIA H100", "NVIDIA Corporation", 132, 1980, "NVIDIA CUDA")
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """A machine with the five devices above, and no variable set."""
+    for name in ("CLNN_DEVICE", "CLNN_DEVICE_EXCLUDE", "PYOPENCL_CTX"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(runtime, "_found", [CPU, SLOW, FAST, CARD, LARGE])
+    monkeypatch.setattr(runtime, "_default", None)
+    return monkeypatch
+
+
+@pytest.mark.parametrize(
+    ("want", "found"),
+    [
+        ("gpu", LARGE),
+        ("GPU", LARGE),
+        ("cpu", CPU),
+        ("accelerator", CARD),
+        ("gpu:0", LARGE),
+        ("gpu:1", FAST),
+        ("gpu:2", SLOW),
+        ("1:0", SLOW),
+        ("1:1", FAST),
+        ("3", LARGE),
+        (" 0:0 ", CPU),
+        ("amd", FAST),  # the fastest that the name fits; the CPU's maker is AMD too, but a GPU comes first
+        ("nvidia", LARGE),
+        ("h100", LARGE),
+        ("amd:1", SLOW),
+        ("Intel FPGA", CARD),
+        ("pocl", None),
+        ("gpu:3", None),
+        ("4:0", None),
+        ("1:2", None),
+        ("tpu", None),
+        ("gpu:", None),
+    ],
+)
+def test_choice_by_clnn_device(machine, want, found):
+    machine.setenv("CLNN_DEVICE", want)
+    if found:
+        assert clnn.device() is found
+    else:
+        with pytest.raises(clnn.DeviceError, match="CLNN_DEVICE") as error:
+            clnn.device()
+        assert all(
+            text in str(error.value) for text in ("0:0  cpu  pthread-EPYC", "3:0  gpu  NVIDIA H100", "clnn doctor")
+        )
+
+
+def test_default_is_the_largest_gpu_then_an_accelerator_then_a_cpu(machine):
+    assert clnn.device() is LARGE
+    for out, then in (("nvidia", FAST), ("nvidia, AMD Accelerated", CARD), ("nvidia,gfx,fpga", CPU)):
+        machine.setenv("CLNN_DEVICE_EXCLUDE", out)
+        assert clnn.device() is then
+    assert clnn.devices() == [CPU]
+
+
+def test_pyopencl_ctx_counts_where_clnn_device_is_not_set(machine):
+    machine.setenv("PYOPENCL_CTX", "1:1")
+    assert clnn.device() is FAST
+    machine.setenv("PYOPENCL_CTX", "4")
+    with pytest.raises(clnn.DeviceError, match="PYOPENCL_CTX '4'"):
+        clnn.device()
+    machine.setenv("CLNN_DEVICE", "cpu")
+    assert clnn.device() is CPU
+
+
+def test_exclude_reaches_named_devices_and_can_leave_none(machine):
+    machine.setenv("CLNN_DEVICE_EXCLUDE", "nvidia")
+    machine.setenv("CLNN_DEVICE", "h100")
+    with pytest.raises(clnn.DeviceError, match="h100"):
+        clnn.device()
+    machine.setenv("CLNN_DEVICE_EXCLUDE", "open")
+    with pytest.raises(clnn.DeviceError, match="CLNN_DEVICE_EXCLUDE leaves out every"):
+        clnn.device()
+
+
+def test_use_nests_and_ends_with_its_block(machine):
+    machine.setenv("CLNN_DEVICE", "cpu")
+    with clnn.use("gpu") as outer:
+        assert clnn.device() is outer is LARGE
+        with clnn.use(SLOW):
+            assert clnn.device() is SLOW
+        with pytest.raises(ZeroDivisionError), clnn.use("amd"):
+            assert clnn.device() is FAST
+            1 / 0
+        assert clnn.device() is LARGE
+    assert clnn.device() is CPU
+    with pytest.raises(clnn.DeviceError, match="clnn.use 'tpu'"), clnn.use("tpu"):
+        pass
+
+
+def test_every_device_can_be_named_by_its_indices(device):
+    with clnn.use(f"{device.platform_index}:{device.device_index}") as same:
+        assert same is device
+        assert clnn.tensor([1.0, 2.0]).device is device
+    assert device.kind in ("cpu", "gpu", "accelerator", "other") and device.name in repr(device)
+
+
+def test_tensors_on_two_devices_do_not_mix(device):
+    other = clnn.Device(
+        device.cl_device, device.platform_index, device.device_index
+    )  # the same one with its own context
+    x = clnn.tensor(np.ones((2, 2), np.float32))
+    with clnn.use(other):
+        y = clnn.tensor(np.ones((2, 2), np.float32))
+        net = clnn.Sequential([clnn.Dense(2)], input_shape=2)
+    for mix in (lambda: x + y, lambda: y * x, lambda: x @ y, lambda: clnn.concatenate([x, y]), lambda: net.forward(x)):
+        with pytest.raises(clnn.ClnnError, match="device"):
+            mix()
+    assert (x.to(other) + y).numpy().sum() == 8
+
+
+def run(code, **variables):
+    """The output of Python code in a process of its own."""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **variables})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_without_any_platform_clnn_imports_and_says_how_to_get_one(tmp_path):
+    code = """
+import pyopencl, clnn
+platforms = []
+try:
+    platforms = pyopencl.get_platforms()
+except pyopencl.Error:
+    pass
+if platforms:
+    print("there are platforms")
+else:
+    assert clnn.devices() == []
+    for use in (clnn.device, lambda: clnn.tensor([1.0]), lambda: clnn.Sequential([clnn.Dense(1)], input_shape=1)):
+        try:
+            use()
+        except clnn.DeviceError as error:
+            print(error)
+"""
+    output = run(code, OCL_ICD_VENDORS=str(tmp_path), OCL_ICD_FILENAMES="", CLNN_DEVICE="")
+    if "there are platforms" in output:
+        pytest.skip("this loader has a driver of its own, whatever OCL_ICD_VENDORS says")
+    assert output.splitlines() == [f"There is no OpenCL device. {runtime.HOW_TO_GET_ONE}"] * 3
+
+
+def test_importing_loads_no_driver_and_is_quick(tmp_path):
+    code = """
+import sys, time
+start = time.process_time()
+import pyopencl
+pyopencl_alone = time.process_time() - start
+import clnn
+print(pyopencl_alone, time.process_time() - start)
+assert clnn.runtime.device._found is None, "importing looked for devices"
+heavy = {"sklearn", "scipy", "matplotlib", "tqdm", "pyclblast", "torch"} & set(sys.modules)
+assert not heavy, f"importing clnn imported {heavy}"
+"""
+    variables = {"PYTHONPYCACHEPREFIX": str(tmp_path), "PYTHONDONTWRITEBYTECODE": ""}
+    run(code, **variables)  # fills the cache of byte code
+    times = [[float(t) for t in run(code, **variables).split()] for _ in range(5)]
+    pyopencl_alone, both = map(min, zip(*times))
+    # processor time, and the best of five, so that a busy machine does not matter; a slow one may take longer
+    assert both < max(0.5, 1.7 * pyopencl_alone), (
+        f"import clnn took {both:.2f} s, pyopencl alone {pyopencl_alone:.2f} s"
+    )
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_is_told_rather_than_hung():
+    code = """
+import os, sys, clnn
+x = clnn.tensor([1.0])
+child = os.fork()
+if child == 0:
+    try:
+        clnn.tensor([2.0]) + 1
+    except clnn.DeviceError as error:
+        os._exit(0 if "spawn" in str(error) else 1)
+    os._exit(2)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+assert (x + 1).numpy() == 2
+"""
+    run(code)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_before_the_driver_is_loaded_is_no_problem():
+    code = """
+import os, clnn
+child = os.fork()
+if child == 0:
+    os._exit(0 if (clnn.tensor([2.0]) + 1).numpy() == 3 else 1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+"""
+    run(code)

@@ -1,0 +1,278 @@
+"""Tensors: in and out, operators, and the tape."""
+
+import gc
+
+import numpy as np
+import pytest
+from helpers import assert_close, check_op, eps, normal, parameter
+
+import clnn
+from clnn.tensor import linear_layer
+
+
+def sigmoid(z):
+    return 1 / (1 + np.exp(-z))
+
+
+# -- graphs -----------------------------------------------------------------------------------------------------------
+GRAPHS = {
+    "x * x": (lambda x: x * x, lambda x: x * x),
+    "x + x": (lambda x: x + x, lambda x: x + x),
+    "x - x * x": (lambda x: x - x * x, lambda x: x - x * x),
+    "residual": (lambda x, w: x + clnn.tanh(x @ w), lambda x, w: x + np.tanh(x @ w)),
+    "residual of an activation": (
+        lambda x, w: (lambda h: h + clnn.tanh(h @ w))(clnn.sigmoid(x)),
+        lambda x, w: (lambda h: h + np.tanh(h @ w))(sigmoid(x)),
+    ),
+    "a parameter used twice": (lambda x, w: clnn.tanh(x @ w) @ w, lambda x, w: np.tanh(x @ w) @ w),
+    "a parameter used three ways": (lambda x, w: (x @ w) * w.sum() + x @ w.T, lambda x, w: (x @ w) * w.sum() + x @ w.T),
+    "fused, consumed by a product and a sum": (
+        lambda x, w: (lambda h: h @ w + h * h)(linear_layer(x, w, None, "sigmoid")),
+        lambda x, w: (lambda h: h @ w + h * h)(sigmoid(x @ w)),
+    ),
+    "fused, consumed by two products": (
+        lambda x, w: (lambda h: h @ w + h @ (w * 2.0))(linear_layer(x, w, None, "gelu_tanh")),
+        lambda x, w: (lambda h: h @ w + h @ (w * 2.0))(_gelu_tanh(x @ w)),
+    ),
+    "fused, consumed by a sum first": (
+        lambda x, w: (lambda h: h + h @ w)(linear_layer(x, w, None, "tanh")),
+        lambda x, w: (lambda h: h + h @ w)(np.tanh(x @ w)),
+    ),
+    "fused, consumed through a view": (
+        lambda x, w: (lambda h: h.reshape(-1)[::2] * h.T.reshape(-1)[1::2])(linear_layer(x, w, None, "sigmoid")),
+        lambda x, w: (lambda h: h.reshape(-1)[::2] * h.T.reshape(-1)[1::2])(sigmoid(x @ w)),
+    ),
+    "activation of an activation": (
+        lambda x, w: clnn.sigmoid(linear_layer(x, w, None, "tanh")),
+        lambda x, w: sigmoid(np.tanh(x @ w)),
+    ),
+    "diamond": (
+        lambda x, w: (lambda a: (a * 2.0) * clnn.exp(a) - a)(x + w.sum(0)),
+        lambda x, w: (lambda a: (a * 2.0) * np.exp(a) - a)(x + w.sum(0)),
+    ),
+    "the parameter through a softmax twice": (
+        lambda x, w: clnn.softmax(x @ w) * clnn.log_softmax(x @ w),
+        lambda x, w: (lambda e: e / e.sum(1, keepdims=True) * np.log(e / e.sum(1, keepdims=True)))(np.exp(x @ w)),
+    ),
+}
+
+
+def _gelu_tanh(x):
+    return x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3))) / 2
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_gradients_of_graphs(rng, device, name):
+    graph, reference = GRAPHS[name]
+    arrays = [normal(rng, (6, 4)), normal(rng, (4, 4)) / 2][: reference.__code__.co_argcount]
+    check_op(rng, graph, reference, *arrays, rounding=64)
+
+
+def test_gradients_of_a_graph_in_float64(rng, device):
+    if not device.has_fp64:
+        pytest.skip("no float64")
+    x, w = normal(rng, (6, 4), np.float64), normal(rng, (4, 4), np.float64)
+    check_op(rng, *GRAPHS["fused, consumed by a sum first"], x, w, dtype=np.float64, rounding=64)
+
+
+@pytest.mark.parametrize("order", [0, 1])
+def test_two_consumers_in_either_order(rng, device, order):
+    """The first gradient of an activation's output is assigned, the second added, whoever comes first."""
+
+    def graph(x, w):
+        h = linear_layer(x, w, None, "sigmoid")
+        parts = [h @ w, h * 3.0]
+        return parts[order] + parts[1 - order]
+
+    check_op(rng, graph, lambda x, w: sigmoid(x @ w) @ w + 3 * sigmoid(x @ w), normal(rng, (3, 4)), normal(rng, (4, 4)))
+
+
+def test_long_chain(device):
+    """A tape of thousands of operations needs no recursion."""
+    x = parameter([1.0])
+    y = x
+    for _ in range(3000):
+        y = y + 1.0
+    y.backward()
+    assert float(x.grad) == 1.0
+
+
+def test_backward_from_a_number_is_that_of_ones(rng, device):
+    x = parameter(normal(rng, (3, 4)))
+    (x * x).sum().backward()
+    assert_close(x.grad.numpy(), 2 * x.numpy().astype(np.float64), 2 * eps(np.float32) * 8)
+
+
+def test_backward_from_an_activation(rng, device):
+    """The root itself may be a fused activation."""
+    x, w = normal(rng, (2, 3)), normal(rng, (3, 1))
+    p = parameter(w)
+    linear_layer(clnn.tensor(x, np.float32), p, None, "tanh").sum().backward()
+    assert_close(p.grad.numpy(), x.T @ (1 - np.tanh(x @ w) ** 2), 32 * eps(np.float32) * 4)
+
+
+def test_second_backward_raises(device):
+    x = parameter([2.0])
+    y = (x * x).sum()
+    y.backward()
+    with pytest.raises(clnn.ClnnError, match="used up"):
+        y.backward()
+    assert float(x.grad) == 4.0
+
+
+def test_gradients_accumulate_until_they_are_forgotten(device):
+    x = parameter([2.0])
+    (x * x).backward()
+    (x * 3.0).backward()
+    assert float(x.grad) == 7.0
+    x.zero_grad()
+    assert x.grad is None
+    (x * 5.0).backward()
+    assert float(x.grad) == 5.0
+
+
+def test_no_grad(device):
+    x = parameter([2.0])
+    with clnn.no_grad():
+        y = x * x
+        with clnn.no_grad():
+            pass
+        z = x * 2.0
+    assert not y.requires_grad and not z.requires_grad and (x * x).requires_grad
+    with pytest.raises(clnn.ClnnError, match="no history"):
+        y.backward()
+    with pytest.raises(RuntimeError), clnn.no_grad():
+        raise RuntimeError
+    assert (x * x).requires_grad, "an exception leaves no_grad() behind it"
+
+
+def test_what_does_not_learn_gets_no_gradient(device):
+    x, frozen, w = clnn.ones((2, 2)), parameter(np.ones((2, 2))), parameter(np.ones((2, 2)))
+    frozen.trainable = False
+    assert not (x @ frozen).requires_grad
+    ((x @ frozen) @ w).sum().backward()
+    assert frozen.grad is None and w.grad is not None
+    w.zero_grad()
+    (w.detach() * w).sum().backward()
+    assert_close(w.grad.numpy(), np.ones((2, 2)), 0)
+    with pytest.raises(clnn.ClnnError, match="no trainable parameter"):
+        x.sum().backward()
+
+
+def test_backward_checks_its_start(device):
+    x = parameter(np.ones((2, 3)))
+    with pytest.raises(clnn.ShapeError, match=r"starts from one number, not from shape \(2, 3\)"):
+        (x * x).backward()
+    with pytest.raises(clnn.ShapeError, match=r"\(3,\) is not the tensor's, \(2, 3\)"):
+        (x * x).backward(np.ones(3))
+
+
+def test_closures_are_freed_as_they_run(device):
+    """After backward nothing but the gradients is held, though the result is."""
+    x = parameter(np.ones(1 << 16))
+    (x * x).sum().backward()  # the gradient's own memory
+    x.zero_grad()
+    gc.collect()
+    before = device.memory_in_use
+    y = x
+    for _ in range(8):
+        y = clnn.sin(y)
+    y = y.sum()
+    assert device.memory_in_use - before >= 8 * (1 << 18)
+    y.backward()
+    assert device.memory_in_use - before < 4096
+    assert np.isfinite(float(y))
+
+
+def test_without_a_tape_memory_is_reused(device):
+    x = parameter(np.ones(1 << 16))
+    before = device.memory_in_use
+    device.reset_memory_peak()
+    with clnn.no_grad():
+        y = x
+        for _ in range(8):
+            y = clnn.sin(y)
+    assert device.memory_peak - before < 2.5 * (1 << 18), "two buffers in turn"
+
+
+# -- in and out -------------------------------------------------------------------------------------------------------
+def test_types(rng, device):
+    assert clnn.tensor([1.0, 2.0]).dtype == np.float32
+    assert clnn.tensor([1, 2]).dtype == clnn.tensor(np.array([True])).dtype == np.int32
+    assert clnn.tensor(np.ones(2, np.float16)).dtype == np.float32
+    assert clnn.tensor(np.ones(2, np.int64)).dtype == np.int32
+    assert clnn.tensor(1).shape == clnn.tensor(1.5).shape == ()
+    for array in (rng.standard_normal((3, 4)).T, rng.standard_normal(10)[::-2], np.ones((3, 0)), np.float32(3)):
+        got = clnn.tensor(array, dtype=np.float32)
+        np.testing.assert_array_equal(got.numpy(), np.asarray(array, np.float32))
+    for wrong in (["a"], [1j], [None], np.array(["2020"], "M8[Y]")):
+        with pytest.raises((clnn.ShapeError, ValueError, TypeError)):
+            clnn.tensor(wrong)
+    with pytest.raises(clnn.ShapeError, match=f"{2**31} does not fit"):
+        clnn.tensor([2**31])
+    t = clnn.ones((2,))
+    assert clnn.tensor(t) is t
+
+
+def test_float64(device):
+    if device.has_fp64:
+        assert clnn.tensor(np.ones(2)).dtype == np.float64
+        assert clnn.tensor(np.full(1, 0.1)).numpy()[0] == 0.1
+    else:
+        with pytest.raises(clnn.DeviceError, match="no float64"):
+            clnn.tensor(np.ones(2))
+
+
+def test_numpy_copies(device):
+    x = clnn.ones((2, 3))
+    array = x.numpy()
+    array[:] = 5
+    assert_close(x.numpy(), np.ones((2, 3)), 0)
+    assert np.asarray(x).shape == (2, 3) and np.asarray(x, np.float64).dtype == np.float64
+    np.testing.assert_array_equal(np.from_dlpack(x), np.ones((2, 3)))
+
+
+def test_as_a_number(device):
+    x = clnn.tensor([[2.5]])
+    assert float(x) == x.item() == 2.5 and int(x) == 2 and bool(x) and not bool(x * 0.0)
+    assert len(clnn.zeros((3, 2))) == 3
+    with pytest.raises(TypeError):
+        len(clnn.tensor(1.0))
+    with pytest.raises(clnn.ShapeError, match=r"\(2,\)"):
+        float(clnn.ones((2,)))
+
+
+def test_shown(device):
+    assert repr(clnn.tensor([1.0, 2.5])).startswith("Tensor([1. , 2.5], float32, ")
+    assert len(repr(clnn.zeros((1000, 1000)))) < 500
+
+
+def test_operators(rng, device):
+    x = np.abs(normal(rng, (3, 4))) + 1
+    y = np.abs(normal(rng, (3, 4))) + 1
+    a, b = clnn.tensor(x, np.float32), clnn.tensor(y, np.float32)
+    pairs = [
+        (a + b, x + y), (a - b, x - y), (a * b, x * y), (a / b, x / y), (a**b, x**y), (-a, -x), (abs(-a), x),
+        (a**2, x**2), (a + 1, x + 1), (1 + a, 1 + x), (a - 1, x - 1), (1 - a, 1 - x), (2 * a, 2 * x), (1 / a, 1 / x), (2**a, 2**x),
+        (a + y, x + y), (y + a, x + y), (y - a, y - x), (y / a, y / x), (a**0.5, x**0.5), (np.float32(2) * a, 2 * x),
+        (a < b, x < y), (a <= b, x <= y), (a > b, x > y), (a >= b, x >= y), (1 < a, x > 1), (a > 1.5, x > 1.5),
+        (clnn.maximum(a, b), np.maximum(x, y)), (clnn.minimum(1.5, a), np.minimum(1.5, x)),
+        (a @ b.T, x @ y.T),
+    ]  # fmt: skip
+    for i, (got, expected) in enumerate(pairs):
+        assert_close(got.numpy(), expected, 32 * eps(np.float32) * max(1, np.abs(expected).max()), f"pair {i}")
+
+
+def test_two_devices(device):
+    others = [d for d in clnn.devices() if d is not device]
+    if not others:
+        pytest.skip("there is one device only")
+    x = clnn.ones((2,))
+    there = x.to(others[0])
+    assert there.device is others[0]
+    assert_close(there.numpy(), np.ones(2), 0)
+    with pytest.raises(clnn.DeviceError, match="two devices.*\\.to\\(device\\)"):
+        x + there
+    with clnn.use(others[0]):
+        assert clnn.ones((1,)).device is others[0]
+    assert clnn.ones((1,)).device is device
