@@ -59,8 +59,19 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = command.add_argument
     add("data", choices=GOOD, help="the data set; digits is small and needs no download")
-    add("--hidden", type=_sizes, default="100", metavar="N,N,...", help="sizes of the hidden layers; '' for none (%(default)s)")
-    add("--activation", default="relu", metavar="NAME", help="of the hidden layers: relu, sigmoid, tanh, gelu, ... (%(default)s)")
+    add(
+        "--hidden",
+        type=_sizes,
+        default="100",
+        metavar="N,N,...",
+        help="sizes of the hidden layers; '' for none (%(default)s)",
+    )
+    add(
+        "--activation",
+        default="relu",
+        metavar="NAME",
+        help="of the hidden layers: relu, sigmoid, tanh, gelu, ... (%(default)s)",
+    )
     add("--loss", choices=LAST, default="cross_entropy", help="the last layer goes with it (%(default)s)")
     add("--optimizer", choices=("sgd", "adam"), default="sgd", help="how weights are updated (%(default)s)")
     add("--lr", type=float, metavar="X", help="learning rate (what suits the data and the optimizer)")
@@ -78,7 +89,9 @@ def _sizes(text: str) -> list[int]:
     try:
         return [int(part) for part in text.split(",") if part.strip()]
     except ValueError:
-        raise argparse.ArgumentTypeError(f"sizes are whole numbers with commas between, such as 100,50, not {text!r}") from None
+        raise argparse.ArgumentTypeError(
+            f"sizes are whole numbers with commas between, such as 100,50, not {text!r}"
+        ) from None
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -172,8 +185,15 @@ def train(options: argparse.Namespace) -> int:
     lines = [] if sys.stderr.isatty() else [Lines(epochs)]
     began = time.perf_counter()
     net.fit(
-        x, y, loss=options.loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, seed=options.seed, callbacks=lines
-    )  # fmt: skip
+        x,
+        y,
+        loss=options.loss,
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=options.seed,
+        callbacks=lines,
+    )
     seconds = time.perf_counter() - began
     result = net.evaluate(x_test, y_test)
     print(f"\ntest loss {result['loss']:.4f}, test accuracy {result['accuracy']:.2%}, trained in {seconds:.1f} s")

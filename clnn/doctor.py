@@ -19,7 +19,15 @@ from typing import Any, NamedTuple
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"  # a problem stops clnn; a note stops a part of it at most
 BROKEN_PYOPENCL = ("2026.1", "2026.1.1", "2026.1.2")  # they break their own program cache (pyopencl issue 892)
 VARIABLES = ("CLNN_DEVICE", "CLNN_DEVICE_EXCLUDE", "CLNN_GEMM", "CLNN_MEMORY_LIMIT", "CLNN_CACHE_DIR", "CLNN_DATA_DIR")
-OTHERS = ("PYOPENCL_CTX", "PYOPENCL_NO_CACHE", "OCL_ICD_", "POCL_", "OPENCL_VENDOR_PATH", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+OTHERS = (
+    "PYOPENCL_CTX",
+    "PYOPENCL_NO_CACHE",
+    "OCL_ICD_",
+    "POCL_",
+    "OPENCL_VENDOR_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "LD_LIBRARY_PATH",
+)
 VENDORS = "/etc/OpenCL/vendors"
 SECONDS = 180  # that a device may take; a GPU's compiler takes some 20, a hung driver for ever
 # What failed where a device's test went no further than the stage on the left, and what to do about it.
@@ -83,10 +91,13 @@ def packages() -> Iterator[Finding]:
         yield Finding(
             NOTE,
             f"pyclblast cannot be imported, so clnn's own kernels multiply matrices ({lost.splitlines()[-1]})",
-            'on a GPU CLBlast can be faster: install it (Debian, Ubuntu: libclblast-dev), then pip install "clnn[clblast]"',
+            "on a GPU CLBlast can be faster: install it (Debian, Ubuntu: libclblast-dev), "
+            'then pip install "clnn[clblast]"',
         )
     if not _version("scikit-learn"):
-        yield Finding(NOTE, "scikit-learn is not installed, and clnn.data.digits() needs it", 'pip install "clnn[digits]"')
+        yield Finding(
+            NOTE, "scikit-learn is not installed, and clnn.data.digits() needs it", 'pip install "clnn[digits]"'
+        )
 
 
 def _version(name: str) -> str:
@@ -202,16 +213,18 @@ def _culprits() -> Iterator[Finding]:
     for file in _icd_files():
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
-            _, wrong = _ask("list", OCL_ICD_VENDORS=folder)
+            _, wrong = _ask("list", vendors=folder)
         yield Finding(NOTE if wrong else OK, f"{file} alone: {wrong or 'loads'}")
 
 
-def _run(*arguments: str, seconds: float = SECONDS, output: list[str] | None = None, **variables: str) -> str:
+def _run(*arguments: str, seconds: float = SECONDS, output: list[str] | None = None, vendors: str = "") -> str:
     """Run Python in a process of its own: "" if all went well, else what went wrong, in words."""
     home = str(Path(__file__).resolve().parent.parent)  # so that the child imports this clnn
     path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, *arguments]
-    environ = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", **variables}
+    environ = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
+    if vendors:
+        environ["OCL_ICD_VENDORS"] = vendors
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=seconds, env=environ
@@ -223,14 +236,16 @@ def _run(*arguments: str, seconds: float = SECONDS, output: list[str] | None = N
     if done.returncode == 0:
         return ""
     said = [line for line in done.stderr.splitlines() if line.strip()]
-    ended = f"the process was ended by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    ended = (
+        f"the process was ended by signal {-done.returncode}" if done.returncode < 0 else f"exit code {done.returncode}"
+    )
     return "\n".join([*([] if said and done.returncode == 1 else [ended]), *said[-3:]])
 
 
-def _ask(*arguments: str, **variables: str) -> tuple[list[dict[str, Any]], str]:
+def _ask(*arguments: str, vendors: str = "") -> tuple[list[dict[str, Any]], str]:
     """What the probe below answers, a line for each stage that it came to, and what went wrong."""
     output: list[str] = []
-    wrong = _run("-m", "clnn.doctor", *arguments, output=output, **variables)
+    wrong = _run("-m", "clnn.doctor", *arguments, output=output, vendors=vendors)
     answers = [json.loads(line) for line in output if line.startswith("{")]  # drivers print things of their own
     return answers, wrong
 
@@ -250,7 +265,12 @@ def _list() -> None:
     except ClnnError as problem:
         error = str(problem)
     found = [
-        {"index": f"{d.platform_index}:{d.device_index}", "used": d is used, "name": d.name, "text": repr(d)[len("<Device ") : -1]}
+        {
+            "index": f"{d.platform_index}:{d.device_index}",
+            "used": d is used,
+            "name": d.name,
+            "text": repr(d)[len("<Device ") : -1],
+        }
         for d in runtime.devices()
     ]
     _answer(devices=found, error=error)
@@ -268,7 +288,9 @@ def _try(index: str) -> None:
     device.queue  # noqa: B018 - opens the device
     _answer(stage="opened", text="")
 
-    source = "__kernel void f(__global const float *x, __global float *y) { int i = get_global_id(0); y[i] = 2*x[i] + 1; }"
+    source = (
+        "__kernel void f(__global const float *x, __global float *y) { int i = get_global_id(0); y[i] = 2*x[i] + 1; }"
+    )
     x = np.arange(1000, dtype=np.float32)
     y = np.empty_like(x)
     flags = cl.mem_flags
@@ -297,7 +319,6 @@ def _product(device: Any, engine: str) -> str:
     import numpy as np
 
     from .gemm import gemm
-    from .ops.array import empty
 
     asked = os.environ.get("CLNN_GEMM")
     os.environ["CLNN_GEMM"] = engine
@@ -305,12 +326,11 @@ def _product(device: Any, engine: str) -> str:
         generator = np.random.default_rng(0)
         m, n, k = 67, 45, 33
         a, b = (generator.standard_normal(shape).astype(np.float32) for shape in ((m, k), (k, n)))
-        blocks = [empty(device, array.shape, array.dtype).block for array in (a, b)]
-        for array, block in zip((a, b), blocks):
-            device.upload(array, block)
-        c = empty(device, (m, n), np.float32)
-        gemm(device, m, n, k, *blocks, c.block)
-        worst = np.abs(device.read(c.block, np.empty((m, n), np.float32)) - a @ b).max()
+        on_a, on_b, on_c = (device.allocate(4 * size) for size in (m * k, k * n, m * n))
+        device.upload(a, on_a)
+        device.upload(b, on_b)
+        gemm(device, m, n, k, on_a, on_b, on_c)
+        worst = np.abs(device.read(on_c, np.empty((m, n), np.float32)) - a @ b).max()
         return "" if worst < 1e-3 else f"a product is wrong by {worst:.2g}"
     finally:
         os.environ.pop("CLNN_GEMM")
@@ -346,4 +366,4 @@ def folders() -> Iterator[Finding]:
 
 
 if __name__ == "__main__":
-    {"list": _list, "try": _try}[sys.argv[1]](*sys.argv[2:])
+    _try(sys.argv[2]) if sys.argv[1] == "try" else _list()

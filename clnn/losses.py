@@ -15,7 +15,7 @@ from .errors import ConfigurationError, ShapeError
 from .ops.aggregate import reduce
 from .ops.array import Array
 from .ops.elementwise import binary
-from .ops.loss import Rows, rows
+from .ops.loss import Record, Rows, rows
 
 from .tensor import Tensor, grad_enabled, host_array, on_tape, tensor
 
@@ -40,18 +40,25 @@ class Loss:
                 raise ShapeError(f"sample_weight has the shape {weight.shape}; the output {output.shape} needs {output.shape[:1]}")
         return mean_of(self.rows(output, target, weight), output)
 
-    def rows(self, output: Tensor, target: Tensor, weight: Tensor | None = None, hits: bool = False) -> tuple[Rows, Tensor]:
+    def rows(
+        self, output: Tensor, target: Tensor, weight: Tensor | None = None, hits: bool = False, record: Record | None = None
+    ) -> tuple[Rows, Tensor]:
         """The losses by row, and the tensor that their gradient is by."""
         name, source, folded = self.line(output)
-        flat = source if source.ndim == 2 else source.reshape(source.shape[0] if source.ndim else 1, -1)
+        flat = source if source.ndim == 2 else _as_rows(source)
         if target.dtype != np.int32 and target.ndim != 2:
             target = target.reshape(flat.shape)
         factor = 1.0 / max(1, flat.shape[1]) if self.mean_over_outputs else 1.0
-        taped = grad_enabled() and flat.requires_grad
+        taped = grad_enabled() and source.requires_grad
         found = rows(
-            name, flat, target, weight, factor=factor, parameter=self.parameter, gradient=taped, hits=hits, folded=folded
+            name, flat, target, weight, factor=factor, parameter=self.parameter, gradient=taped, hits=hits, folded=folded,
+            record=record,
         )
-        return found, flat
+        if flat is source:
+            return found, source
+        flat_backward = found.backward
+        shaped = found._replace(backward=lambda d: ((source, dy.reshaped(source.shape)) for _, dy in flat_backward(d)))
+        return shaped, source
 
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
         """The kernel's line, the tensor it reads, and whether its derivative is by that tensor's activation's input."""
@@ -86,6 +93,14 @@ class Loss:
     def config(self) -> Any:
         """What `find_loss` makes this loss of again."""
         return NAMES[type(self)]
+
+
+def _as_rows(x: Tensor) -> Array:
+    """The same memory as (samples, outputs), and the same activation, so that losses fold it in as they do for two axes."""
+    samples = x.shape[0] if x.shape else 1
+    flat = x.reshaped((samples, x.size // max(1, samples)))
+    flat.activation = x.activation
+    return flat
 
 
 def host_target(target: Any, dtype: Any) -> np.ndarray:
@@ -187,6 +202,13 @@ class CrossEntropy(Loss):
         if not 0 <= label_smoothing < 1:
             raise ConfigurationError(f"label_smoothing should be in [0, 1), {label_smoothing!r} was provided instead")
         self.parameter = float(label_smoothing)
+
+    def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
+        super().check(output, target, dtype)
+        if len(output) != 2:
+            raise ShapeError(
+                f"{self.name}: outputs of shape {output} are not (n, classes); reshape them to that, and the targets of shape {target}"
+            )
 
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
         self.check_activation(output.made_by)

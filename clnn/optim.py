@@ -19,7 +19,7 @@ from .ops.array import Array
 from .ops.elementwise import scale_add
 from .parameters import Run, Store, consolidate, runs
 from .runtime.memory import Block
-from .runtime.recording import advance_cells, structure_changed
+from .runtime.recording import StepContext, advance_cells, structure_changed
 from .tensor import Parameter
 
 ROWS = 1024  # steps in a table of rates
@@ -27,8 +27,9 @@ ROWS = 1024  # steps in a table of rates
 
 def _check(name: str, value: float, low: float, high: float, closed: str = "[)") -> float:
     """`value` as a float, if it lies in the range."""
-    fits = (low <= value if closed[0] == "[" else low < value) and (value <= high if closed[1] == "]" else value < high)
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.number)) or not fits:
+    fits = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    fits = fits and (low <= value if closed[0] == "[" else low < value) and (value <= high if closed[1] == "]" else value < high)
+    if not fits:
         raise ConfigurationError(f"{name} should be in {closed[0]}{low:g}, {high:g}{closed[1]}, {value!r} was provided instead")
     return float(value)
 
@@ -82,6 +83,7 @@ class Optimizer:
         elif not name.startswith("_") and name not in ("epochs", "parameters") and getattr(self, "_ready", False):
             structure_changed()
             object.__setattr__(self, "_runs", None)
+            object.__setattr__(self, "_left", 0)  # momentum and betas stand in the table as well
         object.__setattr__(self, name, value)
 
     @property
@@ -118,7 +120,7 @@ class Optimizer:
         self._rows = rows
         for (device, dtype), (table, cell) in self._tables.items():
             device.upload(np.ascontiguousarray(rows, dtype), table)
-            device.upload(np.zeros(1, np.int32), cell)
+            device.upload(np.full(1, -1, np.int32), cell)  # it moves on before it is read
 
     def prepare(self) -> None:
         """On the host, before each step: move on in the table, and fill it where it has run out."""
@@ -184,6 +186,11 @@ class Optimizer:
         for p in self.parameters:
             p.sink = None if self.keep_gradients else self.sink(p, uses.get(p) == 1)
 
+    def advance(self, context: StepContext) -> None:
+        """Have the counters of this step's rates moved on, before anything reads them."""
+        for _, cell in self._tables.values():
+            context.advance(cell)
+
     def leave(self) -> None:
         """The step is over: outside of it gradients are plain."""
         for p in self.parameters:
@@ -231,21 +238,15 @@ class Optimizer:
             raise ClnnError("optimizer.step() without a gradient: call loss.backward() first")
         device = self.parameters[0].device
         context = device.step
-        if context is None:
+        if context is None or self not in context.optimizers:
             self.prepare()
-        elif self not in context.optimizers:
-            context.optimizers.append(self)
-            if not context.prepared:
-                self.prepare()
+            for _, cell in self._tables.values():
+                advance_cells(device, [(cell, 1)])
+            if context is not None:
+                context.optimizers.append(self)
         self._settle_unused()
         for run in self._plan():
             self._update(run)
-        for table, cell in self._tables.values():
-            owner = table.device
-            if owner.step is not None:
-                owner.step.advance(cell)
-            else:
-                advance_cells(owner, [(cell, 1)])
         for p in self.parameters:
             if context is not None:
                 context.uses[p] = p.forward_uses

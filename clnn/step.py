@@ -19,11 +19,19 @@ from .tensor import Tensor, grad_enabled, host_array
 class Step:
     """A step that is run over and over on arrays of the same shapes. See `step`."""
 
-    def __init__(self, function: Callable[..., Any], record: bool = True, optimizers: Any = (), uses: Any = None) -> None:
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        record: bool = True,
+        optimizers: Any = (),
+        uses: Any = None,
+        moves_counters: bool = False,  # the function moves the optimizers' counters itself, with a launch of its own
+    ) -> None:
         functools.update_wrapper(self, function)
         self.function = function
         name = getattr(function, "__name__", type(function).__name__)
         self.replays = Replays(name, record)
+        self.moves_counters = moves_counters
         self._given = list(optimizers), dict(uses or {}), {}  # what is known before the first call
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
@@ -87,9 +95,12 @@ class Step:
 
         def call(context: StepContext) -> Any:
             touched.append(context)
-            context.optimizers, context.prepared = list(optimizers), bool(optimizers)
+            context.optimizers = list(optimizers)
             for optimizer in optimizers:
                 optimizer.enter(uses)
+                optimizer.advance(context)
+            if not self.moves_counters:
+                context.finish()
             try:
                 result = function(context)
             finally:

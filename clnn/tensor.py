@@ -372,10 +372,12 @@ def constant(value: Any, dtype: Any = None, device: str | Device | None = None) 
 
 
 def zeros(shape: Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
+    """A tensor of zeros."""
     return _wrap(fill(empty(resolve(device), shape, dtype), 0.0))
 
 
 def ones(shape: Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
+    """A tensor of ones."""
     return _wrap(fill(empty(resolve(device), shape, dtype), 1.0))
 
 

@@ -23,6 +23,7 @@ from .losses import Loss, find_loss, host_target
 from .metrics import Metric, find_metric, metric_name
 from .optim import Optimizer, find_optimizer
 from .ops.array import block_of, empty
+from .ops.loss import Record
 from .parameters import consolidate
 from .runtime.device import Device
 from .runtime.recording import advance_cells
@@ -230,43 +231,52 @@ def _rows(n: int, batch: int) -> np.ndarray:
     return np.concatenate([np.full(count, rows) for rows, count in _steps(n, batch)])
 
 
-def _end_step(feed: Feed, results: Results, losses: Any, hits: Any, output: Tensor, target: Tensor | None, context: Any) -> None:
-    """Record losses, hits and metrics of this step, and advance its counters, last of all."""
-    device = feed.device
+def _record_metrics(feed: Feed, results: Results, output: Tensor, target: Tensor) -> None:
+    """The means of further metrics of this step."""
     for column, metric in enumerate(results.metrics):
-        assert target is not None
         values = metric(output, target)
-        device.launch(
+        feed.device.launch(
             "metrics", "record_mean", (1,), values.size, len(results.metrics), column, values.block, feed.state, results.extra,
-            local=(1,), real=device.real(results.dtype),
+            local=(1,), real=feed.device.real(results.dtype),
         )  # fmt: skip
+
+
+def _loss(
+    loss: Any, output: Tensor, y: Tensor, w: Tensor | None, hits: bool, feed: Feed, results: Results, batch: int, context: Any
+) -> Node | None:
+    """Compute the loss, record it with the hits, move the counters on, and say where backpropagation starts.
+
+    The counters move here, after everything that reads their old values (gathering, dropout) and before everything that
+    reads the new ones (rates). Any function of two tensors serves as a loss.
+    """
+    device = feed.device
     cells = context.take_cells()
     for cell, by in cells[2:]:
         context.advance(cell, by)
-    cells = (cells[:2] + [(None, 0)] * 2)[:2]
-    device.launch(
-        "state", "end_step", (1,), output.shape[0], losses.size, losses.block, block_of(hits), results.main, feed.state,
-        cells[0][0], cells[1][0], np.array([cells[0][1], cells[1][1]], np.int32), local=(1,), real=device.real(results.dtype),
-    )  # fmt: skip
-
-
-def _loss_rows(loss: Any, output: Tensor, y: Tensor, w: Tensor | None, hits: bool) -> tuple[Any, Any, Node | None]:
-    """Losses by row, hits, and where backpropagation starts; any function of two tensors serves as a loss."""
+    record = Record(results.main, feed.state, cells[:2])
     if isinstance(loss, Loss):
-        found, source = loss.rows(output, y, w, hits)
+        together = batch <= device.group_width
+        found, source = loss.rows(output, y, w, hits, record if together else None)
 
         def closure(_: Any) -> Any:
             return ((source, gradient) for _, gradient in found.backward(None))
 
         closure.starts_at_one = closure.folds = True  # type: ignore[attr-defined]
-        taped = grad_enabled() and source.requires_grad
-        return found.losses, found.hits, Node(found.losses, closure) if taped else None
-    if w is not None:
-        raise ConfigurationError("sample_weight and class_weight need one of clnn's losses; weight samples inside your own")
-    value = loss(output, y)
-    if not isinstance(value, Tensor) or value.size != 1:
-        raise ShapeError("a loss of your own should return a tensor of one number, the mean over samples")
-    return value, None, value.node
+        start = Node(found.losses, closure) if grad_enabled() and source.requires_grad else None
+        losses, hit = found.losses, found.hits
+    else:
+        if w is not None:
+            raise ConfigurationError("sample_weight and class_weight need one of clnn's losses; weight samples inside your own")
+        losses, hit, together = loss(output, y), None, False
+        if not isinstance(losses, Tensor) or losses.size != 1:
+            raise ShapeError("a loss of your own should return a tensor of one number, the mean over samples")
+        start = losses.node
+    if not together:
+        device.launch(
+            "state", "end_step", (1,), output.shape[0], losses.size, losses.block, block_of(hit), *record.args(),
+            local=(1,), real=device.real(results.dtype),
+        )  # fmt: skip
+    return start
 
 
 # -- fit -----------------------------------------------------------------------------------------------------------------------
@@ -339,16 +349,16 @@ def fit(
         batch, t, w = feed.gather(rows)
         out = model.forward(*batch)
         assert t is not None
-        losses, hits, start = _loss_rows(loss, out, t, w, classes)
+        _record_metrics(feed, results, out, t)
+        start = _loss(loss, out, t, w, classes, feed, results, batch_size, context)
         if start is None:
             raise ConfigurationError("the loss depends on no trainable parameter")
-        del batch
+        del batch, out, t, w
         backpropagate(start, None)
         optimizer.step()
-        _end_step(feed, results, losses, hits, out, t, context)
 
     uses = _uses(model, xs) if isinstance(loss, Loss) else {}
-    step = Step(train, record, [optimizer], uses)
+    step = Step(train, record, [optimizer], uses, moves_counters=True)
     if seed is not None:  # where an uninterrupted run would be
         random.generator(device).reseed(seed, position=optimizer.steps)
     history = History()
@@ -530,8 +540,8 @@ class Evaluation:
         if t is None:
             advance_cells(out.device, [(self.feed.state, rows)])
             return out
-        losses, hits, _ = _loss_rows(self.loss, out, t, w, classes)
-        _end_step(self.feed, self.results, losses, hits, out, t, context)
+        _record_metrics(self.feed, self.results, out, t)
+        _loss(self.loss, out, t, w, classes, self.feed, self.results, self.batch, context)
         return None
 
 

@@ -38,6 +38,7 @@ def focal_loss(z, target):
 targets = np.eye(10, dtype=np.float32)[y]
 net = clnn.Sequential([Gated(64), clnn.Dense(10)], input_shape=64)
 optimizer = clnn.Adam(0.005)
+random = np.random.default_rng(1)
 
 
 @clnn.step
@@ -49,7 +50,7 @@ def train(x, target):
 
 
 for epoch in range(int(sys.argv[1]) if len(sys.argv) > 1 else 20):
-    batches = np.array_split(np.random.permutation(len(x)), 45)
+    batches = np.array_split(random.permutation(len(x)), 45)
     losses = [train(x[rows], targets[rows]) for rows in batches]
     print(f"epoch {epoch}: loss {np.mean([float(loss) for loss in losses]):.4f}")
 print(f"test accuracy {(net.predict_classes(x_test) == y_test).mean():.2%}")

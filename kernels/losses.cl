@@ -8,7 +8,7 @@
 #define CLIP(x) ((x) < (real)1e-7 ? (real)1e-7 : (x))
 LOSS_LINE(quadratic,                0.5 * (y - t) * (y - t),                                       y - t)
 LOSS_LINE(mse,                      (y - t) * (y - t),                                             2 * (y - t))
-LOSS_LINE(mae,                      fabs(y - t),                                                   sign(y - t))
+LOSS_LINE(mae,                      fabs(y - t),                                                   y > t ? 1 : y < t ? -1 : y - t)
 LOSS_LINE(huber,                    fabs(y - t) <= p ? 0.5 * (y - t) * (y - t) : p * (fabs(y - t) - 0.5 * p), y - t > p ? p : y - t < -p ? -p : y - t)
 LOSS_LINE(binary_cross_entropy,     relu_f(y) - y * t + log1p(exp(-fabs(y))),                      sigmoid_f(y) - t)
 LOSS_LINE(sigmoid_cross_entropy,    -t * log(CLIP(y)) - (1 - t) * log(CLIP(1 - y)),                y - t)   // d by the sigmoid's input
@@ -31,8 +31,23 @@ LOSS_LINE(log_likelihood,           -t * y,                                     
 #else
 #define FOLD(d, i) (d)
 #endif
+#define ROW_ARGS int r, int rows, int n, global const real *y, TARGETS, global const real *weight, global const real *saved, \
+  global real *losses, global int *hits, global real *dy, real factor, real p
 #define ARGS int rows, int n, global const real *y, TARGETS, global const real *weight, global const real *saved, \
   global real *losses, global int *hits, global real *dy, real factor, real p
+#define ROW r, rows, n, y, target, weight, saved, losses, hits, dy, factor, p
+
+// RECORD: all rows lie in one work-group, whose first work-item then ends the forward pass as state.cl's end_step does.
+#ifdef RECORD
+#include "state.cl"
+#define RECORD_ARGS , global real *results, global int *state, global int *a, global int *b, int2 by
+#define RECORD_STEP                                                                                       \
+  barrier(CLK_GLOBAL_MEM_FENCE);                                                                          \
+  if (r == 0) record_step(rows, rows, losses, hits, results, state, a, b, by);
+#else
+#define RECORD_ARGS
+#define RECORD_STEP
+#endif
 
 static inline int largest(int n, global const real *x) {
   int best = 0;
@@ -41,9 +56,7 @@ static inline int largest(int n, global const real *x) {
 }
 
 #ifdef LOSS
-kernel void elementwise_loss(ARGS) {
-  const int r = get_global_id(0);
-  if (r >= rows) return;
+static inline void elementwise_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
   const real w = weight ? weight[r] : (real)1, scale = w * factor / rows;
   const int label = LABEL;
@@ -56,12 +69,16 @@ kernel void elementwise_loss(ARGS) {
   losses[r] = w * factor * sum;
   if (hits) hits[r] = largest(n, y + at) == label;
 }
+
+kernel void elementwise_loss(ARGS RECORD_ARGS) {
+  const int r = get_global_id(0);
+  if (r < rows) elementwise_row(ROW);
+  RECORD_STEP
+}
 #endif
 
 // y are logits: loss = log(sum exp(y)) - sum t y, with t smoothed to (1 - p) t + p / n; dy = softmax(y) - t
-kernel void softmax_cross_entropy(ARGS) {
-  const int r = get_global_id(0);
-  if (r >= rows) return;
+static inline void softmax_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
   const real w = weight ? weight[r] : (real)1;
   const int label = LABEL;
@@ -82,4 +99,10 @@ kernel void softmax_cross_entropy(ARGS) {
       const real t = (1 - p) * TARGET(c) + p / n;
       dy[at + c] = FOLD(w * factor / rows * (total * dy[at + c] / sum - t), at + c);
     }
+}
+
+kernel void softmax_cross_entropy(ARGS RECORD_ARGS) {
+  const int r = get_global_id(0);
+  if (r < rows) softmax_row(ROW);
+  RECORD_STEP
 }

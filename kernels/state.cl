@@ -1,4 +1,4 @@
-// What moves from step to step lives in small counters on the device; these kernels advance them, last in a step.
+// What moves from step to step lives in small counters on the device; these kernels advance them, where none reads them.
 #include "common.cl"
 
 kernel void advance(global int *a, global int *b, global int *c, global int *d, int4 by) {
@@ -8,10 +8,10 @@ kernel void advance(global int *a, global int *b, global int *c, global int *d, 
   if (d) d[0] += by.s3;
 }
 
-// The end of a step of fit on `batch` rows: state = (first row, step). The mean of `rows` losses and the number of hits go
-// to results[step], and the counters advance. One work-item, so that the order of summation never changes.
-kernel void end_step(int batch, int rows, global const real *losses, global const int *hits, global real *results, global int *state,
-                     global int *a, global int *b, int2 by) {
+// The forward pass of a step of fit on `batch` rows is over: state = (first row, step). The mean of `rows` losses and the
+// number of hits go to results[step], and the counters move on. One work-item, so that the order of summation never changes.
+static inline void record_step(int batch, int rows, global const real *losses, global const int *hits, global real *results,
+                               global int *state, global int *a, global int *b, int2 by) {
   real sum = 0;
   int count = 0;
   for (int r = 0; r < rows; r++) sum += losses[r];
@@ -23,4 +23,9 @@ kernel void end_step(int batch, int rows, global const real *losses, global cons
   state[1] = step + 1;
   if (a) a[0] += by.s0;
   if (b) b[0] += by.s1;
+}
+
+kernel void end_step(int batch, int rows, global const real *losses, global const int *hits, global real *results,
+                     global int *state, global int *a, global int *b, int2 by) {
+  record_step(batch, rows, losses, hits, results, state, a, b, by);
 }

@@ -129,22 +129,32 @@ def test_every_device_can_be_named_by_its_indices(device):
 
 
 def test_tensors_on_two_devices_do_not_mix(device):
-    other = clnn.Device(
-        device.cl_device, device.platform_index, device.device_index
-    )  # the same one with its own context
+    # the same device once more, with a context of its own
+    other = clnn.Device(device.cl_device, device.platform_index, device.device_index)
     x = clnn.tensor(np.ones((2, 2), np.float32))
     with clnn.use(other):
-        y = clnn.tensor(np.ones((2, 2), np.float32))
+        y, labels = clnn.tensor(np.ones((2, 2), np.float32)), clnn.tensor([0, 1])
         net = clnn.Sequential([clnn.Dense(2)], input_shape=2)
-    for mix in (lambda: x + y, lambda: y * x, lambda: x @ y, lambda: clnn.concatenate([x, y]), lambda: net.forward(x)):
+    for mix in (
+        lambda: x + y,
+        lambda: y * x,
+        lambda: x @ y,
+        lambda: clnn.concatenate([x, y]),
+        lambda: clnn.losses.cross_entropy(x, labels),
+        lambda: net(x),
+        lambda: net.forward(x),
+    ):
         with pytest.raises(clnn.ClnnError, match="device"):
             mix()
     assert (x.to(other) + y).numpy().sum() == 8
+    assert net(x.to(other)).device is other
 
 
 def run(code, **variables):
     """The output of Python code in a process of its own."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **variables})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env={**os.environ, **variables}
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -1,5 +1,6 @@
 """Models: building, summaries, moving, files."""
 
+import gc
 import json
 import struct
 
@@ -209,6 +210,7 @@ def test_load_state_dict_changes_all_or_nothing(device, rng):
 
 def test_inference_holds_no_more_than_neighbouring_activations(device):
     """A deep net without a tape: parameters, and the two largest neighbouring activations (the series, part 5)."""
+    gc.collect()
     with clnn.use(device):
         sizes = [256] * 12
         net = clnn.Sequential([clnn.Dense(s, "tanh") for s in sizes], input_shape=256, seed=0)

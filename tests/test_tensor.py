@@ -253,9 +253,10 @@ def test_operators(rng, device):
     a, b = clnn.tensor(x, np.float32), clnn.tensor(y, np.float32)
     pairs = [
         (a + b, x + y), (a - b, x - y), (a * b, x * y), (a / b, x / y), (a**b, x**y), (-a, -x), (abs(-a), x),
-        (a**2, x**2), (a + 1, x + 1), (1 + a, 1 + x), (a - 1, x - 1), (1 - a, 1 - x), (2 * a, 2 * x), (1 / a, 1 / x), (2**a, 2**x),
+        (a**2, x**2),
+        (a + 1, x + 1), (1 + a, 1 + x), (a - 1, x - 1), (1 - a, 1 - x), (2 * a, 2 * x), (1 / a, 1 / x), (2**a, 2**x),
         (a + y, x + y), (y + a, x + y), (y - a, y - x), (y / a, y / x), (a**0.5, x**0.5), (np.float32(2) * a, 2 * x),
-        (a < b, x < y), (a <= b, x <= y), (a > b, x > y), (a >= b, x >= y), (1 < a, x > 1), (a > 1.5, x > 1.5),
+        (a < b, x < y), (a <= b, x <= y), (a > b, x > y), (a >= b, x >= y), (a > 1, x > 1), (a > 1.5, x > 1.5),
         (clnn.maximum(a, b), np.maximum(x, y)), (clnn.minimum(1.5, a), np.minimum(1.5, x)),
         (a @ b.T, x @ y.T),
     ]  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import CheckpointError, ConfigurationError, ShapeError
+from ..errors import CheckpointError, ConfigurationError, DeviceError, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS
 from ..random import drawing_from, generator
@@ -58,6 +58,12 @@ class Layer:
 
     # -- calling ---------------------------------------------------------------------------------------------------------
     def __call__(self, *inputs: Any) -> Any:
+        for x in inputs:
+            if isinstance(x, Tensor) and x.device is not self.device:  # a copy would end the tape
+                raise DeviceError(
+                    f"{self.name or type(self).__name__} is on {self.device!r} and its input on {x.device!r}; "
+                    "move one with .to(device)"
+                )
         given = [tensor(x, device=self.device, dtype=None if _is_int(x) else self.dtype) for x in inputs]
         self.ensure_built(*[x.shape[1:] for x in given])
         return self.forward(*given)

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..runtime.memory import Block
 from .array import Array, Backward, block_of, check_together, empty, empty_like
 
 
@@ -16,6 +17,20 @@ class Rows(NamedTuple):
     losses: Array
     hits: Array | None
     backward: Backward
+
+
+class Record(NamedTuple):
+    """What a step of fit records as soon as the loss is known: its mean loss and hits go to `results`, and `state` and
+    up to two further counters, (block, amount), move on."""
+
+    results: Block
+    state: Block
+    cells: list[tuple[Block, int]]
+
+    def args(self) -> tuple[Any, ...]:
+        """Arguments for kernels/state.cl's record_step."""
+        (a, i), (b, j) = (self.cells + [(None, 0), (None, 0)])[:2]
+        return self.results, self.state, a, b, np.array([i, j], np.int32)
 
 
 def rows(
@@ -29,11 +44,12 @@ def rows(
     gradient: bool = True,
     hits: bool = True,
     folded: bool = False,
+    record: Record | None = None,
 ) -> Rows:
     """The loss `name` (a line of kernels/losses.cl) of outputs y (rows, n) and targets: labels (rows,) or values (rows, n).
 
     `factor` is 1 / n for losses that are means over outputs. `folded` says that the line's derivative is already the
-    one by the input of y's activation. `gradient` asks for dy (it needs a tape).
+    one by the input of y's activation. `gradient` asks for dy (it needs a tape). `record` needs rows that fit one group.
     """
     count, n = y.shape
     labels = target.dtype == np.int32
@@ -49,9 +65,13 @@ def rows(
     if gradient and not folded and y.activation:
         defines["ACT"], saved = y.activation
         defines["TIMES"] = 1
+    if record is not None:
+        assert count <= device.group_width, "the rows of a recorded loss lie in one work-group"
+        defines["RECORD"] = 1
     device.launch(
         "losses", kernel, (count,), count, n, y.block, target.block, block_of(weight), block_of(saved),
-        losses.block, block_of(hit), block_of(dy), factor, parameter, real=y.real, **defines,
+        losses.block, block_of(hit), block_of(dy), factor, parameter, *(record.args() if record else ()),
+        real=y.real, **defines,
     )  # fmt: skip
 
     def backward(dloss):

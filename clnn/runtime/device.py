@@ -83,12 +83,22 @@ class Device:
             except cl.Error as error:
                 raise DeviceError(f"{self!r} does not open: {error}; see `clnn doctor`") from error
 
-    @cached_property
+    @property
     def queue(self) -> cl.CommandQueue:
-        return cl.CommandQueue(self.context)
+        check_not_forked()
+        return self._queue
 
     @cached_property
+    def _queue(self) -> cl.CommandQueue:
+        return cl.CommandQueue(self.context)
+
+    @property
     def memory(self) -> Memory:
+        check_not_forked()
+        return self._memory
+
+    @cached_property
+    def _memory(self) -> Memory:
         return Memory(self)
 
     @cached_property
@@ -188,6 +198,11 @@ class Device:
             size, local = self.grid(size)
         key = tuple(sorted(defines.items()))
         types, values = _argument_types(args, real)
+        for value in values:  # a buffer of another device goes unnoticed by some drivers
+            if isinstance(value, Block) and value.device is not self:
+                raise DeviceError(
+                    f"{file}.{name}: arrays on two devices, {self!r} and {value.device!r}; move one with .to(device)"
+                )
         recorder = self.recorder
         try:
             if recorder is None:

@@ -206,8 +206,7 @@ class StepContext:
         self.device = device
         self.cells: dict[Block, int] = {}
         self.draws: dict[Block, int] = {}
-        self.optimizers: list[Any] = []  # those that stepped in it
-        self.prepared = False  # whether they were prepared before it began
+        self.optimizers: list[Any] = []  # those whose rates and counters have moved on for it
         self.uses: dict[Any, int] = {}  # how often each parameter was used
         self.received: dict[Any, int] = {}  # gradients that a parameter had received before, for those that this changes
 

@@ -1,0 +1,103 @@
+"""How the house is built: imports go downward only, and every file says in a sentence what it is."""
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+import clnn
+
+ROOT = Path(__file__).resolve().parent.parent
+FLOORS = (
+    {"errors", "files"},
+    {"runtime"},
+    {"gemm"},
+    {"ops"},
+    {"tensor", "random", "init", "parameters"},
+    {"step", "functions", "layers", "losses", "optim", "schedules", "metrics", "data"},
+    {"checkpoint", "callbacks", "train"},
+    {"model"},
+    {"cli", "doctor", "bench", "sklearn", "onnx", "distributed", "__main__"},
+)
+FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
+MODULES = sorted(file for file in (ROOT / "clnn").rglob("*.py") if file != ROOT / "clnn" / "__init__.py")
+
+
+def short(file):
+    return str(file.relative_to(ROOT))
+
+
+def imports(file):
+    """(the line, the part of clnn) of each import of clnn in a file; those for type checkers alone do not count."""
+    package = file.relative_to(ROOT).parent.parts
+
+    def inside(node):
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                yield from ((child.lineno, alias.name.split(".")) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = [*package[: len(package) - child.level + 1]] if child.level else []
+                path = base + (child.module.split(".") if child.module else [])
+                yield from ((child.lineno, [*path, alias.name]) for alias in child.names)
+            else:
+                yield from inside(child)
+
+    for line, path in inside(ast.parse(file.read_text(encoding="utf-8"))):
+        if path[0] == "clnn":
+            yield line, path[1] if len(path) > 1 else "the package itself"
+
+
+@pytest.mark.parametrize("file", MODULES, ids=short)
+def test_imports_go_downward_only(file):
+    mine = Path(short(file)).parts[1].removesuffix(".py")
+    assert mine in FLOOR, f"{short(file)} has no floor: give it one in FLOORS"
+    for line, part in imports(file):
+        if part == "__version__" and mine in FLOORS[-1]:
+            continue
+        assert part in FLOOR, f"{short(file)}:{line} imports {part}, which has no floor"
+        assert FLOOR[part] <= FLOOR[mine], (
+            f"{short(file)}:{line} on floor {FLOOR[mine]} imports {part} from {FLOOR[part]}"
+        )
+
+
+def test_the_walk_sees_every_form_of_import(tmp_path, monkeypatch):
+    monkeypatch.setitem(globals(), "ROOT", tmp_path)
+    file = tmp_path / "clnn" / "ops" / "x.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "import clnn.model\nfrom clnn import train\nfrom clnn.data.idx import read\nfrom .. import step\nimport clnn\n"
+        "from ..gemm import tile\nfrom . import y\nfrom .z import w\nimport numpy\nfrom os import path\n"
+        "def f():\n    from ..cli import main\nif TYPE_CHECKING:\n    from ..model import Model\n"
+    )
+    found = ["model", "train", "data", "step", "the package itself", "gemm", "ops", "ops", "cli"]
+    assert [part for _, part in imports(file)] == found
+
+
+@pytest.mark.parametrize("file", [ROOT / "clnn" / "__init__.py", *MODULES], ids=short)
+def test_every_module_opens_with_a_sentence(file):
+    text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8")))
+    assert text, f"{short(file)} has no docstring"
+    first = text.split("\n\n")[0]
+    assert first[-1] in ".:" and len(first) < 500, f"{short(file)} should open with one sentence: {first!r}"
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "kernels").glob("*.cl")), ids=lambda file: file.name)
+def test_every_kernel_file_opens_with_a_comment(file):
+    assert file.read_text(encoding="utf-8").startswith(("//", "/*"))
+
+
+@pytest.mark.parametrize("name", clnn.__all__)
+def test_every_public_name_exists_and_says_what_it_is(name):
+    thing = getattr(clnn, name)
+    if inspect.ismodule(thing) or callable(thing):
+        assert (thing.__doc__ or "").strip(), f"clnn.{name} has no docstring"
+        if inspect.isclass(thing):  # not that of a class above it
+            assert "__doc__" in vars(thing) and vars(thing)["__doc__"]
+
+
+def test_the_public_names_are_in_order_and_not_twice():
+    assert len(set(clnn.__all__)) == len(clnn.__all__)
+    assert all(not name.startswith("_") for name in clnn.__all__)

@@ -1,0 +1,203 @@
+"""The command line: what it prints, and its exit codes. Each run is a process of its own, as a user starts it."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import clnn
+from clnn import cli
+
+
+def run(*arguments, **variables):
+    """(exit code, stdout, stderr) of `python -m clnn ...`; a variable set to None is unset."""
+    environ = {name: value for name, value in {**os.environ, **variables}.items() if value is not None}
+    command = [sys.executable, "-m", "clnn", *arguments]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, env=environ)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.returncode, done.stdout, done.stderr
+
+
+def no_driver(folder):
+    """Variables with which the loader finds no driver, or skips the test where it has one of its own."""
+    variables = {"OCL_ICD_VENDORS": str(folder), "OCL_ICD_FILENAMES": None, "CLNN_DEVICE": None, "PYOPENCL_CTX": None}
+    if run("devices", **variables)[0] == 0:
+        pytest.skip("this loader has a driver of its own, whatever OCL_ICD_VENDORS says")
+    return variables
+
+
+# -- devices -----------------------------------------------------------------------------------------------------------
+def test_devices_lists_all_and_marks_the_one_in_use():
+    code, out, err = run("devices", CLNN_DEVICE=None, PYOPENCL_CTX=None)
+    assert (code, err) == (0, "")
+    table, sentence = out.rstrip().split("\n\n")
+    assert len(table.splitlines()) == 1 + len(clnn.devices())
+    for one in clnn.devices():
+        assert f"{one.platform_index}:{one.device_index}  " in table and one.name in table
+    assert len(re.findall(r"^\*", table, re.M)) == 1 and "by default" in sentence
+
+
+@pytest.mark.parametrize("name", ["CLNN_DEVICE", "PYOPENCL_CTX"])
+def test_devices_says_which_variable_chose(name):
+    last = clnn.devices()[-1]
+    where = f"{last.platform_index}:{last.device_index}"
+    code, out, _ = run("devices", **{"CLNN_DEVICE": None, "PYOPENCL_CTX": None, name: where})
+    assert code == 0
+    assert re.search(rf"^\*  {where} ", out, re.M)
+    assert f"{where} is used, because {name} is '{where}'" in out
+
+
+def test_devices_with_a_name_that_matches_nothing():
+    code, out, err = run("devices", CLNN_DEVICE="abacus")
+    assert (code, out) == (1, "")
+    assert err.startswith("clnn: CLNN_DEVICE 'abacus' matches no OpenCL device") and clnn.devices()[0].name in err
+
+
+def test_devices_without_any_says_how_to_get_one(tmp_path):
+    code, _, err = run("devices", **no_driver(tmp_path))
+    assert code == 1 and "There is no OpenCL device" in err and "pocl-opencl-icd" in err
+
+
+# -- doctor ------------------------------------------------------------------------------------------------------------
+def test_doctor_finds_this_machine_well():
+    code, out, _ = run("doctor", CLNN_GEMM=None)
+    assert code == 0, out
+    assert "PROBLEM" not in out and out.endswith("clnn works here.\n")
+    assert f"clnn {clnn.__version__}" in out and "the one in use" in out and "clnn multiplies matrices right" in out
+
+
+def test_doctor_without_a_device(tmp_path):
+    code, out, _ = run("doctor", **no_driver(tmp_path))
+    assert code == 1
+    assert "PROBLEM  There is no OpenCL device" in out and "-> A driver is installed" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells drivers to the loader by files")
+def test_doctor_names_a_driver_that_is_not_there(tmp_path):
+    (tmp_path / "gone.icd").write_text("/nowhere/libgone.so\n")
+    _, out, _ = run("doctor", OCL_ICD_VENDORS=str(tmp_path))
+    assert re.search(r"note +\S*gone.icd names /nowhere/libgone.so, which does not load: .*cannot open", out)
+
+
+def test_doctor_names_bad_variables(tmp_path):
+    variables = {"CLNN_DEVISE": "gpu", "CLNN_GEMM": "blas", "CLNN_DATA_DIR": str(tmp_path / "none")}
+    code, out, _ = run("doctor", CLNN_CACHE_DIR=str(tmp_path), **variables)
+    assert code == 1
+    assert "CLNN_DEVISE is no variable of clnn's" in out
+    assert "CLNN_GEMM='blas' is no GEMM engine" in out
+    assert "which is no folder" in out and f"{tmp_path} can be written" in out
+
+
+def test_doctor_outlives_a_crash_and_a_hang(monkeypatch):
+    from clnn import doctor
+
+    assert "signal 6" in doctor._run("-c", "import os; os.abort()") or sys.platform == "win32"
+    assert doctor._run("-c", "import time; time.sleep(60)", seconds=0.5) == "no answer after 0.5 s"
+    assert doctor._run("-c", "import sys; sys.exit('it is broken')") == "it is broken"
+
+    answers = {
+        ("list",): ([{"devices": [{"index": "0:0", "used": True, "name": "X", "text": "0:0 gpu X"}], "error": ""}], ""),
+        ("try", "0:0"): ([{"stage": "opened", "text": ""}], "the process was ended by signal 11"),
+    }
+    monkeypatch.setattr(doctor, "_ask", lambda *arguments: answers[arguments])
+    (finding,) = doctor.devices()
+    assert finding.verdict == "PROBLEM" and "a small kernel does not run: the process was ended" in finding.text
+    assert "CLNN_DEVICE_EXCLUDE='X'" in finding.remedy
+
+
+# -- train -------------------------------------------------------------------------------------------------------------
+@pytest.fixture
+def digits():
+    pytest.importorskip("sklearn", reason="digits needs scikit-learn")
+
+
+def test_train_digits_reaches_97_percent(digits, tmp_path):
+    file = tmp_path / "models" / "net.clnn"
+    code, out, _ = run("train", "digits", "--save", str(file))
+    assert code == 0
+    accuracy = float(re.search(r"test accuracy ([\d.]+)%", out).group(1))
+    assert accuracy >= 97
+    assert re.search(r"matrix products by (tile|clblast)", out) and "7,510 parameters" in out
+    assert len(re.findall(r"^epoch +\d+ of 30: loss", out, re.M)) == 10  # and no progress bar in the way
+    (_, _), (x, y) = clnn.data.digits()
+    assert round(100 * clnn.load(file).evaluate(x, y)["accuracy"], 2) == accuracy
+
+
+def test_train_digits_is_no_luck_of_the_seed(digits):
+    lr, _, batch_size, epochs = cli.GOOD["digits"]
+    (x, y), (x_test, y_test) = clnn.data.digits()
+    accuracies = []
+    for seed in range(1, 6):
+        net = clnn.Sequential([clnn.Dense(100, "relu"), clnn.Dense(10, "softmax")], input_shape=64, seed=seed)
+        optimizer = clnn.SGD(lr, momentum=0.9, weight_decay=1e-4)
+        net.fit(x, y, loss="cross_entropy", optimizer=optimizer, epochs=epochs, batch_size=batch_size, seed=seed)
+        accuracies.append(net.evaluate(x_test, y_test)["accuracy"])
+    assert sorted(accuracies)[1] >= 0.97, accuracies
+
+
+@pytest.mark.parametrize("loss", cli.LAST)
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_train_with_every_loss_and_optimizer(digits, capsys, loss, optimizer):
+    arguments = ["--loss", loss, "--optimizer", optimizer, "--hidden", "20,15", "--activation", "tanh"]
+    assert cli.main(["train", "digits", *arguments, "--epochs", "5", "--batch-size", "50", "--weight-decay", "0"]) == 0
+    assert float(re.search(r"test accuracy ([\d.]+)%", capsys.readouterr().out).group(1)) > 25
+
+
+def test_train_without_hidden_layers(digits, capsys):
+    assert cli.main(["train", "digits", "--hidden", "", "--epochs", "3"]) == 0
+    assert "650 parameters" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--optimizer", "adam", "--momentum", "0.5"], "--momentum goes with --optimizer sgd"),
+        (["--activation", "rely"], "'rely'"),
+        (["--lr", "-1"], "lr should be in"),
+        (["--epochs", "-1"], "epochs should be"),
+        (["--hidden", "100,0"], "Dense's size"),
+    ],
+)
+def test_train_says_in_one_line_what_is_wrong(digits, capsys, arguments, message):
+    assert cli.main(["train", "digits", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("clnn: ") and message in error and error.count("\n") == 1
+
+
+def test_wrong_usage_is_exit_code_2(capsys):
+    for arguments in ([], ["train"], ["train", "letters"], ["train", "digits", "--hidden", "100;50"], ["devises"]):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 2
+        assert "usage: clnn" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT for another process on Windows")
+def test_ctrl_c_is_exit_code_130(digits):
+    command = [sys.executable, "-u", "-m", "clnn", "train", "digits", "--epochs", "1000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while "to test" not in process.stdout.readline():
+                assert process.poll() is None, process.stderr.read()
+            time.sleep(2)
+            process.send_signal(signal.SIGINT)
+            _, error = process.communicate(timeout=30)
+        finally:
+            process.kill()
+    assert process.returncode == 130 and error == "clnn: interrupted\n"
+
+
+# -- help --------------------------------------------------------------------------------------------------------------
+def test_version_and_help(capsys):
+    assert run("--version")[:2] == (0, f"clnn {clnn.__version__}\n")
+    for arguments in (["--help"], ["devices", "--help"], ["doctor", "--help"], ["train", "--help"]):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 0
+    text = capsys.readouterr().out
+    for word in ("devices", "doctor", "train", "CLNN_DEVICE", "--hidden", "--weight-decay", "--save"):
+        assert word in text

@@ -1,0 +1,499 @@
+"""Optimizers against NumPy in float64, eager and recorded, and where gradients and states lie."""
+
+import numpy as np
+import pytest
+from helpers import assert_close, eps, normal, parameter
+
+import clnn
+from clnn.optim import OPTIMIZERS, find_optimizer
+from clnn.tensor import linear_layer
+
+STEPS = 6
+RULES = {  # name: a way to make the optimizer
+    "sgd": lambda **o: clnn.SGD(0.1, **o),
+    "sgd l2": lambda **o: clnn.SGD(0.1, weight_decay=0.3, **o),
+    "sgd decoupled": lambda **o: clnn.SGD(0.1, weight_decay=0.3, decoupled=True, **o),
+    "sgd l1": lambda **o: clnn.SGD(0.1, l1=0.2, **o),
+    "momentum": lambda **o: clnn.SGD(0.1, momentum=0.9, **o),
+    "momentum l2 l1": lambda **o: clnn.SGD(0.1, momentum=0.9, weight_decay=0.3, l1=0.2, **o),
+    "momentum decoupled": lambda **o: clnn.SGD(0.1, momentum=0.9, weight_decay=0.3, decoupled=True, **o),
+    "nesterov": lambda **o: clnn.SGD(0.1, momentum=0.9, nesterov=True, **o),
+    "nesterov l2": lambda **o: clnn.SGD(0.1, momentum=0.9, nesterov=True, weight_decay=0.3, **o),
+    "schedule": lambda **o: clnn.SGD(lambda t: 0.1 / (1 + t), momentum=0.5, **o),
+    "schedule without momentum": lambda **o: clnn.SGD(lambda t: 0.1 / (1 + t), weight_decay=0.3, **o),
+    "adam": lambda **o: clnn.Adam(0.01, **o),
+    "adam l2 l1": lambda **o: clnn.Adam(0.01, weight_decay=0.3, l1=0.2, beta1=0.8, beta2=0.9, epsilon=1e-3, **o),
+    "adam schedule": lambda **o: clnn.Adam(lambda t: 0.01 * (t % 3), **o),
+    "adamw": lambda **o: clnn.AdamW(0.01, weight_decay=0.3, **o),
+}
+
+
+class Reference:
+    """The same optimizer in NumPy and float64, written from the papers."""
+
+    def __init__(self, o):
+        self.o, self.t, self.state = o, 0, {}
+
+    def step(self, parameters, gradients):
+        """`parameters`: (array, whether it decays) by name, updated in place."""
+        o = self.o
+        lr = o.lr(self.t) if callable(o.lr) else o.lr
+        self.t += 1
+        for name, (w, decays) in parameters.items():
+            g, s = gradients[name].astype(np.float64), self.state.setdefault(name, np.zeros((2, *w.shape)))
+            if decays:
+                g = g + o.l1 * np.sign(w)
+                if o.decoupled:
+                    w *= 1 - lr * o.weight_decay
+                else:
+                    g = g + o.weight_decay * (w if not o.decoupled else 0)
+            if isinstance(o, clnn.Adam):
+                s[0] = o.beta1 * s[0] + (1 - o.beta1) * g
+                s[1] = o.beta2 * s[1] + (1 - o.beta2) * g**2
+                w -= lr * (s[0] / (1 - o.beta1**self.t)) / (np.sqrt(s[1] / (1 - o.beta2**self.t)) + o.epsilon)
+            else:
+                s[0] = o.momentum * s[0] + g
+                w -= lr * (g + o.momentum * s[0] if o.nesterov else s[0])
+
+
+class Net(clnn.Layer):
+    """x w + b, from given values."""
+
+    def __init__(self, w, b, dtype=np.float32):
+        self.w, self.b = parameter(w, dtype), parameter(b, dtype)
+        self.dtype, self.built = np.dtype(dtype), True
+
+    def forward(self, x):
+        return linear_layer(x, self.w, self.b, "linear")
+
+
+class Task:
+    """A net whose gradients are known exactly: x and c are small whole numbers, dw = x^T c and db the sum of c."""
+
+    def __init__(self, rng, optimizer, dtype=np.float32, shape=(5, 4)):
+        self.rng, self.shape, self.dtype = rng, shape, dtype
+        w, b = normal(rng, shape, dtype), normal(rng, shape[1], dtype)
+        self.net, self.optimizer = Net(w, b, dtype), optimizer
+        self.expected = {"w": (w, True), "b": (b, False)}
+        self.reference = Reference(optimizer)
+
+    def draw(self):
+        x, c = self.rng.integers(-3, 4, (7, self.shape[0])), self.rng.integers(-3, 4, (7, self.shape[1]))
+        return x.astype(self.dtype), c.astype(self.dtype)
+
+    def train(self, x, c):
+        (self.net(x) * c).sum().backward()
+        self.optimizer.step(self.net.parameters())
+
+    def run(self, train, steps=STEPS):
+        for _ in range(steps):
+            x, c = self.draw()
+            train(clnn.tensor(x), clnn.tensor(c))
+            self.reference.step(self.expected, {"w": x.T @ c, "b": c.sum(axis=0)})
+        self.check()
+
+    def check(self):
+        for name, (w, _) in self.expected.items():
+            # a few roundings a step, of numbers as large as weights and what was added to them
+            bound = 16 * STEPS * eps(self.dtype) * max(1, np.abs(w).max(), np.abs(self.reference.state[name]).max())
+            assert_close(getattr(self.net, name).numpy(), w, bound, f"{name} after {self.reference.t} steps")
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("way", ["eager", "recorded", "recorded, gradients kept"])
+def test_rules(rng, device, rule, way):
+    """Some steps of each rule. Recorded: eager, recorded twice, then replayed, gradients fused where possible."""
+    task = Task(rng, RULES[rule](keep_gradients="kept" in way))
+    task.run(task.train if way == "eager" else clnn.step(task.train))
+
+
+@pytest.mark.parametrize("rule", ["sgd l2", "momentum", "adam"])
+def test_float64(rng, device, rule):
+    if not device.has_fp64:
+        pytest.skip("no float64")
+    task = Task(rng, RULES[rule](), np.float64)
+    task.run(clnn.step(task.train))
+
+
+@pytest.mark.parametrize("rule", ["sgd l2", "momentum l2 l1", "nesterov", "adamw"])
+def test_eager_and_recorded_steps_in_turn(rng, device, rule):
+    """Velocities move to where each kind of step wants them, and no step is lost."""
+    task = Task(rng, RULES[rule]())
+    recorded = clnn.step(task.train)
+    for train, steps in ((recorded, 4), (task.train, 2), (recorded, 3), (task.train, 1), (recorded, 2)):
+        task.run(train, steps)
+
+
+def test_biases_do_not_decay(rng, device):
+    for optimizer in (clnn.SGD(0.1, weight_decay=0.5, l1=0.1), clnn.AdamW(0.1, weight_decay=0.5)):
+        net = Net(np.ones((3, 2)), np.ones(2))
+        (net(np.zeros((1, 3), np.float32)) * 0.0).sum().backward()
+        optimizer.step(net.parameters())
+        assert_close(net.b.numpy(), np.ones(2), 0)
+        assert (net.w.numpy() < 1).all()
+
+
+def test_first_step_of_adam_is_as_long_as_lr(device):
+    """The bias correction: without it the first step would be 3 lr / 10 ..."""
+    net = Net(np.zeros((3, 2)), np.zeros(2))
+    net(np.full((1, 3), 7.0, np.float32)).sum().backward()
+    clnn.Adam(0.25).step(net.parameters())
+    assert_close(net.w.numpy(), np.full((3, 2), -0.25), 16 * eps(np.float32))
+
+
+@pytest.mark.parametrize("rule", ["sgd", "sgd l2", "momentum", "adam"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_changing_the_rate(rng, device, rule, recorded):
+    """A new `lr` holds from the next step on and makes no new recording."""
+    task = Task(rng, RULES[rule]())
+    train = clnn.step(task.train) if recorded else task.train
+    task.run(train, 4)
+    task.optimizer.lr = 0.02
+    task.run(train, 2)
+    task.optimizer.lr = lambda t: 0.001 * t
+    task.run(train, 3)
+    if recorded:
+        assert len(train.replays.launches()) == 1
+
+
+def test_more_steps_than_the_table_of_rates_has_rows(rng, device, monkeypatch):
+    monkeypatch.setattr("clnn.optim.ROWS", 4)
+    task = Task(rng, clnn.Adam(lambda t: 0.01 / (1 + t)))
+    task.run(clnn.step(task.train), 11)
+
+
+def test_changing_a_hyper_parameter(rng, device):
+    """Momentum and decay are frozen in recordings, so changing them makes a new one."""
+    task = Task(rng, clnn.SGD(0.1, momentum=0.9))
+    train = clnn.step(task.train)
+    task.run(train, 4)
+    task.optimizer.momentum = 0.5
+    task.run(train, 4)
+    task.optimizer.weight_decay = 0.3
+    task.run(train, 4)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_frozen_parameters(rng, device, rule, recorded):
+    task = Task(rng, RULES[rule]())
+    train = clnn.step(task.train) if recorded else task.train
+    task.run(train, 4)
+    task.net.w.trainable = False
+    clnn.runtime.recording.structure_changed()
+    kept, w = task.net.w.numpy(), task.expected.pop("w")
+    task.run(train, 4)
+    np.testing.assert_array_equal(task.net.w.numpy(), kept)
+    task.net.w.trainable = True
+    clnn.runtime.recording.structure_changed()
+    task.expected["w"] = w
+    if rule == "sgd":  # with a state, what a frozen parameter's is when it thaws is nobody's promise
+        task.run(train, 2)
+
+
+def test_a_factor_of_the_rate(rng, device):
+    for rule in ("sgd", "adamw"):
+        task = Task(rng, RULES[rule]())
+        task.net.w.rate_factor = 0.5
+        slow, fast = Reference(RULES[rule]()), Reference(RULES[rule]())
+        slow.o.lr *= 0.5
+        for _ in range(4):
+            x, c = task.draw()
+            task.train(clnn.tensor(x), clnn.tensor(c))
+            slow.step({"w": task.expected["w"]}, {"w": x.T @ c})
+            fast.step({"b": task.expected["b"]}, {"b": c.sum(axis=0)})
+        for name, (w, _) in task.expected.items():
+            assert_close(getattr(task.net, name).numpy(), w, 64 * eps(np.float32) * 10, name)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adamw"])
+@pytest.mark.parametrize("stores", [1, 2])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_two_models_under_one_optimizer(rng, device, rule, stores, recorded):
+    """In one store, or each in its own because they were trained apart before."""
+    optimizer = RULES[rule]()
+    tasks = [Task(rng, optimizer), Task(rng, optimizer, shape=(6, 3))]
+    if stores == 2:
+        for task in tasks:
+            clnn.parameters.consolidate(task.net.parameters())
+
+    def train(x0, c0, x1, c1):
+        ((tasks[0].net(x0) * c0).sum() + (tasks[1].net(x1) * c1).sum()).backward()
+        optimizer.step(tasks[0].net.parameters() + tasks[1].net.parameters())
+
+    step = clnn.step(train) if recorded else train
+    for _ in range(5):
+        drawn = [task.draw() for task in tasks]
+        step(*[clnn.tensor(a) for pair in drawn for a in pair])
+        for task, (x, c) in zip(tasks, drawn):
+            task.reference.step(task.expected, {"w": x.T @ c, "b": c.sum(axis=0)})
+    for task in tasks:
+        assert task.net.w.store is task.net.b.store
+        task.check()
+    assert (tasks[0].net.w.store is tasks[1].net.w.store) is (stores == 1)
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam", "adam schedule"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_state_goes_on(rng, device, rule, recorded):
+    """Three steps, the state into a new optimizer, three more: as if it had been one."""
+    task = Task(rng, RULES[rule]())
+    task.run(clnn.step(task.train) if recorded else task.train, 4)
+    state = task.optimizer.state_dict()
+    task.run(clnn.step(task.train) if recorded else task.train, 1)  # what comes after the state is not in it
+    for name in ("w", "b"):
+        value = task.expected[name][0]
+        device.upload(value.astype(np.float32), getattr(task.net, name).block)
+    before = Reference(task.optimizer)
+    before.t, before.state = state["steps"], {}
+    order = [p.name for p in task.net.parameters()]
+    for index, name in enumerate(order):
+        arrays = [state["arrays"].get(f"{index}.{i}") for i in range(2)]
+        shape = task.expected[name][0].shape
+        before.state[name] = np.array([np.zeros(shape) if a is None else a for a in arrays], np.float64)
+    assert state["steps"] == 4
+    task.optimizer = RULES[rule]()
+    task.optimizer.load_state_dict(state)
+    task.reference = before
+    task.run(clnn.step(task.train) if recorded else task.train, 4)
+    assert task.optimizer.state_dict()["steps"] == 8
+
+
+def test_state_of_another_model(rng, device):
+    task, other = Task(rng, clnn.Adam()), Task(rng, clnn.Adam(), shape=(3, 2))
+    task.run(task.train, 1)
+    other.optimizer.load_state_dict(task.optimizer.state_dict())
+    with pytest.raises(clnn.ConfigurationError, match=r"\(5, 4\).*\(3, 2\)"):
+        other.run(other.train, 1)
+
+
+# -- gradients --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rule", ["sgd", "sgd l2", "momentum", "nesterov", "adam"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_gradients_of_two_batches_add_up(rng, device, rule, recorded):
+    """backward() twice, then one step."""
+    task = Task(rng, RULES[rule]())
+
+    def train(x, c, u, d):
+        (task.net(x) * c).sum().backward()
+        (task.net(u) * d).sum().backward()
+        task.optimizer.step(task.net.parameters())
+
+    step = clnn.step(train) if recorded else train
+    for _ in range(STEPS):
+        (x, c), (u, d) = task.draw(), task.draw()
+        step(*map(clnn.tensor, (x, c, u, d)))
+        task.reference.step(task.expected, {"w": x.T @ c + u.T @ d, "b": c.sum(axis=0) + d.sum(axis=0)})
+    task.check()
+
+
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_parameter_used_twice(rng, device, rule, recorded):
+    """Its gradients add up, and the second use still sees the weights of before the step."""
+    task = Task(rng, RULES[rule](), shape=(4, 4))
+
+    def train(x, c, u, d):
+        ((task.net(x) * c).sum() + (task.net(u) * d).sum()).backward()
+        task.optimizer.step(task.net.parameters())
+
+    step = clnn.step(train) if recorded else train
+    for _ in range(STEPS):
+        (x, c), (u, d) = task.draw(), task.draw()
+        step(*map(clnn.tensor, (x, c, u, d)))
+        task.reference.step(task.expected, {"w": x.T @ c + u.T @ d, "b": c.sum(axis=0) + d.sum(axis=0)})
+    task.check()
+
+
+@pytest.mark.parametrize("rule", ["sgd", "sgd l2", "momentum", "adam"])
+@pytest.mark.parametrize("recorded", [False, True])
+def test_a_parameter_that_the_loss_does_not_reach(rng, device, rule, recorded):
+    """Its gradient is 0: momentum moves it on, and decay goes on."""
+    task = Task(rng, RULES[rule]())
+
+    def train(x, c):
+        if x.shape[0] == 7:
+            (task.net(x) * c).sum().backward()
+        else:
+            (task.net.b * c[0]).sum().backward()
+        task.optimizer.step(task.net.parameters())
+
+    step = clnn.step(train) if recorded else train
+    for i in range(10):
+        x, c = task.draw()
+        if i % 2:
+            x, c = x[:3], c[:3]
+        step(clnn.tensor(x), clnn.tensor(c))
+        gradients = {"w": x.T @ c, "b": c.sum(axis=0)} if i % 2 == 0 else {"w": np.zeros((5, 4)), "b": c[0]}
+        task.reference.step(task.expected, gradients)
+    if not (recorded and rule == "sgd l2"):  # a straight sink has nothing to scale, so there the decay rests
+        task.check()
+
+
+def test_gradients_are_readable_or_say_why_not(rng, device):
+    for rule, place in (("sgd", "straight into the weights"), ("momentum", "straight into the velocity")):
+        task = Task(rng, RULES[rule]())
+        train = clnn.step(task.train)
+        task.run(train, 4)
+        with pytest.raises(clnn.ClnnError, match=f"w has no gradient of its own.*{place}.*keep_gradients=True"):
+            task.net.w.grad
+        kept = Task(rng, RULES[rule](keep_gradients=True))
+        train = clnn.step(kept.train)
+        kept.run(train, 4)
+        x, c = kept.draw()
+        train(x, c)
+        assert_close(kept.net.w.grad.numpy(), x.T @ c, 0)
+
+
+@pytest.mark.parametrize("rule", ["momentum", "adam"])
+def test_reading_a_gradient_between_recorded_steps(rng, device, rule):
+    """A plain backward() outside of the step does not disturb the velocities that lie in the gradients' place."""
+    task = Task(rng, RULES[rule]())
+    train = clnn.step(task.train)
+    task.run(train, 4)
+    x, c = task.draw()
+    (task.net(x) * clnn.tensor(c)).sum().backward()
+    assert_close(task.net.w.grad.numpy(), x.T @ c, 0)
+    task.optimizer.zero_grad()
+    task.run(train, 4)
+
+
+def test_zero_grad(rng, device):
+    task = Task(rng, clnn.SGD(0.1))
+    task.run(task.train, 1)
+    x, c = task.draw()
+    (task.net(x) * clnn.tensor(c)).sum().backward()
+    task.optimizer.zero_grad()
+    assert task.net.w.grad is None
+    task.run(task.train, 2)
+
+
+def test_an_exception_in_a_recorded_step(rng, device):
+    """It leaves weights and velocities as they were before some step, and training goes on."""
+    task = Task(rng, clnn.SGD(0.1))
+    fail = [False]
+
+    def train(x, c):
+        (task.net(x) * c).sum().backward()
+        if fail[0]:
+            raise RuntimeError("stop")
+        task.optimizer.step(task.net.parameters())
+
+    step = clnn.step(train)
+    task.run(step, 1)
+    before = task.net.w.numpy()
+    fail[0] = True
+    with pytest.raises(RuntimeError, match="stop"):
+        step(*task.draw())
+    assert np.isfinite(task.net.w.numpy()).all() and before.shape == task.net.w.shape
+    fail[0] = False
+    for name in ("w", "b"):
+        task.expected[name][0][:] = getattr(task.net, name).numpy()
+    task.run(step, 4)
+
+
+# -- launches ---------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("rule", "updates"),
+    [
+        ("sgd", 0),
+        ("sgd l2", 0),
+        ("sgd decoupled", 0),
+        ("sgd l1", 1),
+        ("momentum", 1),
+        ("nesterov", 1),
+        ("adam", 1),
+        ("adamw", 1),
+    ],
+)
+def test_launches_of_a_recorded_step(rng, device, rule, updates):
+    """One launch for a whole model; none where the gradient's own GEMM does the step."""
+    optimizer = RULES[rule]()
+    net = clnn.Sequential([clnn.Dense(5, "tanh"), clnn.Dense(4), clnn.Dense(3)], input_shape=6)
+
+    @clnn.step
+    def train(x):
+        net(x).sum().backward()
+        optimizer.step(net.parameters())
+
+    for _ in range(4):
+        train(normal(rng, (7, 6)).astype(np.float32))
+    (labels,) = train.replays.launches()
+    assert sum(label.startswith("optimizer.update") for label in labels) == updates
+
+
+def test_launches_of_an_eager_step(rng, device, monkeypatch):
+    launched = []
+    launch = type(device).launch
+    monkeypatch.setattr(type(device), "launch", lambda d, *a, **o: (launched.append(a[0]), launch(d, *a, **o)))
+    net, optimizer = clnn.Sequential([clnn.Dense(5), clnn.Dense(4)], input_shape=6), clnn.Adam()
+    net(normal(rng, (7, 6)).astype(np.float32)).sum().backward()
+    launched.clear()
+    optimizer.step(net.parameters())
+    assert launched.count("optimizer") == 1 and len(launched) == 2, launched  # and the counter of the table's rows
+
+
+# -- what does not fit ------------------------------------------------------------------------------------------------
+def test_steps_without_what_they_need(rng, device):
+    task = Task(rng, clnn.SGD(0.1))
+    with pytest.raises(clnn.ConfigurationError, match="first call: optimizer.step\\(net.parameters\\(\\)\\)"):
+        task.optimizer.step()
+    with pytest.raises(clnn.ClnnError, match="call loss.backward\\(\\) first"):
+        task.optimizer.step(task.net.parameters())
+    task.run(task.train, 1)
+    with pytest.raises(clnn.ClnnError, match="call loss.backward\\(\\) first"):
+        task.optimizer.step()
+    for p in task.net.parameters():
+        p.trainable = False
+    with pytest.raises(clnn.ConfigurationError, match="no trainable parameter"):
+        clnn.SGD(0.1).step(task.net.parameters())
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: clnn.SGD(-1), "lr"),
+        (lambda: clnn.SGD("fast"), "lr"),
+        (lambda: clnn.SGD(True), "lr"),
+        (lambda: clnn.SGD(np.nan), "lr"),
+        (lambda: clnn.SGD(np.inf), "lr"),
+        (lambda: clnn.SGD(0.1, momentum=1), "momentum"),
+        (lambda: clnn.SGD(0.1, nesterov=True), "nesterov"),
+        (lambda: clnn.SGD(0.1, weight_decay=-1), "weight_decay"),
+        (lambda: clnn.SGD(0.1, l1=-1), "l1"),
+        (lambda: clnn.Adam(beta1=1), "beta1"),
+        (lambda: clnn.Adam(beta2=-0.1), "beta2"),
+        (lambda: clnn.Adam(epsilon=-1), "epsilon"),
+        (lambda: find_optimizer("sdg"), "sgd, adam"),
+    ],
+)
+def test_ranges(make, name):
+    with pytest.raises(clnn.ConfigurationError, match=name):
+        make()
+
+
+def test_a_schedule_is_checked(rng, device):
+    task = Task(rng, clnn.SGD(lambda t: -1.0))
+    with pytest.raises(clnn.ConfigurationError, match="the schedule's lr"):
+        task.run(task.train, 1)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_config_makes_the_same_optimizer(rule):
+    made = RULES[rule]()
+    config = made.config()
+    same = type(made)(**config)
+    assert same.config() == config and same.rule == made.rule
+
+
+def test_names():
+    assert {name: type(find_optimizer(name)) for name in OPTIMIZERS} == OPTIMIZERS
+    assert type(find_optimizer("AdamW")) is clnn.AdamW
+
+
+@pytest.mark.oclgrind
+def test_small_under_a_simulator(rng, device):
+    task = Task(rng, clnn.SGD(0.1, momentum=0.9, weight_decay=0.3))
+    task.run(clnn.step(task.train), 5)
+    task = Task(rng, clnn.AdamW(0.01))
+    task.run(task.train, 1)

@@ -1,0 +1,63 @@
+"""The wheel: it holds all kernels and the type marker, and works from a folder of its own."""
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import clnn
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = """
+import sys
+import numpy as np
+import clnn
+from clnn.runtime.program import kernel_folder
+
+home = sys.argv[1]
+assert clnn.__file__.startswith(home), clnn.__file__
+assert str(kernel_folder()).startswith(home), kernel_folder()
+x = np.random.default_rng(0).normal(size=(100, 8)).astype(np.float32)
+net = clnn.Sequential([clnn.Dense(10, "relu"), clnn.Dropout(0.1), clnn.Dense(2)], input_shape=8)
+history = net.fit(x, (x[:, 0] > 0).astype(int), loss="cross_entropy", optimizer=clnn.Adam(), epochs=1, progress=False)
+assert np.isfinite(history["loss"]).all()
+"""
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory):
+    """The path of a wheel that was built from this checkout."""
+    pytest.importorskip("hatchling", reason="building the wheel needs hatchling: pip install hatchling")
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, encoding="utf-8", timeout=120)
+    assert done.returncode == 0, done.stderr
+    (found,) = folder.glob("*.whl")
+    return found
+
+
+def test_it_holds_the_package_and_every_kernel_and_nothing_else(wheel):
+    names = set(zipfile.ZipFile(wheel).namelist())
+    kernels = {f"clnn/kernels/{file.name}" for file in (ROOT / "kernels").glob("*.cl")}
+    modules = {str(file.relative_to(ROOT).as_posix()) for file in (ROOT / "clnn").rglob("*.py")}
+    info = {name for name in names if ".dist-info/" in name}
+    assert names - info == kernels | modules | {"clnn/py.typed"}
+    assert any(name.endswith("licenses/LICENSE") for name in info)
+    assert wheel.name == f"clnn-{clnn.__version__}-py3-none-any.whl"
+
+
+def test_it_trains_from_a_folder_of_its_own(wheel, tmp_path):
+    home = tmp_path / "a folder with spaces"  # some drivers do not like them
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(home), str(wheel)]
+    done = subprocess.run(pip, capture_output=True, encoding="utf-8", timeout=120)
+    if "No module named pip" in done.stderr:
+        zipfile.ZipFile(wheel).extractall(home)  # what --target amounts to, for pure Python
+    else:
+        assert done.returncode == 0, done.stderr
+    command = [sys.executable, "-c", TRAIN, str(home)]
+    environ = {**os.environ, "PYTHONPATH": str(home)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=300, env=environ)
+    assert done.returncode == 0, done.stderr
