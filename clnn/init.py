@@ -23,7 +23,7 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
     """(inputs, outputs) of one unit: weights are (in, out); a vector counts as its own length."""
     if len(shape) < 2:
         return (max(1, math.prod(shape)),) * 2
-    return shape[0], shape[1]
+    return max(1, shape[0]), max(1, shape[1])
 
 
 def constant(value: float) -> Initialiser:

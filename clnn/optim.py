@@ -83,7 +83,7 @@ class Optimizer:
         elif not name.startswith("_") and name not in ("epochs", "parameters") and getattr(self, "_ready", False):
             structure_changed()
             object.__setattr__(self, "_runs", None)
-            object.__setattr__(self, "_left", 0)  # momentum and betas stand in the table as well
+            self._clock.left = 0  # momentum and betas stand in the table as well
         object.__setattr__(self, name, value)
 
     @property

@@ -31,6 +31,7 @@ from .step import Step, copied
 from .tensor import Node, Tensor, backpropagate, grad_enabled, no_grad, tensor
 
 EVALUATION_BATCH = 512
+COPY_BYTES = 1 << 16  # of a batch that one CPU thread gathers
 CHUNK_BYTES = 32 << 20  # evaluation and prediction pass data through a buffer of about this size
 
 
@@ -189,15 +190,16 @@ class Feed:
         for i, (x, source) in enumerate(zip(batch, self.xs)):
             first = i == 0  # targets and weights come along with the first input
             columns = math.prod(self.shapes[i][0])
-            chunk = 64 if device.kind == "cpu" else 1
             y_columns = math.prod(self.target[0]) if first and self.target else 0
+            each = max(1, COPY_BYTES // max(1, columns * x.dtype.itemsize))  # rows a work-item copies on a CPU
+            cpu = device.kind == "cpu"
             device.launch(
-                "data", "gather", (-(-max(columns, y_columns, 1) // chunk), rows), columns, rows, y_columns,
+                "data", "gather", (-(-rows // each),) if cpu else (max(columns, y_columns, 1), rows),
+                columns, rows, y_columns,
                 source, self.y if first else None, self.weight if first else None, self.order, self.state,
-                x.block, y.block if y is not None and first else None, w.block if w is not None and first else None,
-                local=None if chunk == 1 else (-(-max(columns, y_columns, 1) // chunk), 1),
-                real=device.real(x.dtype), CHUNK=chunk, X="int" if x.dtype == np.int32 else "real",
-                Y="int" if self.target and self.target[1] == np.int32 else "real",
+                x.block, y.block if y is not None and first else None, w.block if w is not None and first else None, each,
+                local=(1,) if cpu else None, real=device.real(x.dtype), X="int" if x.dtype == np.int32 else "real",
+                Y="int" if self.target and self.target[1] == np.int32 else "real", **({"ROWS": 1} if cpu else {}),
             )  # fmt: skip
         return batch, y, w
 

@@ -35,54 +35,55 @@
 #define NR (NV * VW)
 #define UNROLL _Pragma("unroll")
 
-// s: M N K, leading dimensions of A B C, offsets of A B C (elements), whether the grid's axes are swapped,
-// and the columns of the pairs for C and for D
+// s: M N K, leading dimensions of A B C, offsets of A B C (elements), tiles along the axis that runs first, the columns of
+// the pairs for C and for D, tiles a work-item, tiles along the other axis, and whether j runs first
 #define ARGS int16 s, global const real *restrict A, global const real *restrict B, global real *C, global const real *bias, \
   global real *saved, global real *D, global const real2 *scale, global const int *at
 #define UNPACK                                                                                                        \
-  const int M = s.s0, N = s.s1, K = s.s2, lda = s.s3, ldb = s.s4, ldc = s.s5, g0 = get_global_id(0), g1 = get_global_id(1); \
-  const int tile_i = s.s9 ? g0 : g1, tile_j = s.s9 ? g1 : g0;                                                         \
+  const int M = s.s0, N = s.s1, K = s.s2, lda = s.s3, ldb = s.s4, ldc = s.s5;                                         \
   A += s.s6; B += s.s7; C += s.s8;
 
-// ---- vectors that may hang over the right edge: n lanes are valid, `room` values exist from p on ---------------------
-// Reading past n is fine inside the buffer (the lanes are dropped); only the buffer's end is careful.
-static inline T load_n(global const real *p, int n, long room) {
-  if (n >= VW || room >= VW) return VLOAD(0, p);
-  real t[VW];
-  for (int l = 0; l < VW; l++) t[l] = l < n ? p[l] : 0;
-  return VLOAD(0, t);
-}
-static inline void store_n(T x, global real *p, int n) {
-  if (n >= VW) { VSTORE(x, 0, p); return; }
-  real t[VW];
-  VSTORE(x, 0, t);
-  int l = 0;
-#if VW > 8
-  if (n & 8) { CAT(vstore, 8)(CAT(vload, 8)(0, t), 0, p); l = 8; }
-#endif
+// ---- vectors that hang over the right edge -----------------------------------------------------------------------------
+// Inputs are read whole: every block of memory has SLACK bytes behind it (clnn/runtime/memory.py), and lanes past the edge
+// are dropped. C and D, which others may be writing, are read and written up to the edge, in halves of halves.
+#define PARTS(n, half)                                                                                  \
+  static inline CAT(REAL, n) CAT(load, n)(global const real *p, int count) {                            \
+    if (count & half) return (CAT(REAL, n))(CAT(vload, half)(0, p), CAT(load, half)(p + half, count & (half - 1))); \
+    return (CAT(REAL, n))(CAT(load, half)(p, count), (CAT(REAL, half))(0));                             \
+  }                                                                                                     \
+  static inline void CAT(store, n)(CAT(REAL, n) x, global real *p, int count) {                         \
+    if (count & half) { CAT(vstore, half)(x.lo, 0, p); CAT(store, half)(x.hi, p + half, count & (half - 1)); } \
+    else CAT(store, half)(x.lo, p, count);                                                              \
+  }
+static inline real2 load2(global const real *p, int count) { return (real2)(count > 0 ? p[0] : 0, 0); }
+static inline void store2(real2 x, global real *p, int count) { if (count > 0) p[0] = x.s0; }
+PARTS(4, 2)
 #if VW > 4
-  if (n & 4) { CAT(vstore, 4)(CAT(vload, 4)(0, t + l), 0, p + l); l += 4; }
+PARTS(8, 4)
 #endif
-  for (; l < n; l++) p[l] = t[l];
-}
+#if VW > 8
+PARTS(16, 8)
+#endif
+static inline T load_n(global const real *p, int n) { return n >= VW ? VLOAD(0, p) : CAT(load, VW)(p, n); }
+static inline void store_n(T x, global real *p, int n) { if (n >= VW) VSTORE(x, 0, p); else CAT(store, VW)(x, p, n); }
 
 // What becomes of the sum x of one vector of C at row, col. `later`: C already holds the products of earlier k.
 static inline T epilogue(T x, int later, int last, global const real *c, global const real *bias, global real *saved, int N,
-                         int row, int col, int n, long room, real2 pair) {
+                         int row, int col, int n, real2 pair) {
 #ifdef SCALED
   x *= pair.x;
 #endif
 #ifdef TIMES
-  const T before = load_n(saved + (size_t)row * N + col, n, n);
+  const T before = VLOAD(0, saved + (size_t)row * N + col);
   x *= DERIVATIVE(before);
 #endif
-  if (later) x += load_n(c, n, room);
+  if (later) x += load_n(c, n);
 #ifdef SCALED
-  else if (pair.y != 0) x += pair.y * load_n(c, n, room);
+  else if (pair.y != 0) x += pair.y * load_n(c, n);
 #endif
   if (!last) return x;
 #ifdef BIAS
-  x += load_n(bias + col, n, n);
+  x += VLOAD(0, bias + col);
 #endif
 #ifdef KEEP
   store_n(x, saved + (size_t)row * N + col, n);
@@ -98,9 +99,9 @@ static inline T epilogue(T x, int later, int last, global const real *c, global 
 static inline void column_sums(int N, int K, int j, int end, global const real *B, int ldb, global real *D, real2 pair) {
   for (int c = j; c < end; c += VW) {
     T x = (T)(0);
-    for (int k = 0; k < K; k++) x += load_n(B + (size_t)k * ldb + c, N - c, (long)(K - 1 - k) * ldb + N - c);
+    for (int k = 0; k < K; k++) x += VLOAD(0, B + (size_t)k * ldb + c);
     x *= pair.x;
-    if (pair.y != 0) x += pair.y * load_n(D + c, N - c, N - c);
+    if (pair.y != 0) x += pair.y * load_n(D + c, N - c);
     store_n(x, D + c, N - c);
   }
 }
@@ -127,7 +128,6 @@ static inline void column_sums(int N, int K, int j, int end, global const real *
   }
 
 #ifndef MC
-// Right edge: a row's over-run reads the next row, which is still B; only the last rows need guarded loads.
 static inline void tile(const int full_rows, const int full_cols, int M, int N, int K, global const real *restrict A, int lda,
                         global const real *restrict B, int ldb, global real *C, int ldc, global const real *bias,
                         global real *saved, real2 pair, int i, int j) {
@@ -135,22 +135,14 @@ static inline void tile(const int full_rows, const int full_cols, int M, int N, 
   const int rows = full_rows ? MR : min(MR, M - i);
   T acc[MR][NV], bv[NV];
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
-  int k = 0;
 #if !TB
   global const real *b = B + j;
-  const int over = full_cols ? 0 : max(0, j + NR - N);
-  const int safe = full_cols ? K : max(0, K - (over + ldb - 1) / ldb);
-  for (; k < safe; k++, b += ldb) {
+  for (int k = 0; k < K; k++, b += ldb) {
     UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, b);
     ACCUMULATE_ROWS
   }
-  if (!full_cols)
-    for (; k < K; k++, b += ldb) {
-      UNROLL for (int v = 0; v < NV; v++) bv[v] = load_n(b + v * VW, N - j - v * VW, 0);
-      ACCUMULATE_ROWS
-    }
 #else
-  for (; k < K; k++) {
+  for (int k = 0; k < K; k++) {
     UNROLL for (int v = 0; v < NV; v++) {
       real t[VW];
       UNROLL for (int l = 0; l < VW; l++) t[l] = B[(size_t)min(j + v * VW + l, N - 1) * ldb + k];
@@ -162,8 +154,7 @@ static inline void tile(const int full_rows, const int full_cols, int M, int N, 
   UNROLL for (int r = 0; r < MR; r++) if (full_rows || r < rows) UNROLL for (int v = 0; v < NV; v++) {
     const int col = j + v * VW, n = full_cols ? VW : N - col;
     const size_t e = (size_t)(i + r) * ldc + col;
-    const long room = (long)(M - 1) * ldc + N - (long)e;
-    if (n > 0) store_n(epilogue(acc[r][v], 0, 1, C + e, bias, saved, N, i + r, col, n, room, pair), C + e, n);
+    if (n > 0) store_n(epilogue(acc[r][v], 0, 1, C + e, bias, saved, N, i + r, col, n, pair), C + e, n);
   }
 }
 
@@ -172,17 +163,20 @@ static inline void tile(const int full_rows, const int full_cols, int M, int N, 
 #else
 #define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
 #endif
+// Work-item g computes the tiles g * chunk and following; along the shorter axis first, so that neighbours share operands.
 kernel GROUP_SIZE void gemm_direct(ARGS) {
   UNPACK
-  const int i = tile_i * MR, j = tile_j * NR;
-  if (i >= M || j >= N) return;
+  const int across = s.s9, chunk = s.sc, tiles = s.sd * across;        // across: tiles along the axis that runs first
   const real2 pair = PAIR;
+  for (int t = get_global_id(0) * chunk; t < min(tiles, ((int)get_global_id(0) + 1) * chunk); t++) {
+    const int i = (s.se ? t / across : t % across) * MR, j = (s.se ? t % across : t / across) * NR;
 #define TILE(full_rows, full_cols) tile(full_rows, full_cols, M, N, K, A, lda, B, ldb, C, ldc, bias, saved, pair, i, j)
-  if (i + MR <= M) { if (j + NR <= N) TILE(1, 1); else TILE(1, 0); }
-  else { if (j + NR <= N) TILE(0, 1); else TILE(0, 0); }
+    if (i + MR <= M) { if (j + NR <= N) TILE(1, 1); else TILE(1, 0); }
+    else { if (j + NR <= N) TILE(0, 1); else TILE(0, 0); }
 #ifdef SUMS
-  if (i == 0) column_sums(N, K, j, min(N, j + NR), B, ldb, D, SCALE(scale, at, s.sb));
+    if (i == 0) column_sums(N, K, j, min(N, j + NR), B, ldb, D, SCALE(scale, at, s.sb));
 #endif
+  }
 }
 
 #else
@@ -206,7 +200,8 @@ kernel __attribute__((reqd_work_group_size(1, 1, 1))) void gemm_block(ARGS) {
   UNPACK
   local real ap[AP_SIZE] __attribute__((aligned(64)));
   local real bp[KC * NC] __attribute__((aligned(64)));
-  const int i0 = tile_i * MC, j0 = tile_j * NC;
+  const int t = get_global_id(0), across = s.s9;                       // chunks are of one tile here
+  const int i0 = (s.se ? t / across : t % across) * MC, j0 = (s.se ? t % across : t / across) * NC;
   const int mc = min(MC, M - i0), nc = min(NC, N - j0);
   const int mp = (mc + MR - 1) / MR * MR, np = (nc + NR - 1) / NR;
   const real2 pair = PAIR;
@@ -257,8 +252,7 @@ kernel __attribute__((reqd_work_group_size(1, 1, 1))) void gemm_block(ARGS) {
         UNROLL for (int r = 0; r < MR; r++) if (r < rows) UNROLL for (int v = 0; v < NV; v++) {
           const int row = i0 + i + r, col = j0 + p * NR + v * VW, n = N - col;
           const size_t e = (size_t)row * ldc + col;
-          const long room = (long)(M - 1) * ldc + N - (long)e;
-          if (n > 0) store_n(epilogue(acc[r][v], k0 > 0, k0 + kc == K, C + e, bias, saved, N, row, col, n, room, pair), C + e, n);
+          if (n > 0) store_n(epilogue(acc[r][v], k0 > 0, k0 + kc == K, C + e, bias, saved, N, row, col, n, pair), C + e, n);
         }
       }
   }

@@ -49,9 +49,9 @@ LOSS_LINE(log_likelihood,           -t * y,                                     
 #define RECORD_STEP
 #endif
 
-static inline int largest(int n, global const real *x) {
-  int best = 0;
-  for (int c = 1; c < n; c++) if (x[c] > x[best]) best = c;
+static inline int largest(int n, global const real *x) {   // the first of them; -1 where one is NaN
+  int best = x[0] == x[0] ? 0 : -1;
+  for (int c = 1; c < n && best >= 0; c++) best = x[c] > x[best] ? c : x[c] == x[c] ? best : -1;
   return best;
 }
 
@@ -67,7 +67,7 @@ static inline void elementwise_row(ROW_ARGS) {
     if (dy) dy[at + c] = FOLD(scale * CAT(LOSS, _d)(v, t, p), at + c);
   }
   losses[r] = w * factor * sum;
-  if (hits) hits[r] = largest(n, y + at) == label;
+  if (hits) { const int best = largest(n, y + at); hits[r] = best >= 0 && best == label; }
 }
 
 kernel void elementwise_loss(ARGS RECORD_ARGS) {
@@ -93,7 +93,7 @@ static inline void softmax_row(ROW_ARGS) {
     if (dy) dy[at + c] = e;
   }
   losses[r] = w * (total * log(sum) - dot);
-  if (hits) hits[r] = best == label;
+  if (hits) hits[r] = best == label && sum == sum;   // with a NaN among the outputs nothing is right
   if (dy)
     for (int c = 0; c < n; c++) {
       const real t = (1 - p) * TARGET(c) + p / n;

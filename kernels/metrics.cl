@@ -7,9 +7,9 @@
 #define TARGETS global const real *target
 #endif
 
-static inline int largest(int n, global const real *x) {
-  int best = 0;
-  for (int c = 1; c < n; c++) if (x[c] > x[best]) best = c;
+static inline int largest(int n, global const real *x) {   // the first of them; -1 where one is NaN
+  int best = x[0] == x[0] ? 0 : -1;
+  for (int c = 1; c < n && best >= 0; c++) best = x[c] > x[best] ? c : x[c] == x[c] ? best : -1;
   return best;
 }
 
@@ -28,7 +28,8 @@ kernel void accuracy(int rows, int n, global const real *y, TARGETS, global real
 #ifndef LABELS
   if (n == 1) { out[r] = (y[r] > threshold) == (target[r] > (real)0.5); return; }
 #endif
-  out[r] = largest(n, y + (size_t)r * n) == label_of(r, n, target);
+  const int best = largest(n, y + (size_t)r * n);
+  out[r] = best >= 0 && best == label_of(r, n, target);
 }
 
 // 1 where the label is among the k largest outputs
@@ -37,6 +38,7 @@ kernel void top_k(int rows, int n, int k, global const real *y, TARGETS, global 
   if (r >= rows) return;
   const int label = label_of(r, n, target);
   global const real *row = y + (size_t)r * n;
+  if (label < 0 || label >= n || largest(n, row) < 0) { out[r] = 0; return; }
   int above = 0;
   for (int c = 0; c < n; c++) above += row[c] > row[label] || (row[c] == row[label] && c < label);
   out[r] = above < k;

@@ -2,6 +2,7 @@
 // A generator is (position, seed low, seed high) on the device; draw `stream` of a step gives element block i the counter
 // (i, stream, position, 0) and the seed as key. The same bits come out on every device.
 #include "common.cl"
+#pragma OPENCL FP_CONTRACT OFF   // a fused multiply-add on some devices only would give other uniform numbers there
 
 static inline uint4 philox(uint4 c, uint2 key) {
   for (int round = 0; round < 10; round++) {
@@ -31,7 +32,10 @@ kernel void uniform(int n, int stream, global const int *generator, global real 
   const int i = get_global_id(0);
   const uint4 b = bits(i, stream, generator);
   const uint v[4] = {b.x, b.y, b.z, b.w};
-  for (int l = 0; l < 4; l++) if (4 * i + l < n) y[4 * i + l] = low + (high - low) * unit(v[l]);
+  for (int l = 0; l < 4; l++) if (4 * i + l < n) {
+    const real u = low + (high - low) * unit(v[l]);
+    y[4 * i + l] = u < high ? u : nextafter(high, low);   // where rounding came up to high
+  }
 }
 
 // Box and Muller 1958: two normals from two uniforms, the first in (0, 1]

@@ -51,12 +51,13 @@ def rng(request):
 
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """Every block of device memory starts as NaN (-1 as integers), so that an element nobody writes is seen."""
+    """Every block of device memory starts as NaN (-1 as integers), with whatever it was rounded up by: an element that
+    nobody writes is seen, and so is one that is read from behind the end."""
     allocate = Memory.allocate
 
     def poisoned_block(self, nbytes, pooled=True):
         block = allocate(self, nbytes, pooled)
-        cl.enqueue_fill_buffer(self._device.queue, block.buffer, np.int32(-1), 0, max(nbytes, 4) // 4 * 4)
+        cl.enqueue_fill_buffer(self._device.queue, block.buffer, np.int32(-1), 0, block.counted // 4 * 4)
         return block
 
     monkeypatch.setattr(Memory, "allocate", poisoned_block)

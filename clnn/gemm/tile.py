@@ -11,7 +11,8 @@ from ..runtime.device import Device
 if TYPE_CHECKING:
     from . import Product
 
-GROUP = 8  # work-items of a GPU's work-group along each axis
+GROUP = 64  # work-items of a GPU's work-group
+SMALL = 1 << 18  # multiply-adds that are worth a CPU thread (about 5 us)
 BLOCK = (64, 128, 256)  # MC, NC, KC of gemm_block: fits 256 KiB of local memory in float32
 
 
@@ -86,19 +87,30 @@ def run(device: Device, p: Product) -> None:
     total, total_scale = p.sums if p.sums else (None, None)
     if total_scale is not None:
         table, at = (total_scale.table, total_scale.at) if p.scale is None else (table, at)
-    swap = int(-(-p.m // rows) > -(-p.n // columns))  # the longer axis first: neighbouring tiles share what is shorter
+    down, along = -(-p.m // rows), -(-p.n // columns)  # tiles along m and n
+    j_first = along <= down  # the shorter axis runs first: neighbouring tiles share what is longer
+    across, rest = (along, down) if j_first else (down, along)
+    chunk = 1 if tile.block else _chunk(device, p, down * along)
     sizes = np.array(
-        [p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.a_offset, p.b_offset, p.c_offset, swap,
-         p.scale.column if p.scale else 0, total_scale.column if total_scale else 0, 0, 0, 0, 0], np.int32,
+        [p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.a_offset, p.b_offset, p.c_offset, across,
+         p.scale.column if p.scale else 0, total_scale.column if total_scale else 0, chunk, rest, j_first, 0], np.int32,
     )  # fmt: skip
-    grid = (-(-p.n // columns), -(-p.m // rows))
-    grid = grid[::-1] if swap else grid
-    local = (1, 1)
+    items, local = -(-down * along // chunk), 1
     if device.kind != "cpu":
-        defines["GROUP"], local = GROUP, (GROUP, GROUP)
-        grid = (-(-grid[0] // GROUP) * GROUP, -(-grid[1] // GROUP) * GROUP)
+        defines["GROUP"] = local = GROUP
+        items = -(-items // GROUP) * GROUP
     device.launch(
-        "gemm", "gemm_block" if tile.block else "gemm_direct", grid,
+        "gemm", "gemm_block" if tile.block else "gemm_direct", (items,),
         sizes, p.a, p.b, p.c, p.bias, p.saved, total, table, at,
-        local=local, real=real, **defines,
+        local=(local,), real=real, **defines,
     )  # fmt: skip
+
+
+def _chunk(device: Device, p: Product, tiles: int) -> int:
+    """Tiles a work-item computes: one on a GPU; on a CPU so many that a thread has something to do, and small products
+    stay on one core (waking another costs more, and the weights would move between caches at each step)."""
+    if device.kind != "cpu":
+        return 1
+    work = p.m * p.n * max(1, p.k)
+    items = min(work // SMALL, 8 * device.compute_units)
+    return -(-tiles // max(1, items))

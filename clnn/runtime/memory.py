@@ -15,6 +15,7 @@ from ..errors import ConfigurationError, OutOfDeviceMemory
 if TYPE_CHECKING:
     from .device import Device
 
+SLACK = 256  # bytes behind every block that kernels may read (never write): whole vectors at an array's end
 ALIGNMENT = 512  # bytes; where views and arena regions start: every device allows sub-buffers there
 
 
@@ -52,7 +53,7 @@ class _View(Block):
     __slots__ = ("parent", "start")
 
     def __init__(self, parent: Block, start: int, nbytes: int) -> None:
-        region = parent.buffer.get_sub_region(start, max(nbytes, 4))
+        region = parent.buffer.get_sub_region(start, nbytes + SLACK)
         super().__init__(parent.device, nbytes, region, parent.memory, 0, False)
         self.parent, self.start = parent, start  # the parent's bytes stay counted as long as a view lives
 
@@ -79,11 +80,11 @@ class Memory:
 
     def allocate(self, nbytes: int, pooled: bool = True) -> Block:
         """A block of at least `nbytes`. Pooled blocks are cheap; plain ones can have views."""
-        size = self._rounded(nbytes) if pooled else max(nbytes, ALIGNMENT)
+        size = self._rounded(nbytes) if pooled else align(nbytes + SLACK)
         self._make_room(nbytes, size)
         try:
             if pooled:
-                buffer = self._pool.allocate(max(nbytes, 4))
+                buffer = self._pool.allocate(nbytes + SLACK)
             else:
                 buffer = cl.Buffer(self._device.context, cl.mem_flags.READ_WRITE, size)
         except (cl.MemoryError, cl.RuntimeError) as error:
@@ -96,7 +97,7 @@ class Memory:
     def _rounded(self, nbytes: int) -> int:
         size = self._sizes.get(nbytes)
         if size is None:
-            size = self._sizes[nbytes] = self._pool.alloc_size(self._pool.bin_number(max(nbytes, 4)))
+            size = self._sizes[nbytes] = self._pool.alloc_size(self._pool.bin_number(nbytes + SLACK))
         return size
 
     def _make_room(self, nbytes: int, size: int) -> None:

@@ -43,7 +43,9 @@ def read_source(name: str, seen: set[str] | None = None) -> str:
             lines.append(line)
             continue
         other = included.group(1).removesuffix(".cl")
-        if other not in seen:
+        if other in seen:
+            lines.append("")
+        else:
             lines += [read_source(other, seen), f'#line {number + 1} "{name}.cl"']
     return "\n".join(lines)
 

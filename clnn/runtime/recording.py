@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyopencl as cl
 
-from .memory import Block, align
+from .memory import SLACK, Block, align
 
 if TYPE_CHECKING:
     from .device import Device
@@ -185,10 +185,10 @@ class Recording:
         arena = device.arena and device.arena()
         if arena is None or arena.nbytes < self.nbytes:
             self.arena = None  # let go of the old one first
-            arena = Arena(device, max(self.nbytes, 512))
+            arena = Arena(device, self.nbytes)
             device.arena = weakref.ref(arena)
         self.arena = arena
-        views = {t: arena.block.buffer.get_sub_region(t.offset, align(t.nbytes) or 512) for t in self.temporaries}
+        views = {t: arena.block.buffer.get_sub_region(t.offset, t.nbytes + SLACK) for t in self.temporaries}
 
         def resolve(arg: Any) -> Any:
             if isinstance(arg, Temporary):

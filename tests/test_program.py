@@ -1,0 +1,117 @@
+"""Programs: `.cl` files and their includes, errors that name the file, and what is built once."""
+
+import re
+
+import numpy as np
+import pytest
+
+import clnn
+from clnn.errors import BuildError
+from clnn.runtime import program
+
+FILES = sorted(path.stem for path in program.kernel_folder().glob("*.cl"))
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A kernel folder of the test's own, with a space in its path."""
+    path = tmp_path / "with space"
+    path.mkdir()
+    monkeypatch.setattr(program, "kernel_folder", lambda: path)
+    (path / "common.cl").write_text("typedef REAL real;\n")
+    return path
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_sources(name):
+    """Every file resolves, includes each other file once, and has no include left over."""
+    text = program.read_source(name)
+    assert "#include" not in text
+    starts = re.findall(r'^#line 1 "(.*)"$', text, re.M)
+    assert starts[0] == f"{name}.cl" and len(starts) == len(set(starts))
+    assert "\t" not in text and not re.search(r"fast.relaxed|unsafe.math", text)
+
+
+def test_includes_and_line_numbers(folder):
+    (folder / "a.cl").write_text('// a\n#include "b.cl"\n#include "c.cl"\nlast of a\n')
+    (folder / "b.cl").write_text('#include "c.cl"\nb\n')
+    (folder / "c.cl").write_text("c\n")
+    assert program.read_source("a").splitlines() == [
+        '#line 1 "a.cl"', "// a", '#line 1 "b.cl"', '#line 1 "c.cl"', "c", '#line 2 "b.cl"', "b", '#line 3 "a.cl"',
+        "", "last of a",
+    ]  # fmt: skip
+
+
+def test_lines_after_an_include_that_was_there_already(folder):
+    """A second include of a file vanishes, but the line numbers below it stay right."""
+    (folder / "a.cl").write_text('#include "b.cl"\n#include "b.cl"\nthird\n')
+    (folder / "b.cl").write_text("b\n")
+    lines = program.read_source("a").splitlines()
+    number, at = 0, {}
+    for line in lines:
+        if match := re.match(r'#line (\d+) "(.*)"', line):
+            number, file = int(match.group(1)), match.group(2)
+            continue
+        at[line] = (file, number)
+        number += 1
+    assert at["third"] == ("a.cl", 3)
+
+
+def test_a_missing_file(folder):
+    with pytest.raises(BuildError, match="nothing.cl cannot be read"):
+        program.read_source("nothing")
+
+
+def test_build_errors_carry_the_log(device, folder):
+    """File, line, device and options stand in the message."""
+    (folder / "wrong.cl").write_text('#include "common.cl"\nkernel void f(global real *x) { x[0] = undeclared; }\n')
+    with pytest.raises(BuildError) as error:
+        device.launch("wrong", "f", (1,), device.allocate(4), WITH=3)
+    text = str(error.value)
+    assert "kernels/wrong.cl does not build on" in text and device.name in text and "-DWITH=3" in text
+    assert "undeclared" in text and re.search(r"wrong\.cl\D+2", text), text
+
+
+def test_folder_with_a_space(device, folder):
+    (folder / "fine.cl").write_text('#include "common.cl"\nkernel void f(global real *x) { x[0] = 7; }\n')
+    block = device.allocate(4)
+    device.launch("fine", "f", (1,), block, local=(1,))
+    assert device.read(block, np.empty(1, np.float32))[0] == 7
+
+
+def test_built_once(device, monkeypatch):
+    """The same file and defines are one program, whatever the order of the defines and the size of the batch."""
+    built = []
+    compile_ = program.Programs._compile
+    monkeypatch.setattr(program.Programs, "_compile", lambda self, *a: (built.append(a), compile_(self, *a))[1])
+    programs = program.Programs(device.context, device.has_fp64)
+    monkeypatch.setattr(device, "programs", programs)
+    for rows in (3, 5, 128, 1):
+        x = clnn.ones((rows, 4))
+        clnn.sigmoid(x)
+        x @ clnn.ones((4, 4))
+        x + clnn.ones((4,))
+        x.sum(0)
+    assert len(built) == len(set(map(str, built)))
+    files = [a[0] for a in built]
+    assert files.count("gemm") == 1 and files.count("reduce") == 1 and len(built) <= 6, built
+
+
+def test_single_precision_constants(device):
+    """A formula's 0.5 is a float in a float program: no device without float64 sees a double."""
+    programs = program.Programs(device.context, device.has_fp64)
+    options = []
+    programs._compile = lambda file, o: options.append(o)
+    programs.build("elementwise", "float", ())
+    programs.build("elementwise", "double", ())
+    assert "-cl-single-precision-constant" in options[0] and "-cl-single-precision-constant" not in options[1]
+
+
+def test_a_launch_that_fails_says_what_it_was(device):
+    with pytest.raises(clnn.DeviceError, match=r"launching elementwise.fill over \(7,\) \(groups of \(2,\)\)"):
+        device.launch("elementwise", "fill", (7,), 7, device.allocate(28), 1.0, local=(2,))
+
+
+def test_sizes_end_at_two_to_the_31(device):
+    with pytest.raises(clnn.DeviceError, match="sizes end at 2\\*\\*31"):
+        device.launch("elementwise", "fill", (1,), 2**31, device.allocate(4), 1.0)

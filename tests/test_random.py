@@ -1,0 +1,236 @@
+"""Random numbers: Philox's known answers, the same bits everywhere, distributions, dropout, seeds."""
+
+import math
+
+import numpy as np
+import pytest
+from helpers import assert_close, eps, host, normal, parameter
+
+import clnn
+from clnn import random
+from clnn.ops.random import Generator, dropout
+from clnn.runtime import program
+
+N = 100_003  # not a multiple of the four numbers of a work-item
+
+
+def philox(counter, key):
+    """Philox 4x32-10 in Python's whole numbers, from the paper (Salmon et al. 2011)."""
+    c, (k0, k1), mask = list(counter), key, 0xFFFFFFFF
+    for _ in range(10):
+        p0, p1 = 0xD2511F53 * c[0], 0xCD9E8D57 * c[2]
+        c = [p1 >> 32 ^ c[1] ^ k0, p1 & mask, p0 >> 32 ^ c[3] ^ k1, p0 & mask]
+        k0, k1 = (k0 + 0x9E3779B9) & mask, (k1 + 0xBB67AE85) & mask
+    return c
+
+
+KNOWN = [  # counter, key, result: kat_vectors of the authors' Random123
+    ([0] * 4, [0] * 2, [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]),
+    ([0xFFFFFFFF] * 4, [0xFFFFFFFF] * 2, [0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD]),
+    (
+        [0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344],
+        [0xA4093822, 0x299F31D0],
+        [0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1],
+    ),
+]
+KNOWN_ANSWER = """
+#include "random.cl"
+kernel void known(global const uint *c, global uint *y) { vstore4(philox(vload4(0, c), vload2(2, c)), 0, y); }
+"""
+
+
+@pytest.mark.parametrize(("counter", "key", "result"), KNOWN)
+def test_known_answers(device, counter, key, result, monkeypatch, tmp_path):
+    """The kernel's own function, whatever counters the library gives it."""
+    for name in ("common", "random"):
+        (tmp_path / f"{name}.cl").write_text((program.kernel_folder() / f"{name}.cl").read_text())
+    (tmp_path / "known.cl").write_text(KNOWN_ANSWER)
+    monkeypatch.setattr(program, "kernel_folder", lambda: tmp_path)
+    assert philox(counter, key) == result
+    given, got = device.allocate(24), device.allocate(16)
+    device.upload(np.array(counter + key, np.uint32), given)
+    device.launch("known", "known", (1,), given, got, local=(1,))
+    assert device.read(got, np.empty(4, np.uint32)).tolist() == result
+
+
+@pytest.mark.oclgrind
+def test_bits(device):
+    """Block i of a draw has the counter (i, 0, position, 0) and the seed as key; what is left of a block is dropped."""
+    seed = 0x123456789ABCDEF
+    generator = Generator(device, seed)
+    for position, n in enumerate((1, 4, 7, 33)):
+        key = [seed & 0xFFFFFFFF, seed >> 32]
+        expected = [word for i in range(-(-n // 4)) for word in philox([i, 0, position, 0], key)][:n]
+        assert generator.bits(n).tolist() == expected
+    assert generator.state() == [4, seed & 0xFFFFFFFF, seed >> 32]
+
+
+def test_uniform_is_the_same_on_every_device(rng, device):
+    """24 bits of each word, exactly: also with limits that are no powers of two."""
+    generator = Generator(device, int(rng.integers(1 << 62)))
+    start = generator.state()
+    words = generator.bits(999)
+    for low, high in ((0.0, 1.0), (-0.3, 0.7), (-0.05, 0.05)):
+        generator.set_state(start)
+        got = host(generator.uniform((999,), low, high))
+        unit = (words >> 8).astype(np.float32) / np.float32(2**24)
+        low, high = np.float32(low), np.float32(high)
+        np.testing.assert_array_equal(got, low + (high - low) * unit)
+
+
+def test_uniform_stays_below_its_upper_limit(device):
+    """Where low and high are two roundings apart, half of the numbers would be rounded up to high or more."""
+    x = host(Generator(device).uniform((1001,), 1.0, 1.0 + 2.0**-22))
+    assert set(x.tolist()) == {1.0, 1.0 + 2.0**-23}
+
+
+def test_all_devices_agree(rng, device):
+    others = [d for d in clnn.devices() if d is not device]
+    if not others:
+        pytest.skip("there is one device only")
+    seed = int(rng.integers(1 << 62))
+    for other in others:
+        a, b = Generator(device, seed), Generator(other, seed)
+        np.testing.assert_array_equal(a.bits(1001), b.bits(1001))
+        np.testing.assert_array_equal(host(a.uniform((1001,), -0.3, 0.7)), host(b.uniform((1001,), -0.3, 0.7)))
+        x, y = host(a.normal((1001,))), host(b.normal((1001,)))
+        assert_close(x, y, 8 * eps(np.float32) * np.maximum(1, np.abs(x)))
+
+
+def moments(x, mean, deviation, kurtosis):
+    """Mean and variance within five standard errors (once in 10^6 runs it is more)."""
+    x, n = np.asarray(x, np.float64).ravel(), x.size
+    assert abs(x.mean() - mean) < 5 * deviation / math.sqrt(n)
+    assert abs(x.var() / deviation**2 - 1) < 5 * math.sqrt((kurtosis - 1) / n)
+    centred = (
+        x - mean
+    ) / deviation  # neighbours, and numbers of the same work-item, have nothing to do with each other
+    for lag in (1, 2, 3, 4, 128):
+        assert abs((centred[lag:] * centred[:-lag]).mean()) < 5 / math.sqrt(n), f"numbers {lag} apart"
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-2.0, 3.0)])
+def test_uniform(device, dtype, low, high):
+    x = host(Generator(device).uniform((N,), low, high, dtype))
+    assert x.dtype == dtype and x.min() >= low and x.max() < high
+    moments(x, (low + high) / 2, (high - low) / math.sqrt(12), 1.8)
+    counts = np.histogram(x, 16, (low, high))[0]
+    assert ((counts - N / 16) ** 2 / (N / 16)).sum() < 60  # chi squared of 15 degrees: beyond it once in 10^6 runs
+
+
+@pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (3.0, 0.1)])
+def test_normal(device, dtype, mean, deviation):
+    x = host(Generator(device).normal((N,), mean, deviation, dtype))
+    assert x.dtype == dtype and np.isfinite(x).all()
+    moments(x, mean, deviation, 3)
+    z = np.sort((x - mean) / deviation)
+    cdf = np.array([(1 + math.erf(v / math.sqrt(2))) / 2 for v in z[::50]])
+    at = np.arange(z.size)[::50] / z.size
+    assert np.abs(cdf - at).max() < 2.7 / math.sqrt(N)  # Kolmogorov and Smirnov: beyond it once in 10^6 runs
+
+
+def test_normal_from_its_bits(rng, device):
+    """Box and Muller's two from two words."""
+    generator = Generator(device, int(rng.integers(1 << 62)))
+    start = generator.state()
+    b = (generator.bits(4000) >> 8).astype(np.float64).reshape(-1, 2, 2) / 2**24
+    generator.set_state(start)
+    radius, turn = np.sqrt(-2 * np.log(1 - b[..., 0])), 2 * np.pi * b[..., 1]
+    expected = np.stack([radius * np.cos(turn), radius * np.sin(turn)], axis=-1).ravel()
+    assert_close(host(generator.normal((4000,))), expected, 8 * eps(np.float32) * 6)
+
+
+def test_draws_differ_and_seeds_repeat_them(device):
+    a, b = Generator(device, 7), Generator(device, 7)
+    first, second = a.bits(100), a.bits(100)
+    assert (first != second).any()
+    np.testing.assert_array_equal(first, b.bits(100))
+    state = b.state()
+    np.testing.assert_array_equal(second, b.bits(100))
+    b.set_state(state)
+    np.testing.assert_array_equal(second, b.bits(100))
+    a.reseed(7)
+    np.testing.assert_array_equal(first, a.bits(100))
+    assert (Generator(device, 8).bits(100) != first).any()
+    assert (Generator(device).bits(100) != Generator(device).bits(100)).any()
+    assert Generator(device, 1).bits(0).size == 0
+    for wrong in (-1, 0.5, "1"):
+        with pytest.raises(clnn.ConfigurationError, match="a seed is an integer of 0 or more"):
+            Generator(device, wrong)
+
+
+# -- dropout ----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rate", [0.0, 0.25, 0.9])
+def test_dropout(rng, dtype, device, rate):
+    """Kept values are divided by the chance to be kept, and the same go through backwards."""
+    x = np.abs(normal(rng, (N,), dtype)) + 0.1
+    dy = np.abs(normal(rng, (N,), dtype)) + 0.1
+    t = clnn.tensor(x, dtype=dtype)
+    y, backward = dropout(t, rate, Generator(device))
+    got = host(y)
+    kept = got != 0
+    assert abs(kept.mean() - (1 - rate)) <= 5 * math.sqrt(rate * (1 - rate) / N)
+    assert_close(got, np.where(kept, x / (1 - rate), 0), 2 * eps(dtype) * np.abs(x) / (1 - rate))
+    ((source, dx),) = backward(clnn.tensor(dy, dtype=dtype))
+    assert source is t
+    assert_close(host(dx), np.where(kept, dy / (1 - rate), 0), 2 * eps(dtype) * np.abs(dy) / (1 - rate))
+
+
+@pytest.mark.oclgrind
+@pytest.mark.parametrize("size", [0, 1, 3, 5])
+def test_dropout_of_odd_sizes(device, size):
+    y, backward = dropout(clnn.ones((size,)), 0.5, Generator(device))
+    assert set(host(y).tolist()) <= {0.0, 2.0}
+    ((_, dx),) = backward(clnn.ones((size,)))
+    np.testing.assert_array_equal(host(dx), host(y))
+
+
+def test_dropout_layer(device):
+    """Nothing is dropped without a tape; with one each call drops others, and the seed repeats them."""
+    x, layer = parameter(np.ones((50, 40))), clnn.Dropout(0.5)
+    with clnn.no_grad():
+        assert_close(layer(x).numpy(), np.ones((50, 40)), 0)
+    clnn.seed(3)
+    a, b = layer(x).numpy(), layer(x).numpy()
+    assert (a != b).any()
+    clnn.seed(3)
+    np.testing.assert_array_equal(layer(x).numpy(), a)
+    for wrong in (-0.1, 1.0, 1, True, "x"):
+        with pytest.raises(clnn.ConfigurationError, match="rate should be in \\[0, 1\\)"):
+            clnn.Dropout(wrong)
+
+
+def test_dropout_in_a_recorded_step(device):
+    """Replays draw anew, and what they draw is what an eager run with the same seed draws."""
+    x = parameter(np.ones(2000))
+    drawn = {}
+    for record in (False, True):
+        generator = Generator(device, 5)
+
+        @clnn.step(record=record)
+        def draw(t, generator=generator):
+            with random.drawing_from(generator):
+                return clnn.Dropout(0.5)(x) + t
+
+        drawn[record] = [draw(np.zeros(1, np.float32)).numpy() for _ in range(6)]
+    for eager, recorded in zip(drawn[False], drawn[True]):
+        np.testing.assert_array_equal(eager, recorded)
+    assert all((a != b).any() for a, b in zip(drawn[True], drawn[True][1:]))
+
+
+# -- seeds ------------------------------------------------------------------------------------------------------------
+def test_seed(device):
+    clnn.seed(11)
+    a, shuffled = random.generator(device).bits(10), random.host().permutation(20)
+    clnn.seed(11)
+    np.testing.assert_array_equal(random.generator(device).bits(10), a)
+    np.testing.assert_array_equal(random.host().permutation(20), shuffled)
+    own = Generator(device, 1)
+    with random.drawing_from(own):
+        assert random.generator(device) is own
+        with random.drawing_from(None):
+            assert random.generator(device) is own
+    assert random.generator(device) is not own
+    for wrong in (-1, 1.5, None):
+        with pytest.raises(clnn.ConfigurationError, match="a seed is an integer"):
+            clnn.seed(wrong)
