@@ -1,10 +1,10 @@
 """clnn: deep learning from scratch on OpenCL, small enough to read, fast on CPUs and on any GPU.
 
-    import clnn
-    (x, y), (x_test, y_test) = clnn.data.digits()
-    net = clnn.Sequential([clnn.Dense(100, "sigmoid"), clnn.Dense(10)], input_shape=64)
-    net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.05, momentum=0.9), epochs=30, batch_size=10)
-    print(net.evaluate(x_test, y_test))
+import clnn
+(x, y), (x_test, y_test) = clnn.data.digits()
+net = clnn.Sequential([clnn.Dense(100, "sigmoid"), clnn.Dense(10)], input_shape=64)
+net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.05, momentum=0.9), epochs=30, batch_size=10)
+print(net.evaluate(x_test, y_test))
 """
 
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim

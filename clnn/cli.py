@@ -100,7 +100,7 @@ def _doctor(options: argparse.Namespace) -> int:
     return doctor()
 
 
-# -- devices -----------------------------------------------------------------------------------------------------------
+# -- devices ----------------------------------------------------------------------------------------------------------
 def devices(options: argparse.Namespace) -> int:
     """A table of all devices, with a mark at the one in use."""
     from .runtime import device as runtime
@@ -139,7 +139,7 @@ def _why() -> str:
     )
 
 
-# -- train -------------------------------------------------------------------------------------------------------------
+# -- train ------------------------------------------------------------------------------------------------------------
 class Lines(Callback):
     """A line for about ten of the epochs, where the output is no terminal and a progress bar would be noise."""
 

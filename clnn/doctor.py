@@ -67,7 +67,7 @@ def doctor() -> int:
     return 1 if problems else 0
 
 
-# -- what is installed and set -----------------------------------------------------------------------------------------
+# -- what is installed and set ----------------------------------------------------------------------------------------
 def packages() -> Iterator[Finding]:
     """Versions of Python and of what clnn needs."""
     python = ".".join(map(str, sys.version_info[:3]))
@@ -121,7 +121,7 @@ def environment() -> Iterator[Finding]:
         yield Finding(OK, "no variable is set that has to do with clnn or OpenCL")
 
 
-# -- drivers -----------------------------------------------------------------------------------------------------------
+# -- drivers ----------------------------------------------------------------------------------------------------------
 def drivers() -> Iterator[Finding]:
     """The loader, and every driver that it is told of: a file .icd holds the name of one library."""
     loader = _loaded("libOpenCL")
@@ -174,7 +174,7 @@ def _loaded(name: str) -> str:
     return next((line.split(maxsplit=5)[-1] for line in lines if name in line.rpartition("/")[2]), "")
 
 
-# -- devices -----------------------------------------------------------------------------------------------------------
+# -- devices ----------------------------------------------------------------------------------------------------------
 def devices() -> Iterator[Finding]:
     """Every device, tried out; the one that clnn would choose has to work."""
     answers, wrong = _ask("list")
@@ -250,7 +250,7 @@ def _ask(*arguments: str, vendors: str = "") -> tuple[list[dict[str, Any]], str]
     return answers, wrong
 
 
-# -- the probe: what runs in a process of its own ----------------------------------------------------------------------
+# -- the probe: what runs in a process of its own ---------------------------------------------------------------------
 def _answer(**what: Any) -> None:
     print(json.dumps(what), flush=True)
 
@@ -338,7 +338,7 @@ def _product(device: Any, engine: str) -> str:
             os.environ["CLNN_GEMM"] = asked
 
 
-# -- folders -----------------------------------------------------------------------------------------------------------
+# -- folders ----------------------------------------------------------------------------------------------------------
 def folders() -> Iterator[Finding]:
     """Where clnn keeps what it downloads and measures, and where data sets are looked for."""
     from .data.datasets import FASHION_MNIST, MNIST, _find

@@ -16,7 +16,6 @@ from .ops.aggregate import reduce
 from .ops.array import Array
 from .ops.elementwise import binary
 from .ops.loss import Record, Rows, rows
-
 from .tensor import Tensor, grad_enabled, host_array, on_tape, tensor
 
 
@@ -37,11 +36,18 @@ class Loss:
         if sample_weight is not None:
             weight = tensor(sample_weight, dtype=output.dtype, device=output.device)
             if weight.shape != output.shape[:1]:
-                raise ShapeError(f"sample_weight has the shape {weight.shape}; the output {output.shape} needs {output.shape[:1]}")
+                raise ShapeError(
+                    f"sample_weight has the shape {weight.shape}; the output {output.shape} needs {output.shape[:1]}"
+                )
         return mean_of(self.rows(output, target, weight), output)
 
     def rows(
-        self, output: Tensor, target: Tensor, weight: Tensor | None = None, hits: bool = False, record: Record | None = None
+        self,
+        output: Tensor,
+        target: Tensor,
+        weight: Tensor | None = None,
+        hits: bool = False,
+        record: Record | None = None,
     ) -> tuple[Rows, Tensor]:
         """The losses by row, and the tensor that their gradient is by."""
         name, source, folded = self.line(output)
@@ -51,7 +57,15 @@ class Loss:
         factor = 1.0 / max(1, flat.shape[1]) if self.mean_over_outputs else 1.0
         taped = grad_enabled() and source.requires_grad
         found = rows(
-            name, flat, target, weight, factor=factor, parameter=self.parameter, gradient=taped, hits=hits, folded=folded,
+            name,
+            flat,
+            target,
+            weight,
+            factor=factor,
+            parameter=self.parameter,
+            gradient=taped,
+            hits=hits,
+            folded=folded,
             record=record,
         )
         if flat is source:
@@ -83,7 +97,9 @@ class Loss:
                     "they need the shape (n,) and outputs (n, classes)"
                 )
             if self.takes == "numbers":
-                raise ShapeError(f"{self.name}: integers of shape {target} would be class numbers; give floats to regress on")
+                raise ShapeError(
+                    f"{self.name}: integers of shape {target} would be class numbers; give floats to regress on"
+                )
         elif target != output and target + (1,) != output:
             raise ShapeError(f"{self.name}: targets of shape {target} do not fit outputs of shape {output}")
 
@@ -179,14 +195,17 @@ class BinaryCrossEntropy(Loss):
             if output.activation or not output.requires_grad:
                 return "sigmoid_cross_entropy", output, True
             raise ConfigurationError(
-                "binary_cross_entropy: the sigmoid's output was reshaped or detached; apply the loss before that, or to linear outputs"
+                "binary_cross_entropy: the sigmoid's output was reshaped or detached; apply the loss before "
+                "that, or to linear outputs"
             )
         self.check_activation(output.made_by)
         return self.name, output, False
 
     def check_activation(self, name: str) -> None:
         if name not in ("", "linear", "sigmoid"):
-            raise ConfigurationError(f"binary_cross_entropy takes the outputs of a sigmoid or linear last layer, not of {name!r}")
+            raise ConfigurationError(
+                f"binary_cross_entropy takes the outputs of a sigmoid or linear last layer, not of {name!r}"
+            )
 
 
 class CrossEntropy(Loss):
@@ -206,7 +225,8 @@ class CrossEntropy(Loss):
     def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
         super().check(output, target, dtype)
         if len(output) != 2:
-            raise ShapeError(
+            raise "
+            "ShapeError(
                 f"{self.name}: outputs of shape {output} are not (n, classes); reshape them to that, and the targets of shape {target}"
             )
 
@@ -215,7 +235,9 @@ class CrossEntropy(Loss):
         if output.logits is not None:
             return "softmax_cross_entropy", output.logits, False
         if output.made_by in ("softmax", "log_softmax"):
-            raise ConfigurationError(f"{self.name}: the {output.made_by}'s output was reshaped or detached; apply the loss before that")
+            raise ConfigurationError(
+                f"{self.name}: the {output.made_by}'s output was reshaped or detached; apply the loss before that"
+            )
         return "softmax_cross_entropy", output, False
 
     def check_activation(self, name: str) -> None:

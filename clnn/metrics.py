@@ -21,7 +21,7 @@ def _per_row(kernel: str, output: Tensor, target: Tensor, *scalars: Any, after: 
     if target.size != (rows if labels else output.size):
         raise ShapeError(f"{kernel}: targets of shape {target.shape} do not fit outputs of shape {output.shape}")
     y = empty(output.device, (rows,), output.dtype)
-    extra = {"LABELS": 1} if labels else {}
+    extra: dict[str, Any] = {"LABELS": 1} if labels else {}
     tail = (output.block, target.block, y.block)
     args = (*tail, *scalars) if after else (*scalars, *tail)
     output.device.launch("metrics", kernel, (rows,), rows, n, *args, real=output.real, **extra)
@@ -55,7 +55,9 @@ def _target(output: Tensor, target: Any) -> Tensor:
     if isinstance(target, Tensor):
         return target
     array = np.asarray(target)
-    return tensor(array, dtype=np.int32 if array.dtype.kind in "iu" and array.ndim == 1 else output.dtype, device=output.device)
+    return tensor(
+        array, dtype=np.int32 if array.dtype.kind in "iu" and array.ndim == 1 else output.dtype, device=output.device
+    )
 
 
 def find_metric(which: str | Metric) -> Metric:

@@ -18,7 +18,7 @@ from .optim import OPTIMIZERS, Optimizer
 from .parameters import consolidate, count
 from .random import drawing_from
 from .runtime.device import Device, resolve
-from .tensor import Tensor, no_grad, tensor
+from .tensor import Parameter, Tensor, no_grad, tensor
 
 
 class Model(Layer):
@@ -90,7 +90,7 @@ class Model(Layer):
             consolidate(parameters)
         return self
 
-    # -- files -----------------------------------------------------------------------------------------------------------
+    # -- files --------------------------------------------------------------------------------------------------------
     def save(self, path: str | Path) -> None:
         """Write architecture, parameters, loss and, after fit, the optimizer's state to one file, whole or not at all.
 
@@ -100,7 +100,11 @@ class Model(Layer):
             raise CheckpointError("the model is not built yet: give input_shape, or call it once, before saving")
         parameters = list(self.named_parameters())
         arrays = {f"parameter.{name}": p.numpy() for name, p in parameters}
-        header: dict[str, Any] = {"model": checkpoint.describe(self), "dtype": self.dtype.name, "input_shapes": self._input_shapes}
+        header: dict[str, Any] = {
+            "model": checkpoint.describe(self),
+            "dtype": self.dtype.name,
+            "input_shapes": self._input_shapes,
+        }
         frozen = [name for name, p in parameters if not p.trainable]
         if frozen:
             header["frozen"] = frozen
@@ -132,11 +136,17 @@ class Sequential(Model):
     """
 
     def __init__(
-        self, layers: Sequence[Layer], input_shape: int | Sequence[int] | None = None, dtype: Any = "float32", seed: int | None = None
+        self,
+        layers: Sequence[Layer],
+        input_shape: int | Sequence[int] | None = None,
+        dtype: Any = "float32",
+        seed: int | None = None,
     ) -> None:
         if not layers or not all(isinstance(layer, Layer) for layer in layers):
             wrong = next((layer for layer in layers if not isinstance(layer, Layer)), None)
-            raise ConfigurationError(f"Sequential takes a list of one or more layers{f', not {wrong!r}' if wrong is not None else ''}")
+            raise ConfigurationError(
+                f"Sequential takes a list of one or more layers{f', not {wrong!r}' if wrong is not None else ''}"
+            )
         self.layers = list(layers)
         kinds: dict[str, int] = {}
         for layer in self.layers:
@@ -190,7 +200,9 @@ class Sequential(Model):
     def summary(self) -> str:
         """A table of layers, output shapes and parameters, as text."""
         if not self.built:
-            raise ConfigurationError("the model is not built: give Sequential an input_shape, or call it once, before summary()")
+            raise ConfigurationError(
+                "the model is not built: give Sequential an input_shape, or call it once, before summary()"
+            )
         rows = [("layer", "output shape", "parameters")]
         for layer, shape in zip(self.layers, self.output_shapes):
             number = count([p for _, p in layer.named_parameters()])
@@ -201,7 +213,9 @@ class Sequential(Model):
         parameters = self.parameters()
         trainable = count([p for p in parameters if p.trainable])
         size = sum(p.nbytes for p in parameters)
-        lines.append(f"{count(parameters):,} parameters ({trainable:,} trainable), {size:,} bytes, on {self.device.name}")
+        lines.append(
+            f"{count(parameters):,} parameters ({trainable:,} trainable), {size:,} bytes, on {self.device.name}"
+        )
         return "\n".join(lines)
 
     def config(self) -> dict[str, Any]:
@@ -215,7 +229,9 @@ def load(path: str | Path) -> Any:
         model = checkpoint.construct(header["model"])
         dtype, shapes = np.dtype(header["dtype"]), [tuple(shape) for shape in header["input_shapes"]]
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: the header is incomplete or damaged ({error!r}); restore the file from a copy") from error
+        raise CheckpointError(
+            f"{path}: the header is incomplete or damaged ({error!r}); restore the file from a copy"
+        ) from error
     if not isinstance(model, Model):
         raise CheckpointError(f"{path} holds a {type(model).__name__}, which is no model")
     from .runtime.device import device
@@ -229,7 +245,9 @@ def load(path: str | Path) -> Any:
     if "optimizer" in header:
         saved = header["optimizer"]
         if saved["name"] not in OPTIMIZERS:
-            raise CheckpointError(f"{path} names an unknown optimizer {saved['name']!r}; known are {', '.join(OPTIMIZERS)}")
+            raise CheckpointError(
+                f"{path} names an unknown optimizer {saved['name']!r}; known are {', '.join(OPTIMIZERS)}"
+            )
         optimizer = OPTIMIZERS[saved["name"]](**saved["config"])
         kept = {n.removeprefix("optimizer."): a for n, a in arrays.items() if n.startswith("optimizer.")}
         optimizer.load_state_dict({"steps": saved["steps"], "epochs": saved["epochs"], "arrays": kept})
@@ -241,7 +259,7 @@ def _freeze(model: Layer, frozen: set[str]) -> None:
     if not frozen:
         return
     for layer in model.layers_inside():
-        own = [p for p in vars(layer).values() if isinstance(p, Tensor) and hasattr(p, "trainable")]
+        own = [p for p in vars(layer).values() if isinstance(p, Parameter)]
         if own and all(p.name in frozen for p in own):
             layer.trainable = False
 

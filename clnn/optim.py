@@ -28,9 +28,15 @@ ROWS = 1024  # steps in a table of rates
 def _check(name: str, value: float, low: float, high: float, closed: str = "[)") -> float:
     """`value` as a float, if it lies in the range."""
     fits = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    fits = fits and (low <= value if closed[0] == "[" else low < value) and (value <= high if closed[1] == "]" else value < high)
+    fits = (
+        fits
+        and (low <= value if closed[0] == "[" else low < value)
+        and (value <= high if closed[1] == "]" else value < high)
+    )
     if not fits:
-        raise ConfigurationError(f"{name} should be in {closed[0]}{low:g}, {high:g}{closed[1]}, {value!r} was provided instead")
+        raise ConfigurationError(
+            f"{name} should be in {closed[0]}{low:g}, {high:g}{closed[1]}, {value!r} was provided instead"
+        )
     return float(value)
 
 
@@ -56,7 +62,11 @@ class Optimizer:
     fuses = False  # whether velocities may lie in the gradients' buffer
 
     def __init__(
-        self, lr: float | Callable[[int], float], weight_decay: float = 0.0, l1: float = 0.0, keep_gradients: bool = False
+        self,
+        lr: float | Callable[[int], float],
+        weight_decay: float = 0.0,
+        l1: float = 0.0,
+        keep_gradients: bool = False,
     ) -> None:
         self._ready = False
         self._clock = _Clock()
@@ -91,7 +101,7 @@ class Optimizer:
         """Steps taken so far."""
         return self._clock.steps
 
-    # -- to be given by each optimizer -----------------------------------------------------------------------------------
+    # -- to be given by each optimizer --------------------------------------------------------------------------------
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, Any, Any, Any]:
         """(lr, a, b, c) as the rule reads them, for steps t = 1, 2, ... (arrays, or numbers for all of them)."""
         return lr, 0.0, 0.0, 0.0
@@ -105,7 +115,7 @@ class Optimizer:
         lr = self.lr if not callable(self.lr) else self.rate(self.steps)
         return {"lr": lr, "weight_decay": self.weight_decay, "l1": self.l1, "keep_gradients": self.keep_gradients}
 
-    # -- rates -------------------------------------------------------------------------------------------------------------
+    # -- rates --------------------------------------------------------------------------------------------------------
     def rate(self, step: int) -> float:
         """The learning rate of step 0, 1, ..."""
         return _check("the schedule's lr", self.lr(step), 0.0, math.inf) if callable(self.lr) else self.lr
@@ -147,13 +157,17 @@ class Optimizer:
         table, cell = self.table(p)
         return Scale(table, cell, pair, lambda: tuple(self._rows[self._clock.row, 2 * pair : 2 * pair + 2]))
 
-    # -- parameters and what is kept of them -------------------------------------------------------------------------------
+    # -- parameters and what is kept of them --------------------------------------------------------------------------
     def attach(self, parameters: Sequence[Parameter]) -> None:
         """Take charge of `parameters`: they move into a flat store where they have none."""
         wanted = [p for p in parameters if p.trainable]
         if not wanted:
             raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
-        if self._runs is not None and len(wanted) == len(self.parameters) and all(a is b for a, b in zip(wanted, self.parameters)):
+        if (
+            self._runs is not None
+            and len(wanted) == len(self.parameters)
+            and all(a is b for a, b in zip(wanted, self.parameters))
+        ):
             return
         consolidate(wanted)
         self.parameters = wanted
@@ -224,7 +238,7 @@ class Optimizer:
         store.velocity_of = None
         self._fused.discard(store)
 
-    # -- the step ------------------------------------------------------------------------------------------------------------
+    # -- the step -----------------------------------------------------------------------------------------------------
     def step(self, parameters: Sequence[Parameter] | None = None) -> None:
         """Update the parameters by the gradients that `backward()` left.
 
@@ -285,7 +299,10 @@ class Optimizer:
         store = run.store
         device, size = store.device, store.dtype.itemsize
         fused = store in self._fused
-        defines: dict[str, Any] = {"RULE": "fused_momentum" if fused else self.rule, "STATES": 0 if fused else self.states}
+        defines: dict[str, Any] = {
+            "RULE": "fused_momentum" if fused else self.rule,
+            "STATES": 0 if fused else self.states,
+        }
         decay, l1 = 0.0, self.l1
         if self.weight_decay and self.decoupled:
             defines["DECOUPLED"] = 1
@@ -310,7 +327,7 @@ class Optimizer:
             real=device.real(store.dtype), **defines,
         )  # fmt: skip
 
-    # -- saving ----------------------------------------------------------------------------------------------------------------
+    # -- saving -------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Step and epoch counts, and the kept buffers as arrays by parameter's index: what an exact resume needs."""
         arrays: dict[str, np.ndarray] = {}
@@ -336,7 +353,9 @@ class Optimizer:
             index, number = (int(part) for part in key.split("."))
             p = self.parameters[index]
             if p.shape != array.shape:
-                raise ConfigurationError(f"the optimizer's state {key} has the shape {array.shape}, its parameter {p.shape}")
+                raise ConfigurationError(
+                    f"the optimizer's state {key} has the shape {array.shape}, its parameter {p.shape}"
+                )
             view = self.state(p.store)[number].view(p.position, p.nbytes)
             p.device.upload(np.ascontiguousarray(array, p.dtype), view)
 
@@ -432,7 +451,7 @@ class AdamW(Adam):
         super().__init__(lr, weight_decay=weight_decay, **options)
 
 
-OPTIMIZERS: dict[str, type[Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+OPTIMIZERS: dict[str, Any] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
 
 
 def find_optimizer(which: str | Optimizer) -> Optimizer:

@@ -82,11 +82,15 @@ def runs(parameters: Sequence[Parameter]) -> list[Run]:
     for p in sorted(parameters, key=lambda p: (id(p.store), p.position)):
         size = align(max(p.nbytes, 1))
         last = found[-1] if found else None
-        if last and last.store is p.store and last.stop == p.position and last.rate_factor == p.rate_factor:
-            if not p.decays or last.decays == last.stop - last.start:  # what decays stays in front
-                found[-1] = last._replace(stop=last.stop + size, decays=last.decays + (size if p.decays else 0))
-                continue
-        found.append(Run(p.store, p.position, p.position + size, size if p.decays else 0, p.rate_factor))
+        decays = size if p.decays else 0
+        if (
+            last
+            and (last.store, last.stop, last.rate_factor) == (p.store, p.position, p.rate_factor)
+            and (not decays or last.decays == last.stop - last.start)  # what decays stays in front
+        ):
+            found[-1] = last._replace(stop=last.stop + size, decays=last.decays + decays)
+        else:
+            found.append(Run(p.store, p.position, p.position + size, decays, p.rate_factor))
     return found
 
 

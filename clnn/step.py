@@ -32,7 +32,11 @@ class Step:
         name = getattr(function, "__name__", type(function).__name__)
         self.replays = Replays(name, record)
         self.moves_counters = moves_counters
-        self._given = list(optimizers), dict(uses or {}), {}  # what is known before the first call
+        self._given: tuple[list[Any], dict[Any, int], dict[Any, int]] = (
+            list(optimizers),
+            dict(uses or {}),
+            {},
+        )  # what is known before the first call
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
         # by key: optimizers stepped, uses of parameters, and where the number of gradients they have received changed
@@ -65,7 +69,9 @@ class Step:
         for array, fixed in zip(arrays, inputs):
             if isinstance(array, Tensor):
                 if array.device is not where:
-                    raise ConfigurationError(f"the arguments of one step lie on two devices, {where!r} and {array.device!r}")
+                    raise ConfigurationError(
+                        f"the arguments of one step lie on two devices, {where!r} and {array.device!r}"
+                    )
                 where.copy(array.block, fixed.block, array.nbytes)
             else:
                 where.upload_soon(array, fixed.block)
@@ -82,7 +88,9 @@ class Step:
         try:
             hash(key)
         except TypeError as error:
-            raise ConfigurationError(f"the arguments of a step are tensors, arrays, and values that can be hashed: {error}") from error
+            raise ConfigurationError(
+                f"the arguments of a step are tensors, arrays, and values that can be hashed: {error}"
+            ) from error
         return key
 
     def run(self, where: Device, key: Hashable, function: Callable[[StepContext], Any]) -> tuple[Any, bool]:

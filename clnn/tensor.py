@@ -75,7 +75,7 @@ class Tensor(Array):
         super().__init__(block, shape, dtype, device)
         self.node: Node | None = None
 
-    # -- in and out --------------------------------------------------------------------------------------------------
+    # -- in and out ---------------------------------------------------------------------------------------------------
     def numpy(self) -> np.ndarray:
         """A copy on the host."""
         return self.device.read(self.block, np.empty(self.shape, self.dtype))
@@ -129,7 +129,7 @@ class Tensor(Array):
         y.made_by = self.made_by
         return y
 
-    # -- gradients -----------------------------------------------------------------------------------------------------
+    # -- gradients ----------------------------------------------------------------------------------------------------
     @property
     def requires_grad(self) -> bool:
         """Whether `backward()` from here reaches a parameter."""
@@ -153,7 +153,7 @@ class Tensor(Array):
                 raise ShapeError(f"backward(): the gradient's shape {gradient.shape} is not the tensor's, {self.shape}")
         backpropagate(self.node, gradient)
 
-    # -- arithmetic ----------------------------------------------------------------------------------------------------
+    # -- arithmetic ---------------------------------------------------------------------------------------------------
     def __add__(self, other: Any) -> Tensor:
         return _binary("add", self, other)
 
@@ -208,7 +208,7 @@ class Tensor(Array):
     def __ge__(self, other: Any) -> Tensor:
         return _binary("greater_equal", self, other)
 
-    # -- reductions and shapes -------------------------------------------------------------------------------------------
+    # -- reductions and shapes ----------------------------------------------------------------------------------------
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
         return apply(reduce, self, kind="sum", axis=axis, keepdims=keepdims)
 
@@ -250,7 +250,19 @@ class Parameter(Tensor):
     `uses` counts the gradients received since the last step: a later one is added to the first.
     """
 
-    __slots__ = ("name", "trainable", "decays", "rate_factor", "sink", "uses", "forward_uses", "store", "position", "_grad", "_last")
+    __slots__ = (
+        "name",
+        "trainable",
+        "decays",
+        "rate_factor",
+        "sink",
+        "uses",
+        "forward_uses",
+        "store",
+        "position",
+        "_grad",
+        "_last",
+    )
 
     def __init__(self, block: Block, shape: Sequence[int], dtype: Any, device: Device, name: str = "") -> None:
         super().__init__(block, shape, dtype, device)
@@ -321,7 +333,7 @@ class Parameter(Tensor):
         return Sink(block, scale)
 
 
-# -- making tensors ----------------------------------------------------------------------------------------------------
+# -- making tensors ---------------------------------------------------------------------------------------------------
 def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor from an array, a number or nested lists.
 
@@ -335,9 +347,12 @@ def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, re
         where.real(array.dtype)
         where.upload(array, p.block)
         return p
-    if isinstance(value, Tensor) and (dtype is None or value.dtype == dtype):
-        if device is None or value.device is resolve(device):
-            return value
+    if (
+        isinstance(value, Tensor)
+        and dtype in (None, value.dtype)
+        and (device is None or value.device is resolve(device))
+    ):
+        return value
     array, where = host_array(value, dtype), resolve(device)
     where.real(array.dtype)
     y = _wrap(empty(where, array.shape, array.dtype))
@@ -438,7 +453,7 @@ def _matmul(a: Any, b: Any) -> Tensor:
     return y.reshape(shape) if row or column else y
 
 
-# -- functions of tensors ------------------------------------------------------------------------------------------------
+# -- functions of tensors ---------------------------------------------------------------------------------------------
 def function(x: Any, name: str) -> Tensor:
     """A function of one variable by its name in clnn/ops/activation.py."""
     x = tensor(x)
@@ -478,7 +493,7 @@ def rows_of(x: Tensor, index: Any) -> Tensor:
     return _wrap(take_rows(x, index))
 
 
-# -- the tape ------------------------------------------------------------------------------------------------------------
+# -- the tape ---------------------------------------------------------------------------------------------------------
 class _Pending:
     """The gradient gathered for a node so far, and whether its memory is this one's own to add to."""
 
@@ -520,7 +535,7 @@ def _deliver(targets: list[Any], flowing: Gradient, pending: dict[Node, Any], fo
     sinks: list[Sink | None] = []
     loose: list[tuple[Tensor, Array]] = []  # written apart, then added like any array
     for target, want in zip(targets, wanted):
-        node = target.node if want else None
+        node: Any = target.node if want else None
         got = pending.get(node) if node else None
         if not want:
             sinks.append(None)

@@ -21,9 +21,9 @@ from .errors import ConfigurationError, DataError, Diverged, ShapeError
 from .layers.base import Layer
 from .losses import Loss, find_loss, host_target
 from .metrics import Metric, find_metric, metric_name
-from .optim import Optimizer, find_optimizer
 from .ops.array import block_of, empty
 from .ops.loss import Record
+from .optim import Optimizer, find_optimizer
 from .parameters import consolidate
 from .runtime.device import Device
 from .runtime.recording import advance_cells
@@ -73,7 +73,7 @@ class History:
         return figure
 
 
-# -- what users give -------------------------------------------------------------------------------------------------------
+# -- what users give --------------------------------------------------------------------------------------------------
 def as_inputs(x: Any, dtype: Any, name: str = "x", check: bool = True) -> list[np.ndarray]:
     """One array per input of the model, in the model's type, checked for NaN and infinity."""
     arrays = list(x) if isinstance(x, tuple) else [x]
@@ -82,7 +82,9 @@ def as_inputs(x: Any, dtype: Any, name: str = "x", check: bool = True) -> list[n
         array = np.asarray(value)
         label = name if len(arrays) == 1 else f"{name}[{i}]"
         if array.ndim < 1 or array.dtype.kind not in "fiub":
-            raise DataError(f"{label} should be an array of numbers with one row a sample, not {array.dtype} of shape {array.shape}")
+            raise DataError(
+                f"{label} should be an array of numbers with one row a sample, not {array.dtype} of shape {array.shape}"
+            )
         if array.dtype != dtype or not array.flags.c_contiguous:
             array = np.ascontiguousarray(array, dtype)
         if check:
@@ -133,18 +135,28 @@ def as_weights(
         by_class = np.ones(int(labels.max(initial=0)) + 1, dtype)
         for label, value in class_weight.items():
             if not isinstance(label, (int, np.integer)) or label < 0 or not math.isfinite(value):
-                raise ConfigurationError(f"class_weight maps class numbers to weights, and {label!r}: {value!r} was given")
+                raise ConfigurationError(
+                    f"class_weight maps class numbers to weights, and {label!r}: {value!r} was given"
+                )
             if label < len(by_class):
                 by_class[label] = value
         weight = by_class[labels] * (1 if weight is None else weight)
     return None if weight is None else np.ascontiguousarray(weight, dtype)
 
 
-# -- data on the device ------------------------------------------------------------------------------------------------------
+# -- data on the device -----------------------------------------------------------------------------------------------
 class Feed:
     """Samples, targets and weights on the device, `capacity` rows of them, and the batch that a step gathers."""
 
-    def __init__(self, device: Device, capacity: int, xs: Sequence[np.ndarray], y: np.ndarray | None, weighted: bool, ordered: bool) -> None:
+    def __init__(
+        self,
+        device: Device,
+        capacity: int,
+        xs: Sequence[np.ndarray],
+        y: np.ndarray | None,
+        weighted: bool,
+        ordered: bool,
+    ) -> None:
         self.device, self.capacity = device, capacity
         rows = lambda a: (capacity, *a.shape[1:])  # noqa: E731
         hold = lambda shape, dtype: device.memory.allocate(math.prod(shape) * np.dtype(dtype).itemsize)  # noqa: E731
@@ -244,7 +256,15 @@ def _record_metrics(feed: Feed, results: Results, output: Tensor, target: Tensor
 
 
 def _loss(
-    loss: Any, output: Tensor, y: Tensor, w: Tensor | None, hits: bool, feed: Feed, results: Results, batch: int, context: Any
+    loss: Any,
+    output: Tensor,
+    y: Tensor,
+    w: Tensor | None,
+    hits: bool,
+    feed: Feed,
+    results: Results,
+    batch: int,
+    context: Any,
 ) -> Node | None:
     """Compute the loss, record it with the hits, move the counters on, and say where backpropagation starts.
 
@@ -268,7 +288,9 @@ def _loss(
         losses, hit = found.losses, found.hits
     else:
         if w is not None:
-            raise ConfigurationError("sample_weight and class_weight need one of clnn's losses; weight samples inside your own")
+            raise ConfigurationError(
+                "sample_weight and class_weight need one of clnn's losses; weight samples inside your own"
+            )
         losses, hit, together = loss(output, y), None, False
         if not isinstance(losses, Tensor) or losses.size != 1:
             raise ShapeError("a loss of your own should return a tensor of one number, the mean over samples")
@@ -281,7 +303,7 @@ def _loss(
     return start
 
 
-# -- fit -----------------------------------------------------------------------------------------------------------------------
+# -- fit --------------------------------------------------------------------------------------------------------------
 def fit(
     model: Any,
     x: Any,
@@ -312,8 +334,14 @@ def fit(
     A second fit with the same optimizer object goes on where the first ended.
     """
     for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < (0 if name == "epochs" else 1):
-            raise ConfigurationError(f"{name} should be an integer of {0 if name == 'epochs' else 1} or more, {value!r} was provided instead")
+        if (
+            isinstance(value, bool)
+            or not isinstance(value, (int, np.integer))
+            or value < (0 if name == "epochs" else 1)
+        ):
+            raise ConfigurationError(
+                f"{name} should be an integer of {0 if name == 'epochs' else 1} or more, {value!r} was provided instead"
+            )
     loss, optimizer = find_loss(loss), find_optimizer(optimizer)
     found_metrics = [find_metric(m) for m in metrics or ()]
     device, dtype = model.device, model.dtype
@@ -458,7 +486,8 @@ def _epoch_logs(results: Results, plan: np.ndarray, classes: bool, epoch: int, f
         at = int(bad[0])
         last = f"the last finite loss was {losses[at - 1]:.6g}" if at else "no loss of this epoch was finite before"
         raise Diverged(
-            f"the loss stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} (step {first_step + at + 1} in all): "
+            f"the loss stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} (step "
+            f"{first_step + at + 1} in all): "
             f"it was {losses[at]}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
         )
     rows = plan.astype(np.float64)
@@ -470,11 +499,13 @@ def _epoch_logs(results: Results, plan: np.ndarray, classes: bool, epoch: int, f
     return logs
 
 
-# -- evaluate and predict --------------------------------------------------------------------------------------------------------
+# -- evaluate and predict ---------------------------------------------------------------------------------------------
 class Evaluation:
     """Passes data through a model without a tape, in recorded steps; kept by a model between calls."""
 
-    def __init__(self, model: Any, loss: Any, metrics: Sequence[Metric], record: bool = True, batch: int = EVALUATION_BATCH) -> None:
+    def __init__(
+        self, model: Any, loss: Any, metrics: Sequence[Metric], record: bool = True, batch: int = EVALUATION_BATCH
+    ) -> None:
         self.model, self.loss, self.metrics, self.batch = model, loss, list(metrics), batch
         self.feed: Feed | None = None
         self.results: Results | None = None
@@ -487,14 +518,14 @@ class Evaluation:
         if n == 0:
             raise DataError(f"x has no samples: its shape is {xs[0].shape}")
         sums: dict[str, float] = {}
-        for start, rows in self._chunks(xs, y, weight):
+        for rows in self._chunks(xs, y, weight):
             plan = _rows(rows, self.batch)
             for rows_now in plan:
                 self._run(int(rows_now), classes)
             assert self.results is not None
             main, extra = self.results.read(len(plan))
             share = plan / n
-            values = {"loss": main[:, 0].astype(np.float64) @ share}
+            values: dict[str, Any] = {"loss": main[:, 0].astype(np.float64) @ share}
             if classes:
                 values["accuracy"] = float(main[:, 1].sum()) / n
             for i, metric in enumerate(self.metrics):
@@ -506,7 +537,7 @@ class Evaluation:
     def outputs(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The model's outputs, chunk by chunk."""
         found = []
-        for _, rows in self._chunks(xs, None, None):
+        for rows in self._chunks(xs, None, None):
             found += [out.numpy() for out in [self._run(int(rows_now), False) for rows_now in _rows(rows, self.batch)]]
         return found
 
@@ -525,7 +556,7 @@ class Evaluation:
             part = slice(start, start + feed.capacity)
             feed.load([a[part] for a in xs], None if y is None else y[part], weight if weight is None else weight[part])
             feed.rewind()
-            yield start, len(xs[0][part])
+            yield len(xs[0][part])
 
     def _run(self, rows: int, classes: bool) -> Any:
         assert self.step is not None
@@ -589,4 +620,3 @@ def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> np.nda
     if len(xs[0]) == 0:
         return np.empty((0, *output), model.dtype)
     return np.concatenate(evaluation_of(model, "predict", None, (), batch_size).outputs(xs))
-

@@ -40,6 +40,7 @@ class Network(clnn.Callback):
 
 
 if __name__ == "__main__":
+    clnn.seed(5)  # from many other first weights one digit or two stay unlearnt for the first epochs
     try:
         training_data, validation_data, test_data = clnn.data.mnist(validation=10000, scale=256)
     except clnn.DataError:

@@ -69,7 +69,7 @@ def test_nielsen_network_without_mnist(without_mnist):
 def test_nielsen_network_with_mnist(with_mnist):
     out = run("nielsen_network", "2", **with_mnist)
     first, second = (int(n) for n in re.findall(r"^Epoch \d: (\d+) / 10000$", out, re.M))
-    assert first > 8500 and second > 9000  # the book's own run: 9129 and 9295
+    assert first > 8800 and second > 9000  # the book's own run: 9129 and 9295
 
 
 def test_custom_layer(without_mnist):

@@ -125,7 +125,8 @@ class FakeDevice:
     ("text", "expected"),
     [
         ("", 900 * MIB), ("100", 100), ("2k", 2048), ("3M", 3 * MIB), ("3MiB", 3 * MIB), ("3 mb", 3 * MIB),
-        ("2G", 2048 * MIB), ("0.5G", 512 * MIB), ("80%", 800 * MIB), ("12.5 %", 125 * MIB), (" 7M ", 7 * MIB), ("1T", 1 << 40),
+        ("2G", 2048 * MIB), ("0.5G", 512 * MIB), ("80%", 800 * MIB), ("12.5 %", 125 * MIB),
+        (" 7M ", 7 * MIB), ("1T", 1 << 40),
     ],
 )  # fmt: skip
 def test_limit(monkeypatch, text, expected):

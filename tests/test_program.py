@@ -97,14 +97,16 @@ def test_built_once(device, monkeypatch):
     assert files.count("gemm") == 1 and files.count("reduce") == 1 and len(built) <= 6, built
 
 
-def test_single_precision_constants(device):
-    """A formula's 0.5 is a float in a float program: no device without float64 sees a double."""
-    programs = program.Programs(device.context, device.has_fp64)
-    options = []
-    programs._compile = lambda file, o: options.append(o)
-    programs.build("elementwise", "float", ())
-    programs.build("elementwise", "double", ())
-    assert "-cl-single-precision-constant" in options[0] and "-cl-single-precision-constant" not in options[1]
+@pytest.mark.oclgrind
+def test_single_precision_constants(device, folder):
+    """A formula's 0.5 is a float in a float program, also where -cl-single-precision-constant is ignored."""
+    body = "x[0] = sizeof(0.5); x[1] = sizeof(1.5e-3); x[2] = sizeof(2.5f); x[3] = sizeof(x[0] * 1.25);"
+    (folder / "sizes.cl").write_text(f"typedef REAL real;\nkernel void f(global int *x) {{ {body} }}\n")
+    for real in ("float", "double") if device.has_fp64 else ("float",):
+        block = device.allocate(16)
+        device.launch("sizes", "f", (1,), block, local=(1,), real=real)
+        wide = 4 if real == "float" else 8
+        assert device.read(block, np.empty(4, np.int32)).tolist() == [wide, wide, 4, wide]
 
 
 def test_a_launch_that_fails_says_what_it_was(device):

@@ -158,14 +158,26 @@ def _unfused(device: Device, p: Product) -> None:
         clblast.run(device, p._replace(c=target, scale=None))
         value = (1.0, 0.0) if p.scale is None else p.scale.value()
         assert value in ((1.0, 0.0), (1.0, 1.0)), "gradients of activations are assigned or added"
-        extra = {"ACCUMULATE": 1} if value[1] else {}
-        device.launch("elementwise", "unary_backward", (size,), size, p.saved, target, p.c, real=real, ACT=p.activation, **extra)
+        extra: dict[str, Any] = {"ACCUMULATE": 1} if value[1] else {}
+        device.launch(
+            "elementwise", "unary_backward", (size,), size, p.saved, target, p.c, real=real, ACT=p.activation, **extra
+        )
     else:
         clblast.run(device, p)
         if p.bias or p.saved or p.activation != "linear":
             extra = {"KEEP": 1} if p.saved else {}
             device.launch(
-                "epilogue", "bias_activate", (p.n, p.m), p.n, p.m, p.bias, p.c, p.saved, real=real, ACT=p.activation, **extra
+                "epilogue",
+                "bias_activate",
+                (p.n, p.m),
+                p.n,
+                p.m,
+                p.bias,
+                p.c,
+                p.saved,
+                real=real,
+                ACT=p.activation,
+                **extra,
             )
     if p.sums:
         column_sums(device, p.n, p.k, p.b, p.sums, p.dtype)

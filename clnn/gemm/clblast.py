@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import threading
@@ -73,7 +74,9 @@ def run(device: Device, p: Product) -> None:
     try:
         device.call(label, _Call(np.dtype(p.dtype), sizes, value), (p.a, p.b, p.c), ())
     except (RuntimeError, ValueError) as error:
-        raise DeviceError(f"CLBlast failed for {sizes} on {device!r}: {error}; CLNN_GEMM=tile does without it") from error
+        raise DeviceError(
+            f"CLBlast failed for {sizes} on {device!r}: {error}; CLNN_GEMM=tile does without it"
+        ) from error
 
 
 class _Call:
@@ -88,7 +91,7 @@ class _Call:
         _multiply(queue, a, b, c, self.dtype, self.sizes, self.value)
 
 
-# -- the self-test -----------------------------------------------------------------------------------------------------
+# -- the self-test ----------------------------------------------------------------------------------------------------
 def problem(device: Device) -> str:
     """Why CLBlast cannot be used on `device`, or "". The self-test runs once per driver and is remembered."""
     library, missing = _library()
@@ -103,10 +106,8 @@ def problem(device: Device) -> str:
             remembered = {}
         if not isinstance(remembered.get(key), str):
             remembered[key] = _self_test(device)
-            try:
+            with contextlib.suppress(OSError):  # a read-only cache folder costs a self-test per process, nothing else
                 write_atomically(path, json.dumps(remembered, indent=1).encode())
-            except OSError:
-                pass  # a read-only cache folder costs a self-test per process, nothing else
         _problems[device.identity] = remembered[key]
     return _problems[device.identity]
 
@@ -142,7 +143,8 @@ def _self_test(device: Device) -> str:
                     blocks.append(block)
                 sizes = (m, n, k, transpose_a, transpose_b, stored[0].shape[1], stored[1].shape[1], n, *offsets)
                 try:
-                    _multiply(device.queue, *[block.buffer for block in blocks], np.float32, sizes, lambda: (0.5, 2.0))
+                    a, b, c = (block.buffer for block in blocks)
+                    _multiply(device.queue, a, b, c, np.float32, sizes, lambda: (0.5, 2.0))
                 except Exception as error:  # whatever it is, CLBlast is not usable here
                     return f"CLBlast does not run on {device.name}: {error}"
                 got = np.empty(m * n + offsets[2], np.float32)

@@ -50,7 +50,9 @@ def choose(device: Device, p: Product) -> Tile:
         return Tile(4, 1, vw)
     wide = 1 if p.n <= vw else 2 if p.n <= 2 * vw else 4
     if p.transpose_b:
-        fits = device.local_memory >= 4 * (BLOCK[0] * (BLOCK[2] + 16) + BLOCK[1] * BLOCK[2]) * (2 if p.dtype == np.float64 else 1)
+        fits = device.local_memory >= 4 * (BLOCK[0] * (BLOCK[2] + 16) + BLOCK[1] * BLOCK[2]) * (
+            2 if p.dtype == np.float64 else 1
+        )
         if p.k >= 16 and fits:
             return Tile(8, 2, vw, block=True)
         return Tile(5, min(2, wide), vw)

@@ -56,7 +56,7 @@ class Layer:
         """The arguments that make a layer like this one, as JSON can hold them."""
         return {}
 
-    # -- calling ---------------------------------------------------------------------------------------------------------
+    # -- calling ------------------------------------------------------------------------------------------------------
     def __call__(self, *inputs: Any) -> Any:
         for x in inputs:
             if isinstance(x, Tensor) and x.device is not self.device:  # a copy would end the tape
@@ -91,7 +91,7 @@ class Layer:
         """The error again, with this layer's name in front."""
         return ShapeError(f"{self.name or type(self).__name__}: {error}")
 
-    # -- parameters ------------------------------------------------------------------------------------------------------
+    # -- parameters ---------------------------------------------------------------------------------------------------
     def parameter(
         self, shape: int | Sequence[int], init: str | float | Initialiser = "glorot_uniform", decays: bool | None = None
     ) -> Parameter:
@@ -155,11 +155,16 @@ class Layer:
         if isinstance(value, Parameter):
             value.name = value.name or key
             value.trainable = value.trainable and self._trainable
-        elif self.built and isinstance(value, (int, float, str, bool)) and not key.startswith("_") and key != "stop_training":
+        elif (
+            self.built
+            and isinstance(value, (int, float, str, bool))
+            and not key.startswith("_")
+            and key != "stop_training"
+        ):
             structure_changed()  # a rate, a size: recordings have the old one
         object.__setattr__(self, key, value)
 
-    # -- state -------------------------------------------------------------------------------------------------------------
+    # -- state --------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, np.ndarray]:
         """All parameters as arrays on the host, by name."""
         return {name: p.numpy() for name, p in self.named_parameters()}

@@ -48,7 +48,9 @@ class Dense(Layer):
     def build(self, *shapes: tuple[int, ...]) -> None:
         (shape,) = shapes
         if not shape:
-            raise ShapeError(f"{self.name or 'Dense'}: an input needs an axis of features besides the batch's, and has none")
+            raise ShapeError(
+                f"{self.name or 'Dense'}: an input needs an axis of features besides the batch's, and has none"
+            )
         self.w = self.parameter((shape[-1], self.size), self.weight_init)
         self.b = self.parameter((self.size,), self.bias_init) if self.bias else None
 

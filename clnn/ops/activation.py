@@ -6,7 +6,7 @@ of: its output y (then nothing more is kept), or its input x.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..errors import ConfigurationError
 from .array import Array, Backward, check_float, empty_like
@@ -80,8 +80,17 @@ def through(activation: tuple[str, Array], dy: Array, into: Array | None = None)
     """dz = dy * f'(saved), a new array, or added to `into`."""
     name, saved = activation
     out = empty_like(dy) if into is None else into
-    extra = {} if into is None else {"ACCUMULATE": 1}
+    extra: dict[str, Any] = {} if into is None else {"ACCUMULATE": 1}
     dy.device.launch(
-        "elementwise", "unary_backward", (dy.size,), dy.size, saved.block, dy.block, out.block, real=dy.real, ACT=name, **extra
+        "elementwise",
+        "unary_backward",
+        (dy.size,),
+        dy.size,
+        saved.block,
+        dy.block,
+        out.block,
+        real=dy.real,
+        ACT=name,
+        **extra,
     )
     return out

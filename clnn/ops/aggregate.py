@@ -12,7 +12,9 @@ from .reduce import normal_axes, reduced
 from .shape import broadcast_to
 
 
-def reduce(x: Array, kind: str, axis: int | Sequence[int] | None = None, keepdims: bool = False) -> tuple[Array, Backward]:
+def reduce(
+    x: Array, kind: str, axis: int | Sequence[int] | None = None, keepdims: bool = False
+) -> tuple[Array, Backward]:
     """sum, mean, max or min over `axis` (all axes if None). A gradient of max and min is shared by equals."""
     check_float(kind, x)
     axes = normal_axes(x.ndim, axis)

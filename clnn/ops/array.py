@@ -96,9 +96,13 @@ def check_together(what: str, *arrays: Array | None) -> None:
     there = [x for x in arrays if x is not None]
     for x in there[1:]:
         if x.device is not there[0].device:
-            raise DeviceError(f"{what}: arrays on two devices, {there[0].device!r} and {x.device!r}; move one with .to(device)")
+            raise DeviceError(
+                f"{what}: arrays on two devices, {there[0].device!r} and {x.device!r}; move one with .to(device)"
+            )
         if x.dtype != there[0].dtype:
-            raise ShapeError(f"{what}: arrays of two types, {there[0].dtype} and {x.dtype}; convert one with .astype(...)")
+            raise ShapeError(
+                f"{what}: arrays of two types, {there[0].dtype} and {x.dtype}; convert one with .astype(...)"
+            )
 
 
 def check_float(what: str, x: Array) -> None:

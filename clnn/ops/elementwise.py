@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import ShapeError
 from ..gemm import Scale
 from .array import Array, Backward, check_float, check_together, empty, empty_like, vector8
@@ -36,7 +38,8 @@ def broadcast_strides(shape: tuple[int, ...], target: tuple[int, ...]) -> list[i
 
 def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
     """y = f(a, b), elementwise; one of them may be a number."""
-    extra = {}
+    extra: dict[str, Any] = {}
+    operands: tuple[Any, ...]
     if not isinstance(a, Array):
         assert isinstance(b, Array)
         shape, one, operands, extra = b.shape, b, (float(a), b.block), {"SCALAR_FIRST": 1}

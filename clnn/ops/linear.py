@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from ..errors import ShapeError
 from ..gemm import column_sums, gemm
@@ -10,7 +11,9 @@ from .activation import ACTIVATIONS
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty
 
 
-def linear(x: Array, w: Array, b: Array | None, activation: str = "linear", keep: bool = True) -> tuple[Array, Backward]:
+def linear(
+    x: Array, w: Array, b: Array | None, activation: str = "linear", keep: bool = True
+) -> tuple[Array, Backward]:
     """y = f(x w + b): x (..., in), w (in, out), b (out,) -> y (..., out).
 
     With `keep` the input of an activation whose derivative needs it is kept; inference goes without.
@@ -19,7 +22,9 @@ def linear(x: Array, w: Array, b: Array | None, activation: str = "linear", keep
     check_float("linear", x)
     k, n = w.shape
     if x.ndim < 1 or x.shape[-1] != k:
-        raise ShapeError(f"an input of shape {x.shape} does not fit weights of shape {w.shape}: the last axis must be {k}")
+        raise ShapeError(
+            f"an input of shape {x.shape} does not fit weights of shape {w.shape}: the last axis must be {k}"
+        )
     m, device, dtype = math.prod(x.shape[:-1]), x.device, x.dtype
     y = empty(device, (*x.shape[:-1], n), dtype)
     saved = None
@@ -42,9 +47,12 @@ def linear(x: Array, w: Array, b: Array | None, activation: str = "linear", keep
             )  # fmt: skip
 
         def write_dw_db(for_w: Sink | None, for_b: Sink | None = None):
-            sums = for_b and (for_b.out, for_b.scale)
+            sums: Any = for_b and (for_b.out, for_b.scale)
             if for_w:
-                gemm(device, k, n, m, x.block, dz.block, for_w.out, dtype=dtype, transpose_a=True, scale=for_w.scale, sums=sums)
+                gemm(
+                    device, k, n, m, x.block, dz.block, for_w.out,
+                    dtype=dtype, transpose_a=True, scale=for_w.scale, sums=sums,
+                )  # fmt: skip
             elif sums:
                 column_sums(device, n, m, dz.block, sums, dtype)
 

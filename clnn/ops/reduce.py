@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -29,14 +30,26 @@ def normal_axes(ndim: int, axis: int | Sequence[int] | None) -> tuple[int, ...]:
 
 def _one(x: Array, kind: str, outer: int, n: int, inner: int, scale: float) -> Array:
     """x as (outer, n, inner), joined over n, times scale."""
-    extra = {} if kind == "sum" else {kind.upper(): 1}
+    extra: dict[str, Any] = {} if kind == "sum" else {kind.upper(): 1}
     while True:
         chunk = n if outer * inner >= 64 or n <= CHUNK else CHUNK
         chunks = -(-n // chunk)
         y = empty(x.device, (outer * chunks * inner,), x.dtype)
         factor = scale if chunks == 1 else 1.0
         x.device.launch(
-            "reduce", "reduce", (y.size,), outer, n, inner, chunk, chunks, x.block, y.block, factor, real=x.real, **extra
+            "reduce",
+            "reduce",
+            (y.size,),
+            outer,
+            n,
+            inner,
+            chunk,
+            chunks,
+            x.block,
+            y.block,
+            factor,
+            real=x.real,
+            **extra,
         )
         if chunks == 1:
             return y

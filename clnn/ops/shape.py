@@ -99,7 +99,9 @@ def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
                 raise ShapeError(f"index {k} is out of range for axis {axis} of an array of shape {x.shape}")
             offset += int(k) % size * stride
         else:
-            raise ShapeError(f"an array is indexed by integers, slices, None and ..., not by {k!r}; clnn.take_rows takes rows")
+            raise ShapeError(
+                f"an array is indexed by integers, slices, None and ..., not by {k!r}; clnn.take_rows takes rows"
+            )
         axis += 1
     y = _strided(x, kept, strides, offset)
 

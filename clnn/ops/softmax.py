@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from ..errors import ShapeError
 from .array import Array, Backward, check_float, empty_like
 
@@ -14,7 +16,7 @@ def softmax(x: Array, log: bool = False) -> tuple[Array, Backward]:
         raise ShapeError(f"{name} needs a last axis with elements, and the shape is {x.shape}")
     n = x.shape[-1]
     rows = x.size // n
-    extra = {"LOG": 1} if log else {}
+    extra: dict[str, Any] = {"LOG": 1} if log else {}
     y = empty_like(x)
     x.device.launch("softmax", "softmax_forward", (rows,), rows, n, x.block, y.block, real=x.real, **extra)
     saved = y.alias()

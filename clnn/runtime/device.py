@@ -73,7 +73,7 @@ class Device:
         """Platform, its version, driver and device: what stored tuning and self-tests are remembered by."""
         return " | ".join((self.platform, self.version, self.driver, self.name))
 
-    # -- opened at first use -----------------------------------------------------------------------------------------
+    # -- opened at first use ------------------------------------------------------------------------------------------
     @cached_property
     def context(self) -> cl.Context:
         check_not_forked()
@@ -132,7 +132,7 @@ class Device:
             return "double"
         return "float"
 
-    # -- memory --------------------------------------------------------------------------------------------------------
+    # -- memory -------------------------------------------------------------------------------------------------------
     def allocate(self, nbytes: int) -> Block:
         """A temporary from the pool. Under a recording it is noted as such and planned into the arena."""
         block = self.memory.allocate(nbytes)
@@ -174,7 +174,7 @@ class Device:
         """Set every byte of `block` to zero."""
         self.call("fill", _fill_zero, (block,), (block.nbytes // 4 * 4,))
 
-    # -- work ----------------------------------------------------------------------------------------------------------
+    # -- work ---------------------------------------------------------------------------------------------------------
     def launch(
         self,
         file: str,
@@ -210,7 +210,7 @@ class Device:
             else:
                 kernel = self.programs.new_kernel(file, name, real, key, types)
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
-            cl.enqueue_nd_range_kernel(self.queue, kernel, size, local)
+            cl.enqueue_nd_range_kernel(self.queue, kernel, tuple(size), tuple(local))
         except cl.Error as error:
             raise DeviceError(
                 f"launching {file}.{name} over {tuple(size)} (groups of {tuple(local)}) on {self!r} failed: {error}"
@@ -294,7 +294,7 @@ def check_not_forked() -> None:
         )
 
 
-# -- which devices there are, and which one is used --------------------------------------------------------------------
+# -- which devices there are, and which one is used -------------------------------------------------------------------
 _lock = threading.Lock()
 _found: list[Device] | None = None
 _default: tuple[Any, Device] | None = None
@@ -353,10 +353,14 @@ def find_device(want: str = "", source: str = "the name") -> Device:
     else:
         index = int(tail) if tail.isdigit() else None
         part = head if index is not None else want
-        found = [d for d in best_first if (d.kind == part.lower() if part.lower() in KINDS else part.lower() in _label(d))]
+        found = [
+            d for d in best_first if (d.kind == part.lower() if part.lower() in KINDS else part.lower() in _label(d))
+        ]
         matches = found if index is None else found[index : index + 1]
     if not matches:
-        listing = "\n".join(f"  {d.platform_index}:{d.device_index}  {d.kind}  {d.name}  ({d.platform} {d.version})" for d in there)
+        listing = "\n".join(
+            f"  {d.platform_index}:{d.device_index}  {d.kind}  {d.name}  ({d.platform} {d.version})" for d in there
+        )
         raise DeviceError(
             f"{source} {want!r} matches no OpenCL device. There are:\n{listing}\n"
             f"Give a kind (gpu, cpu), a part of a name, or platform:device such as 0:0. {HOW_TO_GET_ONE}"
@@ -370,7 +374,11 @@ def device() -> Device:
     stack = getattr(_chosen, "stack", None)
     if stack:
         return stack[-1]
-    asked = os.environ.get("CLNN_DEVICE", ""), os.environ.get("PYOPENCL_CTX", ""), os.environ.get("CLNN_DEVICE_EXCLUDE", "")
+    asked = (
+        os.environ.get("CLNN_DEVICE", ""),
+        os.environ.get("PYOPENCL_CTX", ""),
+        os.environ.get("CLNN_DEVICE_EXCLUDE", ""),
+    )
     if _default is None or _default[0] != asked:
         if asked[0].strip():
             found = find_device(asked[0], "CLNN_DEVICE")

@@ -84,7 +84,7 @@ class Memory:
         self._make_room(nbytes, size)
         try:
             if pooled:
-                buffer = self._pool.allocate(nbytes + SLACK)
+                buffer: Any = self._pool.allocate(nbytes + SLACK)
             else:
                 buffer = cl.Buffer(self._device.context, cl.mem_flags.READ_WRITE, size)
         except (cl.MemoryError, cl.RuntimeError) as error:

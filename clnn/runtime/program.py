@@ -9,13 +9,15 @@ from __future__ import annotations
 import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyopencl as cl
 
 from ..errors import BuildError
 
 _PACKAGE = Path(__file__).resolve().parent.parent
+# An unsuffixed 0.5 in a formula is a float in float programs. (Oclgrind ignores -cl-single-precision-constant.)
+_LITERAL = re.compile(r"(?<![\w.])(\d+\.\d+(?:[eE][+-]?\d+)?)(?![\w.])")
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"\s*$')
 
 
@@ -63,27 +65,29 @@ class Programs:
         program = self._programs.get(key)
         if program is None:
             options = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines)]
-            if real == "float":  # an unsuffixed 0.5 in a formula is a float in float programs
-                options.append("-cl-single-precision-constant")
             program = self._programs[key] = self._compile(file, options)
         return program
 
     def _compile(self, file: str, options: list[str]) -> cl.Program:
         source = read_source(file)
+        if "-DREAL=float" in options:
+            source = _LITERAL.sub(r"\1f", source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # drivers print notes that no user can act on
             try:
                 return cl.Program(self.context, source).build(options)
             except cl.RuntimeError:
                 try:  # a stale or damaged binary cache is the one failure that a second try mends
-                    return cl.Program(self.context, source).build(options, cache_dir=False)
+                    return cl.Program(self.context, source).build(options, cache_dir=cast(Any, False))
                 except cl.RuntimeError as error:
                     raise BuildError(
                         f"kernels/{file}.cl does not build on {self.context.devices[0].name} "
                         f"with {' '.join(options)}:\n{error}\nPlease report this with the output of `clnn doctor`."
                     ) from error
 
-    def new_kernel(self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...], types: Any) -> cl.Kernel:
+    def new_kernel(
+        self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...], types: Any
+    ) -> cl.Kernel:
         """A kernel instance of its own, so that its arguments stay bound (a recording needs that)."""
         kernel = cl.Kernel(self.build(file, real, defines), name)
         kernel.set_scalar_arg_dtypes(types)

@@ -208,7 +208,9 @@ class StepContext:
         self.draws: dict[Block, int] = {}
         self.optimizers: list[Any] = []  # those whose rates and counters have moved on for it
         self.uses: dict[Any, int] = {}  # how often each parameter was used
-        self.received: dict[Any, int] = {}  # gradients that a parameter had received before, for those that this changes
+        self.received: dict[
+            Any, int
+        ] = {}  # gradients that a parameter had received before, for those that this changes
 
     def advance(self, cell: Block, by: int = 1) -> None:
         """Add `by` to the int32 in `cell` when the step ends, once however often this is said."""
