@@ -225,9 +225,9 @@ class CrossEntropy(Loss):
     def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
         super().check(output, target, dtype)
         if len(output) != 2:
-            raise "
-            "ShapeError(
-                f"{self.name}: outputs of shape {output} are not (n, classes); reshape them to that, and the targets of shape {target}"
+            raise ShapeError(
+                f"{self.name}: outputs of shape {output} are not (n, classes); reshape them to that, "
+                f"and the targets of shape {target}"
             )
 
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
