@@ -18,6 +18,7 @@ from . import random
 from .callbacks import Progress
 from .data.validate import check_features, check_labels
 from .errors import ConfigurationError, DataError, Diverged, ShapeError
+from .gemm import RowsOf
 from .layers.base import Layer
 from .losses import Loss, find_loss, host_target
 from .metrics import Metric, find_metric, metric_name
@@ -166,7 +167,7 @@ class Feed:
         self.y = None if y is None else hold(rows(y), y.dtype)
         self.weight = hold((capacity,), xs[0].dtype) if weighted else None
         self.order = hold((capacity,), np.int32) if ordered else None
-        self.state = hold((2,), np.int32)
+        self.state = hold((3,), np.int32)
 
     @staticmethod
     def row_bytes(xs: Sequence[np.ndarray], y: np.ndarray | None, weighted: bool) -> int:
@@ -191,34 +192,46 @@ class Feed:
         """Start again at the first row, in a new order; `step` is where results go on."""
         if order is not None and self.order is not None:
             self.device.upload(np.ascontiguousarray(order, np.int32), self.order)
-        self.device.upload(np.array([0, step], np.int32), self.state)
+        self.device.upload(np.array([0, step, 0], np.int32), self.state)
 
-    def gather(self, rows: int) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
-        """The next `rows` rows as tensors: inputs, targets, weights."""
-        device = self.device
-        batch = [_fresh(device, (rows, *shape), dtype) for shape, dtype in self.shapes]
-        y = _fresh(device, (rows, *self.target[0]), self.target[1]) if self.target else None
-        w = _fresh(device, (rows,), self.shapes[0][1]) if self.weight else None
-        for i, (x, source) in enumerate(zip(batch, self.xs)):
-            first = i == 0  # targets and weights come along with the first input
-            columns = math.prod(self.shapes[i][0])
-            y_columns = math.prod(self.target[0]) if first and self.target else 0
-            each = max(1, COPY_BYTES // max(1, columns * x.dtype.itemsize))  # rows a work-item copies on a CPU
-            cpu = device.kind == "cpu"
+    def batch(self, rows: int) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """The next `rows` rows as tensors: inputs, targets, weights; gathered when something asks for their memory."""
+
+        def part(block: Any, shape: Sequence[int], dtype: Any) -> Tensor:
+            return Batch(RowsOf(block, self.order, self.state), (rows, *shape), dtype, self.device)
+
+        xs = [part(block, *shape) for block, shape in zip(self.xs, self.shapes)]
+        y = part(self.y, *self.target) if self.target else None
+        return xs, y, part(self.weight, (), self.shapes[0][1]) if self.weight else None
+
+
+class Batch(Tensor):
+    """A mini-batch that lies in the data set until something asks for its `block`: then its rows are gathered."""
+
+    __slots__ = ("_memory",)
+
+    def __init__(self, rows: RowsOf, shape: Sequence[int], dtype: Any, device: Device) -> None:
+        super().__init__(None, shape, dtype, device)  # type: ignore[arg-type]
+        self.rows = rows
+
+    @property
+    def block(self) -> Any:
+        if self._memory is None:
+            device, rows, columns = self.device, self.shape[0], math.prod(self.shape[1:])
+            assert self.rows is not None
+            self._memory = device.allocate(self.nbytes)
+            each = max(1, COPY_BYTES // max(1, columns * self.dtype.itemsize))
+            size, extra = ((columns, rows), {}) if device.kind != "cpu" else ((-(-rows // each),), {"ROWS": 1})
             device.launch(
-                "data", "gather", (-(-rows // each),) if cpu else (max(columns, y_columns, 1), rows),
-                columns, rows, y_columns,
-                source, self.y if first else None, self.weight if first else None, self.order, self.state,
-                x.block, y.block if y is not None and first else None, w.block if w is not None and first else None, each,
-                local=(1,) if cpu else None, real=device.real(x.dtype), X="int" if x.dtype == np.int32 else "real",
-                Y="int" if self.target and self.target[1] == np.int32 else "real", **({"ROWS": 1} if cpu else {}),
+                "data", "gather", size, columns, rows, *self.rows, self._memory, each,
+                local=(1,) if extra else None, real="float" if self.dtype == np.int32 else device.real(self.dtype),
+                E="int" if self.dtype == np.int32 else "real", **extra,
             )  # fmt: skip
-        return batch, y, w
+        return self._memory
 
-
-def _fresh(device: Device, shape: Sequence[int], dtype: Any) -> Tensor:
-    x = empty(device, shape, dtype)
-    return Tensor(x.block, x.shape, x.dtype, x.device)
+    @block.setter
+    def block(self, value: Any) -> None:
+        self._memory = value
 
 
 class Results:
@@ -376,7 +389,7 @@ def fit(
     results = Results(device, len(plan), dtype, found_metrics)
 
     def train(context: Any, rows: int) -> None:
-        batch, t, w = feed.gather(rows)
+        batch, t, w = feed.batch(rows)
         out = model.forward(*batch)
         assert t is not None
         _record_metrics(feed, results, out, t)
@@ -568,7 +581,7 @@ class Evaluation:
 
     def _forward(self, context: Any, rows: int, classes: bool) -> Tensor | None:
         assert self.feed is not None and self.results is not None
-        batch, t, w = self.feed.gather(rows)
+        batch, t, w = self.feed.batch(rows)
         out = self.model.forward(*batch)
         if t is None:
             advance_cells(out.device, [(self.feed.state, rows)])

@@ -23,3 +23,7 @@ typedef REAL T;
 // `at` holds the row's number, so a replay reads this step's learning rate from device memory.
 #define SCALE_PAIRS 4
 #define SCALE(table, at, column) ((table)[(at)[0] * SCALE_PAIRS + (column)])
+
+// Row r of a mini-batch inside the whole data set: order[first + r], or first + r without an order. `state` holds first in
+// [0] for the forward pass, and in [2] for the backward pass, when the loss has already moved [0] on.
+#define ROW_OF(r, order, state, pass) ((order) ? (order)[(state)[pass] + (r)] : (state)[pass] + (r))

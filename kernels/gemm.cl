@@ -35,10 +35,15 @@
 #define NR (NV * VW)
 #define UNROLL _Pragma("unroll")
 
+#ifdef FROM_SET
+#define FROM_ARGS , global const int *order, global const int *state
+#else
+#define FROM_ARGS
+#endif
 // s: M N K, leading dimensions of A B C, offsets of A B C (elements), tiles along the axis that runs first, the columns of
 // the pairs for C and for D, tiles a work-item, tiles along the other axis, and whether j runs first
 #define ARGS int16 s, global const real *restrict A, global const real *restrict B, global real *C, global const real *bias, \
-  global real *saved, global real *D, global const real2 *scale, global const int *at
+  global real *saved, global real *D, global const real2 *scale, global const int *at FROM_ARGS
 #define UNPACK                                                                                                        \
   const int M = s.s0, N = s.s1, K = s.s2, lda = s.s3, ldb = s.s4, ldc = s.s5;                                         \
   A += s.s6; B += s.s7; C += s.s8;
@@ -113,26 +118,44 @@ static inline void column_sums(int N, int K, int j, int end, global const real *
 #define PAIR (real2)(1, 0)
 #endif
 
+// FROM_SET: A is the whole data set, and row r of a mini-batch is its row order[first + r]
+#ifdef FROM_SET
+#if TA
+#define FROM(r) ROW_OF(r, order, state, 2)
+#else
+#define FROM(r) ROW_OF(r, order, state, 0)
+#endif
+#define FROM_USED , order, state
+#else
+#define FROM(r) (r)
+#define FROM_USED
+#endif
+
 // ---- direct ----------------------------------------------------------------------------------------------------------
 #if TA
-#define A_AT(r, k) a[(size_t)(k) * lda + (r)]
-#define A_START(i) (A + (i))
+#define A_ROWS
+#define A_ROW_OF_K global const real *a = A + (size_t)FROM(k) * lda + i;
+#define A_AT(r, k) a[full_rows ? (r) : min((r), rows - 1)]
 #else
-#define A_AT(r, k) a[(size_t)(r) * lda + (k)]
-#define A_START(i) (A + (size_t)(i) * lda)
+#define A_ROWS                                                                     \
+  global const real *a[MR];                                                        \
+  UNROLL for (int r = 0; r < MR; r++) a[r] = A + (size_t)FROM(i + (full_rows ? r : min(r, rows - 1))) * lda;
+#define A_ROW_OF_K
+#define A_AT(r, k) a[r][k]
 #endif
 #define ACCUMULATE_ROWS                                                            \
+  A_ROW_OF_K                                                                       \
   UNROLL for (int r = 0; r < MR; r++) {                                            \
-    const T x = (T)(A_AT(full_rows ? r : min(r, rows - 1), k));                    \
+    const T x = (T)(A_AT(r, k));                                                   \
     UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];                    \
   }
 
 #ifndef MC
 static inline void tile(const int full_rows, const int full_cols, int M, int N, int K, global const real *restrict A, int lda,
                         global const real *restrict B, int ldb, global real *C, int ldc, global const real *bias,
-                        global real *saved, real2 pair, int i, int j) {
-  global const real *a = A_START(i);
+                        global real *saved, real2 pair, int i, int j FROM_ARGS) {
   const int rows = full_rows ? MR : min(MR, M - i);
+  A_ROWS
   T acc[MR][NV], bv[NV];
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
 #if !TB
@@ -170,7 +193,7 @@ kernel GROUP_SIZE void gemm_direct(ARGS) {
   const real2 pair = PAIR;
   for (int t = get_global_id(0) * chunk; t < min(tiles, ((int)get_global_id(0) + 1) * chunk); t++) {
     const int i = (s.se ? t / across : t % across) * MR, j = (s.se ? t % across : t / across) * NR;
-#define TILE(full_rows, full_cols) tile(full_rows, full_cols, M, N, K, A, lda, B, ldb, C, ldc, bias, saved, pair, i, j)
+#define TILE(full_rows, full_cols) tile(full_rows, full_cols, M, N, K, A, lda, B, ldb, C, ldc, bias, saved, pair, i, j FROM_USED)
     if (i + MR <= M) { if (j + NR <= N) TILE(1, 1); else TILE(1, 0); }
     else { if (j + NR <= N) TILE(0, 1); else TILE(0, 0); }
 #ifdef SUMS
@@ -181,6 +204,7 @@ kernel GROUP_SIZE void gemm_direct(ARGS) {
 
 #else
 // ---- block: MC x NC of C by one work-item, in steps of KC along K -----------------------------------------------------
+#undef A_AT
 #if TA
 #define AP_AT(r, k) ap[(k) * MC + (r)]
 #define AP_SIZE (KC * MC)
@@ -208,9 +232,9 @@ kernel __attribute__((reqd_work_group_size(1, 1, 1))) void gemm_block(ARGS) {
   for (int k0 = 0; k0 < K; k0 += KC) {
     const int kc = min(KC, K - k0);
 #if TA
-    for (int k = 0; k < kc; k++) copy_row(ap + k * MC, A + (size_t)(k0 + k) * lda + i0, mc, mp);
+    for (int k = 0; k < kc; k++) copy_row(ap + k * MC, A + (size_t)FROM(k0 + k) * lda + i0, mc, mp);
 #else
-    for (int r = 0; r < mp; r++) copy_row(ap + r * AP_STRIDE, A + (size_t)(i0 + min(r, mc - 1)) * lda + k0, kc, kc);
+    for (int r = 0; r < mp; r++) copy_row(ap + r * AP_STRIDE, A + (size_t)FROM(i0 + min(r, mc - 1)) * lda + k0, kc, kc);
 #endif
     for (int p = 0; p < np; p++) {                        // bp: strips of NR columns, k-major inside
       const int n = min(NR, nc - p * NR);

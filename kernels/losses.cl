@@ -20,22 +20,22 @@ LOSS_LINE(log_likelihood,           -t * y,                                     
 #ifdef LABELS
 #define TARGETS global const int *target
 #define TARGET(c) (label == (c) ? (real)1 : (real)0)
-#define LABEL target[r]
+#define LABEL target[row]
 #else
 #define TARGETS global const real *target
-#define TARGET(c) target[(size_t)r * n + (c)]
-#define LABEL largest(n, target + (size_t)r * n)
+#define TARGET(c) target[(size_t)row * n + (c)]
+#define LABEL largest(n, target + (size_t)row * n)
 #endif
 #ifdef TIMES                             // y = f(z): the gradient is taken on to z at once
 #define FOLD(d, i) ((d) * DERIVATIVE(saved[i]))
 #else
 #define FOLD(d, i) (d)
 #endif
-#define ROW_ARGS int r, int rows, int n, global const real *y, TARGETS, global const real *weight, global const real *saved, \
+#define ROW_ARGS int r, int row, int rows, int n, global const real *y, TARGETS, global const real *weight, global const real *saved, \
   global real *losses, global int *hits, global real *dy, real factor, real p
 #define ARGS int rows, int n, global const real *y, TARGETS, global const real *weight, global const real *saved, \
   global real *losses, global int *hits, global real *dy, real factor, real p
-#define ROW r, rows, n, y, target, weight, saved, losses, hits, dy, factor, p
+#define ROW r, row, rows, n, y, target, weight, saved, losses, hits, dy, factor, p
 
 // RECORD: all rows lie in one work-group, whose first work-item then ends the forward pass as state.cl's end_step does.
 #ifdef RECORD
@@ -49,6 +49,15 @@ LOSS_LINE(log_likelihood,           -t * y,                                     
 #define RECORD_STEP
 #endif
 
+// FROM_SET: targets and weights are those of the whole data set, of which this batch has the rows order[first + r]
+#ifdef FROM_SET
+#define FROM_ARGS , global const int *order, global const int *set_state
+#define FROM(r) ROW_OF(r, order, set_state, 0)
+#else
+#define FROM_ARGS
+#define FROM(r) (r)
+#endif
+
 static inline int largest(int n, global const real *x) {   // the first of them; -1 where one is NaN
   int best = x[0] == x[0] ? 0 : -1;
   for (int c = 1; c < n && best >= 0; c++) best = x[c] > x[best] ? c : x[c] == x[c] ? best : -1;
@@ -58,7 +67,7 @@ static inline int largest(int n, global const real *x) {   // the first of them;
 #ifdef LOSS
 static inline void elementwise_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
-  const real w = weight ? weight[r] : (real)1, scale = w * factor / rows;
+  const real w = weight ? weight[row] : (real)1, scale = w * factor / rows;
   const int label = LABEL;
   real sum = 0;
   for (int c = 0; c < n; c++) {
@@ -70,9 +79,9 @@ static inline void elementwise_row(ROW_ARGS) {
   if (hits) { const int best = largest(n, y + at); hits[r] = best >= 0 && best == label; }
 }
 
-kernel void elementwise_loss(ARGS RECORD_ARGS) {
+kernel void elementwise_loss(ARGS RECORD_ARGS FROM_ARGS) {
   const int r = get_global_id(0);
-  if (r < rows) elementwise_row(ROW);
+  if (r < rows) { const int row = FROM(r); elementwise_row(ROW); }
   RECORD_STEP
 }
 #endif
@@ -80,7 +89,7 @@ kernel void elementwise_loss(ARGS RECORD_ARGS) {
 // y are logits: loss = log(sum exp(y)) - sum t y, with t smoothed to (1 - p) t + p / n; dy = softmax(y) - t
 static inline void softmax_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
-  const real w = weight ? weight[r] : (real)1;
+  const real w = weight ? weight[row] : (real)1;
   const int label = LABEL;
   real top = y[at], sum = 0, dot = 0, total = 0;
   int best = 0;
@@ -101,8 +110,8 @@ static inline void softmax_row(ROW_ARGS) {
     }
 }
 
-kernel void softmax_cross_entropy(ARGS RECORD_ARGS) {
+kernel void softmax_cross_entropy(ARGS RECORD_ARGS FROM_ARGS) {
   const int r = get_global_id(0);
-  if (r < rows) softmax_row(ROW);
+  if (r < rows) { const int row = FROM(r); softmax_row(ROW); }
   RECORD_STEP
 }

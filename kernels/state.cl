@@ -8,7 +8,7 @@ kernel void advance(global int *a, global int *b, global int *c, global int *d, 
   if (d) d[0] += by.s3;
 }
 
-// The forward pass of a step of fit on `batch` rows is over: state = (first row, step). The mean of `rows` losses and the
+// The forward pass of a step of fit on `batch` rows is over: state = (first row, step, first row of the backward pass). The mean of `rows` losses and the
 // number of hits go to results[step], and the counters move on. One work-item, so that the order of summation never changes.
 static inline void record_step(int batch, int rows, global const real *losses, global const int *hits, global real *results,
                                global int *state, global int *a, global int *b, int2 by) {
@@ -19,6 +19,7 @@ static inline void record_step(int batch, int rows, global const real *losses, g
   const int step = state[1];
   results[2 * step] = sum / rows;
   results[2 * step + 1] = count;
+  state[2] = state[0];
   state[0] += batch;
   state[1] = step + 1;
   if (a) a[0] += by.s0;

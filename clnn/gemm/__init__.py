@@ -55,6 +55,17 @@ def zero_cell(device: Device) -> Block:
     return device.constants["zero"]
 
 
+class RowsOf(NamedTuple):
+    """A mini-batch inside a whole data set: its row r is row order[first + r] of `source`, or first + r without an order.
+
+    `state` holds first for the forward pass in [0], for the backward pass in [2].
+    """
+
+    source: Block
+    order: Block | None
+    state: Block
+
+
 class Product(NamedTuple):
     """One GEMM, C (M, N) = epilogue(op(A) op(B)), as both engines take it; sizes and offsets in elements."""
 
@@ -79,6 +90,7 @@ class Product(NamedTuple):
     saved: Block | None
     times: bool
     sums: tuple[Block, Scale] | None
+    rows: RowsOf | None
 
 
 def engine_name(device: Device) -> str:
@@ -120,11 +132,13 @@ def gemm(
     saved: Block | None = None,
     times: bool = False,
     sums: tuple[Block, Scale] | None = None,
+    rows: RowsOf | None = None,
 ) -> None:
     """C (m, n) = activation(alpha * op(A) op(B) + beta * C + bias), row-major.
 
     `scale` holds alpha and beta (None: 1 and 0). `saved` (m, n) takes the value before the activation; with `times`
     it is read instead: the product is multiplied by the activation's derivative there, and no activation is applied.
+    `rows` says that A is `rows.source`, a whole data set, and which of its rows count; only `tile` can do that.
     `sums` = (D, scale) adds D (n) = alpha * column sums of B (k, n) + beta * D, B not transposed.
     """
     if m == 0 or n == 0:  # no element of C; but D still wants its sums
@@ -134,12 +148,12 @@ def gemm(
     product = Product(
         m, n, k, a, b, c, dtype, transpose_a, transpose_b,
         lda or max(1, m if transpose_a else k), ldb or max(1, k if transpose_b else n), ldc or n,
-        a_offset, b_offset, c_offset, scale, bias, activation, saved, times, sums,
+        a_offset, b_offset, c_offset, scale, bias, activation, saved, times, sums, rows,
     )  # fmt: skip
     if sums and scale and (scale.table is not sums[1].table or scale.at is not sums[1].at):  # tile reads one table
         column_sums(device, n, k, b, sums, dtype)
         product = product._replace(sums=None)
-    if k == 0 or engine_name(device) == "tile":  # CLBlast refuses k = 0
+    if k == 0 or rows or engine_name(device) == "tile":  # CLBlast refuses k = 0
         tile.run(device, product)
     else:
         _unfused(device, product)

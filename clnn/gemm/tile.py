@@ -81,6 +81,8 @@ def run(device: Device, p: Product) -> None:
     if p.sums is not None:
         assert not p.transpose_b, "column sums are those of B as it lies"
         defines["SUMS"] = 1
+    if p.rows is not None:
+        defines["FROM_SET"] = 1
     rows, columns = tile.mr, tile.nv * tile.vw
     if tile.block:
         rows, columns, depth = BLOCK
@@ -103,7 +105,7 @@ def run(device: Device, p: Product) -> None:
         items = -(-items // GROUP) * GROUP
     device.launch(
         "gemm", "gemm_block" if tile.block else "gemm_direct", (items,),
-        sizes, p.a, p.b, p.c, p.bias, p.saved, total, table, at,
+        sizes, p.a, p.b, p.c, p.bias, p.saved, total, table, at, *(p.rows[1:] if p.rows else ()),
         local=(local,), real=real, **defines,
     )  # fmt: skip
 

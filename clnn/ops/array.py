@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import DeviceError, ShapeError
-from ..gemm import Scale
+from ..gemm import RowsOf, Scale
 from ..runtime.device import Device
 from ..runtime.memory import Block
 
@@ -21,15 +21,17 @@ class Array:
 
     `made_by` names the activation whose values these are, if any (losses look at it). `activation` = (name, saved array)
     says that the backward closure takes dz, see clnn/ops. `logits` is what a softmax was taken of.
+    `rows` says where a mini-batch lies that is not gathered yet: GEMM and losses read it there, `block` gathers it.
     """
 
-    __slots__ = ("block", "shape", "dtype", "device", "made_by", "activation", "logits", "__weakref__")
+    __slots__ = ("block", "shape", "dtype", "device", "made_by", "activation", "logits", "rows", "__weakref__")
 
     def __init__(self, block: Block, shape: Sequence[int], dtype: Any, device: Device) -> None:
         self.block, self.shape, self.dtype, self.device = block, tuple(shape), np.dtype(dtype), device
         self.made_by = ""
         self.activation: tuple[str, Array] | None = None
         self.logits: Any = None
+        self.rows: RowsOf | None = None
 
     @property
     def size(self) -> int:

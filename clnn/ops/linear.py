@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ..errors import ShapeError
-from ..gemm import column_sums, gemm
+from ..gemm import column_sums, engine_name, gemm
 from .activation import ACTIVATIONS
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty
 
@@ -33,9 +33,11 @@ def linear(
         on_input = ACTIVATIONS[activation].saves == "x"
         saved = empty(device, y.shape, dtype) if on_input and keep else None
         y.activation = (activation, y.alias() if saved is None else saved) if keep or not on_input else None
+    rows = x.rows if engine_name(device) == "tile" else None  # read where they lie in the data set
+    source = x.block if rows is None else rows.source
     gemm(
-        device, m, n, k, x.block, w.block, y.block,
-        dtype=dtype, bias=block_of(b), activation=activation, saved=block_of(saved),
+        device, m, n, k, source, w.block, y.block,
+        dtype=dtype, rows=rows, bias=block_of(b), activation=activation, saved=block_of(saved),
     )  # fmt: skip
 
     def backward(dz):
@@ -50,8 +52,8 @@ def linear(
             sums: Any = for_b and (for_b.out, for_b.scale)
             if for_w:
                 gemm(
-                    device, k, n, m, x.block, dz.block, for_w.out,
-                    dtype=dtype, transpose_a=True, scale=for_w.scale, sums=sums,
+                    device, k, n, m, source, dz.block, for_w.out,
+                    dtype=dtype, rows=rows, transpose_a=True, scale=for_w.scale, sums=sums,
                 )  # fmt: skip
             elif sums:
                 column_sums(device, n, m, dz.block, sums, dtype)

@@ -68,9 +68,14 @@ def rows(
     if record is not None:
         assert count <= device.group_width, "the rows of a recorded loss lie in one work-group"
         defines["RECORD"] = 1
+    # targets and weights lie in the data set, or in arrays of their own
+    rows = target.rows if target.rows and (weight is None or weight.rows) else None
+    if rows:
+        defines["FROM_SET"] = 1
+    t, w = (rows.source, None if weight is None or weight.rows is None else weight.rows.source) if rows else (target.block, block_of(weight))
     device.launch(
-        "losses", kernel, (count,), count, n, y.block, target.block, block_of(weight), block_of(saved),
-        losses.block, block_of(hit), block_of(dy), factor, parameter, *(record.args() if record else ()),
+        "losses", kernel, (count,), count, n, y.block, t, w, block_of(saved),
+        losses.block, block_of(hit), block_of(dy), factor, parameter, *(record.args() if record else ()), *(rows[1:] if rows else ()),
         real=y.real, **defines,
     )  # fmt: skip
 
