@@ -22,7 +22,7 @@ from .gemm import RowsOf
 from .layers.base import Layer
 from .losses import Loss, find_loss, host_target
 from .metrics import Metric, find_metric, metric_name
-from .ops.array import block_of, empty
+from .ops.array import block_of
 from .ops.loss import Record
 from .optim import Optimizer, find_optimizer
 from .parameters import consolidate
@@ -209,6 +209,7 @@ class Batch(Tensor):
     """A mini-batch that lies in the data set until something asks for its `block`: then its rows are gathered."""
 
     __slots__ = ("_memory",)
+    _memory: Any
 
     def __init__(self, rows: RowsOf, shape: Sequence[int], dtype: Any, device: Device) -> None:
         super().__init__(None, shape, dtype, device)  # type: ignore[arg-type]

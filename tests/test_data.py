@@ -168,7 +168,7 @@ def test_bad_validation(validation):
 
 
 def test_digits_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    monkeypatch.setitem(sys.modules, "sklearn", None)
     with pytest.raises(DataError, match=r'pip install "clnn\[digits\]"'):
         digits()
 

@@ -9,6 +9,7 @@ The files of MNIST are looked for, gzip or plain, in `$CLNN_DATA_DIR/mnist`, the
 """
 
 import hashlib
+import importlib.util
 import operator
 import os
 from pathlib import Path
@@ -98,15 +99,26 @@ def digits(validation: int = 0, raw: bool = False) -> tuple[Pair, ...]:
 
         (x, y), (x_test, y_test) = clnn.data.digits()
     """
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError as error:
-        raise DataError('digits() needs scikit-learn; install it with: pip install "clnn[digits]"') from error
-    source = load_digits()
+    images, labels = _sklearn_digits()
     order = np.random.RandomState(0).permutation(1797)  # RandomState's stream is frozen; default_rng's may change
-    images, labels = source.images[order].astype(np.uint8), source.target[order]
+    images, labels = images[order], labels[order]
     train, test = (images[:1437], labels[:1437]), (images[1437:], labels[1437:])
     return _prepare(train, test, validation, raw, scale=16)
+
+
+def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
+    """The images (1797, 8, 8) and labels, from scikit-learn's own file: importing the package takes seconds."""
+    package = importlib.util.find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise DataError('digits() needs scikit-learn; install it with: pip install "clnn[digits]"')
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
+        return table[:, :64].reshape(-1, 8, 8), table[:, 64]
+    from sklearn.datasets import load_digits  # wherever this version keeps it
+
+    source = load_digits()
+    return source.images.astype(np.uint8), source.target
 
 
 def mnist(validation: int = 0, raw: bool = False, scale: float = 255) -> tuple[Pair, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -187,8 +188,15 @@ class Layer:
             p.device.upload(np.ascontiguousarray(arrays[name], p.dtype), p.block)
 
     def __repr__(self) -> str:
-        inside = ", ".join(f"{key}={value!r}" for key, value in self.config().items() if value is not None)
-        return f"{type(self).__name__}({inside})"
+        usual = inspect.signature(type(self)).parameters
+        shown = []
+        for key, value in self.config().items():
+            default = usual[key].default if key in usual else None
+            if default is inspect.Parameter.empty:
+                shown.append(repr(value))
+            elif value != default and not (default is None and value == "linear"):
+                shown.append(f"{key}={value!r}")
+        return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def _is_int(x: Any) -> bool:

@@ -68,14 +68,17 @@ def rows(
     if record is not None:
         assert count <= device.group_width, "the rows of a recorded loss lie in one work-group"
         defines["RECORD"] = 1
-    # targets and weights lie in the data set, or in arrays of their own
-    rows = target.rows if target.rows and (weight is None or weight.rows) else None
-    if rows:
+    # targets and weights are read in the data set where both lie there, else each from its own memory
+    extra: tuple[Any, ...] = ()
+    lying = target.rows if weight is None or weight.rows else None
+    if lying is None:
+        t, w = target.block, block_of(weight)
+    else:
+        t, w, extra = lying.source, weight.rows.source if weight is not None and weight.rows else None, lying[1:]
         defines["FROM_SET"] = 1
-    t, w = (rows.source, None if weight is None or weight.rows is None else weight.rows.source) if rows else (target.block, block_of(weight))
     device.launch(
         "losses", kernel, (count,), count, n, y.block, t, w, block_of(saved),
-        losses.block, block_of(hit), block_of(dy), factor, parameter, *(record.args() if record else ()), *(rows[1:] if rows else ()),
+        losses.block, block_of(hit), block_of(dy), factor, parameter, *(record.args() if record else ()), *extra,
         real=y.real, **defines,
     )  # fmt: skip
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
@@ -77,11 +79,24 @@ class Device:
     @cached_property
     def context(self) -> cl.Context:
         check_not_forked()
+        self._find_linker()
         with _pinned_pocl_threads():
             try:
                 return cl.Context([self.cl_device])
             except cl.Error as error:
                 raise DeviceError(f"{self!r} does not open: {error}; see `clnn doctor`") from error
+
+    def _find_linker(self) -> None:
+        """pip's PoCL links kernels with `ld`, and without one ends the whole process: look for it first."""
+        if "PoCL 3.0" not in self.version or shutil.which("ld"):
+            return
+        scripts = os.path.join(sys.prefix, "bin")
+        if not shutil.which("ld", path=scripts):
+            raise DeviceError(
+                f"{self!r} links its kernels with ld, which is not here; install it (Debian, Ubuntu: apt-get install "
+                "binutils libc6-dev libgcc-12-dev), or take a PoCL from your system's packages"
+            )
+        os.environ["PATH"] = os.environ.get("PATH", "") + os.pathsep + scripts
 
     @property
     def queue(self) -> cl.CommandQueue:
