@@ -154,7 +154,7 @@ def test_data_beyond_the_budget_is_streamed(device, blobs, monkeypatch):
     found = []
     for capacity in (None, 40):
         if capacity:
-            monkeypatch.setattr("clnn.train._capacity", lambda *args: (False, capacity))
+            monkeypatch.setattr("clnn.train._capacity", lambda *args: (False, 40))
         net = net_on(device)
         history = net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.1), epochs=2, batch_size=20, seed=3)
         found.append((weights(net), history["loss"], history["accuracy"]))

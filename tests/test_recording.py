@@ -94,20 +94,18 @@ def test_results_are_copied_out(device, rng):
 
 def test_a_recording_holds_the_buffers_it_reads(device):
     with clnn.use(device):
-        table = clnn.tensor(np.arange(6, dtype=np.float32))
-        block = weakref.ref(table.block)
+        held = [clnn.tensor(np.arange(6, dtype=np.float32))]
+        block = weakref.ref(held[0].block)
 
         @clnn.step
         def add(x):
-            return x + table
+            return x + held[0]
 
         x = np.ones(6, np.float32)
         for _ in range(3):
             add(x)
         assert len(replays(add)) == 1
-        add.function = None  # nothing but the recording holds it now
-        del table
-        add.__wrapped__ = None
+        held.clear()
         gc.collect()
         assert block() is not None
         poison = [clnn.tensor(np.full(6, np.nan, np.float32)) for _ in range(20)]
@@ -289,7 +287,7 @@ def test_frozen_layers_and_rates_of_dropout_make_new_recordings(device, rng):
 
         x = np.ones((100, 5), np.float32)
         kept = [np.mean(drop(x).numpy() != 0) for _ in range(6)]
-        assert 0.3 < min(kept) and max(kept) < 0.7 and len(set(kept)) > 1
+        assert min(kept) > 0.3 and max(kept) < 0.7 and len(set(kept)) > 1
         net.layers[1].rate = 0.0
         assert np.all(drop(x).numpy() == 1)
 
