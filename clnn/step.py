@@ -12,7 +12,7 @@ import numpy as np
 from .errors import ConfigurationError
 from .ops.array import Array, empty
 from .runtime.device import Device, check_not_forked, device
-from .runtime.recording import Replays, StepContext, structure_version
+from .runtime.recording import MOST_RECORDINGS, Replays, StepContext, structure_version
 from .tensor import Tensor, grad_enabled, host_array
 
 
@@ -32,11 +32,8 @@ class Step:
         name = getattr(function, "__name__", type(function).__name__)
         self.replays = Replays(name, record)
         self.moves_counters = moves_counters
-        self._given: tuple[list[Any], dict[Any, int], dict[Any, int]] = (
-            list(optimizers),
-            dict(uses or {}),
-            {},
-        )  # what is known before the first call
+        # what is known before the first call
+        self._given: tuple[list[Any], dict[Any, int], dict[Any, int]] = (list(optimizers), dict(uses or {}), {})
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
         # by key: optimizers stepped, uses of parameters, and where the number of gradients they have received changed
@@ -63,8 +60,8 @@ class Step:
         key = self.key(where, tuple(shape))
         inputs = self._inputs.get(key)
         if inputs is None:
-            if len(self._inputs) >= 16:  # shapes that are gone from the recordings too
-                self._inputs.clear()
+            if len(self._inputs) >= 2 * MOST_RECORDINGS:  # recordings read their inputs, so both go together
+                self.clear()
             inputs = self._inputs[key] = [_tensor(empty(where, a.shape, a.dtype)) for a in arrays]
         for array, fixed in zip(arrays, inputs):
             if isinstance(array, Tensor):
@@ -79,7 +76,7 @@ class Step:
         place = [next(given) if isinstance(v, (Tensor, np.ndarray)) else v for v in args]
         named = {k: next(given) if isinstance(v, (Tensor, np.ndarray)) else v for k, v in kwargs.items()}
         result, fixed_result = self.run(where, key, lambda context: self.function(*place, **named))
-        return copied(result) if fixed_result else result
+        return copied(result, None if fixed_result else {x.block for x in inputs})
 
     def key(self, where: Device, shape: Hashable) -> Hashable:
         """What must be the same for a recording to be replayed."""
@@ -145,16 +142,19 @@ def _tensor(x: Array) -> Tensor:
     return Tensor(x.block, x.shape, x.dtype, x.device)
 
 
-def copied(result: Any) -> Any:
-    """Results in memory of their own, so that no later replay writes into them."""
+def copied(result: Any, blocks: set[Any] | None = None) -> Any:
+    """Results in memory of their own, so that no later call writes into them: all, or those that lie in `blocks`."""
     if isinstance(result, Tensor):
+        if blocks is not None and result.block not in blocks:
+            return result
         fresh = _tensor(empty(result.device, result.shape, result.dtype))
         result.device.copy(result.block, fresh.block, result.nbytes)
         return fresh
     if isinstance(result, (tuple, list)):
-        return type(result)(*map(copied, result)) if hasattr(result, "_fields") else type(result)(map(copied, result))
+        items = [copied(value, blocks) for value in result]
+        return type(result)(*items) if hasattr(result, "_fields") else type(result)(items)
     if isinstance(result, dict):
-        return {key: copied(value) for key, value in result.items()}
+        return {key: copied(value, blocks) for key, value in result.items()}
     return result
 
 

@@ -92,6 +92,25 @@ def test_results_are_copied_out(device, rng):
     assert len(set(before)) == len(before)
 
 
+def test_results_never_alias_an_input(device):
+    with clnn.use(device):
+        for function in (lambda x: x, lambda x: (x.reshape(2, 2), {"a": x})):
+            run = clnn.step(function)
+            kept = [run(np.full(4, i, np.float32)) for i in range(6)]
+            for i, result in enumerate(kept):
+                found = result if isinstance(result, clnn.Tensor) else result[0]
+                assert np.all(found.numpy() == i)
+                assert isinstance(result, clnn.Tensor) or np.all(result[1]["a"].numpy() == i)
+
+
+def test_many_shapes_at_once_read_their_own_inputs(device):
+    with clnn.use(device):
+        run = clnn.step(lambda x: x * 2.0)
+        for round_ in range(6):
+            for rows in [*range(1, 6), *range(1, 20)]:
+                assert np.all(run(np.full(rows, round_ + rows, np.float32)).numpy() == 2 * (round_ + rows))
+
+
 def test_a_recording_holds_the_buffers_it_reads(device):
     with clnn.use(device):
         held = [clnn.tensor(np.arange(6, dtype=np.float32))]

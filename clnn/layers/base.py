@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import CheckpointError, ConfigurationError, DeviceError, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS
-from ..random import drawing_from, generator
+from ..random import generator
 from ..runtime.device import Device, device
 from ..runtime.recording import structure_changed
 from ..tensor import Parameter, Tensor, tensor
@@ -220,6 +220,3 @@ def _walk_value(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 def snake(name: str) -> str:
     """MyLayer -> my_layer"""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
-
-
-__all__ = ["REGISTRY", "Layer", "drawing_from", "register", "snake"]
