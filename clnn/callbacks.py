@@ -34,9 +34,9 @@ class Progress:
             if self.bar.disable:
                 self.bar = None
 
-    def step(self) -> None:
+    def step(self, times: int = 1) -> None:
         if self.bar is not None:
-            self.waiting += 1
+            self.waiting += times
             if self.waiting >= 64:
                 self.bar.update(self.waiting)
                 self.waiting = 0

@@ -132,16 +132,19 @@ class Optimizer:
             device.upload(np.ascontiguousarray(rows, dtype), table)
             device.upload(np.full(1, -1, np.int32), cell)  # it moves on before it is read
 
-    def prepare(self) -> None:
-        """On the host, before each step: move on in the table, and fill it where it has run out."""
+    def rows_left(self) -> int:
+        """Steps until the table runs out."""
+        return self._clock.left or ROWS
+
+    def prepare(self, times: int = 1) -> None:
+        """On the host, before `times` steps, at most `rows_left()`: move on in the table, and fill it where it ran out."""
         clock = self._clock
-        if clock.left:
-            clock.row += 1
-        else:
+        if not clock.left:
             self._fill_table()
-            clock.row, clock.left = 0, ROWS
-        clock.left -= 1
-        clock.steps += 1
+            clock.row, clock.left = -1, ROWS
+        clock.row += times
+        clock.left -= times
+        clock.steps += times
 
     def table(self, p: Parameter | Store) -> tuple[Block, Block]:
         """The rates and the counter on a parameter's device."""

@@ -90,12 +90,24 @@ class Step:
             ) from error
         return key
 
-    def run(self, where: Device, key: Hashable, function: Callable[[StepContext], Any]) -> tuple[Any, bool]:
-        """Run or replay `function` under `key`: its result, and whether a later replay overwrites it."""
+    def ahead(self, key: Hashable, wanted: int, to_come: int) -> int:
+        """How many of `wanted` steps the next `run` can do at once, between which the host decides nothing. `to_come`:
+        how many more there will be in all, which decides whether fusing them pays."""
+        recording = self.replays.recording(key)
+        if recording is None:
+            return 1
+        recording.steps_to_come = to_come
+        return min([wanted, recording.most(), *(o.rows_left() for o in self._known.get(key, self._given)[0])])
+
+    def run(
+        self, where: Device, key: Hashable, function: Callable[[StepContext], Any], times: int = 1
+    ) -> tuple[Any, bool]:
+        """Run or replay `function` under `key`: its result, and whether a later replay overwrites it. `times` is 1, or
+        what `ahead` allowed."""
         optimizers, uses, left = self._known.get(key, self._given)
         for optimizer in optimizers:
             optimizer.fuse()
-            optimizer.prepare()
+            optimizer.prepare(times)
         touched: list[StepContext] = []
 
         def call(context: StepContext) -> Any:
@@ -119,7 +131,7 @@ class Step:
             return result
 
         try:
-            result = self.replays.run(where, key, call)
+            result = self.replays.run(where, key, call, times)
         except BaseException:
             for p in touched[0].received if touched else ():
                 p.discard_gradient()

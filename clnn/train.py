@@ -431,10 +431,13 @@ def fit(
                     feed.rewind(step=done)
                 for rows_now, count in _steps(len(part), batch_size):
                     key = step.key(device, rows_now)
-                    for _ in range(count):
-                        step.run(device, key, lambda context, rows=rows_now: train(context, rows))  # type: ignore[misc]
-                        bar.step()
-                    done += count
+                    steps_to_come = (epochs - epoch) * count
+                    end = done + count
+                    while done < end:
+                        times = step.ahead(key, end - done, steps_to_come)
+                        step.run(device, key, lambda context, rows=rows_now: train(context, rows), times)  # type: ignore[misc]
+                        bar.step(times)
+                        done += times
             logs = _epoch_logs(results, plan, classes, epoch, first_step)
             optimizer.epochs += 1
             if evaluation and held_out:

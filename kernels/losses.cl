@@ -5,7 +5,7 @@
 #define LOSS_LINE(name, l, d)                                            \
   static inline real name##_l(real y, real t, real p) { return l; }      \
   static inline real name##_d(real y, real t, real p) { return d; }
-#define CLIP(x) ((x) < (real)1e-7 ? (real)1e-7 : (x))
+#define CLIP(x) ((x) < (real)1.0e-7 ? (real)1.0e-7 : (x))
 LOSS_LINE(quadratic,                0.5 * (y - t) * (y - t),                                       y - t)
 LOSS_LINE(mse,                      (y - t) * (y - t),                                             2 * (y - t))
 LOSS_LINE(mae,                      fabs(y - t),                                                   y > t ? 1 : y < t ? -1 : y - t)
@@ -41,12 +41,23 @@ LOSS_LINE(log_likelihood,           -t * y,                                     
 #ifdef RECORD
 #include "state.cl"
 #define RECORD_ARGS , global real *results, global int *state, global int *a, global int *b, int2 by
+#ifdef SERIAL
+#define RECORD_STEP record_step(rows, rows, losses, hits, results, state, a, b, by);
+#else
 #define RECORD_STEP                                                                                       \
   barrier(CLK_GLOBAL_MEM_FENCE);                                                                          \
-  if (r == 0) record_step(rows, rows, losses, hits, results, state, a, b, by);
+  if (get_global_id(0) == 0) record_step(rows, rows, losses, hits, results, state, a, b, by);
+#endif
 #else
 #define RECORD_ARGS
 #define RECORD_STEP
+#endif
+
+// SERIAL, for few rows on a CPU: one work-item takes all rows
+#ifdef SERIAL
+#define EACH_ROW for (int r = 0; r < rows; r++)
+#else
+#define EACH_ROW const int r = get_global_id(0); if (r < rows)
 #endif
 
 // FROM_SET: targets and weights are those of the whole data set, of which this batch has the rows order[first + r]
@@ -80,8 +91,7 @@ static inline void elementwise_row(ROW_ARGS) {
 }
 
 kernel void elementwise_loss(ARGS RECORD_ARGS FROM_ARGS) {
-  const int r = get_global_id(0);
-  if (r < rows) { const int row = FROM(r); elementwise_row(ROW); }
+  EACH_ROW { const int row = FROM(r); elementwise_row(ROW); }
   RECORD_STEP
 }
 #endif
@@ -111,7 +121,6 @@ static inline void softmax_row(ROW_ARGS) {
 }
 
 kernel void softmax_cross_entropy(ARGS RECORD_ARGS FROM_ARGS) {
-  const int r = get_global_id(0);
-  if (r < rows) { const int row = FROM(r); softmax_row(ROW); }
+  EACH_ROW { const int row = FROM(r); softmax_row(ROW); }
   RECORD_STEP
 }

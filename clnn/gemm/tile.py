@@ -33,14 +33,9 @@ def vector_width(device: Device, dtype: Any) -> int:
     if device.kind != "cpu":
         return 4
     width = max(4, min(16, device.cl_device.native_vector_width_float))
-    if device.platform == "Portable Computing Language" and _pocl_version(device.version) < (3, 1):
+    if (0, 0) < device.pocl_version < (3, 1):
         width = min(width, 8)
     return width if dtype != np.float64 else max(2, width // 2)
-
-
-def _pocl_version(text: str) -> tuple[int, int]:
-    digits = text.partition("PoCL ")[2].split("-")[0].split("+")[0].split()[0].split(".")
-    return int(digits[0]), int("".join(c for c in digits[1] if c.isdigit()) or 0)
 
 
 def choose(device: Device, p: Product) -> Tile:

@@ -65,9 +65,12 @@ def rows(
     if gradient and not folded and y.activation:
         defines["ACT"], saved = y.activation
         defines["TIMES"] = 1
+    size, local = (count,), None
     if record is not None:
         assert count <= device.group_width, "the rows of a recorded loss lie in one work-group"
         defines["RECORD"] = 1
+        if device.kind == "cpu":
+            defines["SERIAL"], size, local = 1, (1,), (1,)
     # targets and weights are read in the data set where both lie there, else each from its own memory
     extra: tuple[Any, ...] = ()
     lying = target.rows if weight is None or weight.rows else None
@@ -77,9 +80,9 @@ def rows(
         t, w, extra = lying.source, weight.rows.source if weight is not None and weight.rows else None, lying[1:]
         defines["FROM_SET"] = 1
     device.launch(
-        "losses", kernel, (count,), count, n, y.block, t, w, block_of(saved),
+        "losses", kernel, size, count, n, y.block, t, w, block_of(saved),
         losses.block, block_of(hit), block_of(dy), factor, parameter, *(record.args() if record else ()), *extra,
-        real=y.real, **defines,
+        local=local, real=y.real, **defines,
     )  # fmt: skip
 
     def backward(dloss):

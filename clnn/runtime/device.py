@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import sys
 import threading
@@ -86,9 +87,15 @@ class Device:
             except cl.Error as error:
                 raise DeviceError(f"{self!r} does not open: {error}; see `clnn doctor`") from error
 
+    @cached_property
+    def pocl_version(self) -> tuple[int, int]:
+        """PoCL's version, (0, 0) for other platforms."""
+        match = re.search(r"PoCL (\d+)\.(\d+)", self.version)
+        return (int(match.group(1)), int(match.group(2))) if match else (0, 0)
+
     def _find_linker(self) -> None:
         """pip's PoCL links kernels with `ld`, and without one ends the whole process: look for it first."""
-        if "PoCL 3.0" not in self.version or shutil.which("ld"):
+        if self.pocl_version != (3, 0) or shutil.which("ld"):
             return
         scripts = os.path.join(sys.prefix, "bin")
         if not shutil.which("ld", path=scripts):
@@ -231,7 +238,7 @@ class Device:
                 f"launching {file}.{name} over {tuple(size)} (groups of {tuple(local)}) on {self!r} failed: {error}"
             ) from error
         if recorder is not None:
-            recorder.add_kernel(f"{file}.{name}{dict(key) or ''}", kernel, tuple(size), tuple(local), values)
+            recorder.add_kernel((file, name, real, key), kernel, tuple(size), tuple(local), values)
 
     def call(self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...]) -> None:
         """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch."""

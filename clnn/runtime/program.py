@@ -52,6 +52,11 @@ def read_source(name: str, seen: set[str] | None = None) -> str:
     return "\n".join(lines)
 
 
+def _source(file: str, real: str) -> str:
+    source = read_source(file)
+    return _LITERAL.sub(r"\1f", source) if real == "float" else source
+
+
 class Programs:
     """The built programs of one context, by (file, real, defines), and one reusable kernel each."""
 
@@ -68,10 +73,29 @@ class Programs:
             program = self._programs[key] = self._compile(file, options)
         return program
 
+    def compile_part(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
+        """A file compiled but not linked, to become a part of another program."""
+        options = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines)]
+        return self._unlinked(_source(file, real), options)
+
+    def link(self, source: str, parts: list[cl.Program], name: str) -> cl.Kernel:
+        """The kernel `name` of a generated source linked with its parts."""
+        program = self._unlinked(source, [])
+        try:
+            return cl.Kernel(cl.link_program(self.context, [program, *parts]), name)
+        except cl.Error as error:
+            raise BuildError(f"linking {name} failed on {self.context.devices[0].name}: {error}") from error
+
+    def _unlinked(self, source: str, options: list[str]) -> cl.Program:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pyopencl's own, that such programs are not cached
+            try:
+                return cl.Program(self.context, source).compile(options)
+            except cl.Error as error:
+                raise BuildError(f"a part does not compile on {self.context.devices[0].name}: {error}") from error
+
     def _compile(self, file: str, options: list[str]) -> cl.Program:
-        source = read_source(file)
-        if "-DREAL=float" in options:
-            source = _LITERAL.sub(r"\1f", source)
+        source = _source(file, "float" if "-DREAL=float" in options else "double")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # drivers print notes that no user can act on
             try:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyopencl as cl
 
+from .fusion import STEPS, WORTH, Fused, fuse
 from .memory import SLACK, Block, align
 
 if TYPE_CHECKING:
@@ -59,10 +60,12 @@ class Temporary:
 class Launch:
     """One noted launch: a kernel or a call, and its arguments as blocks, temporaries and scalars."""
 
-    __slots__ = ("label", "kernel", "function", "size", "local", "args")
+    __slots__ = ("label", "source", "kernel", "function", "size", "local", "args")
 
-    def __init__(self, label: str, kernel: Any, function: Any, size: Any, local: Any, args: list[Any]) -> None:
-        self.label, self.kernel, self.function = label, kernel, function
+    def __init__(
+        self, label: str, source: Any, kernel: Any, function: Any, size: Any, local: Any, args: list[Any]
+    ) -> None:
+        self.label, self.source, self.kernel, self.function = label, source, kernel, function
         self.size, self.local, self.args = size, local, args
 
     def bind(self, queue: cl.CommandQueue, resolve: Callable[[Any], Any]) -> Callable[[], Any]:
@@ -87,12 +90,15 @@ class Recorder:
     def add_temporary(self, block: Block) -> None:
         block.ticket = Temporary(self, block)
 
-    def add_kernel(self, label: str, kernel: Any, size: Any, local: Any, values: list[Any]) -> None:
-        self.launches.append(Launch(label, kernel, None, size, local, [self._noted(value) for value in values]))
+    def add_kernel(self, source: tuple[Any, ...], kernel: Any, size: Any, local: Any, values: list[Any]) -> None:
+        """Note a launch of kernel `source[1]` of file `source[0]`, for a type and with defines."""
+        file, name, _, defines = source
+        args = [self._noted(value) for value in values]
+        self.launches.append(Launch(f"{file}.{name}{dict(defines) or ''}", source, kernel, None, size, local, args))
 
     def add_call(self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...]) -> None:
         args = [self._noted(block) for block in blocks] + list(scalars)
-        self.launches.append(Launch(label, None, function, None, None, args))
+        self.launches.append(Launch(label, None, None, function, None, None, args))
 
     def _noted(self, value: Any) -> Any:
         """A block as a temporary of this step, or itself (a strong reference: a replay may not outlive it)."""
@@ -145,6 +151,9 @@ class Recording:
         self.nbytes = max((t.offset + align(t.nbytes) for t in self.temporaries), default=0)
         self.arena: Arena | None = None
         self.calls: list[Callable[[], Any]] = []
+        self.fused: Fused | None = None
+        self.replays = 0
+        self.steps_to_come = 0  # as far as whoever runs this knows
 
     def _plan(self) -> list[Temporary]:
         """Pin what outlived the step; give every other temporary an offset that no overlapping lifetime shares."""
@@ -172,13 +181,25 @@ class Recording:
             placed.append(one)
         return placed
 
-    def replay(self) -> None:
-        """Enqueue every launch again."""
+    def most(self) -> int:
+        """How many steps one replay can do."""
+        return STEPS if self.fused is not None else 1
+
+    def replay(self, times: int = 1) -> None:
+        """Enqueue every launch again; several times only up to `most()`."""
         current = self.device.arena and self.device.arena()
         if not self.calls or self.arena is not current:
             self._bind()
+        if self.fused is not None:
+            self.fused.run(times)
+            return
         for call in self.calls:
             call()
+        self.replays += 1
+        if self.replays in (1, WORTH) and max(self.replays, self.steps_to_come) >= WORTH:
+            self.fused = fuse(self.device, self.launches)
+            self.arena = None  # bound anew at the next replay
+            self.calls = []
 
     def _bind(self) -> None:
         device = self.device
@@ -197,6 +218,8 @@ class Recording:
 
         self.views = views  # a kernel's argument keeps no buffer alive: without this, replays run on freed ones
         self.calls = [launch.bind(device.queue, resolve) for launch in self.launches]
+        if self.fused is not None:
+            self.fused.bind(resolve)
 
 
 class StepContext:
@@ -307,7 +330,9 @@ class Replays:
         """The labels of the launches of every finished recording."""
         return [[one.label for one in e.recording.launches] for e in self._entries.values() if e.recording]
 
-    def run(self, device: Device, key: Hashable, function: Callable[[StepContext], Any]) -> tuple[Any, bool]:
+    def run(
+        self, device: Device, key: Hashable, function: Callable[[StepContext], Any], times: int = 1
+    ) -> tuple[Any, bool]:
         """Call or replay `function`; its result, and whether that lies in memory the next replay overwrites.
 
         `function` gets the context of this call, and its launches must be complete when it returns.
@@ -323,7 +348,7 @@ class Replays:
             self._entries.move_to_end(key)
         pacer = device.pacer
         if entry.recording is not None:
-            entry.recording.replay()
+            entry.recording.replay(times)
             pacer.step()
             return entry.result, True
         recorder = Recorder() if entry.called and self.record and not entry.eager else None

@@ -1,0 +1,115 @@
+"""Steps fused into one kernel: when, and to the same bits."""
+
+import numpy as np
+import pytest
+
+import clnn
+from clnn.runtime import fusion, recording
+
+LOSSES = [("quadratic", "sigmoid"), ("cross_entropy", "linear"), ("binary_cross_entropy", "sigmoid")]
+
+
+@pytest.fixture
+def fusing(device, monkeypatch):
+    """Fusing pays from the first replay on; the fused recordings that come up are counted."""
+    if not fusion.allowed(device):
+        pytest.skip(f"steps are not fused on {device!r}")
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    monkeypatch.setattr(recording, "WORTH", 1)
+    made = []
+
+    def counted(*args):
+        made.append(fusion.fuse(*args))
+        return made[-1]
+
+    monkeypatch.setattr(recording, "fuse", counted)
+    return made
+
+
+def trained(device, x, y, loss, last, **options):
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(13, "tanh"), clnn.Dense(4, last)], input_shape=x.shape[1], seed=4)
+        given = {"optimizer": clnn.SGD(0.2, weight_decay=1e-3), "epochs": 3, "batch_size": 10, "seed": 2, **options}
+        history = net.fit(x, y, loss=loss, **given)
+    return np.concatenate([p.numpy().ravel() for p in net.parameters()]), history["loss"], history["accuracy"]
+
+
+@pytest.mark.parametrize(("loss", "last"), LOSSES)
+def test_the_same_bits_as_eager_steps(device, rng, fusing, loss, last):
+    x, y = rng.random((407, 17), dtype=np.float32), rng.integers(0, 4, 407).astype(np.int32)
+    fused = trained(device, x, y, loss, last)
+    assert len(fusing) == 2 and all(fusing)  # whole batches, and the remainder
+    eager = trained(device, x, y, loss, last, record=False)
+    assert np.array_equal(fused[0], eager[0]) and fused[1:] == eager[1:]
+
+
+def test_rates_move_on_inside_and_between_tables(device, rng, fusing):
+    x, y = rng.random((3000, 5), dtype=np.float32), rng.integers(0, 4, 3000).astype(np.int32)
+    found = []
+    for record in (True, False):
+        optimizer = clnn.SGD(lambda t: 0.5 / (1 + 0.01 * t))
+        found.append(
+            trained(device, x, y, "quadratic", "sigmoid", optimizer=optimizer, batch_size=2, epochs=2, record=record)
+        )
+        assert optimizer.steps == 3000 > clnn.optim.ROWS
+    assert any(fusing) and np.array_equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
+
+
+def test_validation_weights_and_a_changing_rate_between_epochs(device, rng, fusing):
+    x, y = rng.random((200, 6), dtype=np.float32), rng.integers(0, 4, 200).astype(np.int32)
+    weight = rng.random(200).astype(np.float32)
+
+    class Slower(clnn.Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            model.optimizer.lr *= 0.5
+
+    found = [
+        trained(
+            device,
+            x,
+            y,
+            "cross_entropy",
+            "linear",
+            validation=(x, y),
+            sample_weight=weight,
+            callbacks=[Slower()],
+            record=r,
+        )
+        for r in (True, False)
+    ]
+    assert any(fusing) and np.array_equal(found[0][0], found[1][0]) and found[0][1:] == found[1][1:]
+
+
+def test_a_users_step_is_fused_too(device, rng, fusing):
+    with clnn.use(device):
+        run = clnn.step(lambda a, b: (a @ b) @ b)
+        for _ in range(6):
+            a, b = rng.random((3, 5), dtype=np.float32), rng.random((5, 5), dtype=np.float32)
+            assert np.allclose(run(a, b).numpy(), a @ b @ b, rtol=1e-5)
+    assert any(fusing)
+
+
+def test_a_large_step_is_not_fused(device, rng, fusing):
+    x, y = rng.random((256, 4000), dtype=np.float32), rng.integers(0, 4, 256).astype(np.int32)
+    trained(device, x, y, "cross_entropy", "linear", batch_size=128)
+    assert not any(fusing)
+
+
+def test_it_can_be_switched_off(device, rng, fusing, monkeypatch):
+    monkeypatch.setenv("CLNN_FUSE", "0")
+    x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)
+    trained(device, x, y, "quadratic", "sigmoid")
+    assert not any(fusing)
+    monkeypatch.setenv("CLNN_FUSE", "no")
+    with pytest.raises(clnn.ConfigurationError, match="CLNN_FUSE='no'"):
+        trained(device, x, y, "quadratic", "sigmoid")
+
+
+def test_a_driver_that_cannot_link_costs_only_speed(device, rng, fusing, monkeypatch):
+    def refuses(*args):
+        raise clnn.BuildError("no linker")
+
+    monkeypatch.setattr(type(device.programs), "link", refuses)
+    x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)
+    found = [trained(device, x, y, "quadratic", "sigmoid", record=r)[0] for r in (True, False)]
+    assert not any(fusing) and np.array_equal(*found)
