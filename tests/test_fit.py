@@ -13,7 +13,7 @@ def blobs(rng):
     """Three well separated classes in eight dimensions."""
     centres = 4 * rng.standard_normal((3, 8))
     y = rng.integers(0, 3, 203)
-    return (centres[y] + rng.standard_normal((203, 8))).astype(np.float32), y.astype(np.int32)
+    return (0.2 * (centres[y] + rng.standard_normal((203, 8)))).astype(np.float32), y.astype(np.int32)
 
 
 def net_on(device, *layers, input_shape=8, seed=0, **options):
