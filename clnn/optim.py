@@ -15,7 +15,7 @@ import numpy as np
 
 from .errors import ClnnError, ConfigurationError
 from .gemm import SCALE_PAIRS, Scale
-from .ops.array import Array
+from .ops.array import Array, empty_like, fill
 from .ops.elementwise import scale_add
 from .parameters import Run, Store, consolidate, runs
 from .runtime.memory import Block
@@ -281,7 +281,8 @@ class Optimizer:
             if p.uses:
                 continue
             kind = p.sink[1] if p.sink else "plain"
-            if kind == "straight":
+            if p.sink and kind == "straight":  # w = -lr 0 + (1 - lr decay) w
+                scale_add(fill(empty_like(p), 0.0), p.block, p.sink[0])
                 continue
             if kind == "plain" and p.store is not None:
                 p.store.reclaim()
