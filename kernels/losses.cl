@@ -1,6 +1,7 @@
 // Losses by row: the loss of each sample, whether its largest output is its label's, and the gradient of the mean over
 // samples, in one launch. One work-item a row. Each elementwise loss is one line: its value l(y, t) and dl/dy.
 #include "activation.cl"
+#include "largest.cl"
 
 #define LOSS_LINE(name, l, d)                                            \
   static inline real name##_l(real y, real t, real p) { return l; }      \
@@ -68,12 +69,6 @@ LOSS_LINE(log_likelihood,           -t * y,                                     
 #define FROM_ARGS
 #define FROM(r) (r)
 #endif
-
-static inline int largest(int n, global const real *x) {   // the first of them; -1 where one is NaN
-  int best = x[0] == x[0] ? 0 : -1;
-  for (int c = 1; c < n && best >= 0; c++) best = x[c] > x[best] ? c : x[c] == x[c] ? best : -1;
-  return best;
-}
 
 #ifdef LOSS
 static inline void elementwise_row(ROW_ARGS) {

@@ -1,17 +1,12 @@
 // Metrics by row, and their means by step. One work-item a row.
 #include "common.cl"
+#include "largest.cl"
 
 #ifdef LABELS
 #define TARGETS global const int *target
 #else
 #define TARGETS global const real *target
 #endif
-
-static inline int largest(int n, global const real *x) {   // the first of them; -1 where one is NaN
-  int best = x[0] == x[0] ? 0 : -1;
-  for (int c = 1; c < n && best >= 0; c++) best = x[c] > x[best] ? c : x[c] == x[c] ? best : -1;
-  return best;
-}
 
 static inline int label_of(int r, int n, TARGETS) {
 #ifdef LABELS

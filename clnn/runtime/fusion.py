@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .device import Device
     from .recording import Launch
 
-WORTH = 40_000  # steps to come, or replays so far, from which a step is fused
+WORTH = 20_000  # steps to come, or replays so far, from which a step is fused
 STEPS = 64  # at most, in one launch
 
 
