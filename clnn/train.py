@@ -75,7 +75,7 @@ class History:
 
 
 # -- what users give --------------------------------------------------------------------------------------------------
-def as_inputs(x: Any, dtype: Any, name: str = "x", check: bool = True) -> list[np.ndarray]:
+def as_inputs(x: Any, dtype: Any, name: str = "x") -> list[np.ndarray]:
     """One array per input of the model, in the model's type, checked for NaN and infinity."""
     arrays = list(x) if isinstance(x, tuple) else [x]
     found = []
@@ -88,8 +88,7 @@ def as_inputs(x: Any, dtype: Any, name: str = "x", check: bool = True) -> list[n
             )
         if array.dtype != dtype or not array.flags.c_contiguous:
             array = np.ascontiguousarray(array, dtype)
-        if check:
-            check_features(array, label)
+        check_features(array, label)
         found.append(array)
     if any(len(a) != len(found[0]) for a in found):
         raise ShapeError(f"the inputs have {[len(a) for a in found]} samples; they need the same number")
