@@ -1,13 +1,15 @@
 // C (M, N) = epilogue(op(A) (M, K) . op(B) (K, N)), row-major, any M, N, K, leading dimensions and offsets.
 //
-//            N                  One work-item owns MR x NR of C (NR = NV * VW), held in NV * MR vector registers.
-//        +-----+  B             gemm_direct reads A and B where they lie: a row of NR values of B times a column of MR
-//      K |  #  |                values of A per k. gemm_block copies MC x KC of A and KC x NC of B to local memory first
-//        +-----+                (on a CPU that is the thread's own cache-resident scratch): operands in strips without
-//    K   +-----+                power-of-two strides, no edges in the inner loop, and a transposed B costs one pass.
-//  +---+ |     |                On a CPU a work-group is one work-item. On a GPU gemm_direct runs in groups of GROUP.
-// M|###| |  #  | C
-//  +---+ +-----+
+//            N                  gemm_tile: a work-item owns MC x NC of C (the host says which) and goes over it in strips of
+//        +-----+  B             NR = NV * VW columns and tiles of MR rows, held in MR * NV vector registers: per k, a row of
+//      K |  #  |                NR values of B times a column of MR values of A. A strip of B is copied first where COPY_B
+//        +-----+                (KC rows at a time, to local memory: on a CPU that is the thread's own cache-resident
+//    K   +-----+                scratch), so that it is read without strides and, where B is transposed, turned once.
+//  +---+ |     |                Where COPY_A so is a block of A. Up to 3 rows (inference of single samples) are done one by
+// M|###| |  #  | C              one, over long contiguous runs of B.
+//  +---+ +-----+                gemm_local, for GPUs: a work-group owns a tile of C and stages operands in local memory.
+//                               Where M x N is too small to fill the device, K is split: the parts are written one behind
+//                               the other, and gemm_sum adds them up and does the epilogue.
 //
 // Epilogue, in this order, each part there only if its define is:
 //   SCALED  alpha * s + beta * C, the pair from a scale table (common.cl); C is not read where beta is 0
@@ -17,13 +19,16 @@
 //   ACT     f(...), unless TIMES
 //   SUMS    beside it: D (N) = alpha * column sums of op(B) + beta * D, with a pair of its own (NN and TN only)
 #ifndef MR
-#define MR 4   // rows of C a work-item holds
+#define MR 4   // rows of C in registers
 #endif
 #ifndef NV
 #define NV 2   // vectors of C a row
 #endif
 #ifndef VW
 #define VW 4   // lanes a vector: the device's width
+#endif
+#ifndef KC
+#define KC 16  // depth of what is copied at a time
 #endif
 #ifndef ACT
 #define ACT linear
@@ -37,15 +42,18 @@
 
 #ifdef FROM_SET
 #define FROM_ARGS , global const int *order, global const int *state
+#define FROM_USED , order, state
 #else
 #define FROM_ARGS
+#define FROM_USED
 #endif
-// s: M N K, leading dimensions of A B C, offsets of A B C (elements), tiles along the axis that runs first, the columns of
-// the pairs for C and for D, tiles a work-item, tiles along the other axis, and whether j runs first
+// s: M N K, leading dimensions of A B C, offsets of A B C (elements), whether j runs first, the columns of the pairs for C
+// and for D, MC, NC, the depth of a part where K is split (else 0)
 #define ARGS int16 s, global const real *restrict A, global const real *restrict B, global real *C, global const real *bias, \
   global real *saved, global real *D, global const real2 *scale, global const int *at FROM_ARGS
 #define UNPACK                                                                                                        \
-  const int M = s.s0, N = s.s1, K = s.s2, lda = s.s3, ldb = s.s4, ldc = s.s5;                                         \
+  const int M = s.s0, N = s.s1, K = s.s2, lda = s.s3, ldb = s.s4, ldc = s.s5, depth = s.se;                           \
+  const real2 pair = PAIR;                                                                                            \
   A += s.s6; B += s.s7; C += s.s8;
 
 // ---- vectors that hang over the right edge -----------------------------------------------------------------------------
@@ -125,94 +133,124 @@ static inline void column_sums(int N, int K, int j, int end, global const real *
 #else
 #define FROM(r) ROW_OF(r, order, state, 0)
 #endif
-#define FROM_USED , order, state
 #else
 #define FROM(r) (r)
-#define FROM_USED
 #endif
 
-// ---- direct ----------------------------------------------------------------------------------------------------------
+// ---- tile -----------------------------------------------------------------------------------------------------------
+#if COPY_A
 #if TA
-#define A_ROWS
-#define A_ROW_OF_K global const real *a = A + (size_t)FROM(k) * lda + i;
-#define A_AT(r, k) a[full_rows ? (r) : min((r), rows - 1)]
+#define A_STRIDE 1          // from row to row of the copy
+#define A_K MC
+#define A_SIZE (KC * MC)
 #else
-#define A_ROWS                                                                     \
-  global const real *a[MR];                                                        \
-  UNROLL for (int r = 0; r < MR; r++) a[r] = A + (size_t)FROM(i + (full_rows ? r : min(r, rows - 1))) * lda;
+#define A_STRIDE (KC + 16)  // not a power of two: rows must not share cache sets
+#define A_K 1
+#define A_SIZE (MC * A_STRIDE)
+#endif
+#define A_ARGS local const real *copy, int i, int k0
+#define A_ROWS(R) local const real *a = copy + i * A_STRIDE;
+#define A_ROW_OF_K
+#define A_AT(r, k) a[(r) * A_STRIDE + (k) * A_K]
+#elif TA
+#define A_ARGS global const real *restrict A, int lda, int i, int k0 FROM_ARGS
+#define A_ROWS(R)
+#define A_ROW_OF_K global const real *a = A + (size_t)FROM(k0 + k) * lda + i;
+#define A_AT(r, k) a[r]
+#else
+#define A_ARGS global const real *restrict A, int lda, int i, int k0 FROM_ARGS
+#define A_ROWS(R) global const real *a[R]; UNROLL for (int r = 0; r < R; r++) a[r] = A + (size_t)FROM(i + r) * lda + k0;
 #define A_ROW_OF_K
 #define A_AT(r, k) a[r][k]
 #endif
-#define ACCUMULATE_ROWS                                                            \
-  A_ROW_OF_K                                                                       \
-  UNROLL for (int r = 0; r < MR; r++) {                                            \
-    const T x = (T)(A_AT(r, k));                                                   \
-    UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];                    \
-  }
 
-#ifndef MC
-static inline void tile(const int full_rows, const int full_cols, int M, int N, int K, global const real *restrict A, int lda,
-                        global const real *restrict B, int ldb, global real *C, int ldc, global const real *bias,
-                        global real *saved, real2 pair, int i, int j FROM_ARGS) {
-  const int rows = full_rows ? MR : min(MR, M - i);
-  A_ROWS
-  T acc[MR][NV], bv[NV];
-  UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+#if COPY_B
+#define B_SPACE local
+#define B_VECTOR(v) VLOAD(v, b)
+#elif TB
+#define B_SPACE global
+#define B_VECTOR(v) gather(b + k, ldb, (v) * VW, n)
+#else
+#define B_SPACE global
+#define B_VECTOR(v) VLOAD(v, b)
+#endif
+#if TB && !COPY_B
+#define B_NEXT
+static inline T gather(global const real *b, int ldb, int first, int n) {  // one value of each of VW rows
+  real t[VW];
+  UNROLL for (int l = 0; l < VW; l++) t[l] = b[(size_t)min(first + l, n - 1) * ldb];
+  return VLOAD(0, t);
+}
+#else
+#define B_NEXT b += ldb
+#endif
+
+// t (R, NR) = R rows of A from i, times n columns of B, over kc values of k from k0
+#define MICRO(R)                                                                                                      \
+  static inline void CAT(micro, R)(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t) {                  \
+    A_ROWS(R)                                                                                                         \
+    T acc[R][NV], bv[NV];                                                                                             \
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);                        \
+    for (int k = 0; k < kc; k++) {                                                                                    \
+      UNROLL for (int v = 0; v < NV; v++) bv[v] = B_VECTOR(v);                                                        \
+      A_ROW_OF_K                                                                                                      \
+      UNROLL for (int r = 0; r < R; r++) {                                                                            \
+        const T x = (T)(A_AT(r, k));                                                                                  \
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];                                                   \
+      }                                                                                                               \
+      B_NEXT;                                                                                                         \
+    }                                                                                                                 \
+    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) VSTORE(acc[r][v], r * NV + v, t);          \
+  }
+MICRO(MR)
+#if MR > 4
+MICRO(4)
+#endif
+#if MR > 2
+MICRO(2)
+#endif
+MICRO(1)
+
+// t (vectors) = one row of A times `vectors` * VW columns of B as it lies; ROW_VECTORS at most
+#define ROW_VECTORS 8
 #if !TB
-  global const real *b = B + j;
-  for (int k = 0; k < K; k++, b += ldb) {
-    UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, b);
-    ACCUMULATE_ROWS
-  }
-#else
-  for (int k = 0; k < K; k++) {
-    UNROLL for (int v = 0; v < NV; v++) {
-      real t[VW];
-      UNROLL for (int l = 0; l < VW; l++) t[l] = B[(size_t)min(j + v * VW + l, N - 1) * ldb + k];
-      bv[v] = VLOAD(0, t);
-    }
-    ACCUMULATE_ROWS
-  }
-#endif
-  UNROLL for (int r = 0; r < MR; r++) if (full_rows || r < rows) UNROLL for (int v = 0; v < NV; v++) {
-    const int col = j + v * VW, n = full_cols ? VW : N - col;
-    const size_t e = (size_t)(i + r) * ldc + col;
-    if (n > 0) store_n(epilogue(acc[r][v], 0, 1, C + e, bias, saved, N, i + r, col, n, pair), C + e, n);
-  }
-}
-
-#ifdef GROUP
-#define GROUP_SIZE
-#else
-#define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
-#endif
-// Work-item g computes the tiles g * chunk and following; along the shorter axis first, so that neighbours share operands.
-kernel GROUP_SIZE void gemm_direct(ARGS) {
-  UNPACK
-  const int across = s.s9, chunk = s.sc, tiles = s.sd * across;        // across: tiles along the axis that runs first
-  const real2 pair = PAIR;
-  for (int t = get_global_id(0) * chunk; t < min(tiles, ((int)get_global_id(0) + 1) * chunk); t++) {
-    const int i = (s.se ? t / across : t % across) * MR, j = (s.se ? t % across : t / across) * NR;
-#define TILE(full_rows, full_cols) tile(full_rows, full_cols, M, N, K, A, lda, B, ldb, C, ldc, bias, saved, pair, i, j FROM_USED)
-    if (i + MR <= M) { if (j + NR <= N) TILE(1, 1); else TILE(1, 0); }
-    else { if (j + NR <= N) TILE(0, 1); else TILE(0, 0); }
-#ifdef SUMS
-    if (i == 0) column_sums(N, K, j, min(N, j + NR), B, ldb, D, SCALE(scale, at, s.sb));
-#endif
-  }
-}
-
-#else
-// ---- block: MC x NC of C by one work-item, in steps of KC along K -----------------------------------------------------
-#undef A_AT
+static inline void row(global const real *restrict A, int lda, int i, int k0 FROM_ARGS, global const real *restrict B, int ldb,
+                       int vectors, int kc, real *t) {
+  T acc[ROW_VECTORS];
+  UNROLL for (int v = 0; v < ROW_VECTORS; v++) acc[v] = (T)(0);
 #if TA
-#define AP_AT(r, k) ap[(k) * MC + (r)]
-#define AP_SIZE (KC * MC)
+#define ROW_A(k) A[(size_t)FROM(k0 + (k)) * lda + i]
 #else
-#define AP_STRIDE (KC + 16)
-#define AP_AT(r, k) ap[(r) * AP_STRIDE + (k)]
-#define AP_SIZE (MC * AP_STRIDE)
+  global const real *a = A + (size_t)FROM(i) * lda + k0;
+#define ROW_A(k) a[k]
 #endif
+  if (vectors == ROW_VECTORS)
+    for (int k = 0; k < kc; k++, B += ldb) {
+      const T x = (T)(ROW_A(k));
+      UNROLL for (int v = 0; v < ROW_VECTORS; v++) acc[v] += x * VLOAD(v, B);
+    }
+  else
+    for (int k = 0; k < kc; k++, B += ldb) {
+      const T x = (T)(ROW_A(k));
+      UNROLL for (int v = 0; v < ROW_VECTORS; v++) if (v < vectors) acc[v] += x * VLOAD(v, B);
+    }
+  UNROLL for (int v = 0; v < ROW_VECTORS; v++) VSTORE(acc[v], v, t);
+}
+#endif
+
+// rows x n of C from t, whose rows are `stride` apart
+static inline void finish(real *t, int stride, int rows, int n, int part, int later, int last, global real *C, int ldc,
+                          global const real *bias, global real *saved, int N, int row, int col, real2 pair) {
+  for (int r = 0; r < rows; r++)
+    for (int c = 0; c < n; c += VW) {
+      global real *o = C + (size_t)(row + r) * ldc + col + c;
+      T x = VLOAD(0, t + r * stride + c);
+      if (!part) x = epilogue(x, later, last, o, bias, saved, N, row + r, col + c, n - c, pair);
+      else if (later) x += load_n(o, n - c);
+      store_n(x, o, n - c);
+    }
+}
+
 static inline void copy_row(local real *d, global const real *p, int n, int total) {  // n values, then zeros
   int x = 0;
   for (; x + VW <= n; x += VW) VSTORE(VLOAD(0, p + x), 0, d + x);
@@ -220,68 +258,121 @@ static inline void copy_row(local real *d, global const real *p, int n, int tota
   for (; x < total; x++) d[x] = 0;
 }
 
-kernel __attribute__((reqd_work_group_size(1, 1, 1))) void gemm_block(ARGS) {
-  UNPACK
-  local real ap[AP_SIZE] __attribute__((aligned(64)));
-  local real bp[KC * NC] __attribute__((aligned(64)));
-  const int t = get_global_id(0), across = s.s9;                       // chunks are of one tile here
-  const int i0 = (s.se ? t / across : t % across) * MC, j0 = (s.se ? t % across : t / across) * NC;
-  const int mc = min(MC, M - i0), nc = min(NC, N - j0);
-  const int mp = (mc + MR - 1) / MR * MR, np = (nc + NR - 1) / NR;
-  const real2 pair = PAIR;
-  for (int k0 = 0; k0 < K; k0 += KC) {
-    const int kc = min(KC, K - k0);
-#if TA
-    for (int k = 0; k < kc; k++) copy_row(ap + k * MC, A + (size_t)FROM(k0 + k) * lda + i0, mc, mp);
-#else
-    for (int r = 0; r < mp; r++) copy_row(ap + r * AP_STRIDE, A + (size_t)FROM(i0 + min(r, mc - 1)) * lda + k0, kc, kc);
-#endif
-    for (int p = 0; p < np; p++) {                        // bp: strips of NR columns, k-major inside
-      const int n = min(NR, nc - p * NR);
-      local real *d = bp + p * NR * KC;
 #if TB
-      global const real *b = B + (size_t)(j0 + p * NR) * ldb + k0;
-      for (int c0 = 0; c0 < NR; c0 += 4) {                // 4 columns at a time; the compiler makes shuffles of it
-        int k = 0;
-        if (c0 + 4 <= n)
-          for (; k + 4 <= kc; k += 4) {
-            const CAT(REAL, 4) t0 = vload4(0, b + (size_t)(c0 + 0) * ldb + k), t1 = vload4(0, b + (size_t)(c0 + 1) * ldb + k);
-            const CAT(REAL, 4) t2 = vload4(0, b + (size_t)(c0 + 2) * ldb + k), t3 = vload4(0, b + (size_t)(c0 + 3) * ldb + k);
-            local real *o = d + k * NR + c0;
-            vstore4((CAT(REAL, 4))(t0.s0, t1.s0, t2.s0, t3.s0), 0, o);
-            vstore4((CAT(REAL, 4))(t0.s1, t1.s1, t2.s1, t3.s1), 0, o + NR);
-            vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, o + 2 * NR);
-            vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, o + 3 * NR);
-          }
-        for (; k < kc; k++)
-          for (int c = c0; c < min(c0 + 4, NR); c++) d[k * NR + c] = c < n ? b[(size_t)c * ldb + k] : 0;
+// d (kc, NR) = n rows of B, turned; 4 x 4 at a time, of which the compiler makes shuffles
+static inline void copy_turned(local real *d, global const real *b, int ldb, int n, int kc) {
+  for (int c0 = 0; c0 < NR; c0 += 4) {
+    int k = 0;
+    if (c0 + 4 <= n)
+      for (; k + 4 <= kc; k += 4) {
+        const CAT(REAL, 4) t0 = vload4(0, b + (size_t)(c0 + 0) * ldb + k), t1 = vload4(0, b + (size_t)(c0 + 1) * ldb + k);
+        const CAT(REAL, 4) t2 = vload4(0, b + (size_t)(c0 + 2) * ldb + k), t3 = vload4(0, b + (size_t)(c0 + 3) * ldb + k);
+        local real *o = d + k * NR + c0;
+        vstore4((CAT(REAL, 4))(t0.s0, t1.s0, t2.s0, t3.s0), 0, o);
+        vstore4((CAT(REAL, 4))(t0.s1, t1.s1, t2.s1, t3.s1), 0, o + NR);
+        vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, o + 2 * NR);
+        vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, o + 3 * NR);
       }
-#else
-      for (int k = 0; k < kc; k++) copy_row(d + k * NR, B + (size_t)(k0 + k) * ldb + j0 + p * NR, n, NR);
-#endif
-    }
-    for (int p = 0; p < np; p++)
-      for (int i = 0; i < mc; i += MR) {
-        local const real *b = bp + p * NR * KC;
-        T acc[MR][NV], bv[NV];
-        UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
-        for (int k = 0; k < kc; k++, b += NR) {
-          UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, b);
-          UNROLL for (int r = 0; r < MR; r++) {
-            const T x = (T)(AP_AT(i + r, k));
-            UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];
-          }
-        }
-        const int rows = min(MR, mc - i);
-        UNROLL for (int r = 0; r < MR; r++) if (r < rows) UNROLL for (int v = 0; v < NV; v++) {
-          const int row = i0 + i + r, col = j0 + p * NR + v * VW, n = N - col;
-          const size_t e = (size_t)row * ldc + col;
-          if (n > 0) store_n(epilogue(acc[r][v], k0 > 0, k0 + kc == K, C + e, bias, saved, N, row, col, n, pair), C + e, n);
-        }
-      }
+    for (; k < kc; k++)
+      for (int c = c0; c < min(c0 + 4, NR); c++) d[k * NR + c] = c < n ? b[(size_t)c * ldb + k] : 0;
   }
-#ifdef SUMS
-  if (i0 == 0) column_sums(N, K, j0, j0 + nc, B, ldb, D, SCALE(scale, at, s.sb));
-#endif
 }
 #endif
+
+#ifdef GROUP
+#define GROUP_SIZE
+#else
+#define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
+#endif
+kernel GROUP_SIZE void gemm_tile(ARGS) {
+  UNPACK
+#if COPY_A
+  local real copy_a[A_SIZE] __attribute__((aligned(64)));
+#endif
+#if COPY_B
+  local real copy_b[KC * NR] __attribute__((aligned(64)));
+#endif
+  real t[MR * NR > ROW_VECTORS * VW ? MR * NR : ROW_VECTORS * VW] __attribute__((aligned(64)));
+  const int MCs = s.sc, NCs = s.sd, down = (M + MCs - 1) / MCs, along = (N + NCs - 1) / NCs;
+  const int g = get_global_id(0), tile = g % (down * along), part = g / (down * along);
+  const int begin = part * depth, end = depth ? min(K, begin + depth) : K;
+  if (depth ? begin >= K : part > 0) return;                      // work-items that fill the last group of a GPU
+  const int i0 = (s.s9 ? tile / along : tile % down) * MCs, j0 = (s.s9 ? tile % along : tile / down) * NCs;
+  const int i1 = min(M, i0 + MCs), j1 = min(N, j0 + NCs);
+#ifdef SUMS
+  if (i0 == 0 && begin == 0) column_sums(N, K, j0, j1, B, ldb, D, SCALE(scale, at, s.sb));
+#endif
+  C += (size_t)part * M * N;
+#if !TB
+  if (M < 4) {
+    for (int i = i0; i < i1; i++)
+      for (int j = j0; j < j1; j += ROW_VECTORS * VW) {
+        const int n = min(ROW_VECTORS * VW, j1 - j);
+        row(A, lda, i, begin FROM_USED, B + (size_t)begin * ldb + j, ldb, (n + VW - 1) / VW, end - begin, t);
+        finish(t, 0, 1, n, depth, 0, 1, C, ldc, bias, saved, N, i, j, pair);
+      }
+    return;
+  }
+#endif
+#if COPY_A || COPY_B
+  for (int k0 = begin; k0 < end || k0 == begin; k0 += KC) {
+    const int kc = min(KC, end - k0);
+#else
+  {
+    const int k0 = begin, kc = end - begin;
+#endif
+#if COPY_A && TA
+    for (int k = 0; k < kc; k++) copy_row(copy_a + k * MC, A + (size_t)FROM(k0 + k) * lda + i0, i1 - i0, i1 - i0);
+#elif COPY_A
+    for (int r = 0; r < i1 - i0; r++) copy_row(copy_a + r * A_STRIDE, A + (size_t)FROM(i0 + r) * lda + k0, kc, kc);
+#endif
+    for (int j = j0; j < j1; j += NR) {
+      const int n = min(NR, j1 - j);
+#if TB
+      global const real *from = B + (size_t)j * ldb + k0;
+#else
+      global const real *from = B + (size_t)k0 * ldb + j;
+#endif
+#if COPY_B && TB
+      copy_turned(copy_b, from, ldb, n, kc);
+#elif COPY_B
+      if (n == NR) for (int k = 0; k < kc; k++) UNROLL for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, from + (size_t)k * ldb), v, copy_b + k * NR);
+      else for (int k = 0; k < kc; k++) copy_row(copy_b + k * NR, from + (size_t)k * ldb, n, NR);
+#endif
+#if COPY_B
+#define B_USED copy_b, NR, n, kc, t
+#else
+#define B_USED from, ldb, n, kc, t
+#endif
+#if COPY_A
+#define A_USED copy_a, i - i0, k0
+#else
+#define A_USED A, lda, i, k0 FROM_USED
+#endif
+      for (int i = i0, rows; i < i1; i += rows) {
+        rows = i1 - i;
+        if (rows >= MR) { rows = MR; CAT(micro, MR)(A_USED, B_USED); }
+#if MR > 4
+        else if (rows >= 4) { rows = 4; micro4(A_USED, B_USED); }
+#endif
+#if MR > 2
+        else if (rows >= 2) { rows = 2; micro2(A_USED, B_USED); }
+#endif
+        else { rows = 1; micro1(A_USED, B_USED); }
+        finish(t, NR, rows, n, depth, k0 > begin, k0 + kc >= end, C, ldc, bias, saved, N, i, j, pair);
+      }
+    }
+  }
+}
+
+// C = epilogue(the sum of `parts` partial products), a vector a work-item
+kernel void gemm_sum(int16 s, int parts, global const real *partial, global real *C, global const real *bias, global real *saved,
+                     global const real2 *scale, global const int *at) {
+  const int M = s.s0, N = s.s1, ldc = s.s5, col = get_global_id(0) * VW, row = get_global_id(1);
+  if (col >= N || row >= M) return;
+  const real2 pair = PAIR;
+  T x = (T)(0);
+  for (int part = 0; part < parts; part++) x += VLOAD(0, partial + ((size_t)part * M + row) * N + col);
+  global real *o = C + s.s8 + (size_t)row * ldc + col;
+  store_n(epilogue(x, 0, 1, o, bias, saved, N, row, col, N - col, pair), o, N - col);
+}

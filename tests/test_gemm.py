@@ -8,7 +8,7 @@ import pytest
 from helpers import REFERENCES, assert_close, derivative, eps, normal
 
 import clnn
-from clnn.gemm import RowsOf, Scale, clblast, column_sums, engine_name, gemm, tile
+from clnn.gemm import SCALE_PAIRS, Product, RowsOf, Scale, clblast, column_sums, engine_name, gemm, tile
 
 GUARD = 37  # elements around each matrix that nobody may touch
 
@@ -53,8 +53,8 @@ def exact(device, values, dtype):
 
 def pair(device, dtype, alpha, beta):
     """(alpha, beta) as a row of a table that is not the first, as an optimizer gives them."""
-    table = np.full((3, 8), np.nan, dtype)
-    table[2] = [np.nan, np.nan, alpha, beta] + [np.nan] * 4
+    table = np.full((3, 2 * SCALE_PAIRS), np.nan, dtype)
+    table[2, 2:4] = alpha, beta
     return Scale(exact(device, table, dtype), exact(device, np.array([2]), np.int32), 1, lambda: (alpha, beta))
 
 
@@ -76,7 +76,7 @@ def check(
     options = {"lda": A.ld, "ldb": B.ld, "ldc": C.ld} if padded else {}
     if scale and sums:  # in one table, as the library's constants are
         both = pair(device, dtype, *scale)
-        table = np.full((3, 8), np.nan, dtype)
+        table = np.full((3, 2 * SCALE_PAIRS), np.nan, dtype)
         table[2, 2:6] = [*scale, *sums]
         device.upload(table, both.table)
         scales = both, Scale(both.table, both.at, 2, lambda: sums)
@@ -254,15 +254,38 @@ def test_as_on_a_gpu(rng, device, monkeypatch):
 
 
 @pytest.mark.oclgrind
-@pytest.mark.parametrize("tb", [False, True])
-def test_blocked_kernel(rng, device, monkeypatch, tb):
-    """The kernel that copies blocks to local memory first, on products smaller than it is chosen for."""
+@pytest.mark.parametrize("copy_a", [False, True])
+@pytest.mark.parametrize(("ta", "tb"), [(False, False), (True, False), (False, True), (True, True)])
+def test_copies_in_local_memory(rng, device, monkeypatch, ta, tb, copy_a):
+    """Operands copied 24 deep, on products smaller than that is chosen for."""
     monkeypatch.setenv("CLNN_GEMM", "tile")
     monkeypatch.setattr(device, "kind", "cpu")
-    monkeypatch.setattr(tile, "BLOCK", (16, 32, 24))
-    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(8, 2, 4, block=True))
+    monkeypatch.setattr(tile, "MOST_ROWS", 16)
+    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(8, 2, 4, 24, copy_a))
     for m, n, k in ((1, 1, 1), (19, 37, 50), (16, 32, 24)):
-        check(rng, device, np.float32, m, n, k, tb=tb, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
+        check(rng, device, np.float32, m, n, k, ta, tb, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
+
+
+@pytest.mark.oclgrind
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_split_along_k(rng, device, monkeypatch, kind):
+    """Few elements of C and a deep K: several work-items share a tile, and a second launch adds their parts."""
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    monkeypatch.setattr(device, "kind", kind)
+    monkeypatch.setattr(tile, "SMALL", 1)
+    monkeypatch.setattr(tile, "DEEP", 16)
+    monkeypatch.setattr(device, "compute_units", 100)
+    for m, n, k in ((1, 1, 50), (5, 9, 70), (2, 20, 33)):
+        assert tile.share(device, product(m, n, k), tile.choose(device, product(m, n, k))).parts > 1
+        check(rng, device, np.float32, m, n, k, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
+        check(rng, device, np.float32, m, n, k, ta=True, scale=(1.0, 1.0), sums=(0.5, 1.0), padded=True)
+        check(rng, device, np.float32, m, n, k, tb=True, act="gelu", times=True)
+
+
+def product(m, n, k, **more):
+    """A product of plain matrices, as the engine takes it."""
+    values = dict.fromkeys(Product._fields) | {"m": m, "n": n, "k": k, "dtype": np.float32, "transpose_a": False, "transpose_b": False}
+    return Product(**values | more)
 
 
 # -- which engine -----------------------------------------------------------------------------------------------------

@@ -13,16 +13,36 @@ if TYPE_CHECKING:
 
 GROUP = 64  # work-items of a GPU's work-group
 SMALL = 1 << 18  # multiply-adds that are worth a CPU thread (about 5 us)
-BLOCK = (64, 128, 256)  # MC, NC, KC of gemm_block: fits 256 KiB of local memory in float32
+PER_UNIT = 8  # work-items a compute unit gets of a large product, so that one that falls behind has less to do
+MOST_ROWS = 512  # of A that a work-item of a CPU goes over: with KC columns they fit its second-level cache
+ROW_VECTORS = 8  # vectors of C in a strip where there are fewer than 4 rows, as in kernels/gemm.cl
+DEEP = 256  # at least so much of K has a work-item where K is split
 
 
 class Tile(NamedTuple):
-    """A register tile MR x (NV * VW), and whether operands are copied to local memory in blocks first."""
+    """A register tile MR x (NV * VW); and how much of K is copied to local memory at a time, of B and perhaps of A."""
 
     mr: int
     nv: int
     vw: int
-    block: bool = False
+    kc: int = 0  # 0: B is read where it lies
+    copy_a: bool = False
+
+
+class Share(NamedTuple):
+    """What one work-item does: rows and columns of C, the depth of K (0: all of it), and how many items that makes."""
+
+    rows: int
+    columns: int
+    depth: int
+    items: int
+    parts: int
+    j_first: bool
+
+
+def _up(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
 
 
 def vector_width(device: Device, dtype: Any) -> int:
@@ -43,73 +63,93 @@ def choose(device: Device, p: Product) -> Tile:
     vw = vector_width(device, p.dtype)
     if device.kind != "cpu":
         return Tile(4, 1, vw)
-    wide = 1 if p.n <= vw else 2 if p.n <= 2 * vw else 4
-    if p.transpose_b:
-        fits = device.local_memory >= 4 * (BLOCK[0] * (BLOCK[2] + 16) + BLOCK[1] * BLOCK[2]) * (
-            2 if p.dtype == np.float64 else 1
-        )
-        if p.k >= 16 and fits:
-            return Tile(8, 2, vw, block=True)
-        return Tile(5, min(2, wide), vw)
-    if p.n * p.k > 1 << 20 and device.local_memory >= 1 << 18 and p.dtype != np.float64 and p.k:
-        return Tile(8, 2, vw, block=True)
-    if p.transpose_a and wide < 4:
-        return Tile(8 if wide == 2 else 16, wide, vw)
-    return Tile(4, 4, vw) if wide == 4 else Tile(5, wide, vw)
+    registers = 32 if vw * np.dtype(p.dtype).itemsize == 64 else 16
+    nv = 1 if p.n <= vw else 2
+    mr = 10 if registers == 32 else 5
+    fixed = p.n * (p.m if p.transpose_a else p.k)  # of a layer's weights
+    kc = min(512, device.local_memory // 2 // (nv * vw * np.dtype(p.dtype).itemsize))
+    copies = kc >= 64 and (fixed >= 2048 if p.transpose_b else fixed >= 1 << 15)
+    return Tile(mr, nv, vw, kc if copies else 0)
+
+
+def share(device: Device, p: Product, tile: Tile) -> Share:
+    """How C is divided among work-items.
+
+    On a GPU one tile each. On a CPU so much that a thread has something to do: small products stay on one core (waking
+    another costs more, and the weights would move between caches at each step). As many rows as possible together,
+    because they share what is copied of B.
+    """
+    width = tile.nv * tile.vw
+    if device.kind != "cpu":
+        rows, columns, wanted = tile.mr, width, 16 * GROUP * device.compute_units
+    else:
+        if p.m < 4 and not p.transpose_b:
+            width = ROW_VECTORS * tile.vw
+        wanted = max(1, min(p.m * p.n * max(1, p.k) // SMALL, PER_UNIT * device.compute_units))
+        strips = _up(p.n, width)
+        columns = width * min(max(1, strips // wanted), 8)
+        along = _up(p.n, columns)
+        down = max(_up(p.m, MOST_ROWS), min(_up(wanted, along), p.m // (2 * tile.mr)), 1)
+        rows = _up(_up(p.m, down), tile.mr) * tile.mr
+    along, down = _up(p.n, columns), _up(p.m, rows)
+    items, depth = along * down, 0
+    if items < device.compute_units * (GROUP if device.kind != "cpu" else 1):
+        parts = min(wanted // items, p.k // DEEP)
+        if parts > 1:
+            depth = _up(_up(p.k, parts), 16) * 16
+    parts = _up(p.k, depth) if depth else 1
+    return Share(rows, columns, depth, items * parts, parts, along <= down)
 
 
 def run(device: Device, p: Product) -> None:
-    """One launch for the product and its whole epilogue."""
+    """One launch for the product and its whole epilogue; where K is split, a second one for the epilogue."""
     real = device.real(p.dtype)
     tile = choose(device, p)
-    defines: dict[str, Any] = {
-        "MR": tile.mr, "NV": tile.nv, "VW": tile.vw, "TA": int(p.transpose_a), "TB": int(p.transpose_b), "ACT": p.activation,
-    }  # fmt: skip
+    part = share(device, p, tile)
+    epilogue: dict[str, Any] = {"ACT": p.activation}
     if p.scale is not None:
-        defines["SCALED"] = 1
+        epilogue["SCALED"] = 1
     if p.times:
-        defines["TIMES"] = 1
+        epilogue["TIMES"] = 1
     elif p.saved is not None:
-        defines["KEEP"] = 1
+        epilogue["KEEP"] = 1
     if p.bias is not None:
-        defines["BIAS"] = 1
+        epilogue["BIAS"] = 1
+    defines: dict[str, Any] = {
+        "MR": tile.mr, "NV": tile.nv, "VW": tile.vw, "TA": int(p.transpose_a), "TB": int(p.transpose_b), **epilogue,
+    }  # fmt: skip
     if p.sums is not None:
         assert not p.transpose_b, "column sums are those of B as it lies"
         defines["SUMS"] = 1
     if p.rows is not None:
         defines["FROM_SET"] = 1
-    rows, columns = tile.mr, tile.nv * tile.vw
-    if tile.block:
-        rows, columns, depth = BLOCK
-        defines.update(MC=rows, NC=columns, KC=depth)
+    if tile.kc:
+        defines.update(KC=tile.kc, COPY_B=1)
+    if tile.copy_a:
+        defines.update(MC=MOST_ROWS, COPY_A=1)
     table, at = (p.scale.table, p.scale.at) if p.scale else (None, None)
     total, total_scale = p.sums if p.sums else (None, None)
     if total_scale is not None:
         table, at = (total_scale.table, total_scale.at) if p.scale is None else (table, at)
-    down, along = -(-p.m // rows), -(-p.n // columns)  # tiles along m and n
-    j_first = along <= down  # the shorter axis runs first: neighbouring tiles share what is longer
-    across, rest = (along, down) if j_first else (down, along)
-    chunk = 1 if tile.block else _chunk(device, p, down * along)
-    sizes = np.array(
-        [p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.a_offset, p.b_offset, p.c_offset, across,
-         p.scale.column if p.scale else 0, total_scale.column if total_scale else 0, chunk, rest, j_first, 0], np.int32,
-    )  # fmt: skip
-    items, local = -(-down * along // chunk), 1
+    sizes = [
+        p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.a_offset, p.b_offset, p.c_offset, part.j_first,
+        p.scale.column if p.scale else 0, total_scale.column if total_scale else 0, part.rows, part.columns, part.depth, 0,
+    ]  # fmt: skip
+    items, local = part.items, 1
     if device.kind != "cpu":
         defines["GROUP"] = local = GROUP
-        items = -(-items // GROUP) * GROUP
+        items = _up(items, GROUP) * GROUP
+    c, to = p.c, sizes
+    if part.parts > 1:
+        c = device.allocate(part.parts * p.m * p.n * np.dtype(p.dtype).itemsize)
+        to = [*sizes[:5], p.n, *sizes[6:8], 0, *sizes[9:]]
     device.launch(
-        "gemm", "gemm_block" if tile.block else "gemm_direct", (items,),
-        sizes, p.a, p.b, p.c, p.bias, p.saved, total, table, at, *(p.rows[1:] if p.rows else ()),
+        "gemm", "gemm_tile", (items,),
+        np.array(to, np.int32), p.a, p.b, c, p.bias, p.saved, total, table, at, *(p.rows[1:] if p.rows else ()),
         local=(local,), real=real, **defines,
     )  # fmt: skip
-
-
-def _chunk(device: Device, p: Product, tiles: int) -> int:
-    """Tiles a work-item computes: one on a GPU; on a CPU so many that a thread has something to do, and small products
-    stay on one core (waking another costs more, and the weights would move between caches at each step)."""
-    if device.kind != "cpu":
-        return 1
-    work = p.m * p.n * max(1, p.k)
-    items = min(work // SMALL, 8 * device.compute_units)
-    return -(-tiles // max(1, items))
+    if part.parts > 1:
+        device.launch(
+            "gemm", "gemm_sum", (_up(p.n, tile.vw), p.m),
+            np.array(sizes, np.int32), part.parts, c, p.c, p.bias, p.saved, table, at, real=real, VW=tile.vw, **epilogue,
+        )  # fmt: skip
