@@ -2,11 +2,11 @@
 //
 //            N                  gemm_tile: a work-item owns MC x NC of C (the host says which) and goes over it in strips of
 //        +-----+  B             NR = NV * VW columns and tiles of MR rows, held in MR * NV vector registers: per k, a row of
-//      K |  #  |                NR values of B times a column of MR values of A. A strip of B is copied first where COPY_B
-//        +-----+                (KC rows at a time, to local memory: on a CPU that is the thread's own cache-resident
-//    K   +-----+                scratch), so that it is read without strides and, where B is transposed, turned once.
-//  +---+ |     |                Where COPY_A so is a block of A. Up to 3 rows (inference of single samples) are done one by
-// M|###| |  #  | C              one, over long contiguous runs of B.
+//      K |  #  |                NR values of B times a column of MR values of A. With COPY the block of A and each strip of B
+//        +-----+                are copied first, KC deep, to local memory: on a CPU that is the thread's own scratch, which
+//    K   +-----+                stays in its cache (what two cores read together is slow to come by), has no large strides,
+//  +---+ |     |                and a transposed B is turned once. Up to 3 rows (inference of single samples) are done one
+// M|###| |  #  | C              by one, over long contiguous runs of B.
 //  +---+ +-----+                gemm_local, for GPUs: a work-group owns a tile of C and stages operands in local memory.
 //                               Where M x N is too small to fill the device, K is split: the parts are written one behind
 //                               the other, and gemm_sum adds them up and does the epilogue.
@@ -137,8 +137,22 @@ static inline void column_sums(int N, int K, int j, int end, global const real *
 #define FROM(r) (r)
 #endif
 
+#ifdef SUM
+// C = epilogue(the sum of `parts` partial products), a vector a work-item
+kernel void gemm_sum(int16 s, int parts, global const real *partial, global real *C, global const real *bias, global real *saved,
+                     global const real2 *scale, global const int *at) {
+  const int M = s.s0, N = s.s1, ldc = s.s5, col = get_global_id(0) * VW, row = get_global_id(1);
+  if (col >= N || row >= M) return;
+  const real2 pair = PAIR;
+  T x = (T)(0);
+  for (int part = 0; part < parts; part++) x += VLOAD(0, partial + ((size_t)part * M + row) * N + col);
+  global real *o = C + s.s8 + (size_t)row * ldc + col;
+  store_n(epilogue(x, 0, 1, o, bias, saved, N, row, col, N - col, pair), o, N - col);
+}
+
+#else
 // ---- tile -----------------------------------------------------------------------------------------------------------
-#if COPY_A
+#if COPY
 #if TA
 #define A_STRIDE 1          // from row to row of the copy
 #define A_K MC
@@ -164,7 +178,7 @@ static inline void column_sums(int N, int K, int j, int end, global const real *
 #define A_AT(r, k) a[r][k]
 #endif
 
-#if COPY_B
+#if COPY
 #define B_SPACE local
 #define B_VECTOR(v) VLOAD(v, b)
 #elif TB
@@ -174,7 +188,7 @@ static inline void column_sums(int N, int K, int j, int end, global const real *
 #define B_SPACE global
 #define B_VECTOR(v) VLOAD(v, b)
 #endif
-#if TB && !COPY_B
+#if TB && !COPY
 #define B_NEXT
 static inline T gather(global const real *b, int ldb, int first, int n) {  // one value of each of VW rows
   real t[VW];
@@ -286,10 +300,8 @@ static inline void copy_turned(local real *d, global const real *b, int ldb, int
 #endif
 kernel GROUP_SIZE void gemm_tile(ARGS) {
   UNPACK
-#if COPY_A
+#if COPY
   local real copy_a[A_SIZE] __attribute__((aligned(64)));
-#endif
-#if COPY_B
   local real copy_b[KC * NR] __attribute__((aligned(64)));
 #endif
   real t[MR * NR > ROW_VECTORS * VW ? MR * NR : ROW_VECTORS * VW] __attribute__((aligned(64)));
@@ -314,16 +326,16 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
     return;
   }
 #endif
-#if COPY_A || COPY_B
+#if COPY
   for (int k0 = begin; k0 < end || k0 == begin; k0 += KC) {
     const int kc = min(KC, end - k0);
 #else
   {
     const int k0 = begin, kc = end - begin;
 #endif
-#if COPY_A && TA
+#if COPY && TA
     for (int k = 0; k < kc; k++) copy_row(copy_a + k * MC, A + (size_t)FROM(k0 + k) * lda + i0, i1 - i0, i1 - i0);
-#elif COPY_A
+#elif COPY
     for (int r = 0; r < i1 - i0; r++) copy_row(copy_a + r * A_STRIDE, A + (size_t)FROM(i0 + r) * lda + k0, kc, kc);
 #endif
     for (int j = j0; j < j1; j += NR) {
@@ -333,20 +345,17 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
 #else
       global const real *from = B + (size_t)k0 * ldb + j;
 #endif
-#if COPY_B && TB
+#if COPY && TB
       copy_turned(copy_b, from, ldb, n, kc);
-#elif COPY_B
+#elif COPY
       if (n == NR) for (int k = 0; k < kc; k++) UNROLL for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, from + (size_t)k * ldb), v, copy_b + k * NR);
       else for (int k = 0; k < kc; k++) copy_row(copy_b + k * NR, from + (size_t)k * ldb, n, NR);
 #endif
-#if COPY_B
+#if COPY
 #define B_USED copy_b, NR, n, kc, t
-#else
-#define B_USED from, ldb, n, kc, t
-#endif
-#if COPY_A
 #define A_USED copy_a, i - i0, k0
 #else
+#define B_USED from, ldb, n, kc, t
 #define A_USED A, lda, i, k0 FROM_USED
 #endif
       for (int i = i0, rows; i < i1; i += rows) {
@@ -364,15 +373,4 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
     }
   }
 }
-
-// C = epilogue(the sum of `parts` partial products), a vector a work-item
-kernel void gemm_sum(int16 s, int parts, global const real *partial, global real *C, global const real *bias, global real *saved,
-                     global const real2 *scale, global const int *at) {
-  const int M = s.s0, N = s.s1, ldc = s.s5, col = get_global_id(0) * VW, row = get_global_id(1);
-  if (col >= N || row >= M) return;
-  const real2 pair = PAIR;
-  T x = (T)(0);
-  for (int part = 0; part < parts; part++) x += VLOAD(0, partial + ((size_t)part * M + row) * N + col);
-  global real *o = C + s.s8 + (size_t)row * ldc + col;
-  store_n(epilogue(x, 0, 1, o, bias, saved, N, row, col, N - col, pair), o, N - col);
-}
+#endif

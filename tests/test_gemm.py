@@ -254,14 +254,14 @@ def test_as_on_a_gpu(rng, device, monkeypatch):
 
 
 @pytest.mark.oclgrind
-@pytest.mark.parametrize("copy_a", [False, True])
 @pytest.mark.parametrize(("ta", "tb"), [(False, False), (True, False), (False, True), (True, True)])
-def test_copies_in_local_memory(rng, device, monkeypatch, ta, tb, copy_a):
+def test_copies_in_local_memory(rng, device, monkeypatch, ta, tb):
     """Operands copied 24 deep, on products smaller than that is chosen for."""
     monkeypatch.setenv("CLNN_GEMM", "tile")
     monkeypatch.setattr(device, "kind", "cpu")
     monkeypatch.setattr(tile, "MOST_ROWS", 16)
-    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(8, 2, 4, 24, copy_a))
+    monkeypatch.setattr(tile, "SMALL", 1 << 10)
+    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(8, 2, 4, 24))
     for m, n, k in ((1, 1, 1), (19, 37, 50), (16, 32, 24)):
         check(rng, device, np.float32, m, n, k, ta, tb, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
 
@@ -284,7 +284,14 @@ def test_split_along_k(rng, device, monkeypatch, kind):
 
 def product(m, n, k, **more):
     """A product of plain matrices, as the engine takes it."""
-    values = dict.fromkeys(Product._fields) | {"m": m, "n": n, "k": k, "dtype": np.float32, "transpose_a": False, "transpose_b": False}
+    values = dict.fromkeys(Product._fields) | {
+        "m": m,
+        "n": n,
+        "k": k,
+        "dtype": np.float32,
+        "transpose_a": False,
+        "transpose_b": False,
+    }
     return Product(**values | more)
 
 

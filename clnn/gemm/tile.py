@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -13,20 +14,20 @@ if TYPE_CHECKING:
 
 GROUP = 64  # work-items of a GPU's work-group
 SMALL = 1 << 18  # multiply-adds that are worth a CPU thread (about 5 us)
-PER_UNIT = 8  # work-items a compute unit gets of a large product, so that one that falls behind has less to do
-MOST_ROWS = 512  # of A that a work-item of a CPU goes over: with KC columns they fit its second-level cache
+COPYING = 24  # what copying an element of A or B costs, in multiply-adds of vector lanes
+MOST_ROWS = 256  # of A that are copied together: with KC columns they fit a core's second-level cache
 ROW_VECTORS = 8  # vectors of C in a strip where there are fewer than 4 rows, as in kernels/gemm.cl
 DEEP = 256  # at least so much of K has a work-item where K is split
 
 
 class Tile(NamedTuple):
-    """A register tile MR x (NV * VW); and how much of K is copied to local memory at a time, of B and perhaps of A."""
+    """A register tile MR x (NV * VW), and how much of K is copied to local memory at a time (0: operands are read where
+    they lie)."""
 
     mr: int
     nv: int
     vw: int
-    kc: int = 0  # 0: B is read where it lies
-    copy_a: bool = False
+    kc: int = 0
 
 
 class Share(NamedTuple):
@@ -67,38 +68,55 @@ def choose(device: Device, p: Product) -> Tile:
     nv = 1 if p.n <= vw else 2
     mr = 10 if registers == 32 else 5
     fixed = p.n * (p.m if p.transpose_a else p.k)  # of a layer's weights
-    kc = min(512, device.local_memory // 2 // (nv * vw * np.dtype(p.dtype).itemsize))
-    copies = kc >= 64 and (fixed >= 2048 if p.transpose_b else fixed >= 1 << 15)
-    return Tile(mr, nv, vw, kc if copies else 0)
+    copies = fixed >= 2048 if p.transpose_b else fixed >= 1 << 15
+    return Tile(mr, nv, vw, _depth(device, p.dtype, nv * vw) if copies else 0)
+
+
+def _depth(device: Device, dtype: Any, width: int) -> int:
+    """How deep copies are: MOST_ROWS of A and a strip of B have to fit local memory."""
+    for kc in (256, 128, 64):
+        if (MOST_ROWS * (kc + 16) + kc * width) * np.dtype(dtype).itemsize <= device.local_memory:
+            return kc
+    return 0
 
 
 def share(device: Device, p: Product, tile: Tile) -> Share:
-    """How C is divided among work-items.
-
-    On a GPU one tile each. On a CPU so much that a thread has something to do: small products stay on one core (waking
-    another costs more, and the weights would move between caches at each step). As many rows as possible together,
-    because they share what is copied of B.
-    """
-    width = tile.nv * tile.vw
-    if device.kind != "cpu":
-        rows, columns, wanted = tile.mr, width, 16 * GROUP * device.compute_units
+    """How C is divided among work-items: one tile each on a GPU, blocks on a CPU."""
+    if device.kind == "cpu":
+        width = ROW_VECTORS * tile.vw if p.m < 4 and not p.transpose_b else tile.nv * tile.vw
+        most = max(1, MOST_ROWS // tile.mr) * tile.mr
+        rows, columns = _blocks(p.m, p.n, p.k, tile.mr, width, most, device.compute_units, SMALL)
+        wanted, enough = p.m * p.n * p.k // SMALL, device.compute_units
     else:
-        if p.m < 4 and not p.transpose_b:
-            width = ROW_VECTORS * tile.vw
-        wanted = max(1, min(p.m * p.n * max(1, p.k) // SMALL, PER_UNIT * device.compute_units))
-        strips = _up(p.n, width)
-        columns = width * min(max(1, strips // wanted), 8)
-        along = _up(p.n, columns)
-        down = max(_up(p.m, MOST_ROWS), min(_up(wanted, along), p.m // (2 * tile.mr)), 1)
-        rows = _up(_up(p.m, down), tile.mr) * tile.mr
+        rows, columns = tile.mr, tile.nv * tile.vw
+        wanted, enough = 16 * GROUP * device.compute_units, GROUP * device.compute_units
     along, down = _up(p.n, columns), _up(p.m, rows)
     items, depth = along * down, 0
-    if items < device.compute_units * (GROUP if device.kind != "cpu" else 1):
-        parts = min(wanted // items, p.k // DEEP)
-        if parts > 1:
-            depth = _up(_up(p.k, parts), 16) * 16
+    if items < enough:
+        parts = min(wanted // items, p.k // DEEP, _up(4 * enough, items))
+        depth = _up(_up(p.k, parts), 16) * 16 if parts > 1 else 0
     parts = _up(p.k, depth) if depth else 1
     return Share(rows, columns, depth, items * parts, parts, along <= down)
+
+
+@lru_cache(maxsize=4096)
+def _blocks(m: int, n: int, k: int, mr: int, width: int, most_rows: int, units: int, small: int) -> tuple[int, int]:
+    """Rows and columns of C for one work-item of a CPU.
+
+    Small products stay on one core: waking another costs more, and the weights would move between caches at each step.
+    Else what is least of: the work with what each item copies, over the units, and half an item of waiting for the last.
+    """
+    if m * n * k < 2 * small:
+        return min(_up(m, mr) * mr, most_rows), _up(n, width) * width
+    found = []
+    for down in range(_up(m, most_rows), _up(m, most_rows) + 32):
+        rows = _up(_up(m, down), mr) * mr
+        for along in range(1, min(_up(n, width), 256) + 1):
+            columns = _up(_up(n, along), width) * width
+            items = _up(m, rows) * _up(n, columns)
+            cost = k * (rows * columns + COPYING * (rows + columns)) + small // 2
+            found.append((items * cost / units + cost / 2, rows, columns))
+    return min(found)[1:]
 
 
 def run(device: Device, p: Product) -> None:
@@ -124,9 +142,7 @@ def run(device: Device, p: Product) -> None:
     if p.rows is not None:
         defines["FROM_SET"] = 1
     if tile.kc:
-        defines.update(KC=tile.kc, COPY_B=1)
-    if tile.copy_a:
-        defines.update(MC=MOST_ROWS, COPY_A=1)
+        defines.update(MC=MOST_ROWS, KC=tile.kc, COPY=1)
     table, at = (p.scale.table, p.scale.at) if p.scale else (None, None)
     total, total_scale = p.sums if p.sums else (None, None)
     if total_scale is not None:
@@ -151,5 +167,5 @@ def run(device: Device, p: Product) -> None:
     if part.parts > 1:
         device.launch(
             "gemm", "gemm_sum", (_up(p.n, tile.vw), p.m),
-            np.array(sizes, np.int32), part.parts, c, p.c, p.bias, p.saved, table, at, real=real, VW=tile.vw, **epilogue,
+            np.array(sizes, np.int32), part.parts, c, p.c, p.bias, p.saved, table, at, real=real, VW=tile.vw, SUM=1, **epilogue,
         )  # fmt: skip
