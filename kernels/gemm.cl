@@ -373,4 +373,85 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
     }
   }
 }
+
+// ---- local: for GPUs --------------------------------------------------------------------------------------------------
+// A group of 16 x 16 work-items owns (16 MR) x (16 NR) of C: each MR rows one below the other, and NV vectors 16 VW apart,
+// so that neighbours read and write neighbouring memory. While a step of KC is computed, the next one is fetched.
+#ifdef LOCAL
+#define SIDE 16
+#define TILE_M (SIDE * MR)
+#define TILE_N (SIDE * NR)
+#define FETCH_A (TILE_M * KC / (SIDE * SIDE))
+#define FETCH_B (TILE_N * KC / (SIDE * SIDE))
+#if TA
+#define A_I(e) ((e) % TILE_M)
+#define A_KK(e) ((e) / TILE_M)
+#define A_FROM(i, k) A[(size_t)FROM(k) * lda + (i)]
+#else
+#define A_I(e) ((e) / KC)
+#define A_KK(e) ((e) % KC)
+#define A_FROM(i, k) A[(size_t)FROM(i) * lda + (k)]
+#endif
+#if TB
+#define B_J(e) ((e) / KC)
+#define B_KK(e) ((e) % KC)
+#define B_FROM(k, j) B[(size_t)(j) * ldb + (k)]
+#else
+#define B_J(e) ((e) % TILE_N)
+#define B_KK(e) ((e) / TILE_N)
+#define B_FROM(k, j) B[(size_t)(k) * ldb + (j)]
+#endif
+#define FETCH(k0)                                                                                  \
+  UNROLL for (int f = 0; f < FETCH_A; f++) {                                                       \
+    const int e = f * SIDE * SIDE + me, i = i0 + A_I(e), k = (k0) + A_KK(e);                       \
+    next_a[f] = i < M && k < end ? A_FROM(i, k) : 0;                                               \
+  }                                                                                                \
+  UNROLL for (int f = 0; f < FETCH_B; f++) {                                                       \
+    const int e = f * SIDE * SIDE + me, j = j0 + B_J(e), k = (k0) + B_KK(e);                       \
+    next_b[f] = j < N && k < end ? B_FROM(k, j) : 0;                                               \
+  }
+
+kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1))) void gemm_local(ARGS) {
+  UNPACK
+  local real at_a[KC][TILE_M + VW], at_b[KC][TILE_N];
+  const int down = (M + TILE_M - 1) / TILE_M, along = (N + TILE_N - 1) / TILE_N;
+  const int me = get_local_id(0), tx = me % SIDE, ty = me / SIDE;
+  const int g = get_group_id(0), tile = g % (down * along), part = g / (down * along);
+  const int begin = part * depth, end = depth ? min(K, begin + depth) : K;
+  const int i0 = (s.s9 ? tile / along : tile % down) * TILE_M, j0 = (s.s9 ? tile % along : tile / down) * TILE_N;
+  real next_a[FETCH_A], next_b[FETCH_B];
+  T acc[MR][NV];
+  UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+  FETCH(begin)
+  for (int k0 = begin; k0 < end; k0 += KC) {
+    UNROLL for (int f = 0; f < FETCH_A; f++) { const int e = f * SIDE * SIDE + me; at_a[A_KK(e)][A_I(e)] = next_a[f]; }
+    UNROLL for (int f = 0; f < FETCH_B; f++) { const int e = f * SIDE * SIDE + me; at_b[B_KK(e)][B_J(e)] = next_b[f]; }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    FETCH(k0 + KC)
+    UNROLL for (int k = 0; k < KC; k++) {
+      T bv[NV];
+      UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v * SIDE + tx, at_b[k]);
+      UNROLL for (int r = 0; r < MR; r++) {
+        const T x = (T)(at_a[k][ty * MR + r]);
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];
+      }
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+  }
+  C += (size_t)part * M * N;
+  UNROLL for (int v = 0; v < NV; v++) {
+    const int col = j0 + (v * SIDE + tx) * VW, n = N - col;
+    if (n > 0) {
+      UNROLL for (int r = 0; r < MR; r++) {
+        const int row = i0 + ty * MR + r;
+        global real *o = C + (size_t)row * ldc + col;
+        if (row < M) store_n(depth ? acc[r][v] : epilogue(acc[r][v], 0, 1, o, bias, saved, N, row, col, n, pair), o, n);
+      }
+#ifdef SUMS
+      if (i0 == 0 && begin == 0 && ty == 0) column_sums(N, K, col, min(N, col + VW), B, ldb, D, SCALE(scale, at, s.sb));
+#endif
+    }
+  }
+}
+#endif
 #endif

@@ -267,6 +267,36 @@ def test_copies_in_local_memory(rng, device, monkeypatch, ta, tb):
 
 
 @pytest.mark.oclgrind
+@pytest.mark.parametrize(("ta", "tb"), [(False, False), (True, False), (False, True), (True, True)])
+def test_groups_of_a_gpu(rng, device, monkeypatch, ta, tb):
+    """Work-groups that stage their operands, with tiles that hang over every edge, and K split."""
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    monkeypatch.setattr(device, "kind", "gpu")
+    if device.cl_device.max_work_group_size < 256:
+        pytest.skip("small work-groups")
+    for one in (tile.Tile(2, 1, 4, 16, local=True), tile.Tile(2, 2, 4, 16, local=True)):
+        monkeypatch.setattr(tile, "choose", lambda device, p, one=one: one)
+        for m, n, k in ((1, 1, 1), (33, 70, 17), (5, 200, 70)):
+            check(
+                rng,
+                device,
+                np.float32,
+                m,
+                n,
+                k,
+                ta,
+                tb,
+                scale=(0.5, 2.0),
+                bias=True,
+                act="gelu",
+                keep=True,
+                padded=True,
+            )
+            if not tb:
+                check(rng, device, np.float32, m, n, k, ta, scale=(1.0, 1.0), sums=(0.5, 1.0))
+
+
+@pytest.mark.oclgrind
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_split_along_k(rng, device, monkeypatch, kind):
     """Few elements of C and a deep K: several work-items share a tile, and a second launch adds their parts."""

@@ -12,7 +12,8 @@ from ..runtime.device import Device
 if TYPE_CHECKING:
     from . import Product
 
-GROUP = 64  # work-items of a GPU's work-group
+GROUP = 64  # work-items of a GPU's work-group, where each has a tile of its own
+SIDE = 16  # of the groups of gemm_local, as in kernels/gemm.cl
 SMALL = 1 << 18  # multiply-adds that are worth a CPU thread (about 5 us)
 COPYING = 24  # what copying an element of A or B costs, in multiply-adds of vector lanes
 MOST_ROWS = 256  # of A that are copied together: with KC columns they fit a core's second-level cache
@@ -28,6 +29,7 @@ class Tile(NamedTuple):
     nv: int
     vw: int
     kc: int = 0
+    local: bool = False  # gemm_local, by groups of SIDE x SIDE work-items
 
 
 class Share(NamedTuple):
@@ -62,12 +64,14 @@ def vector_width(device: Device, dtype: Any) -> int:
 def choose(device: Device, p: Product) -> Tile:
     """The tile for one product. It depends on layer sizes, never on the batch's, so that a remainder compiles nothing."""
     vw = vector_width(device, p.dtype)
+    fixed = p.n * (p.m if p.transpose_a else p.k)  # of a layer's weights
     if device.kind != "cpu":
-        return Tile(4, 1, vw)
+        if fixed < 1 << 14 or p.n < 32 or device.cl_device.max_work_group_size < SIDE * SIDE:
+            return Tile(4, 1, vw)
+        return Tile(8, 2, vw, 16, local=True) if fixed >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
     registers = 32 if vw * np.dtype(p.dtype).itemsize == 64 else 16
     nv = 1 if p.n <= vw else 2
     mr = 10 if registers == 32 else 5
-    fixed = p.n * (p.m if p.transpose_a else p.k)  # of a layer's weights
     copies = fixed >= 2048 if p.transpose_b else fixed >= 1 << 15
     return Tile(mr, nv, vw, _depth(device, p.dtype, nv * vw) if copies else 0)
 
@@ -81,19 +85,20 @@ def _depth(device: Device, dtype: Any, width: int) -> int:
 
 
 def share(device: Device, p: Product, tile: Tile) -> Share:
-    """How C is divided among work-items: one tile each on a GPU, blocks on a CPU."""
+    """How C is divided among work-items: one tile each on a GPU (or each group, with gemm_local), blocks on a CPU."""
     if device.kind == "cpu":
         width = ROW_VECTORS * tile.vw if p.m < 4 and not p.transpose_b else tile.nv * tile.vw
         most = max(1, MOST_ROWS // tile.mr) * tile.mr
         rows, columns = _blocks(p.m, p.n, p.k, tile.mr, width, most, device.compute_units, SMALL)
-        wanted, enough = p.m * p.n * p.k // SMALL, device.compute_units
+        enough, wanted = device.compute_units, p.m * p.n * p.k // SMALL
     else:
-        rows, columns = tile.mr, tile.nv * tile.vw
-        wanted, enough = 16 * GROUP * device.compute_units, GROUP * device.compute_units
+        side, each = (SIDE, 1) if tile.local else (1, GROUP)
+        rows, columns = side * tile.mr, side * tile.nv * tile.vw
+        enough = wanted = 2 * each * device.compute_units
     along, down = _up(p.n, columns), _up(p.m, rows)
     items, depth = along * down, 0
     if items < enough:
-        parts = min(wanted // items, p.k // DEEP, _up(4 * enough, items))
+        parts = min(wanted // items, p.k // (DEEP if device.kind == "cpu" else DEEP // 4), _up(4 * enough, items))
         depth = _up(_up(p.k, parts), 16) * 16 if parts > 1 else 0
     parts = _up(p.k, depth) if depth else 1
     return Share(rows, columns, depth, items * parts, parts, along <= down)
@@ -141,7 +146,9 @@ def run(device: Device, p: Product) -> None:
         defines["SUMS"] = 1
     if p.rows is not None:
         defines["FROM_SET"] = 1
-    if tile.kc:
+    if tile.local:
+        defines.update(KC=tile.kc, LOCAL=1)
+    elif tile.kc:
         defines.update(MC=MOST_ROWS, KC=tile.kc, COPY=1)
     table, at = (p.scale.table, p.scale.at) if p.scale else (None, None)
     total, total_scale = p.sums if p.sums else (None, None)
@@ -152,7 +159,10 @@ def run(device: Device, p: Product) -> None:
         p.scale.column if p.scale else 0, total_scale.column if total_scale else 0, part.rows, part.columns, part.depth, 0,
     ]  # fmt: skip
     items, local = part.items, 1
-    if device.kind != "cpu":
+    if tile.local:
+        local = SIDE * SIDE
+        items *= local
+    elif device.kind != "cpu":
         defines["GROUP"] = local = GROUP
         items = _up(items, GROUP) * GROUP
     c, to = p.c, sizes
@@ -160,7 +170,7 @@ def run(device: Device, p: Product) -> None:
         c = device.allocate(part.parts * p.m * p.n * np.dtype(p.dtype).itemsize)
         to = [*sizes[:5], p.n, *sizes[6:8], 0, *sizes[9:]]
     device.launch(
-        "gemm", "gemm_tile", (items,),
+        "gemm", "gemm_local" if tile.local else "gemm_tile", (items,),
         np.array(to, np.int32), p.a, p.b, c, p.bias, p.saved, total, table, at, *(p.rows[1:] if p.rows else ()),
         local=(local,), real=real, **defines,
     )  # fmt: skip
