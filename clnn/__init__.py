@@ -7,7 +7,7 @@ net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.05, momentum=0.9), epoc
 print(net.evaluate(x_test, y_test))
 """
 
-from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim
+from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules
 from .callbacks import Callback
 from .errors import (
     BuildError,
@@ -24,10 +24,22 @@ from .functions import *  # noqa: F403
 from .functions import __all__ as _functions
 from .layers import Activation, Dense, Dropout, Flatten, Layer, Reshape, register
 from .model import Model, Sequential, load
-from .optim import SGD, Adam, AdamW, Optimizer
+from .optim import LAMB, SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, Optimizer, RMSprop
 from .random import seed
 from .runtime.device import Device, device, devices, use
 from .runtime.recording import RecordingWarning
+from .schedules import (
+    Constant,
+    Cosine,
+    Exponential,
+    Linear,
+    OneCycle,
+    Piecewise,
+    ReduceOnPlateau,
+    Schedule,
+    StepDecay,
+    WarmUp,
+)
 from .step import step
 from .tensor import Parameter, Tensor, constant, no_grad, ones, tensor, zeros
 from .train import History, evaluate, fit, predict
@@ -35,33 +47,50 @@ from .train import History, evaluate, fit, predict
 __version__ = "0.1.0"
 
 __all__ = [
+    "LAMB",
     "SGD",
     "Activation",
+    "Adadelta",
+    "Adagrad",
     "Adam",
     "AdamW",
+    "AMSGrad",
     "BuildError",
     "Callback",
     "CheckpointError",
     "ClnnError",
     "ConfigurationError",
+    "Constant",
+    "Cosine",
     "DataError",
     "Dense",
     "Device",
     "DeviceError",
     "Diverged",
     "Dropout",
+    "Exponential",
     "Flatten",
     "History",
     "Layer",
+    "Linear",
+    "Lion",
     "Model",
+    "Nadam",
+    "OneCycle",
     "Optimizer",
     "OutOfDeviceMemory",
     "Parameter",
+    "Piecewise",
     "RecordingWarning",
+    "ReduceOnPlateau",
     "Reshape",
+    "RMSprop",
+    "Schedule",
     "Sequential",
     "ShapeError",
+    "StepDecay",
     "Tensor",
+    "WarmUp",
     "callbacks",
     "constant",
     "data",
@@ -81,6 +110,7 @@ __all__ = [
     "optim",
     "predict",
     "register",
+    "schedules",
     "seed",
     "step",
     "tensor",

@@ -248,9 +248,12 @@ def load(path: str | Path) -> Any:
             raise CheckpointError(
                 f"{path} names an unknown optimizer {saved['name']!r}; known are {', '.join(OPTIMIZERS)}"
             )
-        optimizer = OPTIMIZERS[saved["name"]](**saved["config"])
         kept = {n.removeprefix("optimizer."): a for n, a in arrays.items() if n.startswith("optimizer.")}
-        optimizer.load_state_dict({"steps": saved["steps"], "epochs": saved["epochs"], "arrays": kept})
+        try:
+            optimizer = OPTIMIZERS[saved["name"]](**saved["config"])
+            optimizer.load_state_dict({**saved, "arrays": kept})
+        except (KeyError, TypeError, ValueError) as error:  # ConfigurationError is a ValueError
+            raise CheckpointError(f"{path}: the optimizer does not fit this version of clnn: {error}") from error
         model.optimizer = optimizer
     return model
 

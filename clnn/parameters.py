@@ -64,6 +64,16 @@ class Run(NamedTuple):
     decays: int
     rate_factor: float
 
+    @property
+    def elements(self) -> int:
+        """How many there are, the zeros between parameters included."""
+        return (self.stop - self.start) // self.store.dtype.itemsize
+
+    def part(self, block: Block) -> Block:
+        """The run's range of a block that is laid out like its store."""
+        size = self.stop - self.start
+        return block if size == self.store.nbytes else block.view(self.start, size)
+
 
 def consolidate(parameters: Sequence[Parameter]) -> None:
     """Give every parameter that has none a place in a flat store, one store per device and type."""

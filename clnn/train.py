@@ -386,6 +386,7 @@ def fit(
     resident, capacity = _capacity(device, n, batch_size, xs, target, weight is not None)
     feed = Feed(device, capacity, xs, target, weight is not None, ordered=resident)
     plan = _rows(n, batch_size)
+    optimizer.begin_fit(len(plan), epochs)
     results = Results(device, len(plan), dtype, found_metrics)
 
     def train(context: Any, rows: int) -> None:
@@ -442,6 +443,7 @@ def fit(
             if evaluation and held_out:
                 logs |= {f"val_{key}": value for key, value in evaluation.run(*held_out).items()}
             logs["lr"] = optimizer.rate(max(0, optimizer.steps - 1))
+            optimizer.observe(logs.get("val_loss", logs["loss"]))  # before callbacks, which may save the model
             logs["seconds"] = time.perf_counter() - began
             history.add(logs)
             bar.epoch(epoch, epochs, logs)

@@ -21,7 +21,7 @@ typedef REAL T;
 
 // A sink's pair (alpha, beta) for out = alpha * gradient + beta * out. Pairs lie in rows of SCALE_PAIRS, one row a step;
 // `at` holds the row's number, so a replay reads this step's learning rate from device memory.
-#define SCALE_PAIRS 4
+#define SCALE_PAIRS 5
 #define SCALE(table, at, column) ((table)[(at)[0] * SCALE_PAIRS + (column)])
 
 // Row r of a mini-batch inside the whole data set: order[first + r], or first + r without an order. `state` holds first in

@@ -43,6 +43,22 @@ def test_the_same_bits_as_eager_steps(device, rng, fusing, loss, last):
     assert np.array_equal(fused[0], eager[0]) and fused[1:] == eager[1:]
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: clnn.SGD(0.1, momentum=0.9, weight_decay=1e-3),
+        lambda: clnn.Nadam(clnn.Cosine(0.01), clip_norm=0.5, clip_value=0.5, ema=0.9),
+    ],
+)
+def test_optimizers_of_one_work_item(device, rng, fusing, make):
+    """A small net's update is one work-item's, and so are the sums for clipping."""
+    x, y = rng.random((200, 17), dtype=np.float32), rng.integers(0, 4, 200).astype(np.int32)
+    fused = trained(device, x, y, "cross_entropy", "linear", optimizer=make())
+    assert fusing and all(fusing)
+    eager = trained(device, x, y, "cross_entropy", "linear", optimizer=make(), record=False)
+    assert np.array_equal(fused[0], eager[0]) and fused[1:] == eager[1:]
+
+
 def test_rates_move_on_inside_and_between_tables(device, rng, fusing):
     x, y = rng.random((3000, 5), dtype=np.float32), rng.integers(0, 4, 3000).astype(np.int32)
     found = []

@@ -25,35 +25,125 @@ RULES = {  # name: a way to make the optimizer
     "adam l2 l1": lambda **o: clnn.Adam(0.01, weight_decay=0.3, l1=0.2, beta1=0.8, beta2=0.9, epsilon=1e-3, **o),
     "adam schedule": lambda **o: clnn.Adam(lambda t: 0.01 * (t % 3), **o),
     "adamw": lambda **o: clnn.AdamW(0.01, weight_decay=0.3, **o),
+    "amsgrad": lambda **o: clnn.AMSGrad(0.01, beta2=0.5, **o),
+    "amsgrad l2": lambda **o: clnn.AMSGrad(0.01, weight_decay=0.3, **o),
+    "nadam": lambda **o: clnn.Nadam(0.01, **o),
+    "nadam l2": lambda **o: clnn.Nadam(0.01, momentum_decay=0.3, weight_decay=0.3, **o),
+    "lamb": lambda **o: clnn.LAMB(0.01, weight_decay=0.3, **o),
+    "lamb l1": lambda **o: clnn.LAMB(0.01, weight_decay=0.0, l1=0.2, **o),
+    "rmsprop": lambda **o: clnn.RMSprop(0.01, **o),
+    "rmsprop momentum l2": lambda **o: clnn.RMSprop(0.01, momentum=0.9, weight_decay=0.3, **o),
+    "rmsprop centered": lambda **o: clnn.RMSprop(0.01, centered=True, l1=0.2, **o),
+    "rmsprop centered momentum": lambda **o: clnn.RMSprop(0.01, 0.9, centered=True, momentum=0.5, **o),
+    "adagrad": lambda **o: clnn.Adagrad(0.1, **o),
+    "adagrad l2": lambda **o: clnn.Adagrad(0.1, lr_decay=0.2, weight_decay=0.3, **o),
+    "adadelta": lambda **o: clnn.Adadelta(**o),
+    "adadelta l2 l1": lambda **o: clnn.Adadelta(0.5, rho=0.95, weight_decay=0.3, l1=0.2, **o),
+    # these betas are exact, so that the sign of what should be 0 is no accident of rounding
+    "lion": lambda **o: clnn.Lion(0.01, beta1=0.75, beta2=0.5, **o),
+    "lion decay": lambda **o: clnn.Lion(0.01, beta1=0.75, beta2=0.5, weight_decay=0.3, **o),
+    "clip norm": lambda **o: clnn.SGD(0.1, clip_norm=20.0, **o),
+    "clip norm momentum": lambda **o: clnn.SGD(0.1, momentum=0.9, weight_decay=0.3, clip_norm=20.0, **o),
+    "clip value": lambda **o: clnn.SGD(0.1, clip_value=5.0, **o),
+    "clip both": lambda **o: clnn.Adam(0.01, clip_value=20.0, clip_norm=30.0, weight_decay=0.3, **o),
+    "clip lamb": lambda **o: clnn.LAMB(0.01, clip_value=20.0, clip_norm=30.0, **o),
+    "ema": lambda **o: clnn.SGD(0.1, ema=0.75, **o),
+    "ema momentum": lambda **o: clnn.SGD(0.1, momentum=0.9, ema=0.75, **o),
+    "ema adamw": lambda **o: clnn.AdamW(0.01, ema=0.75, **o),
+    "ema lamb": lambda **o: clnn.LAMB(0.01, ema=0.75, clip_norm=30.0, **o),
 }
+
+
+def corrected_adam(o, lr, t, w, g, s, decay):
+    s[0] = o.beta1 * s[0] + (1 - o.beta1) * g
+    s[1] = o.beta2 * s[1] + (1 - o.beta2) * g**2
+    return s[0] / (1 - o.beta1**t), s[1] / (1 - o.beta2**t)
+
+
+def adam(o, lr, t, *rest):
+    m, v = corrected_adam(o, lr, t, *rest)
+    return lr * m / (np.sqrt(v) + o.epsilon)
+
+
+def amsgrad(o, lr, t, w, g, s, decay):
+    m, _ = corrected_adam(o, lr, t, w, g, s, decay)
+    s[2] = np.maximum(s[2], s[1])
+    return lr * m / (np.sqrt(s[2] / (1 - o.beta2**t)) + o.epsilon)
+
+
+def nadam(o, lr, t, w, g, s, decay):
+    corrected_adam(o, lr, t, w, g, s, decay)
+    mu = [o.beta1 * (1 - 0.5 * 0.96 ** (i * o.momentum_decay)) for i in range(1, t + 2)]
+    step = mu[-1] * s[0] / (1 - np.prod(mu)) + (1 - mu[-2]) * g / (1 - np.prod(mu[:-1]))
+    return lr * step / (np.sqrt(s[1] / (1 - o.beta2**t)) + o.epsilon)
+
+
+def lamb(o, lr, t, w, g, s, decay):
+    m, v = corrected_adam(o, lr, t, w, g, s, decay)
+    step = m / (np.sqrt(v) + o.epsilon) + decay * w
+    norms = np.linalg.norm(w), np.linalg.norm(step)
+    return lr * step * (norms[0] / norms[1] if w.ndim > 1 and all(norms) else 1)
+
+
+def rmsprop(o, lr, t, w, g, s, decay):
+    s[0] = o.alpha * s[0] + (1 - o.alpha) * g**2
+    s[1] = o.alpha * s[1] + (1 - o.alpha) * g if o.centered else 0
+    s[2] = o.momentum * s[2] + g / (np.sqrt(s[0] - s[1] ** 2) + o.epsilon)
+    return lr * s[2]
+
+
+def adagrad(o, lr, t, w, g, s, decay):
+    s[0] += g**2
+    return lr / (1 + (t - 1) * o.lr_decay) * g / (np.sqrt(s[0]) + o.epsilon)
+
+
+def adadelta(o, lr, t, w, g, s, decay):
+    s[0] = o.rho * s[0] + (1 - o.rho) * g**2
+    step = np.sqrt(s[1] + o.epsilon) / np.sqrt(s[0] + o.epsilon) * g
+    s[1] = o.rho * s[1] + (1 - o.rho) * step**2
+    return lr * step
+
+
+def lion(o, lr, t, w, g, s, decay):
+    step = lr * np.sign(o.beta1 * s[0] + (1 - o.beta1) * g)
+    s[0] = o.beta2 * s[0] + (1 - o.beta2) * g
+    return step
+
+
+def sgd(o, lr, t, w, g, s, decay):
+    s[0] = o.momentum * s[0] + g
+    return lr * (g + o.momentum * s[0] if o.nesterov else s[0])
 
 
 class Reference:
     """The same optimizer in NumPy and float64, written from the papers."""
 
     def __init__(self, o):
-        self.o, self.t, self.state = o, 0, {}
+        self.o, self.t, self.state, self.average = o, 0, {}, {}
 
     def step(self, parameters, gradients):
         """`parameters`: (array, whether it decays) by name, updated in place."""
         o = self.o
         lr = o.lr(self.t) if callable(o.lr) else o.lr
         self.t += 1
+        gradients = {name: gradients[name].astype(np.float64) for name in parameters}
+        if o.clip_value is not None:
+            gradients = {name: np.clip(g, -o.clip_value, o.clip_value) for name, g in gradients.items()}
+        if o.clip_norm is not None:
+            norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+            gradients = {name: g * min(1, o.clip_norm / (norm + 1e-6)) for name, g in gradients.items()}
         for name, (w, decays) in parameters.items():
-            g, s = gradients[name].astype(np.float64), self.state.setdefault(name, np.zeros((2, *w.shape)))
+            g, s = gradients[name], self.state.setdefault(name, np.zeros((3, *w.shape)))
+            average, decay = self.average.setdefault(name, w.copy()), o.weight_decay if decays else 0
             if decays:
                 g = g + o.l1 * np.sign(w)
-                if o.decoupled:
-                    w *= 1 - lr * o.weight_decay
-                else:
-                    g = g + o.weight_decay * (w if not o.decoupled else 0)
-            if isinstance(o, clnn.Adam):
-                s[0] = o.beta1 * s[0] + (1 - o.beta1) * g
-                s[1] = o.beta2 * s[1] + (1 - o.beta2) * g**2
-                w -= lr * (s[0] / (1 - o.beta1**self.t)) / (np.sqrt(s[1] / (1 - o.beta2**self.t)) + o.epsilon)
-            else:
-                s[0] = o.momentum * s[0] + g
-                w -= lr * (g + o.momentum * s[0] if o.nesterov else s[0])
+            if not o.decoupled:
+                g = g + decay * w
+            elif not isinstance(o, clnn.LAMB):
+                w *= 1 - lr * decay
+            rule = {"adamw": adam}.get(type(o).__name__.lower()) or globals()[type(o).__name__.lower()]
+            w -= rule(o, lr, self.t, w, g, s, decay)
+            average += (1 - (o.ema or 0)) * (w - average)
 
 
 class Net(clnn.Layer):
@@ -95,8 +185,13 @@ class Task:
     def check(self):
         for name, (w, _) in self.expected.items():
             # a few roundings a step, of numbers as large as weights and what was added to them
-            bound = 16 * STEPS * eps(self.dtype) * max(1, np.abs(w).max(), np.abs(self.reference.state[name]).max())
+            largest = max(1, np.abs(w).max(), np.abs(self.reference.state[name][0]).max())
+            bound = 16 * max(STEPS, self.reference.t) * eps(self.dtype) * largest
             assert_close(getattr(self.net, name).numpy(), w, bound, f"{name} after {self.reference.t} steps")
+            if self.optimizer.ema is not None:
+                with self.optimizer.averaged():
+                    average = getattr(self.net, name).numpy()
+                assert_close(average, self.reference.average[name], bound, f"average of {name}")
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -107,12 +202,48 @@ def test_rules(rng, device, rule, way):
     task.run(task.train if way == "eager" else clnn.step(task.train))
 
 
-@pytest.mark.parametrize("rule", ["sgd l2", "momentum", "adam"])
-def test_float64(rng, device, rule):
+@pytest.mark.parametrize(
+    "rule",
+    [
+        "sgd l2", "momentum l2 l1", "momentum decoupled", "nesterov l2", "adam l2 l1", "adamw", "amsgrad", "nadam l2", "lamb",
+        "rmsprop momentum l2", "rmsprop centered momentum", "adagrad l2", "adadelta l2 l1", "lion decay", "clip both",
+        "ema lamb",
+    ],
+)  # fmt: skip
+def test_many_steps_in_float64(rng, device, rule):
+    """Where roundings hide nothing."""
     if not device.has_fp64:
         pytest.skip("no float64")
     task = Task(rng, RULES[rule](), np.float64)
-    task.run(clnn.step(task.train))
+    task.run(clnn.step(task.train), 24)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_eager_and_recorded_steps_give_the_same_bits(rng, device, rule):
+    """Also for parameters that several threads or groups share."""
+    seed, found = rng.integers(1 << 32), []
+    for recorded in (False, True):
+        task = Task(np.random.default_rng(seed), RULES[rule](keep_gradients=True), shape=(300, 129))
+        train = clnn.step(task.train) if recorded else task.train
+        for _ in range(5):
+            train(*task.draw())
+        found.append([p.numpy() for p in task.net.parameters()])
+    for eager, replayed in zip(*found):
+        assert np.isfinite(eager).all() and np.array_equal(eager, replayed)
+
+
+SEVERAL = ["sgd l1", "momentum l2 l1", "amsgrad", "adamw", "lion decay", "lamb", "clip norm", "clip lamb", "ema adamw"]
+
+
+@pytest.mark.parametrize("rule", SEVERAL)
+@pytest.mark.parametrize("grid", ["its own", "a GPU's"])
+def test_parameters_of_several_groups(rng, device, rule, grid, monkeypatch):
+    """Where a thread passes over a stretch alone, and where the work-items of a group share it."""
+    if grid == "a GPU's":
+        wide = lambda device, dtype, sums=False: clnn.optim._Grid(4, 8 if sums else 1, device.group_width)  # noqa: E731
+        monkeypatch.setattr("clnn.optim._Grid.over", staticmethod(wide))
+    task = Task(rng, RULES[rule](), shape=(300, 129))
+    task.run(clnn.step(task.train), 5)
 
 
 @pytest.mark.parametrize("rule", ["sgd l2", "momentum l2 l1", "nesterov", "adamw"])
@@ -192,7 +323,7 @@ def test_frozen_parameters(rng, device, rule, recorded):
 
 
 def test_a_factor_of_the_rate(rng, device):
-    for rule in ("sgd", "adamw"):
+    for rule in ("sgd", "adamw", "nadam", "lamb", "lion decay"):
         task = Task(rng, RULES[rule]())
         task.net.w.rate_factor = 0.5
         slow, fast = Reference(RULES[rule]()), Reference(RULES[rule]())
@@ -206,7 +337,7 @@ def test_a_factor_of_the_rate(rng, device):
             assert_close(getattr(task.net, name).numpy(), w, 64 * eps(np.float32) * 10, name)
 
 
-@pytest.mark.parametrize("rule", ["sgd", "momentum", "adamw"])
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adamw", "lamb", "ema momentum"])
 @pytest.mark.parametrize("stores", [1, 2])
 @pytest.mark.parametrize("recorded", [False, True])
 def test_two_models_under_one_optimizer(rng, device, rule, stores, recorded):
@@ -233,7 +364,9 @@ def test_two_models_under_one_optimizer(rng, device, rule, stores, recorded):
     assert (tasks[0].net.w.store is tasks[1].net.w.store) is (stores == 1)
 
 
-@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam", "adam schedule"])
+@pytest.mark.parametrize(
+    "rule", ["sgd", "momentum", "adam", "adam schedule", "amsgrad", "nadam", "adagrad l2", "lion", "lamb", "ema adamw"]
+)
 @pytest.mark.parametrize("recorded", [False, True])
 def test_state_goes_on(rng, device, rule, recorded):
     """Three steps, the state into a new optimizer, three more: as if it had been one."""
@@ -248,9 +381,12 @@ def test_state_goes_on(rng, device, rule, recorded):
     before.t, before.state = state["steps"], {}
     order = [p.name for p in task.net.parameters()]
     for index, name in enumerate(order):
-        arrays = [state["arrays"].get(f"{index}.{i}") for i in range(2)]
+        arrays = [state["arrays"].get(f"{index}.{i}") for i in range(3)]
         shape = task.expected[name][0].shape
         before.state[name] = np.array([np.zeros(shape) if a is None else a for a in arrays], np.float64)
+        before.average[name] = (
+            task.reference.average[name] if rule != "ema adamw" else state["arrays"][f"{index}.average"]
+        )
     assert state["steps"] == 4
     task.optimizer = RULES[rule]()
     task.optimizer.load_state_dict(state)
@@ -391,6 +527,128 @@ def test_an_exception_in_a_recorded_step(rng, device):
     task.run(step, 4)
 
 
+# -- clipping and NaN -------------------------------------------------------------------------------------------------
+def pushed(optimizer, gradients, w=None):
+    """What one eager step makes of weights (ones) when these are the gradients of parameters of (rows, columns)."""
+    parameters = [parameter(np.ones(g.shape) if w is None else w) for g in gradients]
+    loss = sum((p * g.astype(np.float32)).sum() for p, g in zip(parameters, gradients))
+    loss.backward()
+    optimizer.step(parameters)
+    return [p.numpy() for p in parameters]
+
+
+@pytest.mark.parametrize("recorded", [False, True])
+@pytest.mark.parametrize("rule", ["clip norm", "clip norm momentum", "clip both", "clip lamb"])
+@pytest.mark.parametrize("apart", [False, True])
+def test_the_norm_is_that_of_all_parameters(rng, device, rule, apart, recorded):
+    """In one store, and in two; with a frozen parameter between, so that there are several runs."""
+    optimizer = RULES[rule]()
+    tasks = [Task(rng, optimizer), Task(rng, optimizer, shape=(6, 3)), Task(rng, optimizer, shape=(2, 70))]
+    if apart:
+        for task in tasks:
+            clnn.parameters.consolidate(task.net.parameters())
+    else:
+        clnn.parameters.consolidate([p for task in tasks for p in task.net.parameters()])
+    tasks[1].net.w.trainable = False
+    parameters = [p for task in tasks for p in task.net.parameters()]
+
+    def train(*arrays):
+        sum((task.net(x) * c).sum() for task, x, c in zip(tasks, arrays[::2], arrays[1::2])).backward()
+        optimizer.step(parameters)
+
+    step = clnn.step(train) if recorded else train
+    reference = Reference(optimizer)
+    expected = {(i, n): task.expected[n] for i, task in enumerate(tasks) for n in ("w", "b") if (i, n) != (1, "w")}
+    for _ in range(5):
+        drawn = [task.draw() for task in tasks]
+        step(*[clnn.tensor(a) for pair in drawn for a in pair])
+        reference.step(
+            expected, {(i, n): x.T @ c if n == "w" else c.sum(0) for i, (x, c) in enumerate(drawn) for n in ("w", "b")}
+        )
+    for (i, name), (w, _) in expected.items():
+        bound = 16 * STEPS * eps(np.float32) * max(1, np.abs(w).max(), np.abs(reference.state[i, name][0]).max())
+        assert_close(getattr(tasks[i].net, name).numpy(), w, bound, f"{name} of net {i}")
+
+
+def test_gradients_within_the_norm_are_left_alone(rng, device):
+    g = [rng.standard_normal((5, 7)), rng.standard_normal((3, 2))]
+    for a, b in zip(pushed(clnn.SGD(0.1), g), pushed(clnn.SGD(0.1, clip_norm=1e3), g)):
+        assert np.array_equal(a, b)
+
+
+def test_norms_beyond_the_largest_square(device):
+    """Squares of 1e30 overflow in float32, and the norm of such gradients is still a number."""
+    g = np.full((3, 4), 1e30)
+    (w,) = pushed(clnn.SGD(1.0, clip_norm=1.0), [g])
+    assert_close(w, 1 - g / np.linalg.norm(g), 16 * eps(np.float32))
+    (w,) = pushed(clnn.SGD(1.0, clip_norm=1.0), [np.full((3, 4), 1e-30)])
+    assert_close(w, np.ones((3, 4)), 0)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("rule", [r for r in RULES if not r.startswith(("sgd", "schedule", "adam schedule"))])
+def test_a_gradient_that_is_no_number_is_not_hidden(rng, device, rule, bad):
+    """Not by a sign, a largest one or a limit: the weight it belongs to is a number no more (Lion takes infinity's sign)."""
+    g = rng.standard_normal((4, 5))
+    g[2, 3] = bad
+    (w,) = pushed(RULES[rule](), [g])
+    if not ("lion" in rule and np.isinf(bad)):
+        assert not np.isfinite(w[2, 3])
+    if "clip norm" in rule and np.isnan(bad):
+        assert np.isnan(w).all()
+
+
+def test_a_norm_over_two_types(device):
+    if not device.has_fp64:
+        pytest.skip("no float64")
+    one, two = parameter(np.ones((2, 2))), parameter(np.ones((2, 2)), np.float64)
+    one.sum().backward()
+    two.sum().backward()
+    with pytest.raises(clnn.ConfigurationError, match=r"clip_norm needs.*one type.*clip_value"):
+        clnn.Adam(clip_norm=1.0).step([one, two])
+    clnn.Adam(clip_value=1.0).step([one, two])
+
+
+# -- averages of the weights ------------------------------------------------------------------------------------------
+def test_averages_are_put_in_place_and_taken_out_again(rng, device):
+    task = Task(rng, clnn.SGD(0.1, ema=0.5))
+    step = clnn.step(task.train)
+    task.run(step, 5)
+    before = [p.numpy() for p in task.net.parameters()]
+    with pytest.raises(RuntimeError, match="stop"), task.optimizer.averaged():
+        assert all(np.abs(p.numpy() - w).max() > 0 for p, w in zip(task.net.parameters(), before))
+        raise RuntimeError("stop")
+    for p, w in zip(task.net.parameters(), before):
+        np.testing.assert_array_equal(p.numpy(), w)
+    with task.optimizer.averaged():
+        with pytest.raises(clnn.ClnnError, match="leave the with block"):
+            step(*task.draw())
+        with pytest.raises(clnn.ClnnError, match="in place already"), task.optimizer.averaged():
+            pass
+    task.run(step, 3)
+
+
+def test_averages_begin_with_the_first_weights(rng, device):
+    task = Task(rng, clnn.Adam(ema=0.9))
+    first = task.net.w.numpy()
+    with pytest.raises(clnn.ConfigurationError, match=r"averaged\(net.parameters\(\)\)"), task.optimizer.averaged():
+        pass
+    with task.optimizer.averaged(task.net.parameters()):
+        np.testing.assert_array_equal(task.net.w.numpy(), first)
+    with pytest.raises(clnn.ConfigurationError, match="ema="), clnn.Adam().averaged(task.net.parameters()):
+        pass
+
+
+def test_averages_from_now_on(rng, device):
+    """Switched on in the middle, they begin with the weights of that moment."""
+    task = Task(rng, clnn.SGD(0.1))
+    step = clnn.step(task.train)
+    task.run(step, 4)
+    task.optimizer.ema = 0.75
+    task.reference.average = {name: w.copy() for name, (w, _) in task.expected.items()}
+    task.run(step, 4)
+
+
 # -- launches ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("rule", "updates"),
@@ -403,10 +661,17 @@ def test_an_exception_in_a_recorded_step(rng, device):
         ("nesterov", 1),
         ("adam", 1),
         ("adamw", 1),
+        ("lion decay", 1),
+        ("adadelta l2 l1", 1),
+        ("ema", 1),
+        ("ema momentum", 1),
+        ("clip value", 1),
+        ("clip norm", 3),
+        ("lamb", 3),
     ],
 )
 def test_launches_of_a_recorded_step(rng, device, rule, updates):
-    """One launch for a whole model; none where the gradient's own GEMM does the step."""
+    """One launch for a whole model; none where the gradient's own GEMM does the step; two for a norm, three for LAMB."""
     optimizer = RULES[rule]()
     net = clnn.Sequential([clnn.Dense(5, "tanh"), clnn.Dense(4), clnn.Dense(3)], input_shape=6)
 
@@ -418,7 +683,7 @@ def test_launches_of_a_recorded_step(rng, device, rule, updates):
     for _ in range(4):
         train(normal(rng, (7, 6)).astype(np.float32))
     (labels,) = train.replays.launches()
-    assert sum(label.startswith("optimizer.update") for label in labels) == updates
+    assert sum(label.startswith("optimizer.") for label in labels) == updates
 
 
 def test_launches_of_an_eager_step(rng, device, monkeypatch):
@@ -464,6 +729,18 @@ def test_steps_without_what_they_need(rng, device):
         (lambda: clnn.Adam(beta2=-0.1), "beta2"),
         (lambda: clnn.Adam(epsilon=-1), "epsilon"),
         (lambda: find_optimizer("sdg"), "sgd, adam"),
+        (lambda: clnn.AMSGrad(beta2=1), "AMSGrad beta2"),
+        (lambda: clnn.Nadam(momentum_decay=-1), "momentum_decay"),
+        (lambda: clnn.LAMB(epsilon=0), "LAMB epsilon"),
+        (lambda: clnn.RMSprop(alpha=1), "alpha"),
+        (lambda: clnn.RMSprop(momentum=1), "momentum"),
+        (lambda: clnn.Adagrad(lr_decay=-1), "lr_decay"),
+        (lambda: clnn.Adadelta(rho=1), "rho"),
+        (lambda: clnn.Lion(beta1=1), "Lion beta1"),
+        (lambda: clnn.Lion(clip_norm=0), "clip_norm"),
+        (lambda: clnn.SGD(clip_value=-1), "clip_value"),
+        (lambda: clnn.SGD(clip_norm=np.inf), "clip_norm"),
+        (lambda: clnn.Adam(ema=1), "ema"),
     ],
 )
 def test_ranges(make, name):
@@ -486,13 +763,19 @@ def test_config_makes_the_same_optimizer(rule):
 
 
 def test_names():
+    assert set(OPTIMIZERS) == {
+        "sgd", "adam", "adamw", "amsgrad", "nadam", "lamb", "rmsprop", "adagrad", "adadelta", "lion",
+    }  # fmt: skip
     assert {name: type(find_optimizer(name)) for name in OPTIMIZERS} == OPTIMIZERS
     assert type(find_optimizer("AdamW")) is clnn.AdamW
 
 
 @pytest.mark.oclgrind
-def test_small_under_a_simulator(rng, device):
+def test_small_under_a_simulator(rng, device, monkeypatch):
+    grid = staticmethod(lambda device, dtype, sums=False: clnn.optim._Grid(4, 2, 8))  # groups that share something
+    monkeypatch.setattr("clnn.optim._Grid.over", grid)
     task = Task(rng, clnn.SGD(0.1, momentum=0.9, weight_decay=0.3))
     task.run(clnn.step(task.train), 5)
-    task = Task(rng, clnn.AdamW(0.01))
-    task.run(task.train, 1)
+    for optimizer in (clnn.AdamW(0.01, ema=0.5), clnn.LAMB(0.01, clip_norm=3.0, clip_value=2.0)):
+        task = Task(rng, optimizer)
+        task.run(task.train, 1)

@@ -11,10 +11,10 @@ import numpy as np
 from ..errors import ConfigurationError, DeviceError
 from ..runtime.device import Device
 from ..runtime.memory import Block
-from . import clblast, tile
+from . import clblast, tile, tuning
 
 ENGINES = ("clblast", "tile")
-SCALE_PAIRS = 4  # pairs in a row of a scale table, as in kernels/common.cl
+SCALE_PAIRS = 5  # pairs in a row of a scale table, as in kernels/common.cl
 
 
 class Scale(NamedTuple):
@@ -93,9 +93,9 @@ class Product(NamedTuple):
     rows: RowsOf | None
 
 
-def engine_name(device: Device) -> str:
-    """The engine in use on `device`: what CLNN_GEMM says, else CLBlast on a GPU where it is there and passes its
-    self-test, else `tile`."""
+def engine_name(device: Device, product: Product | None = None) -> str:
+    """The engine in use on `device`: what CLNN_GEMM says, else what was measured for the product's class of shape, else
+    CLBlast on a GPU; `tile` wherever CLBlast is not there or fails its self-test."""
     forced = os.environ.get("CLNN_GEMM", "").strip().lower()
     if forced and forced not in ENGINES:
         raise ConfigurationError(f"CLNN_GEMM={forced!r} is no GEMM engine; there are {' and '.join(ENGINES)}")
@@ -103,7 +103,8 @@ def engine_name(device: Device) -> str:
         if problem := clblast.problem(device):
             raise DeviceError(f"CLNN_GEMM=clblast, but {problem}; unset CLNN_GEMM or set it to tile")
         return "clblast"
-    if forced == "tile" or device.kind != "gpu":
+    engine = forced or (tuning.find(device, product).engine if product is not None else "")
+    if engine == "tile" or (not engine and device.kind != "gpu"):
         return "tile"
     return "tile" if clblast.problem(device) else "clblast"
 
@@ -153,7 +154,7 @@ def gemm(
     if sums and scale and (scale.table is not sums[1].table or scale.at is not sums[1].at):  # tile reads one table
         column_sums(device, n, k, b, sums, dtype)
         product = product._replace(sums=None)
-    if k == 0 or rows or engine_name(device) == "tile":  # CLBlast refuses k = 0
+    if k == 0 or rows or engine_name(device, product) == "tile":  # CLBlast refuses k = 0
         tile.run(device, product)
     else:
         _unfused(device, product)
