@@ -80,8 +80,8 @@ class Step:
 
     def key(self, where: Device, shape: Hashable) -> Hashable:
         """What must be the same for a recording to be replayed."""
-        fresh = tuple(p.uses == 0 for p in self._received)
-        key = (where, shape, grad_enabled(), os.environ.get("CLNN_GEMM", ""), structure_version(), fresh)
+        waiting = tuple(p for p in self._received if p.uses)  # those with gradients from earlier calls
+        key = (where, shape, grad_enabled(), os.environ.get("CLNN_GEMM", ""), structure_version(), waiting)
         try:
             hash(key)
         except TypeError as error:
