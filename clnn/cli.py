@@ -1,4 +1,4 @@
-"""The command line, `clnn` or `python -m clnn`: which devices there are, what is wrong with them, and training."""
+"""The command line, `clnn` or `python -m clnn`: which devices there are, what is wrong with them, training, and speed."""
 
 from __future__ import annotations
 
@@ -82,6 +82,51 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, metavar="N", help="for weights and the order of samples (%(default)s)")
     add("--save", metavar="FILE", help="where to write the trained model, for clnn.load (nowhere)")
     command.set_defaults(run=train)
+
+    command = commands.add_parser(
+        "bench",
+        help="measure this device, alone or against other libraries",
+        description="Measure training, inference and matrix products, in interleaved rounds, after checking that every "
+        "side computes the same losses. Without --against it says how much of the device's peak clnn reaches.",
+    )
+    add = command.add_argument
+    add(
+        "workloads",
+        nargs="*",
+        metavar="WORKLOAD",
+        help="gemm, nielsen, mlp, mlp1, inference, deep, optimizer, first-step, memory (gemm nielsen mlp inference optimizer "
+        "memory)",
+    )
+    add("--against", default="", metavar="A,B,...", help="numpy, sklearn, torch, jax, tinygrad: those installed run")
+    add("--rounds", type=int, metavar="N", help="of each side (7)")
+    add("--quick", action="store_true", help="three rounds and fewer shapes")
+    add("--markdown", action="store_true", help="print the table as Markdown")
+    add("--json", metavar="FILE", help="write all that was measured")
+    add("--plot", metavar="FILE", help="draw it (needs matplotlib)")
+    add("--profile", action="store_true", help="list the launches of a training step with their times instead")
+    command.set_defaults(run=bench)
+
+    command = commands.add_parser(
+        "tune",
+        help="find what multiplies matrices fastest on this device, and keep it",
+        description="Measure tiles, CLBlast's parameters and both engines for each class of shape on the device in use, "
+        "and keep what wins in the cache folder, where every later run finds it. What is stored is stored class by "
+        "class: Ctrl-C stops, and the next run goes on.",
+    )
+    add = command.add_argument
+    level = command.add_mutually_exclusive_group()
+    level.add_argument("--quick", action="store_true", help="few candidates: minutes")
+    level.add_argument("--thorough", action="store_true", help="all tiles and many of CLBlast's parameters: hours")
+    add("--minutes", type=float, metavar="N", help="stop after that many; the next run goes on")
+    add("--engine", choices=("tile", "clblast", "both"), default="both", help="what to tune (%(default)s)")
+    add("--show", action="store_true", help="print what is known of this device, and measure nothing")
+    add("--forget", action="store_true", help="forget what was measured for this device first")
+    add(
+        "--ship",
+        metavar="FILE",
+        help="ignore the table that ships with clnn, and add what was found to FILE, its successor",
+    )
+    command.set_defaults(run=tune)
     return parser
 
 
@@ -201,3 +246,42 @@ def train(options: argparse.Namespace) -> int:
         net.save(options.save)
         print(f"saved: clnn.load({options.save!r}) gives the network back")
     return 0
+
+
+# -- bench ------------------------------------------------------------------------------------------------------------
+def bench(options: argparse.Namespace) -> int:
+    """Measure, print a table, and write what was asked for."""
+    from pathlib import Path
+
+    from .bench import report, run
+    from .files import write_atomically
+
+    if options.profile:
+        for name in options.workloads or ["mlp"]:
+            launches = run.profile(name)
+            print(f"{name}: {len(launches)} launches, {sum(one['seconds'] for one in launches) * 1e6:,.1f} us")
+            for one in launches:
+                print(f"{one['seconds'] * 1e6:10,.1f} us  {one['size']:12} {one['launch']}")
+        return 0
+    rounds = options.rounds if options.rounds is not None else 3 if options.quick else 7
+    against = [name for name in options.against.split(",") if name]
+    measured = run.Bench(against, rounds, options.quick, say=lambda text: print(text, file=sys.stderr, flush=True))
+    run.run(options.workloads or run.DEFAULT, measured)
+    print(report.header(measured), end="\n\n")
+    print(report.table(measured, options.markdown), end="\n\n")
+    for line in (*report.summary(measured), *measured.notes):
+        print(line)
+    if options.json:
+        write_atomically(Path(options.json), report.as_json(measured).encode())
+    if options.plot:
+        report.plot(measured, Path(options.plot))
+    return 0
+
+
+# -- tune -------------------------------------------------------------------------------------------------------------
+def tune(options: argparse.Namespace) -> int:
+    """Search for what is fastest; 3 where time was up before the end."""
+    from . import tune as search
+
+    level = "quick" if options.quick else "thorough" if options.thorough else "default"
+    return search.tune(level, options.minutes, options.engine, options.show, options.forget, options.ship or "")

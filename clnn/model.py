@@ -11,7 +11,7 @@ import numpy as np
 
 from . import checkpoint, train
 from .errors import CheckpointError, ConfigurationError, ShapeError
-from .layers.base import REGISTRY, Layer, register, snake
+from .layers.base import REGISTRY, Layer, for_shapes, register, snake
 from .losses import Loss, find_loss
 from .ops.random import Generator
 from .optim import OPTIMIZERS, Optimizer
@@ -171,12 +171,16 @@ class Sequential(Model):
         (shape,) = shapes
         self.place(self.device, self.dtype)
         generator = None if self.seed is None else Generator(self.device, self.seed)
-        self.output_shapes = []
-        with drawing_from(generator), no_grad():
-            x = tensor(np.zeros((1, *shape), self.dtype), device=self.device)
+
+        def forward() -> list[tuple[int, ...]]:
+            x, found = tensor(np.zeros((1, *shape), self.dtype), device=self.device), []
             for layer in self.layers:
                 x = layer(x)
-                self.output_shapes.append(x.shape[1:])
+                found.append(x.shape[1:])
+            return found
+
+        with drawing_from(generator), no_grad():
+            self.output_shapes = for_shapes(self.device, forward)
         for name, p in self.named_parameters():
             p.name = name
         consolidate(self.parameters())

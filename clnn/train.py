@@ -19,7 +19,7 @@ from .callbacks import Progress
 from .data.validate import check_features, check_labels
 from .errors import ConfigurationError, DataError, Diverged, ShapeError
 from .gemm import RowsOf
-from .layers.base import Layer
+from .layers.base import Layer, for_shapes
 from .losses import Loss, find_loss, host_target
 from .metrics import Metric, find_metric, metric_name
 from .ops.array import block_of
@@ -96,9 +96,10 @@ def as_inputs(x: Any, dtype: Any, name: str = "x") -> list[np.ndarray]:
 
 
 def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Build the model if it is not, by one sample of zeros; the output's shape for one sample."""
+    """Build the model if it is not, and the output's shape for one sample."""
+    samples = [np.zeros((1, *x.shape[1:]), x.dtype) for x in xs]
     with no_grad():
-        y = model(*[tensor(np.zeros((1, *x.shape[1:]), x.dtype), device=model.device) for x in xs])
+        y = for_shapes(model.device, lambda: model(*[tensor(x, device=model.device) for x in samples]))
     if not isinstance(y, Tensor):
         raise ConfigurationError(f"forward() returned {type(y).__name__}; fit, evaluate and predict need one tensor")
     return y.shape[1:]
@@ -461,9 +462,13 @@ def fit(
 def _uses(model: Layer, xs: Sequence[np.ndarray]) -> dict[Any, int]:
     """How often a forward pass uses each parameter: it decides where gradients may go from the first step on."""
     parameters = model.parameters()
-    for p in parameters:
-        p.zero_grad()
-    model(*[tensor(np.zeros((1, *x.shape[1:]), x.dtype), device=model.device) for x in xs])
+
+    def forward() -> None:
+        for p in parameters:
+            p.zero_grad()
+        model(*[tensor(np.zeros((1, *x.shape[1:]), x.dtype), device=model.device) for x in xs])
+
+    for_shapes(model.device, forward)
     uses = {p: p.forward_uses for p in parameters}
     for p in parameters:
         p.zero_grad()

@@ -5,8 +5,8 @@
 //      K |  #  |                NR values of B times a column of MR values of A. With COPY the block of A and each strip of B
 //        +-----+                are copied first, KC deep, to local memory: on a CPU that is the thread's own scratch, which
 //    K   +-----+                stays in its cache (what two cores read together is slow to come by), has no large strides,
-//  +---+ |     |                and a transposed B is turned once. Up to 3 rows (inference of single samples) are done one
-// M|###| |  #  | C              by one, over long contiguous runs of B.
+//  +---+ |     |                and a transposed B is turned once.
+// M|###| |  #  | C              gemm_row, for up to 3 rows of A (inference of single samples): long contiguous runs of B.
 //  +---+ +-----+                gemm_local, for GPUs: a work-group owns a tile of C and stages operands in local memory.
 //                               Where M x N is too small to fill the device, K is split: the parts are written one behind
 //                               the other, and gemm_sum adds them up and does the epilogue.
@@ -58,27 +58,33 @@
 
 // ---- vectors that hang over the right edge -----------------------------------------------------------------------------
 // Inputs are read whole: every block of memory has SLACK bytes behind it (clnn/runtime/memory.py), and lanes past the edge
-// are dropped. C and D, which others may be writing, are read and written up to the edge, in halves of halves.
-#define PARTS(n, half)                                                                                  \
-  static inline CAT(REAL, n) CAT(load, n)(global const real *p, int count) {                            \
-    if (count & half) return (CAT(REAL, n))(CAT(vload, half)(0, p), CAT(load, half)(p + half, count & (half - 1))); \
-    return (CAT(REAL, n))(CAT(load, half)(p, count), (CAT(REAL, half))(0));                             \
-  }                                                                                                     \
-  static inline void CAT(store, n)(CAT(REAL, n) x, global real *p, int count) {                         \
-    if (count & half) { CAT(vstore, half)(x.lo, 0, p); CAT(store, half)(x.hi, p + half, count & (half - 1)); } \
-    else CAT(store, half)(x.lo, p, count);                                                              \
-  }
-static inline real2 load2(global const real *p, int count) { return (real2)(count > 0 ? p[0] : 0, 0); }
-static inline void store2(real2 x, global real *p, int count) { if (count > 0) p[0] = x.s0; }
-PARTS(4, 2)
-#if VW > 4
-PARTS(8, 4)
-#endif
+// are dropped. C and D, which others may be writing, are read and written up to the edge, in parts of 8, 4, 2 and 1.
+#define PART(n, width, to, from) \
+  if ((n) & width) { CAT(vstore, width)(CAT(vload, width)(0, (from) + l), 0, (to) + l); l += width; }
 #if VW > 8
-PARTS(16, 8)
+#define PART_8(n, to, from) PART(n, 8, to, from)
+#else
+#define PART_8(n, to, from)
 #endif
-static inline T load_n(global const real *p, int n) { return n >= VW ? VLOAD(0, p) : CAT(load, VW)(p, n); }
-static inline void store_n(T x, global real *p, int n) { if (n >= VW) VSTORE(x, 0, p); else CAT(store, VW)(x, p, n); }
+#if VW > 4
+#define PART_4(n, to, from) PART(n, 4, to, from)
+#else
+#define PART_4(n, to, from)
+#endif
+#define PARTS(n, to, from) { int l = 0; PART_8(n, to, from) PART_4(n, to, from) PART(n, 2, to, from) if ((n) & 1) (to)[l] = (from)[l]; }
+static inline T load_n(global const real *p, int n) {
+  if (n >= VW) return VLOAD(0, p);
+  real t[VW] __attribute__((aligned(64)));
+  VSTORE((T)(0), 0, t);
+  PARTS(n, t, p)
+  return VLOAD(0, t);
+}
+static inline void store_n(T x, global real *p, int n) {
+  if (n >= VW) { VSTORE(x, 0, p); return; }
+  real t[VW] __attribute__((aligned(64)));
+  VSTORE(x, 0, t);
+  PARTS(n, p, t)
+}
 
 // What becomes of the sum x of one vector of C at row, col. `later`: C already holds the products of earlier k.
 static inline T epilogue(T x, int later, int last, global const real *c, global const real *bias, global real *saved, int N,
@@ -137,6 +143,12 @@ static inline void column_sums(int N, int K, int j, int end, global const real *
 #define FROM(r) (r)
 #endif
 
+#ifdef GROUP
+#define GROUP_SIZE
+#else
+#define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
+#endif
+
 #ifdef SUM
 // C = epilogue(the sum of `parts` partial products), a vector a work-item
 kernel void gemm_sum(int16 s, int parts, global const real *partial, global real *C, global const real *bias, global real *saved,
@@ -148,6 +160,35 @@ kernel void gemm_sum(int16 s, int parts, global const real *partial, global real
   for (int part = 0; part < parts; part++) x += VLOAD(0, partial + ((size_t)part * M + row) * N + col);
   global real *o = C + s.s8 + (size_t)row * ldc + col;
   store_n(epilogue(x, 0, 1, o, bias, saved, N, row, col, N - col, pair), o, N - col);
+}
+
+#elif defined(ROW)
+// Rows of A, one by one, times NC columns of B as it lies, over runs of NR of them: for few rows and large B
+kernel GROUP_SIZE void gemm_row(ARGS) {
+  UNPACK
+  const int along = (N + s.sd - 1) / s.sd, g = get_global_id(0), tile = g % along, part = g / along;
+  const int begin = part * depth, end = depth ? min(K, begin + depth) : K, j1 = min(N, (tile + 1) * s.sd);
+  if (depth ? begin >= K : part > 0) return;
+  C += (size_t)part * M * N;
+  for (int j = tile * s.sd; j < j1; j += NR)
+    for (int i = 0; i < M; i++) {
+      global const real *a = A + (size_t)i * lda, *b = B + (size_t)begin * ldb + j;
+      T acc[NV];
+      UNROLL for (int v = 0; v < NV; v++) acc[v] = (T)(0);
+      if (j + NR <= N)
+        for (int k = begin; k < end; k++, b += ldb) UNROLL for (int v = 0; v < NV; v++) acc[v] += (T)(a[k]) * VLOAD(v, b);
+      else
+        for (int k = begin; k < end; k++, b += ldb)
+          UNROLL for (int v = 0; v < NV; v++) if (j + v * VW < N) acc[v] += (T)(a[k]) * VLOAD(v, b);
+      real t[NR] __attribute__((aligned(64)));
+      UNROLL for (int v = 0; v < NV; v++) VSTORE(acc[v], v, t);
+      for (int c = 0; c < min(NR, N - j); c += VW) {
+        global real *o = C + (size_t)i * ldc + j + c;
+        const int n = N - j - c;
+        const T x = VLOAD(0, t + c);
+        store_n(depth ? x : epilogue(x, 0, 1, o, bias, saved, N, i, j + c, n, pair), o, n);
+      }
+    }
 }
 
 #else
@@ -225,40 +266,13 @@ MICRO(2)
 #endif
 MICRO(1)
 
-// t (vectors) = one row of A times `vectors` * VW columns of B as it lies; ROW_VECTORS at most
-#define ROW_VECTORS 8
-#if !TB
-static inline void row(global const real *restrict A, int lda, int i, int k0 FROM_ARGS, global const real *restrict B, int ldb,
-                       int vectors, int kc, real *t) {
-  T acc[ROW_VECTORS];
-  UNROLL for (int v = 0; v < ROW_VECTORS; v++) acc[v] = (T)(0);
-#if TA
-#define ROW_A(k) A[(size_t)FROM(k0 + (k)) * lda + i]
-#else
-  global const real *a = A + (size_t)FROM(i) * lda + k0;
-#define ROW_A(k) a[k]
-#endif
-  if (vectors == ROW_VECTORS)
-    for (int k = 0; k < kc; k++, B += ldb) {
-      const T x = (T)(ROW_A(k));
-      UNROLL for (int v = 0; v < ROW_VECTORS; v++) acc[v] += x * VLOAD(v, B);
-    }
-  else
-    for (int k = 0; k < kc; k++, B += ldb) {
-      const T x = (T)(ROW_A(k));
-      UNROLL for (int v = 0; v < ROW_VECTORS; v++) if (v < vectors) acc[v] += x * VLOAD(v, B);
-    }
-  UNROLL for (int v = 0; v < ROW_VECTORS; v++) VSTORE(acc[v], v, t);
-}
-#endif
-
-// rows x n of C from t, whose rows are `stride` apart
-static inline void finish(real *t, int stride, int rows, int n, int part, int later, int last, global real *C, int ldc,
+// rows x n of C from t
+static inline void finish(real *t, int rows, int n, int part, int later, int last, global real *C, int ldc,
                           global const real *bias, global real *saved, int N, int row, int col, real2 pair) {
   for (int r = 0; r < rows; r++)
     for (int c = 0; c < n; c += VW) {
       global real *o = C + (size_t)(row + r) * ldc + col + c;
-      T x = VLOAD(0, t + r * stride + c);
+      T x = VLOAD(0, t + r * NR + c);
       if (!part) x = epilogue(x, later, last, o, bias, saved, N, row + r, col + c, n - c, pair);
       else if (later) x += load_n(o, n - c);
       store_n(x, o, n - c);
@@ -293,45 +307,29 @@ static inline void copy_turned(local real *d, global const real *b, int ldb, int
 }
 #endif
 
-#ifdef GROUP
-#define GROUP_SIZE
-#else
-#define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
-#endif
 kernel GROUP_SIZE void gemm_tile(ARGS) {
   UNPACK
 #if COPY
   local real copy_a[A_SIZE] __attribute__((aligned(64)));
   local real copy_b[KC * NR] __attribute__((aligned(64)));
 #endif
-  real t[MR * NR > ROW_VECTORS * VW ? MR * NR : ROW_VECTORS * VW] __attribute__((aligned(64)));
+  real t[MR * NR] __attribute__((aligned(64)));
   const int MCs = s.sc, NCs = s.sd, down = (M + MCs - 1) / MCs, along = (N + NCs - 1) / NCs;
   const int g = get_global_id(0), tile = g % (down * along), part = g / (down * along);
   const int begin = part * depth, end = depth ? min(K, begin + depth) : K;
   if (depth ? begin >= K : part > 0) return;                      // work-items that fill the last group of a GPU
-  const int i0 = (s.s9 ? tile / along : tile % down) * MCs, j0 = (s.s9 ? tile % along : tile / down) * NCs;
-  const int i1 = min(M, i0 + MCs), j1 = min(N, j0 + NCs);
+  const int top = (s.s9 ? tile / along : tile % down) * MCs, j0 = (s.s9 ? tile % along : tile / down) * NCs;
+  const int bottom = min(M, top + MCs), j1 = min(N, j0 + NCs);
 #ifdef SUMS
-  if (i0 == 0 && begin == 0) column_sums(N, K, j0, j1, B, ldb, D, SCALE(scale, at, s.sb));
+  if (top == 0 && begin == 0) column_sums(N, K, j0, j1, B, ldb, D, SCALE(scale, at, s.sb));
 #endif
   C += (size_t)part * M * N;
-#if !TB
-  if (M < 4) {
-    for (int i = i0; i < i1; i++)
-      for (int j = j0; j < j1; j += ROW_VECTORS * VW) {
-        const int n = min(ROW_VECTORS * VW, j1 - j);
-        row(A, lda, i, begin FROM_USED, B + (size_t)begin * ldb + j, ldb, (n + VW - 1) / VW, end - begin, t);
-        finish(t, 0, 1, n, depth, 0, 1, C, ldc, bias, saved, N, i, j, pair);
-      }
-    return;
-  }
-#endif
 #if COPY
-  for (int k0 = begin; k0 < end || k0 == begin; k0 += KC) {
-    const int kc = min(KC, end - k0);
+  for (int i0 = top; i0 < bottom; i0 += MC) for (int k0 = begin; k0 < end || k0 == begin; k0 += KC) {
+    const int i1 = min(bottom, i0 + MC), kc = min(KC, end - k0);
 #else
   {
-    const int k0 = begin, kc = end - begin;
+    const int i0 = top, i1 = bottom, k0 = begin, kc = end - begin;
 #endif
 #if COPY && TA
     for (int k = 0; k < kc; k++) copy_row(copy_a + k * MC, A + (size_t)FROM(k0 + k) * lda + i0, i1 - i0, i1 - i0);
@@ -368,7 +366,7 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
         else if (rows >= 2) { rows = 2; micro2(A_USED, B_USED); }
 #endif
         else { rows = 1; micro1(A_USED, B_USED); }
-        finish(t, NR, rows, n, depth, k0 > begin, k0 + kc >= end, C, ldc, bias, saved, N, i, j, pair);
+        finish(t, rows, n, depth, k0 > begin, k0 + kc >= end, C, ldc, bias, saved, N, i, j, pair);
       }
     }
   }

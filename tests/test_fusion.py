@@ -29,7 +29,7 @@ def fusing(device, monkeypatch):
 def trained(device, x, y, loss, last, **options):
     with clnn.use(device):
         net = clnn.Sequential([clnn.Dense(13, "tanh"), clnn.Dense(4, last)], input_shape=x.shape[1], seed=4)
-        given = {"optimizer": clnn.SGD(0.2, weight_decay=1e-3), "epochs": 3, "batch_size": 10, "seed": 2, **options}
+        given = {"optimizer": clnn.SGD(0.2, weight_decay=1e-3), "epochs": 5, "batch_size": 10, "seed": 2, **options}
         history = net.fit(x, y, loss=loss, **given)
     return np.concatenate([p.numpy().ravel() for p in net.parameters()]), history["loss"], history["accuracy"]
 

@@ -44,7 +44,7 @@ def test_it_holds_the_package_and_every_kernel_and_nothing_else(wheel):
     kernels = {f"clnn/kernels/{file.name}" for file in (ROOT / "kernels").glob("*.cl")}
     modules = {str(file.relative_to(ROOT).as_posix()) for file in (ROOT / "clnn").rglob("*.py")}
     info = {name for name in names if ".dist-info/" in name}
-    assert names - info == kernels | modules | {"clnn/py.typed"}
+    assert names - info == kernels | modules | {"clnn/py.typed", "clnn/gemm/tuned.json"}
     assert any(name.endswith("licenses/LICENSE") for name in info)
     assert wheel.name == f"clnn-{clnn.__version__}-py3-none-any.whl"
 

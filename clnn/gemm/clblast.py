@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import threading
+import warnings
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ import pyopencl as cl
 from ..errors import DeviceError
 from ..files import cache_folder, write_atomically
 from ..runtime.device import Device
+from . import tuning
 
 if TYPE_CHECKING:
     from . import Product
@@ -93,13 +95,22 @@ class _Call:
 
 # -- the self-test ----------------------------------------------------------------------------------------------------
 def problem(device: Device) -> str:
-    """Why CLBlast cannot be used on `device`, or "". The self-test runs once per driver and is remembered."""
+    """Why CLBlast cannot be used on `device`, or "".
+
+    At its first use it gets the parameters that were measured for it. The self-test runs with them, once per driver and
+    set of parameters, and is remembered.
+    """
     library, missing = _library()
     if library is None:
         return missing
     if device.identity not in _problems:
         path = cache_folder() / "clblast-self-test.json"
+        parameters = (device.tuned or tuning.load(device)).clblast
+        for dtype, kernels in parameters.items():
+            override(device, dtype, kernels)
         key = f"{device.identity} | pyclblast {_version()}"
+        if parameters:
+            key += f" | parameters {hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:12]}"
         try:
             remembered = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -110,6 +121,20 @@ def problem(device: Device) -> str:
                 write_atomically(path, json.dumps(remembered, indent=1).encode())
         _problems[device.identity] = remembered[key]
     return _problems[device.identity]
+
+
+def override(device: Device, dtype: str, kernels: dict[str, dict[str, int]]) -> None:
+    """Give CLBlast parameters of ours for this process; what is not valid must not get here (tuning.clblast_problem)."""
+    for kernel, values in kernels.items():
+        try:
+            with _lock:
+                _library()[0].override_parameters(device.cl_device, kernel, tuning.PRECISIONS[dtype], values)
+        except (RuntimeError, AttributeError) as error:  # another version of CLBlast, with other parameters
+            warnings.warn(
+                f"this CLBlast does not take the parameters measured for {kernel} ({error}); `clnn tune` finds new ones",
+                tuning.TuningWarning,
+                stacklevel=2,
+            )
 
 
 def _version() -> str:

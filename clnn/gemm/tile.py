@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..runtime.device import Device
+from . import tuning
 
 if TYPE_CHECKING:
     from . import Product
@@ -17,7 +18,7 @@ SIDE = 16  # of the groups of gemm_local, as in kernels/gemm.cl
 SMALL = 1 << 18  # multiply-adds that are worth a CPU thread (about 5 us)
 COPYING = 24  # what copying an element of A or B costs, in multiply-adds of vector lanes
 MOST_ROWS = 256  # of A that are copied together: with KC columns they fit a core's second-level cache
-ROW_VECTORS = 8  # vectors of C in a strip where there are fewer than 4 rows, as in kernels/gemm.cl
+FEW = 4  # fewer rows than this are done one by one, where B is large: a column of memory is slow to read
 DEEP = 256  # at least so much of K has a work-item where K is split
 
 
@@ -30,6 +31,7 @@ class Tile(NamedTuple):
     vw: int
     kc: int = 0
     local: bool = False  # gemm_local, by groups of SIDE x SIDE work-items
+    row: bool = False  # gemm_row, which has no tile
 
 
 class Share(NamedTuple):
@@ -62,13 +64,18 @@ def vector_width(device: Device, dtype: Any) -> int:
 
 
 def choose(device: Device, p: Product) -> Tile:
-    """The tile for one product. It depends on layer sizes, never on the batch's, so that a remainder compiles nothing."""
+    """The tile for one product. It depends on layer sizes, not on the batch's, so that a remainder compiles nothing new
+    (but for up to 3 samples and a large layer)."""
     vw = vector_width(device, p.dtype)
     fixed = p.n * (p.m if p.transpose_a else p.k)  # of a layer's weights
     if device.kind != "cpu":
         if fixed < 1 << 14 or p.n < 32 or device.cl_device.max_work_group_size < SIDE * SIDE:
             return Tile(4, 1, vw)
         return Tile(8, 2, vw, 16, local=True) if fixed >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
+    if measured := tuning.find(device, p).tile:
+        return Tile(*measured)
+    if p.m < FEW and fixed >= 1 << 18 and not (p.transpose_a or p.transpose_b or p.rows or p.sums):
+        return Tile(1, 8, vw, row=True)
     registers = 32 if vw * np.dtype(p.dtype).itemsize == 64 else 16
     nv = 1 if p.n <= vw else 2
     mr = 10 if registers == 32 else 5
@@ -87,9 +94,11 @@ def _depth(device: Device, dtype: Any, width: int) -> int:
 def share(device: Device, p: Product, tile: Tile) -> Share:
     """How C is divided among work-items: one tile each on a GPU (or each group, with gemm_local), blocks on a CPU."""
     if device.kind == "cpu":
-        width = ROW_VECTORS * tile.vw if p.m < 4 and not p.transpose_b else tile.nv * tile.vw
+        width = tile.nv * tile.vw
         most = max(1, MOST_ROWS // tile.mr) * tile.mr
         rows, columns = _blocks(p.m, p.n, p.k, tile.mr, width, most, device.compute_units, SMALL)
+        if tile.row:
+            rows, columns = p.m, width * max(1, p.n // (4 * device.compute_units * width))
         enough, wanted = device.compute_units, p.m * p.n * p.k // SMALL
     else:
         side, each = (SIDE, 1) if tile.local else (1, GROUP)
@@ -112,7 +121,7 @@ def _blocks(m: int, n: int, k: int, mr: int, width: int, most_rows: int, units: 
     Else what is least of: the work with what each item copies, over the units, and half an item of waiting for the last.
     """
     if m * n * k < 2 * small:
-        return min(_up(m, mr) * mr, most_rows), _up(n, width) * width
+        return _up(m, mr) * mr, _up(n, width) * width
     found = []
     for down in range(_up(m, most_rows), _up(m, most_rows) + 32):
         rows = _up(_up(m, down), mr) * mr
@@ -146,7 +155,9 @@ def run(device: Device, p: Product) -> None:
         defines["SUMS"] = 1
     if p.rows is not None:
         defines["FROM_SET"] = 1
-    if tile.local:
+    if tile.row:
+        defines["ROW"] = 1
+    elif tile.local:
         defines.update(KC=tile.kc, LOCAL=1)
     elif tile.kc:
         defines.update(MC=MOST_ROWS, KC=tile.kc, COPY=1)
@@ -170,7 +181,7 @@ def run(device: Device, p: Product) -> None:
         c = device.allocate(part.parts * p.m * p.n * np.dtype(p.dtype).itemsize)
         to = [*sizes[:5], p.n, *sizes[6:8], 0, *sizes[9:]]
     device.launch(
-        "gemm", "gemm_local" if tile.local else "gemm_tile", (items,),
+        "gemm", "gemm_row" if tile.row else "gemm_local" if tile.local else "gemm_tile", (items,),
         np.array(to, np.int32), p.a, p.b, c, p.bias, p.saved, total, table, at, *(p.rows[1:] if p.rows else ()),
         local=(local,), real=real, **defines,
     )  # fmt: skip

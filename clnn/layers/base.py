@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from ..errors import CheckpointError, ConfigurationError, DeviceError, ShapeErro
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS
 from ..random import generator
-from ..runtime.device import Device, device
+from ..runtime.device import Device, ValuesWanted, device
 from ..runtime.recording import structure_changed
 from ..tensor import Parameter, Tensor, tensor
 
@@ -24,6 +24,15 @@ def register(cls: type[Layer]) -> type[Layer]:
     """Let `clnn.load` make layers of this class again, by its name and `config()`."""
     REGISTRY[cls.__name__] = cls
     return cls
+
+
+def for_shapes(device: Device, forward: Callable[[], Any]) -> Any:
+    """What `forward()` returns, for its shape alone: nothing is launched, unless it reads a value."""
+    try:
+        with device.dry():
+            return forward()
+    except ValuesWanted:
+        return forward()
 
 
 class Layer:
@@ -72,7 +81,8 @@ class Layer:
     def ensure_built(self, *shapes: tuple[int, ...]) -> None:
         """Build for inputs of these shapes, unless that has been done."""
         if not self.built:
-            self.build(*shapes)
+            with self.device.dry(False):  # parameters get their values even where only shapes are asked for
+                self.build(*shapes)
             self.built = True
 
     @property

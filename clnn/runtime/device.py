@@ -45,6 +45,10 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
 
 
+class ValuesWanted(Exception):
+    """Something read from a device on which nothing is launched for now."""
+
+
 class Device:
     """One OpenCL device: its properties, and, opened at first use, its context, in-order queue, programs and memory."""
 
@@ -64,9 +68,11 @@ class Device:
         self.has_fp64 = "cl_khr_fp64" in extensions or "cl_amd_fp64" in extensions
         self.has_fp16 = "cl_khr_fp16" in extensions
         self.recorder: Recorder | None = None
+        self._dry = False
         self.step: StepContext | None = None  # the step that runs now
         self.arena: Any = None  # a weak reference to the arena that the recordings share
         self.constants: dict[Any, Block] = {}  # small read-only blocks, by what they hold
+        self.tuned: Any = None  # what measurements say about its matrix products (clnn/gemm/tuning.py)
 
     def __repr__(self) -> str:
         return f"<Device {self.platform_index}:{self.device_index} {self.kind} {self.name} ({self.platform})>"
@@ -183,9 +189,20 @@ class Device:
             self.recorder.abort(
                 "a result was read back to the host inside the step (numpy(), float() or print): return it instead"
             )
+        if self._dry:
+            raise ValuesWanted
         if array.nbytes:
             cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
         return array
+
+    @contextlib.contextmanager
+    def dry(self, dry: bool = True) -> Iterator[None]:
+        """Nothing is launched inside, so nothing is compiled either: for shapes alone. Reading raises `ValuesWanted`."""
+        before, self._dry = self._dry, dry
+        try:
+            yield
+        finally:
+            self._dry = before
 
     def copy(self, source: Block, target: Block, nbytes: int) -> None:
         """Copy `nbytes` from block to block on the device."""
@@ -213,7 +230,7 @@ class Device:
         scalars, and short int32 arrays for vector arguments. Without `local`, `size` is padded to whole work-groups,
         and the kernel must guard its edges.
         """
-        if 0 in size:
+        if 0 in size or self._dry:
             return
         check_not_forked()
         if local is None:
@@ -242,6 +259,8 @@ class Device:
 
     def call(self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...]) -> None:
         """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch."""
+        if self._dry:
+            return
         function(self.queue, *[block.buffer for block in blocks], *scalars)
         if self.recorder is not None:
             self.recorder.add_call(label, function, blocks, scalars)

@@ -1,0 +1,253 @@
+"""clnn's own side: training through `fit`, inference through `predict`, products as recorded launches; and the device."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+
+from ..callbacks import Callback
+from ..gemm import Scale, engine_name, gemm
+from ..gemm.tile import vector_width
+from ..layers import Dense
+from ..model import Sequential
+from ..optim import SGD, Adam
+from ..runtime.device import Device, device
+from ..runtime.memory import Block
+from ..runtime.recording import Recording, Replays
+from ..tensor import Parameter
+from .workloads import SEED, Net, Product
+
+FOR_EVER = 10**9  # epochs
+STEADY = 1 << 22  # multiply-adds of a recorded step in which small products repeat, as a training step has several
+
+
+def model_of(net: Net) -> Sequential:
+    """The net as clnn's users write it, with the weights that all sides start from."""
+    hidden = [Dense(size, net.hidden) for size in net.sizes[1:-1]]
+    last = Dense(net.sizes[-1], "sigmoid" if net.loss == "quadratic" else None)
+    model = Sequential([*hidden, last], input_shape=net.sizes[0])
+    names = [name for name, _ in model.named_parameters()]
+    model.load_state_dict(dict(zip(names, [p for layer in net.weights() for p in layer])))
+    return model
+
+
+class Epochs(Callback):
+    def __init__(self, after: Callable[[float], None]) -> None:
+        self.after = after
+
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
+        self.after(logs["loss"])
+
+
+class Clnn:
+    """clnn as its users write it."""
+
+    def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
+        x, y = net.data()
+        optimizer = {"sgd": SGD, "adam": Adam}[net.optimizer](net.lr)
+        model_of(net).fit(
+            x, y, loss=net.loss, optimizer=optimizer, epochs=FOR_EVER, batch_size=net.batch, seed=SEED,
+            callbacks=[Epochs(after)], progress=False,
+        )  # fmt: skip
+
+    def outputs(self, net: Net) -> Any:
+        model, x = model_of(net), net.data()[0]
+
+        def result() -> np.ndarray:
+            return model.predict(x, batch_size=net.batch)
+
+        return lambda count: [result() for _ in range(count)], result
+
+    def product(self, p: Product) -> Any:
+        """With the epilogue that it has in training, in recorded launches with the queue kept full."""
+        d = device()
+        a, b = (held(d, part) for part in p.stored())
+        before, bias = p.extras()
+        c, extra = held(d, before), held(d, bias)
+        saved = held(d, before)
+        pair = Scale.constant(d, np.float32, -0.5, 1.0)
+        epilogues: dict[str, dict[str, Any]] = {
+            "NN": {"bias": extra, "activation": "relu"},
+            "TN": {"scale": pair, "sums": (extra, pair), "transpose_a": True},
+            "NT": {"times": True, "activation": "relu", "saved": saved, "transpose_b": True},
+        }
+        epilogue = epilogues[p.form]
+        each = max(1, min(8, STEADY // p.work))
+
+        def step(_: Any) -> None:
+            for _ in range(each):
+                gemm(d, p.m, p.n, p.k, a, b, c, **epilogue)
+
+        replays = Replays("bench")
+
+        def run(count: int) -> None:
+            for _ in range(-(-count // each)):
+                replays.run(d, "product", step)
+            d.finish()
+
+        def result() -> tuple[np.ndarray, np.ndarray]:
+            d.upload(before, c)  # what the launches so far have added goes again
+            d.upload(bias, extra)
+            gemm(d, p.m, p.n, p.k, a, b, c, **epilogue)
+            return d.read(c, np.empty_like(before)), d.read(extra, np.empty_like(bias))
+
+        run.at_once = each  # type: ignore[attr-defined]
+        return run, result
+
+    def optimizer(self, n: int) -> Any:
+        """Adam over a flat store of n parameters, in recorded launches with the queue kept full."""
+        d, adam = device(), Adam(0.0)
+        p = Parameter(held(d, np.zeros(n, np.float32)), (n,), np.float32, d)
+        adam.attach([p])
+        adam.prepare()
+        replays = Replays("bench")
+
+        def step(_: Any) -> None:
+            for one in adam._plan():
+                adam._update(one)
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                replays.run(d, "optimizer", step)
+            d.finish()
+
+        return run, p.numpy
+
+
+def held(where: Device, array: np.ndarray) -> Block:
+    """A block with the array's values."""
+    block = where.memory.allocate(array.nbytes)
+    where.upload(np.ascontiguousarray(array), block)
+    return block
+
+
+# -- the device -------------------------------------------------------------------------------------------------------
+COPY_BYTES = 128 << 20
+FMA_ROUNDS, FMA_SUMS = 1 << 16, 16
+
+
+class Peaks:
+    """The device's own limits: multiply-adds in registers, and copying in its memory."""
+
+    def __init__(self) -> None:
+        self.device = d = device()
+        self.items = 16 * d.compute_units * (1 if d.kind == "cpu" else 256)
+        self.local = 1 if d.kind == "cpu" else 64
+        self.width = vector_width(d, np.float32)
+        self.out = d.memory.allocate(4 * self.items)
+        size = min(COPY_BYTES, d.memory.limit // 8)
+        self.source, self.target = d.memory.allocate(size), d.memory.allocate(size)
+        d.fill_zero(self.source)
+
+    def measure(self) -> dict[str, float]:
+        """GFLOP/s and GB/s (read and written bytes together), each over a few hundredths of a second."""
+        return {
+            "gflops": 2e-9 * self.items * self.width * FMA_SUMS * self._rate(self._fma),
+            "gbytes": 2e-9 * self.source.nbytes * self._rate(self._copy),
+        }
+
+    def _rate(self, run: Callable[[int], None]) -> float:
+        count = 1
+        run(1)
+        while True:
+            began = time.perf_counter()
+            run(count)
+            self.device.finish()
+            seconds = time.perf_counter() - began
+            if seconds > 0.02:
+                return count / seconds
+            count = max(count + 1, min(4 * count, int(0.04 * count / seconds)))
+
+    def _fma(self, count: int) -> None:
+        """`count` multiply-adds of each sum of each work-item."""
+        while count > 0:
+            now = min(count, FMA_ROUNDS)
+            self.device.launch(
+                "bench",
+                "multiply_add",
+                (self.items,),
+                now,
+                self.out,
+                0.999,
+                local=(self.local,),
+                VW=self.width,
+                SUMS=FMA_SUMS,
+            )
+            count -= now
+
+    def _copy(self, count: int) -> None:
+        each = 1 << 12 if self.device.kind == "cpu" else 1  # vectors that a work-item copies
+        items = self.source.nbytes // (4 * self.width * each)
+        for _ in range(count):
+            self.device.launch(
+                "bench", "copy", (items // self.local * self.local,), each, self.source, self.target,
+                local=(self.local,), VW=self.width,
+            )  # fmt: skip
+
+
+class Enough(Exception):
+    """Ends a fit."""
+
+
+def train_epochs(net: Net, epochs: int) -> None:
+    """Train for so many epochs."""
+    left = epochs
+
+    def after(_: float) -> None:
+        nonlocal left
+        left -= 1
+        if not left:
+            raise Enough
+
+    with contextlib.suppress(Enough):
+        Clnn().train(net, {}, after)
+
+
+def memory(net: Net) -> dict[str, float]:
+    """Peak bytes on the device while the net is trained, and what backpropagation needs."""
+    d = device()
+    d.reset_memory_peak()
+    train_epochs(net, 3)
+    parameters = 4 * sum(k * n + n for k, n in net.layers)
+    return {
+        "peak": d.memory_peak,
+        "data": sum(part.nbytes for part in net.data()),
+        "parameters": parameters,
+        "gradients": parameters,
+        "optimizer": (2 if net.optimizer == "adam" else 0) * parameters,
+        "activations": 4 * net.batch * sum(net.sizes[1:]),
+    }
+
+
+def profile(net: Net) -> list[dict[str, Any]]:
+    """The launches of a recorded training step with their seconds, the least of many replays. They go through a queue
+    that measures, so this process is good for nothing else."""
+    d = device()
+    d.__dict__["_queue"] = cl.CommandQueue(d.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
+    least: dict[tuple[int, str, str], float] = {}
+
+    def replay(self: Recording, times: int = 1) -> None:
+        if not self.calls:
+            self._bind()
+        events = [call() for call in self.calls]
+        d.finish()
+        for index, (launch, event) in enumerate(zip(self.launches, events)):
+            if event is not None:  # a call that is no kernel has no event of its own
+                key = (index, launch.label, str(launch.size))
+                least[key] = min(least.get(key, 1e9), (event.profile.end - event.profile.start) * 1e-9)
+
+    Recording.replay = replay  # type: ignore[method-assign]
+    train_epochs(net._replace(steps=min(net.steps, 40)), 3)
+    return [{"launch": label, "size": size, "seconds": seconds} for (_, label, size), seconds in sorted(least.items())]
+
+
+def about() -> dict[str, Any]:
+    """The device in words."""
+    d = device()
+    version = d.version.split("  ")[0]  # PoCL lists how it was built after two spaces
+    return {"device": d.name, "platform": d.platform, "version": version, "driver": d.driver, "gemm": engine_name(d)}

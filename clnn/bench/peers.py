@@ -1,0 +1,356 @@
+"""The other libraries, written as their users would at their best; each is imported only in its own worker.
+
+`train(net, options, after)` trains for ever and calls after(mean loss) at each epoch's end: a new order of samples,
+batches gathered by it, every step's loss recorded. `outputs(net)` and `product(p)` give run(count), which also waits for
+its results, and result().
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .workloads import CLASSES, SEED, Net, Product, forward, one_hot
+
+Calls = tuple[Callable[[int], Any], Callable[[], Any]]
+
+
+class Numpy:
+    """float32, vectorised over the mini-batch, in place, parameters in one flat array."""
+
+    package, forms = "numpy", ("",)
+    nets = products = True
+
+    def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
+        x, labels = net.data()
+        target, picked = one_hot(labels), np.arange(net.batch)
+        shapes = [shape for k, n in net.layers for shape in ((k, n), (n,))]
+        ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
+        flat, gradient, m, v = (np.zeros(ends[-1], np.float32) for _ in range(4))
+        views = [[a[i:j].reshape(s) for i, j, s in zip(ends, ends[1:], shapes)] for a in (flat, gradient)]
+        (w, b), (dw, db) = ((part[::2], part[1::2]) for part in views)
+        for to, value in zip(views[0], [p for layer in net.weights() for p in layer]):
+            to[...] = value
+        h = [np.empty((net.batch, size), np.float32) for size in net.sizes]
+        d = [np.empty_like(a) for a in h]
+        scratch, chunk, last = np.empty(1 << 15, np.float32), 1 << 15, len(net.layers)
+        squash, step, epoch = net.hidden == "sigmoid", 0, 0
+        losses = np.empty(net.steps, np.float32)
+
+        def logistic(a: np.ndarray) -> None:
+            np.negative(a, out=a)
+            np.exp(a, out=a)
+            a += 1
+            np.reciprocal(a, out=a)
+
+        while True:
+            order = net.order(epoch)
+            for at in range(net.steps):
+                rows = order[at * net.batch : (at + 1) * net.batch]
+                np.take(x, rows, 0, out=h[0], mode="clip")
+                for i in range(last):
+                    np.matmul(h[i], w[i], out=h[i + 1])
+                    h[i + 1] += b[i]
+                    if i < last - 1:
+                        logistic(h[i + 1]) if squash else np.maximum(h[i + 1], 0, out=h[i + 1])
+                y, delta = h[last], d[last]
+                if net.loss == "cross_entropy":
+                    wanted = labels[rows]
+                    y -= y.max(1, keepdims=True)
+                    np.exp(y, out=delta)
+                    total = delta.sum(1, keepdims=True)
+                    losses[at] = (np.log(total[:, 0]) - y[picked, wanted]).mean()
+                    delta /= total
+                    delta[picked, wanted] -= 1
+                else:
+                    logistic(y)
+                    np.subtract(y, target[rows], out=delta)
+                    losses[at] = 0.5 * np.vdot(delta, delta) / net.batch
+                    delta *= y
+                    np.subtract(1, y, out=y)
+                    delta *= y
+                delta *= np.float32(1 / net.batch)
+                for i in range(last - 1, -1, -1):
+                    np.matmul(h[i].T, d[i + 1], out=dw[i])
+                    np.add.reduce(d[i + 1], 0, out=db[i])
+                    if i:
+                        np.matmul(d[i + 1], w[i].T, out=d[i])
+                        if squash:
+                            d[i] *= h[i]
+                            np.subtract(1, h[i], out=h[i])
+                            d[i] *= h[i]
+                        else:
+                            d[i] *= h[i] > 0
+                step += 1
+                if net.optimizer == "sgd":
+                    gradient *= np.float32(net.lr)
+                    flat -= gradient
+                    continue
+                root = (1 - 0.999**step) ** 0.5
+                rate, epsilon = np.float32(net.lr * root / (1 - 0.9**step)), np.float32(1e-8 * root)
+                for start in range(0, len(flat), chunk):  # pieces that stay in the cache
+                    part = slice(start, start + chunk)
+                    g, mm, vv = gradient[part], m[part], v[part]
+                    s = scratch[: len(g)]
+                    np.multiply(g, g, out=s)
+                    s *= np.float32(0.001)
+                    vv *= np.float32(0.999)
+                    vv += s
+                    g *= np.float32(0.1)
+                    mm *= np.float32(0.9)
+                    mm += g
+                    np.sqrt(vv, out=s)
+                    s += epsilon
+                    np.divide(mm, s, out=s)
+                    s *= rate
+                    flat[part] -= s
+            epoch += 1
+            after(float(losses.mean()))
+
+    def outputs(self, net: Net) -> Calls:
+        x, weights = net.data()[0], net.weights()
+        return lambda count: [forward(net, weights, x) for _ in range(count)], lambda: forward(net, weights, x)[-1]
+
+    def product(self, p: Product) -> Calls:
+        a, b = p.stored()
+        a, b, c = (a.T if p.form[0] == "T" else a), (b.T if p.form[1] == "T" else b), np.empty((p.m, p.n), np.float32)
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                np.matmul(a, b, out=c)
+
+        return run, lambda: (c,)
+
+
+class Sklearn:
+    """MLPClassifier.partial_fit: one pass over the data a call."""
+
+    package, forms = "scikit-learn", ("",)
+    nets, products = False, False
+
+    @staticmethod
+    def as_trained(net: Net) -> tuple[Net, str]:
+        """The nearest net that it can train, and what differs."""
+        if net.loss != "quadratic":
+            return net, ""
+        lower = net.lr / 10  # this cost is steeper, and a step too long would magnify float32's rounding
+        return net._replace(loss="binary_cross_entropy", lr=lower), "cross-entropy instead of the quadratic cost"
+
+    def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
+        from sklearn.neural_network import MLPClassifier
+
+        model = MLPClassifier(
+            net.sizes[1:-1], activation="logistic" if net.hidden == "sigmoid" else "relu", solver=net.optimizer,
+            alpha=0, batch_size=net.batch, learning_rate_init=net.lr, momentum=0, random_state=SEED, shuffle=False,
+        )  # fmt: skip
+        x, labels = net.data()
+        y = labels if net.loss == "cross_entropy" else one_hot(labels).astype(int)
+        model.partial_fit(x[: net.batch], y[: net.batch], classes=np.arange(CLASSES))
+        model.coefs_, model.intercepts_ = (list(part) for part in zip(*net.weights()))
+        del model._optimizer  # made anew, with the weights given
+        for epoch in range(2):  # in the order that all sides share, for the check
+            order = net.order(epoch)
+            model.partial_fit(x[order], y[order])
+            after(model.loss_)
+        model.shuffle = True
+        while True:
+            model.partial_fit(x, y)
+            after(model.loss_)
+
+
+class Torch:
+    """Eager, the optimizer fused where that is faster, gathered by index_select, losses read once an epoch."""
+
+    package, forms = "torch", ("fused", "foreach")
+    nets = products = True
+
+    def _net(self, net: Net) -> Any:
+        from torch import nn
+
+        parts: list[Any] = []
+        for w, b in net.weights():
+            layer = nn.utils.skip_init(nn.Linear, *w.shape)
+            layer.load_state_dict({"weight": _torch(w).T.contiguous(), "bias": _torch(b)})
+            parts += [layer, nn.Sigmoid() if net.hidden == "sigmoid" else nn.ReLU()]
+        return nn.Sequential(*(parts if net.loss == "quadratic" else parts[:-1]))
+
+    def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
+        import torch
+        from torch.nn import functional as F
+
+        x, labels = net.data()
+        model, inputs = self._net(net), _torch(x)
+        target = _torch(one_hot(labels)) if net.loss == "quadratic" else _torch(labels).long()
+        kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[net.optimizer]
+        optimizer = kind(model.parameters(), lr=net.lr, **{options["form"]: True})
+        epoch = 0
+        while True:
+            losses = []
+            for rows in _torch(net.order(epoch)).split(net.batch):
+                y, t = model(inputs.index_select(0, rows)), target.index_select(0, rows)
+                if net.loss == "quadratic":
+                    loss = F.mse_loss(y, t, reduction="sum") * (0.5 / net.batch)
+                else:
+                    loss = F.cross_entropy(y, t)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                losses.append(loss.detach())
+            epoch += 1
+            after(float(torch.stack(losses).mean()))
+
+    def outputs(self, net: Net) -> Calls:
+        import torch
+
+        model, x = self._net(net), net.data()[0]
+
+        def result() -> np.ndarray:
+            with torch.inference_mode():
+                return model(_torch(x)).numpy()
+
+        return lambda count: [result() for _ in range(count)], result
+
+    def product(self, p: Product) -> Calls:
+        import torch
+
+        a, b = (_torch(part) for part in p.stored())
+        a, b, c = (a.T if p.form[0] == "T" else a), (b.T if p.form[1] == "T" else b), torch.empty(p.m, p.n)
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                torch.mm(a, b, out=c)
+
+        return run, lambda: (c.numpy(),)
+
+
+def _torch(array: np.ndarray) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+class Jax:
+    """A jitted step with donated state, gathering inside; `scan` jits the loop over an epoch's steps as well."""
+
+    package, forms = "jax", ("step", "scan")
+    nets, products = True, False
+
+    def _forward(self, net: Net, weights: Any, x: Any) -> Any:
+        import jax
+
+        for i, (w, b) in enumerate(weights):
+            x = x @ w + b
+            if i < len(weights) - 1:
+                x = jax.nn.sigmoid(x) if net.hidden == "sigmoid" else jax.nn.relu(x)
+        return x
+
+    def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
+        import jax
+        from jax import numpy as jnp
+
+        x, labels = (jnp.asarray(part) for part in net.data())
+        target = jnp.asarray(one_hot(net.data()[1]))
+
+        def loss_of(weights: Any, rows: Any) -> Any:
+            y = self._forward(net, weights, x[rows])
+            if net.loss == "quadratic":
+                return 0.5 * jnp.sum((jax.nn.sigmoid(y) - target[rows]) ** 2) / net.batch
+            return -jnp.mean(jax.nn.log_softmax(y)[jnp.arange(net.batch), labels[rows]])
+
+        def step(state: Any, rows: Any) -> Any:
+            weights, m, v, t = state
+            loss, gradient = jax.value_and_grad(loss_of)(weights, rows)
+            each, t = jax.tree_util.tree_map, t + 1
+            if net.optimizer == "sgd":
+                return (each(lambda p, g: p - net.lr * g, weights, gradient), m, v, t), loss
+            m = each(lambda m, g: 0.9 * m + 0.1 * g, m, gradient)
+            v = each(lambda v, g: 0.999 * v + 0.001 * g * g, v, gradient)
+            root = jnp.sqrt(1 - 0.999**t)
+            rate, epsilon = net.lr * root / (1 - 0.9**t), 1e-8 * root
+            return (each(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + epsilon), weights, m, v), m, v, t), loss
+
+        weights = jax.tree_util.tree_map(jnp.asarray, net.weights())
+        zeros = [jax.tree_util.tree_map(jnp.zeros_like, weights) if net.optimizer == "adam" else () for _ in range(2)]
+        state: Any = (weights, *zeros, jnp.zeros((), jnp.float32))
+        scan = options["form"] == "scan"
+        go = jax.jit((lambda state, order: jax.lax.scan(step, state, order)) if scan else step, donate_argnums=0)
+        epoch = 0
+        while True:
+            order = net.order(epoch).reshape(net.steps, net.batch)
+            losses: Any = []
+            if scan:
+                state, losses = go(state, order)
+            else:
+                for rows in order:
+                    state, loss = go(state, rows)
+                    losses.append(loss)
+            epoch += 1
+            after(float(np.mean(jax.device_get(losses))))
+
+    def outputs(self, net: Net) -> Calls:
+        import jax
+
+        weights, x = jax.tree_util.tree_map(jax.numpy.asarray, net.weights()), net.data()[0]
+        go = jax.jit(lambda weights, x: self._forward(net, weights, x))
+        return lambda count: [np.asarray(go(weights, x)) for _ in range(count)], lambda: np.asarray(go(weights, x))
+
+
+class Tinygrad:
+    """TinyJit on its OpenCL device; data, order and losses on the device, the step's number a bound variable."""
+
+    package, forms = "tinygrad", ("unpinned", "pinned")
+    nets, products = True, False
+
+    def _forward(self, net: Net, weights: Any, x: Any) -> Any:
+        for i, (w, b) in enumerate(weights):
+            x = x @ w + b
+            if i < len(weights) - 1:
+                x = x.sigmoid() if net.hidden == "sigmoid" else x.relu()
+        return x
+
+    def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
+        from tinygrad import Context, Tensor, TinyJit, Variable, nn
+
+        inputs, labels = net.data()
+        x, y = Tensor(inputs).realize(), Tensor(one_hot(labels) if net.loss == "quadratic" else labels).realize()
+        weights = [(Tensor(w).realize(), Tensor(b).realize()) for w, b in net.weights()]
+        kind: Any = {"sgd": nn.optim.SGD, "adam": nn.optim.Adam}[net.optimizer]
+        optimizer = kind([p for layer in weights for p in layer], lr=net.lr)
+        losses = Tensor.zeros(net.steps).contiguous().realize()
+
+        def step(order: Any, at: Any) -> Any:
+            rows = order.shrink(((at * net.batch, at * net.batch + net.batch),))
+            z, t = self._forward(net, weights, x[rows]), y[rows]
+            if net.loss == "quadratic":
+                loss = ((z.sigmoid() - t) ** 2).sum() * (0.5 / net.batch)
+            else:
+                loss = z.sparse_categorical_crossentropy(t)
+            optimizer.zero_grad()
+            loss.backward()
+            note = losses.shrink(((at, at + 1),)).assign(loss.reshape(1))
+            return Tensor.realize(note, *optimizer.schedule_step())
+
+        go, epoch = TinyJit(step), 0
+        with Context(TRAINING=1):
+            while True:
+                order = Tensor(net.order(epoch)).realize()
+                for i in range(net.steps):
+                    go(order, Variable("at", 0, net.steps - 1).bind(i))
+                epoch += 1
+                after(float(losses.numpy().mean()))
+
+    def outputs(self, net: Net) -> Calls:
+        from tinygrad import Tensor, TinyJit
+
+        weights, x = [(Tensor(w).realize(), Tensor(b).realize()) for w, b in net.weights()], net.data()[0]
+        go = TinyJit(lambda x: self._forward(net, weights, x).realize())
+
+        def result() -> np.ndarray:
+            return go(Tensor(x).realize()).numpy()
+
+        return lambda count: [result() for _ in range(count)], result
+
+
+PEERS: dict[str, Any] = {"numpy": Numpy(), "sklearn": Sklearn(), "torch": Torch(), "jax": Jax(), "tinygrad": Tinygrad()}

@@ -1,0 +1,172 @@
+"""What came out: a table for people, JSON for programs, and a picture."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConfigurationError
+from .run import Bench
+from .workloads import PRODUCTS, QUICK_PRODUCTS
+
+LARGE = 1_000_000  # multiply-adds from which a product is no longer tiny
+COLUMNS = ("workload", "", "side", "minimum", "median", "GFLOP/s", "of peak", "clnn / other")
+
+
+def header(bench: Bench) -> str:
+    """The device, the libraries and the command."""
+    from .. import __version__
+
+    d = bench.device
+    versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())
+    lines = [
+        f"{d['device']} ({d['platform']}, {d['version']}, driver {d['driver']}), {os.cpu_count()} CPUs",
+        f"clnn {__version__}, matrix products by {d['gemm']}; Python {sys.version.split()[0]}{versions and '; ' + versions}",
+        f"clnn {' '.join(sys.argv[1:])}",
+    ]
+    return "\n".join(lines)
+
+
+def table(bench: Bench, markdown: bool = False) -> str:
+    """A line for each side of each task; the last column is clnn's time over the other's: by minimum, by median, and the
+    median over the rounds."""
+    rows = [COLUMNS]
+    before = ("", "")
+    for row in bench.rows:
+        place = (row["workload"], row["task"])
+        first = place if place != before else ("", "")
+        before = place
+        note = ", ".join(part for part in (row.get("setting", ""), row["note"]) if part)
+        side = row["side"] + (f" ({note})" if note and "seconds" in row else "")
+        if "seconds" in row:
+            ratios = [row.get(f"ratio_{by}") for by in ("minimum", "median", "rounds")]
+            rows.append((
+                *first, side, time_of(row["minimum"]), time_of(row["median"]),
+                f"{row['gflops']:.3g}" if "gflops" in row else "", _share(row),
+                " / ".join(f"{r:.2f}" for r in ratios if r) if all(ratios) else "",
+            ))  # fmt: skip
+        elif "peak" in row:
+            rows.append((*first, side, *_memory(row), "", "", ""))
+        else:
+            rows.append((*first, side, "no times:", row["note"], "", "", ""))
+    return _markdown(rows) if markdown else _columns(rows)
+
+
+def _memory(row: dict[str, Any]) -> tuple[str, str]:
+    return (
+        f"peak {row['peak'] / 1e6:.1f} MB",
+        f"{row['peak'] / row['need']:.2f} x the {row['need'] / 1e6:.1f} MB needed",
+    )
+
+
+def _share(row: dict[str, Any]) -> str:
+    """Of the multiply-adds, or of copying, whichever the task is nearer to."""
+    arithmetic, copying = row.get("share_of_peak", 0.0), row.get("share_of_copy", 0.0)
+    if not arithmetic and not copying:
+        return ""
+    return f"{copying:.0%} copy" if copying > arithmetic else f"{arithmetic:.0%}"
+
+
+def time_of(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 0.5 else f"{seconds * 1e6:,.1f} us"
+
+
+def _columns(rows: list[Any]) -> str:
+    widths = [max(len(row[i]) for row in rows if row[3] != "no times:") for i in range(len(COLUMNS))]
+    lines = []
+    for row in rows:
+        cells = [cell.rjust(width) if i >= 3 else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths))]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines)
+
+
+def _markdown(rows: list[Any]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join([lines[0], "|---|---|---|--:|--:|--:|--:|--:|", *lines[1:]])
+
+
+# -- in a few sentences -----------------------------------------------------------------------------------------------
+def summary(bench: Bench) -> list[str]:
+    """What the rows say together: the device's peaks, and products beside the best of the others."""
+    timed = [row for row in bench.rows if "copy_gbytes" in row]
+    if not timed:
+        return []
+    peak = statistics.median(row["peak_gflops"] for row in timed)
+    copy = statistics.median(row["copy_gbytes"] for row in timed)
+    lines = [
+        f"The device's peaks, measured in the same rounds: {peak:.0f} GFLOP/s in multiply-adds, {copy:.1f} GB/s copied."
+    ]
+    work = {p.name: p.work for p in (*PRODUCTS, *QUICK_PRODUCTS)}
+    by_shape: dict[str, dict[str, float]] = {}
+    for row in bench.rows:
+        if row["workload"] == "gemm" and "median" in row:
+            by_shape.setdefault(row["task"], {})[row["side"]] = row["median"]
+    ratio: dict[bool, dict[str, float]] = {True: {}, False: {}}
+    blast = []
+    for shape, sides in by_shape.items():
+        if "clnn" not in sides:
+            continue
+        rivals = [sides[name] for name in ("numpy", "torch") if name in sides]
+        if rivals:
+            ratio[work.get(shape, 0) > LARGE][shape] = sides["clnn"] / min(rivals)
+        if "CLBlast" in sides:
+            blast.append(sides["CLBlast"] / sides["clnn"])
+    for large, what in ((True, "more"), (False, "fewer")):
+        if found := ratio[large]:
+            worst = max(found, key=lambda shape: found[shape])
+            lines.append(
+                f"Products of {what} than {LARGE:,} multiply-adds: clnn with its epilogue takes {mean(found.values()):.2f} of "
+                f"the time of the better of the others without one (geometric mean of medians over {len(found)}); worst "
+                f"{found[worst]:.2f} at {worst}."
+            )
+    if blast:
+        lines.append(f"It is {mean(blast):.1f} times as fast as CLBlast as it comes ({min(blast):.1f} at least).")
+    return lines
+
+
+def mean(values: Any) -> float:
+    """The geometric mean."""
+    values = list(values)
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+def as_json(bench: Bench) -> str:
+    """Everything measured: seconds a round and side, and what was derived."""
+    return json.dumps(
+        {
+            "device": bench.device, "cpus": os.cpu_count(), "versions": bench.versions, "command": sys.argv[1:],
+            "rounds": bench.rounds, "rows": bench.rows, "notes": bench.notes, "summary": summary(bench),
+        },
+        indent=1,
+    )  # fmt: skip
+
+
+def plot(bench: Bench, path: Path) -> None:
+    """Bars: how many times as long as clnn each other side takes."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ConfigurationError('--plot needs matplotlib: pip install "clnn[plot]"') from error
+    rows = [row for row in bench.rows if "median" in row]
+    compared = [row for row in rows if "ratio_median" in row]
+    labels = [f"{row['workload']} {row['task']}: {row['side']}" for row in compared or rows]
+    values = [1 / row["ratio_median"] for row in compared] or [row.get("share_of_peak", 0.0) for row in rows]
+    figure, axis = plt.subplots(figsize=(9, 1.2 + 0.22 * len(labels)))
+    axis.barh(labels[::-1], values[::-1], color=["tab:blue" if v >= 1 else "tab:red" for v in values[::-1]])
+    if compared:
+        axis.set_xscale("log")
+        axis.axvline(1, color="black", linewidth=1)
+    axis.set_xlabel("times clnn's time (median)" if compared else "share of the device's multiply-adds")
+    axis.tick_params(labelsize=7)
+    figure.tight_layout()
+    figure.savefig(path)
+    plt.close(figure)
