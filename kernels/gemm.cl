@@ -2,7 +2,7 @@
 //
 //            N                  gemm_tile: a work-item owns MC x NC of C (the host says which) and goes over it in strips of
 //        +-----+  B             NR = NV * VW columns and tiles of MR rows, held in MR * NV vector registers: per k, a row of
-//      K |  #  |                NR values of B times a column of MR values of A. With COPY the block of A and each strip of B
+//      K |  #  |                NR values of B times a column of MR values of A. With COPY blocks of A and of B
 //        +-----+                are copied first, KC deep, to local memory: on a CPU that is the thread's own scratch, which
 //    K   +-----+                stays in its cache (what two cores read together is slow to come by), has no large strides,
 //  +---+ |     |                and a transposed B is turned once.
@@ -114,14 +114,24 @@ static inline T epilogue(T x, int later, int last, global const real *c, global 
 }
 
 #ifdef SUMS
-// D[c] for the columns [j, end) of B
+// D[c] for the columns [j, end) of B, four vectors at a time: long runs of each row
 static inline void column_sums(int N, int K, int j, int end, global const real *B, int ldb, global real *D, real2 pair) {
-  for (int c = j; c < end; c += VW) {
-    T x = (T)(0);
-    for (int k = 0; k < K; k++) x += VLOAD(0, B + (size_t)k * ldb + c);
-    x *= pair.x;
-    if (pair.y != 0) x += pair.y * load_n(D + c, N - c);
-    store_n(x, D + c, N - c);
+  for (int c = j; c < end; c += 4 * VW) {
+    const int vectors = min(4, (end - c + VW - 1) / VW);
+    T x[4];
+    UNROLL for (int v = 0; v < 4; v++) x[v] = (T)(0);
+    global const real *b = B + c;
+    if (vectors == 4) for (int k = 0; k < K; k++, b += ldb) UNROLL for (int v = 0; v < 4; v++) x[v] += VLOAD(v, b);
+    else for (int k = 0; k < K; k++, b += ldb) UNROLL for (int v = 0; v < 3; v++) if (v < vectors) x[v] += VLOAD(v, b);
+    real t[4 * VW] __attribute__((aligned(64)));
+    UNROLL for (int v = 0; v < 4; v++) VSTORE(x[v], v, t);
+    for (int v = 0; v < vectors; v++) {
+      global real *d = D + c + v * VW;
+      const int n = N - c - v * VW;
+      T sum = VLOAD(v, t) * pair.x;
+      if (pair.y != 0) sum += pair.y * load_n(d, n);
+      store_n(sum, d, n);
+    }
   }
 }
 #endif
@@ -311,7 +321,7 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
   UNPACK
 #if COPY
   local real copy_a[A_SIZE] __attribute__((aligned(64)));
-  local real copy_b[KC * NR] __attribute__((aligned(64)));
+  local real copy_b[KC * NC] __attribute__((aligned(64)));
 #endif
   real t[MR * NR] __attribute__((aligned(64)));
   const int MCs = s.sc, NCs = s.sd, down = (M + MCs - 1) / MCs, along = (N + NCs - 1) / NCs;
@@ -336,37 +346,51 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
 #elif COPY
     for (int r = 0; r < i1 - i0; r++) copy_row(copy_a + r * A_STRIDE, A + (size_t)FROM(i0 + r) * lda + k0, kc, kc);
 #endif
-    for (int j = j0; j < j1; j += NR) {
-      const int n = min(NR, j1 - j);
+#if COPY
+    for (int jb = j0; jb < j1; jb += NC) {
+      const int je = min(j1, jb + NC);
 #if TB
-      global const real *from = B + (size_t)j * ldb + k0;
+      for (int j = jb; j < je; j += NR)
+        copy_turned(copy_b + (j - jb) * KC, B + (size_t)j * ldb + k0, ldb, min(NR, je - j), kc);
 #else
-      global const real *from = B + (size_t)k0 * ldb + j;
+      for (int k = 0; k < kc; k++) {  // row by row through all strips: long runs, which processors fetch ahead
+        global const real *from = B + (size_t)(k0 + k) * ldb + jb;
+        int j = 0;
+        for (; j + NR <= je - jb; j += NR)
+          UNROLL for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, from + j), v, copy_b + j * KC + k * NR);
+        if (j < je - jb) copy_row(copy_b + j * KC + k * NR, from + j, je - jb - j, NR);
+      }
 #endif
-#if COPY && TB
-      copy_turned(copy_b, from, ldb, n, kc);
-#elif COPY
-      if (n == NR) for (int k = 0; k < kc; k++) UNROLL for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, from + (size_t)k * ldb), v, copy_b + k * NR);
-      else for (int k = 0; k < kc; k++) copy_row(copy_b + k * NR, from + (size_t)k * ldb, n, NR);
+#else
+    {
+      const int jb = j0, je = j1;
+#endif
+      for (int j = jb; j < je; j += NR) {
+        const int n = min(NR, je - j);
+#if !COPY && TB
+        global const real *from = B + (size_t)j * ldb + k0;
+#elif !COPY
+        global const real *from = B + (size_t)k0 * ldb + j;
 #endif
 #if COPY
-#define B_USED copy_b, NR, n, kc, t
+#define B_USED copy_b + (j - jb) * KC, NR, n, kc, t
 #define A_USED copy_a, i - i0, k0
 #else
 #define B_USED from, ldb, n, kc, t
 #define A_USED A, lda, i, k0 FROM_USED
 #endif
-      for (int i = i0, rows; i < i1; i += rows) {
-        rows = i1 - i;
-        if (rows >= MR) { rows = MR; CAT(micro, MR)(A_USED, B_USED); }
+        for (int i = i0, rows; i < i1; i += rows) {
+          rows = i1 - i;
+          if (rows >= MR) { rows = MR; CAT(micro, MR)(A_USED, B_USED); }
 #if MR > 4
-        else if (rows >= 4) { rows = 4; micro4(A_USED, B_USED); }
+          else if (rows >= 4) { rows = 4; micro4(A_USED, B_USED); }
 #endif
 #if MR > 2
-        else if (rows >= 2) { rows = 2; micro2(A_USED, B_USED); }
+          else if (rows >= 2) { rows = 2; micro2(A_USED, B_USED); }
 #endif
-        else { rows = 1; micro1(A_USED, B_USED); }
-        finish(t, rows, n, depth, k0 > begin, k0 + kc >= end, C, ldc, bias, saved, N, i, j, pair);
+          else { rows = 1; micro1(A_USED, B_USED); }
+          finish(t, rows, n, depth, k0 > begin, k0 + kc >= end, C, ldc, bias, saved, N, i, j, pair);
+        }
       }
     }
   }

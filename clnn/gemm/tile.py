@@ -18,6 +18,7 @@ SIDE = 16  # of the groups of gemm_local, as in kernels/gemm.cl
 SMALL = 1 << 18  # multiply-adds that are worth a CPU thread (about 5 us)
 COPYING = 24  # what copying an element of A or B costs, in multiply-adds of vector lanes
 MOST_ROWS = 256  # of A that are copied together: with KC columns they fit a core's second-level cache
+MOST_COLUMNS = 256  # of B that are copied together: runs of a kilobyte
 FEW = 4  # fewer rows than this are done one by one, where B is large: a column of memory is slow to read
 DEEP = 256  # at least so much of K has a work-item where K is split
 
@@ -72,10 +73,10 @@ def choose(device: Device, p: Product) -> Tile:
         if fixed < 1 << 14 or p.n < 32 or device.cl_device.max_work_group_size < SIDE * SIDE:
             return Tile(4, 1, vw)
         return Tile(8, 2, vw, 16, local=True) if fixed >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
-    if measured := tuning.find(device, p).tile:
-        return Tile(*measured)
     if p.m < FEW and fixed >= 1 << 18 and not (p.transpose_a or p.transpose_b or p.rows or p.sums):
         return Tile(1, 8, vw, row=True)
+    if measured := tuning.find(device, p).tile:
+        return Tile(*measured)
     registers = 32 if vw * np.dtype(p.dtype).itemsize == 64 else 16
     nv = 1 if p.n <= vw else 2
     mr = 10 if registers == 32 else 5
@@ -84,11 +85,14 @@ def choose(device: Device, p: Product) -> Tile:
 
 
 def _depth(device: Device, dtype: Any, width: int) -> int:
-    """How deep copies are: MOST_ROWS of A and a strip of B have to fit local memory."""
-    for kc in (256, 128, 64):
-        if (MOST_ROWS * (kc + 16) + kc * width) * np.dtype(dtype).itemsize <= device.local_memory:
-            return kc
-    return 0
+    """How deep copies are: MOST_ROWS of A and a few strips of B have to fit local memory."""
+    return next((kc for kc in (256, 128, 64) if _columns(device, dtype, width, kc) >= 2 * width), 0)
+
+
+def _columns(device: Device, dtype: Any, width: int, kc: int) -> int:
+    """How many columns of B, whole strips, are copied together: what fits local memory beside the rows of A."""
+    room = device.local_memory // np.dtype(dtype).itemsize - MOST_ROWS * (kc + 16)
+    return max(0, min(MOST_COLUMNS, room // kc)) // width * width
 
 
 def share(device: Device, p: Product, tile: Tile) -> Share:
@@ -160,7 +164,8 @@ def run(device: Device, p: Product) -> None:
     elif tile.local:
         defines.update(KC=tile.kc, LOCAL=1)
     elif tile.kc:
-        defines.update(MC=MOST_ROWS, KC=tile.kc, COPY=1)
+        columns = max(width := tile.nv * tile.vw, _columns(device, p.dtype, width, tile.kc))
+        defines.update(MC=MOST_ROWS, NC=columns, KC=tile.kc, COPY=1)
     table, at = (p.scale.table, p.scale.at) if p.scale else (None, None)
     total, total_scale = p.sums if p.sums else (None, None)
     if total_scale is not None:
