@@ -207,24 +207,25 @@ kernel GROUP_SIZE void gemm_row(ARGS) {
 #if TA
 #define A_STRIDE 1          // from row to row of the copy
 #define A_K MC
-#define A_SIZE (KC * MC)
+#define A_SIZE (KC * MC + MR)
 #else
 #define A_STRIDE (KC + 16)  // not a power of two: rows must not share cache sets
 #define A_K 1
-#define A_SIZE (MC * A_STRIDE)
+#define A_SIZE ((MC + MR) * A_STRIDE)
 #endif
-#define A_ARGS local const real *copy, int i, int k0
-#define A_ROWS(R) local const real *a = copy + i * A_STRIDE;
+#define A_ARGS local const real *copy, int i
+#define A_ROWS local const real *a = copy + i * A_STRIDE;
 #define A_ROW_OF_K
 #define A_AT(r, k) a[(r) * A_STRIDE + (k) * A_K]
 #elif TA
-#define A_ARGS global const real *restrict A, int lda, int i, int k0 FROM_ARGS
-#define A_ROWS(R)
+#define A_ARGS global const real *restrict A, int lda, int i, int rows, int k0 FROM_ARGS
+#define A_ROWS
 #define A_ROW_OF_K global const real *a = A + (size_t)FROM(k0 + k) * lda + i;
 #define A_AT(r, k) a[r]
 #else
-#define A_ARGS global const real *restrict A, int lda, int i, int k0 FROM_ARGS
-#define A_ROWS(R) global const real *a[R]; UNROLL for (int r = 0; r < R; r++) a[r] = A + (size_t)FROM(i + r) * lda + k0;
+#define A_ARGS global const real *restrict A, int lda, int i, int rows, int k0 FROM_ARGS
+#define A_ROWS \
+  global const real *a[MR]; UNROLL for (int r = 0; r < MR; r++) a[r] = A + (size_t)FROM(i + min(r, rows - 1)) * lda + k0;
 #define A_ROW_OF_K
 #define A_AT(r, k) a[r][k]
 #endif
@@ -250,31 +251,23 @@ static inline T gather(global const real *b, int ldb, int first, int n) {  // on
 #define B_NEXT b += ldb
 #endif
 
-// t (R, NR) = R rows of A from i, times n columns of B, over kc values of k from k0
-#define MICRO(R)                                                                                                      \
-  static inline void CAT(micro, R)(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t) {                  \
-    A_ROWS(R)                                                                                                         \
-    T acc[R][NV], bv[NV];                                                                                             \
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);                        \
-    for (int k = 0; k < kc; k++) {                                                                                    \
-      UNROLL for (int v = 0; v < NV; v++) bv[v] = B_VECTOR(v);                                                        \
-      A_ROW_OF_K                                                                                                      \
-      UNROLL for (int r = 0; r < R; r++) {                                                                            \
-        const T x = (T)(A_AT(r, k));                                                                                  \
-        UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];                                                   \
-      }                                                                                                               \
-      B_NEXT;                                                                                                         \
-    }                                                                                                                 \
-    UNROLL for (int r = 0; r < R; r++) UNROLL for (int v = 0; v < NV; v++) VSTORE(acc[r][v], r * NV + v, t);          \
+// t (MR, NR) = MR rows of A from i, times n columns of B, over kc values of k from k0. Of the last tile of rows some are not
+// A's: they are read, from what lies behind it, computed and dropped.
+static inline void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t) {
+  A_ROWS
+  T acc[MR][NV], bv[NV];
+  UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+  for (int k = 0; k < kc; k++) {
+    UNROLL for (int v = 0; v < NV; v++) bv[v] = B_VECTOR(v);
+    A_ROW_OF_K
+    UNROLL for (int r = 0; r < MR; r++) {
+      const T x = (T)(A_AT(r, k));
+      UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];
+    }
+    B_NEXT;
   }
-MICRO(MR)
-#if MR > 4
-MICRO(4)
-#endif
-#if MR > 2
-MICRO(2)
-#endif
-MICRO(1)
+  UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) VSTORE(acc[r][v], r * NV + v, t);
+}
 
 // rows x n of C from t
 static inline void finish(real *t, int rows, int n, int part, int later, int last, global real *C, int ldc,
@@ -374,21 +367,14 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
 #endif
 #if COPY
 #define B_USED copy_b + (j - jb) * KC, NR, n, kc, t
-#define A_USED copy_a, i - i0, k0
+#define A_USED copy_a, i - i0
 #else
 #define B_USED from, ldb, n, kc, t
-#define A_USED A, lda, i, k0 FROM_USED
+#define A_USED A, lda, i, rows, k0 FROM_USED
 #endif
-        for (int i = i0, rows; i < i1; i += rows) {
-          rows = i1 - i;
-          if (rows >= MR) { rows = MR; CAT(micro, MR)(A_USED, B_USED); }
-#if MR > 4
-          else if (rows >= 4) { rows = 4; micro4(A_USED, B_USED); }
-#endif
-#if MR > 2
-          else if (rows >= 2) { rows = 2; micro2(A_USED, B_USED); }
-#endif
-          else { rows = 1; micro1(A_USED, B_USED); }
+        for (int i = i0; i < i1; i += MR) {
+          const int rows = min(MR, i1 - i);
+          multiply(A_USED, B_USED);
           finish(t, rows, n, depth, k0 > begin, k0 + kc >= end, C, ldc, bias, saved, N, i, j, pair);
         }
       }

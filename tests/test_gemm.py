@@ -274,26 +274,11 @@ def test_groups_of_a_gpu(rng, device, monkeypatch, ta, tb):
     monkeypatch.setattr(device, "kind", "gpu")
     if device.cl_device.max_work_group_size < 256:
         pytest.skip("small work-groups")
-    for one in (tile.Tile(2, 1, 4, 16, local=True), tile.Tile(2, 2, 4, 16, local=True)):
-        monkeypatch.setattr(tile, "choose", lambda device, p, one=one: one)
-        for m, n, k in ((1, 1, 1), (33, 70, 17), (5, 200, 70)):
-            check(
-                rng,
-                device,
-                np.float32,
-                m,
-                n,
-                k,
-                ta,
-                tb,
-                scale=(0.5, 2.0),
-                bias=True,
-                act="gelu",
-                keep=True,
-                padded=True,
-            )
-            if not tb:
-                check(rng, device, np.float32, m, n, k, ta, scale=(1.0, 1.0), sums=(0.5, 1.0))
+    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(2, 2, 4, 16, local=True))
+    for m, n, k in ((1, 1, 1), (33, 70, 17), (5, 200, 70)):
+        check(rng, device, np.float32, m, n, k, ta, tb, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
+    if ta and not tb:
+        check(rng, device, np.float32, 33, 70, 17, ta, scale=(1.0, 1.0), sums=(0.5, 1.0))
 
 
 @pytest.mark.oclgrind
@@ -402,7 +387,7 @@ def test_self_test_finds_wrong_products(device, self_tests, monkeypatch):
 
 
 @needs_clblast
-@pytest.mark.parametrize("calls", [10_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("calls", [10_000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_clblast_keeps_no_memory(device, calls, monkeypatch):
     """pyclblast alone keeps an event per call: 0.3 KB on PoCL, 6 KB on Intel's runtime."""
     if problem := clblast.problem(device):

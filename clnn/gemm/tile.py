@@ -91,7 +91,7 @@ def _depth(device: Device, dtype: Any, width: int) -> int:
 
 def _columns(device: Device, dtype: Any, width: int, kc: int) -> int:
     """How many columns of B, whole strips, are copied together: what fits local memory beside the rows of A."""
-    room = device.local_memory // np.dtype(dtype).itemsize - MOST_ROWS * (kc + 16)
+    room = device.local_memory // np.dtype(dtype).itemsize - (MOST_ROWS + 16) * (kc + 16)
     return max(0, min(MOST_COLUMNS, room // kc)) // width * width
 
 

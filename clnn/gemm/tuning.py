@@ -112,7 +112,7 @@ def tile_problem(device: Device, dtype: Any, tile: Any) -> str:
         return f"vectors of {vw} are wider than the device's {most}"
     if mr * nv + nv + 1 > registers(device):
         return f"{mr} x {nv} vectors need {mr * nv + nv + 1} registers, of {registers(device)}"
-    wanted = (MOST_ROWS * (kc + 16) + kc * nv * vw) * np.dtype(dtype).itemsize if kc else 0
+    wanted = ((MOST_ROWS + 16) * (kc + 16) + kc * nv * vw) * np.dtype(dtype).itemsize if kc else 0
     if wanted > device.local_memory:
         return f"copies {kc} deep take {wanted} bytes of local memory, of {device.local_memory}"
     return ""
