@@ -88,6 +88,7 @@ def test_a_wrong_loss_is_seen():
     assert run.wrong_losses([float("nan")], [1.0])
 
 
+@pytest.mark.slow
 def test_training_beside_numpy_gives_rows():
     with only("numpy") as bench:
         run.training(bench, "nielsen", SMALL["nielsen"])
@@ -131,6 +132,7 @@ def test_memory_counts_what_is_needed(bench):
     )
 
 
+@pytest.mark.slow
 # -- when something is wrong -------------------------------------------------------------------------------------------
 def test_a_side_with_another_loss_gets_no_times(bench, monkeypatch):
     monkeypatch.setattr(w, "reference_losses", lambda net, epochs: [123.0] * epochs)

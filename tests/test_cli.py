@@ -127,6 +127,7 @@ def test_train_digits_reaches_97_percent(digits, tmp_path):
     assert round(100 * clnn.load(file).evaluate(x, y)["accuracy"], 2) == accuracy
 
 
+@pytest.mark.slow
 def test_train_digits_is_no_luck_of_the_seed(digits):
     lr, _, batch_size, epochs = cli.GOOD["digits"]
     (x, y), (x_test, y_test) = clnn.data.digits()
@@ -139,6 +140,7 @@ def test_train_digits_is_no_luck_of_the_seed(digits):
     assert sorted(accuracies)[1] >= 0.97, accuracies
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", cli.LAST)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 def test_train_with_every_loss_and_optimizer(digits, capsys, loss, optimizer):

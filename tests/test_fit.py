@@ -262,6 +262,7 @@ def test_the_remainder_batch_and_evaluation_compile_nothing_new(device, blobs):
     assert set(device.programs._programs) == built
 
 
+@pytest.mark.slow
 def test_float64_where_the_device_has_it(device, blobs):
     x, y = blobs
     if not device.has_fp64:

@@ -267,7 +267,15 @@ def test_copies_in_local_memory(rng, device, monkeypatch, ta, tb):
 
 
 @pytest.mark.oclgrind
-@pytest.mark.parametrize(("ta", "tb"), [(False, False), (True, False), (False, True), (True, True)])
+@pytest.mark.parametrize(
+    ("ta", "tb"),
+    [
+        pytest.param(False, False, marks=pytest.mark.slow),
+        (True, False),
+        (False, True),
+        pytest.param(True, True, marks=pytest.mark.slow),
+    ],
+)
 def test_groups_of_a_gpu(rng, device, monkeypatch, ta, tb):
     """Work-groups that stage their operands, with tiles that hang over every edge, and K split."""
     monkeypatch.setenv("CLNN_GEMM", "tile")

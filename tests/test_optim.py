@@ -202,6 +202,7 @@ def test_rules(rng, device, rule, way):
     task.run(task.train if way == "eager" else clnn.step(task.train))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "rule",
     [

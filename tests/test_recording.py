@@ -385,6 +385,7 @@ def test_temporaries_share_the_arena(device, rng):
         assert device.memory_in_use - before <= 4 * wide.nbytes + 2 * x.nbytes
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_a_run_within_a_second():
     """The host runs ahead of the device by about 50 ms, whatever is enqueued."""
     code = textwrap.dedent("""
