@@ -12,6 +12,8 @@ from clnn.bench import report, run
 from clnn.bench import workloads as w
 from clnn.bench.peers import PEERS
 
+pytestmark = pytest.mark.slow  # most start processes, each of which imports and compiles
+
 MODULES = {"numpy": "numpy", "sklearn": "sklearn", "torch": "torch", "jax": "jax", "tinygrad": "tinygrad"}
 SMALL = {name: net._replace(sizes=(20, 7, 10), batch=4, steps=3) for name, net in w.NETS.items()}
 
@@ -60,7 +62,7 @@ def test_the_flops_of_a_step():
 
 # -- every side --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["nielsen", "mlp"])
-@pytest.mark.parametrize("peer", ["numpy", "sklearn", "torch", pytest.param("jax", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("peer", ["numpy", "sklearn", "torch", pytest.param("jax")])
 def test_a_peer_computes_the_same_losses(peer, name):
     """In this process: one check of each peer's training loop."""
     only(peer)
@@ -88,7 +90,6 @@ def test_a_wrong_loss_is_seen():
     assert run.wrong_losses([float("nan")], [1.0])
 
 
-@pytest.mark.slow
 def test_training_beside_numpy_gives_rows():
     with only("numpy") as bench:
         run.training(bench, "nielsen", SMALL["nielsen"])
@@ -113,7 +114,6 @@ def test_inference_is_measured(bench):
     assert [row["side"] for row in bench.rows] == ["clnn"] and bench.rows[0]["unit"] == "call"
 
 
-@pytest.mark.slow
 def test_the_first_step_with_cold_and_warm_caches(bench):
     run.first_step(bench, {"nielsen": SMALL["nielsen"]})
     assert [row["task"] for row in bench.rows] == ["nielsen, cold caches", "nielsen, warm caches"]
@@ -132,7 +132,6 @@ def test_memory_counts_what_is_needed(bench):
     )
 
 
-@pytest.mark.slow
 # -- when something is wrong -------------------------------------------------------------------------------------------
 def test_a_side_with_another_loss_gets_no_times(bench, monkeypatch):
     monkeypatch.setattr(w, "reference_losses", lambda net, epochs: [123.0] * epochs)
