@@ -218,12 +218,12 @@ kernel GROUP_SIZE void gemm_row(ARGS) {
 #define A_ROW_OF_K
 #define A_AT(r, k) a[(r) * A_STRIDE + (k) * A_K]
 #elif TA
-#define A_ARGS global const real *restrict A, int lda, int i, int rows, int k0 FROM_ARGS
+#define A_ARGS global const real *A, int lda, int i, int rows, int k0 FROM_ARGS
 #define A_ROWS
 #define A_ROW_OF_K global const real *a = A + (size_t)FROM(k0 + k) * lda + i;
 #define A_AT(r, k) a[r]
 #else
-#define A_ARGS global const real *restrict A, int lda, int i, int rows, int k0 FROM_ARGS
+#define A_ARGS global const real *A, int lda, int i, int rows, int k0 FROM_ARGS
 #define A_ROWS \
   global const real *a[MR]; UNROLL for (int r = 0; r < MR; r++) a[r] = A + (size_t)FROM(i + min(r, rows - 1)) * lda + k0;
 #define A_ROW_OF_K
