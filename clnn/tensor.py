@@ -514,7 +514,7 @@ def backpropagate(root: Node, gradient: Array | None) -> None:
     while waiting:
         node = heapq.heappop(waiting)
         got = pending.pop(node)
-        closure, node.backward = node.backward, None
+        closure, node.backward, node.activation = node.backward, None, None  # what they hold is free from here on
         if closure is None:
             raise ClnnError("backward(): the tape was used up by an earlier backward(); run the forward pass again")
         folded = getattr(closure, "folds", False)

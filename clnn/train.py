@@ -27,6 +27,7 @@ from .ops.loss import Record
 from .optim import Optimizer, find_optimizer
 from .parameters import consolidate
 from .runtime.device import Device
+from .runtime.memory import Block
 from .runtime.recording import advance_cells
 from .step import Step, copied
 from .tensor import Node, Tensor, backpropagate, grad_enabled, no_grad, tensor
@@ -160,7 +161,10 @@ class Feed:
     ) -> None:
         self.device, self.capacity = device, capacity
         rows = lambda a: (capacity, *a.shape[1:])  # noqa: E731
-        hold = lambda shape, dtype: device.memory.allocate(math.prod(shape) * np.dtype(dtype).itemsize)  # noqa: E731
+
+        def hold(shape: Sequence[int], dtype: Any) -> Block:  # of its own: the pool would round it up by up to 6%
+            return device.memory.allocate(math.prod(shape) * np.dtype(dtype).itemsize, pooled=False)
+
         self.shapes = [(x.shape[1:], x.dtype) for x in xs]
         self.xs = [hold(rows(x), x.dtype) for x in xs]
         self.target = None if y is None else (y.shape[1:], y.dtype)
