@@ -157,27 +157,25 @@ class Exponential(Schedule):
         return self.lr * self.factor ** (t / self.steps(1))
 
 
-class Cosine(Schedule):
-    """From lr to `final` along half a cosine, then `final` (Loshchilov and Hutter 2017, eq. 5, without restarts)."""
+class _Towards(Schedule):
+    """From lr to `final` in `epochs`, by default in the whole fit, then `final`."""
 
     def __init__(
         self, lr: float, epochs: float | None = None, final: float = 0.0, steps_per_epoch: int | None = None
     ) -> None:
         super().__init__(epochs, steps_per_epoch)
         self.lr, self.final = check("lr", lr, 0.0, math.inf), check("final", final, 0.0, math.inf)
+
+
+class Cosine(_Towards):
+    """From lr to `final` along half a cosine, then `final` (Loshchilov and Hutter 2017, eq. 5, without restarts)."""
 
     def rate(self, t: int) -> float:
         return _between(self.lr, self.final, min(1.0, t / self.length()))
 
 
-class Linear(Schedule):
+class Linear(_Towards):
     """From lr to `final` along a line, then `final`."""
-
-    def __init__(
-        self, lr: float, epochs: float | None = None, final: float = 0.0, steps_per_epoch: int | None = None
-    ) -> None:
-        super().__init__(epochs, steps_per_epoch)
-        self.lr, self.final = check("lr", lr, 0.0, math.inf), check("final", final, 0.0, math.inf)
 
     def rate(self, t: int) -> float:
         return self.lr + (self.final - self.lr) * min(1.0, t / self.length())

@@ -231,6 +231,14 @@ def _torch(array: np.ndarray) -> Any:
     return torch.from_numpy(array)
 
 
+def _forward(weights: Any, x: Any, activation: Callable[[Any], Any]) -> Any:
+    """The last layer's output before its own activation, in any library whose arrays know @ and +."""
+    *hidden, (w, b) = weights
+    for v, c in hidden:
+        x = activation(x @ v + c)
+    return x @ w + b
+
+
 class Jax:
     """A jitted step with donated state, gathering inside; `scan` jits the loop over an epoch's steps as well."""
 
@@ -240,11 +248,7 @@ class Jax:
     def _forward(self, net: Net, weights: Any, x: Any) -> Any:
         import jax
 
-        for i, (w, b) in enumerate(weights):
-            x = x @ w + b
-            if i < len(weights) - 1:
-                x = jax.nn.sigmoid(x) if net.hidden == "sigmoid" else jax.nn.relu(x)
-        return x
+        return _forward(weights, x, jax.nn.sigmoid if net.hidden == "sigmoid" else jax.nn.relu)
 
     def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
         import jax
@@ -304,11 +308,7 @@ class Tinygrad:
     nets, products = True, False
 
     def _forward(self, net: Net, weights: Any, x: Any) -> Any:
-        for i, (w, b) in enumerate(weights):
-            x = x @ w + b
-            if i < len(weights) - 1:
-                x = x.sigmoid() if net.hidden == "sigmoid" else x.relu()
-        return x
+        return _forward(weights, x, lambda z: z.sigmoid() if net.hidden == "sigmoid" else z.relu())
 
     def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
         from tinygrad import Context, Tensor, TinyJit, Variable, nn

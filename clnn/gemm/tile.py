@@ -86,10 +86,10 @@ def choose(device: Device, p: Product) -> Tile:
 
 def _depth(device: Device, dtype: Any, width: int) -> int:
     """How deep copies are: MOST_ROWS of A and a few strips of B have to fit local memory."""
-    return next((kc for kc in (256, 128, 64) if _columns(device, dtype, width, kc) >= 2 * width), 0)
+    return next((kc for kc in (256, 128, 64) if copied_columns(device, dtype, width, kc) >= 2 * width), 0)
 
 
-def _columns(device: Device, dtype: Any, width: int, kc: int) -> int:
+def copied_columns(device: Device, dtype: Any, width: int, kc: int) -> int:
     """How many columns of B, whole strips, are copied together: what fits local memory beside the rows of A."""
     room = device.local_memory // np.dtype(dtype).itemsize - (MOST_ROWS + 16) * (kc + 16)
     return max(0, min(MOST_COLUMNS, room // kc)) // width * width
@@ -164,7 +164,7 @@ def run(device: Device, p: Product) -> None:
     elif tile.local:
         defines.update(KC=tile.kc, LOCAL=1)
     elif tile.kc:
-        columns = max(width := tile.nv * tile.vw, _columns(device, p.dtype, width, tile.kc))
+        columns = copied_columns(device, p.dtype, tile.nv * tile.vw, tile.kc)
         defines.update(MC=MOST_ROWS, NC=columns, KC=tile.kc, COPY=1)
     table, at = (p.scale.table, p.scale.at) if p.scale else (None, None)
     total, total_scale = p.sums if p.sums else (None, None)

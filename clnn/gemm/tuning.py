@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 FORMAT = 1
 SHIPPED = Path(__file__).with_name("tuned.json")
 PRECISIONS = {"float32": 32, "float64": 64}  # as CLBlast calls them
-# Classes by elements of a layer's weights; the first two bounds are those of the rule in tile.choose
+# Classes by elements of a layer's weights
 SIZES = (("tiny", 1 << 11), ("small", 1 << 15), ("medium", 1 << 19))
 ROWS, VECTORS, WIDTHS, DEPTHS = range(1, 17), range(1, 9), (2, 4, 8, 16), (0, 16, 32, 64, 96, 128, 160, 192, 256)
 
@@ -97,7 +97,7 @@ def registers(device: Device) -> int:
 
 def tile_problem(device: Device, dtype: Any, tile: Any) -> str:
     """What is wrong with a tile (mr, nv, vw, kc) on this device, or "". A wrong one would spill, or end the compiler."""
-    from .tile import MOST_ROWS, vector_width
+    from .tile import copied_columns, vector_width
 
     if not (isinstance(tile, (list, tuple)) and len(tile) == 4 and all(type(x) is int for x in tile)):
         return f"{tile!r} is no tile: it takes four whole numbers, mr, nv, vw and kc"
@@ -112,9 +112,8 @@ def tile_problem(device: Device, dtype: Any, tile: Any) -> str:
         return f"vectors of {vw} are wider than the device's {most}"
     if mr * nv + nv + 1 > registers(device):
         return f"{mr} x {nv} vectors need {mr * nv + nv + 1} registers, of {registers(device)}"
-    wanted = ((MOST_ROWS + 16) * (kc + 16) + kc * nv * vw) * np.dtype(dtype).itemsize if kc else 0
-    if wanted > device.local_memory:
-        return f"copies {kc} deep take {wanted} bytes of local memory, of {device.local_memory}"
+    if kc and not copied_columns(device, dtype, nv * vw, kc):
+        return f"copies {kc} deep do not fit the device's {device.local_memory} bytes of local memory"
     return ""
 
 
