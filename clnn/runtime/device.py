@@ -67,6 +67,7 @@ class Device:
         extensions = cl_device.extensions.split()
         self.has_fp64 = "cl_khr_fp64" in extensions or "cl_amd_fp64" in extensions
         self.has_fp16 = "cl_khr_fp16" in extensions
+        self.launches = 0  # kernels, copies and fills enqueued so far; steps fused into one kernel count once
         self.recorder: Recorder | None = None
         self._dry = False
         self.step: StepContext | None = None  # the step that runs now
@@ -254,6 +255,7 @@ class Device:
             raise DeviceError(
                 f"launching {file}.{name} over {tuple(size)} (groups of {tuple(local)}) on {self!r} failed: {error}"
             ) from error
+        self.launches += 1
         if recorder is not None:
             recorder.add_kernel((file, name, real, key), kernel, tuple(size), tuple(local), values)
 
@@ -262,6 +264,7 @@ class Device:
         if self._dry:
             return
         function(self.queue, *[block.buffer for block in blocks], *scalars)
+        self.launches += 1
         if self.recorder is not None:
             self.recorder.add_call(label, function, blocks, scalars)
 

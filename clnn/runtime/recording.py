@@ -192,9 +192,11 @@ class Recording:
             self._bind()
         if self.fused is not None:
             self.fused.run(times)
+            self.device.launches += 1
             return
         for call in self.calls:
             call()
+        self.device.launches += len(self.calls)
         self.replays += 1
         if self.replays in (1, WORTH) and max(self.replays, self.steps_to_come) >= WORTH:
             self.fused = fuse(self.device, self.launches)
