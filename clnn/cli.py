@@ -107,6 +107,25 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=bench)
 
     command = commands.add_parser(
+        "reproduce",
+        help="run the experiments of Nielsen's book and compare",
+        description="Run the experiments of Nielsen's book on MNIST with its hyper-parameters, and print its figures beside "
+        "clnn's. Each run is kept as it ends: Ctrl-C stops, and the same command goes on.",
+    )
+    add = command.add_argument
+    add(
+        "experiments",
+        nargs="*",
+        metavar="EXPERIMENT",
+        help="which (all); a beginning such as hidden-layers names several",
+    )
+    add("--seeds", type=int, default=3, metavar="N", help="runs of each (%(default)s)")
+    add("--output", default="reproduced", metavar="FOLDER", help="where runs, table and curves are kept (%(default)s)")
+    add("--against", default="", metavar="numpy", help="run network.py's experiments in NumPy as well, in turns")
+    add("--list", action="store_true", help="only say which experiments there are")
+    command.set_defaults(run=_reproduce)
+
+    command = commands.add_parser(
         "tune",
         help="find what multiplies matrices fastest on this device, and keep it",
         description="Measure tiles, CLBlast's parameters and both engines for each class of shape on the device in use, "
@@ -275,6 +294,21 @@ def bench(options: argparse.Namespace) -> int:
         write_atomically(Path(options.json), report.as_json(measured).encode())
     if options.plot:
         report.plot(measured, Path(options.plot))
+    return 0
+
+
+# -- reproduce --------------------------------------------------------------------------------------------------------
+def _reproduce(options: argparse.Namespace) -> int:
+    """Run the book's experiments, or list them."""
+    from . import reproduce
+
+    if options.list:
+        for name in reproduce.chosen(options.experiments):
+            one = reproduce.EXPERIMENTS.get(name)
+            print(f"{name:24} {f'chapter {one.chapter}: {one.settings()}' if one else 'chapter 1: no network'}")
+        return 0
+    say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
+    print(reproduce.reproduce(options.experiments, options.seeds, options.output, options.against, say))
     return 0
 
 

@@ -33,6 +33,7 @@ class Numpy:
         (w, b), (dw, db) = ((part[::2], part[1::2]) for part in views)
         for to, value in zip(views[0], [p for layer in net.weights() for p in layer]):
             to[...] = value
+        self.weights = list(zip(w, b))  # for whoever wants to test the net between epochs
         h = [np.empty((net.batch, size), np.float32) for size in net.sizes]
         d = [np.empty_like(a) for a in h]
         scratch, chunk, last = np.empty(1 << 15, np.float32), 1 << 15, len(net.layers)

@@ -1,6 +1,6 @@
 """network.py of Nielsen's "Neural Networks and Deep Learning" (chapter 1), its face kept and its arithmetic on clnn.
 
-python examples/nielsen_network.py [epochs]
+python examples/book/network.py [epochs]
 """
 
 import sys

@@ -1,0 +1,65 @@
+"""network3.py of Nielsen's book (chapter 6), its fully connected part: layers as objects, dropout, a softmax with the
+log-likelihood, and the test accuracy at the best validation accuracy; its face kept, its arithmetic on clnn.
+
+python examples/book/network3.py [epochs]
+"""
+
+import sys
+
+import clnn
+from network2 import load_data
+
+sigmoid, tanh, ReLU, linear = "sigmoid", "tanh", "relu", "linear"
+
+
+class FullyConnectedLayer:
+    def __init__(self, n_in, n_out, activation_fn=sigmoid, p_dropout=0.0):
+        by_outputs = clnn.init.scaled(lambda n_in, n_out: 1.0 / n_out, "normal")  # the book's choice
+        dense = clnn.Dense(n_out, activation_fn, weight_init=by_outputs, bias_init="normal")
+        self.n_in, self.layers = n_in, [clnn.Dropout(p_dropout), dense] if p_dropout else [dense]
+
+
+class SoftmaxLayer:
+    def __init__(self, n_in, n_out, p_dropout=0.0):
+        dense = clnn.Dense(n_out, weight_init="zeros", bias_init="zeros")  # its softmax is in the cost
+        self.n_in, self.layers = n_in, [clnn.Dropout(p_dropout), dense] if p_dropout else [dense]
+
+
+class Network:
+    def __init__(self, layers, mini_batch_size):
+        self.mini_batch_size = mini_batch_size
+        self.model = clnn.Sequential([one for layer in layers for one in layer.layers], input_shape=layers[0].n_in)
+
+    def SGD(self, training_data, epochs, mini_batch_size, eta, validation_data, test_data, lmbda=0.0):
+        """Train, and report the test accuracy of the epoch that was best on the validation data."""
+        best = {"validation": 0.0, "test": 0.0, "iteration": 0}
+        batches = len(training_data[0]) // mini_batch_size
+        accuracy = lambda data: self.model.evaluate(*data)["accuracy"]  # noqa: E731
+
+        class Report(clnn.Callback):
+            def on_epoch_end(self, model, epoch, logs):
+                print(f"Training mini-batch number {(epoch + 1) * batches}")
+                found = accuracy(validation_data)
+                print(f"Epoch {epoch}: validation accuracy {found:.2%}")
+                if found >= best["validation"]:
+                    print("This is the best validation accuracy to date.")
+                    best.update(validation=found, test=accuracy(test_data), iteration=(epoch + 1) * batches - 1)
+                    print(f"The corresponding test accuracy is {best['test']:.2%}")
+
+        # the book adds lambda / (2 batches) times the squared weights to the cost of a mini-batch
+        optimizer = clnn.SGD(eta, weight_decay=lmbda / batches)
+        self.model.fit(
+            *training_data, loss="cross_entropy", optimizer=optimizer, epochs=epochs, batch_size=mini_batch_size,
+            callbacks=[Report()], progress=False,
+        )  # fmt: skip
+        print("Finished training network.")
+        print(f"Best validation accuracy of {best['validation']:.2%} obtained at iteration {best['iteration']}")
+        print(f"Corresponding test accuracy of {best['test']:.2%}")
+
+
+if __name__ == "__main__":
+    training_data, validation_data, test_data = load_data()
+    n = training_data[0].shape[1]
+    net = Network([FullyConnectedLayer(n, 100), SoftmaxLayer(100, 10)], 10)
+    epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 60
+    net.SGD(training_data, epochs, 10, 0.1, validation_data, test_data)
