@@ -28,7 +28,7 @@ from .optim import Optimizer, find_optimizer
 from .parameters import consolidate
 from .runtime.device import Device
 from .runtime.memory import Block
-from .runtime.recording import advance_cells
+from .runtime.recording import advance_cells, structure_version
 from .step import Step, copied
 from .tensor import Node, Tensor, backpropagate, grad_enabled, no_grad, tensor
 
@@ -97,12 +97,21 @@ def as_inputs(x: Any, dtype: Any, name: str = "x") -> list[np.ndarray]:
 
 
 def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Build the model if it is not, and the output's shape for one sample."""
+    """Build the model if it is not, and the output's shape for one sample, which the model remembers."""
+
+    def key() -> Any:
+        layers = tuple((id(layer), layer.built) for layer in model.layers_inside())
+        return structure_version(), model.device, layers, [(x.shape[1:], x.dtype) for x in xs]
+
+    known = model.__dict__.get("_output_shape")
+    if known and known[0] == key():
+        return known[1]
     samples = [np.zeros((1, *x.shape[1:]), x.dtype) for x in xs]
     with no_grad():
         y = for_shapes(model.device, lambda: model(*[tensor(x, device=model.device) for x in samples]))
     if not isinstance(y, Tensor):
         raise ConfigurationError(f"forward() returned {type(y).__name__}; fit, evaluate and predict need one tensor")
+    model.__dict__["_output_shape"] = key(), y.shape[1:]
     return y.shape[1:]
 
 

@@ -6,7 +6,7 @@
 //        +-----+                are copied first, KC deep, to local memory: on a CPU that is the thread's own scratch, which
 //    K   +-----+                stays in its cache (what two cores read together is slow to come by), has no large strides,
 //  +---+ |     |                and a transposed B is turned once.
-// M|###| |  #  | C              gemm_row, for up to 3 rows of A (inference of single samples): long contiguous runs of B.
+// M|###| |  #  | C              gemm_row, for up to 3 rows of A (inference of single samples): B is read in long runs.
 //  +---+ +-----+                gemm_local, for GPUs: a work-group owns a tile of C and stages operands in local memory.
 //                               Where M x N is too small to fill the device, K is split: the parts are written one behind
 //                               the other, and gemm_sum adds them up and does the epilogue.
@@ -48,7 +48,7 @@
 #define FROM_USED
 #endif
 // s: M N K, leading dimensions of A B C, offsets of A B C (elements), whether j runs first, the columns of the pairs for C
-// and for D, MC, NC, the depth of a part where K is split (else 0)
+// and for D, MC, NC, the depth of a part where K is split (else 0), and how deep to go at a time where nothing is copied
 #define ARGS int16 s, global const real *restrict A, global const real *restrict B, global real *C, global const real *bias, \
   global real *saved, global real *D, global const real2 *scale, global const int *at FROM_ARGS
 #define UNPACK                                                                                                        \
@@ -173,32 +173,39 @@ kernel void gemm_sum(int16 s, int parts, global const real *partial, global real
 }
 
 #elif defined(ROW)
-// Rows of A, one by one, times NC columns of B as it lies, over runs of NR of them: for few rows and large B
+// Rows of A, one by one, times up to NC columns of B as it lies: four rows of B at a time are added up in local memory, so
+// that B is read once, in runs of kilobytes. For few rows and a large B, of which each value counts only M times.
 kernel GROUP_SIZE void gemm_row(ARGS) {
   UNPACK
+  local real sums[NC] __attribute__((aligned(64)));
   const int along = (N + s.sd - 1) / s.sd, g = get_global_id(0), tile = g % along, part = g / along;
-  const int begin = part * depth, end = depth ? min(K, begin + depth) : K, j1 = min(N, (tile + 1) * s.sd);
+  const int begin = part * depth, end = depth ? min(K, begin + depth) : K, j = tile * s.sd, n = min(N - j, s.sd);
   if (depth ? begin >= K : part > 0) return;
   C += (size_t)part * M * N;
-  for (int j = tile * s.sd; j < j1; j += NR)
-    for (int i = 0; i < M; i++) {
-      global const real *a = A + (size_t)i * lda, *b = B + (size_t)begin * ldb + j;
-      T acc[NV];
-      UNROLL for (int v = 0; v < NV; v++) acc[v] = (T)(0);
-      if (j + NR <= N)
-        for (int k = begin; k < end; k++, b += ldb) UNROLL for (int v = 0; v < NV; v++) acc[v] += (T)(a[k]) * VLOAD(v, b);
-      else
-        for (int k = begin; k < end; k++, b += ldb)
-          UNROLL for (int v = 0; v < NV; v++) if (j + v * VW < N) acc[v] += (T)(a[k]) * VLOAD(v, b);
-      real t[NR] __attribute__((aligned(64)));
-      UNROLL for (int v = 0; v < NV; v++) VSTORE(acc[v], v, t);
-      for (int c = 0; c < min(NR, N - j); c += VW) {
-        global real *o = C + (size_t)i * ldc + j + c;
-        const int n = N - j - c;
-        const T x = VLOAD(0, t + c);
-        store_n(depth ? x : epilogue(x, 0, 1, o, bias, saved, N, i, j + c, n, pair), o, n);
+  for (int i = 0; i < M; i++) {
+    global const real *a = A + (size_t)FROM(i) * lda, *b = B + (size_t)begin * ldb + j;
+    for (int c = 0; c < n; c += VW) VSTORE((T)(0), 0, sums + c);
+    int k = begin;
+    for (; k + 4 <= end; k += 4, b += 4 * (size_t)ldb) {
+      const T a0 = (T)(a[k]), a1 = (T)(a[k + 1]), a2 = (T)(a[k + 2]), a3 = (T)(a[k + 3]);
+      global const real *b1 = b + ldb, *b2 = b1 + ldb, *b3 = b2 + ldb;
+      for (int c = 0; c < n; c += VW) {
+        T x = VLOAD(0, sums + c);
+        x += a0 * VLOAD(0, b + c);
+        x += a1 * VLOAD(0, b1 + c);
+        x += a2 * VLOAD(0, b2 + c);
+        x += a3 * VLOAD(0, b3 + c);
+        VSTORE(x, 0, sums + c);
       }
     }
+    for (; k < end; k++, b += ldb)
+      for (int c = 0; c < n; c += VW) VSTORE(VLOAD(0, sums + c) + (T)(a[k]) * VLOAD(0, b + c), 0, sums + c);
+    for (int c = 0; c < n; c += VW) {
+      global real *o = C + (size_t)i * ldc + j + c;
+      const T x = VLOAD(0, sums + c);
+      store_n(depth ? x : epilogue(x, 0, 1, o, bias, saved, N, i, j + c, n - c, pair), o, n - c);
+    }
+  }
 }
 
 #else
@@ -206,8 +213,8 @@ kernel GROUP_SIZE void gemm_row(ARGS) {
 #if COPY
 #if TA
 #define A_STRIDE 1          // from row to row of the copy
-#define A_K MC
-#define A_SIZE (KC * MC + MR)
+#define A_K (MC + 16)       // not a power of two: rows must not share cache sets
+#define A_SIZE (KC * A_K + MR)
 #else
 #define A_STRIDE (KC + 16)  // not a power of two: rows must not share cache sets
 #define A_K 1
@@ -328,14 +335,16 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
 #endif
   C += (size_t)part * M * N;
 #if COPY
-  for (int i0 = top; i0 < bottom; i0 += MC) for (int k0 = begin; k0 < end || k0 == begin; k0 += KC) {
-    const int i1 = min(bottom, i0 + MC), kc = min(KC, end - k0);
+#define ROWS_AT_ONCE MC
+#define DEPTH_AT_ONCE KC
 #else
-  {
-    const int i0 = top, i1 = bottom, k0 = begin, kc = end - begin;
+#define ROWS_AT_ONCE MCs
+#define DEPTH_AT_ONCE s.sf
 #endif
+  for (int i0 = top; i0 < bottom; i0 += ROWS_AT_ONCE) for (int k0 = begin; k0 < end || k0 == begin; k0 += DEPTH_AT_ONCE) {
+    const int i1 = min(bottom, i0 + ROWS_AT_ONCE), kc = min(DEPTH_AT_ONCE, end - k0);
 #if COPY && TA
-    for (int k = 0; k < kc; k++) copy_row(copy_a + k * MC, A + (size_t)FROM(k0 + k) * lda + i0, i1 - i0, i1 - i0);
+    for (int k = 0; k < kc; k++) copy_row(copy_a + k * A_K, A + (size_t)FROM(k0 + k) * lda + i0, i1 - i0, i1 - i0);
 #elif COPY
     for (int r = 0; r < i1 - i0; r++) copy_row(copy_a + r * A_STRIDE, A + (size_t)FROM(i0 + r) * lda + k0, kc, kc);
 #endif

@@ -267,6 +267,43 @@ def test_copies_in_local_memory(rng, device, monkeypatch, ta, tb):
 
 
 @pytest.mark.oclgrind
+def test_few_rows(rng, device, monkeypatch):
+    """Single samples: long runs of B, cut along N and along K, with a few of its rows left over."""
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    monkeypatch.setattr(device, "kind", "cpu")
+    monkeypatch.setattr(tile, "MOST_RUN", 64 * 8)
+    monkeypatch.setattr(tile, "DEEP", 16)
+    monkeypatch.setattr(tile, "SMALL", 8)
+    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(1, 1, 4, row=True))
+    for m, n, k in ((1, 1, 1), (3, 64, 3), (1, 70, 6), (2, 200, 37), (3, 129, 100)):
+        check(rng, device, np.float32, m, n, k, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
+        check(rng, device, np.float32, m, n, k, act="gelu", times=True, padded=True)
+
+
+def test_few_rows_as_they_are_chosen(rng, device, dtype, monkeypatch):
+    """A layer that is large enough for them."""
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    if device.kind == "cpu":
+        assert tile.choose(device, product(3, 515, 517)).row
+    for m in (1, 2, 3, 4):
+        check(rng, device, dtype, m, 515, 517, bias=True, act="relu", padded=True)
+    check(rng, device, dtype, 1, 5000, 60, bias=True)
+
+
+@pytest.mark.parametrize("ta", [False, True])
+def test_a_deep_product_in_place(rng, device, monkeypatch, ta):
+    """Operands that are not copied are gone through in steps of K; the epilogue comes with the last one."""
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    monkeypatch.setattr(device, "kind", "cpu")
+    monkeypatch.setattr(tile, "UNBROKEN", 16)
+    monkeypatch.setattr(tile, "DEEP", 8)
+    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(5, 2, 4))
+    for m, n, k in ((1, 1, 0), (1, 1, 17), (19, 37, 50), (16, 32, 24)):
+        check(rng, device, np.float32, m, n, k, ta, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
+        check(rng, device, np.float32, m, n, k, ta, scale=(1.0, 1.0), sums=(0.5, 1.0), padded=True)
+
+
+@pytest.mark.oclgrind
 @pytest.mark.parametrize(
     ("ta", "tb"),
     [

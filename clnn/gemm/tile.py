@@ -19,7 +19,9 @@ SMALL = 1 << 18  # multiply-adds that are worth a CPU thread (about 5 us)
 COPYING = 24  # what copying an element of A or B costs, in multiply-adds of vector lanes
 MOST_ROWS = 256  # of A that are copied together: with KC columns they fit a core's second-level cache
 MOST_COLUMNS = 256  # of B that are copied together: runs of a kilobyte
+MOST_RUN = 1 << 14  # bytes of sums that gemm_row keeps: half a first-level cache
 FEW = 4  # fewer rows than this are done one by one, where B is large: a column of memory is slow to read
+UNBROKEN = 1024  # K is gone through at once up to here, else in steps of DEEP, so that what is read again is near
 DEEP = 256  # at least so much of K has a work-item where K is split
 
 
@@ -73,8 +75,8 @@ def choose(device: Device, p: Product) -> Tile:
         if fixed < 1 << 14 or p.n < 32 or device.cl_device.max_work_group_size < SIDE * SIDE:
             return Tile(4, 1, vw)
         return Tile(8, 2, vw, 16, local=True) if fixed >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
-    if p.m < FEW and fixed >= 1 << 18 and not (p.transpose_a or p.transpose_b or p.rows or p.sums):
-        return Tile(1, 8, vw, row=True)
+    if p.m < FEW and fixed >= 1 << 18 and not (p.transpose_a or p.transpose_b or p.sums):
+        return Tile(1, 1, vw, row=True)
     if measured := tuning.find(device, p).tile:
         return Tile(*measured)
     registers = 32 if vw * np.dtype(p.dtype).itemsize == 64 else 16
@@ -101,9 +103,10 @@ def share(device: Device, p: Product, tile: Tile) -> Share:
         width = tile.nv * tile.vw
         most = max(1, MOST_ROWS // tile.mr) * tile.mr
         rows, columns = _blocks(p.m, p.n, p.k, tile.mr, width, most, device.compute_units, SMALL)
-        if tile.row:
-            rows, columns = p.m, width * max(1, p.n // (4 * device.compute_units * width))
         enough, wanted = device.compute_units, p.m * p.n * p.k // SMALL
+        if tile.row:  # whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
+            rows, columns = p.m, _up(_up(p.n, _up(p.n, run_columns(device, p.dtype))), tile.vw) * tile.vw
+            enough, wanted = 4 * enough, p.n * p.k // (SMALL // 8)
     else:
         side, each = (SIDE, 1) if tile.local else (1, GROUP)
         rows, columns = side * tile.mr, side * tile.nv * tile.vw
@@ -115,6 +118,11 @@ def share(device: Device, p: Product, tile: Tile) -> Share:
         depth = _up(_up(p.k, parts), 16) * 16 if parts > 1 else 0
     parts = _up(p.k, depth) if depth else 1
     return Share(rows, columns, depth, items * parts, parts, along <= down)
+
+
+def run_columns(device: Device, dtype: Any) -> int:
+    """How many columns gemm_row adds up at once: what fits a first-level cache, and local memory."""
+    return min(MOST_RUN, device.local_memory) // np.dtype(dtype).itemsize // 64 * 64
 
 
 @lru_cache(maxsize=4096)
@@ -160,7 +168,7 @@ def run(device: Device, p: Product) -> None:
     if p.rows is not None:
         defines["FROM_SET"] = 1
     if tile.row:
-        defines["ROW"] = 1
+        defines.update(ROW=1, NC=run_columns(device, p.dtype))
     elif tile.local:
         defines.update(KC=tile.kc, LOCAL=1)
     elif tile.kc:
@@ -172,7 +180,8 @@ def run(device: Device, p: Product) -> None:
         table, at = (total_scale.table, total_scale.at) if p.scale is None else (table, at)
     sizes = [
         p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.a_offset, p.b_offset, p.c_offset, part.j_first,
-        p.scale.column if p.scale else 0, total_scale.column if total_scale else 0, part.rows, part.columns, part.depth, 0,
+        p.scale.column if p.scale else 0, total_scale.column if total_scale else 0, part.rows, part.columns, part.depth,
+        max(1, p.k) if p.k <= UNBROKEN else DEEP,
     ]  # fmt: skip
     items, local = part.items, 1
     if tile.local:

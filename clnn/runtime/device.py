@@ -26,6 +26,7 @@ from .program import Programs
 if TYPE_CHECKING:
     from .recording import Recorder, StepContext
 
+SOON = 1 << 14  # bytes up to which an upload is a copy that nobody waits for
 KINDS = {"gpu": cl.device_type.GPU, "accelerator": cl.device_type.ACCELERATOR, "cpu": cl.device_type.CPU}
 HOW_TO_GET_ONE = (
     "A driver is installed as a system package (Debian, Ubuntu: pocl-opencl-icd for any CPU, mesa-opencl-icd or "
@@ -175,8 +176,12 @@ class Device:
             self.recorder.abort(
                 "an array was uploaded inside the step: pass it as an argument, or make it once with clnn.constant()"
             )
-        if array.nbytes:
+        if self._dry and not constant:  # constants are kept, and so needed later
+            return
+        if array.nbytes > SOON:
             cl.enqueue_copy(self.queue, block.buffer, array, is_blocking=True)
+        else:
+            self.upload_soon(array, block)
 
     def upload_soon(self, array: np.ndarray, block: Block) -> None:
         """Like `upload`, without waiting for work enqueued before; the array is copied first, and may change at once."""

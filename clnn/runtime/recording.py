@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .device import Device
 
 MOST_RECORDINGS = 8  # a step keeps that many, least recently used goes
+MOST_HELD = 1024  # uploads under way
 IN_FLIGHT = 0.050  # seconds of enqueued work, at most about that
 
 
@@ -281,8 +282,9 @@ class Pacer:
     def hold(self, event: Any) -> None:
         """Keep an upload alive until a later marker has been waited for."""
         self.held.append(event)
-        if len(self.held) >= 4096:
-            self.count = self.every
+        if len(self.held) >= MOST_HELD:
+            event.wait()
+            self.held.clear()
 
     def step(self) -> None:
         """A step was enqueued."""
