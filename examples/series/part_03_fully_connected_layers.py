@@ -12,10 +12,10 @@ import clnn
 net = clnn.Sequential([clnn.Dense(4, "tanh"), clnn.Dense(1, "sigmoid")], input_shape=2)
 net.load_state_dict(
     {
-        "dense_1.w": np.transpose([[0.3, 0.6], [0.1, 2.0], [0.9, 3.7], [0.0, 1.0]]),
-        "dense_1.b": -np.array([0.7, 0.2, 1.1, 2.0]),
-        "dense_2.w": np.transpose([[0.75, 0.15, 0.22, 0.33]]),
-        "dense_2.b": -np.array([0.3]),
+        "0.w": np.transpose([[0.3, 0.6], [0.1, 2.0], [0.9, 3.7], [0.0, 1.0]]),
+        "0.b": -np.array([0.7, 0.2, 1.1, 2.0]),
+        "1.w": np.transpose([[0.75, 0.15, 0.22, 0.33]]),
+        "1.b": -np.array([0.3]),
     }
 )
 y = net.predict([[0.3, 0.9]])

@@ -14,10 +14,10 @@ dtype = "float64" if clnn.device().has_fp64 else "float32"
 net = clnn.Sequential([clnn.Dense(4, "tanh"), clnn.Dense(1, "sigmoid")], input_shape=2, dtype=dtype)
 net.load_state_dict(
     {
-        "dense_1.w": np.transpose([[0.3, 0.6], [0.1, 2.0], [0.9, 3.7], [0.0, 1.0]]),
-        "dense_1.b": -np.array([0.7, 0.2, 1.1, 2.0]),
-        "dense_2.w": np.transpose([[0.75, 0.15, 0.22, 0.33]]),
-        "dense_2.b": -np.array([0.3]),
+        "0.w": np.transpose([[0.3, 0.6], [0.1, 2.0], [0.9, 3.7], [0.0, 1.0]]),
+        "0.b": -np.array([0.7, 0.2, 1.1, 2.0]),
+        "1.w": np.transpose([[0.75, 0.15, 0.22, 0.33]]),
+        "1.b": -np.array([0.3]),
     }
 )
 x, y = np.array([[0.3, 0.9], [0.3, 0.9]]), np.array([[0.5], [0.5]])

@@ -21,7 +21,7 @@ for sizes in ((16, 64, 8), (8, 8)):
     hidden = [clnn.Dense(n, "tanh") for n in sizes]
     net = clnn.Sequential([*hidden, clnn.Dense(1)], input_shape=4, seed=1)
     history = net.fit(
-        x, f(x), loss="quadratic", optimizer=clnn.SGD([(30, 0.1), (10, 0.01)]), epochs=40, batch_size=100,
+        x, f(x), loss="quadratic", optimizer=clnn.SGD([(60, 0.2), (20, 0.05)]), epochs=80, batch_size=50,
         validation=(x_test, f(x_test)), seed=1, progress=False,
     )  # fmt: skip
     name = "-".join(map(str, (4, *sizes, 1)))
