@@ -7,7 +7,7 @@ net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.05, momentum=0.9), epoc
 print(net.evaluate(x_test, y_test))
 """
 
-from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules
+from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules
 from .callbacks import Callback
 from .errors import (
     BuildError,
@@ -23,6 +23,7 @@ from .errors import (
 from .functions import *  # noqa: F403
 from .functions import __all__ as _functions
 from .layers import Activation, Dense, Dropout, Flatten, Layer, Reshape, register
+from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
 from .optim import LAMB, SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, Optimizer, RMSprop
 from .random import seed
@@ -48,6 +49,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "LAMB",
+    "LBFGS",
     "SGD",
     "Activation",
     "Adadelta",
@@ -70,6 +72,7 @@ __all__ = [
     "Dropout",
     "Exponential",
     "Flatten",
+    "HessianFree",
     "History",
     "Layer",
     "Linear",
@@ -105,6 +108,7 @@ __all__ = [
     "load",
     "losses",
     "metrics",
+    "minimize",
     "no_grad",
     "ones",
     "optim",

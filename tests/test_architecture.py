@@ -16,7 +16,7 @@ FLOORS = (
     {"ops"},
     {"tensor", "random", "init", "parameters"},
     {"step", "functions", "layers", "losses", "optim", "schedules", "metrics", "data"},
-    {"checkpoint", "callbacks", "train"},
+    {"checkpoint", "callbacks", "train", "minimize"},
     {"model"},
     {"cli", "doctor", "bench", "tune", "reproduce", "sklearn", "onnx", "distributed", "__main__"},
 )

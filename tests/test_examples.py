@@ -127,6 +127,15 @@ def test_custom_layer(without_mnist):
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.py")), ids=lambda file: file.stem)
+
+
+def test_second_order(without_mnist):
+    out = run("second_order", "90", **without_mnist)
+    last = {name: float(loss) for name, loss in re.findall(r"^([\w-]+) +\d+ evaluations: loss ([\d.]+)", out, re.M)}
+    assert last.keys() == {"SGD", "L-BFGS", "Hessian-free"} and last["L-BFGS"] < last["SGD"] < 1
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)
 def test_examples_are_short_say_what_they_are_and_stay_on_the_public_side(file):
     text = file.read_text(encoding="utf-8")
     assert text.startswith('"""') and f"python {file.relative_to(EXAMPLES.parent)}" in text
