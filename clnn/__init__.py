@@ -7,7 +7,7 @@ net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.05, momentum=0.9), epoc
 print(net.evaluate(x_test, y_test))
 """
 
-from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules
+from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules, search
 from .callbacks import Callback
 from .errors import (
     BuildError,
@@ -111,6 +111,7 @@ __all__ = [
     "predict",
     "register",
     "schedules",
+    "search",
     "seed",
     "step",
     "tensor",

@@ -17,7 +17,7 @@ FLOORS = (
     {"tensor", "random", "init", "parameters"},
     {"step", "functions", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "train"},
-    {"model"},
+    {"model", "search"},
     {"cli", "doctor", "bench", "tune", "sklearn", "onnx", "distributed", "__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
