@@ -8,6 +8,7 @@ print(net.evaluate(x_test, y_test))
 """
 
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules
+from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules, search
 from .callbacks import Callback
 from .errors import (
     BuildError,
@@ -115,6 +116,7 @@ __all__ = [
     "predict",
     "register",
     "schedules",
+    "search",
     "seed",
     "step",
     "tensor",

@@ -19,6 +19,9 @@ FLOORS = (
     {"checkpoint", "callbacks", "train", "minimize"},
     {"model"},
     {"cli", "doctor", "bench", "tune", "reproduce", "sklearn", "onnx", "distributed", "__main__"},
+    {"checkpoint", "callbacks", "train"},
+    {"model", "search"},
+    {"cli", "doctor", "bench", "tune", "sklearn", "onnx", "distributed", "__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(file for file in (ROOT / "clnn").rglob("*.py") if file != ROOT / "clnn" / "__init__.py")

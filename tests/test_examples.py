@@ -135,6 +135,12 @@ def test_second_order(without_mnist):
     assert last.keys() == {"SGD", "L-BFGS", "Hessian-free"} and last["L-BFGS"] < last["SGD"] < 1
 
 
+def test_search(without_mnist):
+    out = run("search", "3", **without_mnist)
+    assert [line.split()[:2] for line in out.splitlines()].count(["trial", "lr"]) == 2
+    assert max(float(found) for found in re.findall(r"on the test set: ([\d.]+)%", out)) > 80
+
+
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)
 def test_examples_are_short_say_what_they_are_and_stay_on_the_public_side(file):
     text = file.read_text(encoding="utf-8")
