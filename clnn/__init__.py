@@ -8,7 +8,7 @@ print(net.evaluate(x_test, y_test))
 """
 
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules
-from .callbacks import Callback
+from .callbacks import Callback, EarlyStopping, GradientNorms
 from .errors import (
     BuildError,
     CheckpointError,
@@ -68,8 +68,10 @@ __all__ = [
     "DeviceError",
     "Diverged",
     "Dropout",
+    "EarlyStopping",
     "Exponential",
     "Flatten",
+    "GradientNorms",
     "History",
     "Layer",
     "Linear",
