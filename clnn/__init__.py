@@ -9,6 +9,7 @@ print(net.evaluate(x_test, y_test))
 
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules
 from .callbacks import Callback, EarlyStopping, GradientNorms
+from .ensemble import Ensemble
 from .errors import (
     BuildError,
     CheckpointError,
@@ -69,6 +70,7 @@ __all__ = [
     "Diverged",
     "Dropout",
     "EarlyStopping",
+    "Ensemble",
     "Exponential",
     "Flatten",
     "GradientNorms",
