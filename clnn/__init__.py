@@ -10,6 +10,9 @@ print(net.evaluate(x_test, y_test))
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules, search
 from .callbacks import Callback
+from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules
+from .callbacks import Callback, EarlyStopping, GradientNorms
+from .ensemble import Ensemble
 from .errors import (
     BuildError,
     CheckpointError,
@@ -71,9 +74,12 @@ __all__ = [
     "DeviceError",
     "Diverged",
     "Dropout",
+    "EarlyStopping",
+    "Ensemble",
     "Exponential",
     "Flatten",
     "HessianFree",
+    "GradientNorms",
     "History",
     "Layer",
     "Linear",

@@ -1,12 +1,30 @@
-"""Callbacks: what fit calls as it goes, and the progress bar."""
+"""Callbacks: what fit calls as it goes, early stopping and norms of gradients among them, and the progress bar."""
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+
+from .errors import ConfigurationError, ShapeError
+from .layers.base import Layer, snake
+from .losses import host_target
+from .ops.random import Generator
+from .parameters import gradients_aside, runs
+from .random import drawing_from
+from .runtime.memory import Block
+from .schedules import check, check_count
+from .tensor import Parameter, tensor
 
 
 class Callback:
     """Override what you need. `model.stop_training = True` ends fit after the current epoch."""
+
+    def on_data(self, model: Any, xs: Sequence[np.ndarray], y: np.ndarray, sample_weight: np.ndarray | None) -> None:
+        """First of all: what will be trained on, an array for each of the model's inputs, the targets, the weights."""
 
     def on_train_begin(self, model: Any) -> None:
         """Before the first epoch."""
@@ -19,6 +37,152 @@ class Callback:
 
     def on_train_end(self, model: Any) -> None:
         """After the last epoch, or an error."""
+
+
+class EarlyStopping(Callback):
+    """End fit when `monitor` has not improved for `patience` epochs in a row, with the best epoch's weights.
+
+    `monitor`: a name that `History` has. An improvement is a value less than the best so far minus `min_delta`, or, for
+    accuracies and top_k, greater than the best plus `min_delta`; for metrics of your own `mode` says "min" or "max". NaN
+    is none. With `restore_best` the weights of the best epoch are in the model when fit ends, also where it ends for
+    another reason; until then they lie on the device in one copy. The optimizer's state is that of the last epoch.
+    (Nielsen chapter 3, "no improvement in n epochs")
+
+    Afterwards `best` is the best value, `best_epoch` its epoch, and `stopped_epoch` the last one (from 0), or None where
+    patience was not at an end.
+    """
+
+    def __init__(
+        self,
+        monitor: str = "val_loss",
+        patience: int = 10,
+        min_delta: float = 0.0,
+        restore_best: bool = True,
+        mode: str | None = None,
+    ) -> None:
+        self.monitor, self.restore_best = monitor, restore_best
+        self.patience = check_count("EarlyStopping's patience", patience, 1)
+        self.min_delta = check("EarlyStopping's min_delta", min_delta, 0.0, math.inf)
+        if mode is None:
+            mode = (
+                "min" if re.search(r"loss$", monitor) else "max" if re.search(r"(accuracy|top_\d+)$", monitor) else ""
+            )
+        if mode not in ("min", "max"):
+            raise ConfigurationError(
+                f'EarlyStopping cannot tell whether {monitor!r} is better when small or large: give mode="min" or mode="max"'
+            )
+        self.mode = mode
+        self._start()
+
+    def _start(self) -> None:
+        self.best, self.best_epoch = math.nan, -1
+        self.stopped_epoch: int | None = None
+        self._kept: list[tuple[Block, Block]] = []  # weights, and their copies
+
+    def on_train_begin(self, model: Any) -> None:
+        self._start()
+
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
+        if self.monitor not in logs:
+            held_out = "; those of held-out samples need validation= or validation_split="
+            raise ConfigurationError(
+                f"EarlyStopping: nothing called {self.monitor!r} is measured, only {', '.join(logs)}"
+                f"{held_out if self.monitor.startswith('val_') else ''}"
+            )
+        value = logs[self.monitor]
+        ahead = self.best - value if self.mode == "min" else value - self.best
+        if math.isnan(self.best) and not math.isnan(value) or ahead > self.min_delta:
+            self.best, self.best_epoch = value, epoch
+            if self.restore_best:
+                self._keep(model)
+        elif epoch - self.best_epoch >= self.patience:
+            self.stopped_epoch = epoch
+            model.stop_training = True
+
+    def _keep(self, model: Any) -> None:
+        if not self._kept:
+            for run in runs(model.parameters()):
+                w = run.part(run.store.block)
+                self._kept.append((w, w.device.memory.allocate(w.nbytes, pooled=False)))
+        for w, copy in self._kept:
+            w.device.copy(w, copy, w.nbytes)
+
+    def on_train_end(self, model: Any) -> None:
+        for w, copy in self._kept:
+            w.device.copy(copy, w, w.nbytes)
+        self._kept = []
+
+
+class GradientNorms(Callback):
+    """How large the gradient is in each layer: |dC/db| and |dC/dw|, Euclidean norms, before fit and after each epoch.
+
+    C is the loss over all training samples, or over `x` and `y`, as fit computes it (without weight decay). `history`
+    maps layers' names to the norms for biases, `weights` to those for weights: lists with one value more than there are
+    epochs, the first of the first weights. Frozen parameters have none. Training goes on as if nothing had been measured;
+    dropout draws from a generator of its own, the same numbers each time.
+    (Nielsen chapter 5: layers that learn slowly are those whose gradients vanish)
+    """
+
+    def __init__(self, x: Any = None, y: Any = None, batch_size: int = 512) -> None:
+        if (x is None) != (y is None):
+            raise ConfigurationError("GradientNorms takes x and y, or neither for the training samples")
+        self.batch_size = check_count("GradientNorms' batch_size", batch_size, 1)
+        self.given = (
+            None if x is None else ([np.asarray(a) for a in (x if isinstance(x, tuple) else (x,))], np.asarray(y))
+        )
+        if self.given and {len(a) for a in self.given[0]} != {len(self.given[1])}:
+            lengths = [len(a) for a in self.given[0]]
+            raise ShapeError(f"GradientNorms: x has {lengths} samples and y has {len(self.given[1])}")
+        self.history: dict[str, list[float]] = {}
+        self.weights: dict[str, list[float]] = {}
+        self._data: tuple[Sequence[np.ndarray], np.ndarray, np.ndarray | None] | None = None
+
+    def on_data(self, model: Any, xs: Sequence[np.ndarray], y: np.ndarray, sample_weight: np.ndarray | None) -> None:
+        self._data = xs, y, sample_weight
+        if self.given is not None:
+            self._data = self.given[0], host_target(self.given[1], model.dtype), None
+        self.history, self.weights = {}, {}
+
+    def on_train_begin(self, model: Any) -> None:
+        self._measure(model)
+
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
+        self._measure(model)
+
+    def on_train_end(self, model: Any) -> None:
+        self._data = None
+
+    def _measure(self, model: Any) -> None:
+        assert self._data is not None
+        xs, y, sample_weight = self._data
+        parameters = [p for p in model.parameters() if p.trainable]
+        with gradients_aside(parameters), drawing_from(Generator(model.device, 0)):
+            for start in range(0, len(y), self.batch_size):
+                part = slice(start, start + self.batch_size)
+                more = () if sample_weight is None else (sample_weight[part],)
+                loss = model.loss(model(*[x[part] for x in xs]), tensor(y[part], device=model.device), *more)
+                loss.backward(np.full(loss.shape, len(y[part]) / len(y), model.dtype))
+            for name, own in _by_layer(model).items():
+                for history, axes in ((self.history, (0, 1)), (self.weights, range(2, 9))):
+                    there = [p for p in own if p.trainable and p.ndim in axes]
+                    if there:  # on the host and in float64, where the square of a vanishing gradient is not 0
+                        gradients = [0.0 if p.grad is None else p.grad.numpy().astype(np.float64) for p in there]
+                        history.setdefault(name, []).append(math.hypot(*map(np.linalg.norm, map(np.ravel, gradients))))
+
+
+def _by_layer(model: Layer) -> dict[str, list[Parameter]]:
+    """The parameters that each layer has of its own, by its name, or by where it is in the model."""
+    names = {"": model.name or snake(type(model).__name__)}
+    found: dict[str, list[Parameter]] = {}
+    seen: set[int] = set()
+    for path, value in model._walk(""):
+        if isinstance(value, Layer):
+            names[path] = value.name if value.name and value.name not in names.values() else path
+        elif id(value) not in seen:
+            seen.add(id(value))
+            owner = max((place for place in names if not place or path.startswith(f"{place}.")), key=len)
+            found.setdefault(names[owner], []).append(value)
+    return found
 
 
 class Progress:

@@ -1,14 +1,19 @@
-"""Metrics: functions of (output, target) tensors that give one value per sample; fit and evaluate report their means."""
+"""Metrics: functions of (output, target) tensors, one value per sample, whose means fit and evaluate report.
+
+After training, `report(predicted, labels)` says by class what was right: a confusion matrix and what is read off it.
+That is counting, and done on the host.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
-from .errors import ConfigurationError, ShapeError
+from .data.validate import check_labels
+from .errors import ConfigurationError, DataError, ShapeError
 from .ops.array import empty
 from .tensor import Tensor, tensor
 
@@ -73,3 +78,177 @@ def find_metric(which: str | Metric) -> Metric:
 
 def metric_name(metric: Metric) -> str:
     return getattr(metric, "__name__", type(metric).__name__)
+
+
+# -- by class, from a confusion matrix ---------------------------------------------------------------------------------
+def confusion_matrix(predicted: Any, labels: Any, classes: int | None = None) -> np.ndarray:
+    """How many samples of class i were taken for class j: (classes, classes), a row for each true class, a column for
+    each predicted one (int64).
+
+    predicted, labels: class numbers (n,), such as `net.predict_classes(x)` and y. `classes` says how many there are;
+    without it they go up to the largest number given. DataError where a value is no class number, ShapeError where the
+    two have different shapes.
+    """
+    arrays = {"predicted": np.asarray(predicted), "labels": np.asarray(labels)}
+    for name, array in arrays.items():
+        if array.dtype.kind not in "iu" or array.ndim != 1:
+            raise DataError(
+                f"{name} should be class numbers, integers of shape (n,), and is {array.dtype} of shape {array.shape}; "
+                "net.predict_classes(x) gives them, and argmax(axis=1) makes them of rows"
+            )
+    found, true = arrays.values()
+    if found.shape != true.shape:
+        raise ShapeError(f"predicted has the shape {found.shape} and labels {true.shape}; they need the same one")
+    if classes is None:
+        classes = int(max(found.max(initial=-1), true.max(initial=-1))) + 1
+        if not classes:
+            raise DataError("there are no samples to count: give some, or classes=")
+    elif isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1:
+        raise ConfigurationError(f"classes should be an integer of 1 or more, {classes!r} was provided instead")
+    for name, array in arrays.items():
+        check_labels(array, classes, name)
+    pairs = true.astype(np.int64) * classes + found.astype(np.int64)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def _fractions(matrix: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """What each rate divides by what, for each class against all others."""
+    matrix = np.asarray(matrix)
+    if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or matrix.dtype.kind not in "iu" or (matrix < 0).any():
+        raise ShapeError(
+            f"a confusion matrix holds counts, (classes, classes), and {matrix.dtype} of shape {matrix.shape} was given; "
+            "clnn.metrics.confusion_matrix(predicted, labels) makes one"
+        )
+    n, true = matrix.sum(), matrix.diagonal()
+    wrong, missed = matrix.sum(axis=0) - true, matrix.sum(axis=1) - true  # false positives, false negatives
+    rest = n - true - wrong - missed  # true negatives
+    return {
+        "precision": (true, true + wrong),
+        "sensitivity": (true, true + missed),
+        "specificity": (rest, rest + wrong),
+        "f1": (2 * true, 2 * true + wrong + missed),
+        "accuracy": (true + rest, np.full(len(matrix), n)),
+    }
+
+
+def _divide(above: Any, below: Any) -> np.ndarray:
+    """0 where nothing is to be divided: the worst value is given to what was never tried."""
+    return np.asarray(above) / np.where(np.asarray(below) == 0, 1, below)
+
+
+def _rate(name: str, matrix: Any, average: str | None) -> Any:
+    above, below = _fractions(matrix)[name]
+    if average not in (None, "macro", "micro"):
+        raise ConfigurationError(f'average should be None, "macro" or "micro", {average!r} was provided instead')
+    if average == "micro":
+        return float(_divide(above.sum(), below.sum()))
+    return _divide(above, below) if average is None else float(_divide(above, below).mean())
+
+
+def precision(matrix: Any, average: str | None = None) -> Any:
+    """TP / (TP + FP) of each class, from a confusion matrix: of what was taken for the class, how much is of it.
+
+    An array (classes,), or with `average` one number: "macro" is the mean over all classes, "micro" adds up the counts of
+    all classes first. 0 / 0 is 0, as in scikit-learn's zero_division=0: here of a class that is never predicted.
+    """
+    return _rate("precision", matrix, average)
+
+
+def sensitivity(matrix: Any, average: str | None = None) -> Any:
+    """TP / (TP + FN), also called recall: of what is of the class, how much was found. See `precision`.
+
+    0 for a class that never occurs.
+    """
+    return _rate("sensitivity", matrix, average)
+
+
+recall = sensitivity
+
+
+def specificity(matrix: Any, average: str | None = None) -> Any:
+    """TN / (TN + FP): of what is not of the class, how much was not taken for it. See `precision`.
+
+    0 for a class that all samples belong to.
+    """
+    return _rate("specificity", matrix, average)
+
+
+def f1(matrix: Any, average: str | None = None) -> Any:
+    """2 TP / (2 TP + FP + FN), the harmonic mean of precision and sensitivity. See `precision`.
+
+    0 for a class that neither occurs nor is predicted. "macro" is the mean of the classes' F1, as in scikit-learn; Deep
+    Diamond takes the F1 of the mean precision and the mean sensitivity instead.
+    """
+    return _rate("f1", matrix, average)
+
+
+class Report:
+    """What a classifier got right, by class: `print(report)` is a table, `report.plot(path)` a picture.
+
+    `matrix`: the confusion matrix; `names`: of the classes; `support`: samples of each class; `accuracy`: the share of all
+    samples that is right. `per_class`, `macro` and `micro` map "precision", "sensitivity", "specificity", "f1" and
+    "accuracy" (of a class against the rest: (TP + TN) / n) to an array (classes,) or to a number; see `precision`.
+    """
+
+    def __init__(self, matrix: Any, names: Sequence[Any] | None = None) -> None:
+        rates = _fractions(matrix)
+        self.matrix = np.asarray(matrix)
+        n = len(self.matrix)
+        self.names = [str(name) for name in (range(n) if names is None else names)]
+        if len(self.names) != n:
+            raise ConfigurationError(f"{n} classes need as many names, and {len(self.names)} were given: {self.names}")
+        self.support = self.matrix.sum(axis=1)
+        self.accuracy = float(_divide(self.matrix.trace(), self.matrix.sum()))
+        self.per_class = {name: _rate(name, matrix, None) for name in rates}
+        self.macro = {name: _rate(name, matrix, "macro") for name in rates}
+        self.micro = {name: _rate(name, matrix, "micro") for name in rates}
+
+    def __repr__(self) -> str:
+        return f"<Report of {self.matrix.sum()} samples of {len(self.matrix)} classes: accuracy {self.accuracy:.4f}>"
+
+    def __str__(self) -> str:
+        shown = ("precision", "sensitivity", "specificity", "f1")
+        rows: list[tuple[str, ...]] = [("class", *shown, "support")]
+        for i, name in enumerate(self.names):
+            rows.append((name, *(f"{self.per_class[rate][i]:.4f}" for rate in shown), str(self.support[i])))
+        for label, average in (("macro", self.macro), ("micro", self.micro)):
+            rows.append((label, *(f"{average[rate]:.4f}" for rate in shown), str(self.support.sum())))
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in rows]
+        return "\n".join([*lines[:-2], "", *lines[-2:], f"accuracy {self.accuracy:.4f}"])
+
+    def plot(self, path: str | None = None) -> Any:
+        """The confusion matrix as a heat map with its numbers, each row relative to its class; saved to `path` if given.
+
+        Needs matplotlib.
+        """
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ConfigurationError('Report.plot() needs matplotlib: pip install "clnn[plot]"') from error
+        n = len(self.matrix)
+        shares = _divide(self.matrix, self.support[:, None])
+        figure, axes = plt.subplots(figsize=(2 + 0.5 * n, 1.5 + 0.5 * n))
+        axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), number in np.ndenumerate(self.matrix):
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, str(number), ha="center", va="center", color=colour, fontsize=8)
+        axes.set_xticks(range(n), self.names, rotation=90 if max(map(len, self.names)) > 3 else 0)
+        axes.set_yticks(range(n), self.names)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        figure.tight_layout()
+        if path is not None:
+            figure.savefig(path)
+            plt.close(figure)
+        return figure
+
+
+def report(predicted: Any, labels: Any, names: Sequence[Any] | None = None) -> Report:
+    """A `Report` on class numbers (n,): `print(clnn.metrics.report(net.predict_classes(x), y))`.
+
+    `names` are those of the classes, in order, and say how many there are; without them the classes are numbered up to
+    the largest that occurs. Errors: those of `confusion_matrix`.
+    """
+    names = None if names is None else list(names)
+    return Report(confusion_matrix(predicted, labels, None if names is None else len(names)), names)

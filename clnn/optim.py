@@ -28,6 +28,7 @@ from .schedules import Schedule, check, describe, find_rate, is_known
 from .tensor import Parameter
 
 ROWS = 1024  # steps in a table of rates
+STRIP, ACROSS = 64, 16  # columns that max-norm passes over at a time: a CPU thread, and a group on other devices
 ITEM = 1 << 15  # elements that a CPU thread updates at once: fewer are not worth waking another, and can be fused
 
 
@@ -63,6 +64,14 @@ class _Grid(NamedTuple):
 
     def defines(self) -> dict[str, Any]:
         return {"VW": self.vector, "EACH": self.each, "WIDTH": self.width}
+
+
+def _strips(device: Device, rows: int) -> tuple[int, int, int]:
+    """How max-norm cuts a matrix up: work-items in a group, columns that it passes over at a time, and columns in all."""
+    if device.kind == "cpu":
+        return 1, STRIP, max(STRIP, ITEM // max(1, rows) // STRIP * STRIP)
+    across = min(ACROSS, device.group_width)
+    return device.group_width, across, across
 
 
 class Optimizer:
@@ -360,6 +369,8 @@ class Optimizer:
         for run in self._plan():
             self._update(run, clip)
         for p in self.parameters:
+            if p.max_norm is not None:
+                self._limit(p, p.max_norm)
             if context is not None:
                 context.uses[p] = p.forward_uses
                 context.received.setdefault(p, p.uses)
@@ -462,6 +473,17 @@ class Optimizer:
             "optimizer", "update", (grid.groups(run.elements) * grid.width,), run.elements // grid.vector, run.decays // per,
             run.part(store.gradients()), run.part(store.block), *self.table(store), *kept, *arguments, *average,
             local=(grid.width,), real=device.real(store.dtype), **grid.defines(), **defines,
+        )  # fmt: skip
+
+    def _limit(self, p: Parameter, most: float) -> None:
+        """Launch max-norm: each column of p, the weights into one unit, is scaled to length `most` if it is longer."""
+        device, rows, columns = p.device, math.prod(p.shape[:-1]), p.shape[-1]
+        width, across, share = _strips(device, rows)
+        average = () if self.ema is None else (*self.table(p), self.average(p.store).view(p.position, p.nbytes))
+        device.launch(
+            "optimizer", "max_norm", (-(-columns // share) * width,), rows, columns, share, p.block, most, *average,
+            local=(width,), real=device.real(p.dtype), WIDTH=width, ACROSS=across, MAX_NORM=1,
+            **({} if self.ema is None else {"EMA": 1}),
         )  # fmt: skip
 
     # -- saving -------------------------------------------------------------------------------------------------------

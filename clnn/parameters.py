@@ -7,10 +7,12 @@ contiguous.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+from .gemm import Scale
 from .runtime.memory import Block, align
 from .runtime.recording import structure_changed
 from .tensor import Parameter
@@ -102,6 +104,21 @@ def runs(parameters: Sequence[Parameter]) -> list[Run]:
         else:
             found.append(Run(p.store, p.position, p.position + size, decays, p.rate_factor))
     return found
+
+
+@contextlib.contextmanager
+def gradients_aside(parameters: Sequence[Parameter]) -> Iterator[None]:
+    """Within it gradients gather in memory of their own, from zero; what was received before, and velocities, stay."""
+    before = [(p, p.sink, p._grad, p._last, p.uses, p.forward_uses) for p in parameters]
+    for p in parameters:
+        p.sink = Scale.constant(p.device, p.dtype, 1, 0), "plain"
+        p._grad = p.device.memory.allocate(p.nbytes)
+        p.zero_grad()
+    try:
+        yield
+    finally:
+        for p, sink, grad, last, uses, forward_uses in before:
+            p.sink, p._grad, p._last, p.uses, p.forward_uses = sink, grad, last, uses, forward_uses
 
 
 def count(parameters: Sequence[Parameter]) -> int:

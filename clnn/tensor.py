@@ -255,6 +255,7 @@ class Parameter(Tensor):
         "trainable",
         "decays",
         "rate_factor",
+        "max_norm",
         "sink",
         "uses",
         "forward_uses",
@@ -269,6 +270,7 @@ class Parameter(Tensor):
         self.name, self.trainable = name, True
         self.decays = len(self.shape) > 1  # weight decay is for weights, not for biases
         self.rate_factor = 1.0  # of the optimizer's learning rate
+        self.max_norm: float | None = None  # of a column, which each step ends with
         self.sink: tuple[Scale, str] | None = None
         self.uses = self.forward_uses = 0
         self.store: Any = None  # the flat store that it is a view of, see parameters.py

@@ -427,6 +427,7 @@ def fit(
         feed.load(xs, target, weight)
     try:
         for callback in callbacks:
+            callback.on_data(model, xs, target, weight)
             callback.on_train_begin(model)
         for epoch in range(epochs):
             for callback in callbacks:

@@ -266,3 +266,75 @@ kernel void lamb(global const int4 *chunks, global const real *ratio, global T *
   }
 }
 #endif
+
+// -- max-norm: a column of w (rows, columns), the weights into one unit, is at most `most` long
+#ifdef MAX_NORM
+#ifdef EMA                                 // average = ema average + (1 - ema) w saw w before: it gets the difference
+#define SCALED(w, i) { const real before = (w)[i]; (w)[i] = before * f; \
+                       average[i] += SCALE(table, at, 4).y * ((w)[i] - before); }
+#define MOVING_ARGS , global const real2 *table, global const int *at, global real *restrict average
+#else
+#define SCALED(w, i) (w)[i] *= f;
+#define MOVING_ARGS
+#endif
+
+// The sum over each DOWNth row of the squares in a column
+static inline real squares_of(int rows, int columns, int column, int first, int step, global const real *w, real unit) {
+  real sum = 0;
+  for (int r = first; r < rows; r += step) {
+    const real x = w[(size_t)r * columns + column] * unit;
+    sum += x * x;
+  }
+  return sum;
+}
+
+// What a column is multiplied by. NaN stays, and a column whose squares overflow is measured in larger units.
+static inline real shrinkage(int rows, int columns, int column, global const real *w, real squares, real most) {
+  const real norm = isinf(squares) ? sqrt(squares_of(rows, columns, column, 0, 1, w, (real)SMALL)) * (real)LARGE
+                                   : sqrt(squares);
+  return norm > most ? most / norm : 1;
+}
+
+#if WIDTH > 1
+// A group has ACROSS columns, so that neighbours read neighbours, and each column has WIDTH / ACROSS work-items.
+#define DOWN (WIDTH / ACROSS)
+kernel void max_norm(int rows, int columns, int share, global real *restrict w, real most MOVING_ARGS) {
+  local real sums[WIDTH];
+  const int id = get_local_id(0), across = id % ACROSS, down = id / ACROSS;
+  const int column = get_group_id(0) * ACROSS + across;
+  sums[id] = column < columns ? squares_of(rows, columns, column, down, DOWN, w, 1) : 0;
+  barrier(CLK_LOCAL_MEM_FENCE);
+  real sum = 0;
+  for (int k = 0; k < DOWN; k++) sum += sums[k * ACROSS + across];
+  const real f = column < columns ? shrinkage(rows, columns, column, w, sum, most) : 1;
+  barrier(CLK_LOCAL_MEM_FENCE | CLK_GLOBAL_MEM_FENCE);               // the column has been read
+  if (f == 1) return;
+  for (int r = down; r < rows; r += DOWN) SCALED(w, (size_t)r * columns + column)
+}
+#else
+// A CPU thread has `share` columns, and passes over ACROSS of them at a time, row by row.
+kernel void max_norm(int rows, int columns, int share, global real *restrict w, real most MOVING_ARGS) {
+  const int begin = get_group_id(0) * share, end = min(columns, begin + share);
+  for (int first = begin; first < end; first += ACROSS) {
+    const int width = min(ACROSS, end - first);
+    real factor[ACROSS];
+    for (int k = 0; k < ACROSS; k++) factor[k] = 0;
+    for (int r = 0; r < rows; r++) {
+      global const real *row = w + (size_t)r * columns + first;
+      for (int k = 0; k < width; k++) factor[k] += row[k] * row[k];
+    }
+    int changes = 0;
+    for (int k = 0; k < width; k++) {
+      factor[k] = shrinkage(rows, columns, first + k, w, factor[k], most);
+      changes |= factor[k] != 1;
+    }
+    if (!changes) continue;
+    for (int r = 0; r < rows; r++)
+      for (int k = 0; k < width; k++) {
+        const real f = factor[k];
+        SCALED(w, (size_t)r * columns + first + k)
+      }
+  }
+}
+#endif
+#endif

@@ -22,6 +22,7 @@ FLOORS = (
     {"checkpoint", "callbacks", "train"},
     {"model", "search"},
     {"cli", "doctor", "bench", "tune", "sklearn", "onnx", "distributed", "__main__"},
+    {"ensemble", "cli", "doctor", "bench", "tune", "sklearn", "onnx", "distributed", "__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(file for file in (ROOT / "clnn").rglob("*.py") if file != ROOT / "clnn" / "__init__.py")

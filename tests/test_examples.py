@@ -1,5 +1,6 @@
 """The examples run as they stand, with MNIST (where the tests can have it) and, without it, on the digits."""
 
+import importlib.util
 import os
 import re
 import subprocess
@@ -22,6 +23,14 @@ def run(name, *arguments, **variables):
     return done.stdout
 
 
+def with_data(name):
+    """Variables with which a data set is there, from a folder that the tests were given."""
+    folder = os.environ.get("CLNN_DATA_DIR", "")
+    if not Path(folder, name).is_dir() or not folder:
+        pytest.skip(f"CLNN_DATA_DIR names no folder with {name}")
+    return {"CLNN_DATA_DIR": folder}
+
+
 @pytest.fixture
 def without_mnist(tmp_path):
     """Variables with which MNIST is not there and cannot be downloaded."""
@@ -32,11 +41,8 @@ def without_mnist(tmp_path):
 
 @pytest.fixture
 def with_mnist():
-    """Variables with which MNIST is there, from a folder that the tests were given."""
-    folder = os.environ.get("CLNN_DATA_DIR", "")
-    if not Path(folder, "mnist").is_dir() or not folder:
-        pytest.skip("CLNN_DATA_DIR names no folder with MNIST")
-    return {"CLNN_DATA_DIR": folder}
+    """Variables with which MNIST is there."""
+    return with_data("mnist")
 
 
 def test_quickstart(without_mnist):
@@ -139,6 +145,41 @@ def test_search(without_mnist):
     out = run("search", "3", **without_mnist)
     assert [line.split()[:2] for line in out.splitlines()].count(["trial", "lr"]) == 2
     assert max(float(found) for found in re.findall(r"on the test set: ([\d.]+)%", out)) > 80
+
+
+# -- Deep Diamond's ----------------------------------------------------------------------------------------------------------
+def test_boston():
+    out = run("deep_diamond/boston", "2", **with_data("boston"))
+    errors = [float(e) for e in re.findall(r"^seed \d: a mean absolute error of ([\d.]+) on 102 test rows$", out, re.M)]
+    assert len(errors) == 2 and max(errors) <= 3
+
+
+@pytest.mark.slow
+def test_california():
+    pytest.importorskip("sklearn")
+    out = run("deep_diamond/california", "2", "10", **with_data("california"))
+    found = [float(r2) for r2 in re.findall(r"mean R2 ([\d.]+)", out)]
+    assert len(found) == 2 and min(found) > 0.7
+
+
+@pytest.mark.slow
+def test_deep_diamonds_mnist(with_mnist, tmp_path):
+    arguments = []
+    if importlib.util.find_spec("matplotlib"):
+        arguments = [str(tmp_path / "confusion.png")]
+    out = run("deep_diamond/mnist", *arguments, **with_mnist, MPLBACKEND="Agg")
+    assert re.search(r"^class +precision +sensitivity +specificity +f1 +support$", out, re.M)
+    assert float(re.search(r"^accuracy ([\d.]+)$", out, re.M).group(1)) >= 0.97
+    assert [file.name for file in tmp_path.iterdir()] == ["confusion.png"] * len(arguments)
+
+
+@pytest.mark.parametrize("name", ["boston", "california", "mnist"])
+def test_deep_diamonds_without_data(name, without_mnist, tmp_path):
+    command = [sys.executable, EXAMPLES / "deep_diamond" / f"{name}.py"]
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", timeout=300, env={**os.environ, **without_mnist}, cwd=tmp_path
+    )
+    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "set CLNN_DATA_DIR" in done.stderr
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)

@@ -120,6 +120,7 @@ class Reference:
 
     def __init__(self, o):
         self.o, self.t, self.state, self.average = o, 0, {}, {}
+        self.max_norm = {}  # by name
 
     def step(self, parameters, gradients):
         """`parameters`: (array, whether it decays) by name, updated in place."""
@@ -143,6 +144,8 @@ class Reference:
                 w *= 1 - lr * decay
             rule = {"adamw": adam}.get(type(o).__name__.lower()) or globals()[type(o).__name__.lower()]
             w -= rule(o, lr, self.t, w, g, s, decay)
+            if name in self.max_norm:
+                w *= np.minimum(1, self.max_norm[name] / np.linalg.norm(w, axis=0))
             average += (1 - (o.ema or 0)) * (w - average)
 
 
@@ -780,3 +783,118 @@ def test_small_under_a_simulator(rng, device, monkeypatch):
     for optimizer in (clnn.AdamW(0.01, ema=0.5), clnn.LAMB(0.01, clip_norm=3.0, clip_value=2.0)):
         task = Task(rng, optimizer)
         task.run(task.train, 1)
+
+
+# -- max-norm --------------------------------------------------------------------------------------------------------------
+LIMITED = [
+    "sgd", "sgd l1", "schedule without momentum", "momentum l2 l1", "nesterov", "adam", "lamb", "lion decay", "clip both",
+    "ema", "ema lamb",
+]  # fmt: skip
+
+
+def limited(rng, rule, most=2.5, **options):
+    task = Task(rng, RULES[rule](), **options)
+    task.net.w.max_norm = task.reference.max_norm["w"] = most
+    return task
+
+
+@pytest.fixture(params=["its own", "a GPU's"])
+def strips(request, monkeypatch):
+    """Where a thread has columns alone, and where the work-items of a group share them."""
+    if request.param == "a GPU's":
+        monkeypatch.setattr("clnn.optim._strips", lambda device, rows: (device.group_width, 16, 16))
+
+
+@pytest.mark.parametrize("rule", LIMITED)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_max_norm(rng, device, rule, recorded, strips):
+    task = limited(rng, rule)
+    task.run(clnn.step(task.train) if recorded else task.train)
+    assert np.linalg.norm(task.net.w.numpy(), axis=0).max() <= 2.5 * (1 + 4 * eps(np.float32))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (1, 130), (130, 1), (7, 64), (9, 65), (300, 129), (700, 200)])
+def test_max_norm_of_any_shape(rng, dtype, shape, strips):
+    """Columns of all lengths, most of them longer than allowed and some shorter."""
+    task = limited(rng, "sgd", np.sqrt(shape[0]).item() * 1.5, dtype=dtype, shape=shape)
+    task.run(clnn.step(task.train), 5)
+
+
+@pytest.mark.oclgrind
+def test_max_norm_of_a_small_matrix(rng, device, strips):
+    task = limited(rng, "ema", 1.0, shape=(5, 18))
+    task.run(task.train, 1)
+
+
+def test_a_column_that_is_short_enough_keeps_its_bits(rng, device, strips):
+    task, free = (Task(np.random.default_rng(3), RULES["adam"](), shape=(30, 20)) for _ in range(2))
+    lengths = np.linalg.norm(free.net.w.numpy(), axis=0)
+    task.net.w.max_norm = float(np.median(lengths))
+    for one in (task, free):
+        one.train(*map(clnn.tensor, one.draw()))
+    short = np.linalg.norm(free.net.w.numpy(), axis=0) < task.net.w.max_norm * (1 - 1e-6)
+    assert 0 < short.sum() < 20
+    np.testing.assert_array_equal(task.net.w.numpy()[:, short], free.net.w.numpy()[:, short])
+    np.testing.assert_array_equal(task.net.b.numpy(), free.net.b.numpy())
+
+
+@pytest.mark.parametrize("value", [1e25, np.inf, np.nan])
+def test_max_norm_of_what_overflows(rng, device, strips, value):
+    """Squares above the largest float are no reason to set weights to 0; NaN and infinities are seen afterwards."""
+    task = Task(rng, clnn.SGD(0.0), shape=(30, 20))
+    w = task.net.w.numpy()
+    w[:, 3] *= value
+    device.upload(w, task.net.w.block)
+    task.net.w.max_norm = 100.0
+    task.train(*map(clnn.tensor, task.draw()))
+    found = task.net.w.numpy()
+    if np.isfinite(value):
+        assert np.linalg.norm(found[:, 3].astype(np.float64)) == pytest.approx(100.0, rel=1e-5)
+    else:
+        assert np.isnan(found[:, 3]).any()
+    np.testing.assert_array_equal(np.delete(found, 3, 1), np.delete(w, 3, 1))
+
+
+def test_max_norm_leaves_gradients_where_they_would_go(rng, device):
+    """One launch more; the weight gradient's GEMM still updates the weights."""
+    found = []
+    for most in (None, 1.0):
+        task = Task(rng, clnn.SGD(0.1))
+        task.net.w.max_norm = most
+        train = clnn.step(task.train)
+        for _ in range(4):
+            train(*map(clnn.tensor, task.draw()))
+        with pytest.raises(clnn.ClnnError, match="straight into the weights"):
+            task.net.w.grad  # noqa: B018
+        found.append(train.replays.launches()[0])
+    extra = [label for label in found[1] if label.startswith("optimizer.max_norm")]
+    assert len(extra) == 1 and len(found[1]) == len(found[0]) + 1
+
+
+def test_max_norm_of_a_layer(rng, device, tmp_path):
+    """In fit, in the layer's config, and changed between two fits."""
+    x, y = rng.standard_normal((60, 5)).astype(np.float32), rng.integers(0, 3, 60)
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(8, "relu", max_norm=0.5), clnn.Dense(3)], input_shape=5, seed=1)
+    assert "max_norm=0.5" in repr(net.layers[0]) and "max_norm" not in repr(net.layers[1])
+    lengths = lambda layer: np.linalg.norm(layer.w.numpy(), axis=0)  # noqa: E731
+    fit = {"loss": "cross_entropy", "optimizer": clnn.SGD(0.5, momentum=0.9), "epochs": 3, "batch_size": 20}
+    net.fit(x, y, **fit)
+    assert 0.4 < lengths(net.layers[0]).max() < 0.5001 and lengths(net.layers[1]).max() > 0.6
+    net.save(tmp_path / "net")
+    with clnn.use(device):
+        again = clnn.load(tmp_path / "net")
+    again.fit(x, y, **fit | {"optimizer": again.optimizer})
+    assert again.layers[0].max_norm == 0.5 and lengths(again.layers[0]).max() < 0.5001
+    net.layers[0].max_norm = 0.25
+    net.fit(x, y, **fit)
+    assert lengths(net.layers[0]).max() < 0.2501
+    net.layers[0].max_norm = None
+    net.fit(x, y, **fit)
+    assert lengths(net.layers[0]).max() > 0.26
+
+
+@pytest.mark.parametrize("wrong", [0, -1.0, "3", True, np.inf])
+def test_max_norm_is_above_0(wrong):
+    with pytest.raises(clnn.ConfigurationError, match="max_norm should be in"):
+        clnn.Dense(3, max_norm=wrong)

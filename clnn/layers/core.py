@@ -11,6 +11,8 @@ from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
 from ..ops.random import dropout
 from ..random import generator
+from ..runtime.recording import structure_changed
+from ..schedules import check
 from ..tensor import Tensor, apply, function, grad_enabled, linear_layer, softmax_of
 from .base import Layer, register
 
@@ -28,6 +30,9 @@ class Dense(Layer):
     """y = f(x w + b): x (..., in), w (in, size), b (size,) -> y (..., size), acting on the last axis.
 
     `activation` is a name of clnn/ops/activation.py, "softmax" or "log_softmax"; initialisers are names of clnn/init.py.
+    `max_norm` c ends each step of an optimizer by scaling the weights into each unit, a column of w, to length c where they
+    are longer: w[:, j] *= min(1, c / |w[:, j]|); the bias stays (Srebro and Shraibman 2005; Hinton et al. 2012, with c = 3
+    or 4 beside dropout). ConfigurationError unless it is above 0.
     """
 
     def __init__(
@@ -38,8 +43,10 @@ class Dense(Layer):
         bias: bool = True,
         weight_init: str | float | Initialiser = "glorot_uniform",
         bias_init: str | float | Initialiser = "zeros",
+        max_norm: float | None = None,
     ) -> None:
         self.size = check_size("Dense's size", size)
+        self.max_norm = max_norm
         self.activation = activation if activation in SOFTMAX else activation_name(activation)
         self.bias = bias
         self.weight_init, self.bias_init = weight_init, bias_init
@@ -52,6 +59,7 @@ class Dense(Layer):
                 f"{self.name or 'Dense'}: an input needs an axis of features besides the batch's, and has none"
             )
         self.w = self.parameter((shape[-1], self.size), self.weight_init)
+        self.w.max_norm = self.max_norm
         self.b = self.parameter((self.size,), self.bias_init) if self.bias else None
 
     def forward(self, *inputs: Tensor) -> Tensor:
@@ -63,13 +71,31 @@ class Dense(Layer):
             raise self.wrong_shape(error) from None
         return softmax_of(y, log=self.activation == "log_softmax") if softmax else y
 
+    @property
+    def max_norm(self) -> float | None:
+        """The most that a column of w may be long, or None."""
+        return self._max_norm
+
+    @max_norm.setter
+    def max_norm(self, value: float | None) -> None:
+        self._max_norm = None if value is None else check("Dense's max_norm", value, 0.0, math.inf, "()")
+        if self.built:
+            self.w.max_norm = self._max_norm
+            structure_changed()  # recordings have the launch, or have it not
+
     def config(self) -> dict[str, Any]:
         initialisers = {
             key: value
             for key, value in (("weight_init", self.weight_init), ("bias_init", self.bias_init))
             if isinstance(value, (str, int, float))  # a function is not saved: the values are
         }
-        return {"size": self.size, "activation": self.activation, "bias": self.bias, **initialisers}
+        return {
+            "size": self.size,
+            "activation": self.activation,
+            "bias": self.bias,
+            **initialisers,
+            "max_norm": self.max_norm,
+        }
 
 
 @register
