@@ -7,10 +7,7 @@ net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.05, momentum=0.9), epoc
 print(net.evaluate(x_test, y_test))
 """
 
-from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules
-from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules, search
-from .callbacks import Callback
-from . import callbacks, data, errors, functions, init, layers, losses, metrics, optim, schedules
+from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules, search
 from .callbacks import Callback, EarlyStopping, GradientNorms
 from .ensemble import Ensemble
 from .errors import (

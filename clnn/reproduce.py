@@ -75,7 +75,7 @@ class Experiment(NamedTuple):
             layers = [Dense(n, "sigmoid", weight_init=by_outputs, bias_init="normal") for n in self.sizes[1:-1]]
             last = Dense(self.sizes[-1], weight_init="zeros", bias_init="zeros")
         else:
-            start = {"weight_init": self.weights, "bias_init": "normal"}
+            start: dict[str, Any] = {"weight_init": self.weights, "bias_init": "normal"}
             layers = [Dense(n, "sigmoid", **start) for n in self.sizes[1:-1]]
             last = Dense(self.sizes[-1], "sigmoid", **start)
         return Sequential([*layers, last], input_shape=self.sizes[0], seed=seed)
@@ -335,6 +335,8 @@ def table(runs: Runs, names: Sequence[str], seeds: int) -> str:
             for measure in one.measures:
                 values = [figure(measure, run) for run in found]
                 what = f"{measure.images}, {'at best validation' if measure.which == 'at' else measure.which}"
+                away = sum("diverged" in run for run in found)
+                what += f"; {away} of {len(found)} ran away" * bool(away)
                 title = f"{name}{suffix and ', NumPy'}"
                 lines.append(
                     f"| {title} | {one.settings()} | {what} | {measure.book:.2f} | {statistics.median(values):.2f} | "

@@ -253,6 +253,7 @@ class Results:
 
     def __init__(self, device: Device, steps: int, dtype: Any, metrics: Sequence[Metric]) -> None:
         self.device, self.steps, self.dtype, self.metrics = device, steps, np.dtype(dtype), list(metrics)
+        self.last: float | None = None  # the loss of the last step of the epoch before
         size = self.dtype.itemsize
         self.main = device.memory.allocate(max(1, 2 * steps) * size)
         self.extra = device.memory.allocate(max(1, steps * len(self.metrics)) * size)
@@ -521,12 +522,14 @@ def _epoch_logs(results: Results, plan: np.ndarray, classes: bool, epoch: int, f
     bad = np.flatnonzero(~np.isfinite(losses))
     if bad.size:
         at = int(bad[0])
-        last = f"the last finite loss was {losses[at - 1]:.6g}" if at else "no loss of this epoch was finite before"
+        before = losses[at - 1] if at else results.last
+        last = "no loss was finite before" if before is None else f"the last finite loss was {before:.6g}"
         raise Diverged(
             f"the loss stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} (step "
             f"{first_step + at + 1} in all): "
             f"it was {losses[at]}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
         )
+    results.last = float(losses[-1])
     rows = plan.astype(np.float64)
     logs = {"loss": float(losses @ rows / rows.sum())}
     if classes:

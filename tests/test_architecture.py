@@ -17,12 +17,8 @@ FLOORS = (
     {"tensor", "random", "init", "parameters"},
     {"step", "functions", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "train", "minimize"},
-    {"model"},
-    {"cli", "doctor", "bench", "tune", "reproduce", "sklearn", "onnx", "distributed", "__main__"},
-    {"checkpoint", "callbacks", "train"},
     {"model", "search"},
-    {"cli", "doctor", "bench", "tune", "sklearn", "onnx", "distributed", "__main__"},
-    {"ensemble", "cli", "doctor", "bench", "tune", "sklearn", "onnx", "distributed", "__main__"},
+    {"ensemble", "reproduce", "cli", "doctor", "bench", "tune", "sklearn", "onnx", "distributed", "__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(file for file in (ROOT / "clnn").rglob("*.py") if file != ROOT / "clnn" / "__init__.py")

@@ -132,9 +132,6 @@ def test_custom_layer(without_mnist):
     assert float(re.search(ACCURACY, out).group(1)) > 90
 
 
-@pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.py")), ids=lambda file: file.stem)
-
-
 def test_second_order(without_mnist):
     out = run("second_order", "90", **without_mnist)
     last = {name: float(loss) for name, loss in re.findall(r"^([\w-]+) +\d+ evaluations: loss ([\d.]+)", out, re.M)}
@@ -182,7 +179,7 @@ def test_deep_diamonds_without_data(name, without_mnist, tmp_path):
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "set CLNN_DATA_DIR" in done.stderr
 
 
-@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)
+@pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.py")), ids=lambda file: file.stem)
 def test_examples_are_short_say_what_they_are_and_stay_on_the_public_side(file):
     text = file.read_text(encoding="utf-8")
     assert text.startswith('"""') and f"python {file.relative_to(EXAMPLES.parent)}" in text

@@ -104,7 +104,9 @@ def share(device: Device, p: Product, tile: Tile) -> Share:
         most = max(1, MOST_ROWS // tile.mr) * tile.mr
         rows, columns = _blocks(p.m, p.n, p.k, tile.mr, width, most, device.compute_units, SMALL)
         enough, wanted = device.compute_units, p.m * p.n * p.k // SMALL
-        if tile.row:  # whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
+        if (
+            tile.row
+        ):  # whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
             rows, columns = p.m, _up(_up(p.n, _up(p.n, run_columns(device, p.dtype))), tile.vw) * tile.vw
             enough, wanted = 4 * enough, p.n * p.k // (SMALL // 8)
     else:

@@ -21,7 +21,9 @@ for lmbda in (0.0, 0.1):
         monitor_evaluation_accuracy=True, monitor_training_accuracy=True,
     )  # fmt: skip
     curves[lmbda] = costs, [100 * n / len(test_data[0]) for n in found]
-    print(f"lambda {lmbda}: {trained[-1]} / 1000 in training, {max(found)} / {len(test_data[0])} at best on new images,")
+    print(
+        f"lambda {lmbda}: {trained[-1]} / 1000 in training, {max(found)} / {len(test_data[0])} at best on new images,"
+    )
     print(f"cost there {min(costs):.3f} at best (epoch {costs.index(min(costs))}) and {costs[-1]:.3f} at last")
 
 if len(sys.argv) > 2:

@@ -10,7 +10,11 @@ import sys
 import network2
 
 training_data, validation_data, test_data = network2.load_data()
-for hidden, eta, epochs, data in ((30, 0.5, 30, test_data), (100, 0.5, 30, validation_data), (100, 0.1, 60, validation_data)):
+for hidden, eta, epochs, data in (
+    (30, 0.5, 30, test_data),
+    (100, 0.5, 30, validation_data),
+    (100, 0.1, 60, validation_data),
+):
     net = network2.Network([training_data[0].shape[1], hidden, 10])
     net.large_weight_initializer()
     epochs = int(sys.argv[1]) if len(sys.argv) > 1 else epochs

@@ -23,7 +23,7 @@ def bumps(n, steepness=3000.0):
     edges = np.linspace(0, 1, n + 1)
     edges[0] = -1.0  # the first bump begins before 0
     steps = np.stack([edges[:-1], edges[1:]], 1).ravel()
-    heights = np.repeat(f((np.linspace(0, 1, n + 1)[:-1] + 0.5 / n)), 2) * np.tile([1, -1], n)
+    heights = np.repeat(f(np.linspace(0, 1, n + 1)[:-1] + 0.5 / n), 2) * np.tile([1, -1], n)
     net = clnn.Sequential([clnn.Dense(2 * n, "sigmoid"), clnn.Dense(1)], input_shape=1)
     weights = np.full((1, 2 * n), steepness)
     values = [weights, -steepness * steps, heights[:, None], np.zeros(1)]

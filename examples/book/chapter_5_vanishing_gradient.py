@@ -8,6 +8,7 @@ python examples/book/chapter_5_vanishing_gradient.py [epochs [norms.png]]
 import sys
 
 import clnn
+
 from network2 import load_data
 
 training_data, _, _ = load_data()
@@ -23,7 +24,7 @@ for layers in (2, 3, 4):
     net.fit(
         x, y, loss="quadratic", optimizer=optimizer, epochs=epochs, batch_size=len(x), callbacks=[norms], progress=False
     )  # fmt: skip
-    curves[layers] = [norms.history[f"{layer.name}.b"] for layer in dense[:-1]]
+    curves[layers] = [norms.history[layer.name] for layer in dense[:-1]]
     first = [values[0] for values in curves[layers]]
     print(f"{layers} hidden layers: norms at first", " ".join(f"{norm:.2e}" for norm in first))
     assert first[0] < first[-1], "the gradient did not vanish"
@@ -32,7 +33,7 @@ if len(sys.argv) > 2:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(1, len(curves), figsize=(12, 3.5), sharey=True)
-    for axis, (layers, found) in zip(axes, curves.items()):
+    for axis, found in zip(axes, curves.values()):
         for number, values in enumerate(found, 1):
             axis.semilogy(values, label=f"hidden layer {number}")
         axis.set_xlabel("epoch")

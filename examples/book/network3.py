@@ -7,6 +7,7 @@ python examples/book/network3.py [epochs]
 import sys
 
 import clnn
+
 from network2 import load_data
 
 sigmoid, tanh, ReLU, linear = "sigmoid", "tanh", "relu", "linear"

@@ -6,6 +6,7 @@ python examples/book/vote.py [networks [epochs]]
 import sys
 
 import clnn
+
 from network2 import load_data
 
 training_data, _, test_data = load_data()
