@@ -261,6 +261,7 @@ def test_copies_in_local_memory(rng, device, monkeypatch, ta, tb):
     monkeypatch.setattr(device, "kind", "cpu")
     monkeypatch.setattr(tile, "MOST_ROWS", 16)
     monkeypatch.setattr(tile, "SMALL", 1 << 10)
+    monkeypatch.setattr(tile, "ALONE", 1)
     monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(8, 2, 4, 24))
     for m, n, k in ((1, 1, 1), (19, 37, 50), (16, 32, 24)):
         check(rng, device, np.float32, m, n, k, ta, tb, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
@@ -274,6 +275,7 @@ def test_few_rows(rng, device, monkeypatch):
     monkeypatch.setattr(tile, "MOST_RUN", 64 * 8)
     monkeypatch.setattr(tile, "DEEP", 16)
     monkeypatch.setattr(tile, "SMALL", 8)
+    monkeypatch.setattr(tile, "ALONE", 1)
     monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(1, 1, 4, row=True))
     for m, n, k in ((1, 1, 1), (3, 64, 3), (1, 70, 6), (2, 200, 37), (3, 129, 100)):
         check(rng, device, np.float32, m, n, k, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
@@ -333,6 +335,7 @@ def test_split_along_k(rng, device, monkeypatch, kind):
     monkeypatch.setenv("CLNN_GEMM", "tile")
     monkeypatch.setattr(device, "kind", kind)
     monkeypatch.setattr(tile, "SMALL", 1)
+    monkeypatch.setattr(tile, "ALONE", 1)
     monkeypatch.setattr(tile, "DEEP", 16)
     monkeypatch.setattr(device, "compute_units", 100)
     for m, n, k in ((1, 1, 50), (5, 9, 70), (2, 20, 33)):

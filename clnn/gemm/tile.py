@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 GROUP = 64  # work-items of a GPU's work-group, where each has a tile of its own
 SIDE = 16  # of the groups of gemm_local, as in kernels/gemm.cl
 SMALL = 1 << 18  # multiply-adds that are worth a CPU thread (about 5 us)
+ALONE = 1 << 20  # multiply-adds of a product up to which one core is as fast: and whole steps of such become one kernel
 COPYING = 24  # what copying an element of A or B costs, in multiply-adds of vector lanes
 MOST_ROWS = 256  # of A that are copied together: with KC columns they fit a core's second-level cache
 MOST_COLUMNS = 256  # of B that are copied together: runs of a kilobyte
@@ -102,8 +103,9 @@ def share(device: Device, p: Product, tile: Tile) -> Share:
     if device.kind == "cpu":
         width = tile.nv * tile.vw
         most = max(1, MOST_ROWS // tile.mr) * tile.mr
-        rows, columns = _blocks(p.m, p.n, p.k, tile.mr, width, most, device.compute_units, SMALL)
-        enough, wanted = device.compute_units, p.m * p.n * p.k // SMALL
+        rows, columns = _blocks(p.m, p.n, p.k, tile.mr, width, most, device.compute_units, SMALL, ALONE)
+        work = p.m * p.n * p.k
+        enough, wanted = device.compute_units, work // SMALL if work >= ALONE else 1
         if (
             tile.row
         ):  # whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
@@ -128,13 +130,15 @@ def run_columns(device: Device, dtype: Any) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _blocks(m: int, n: int, k: int, mr: int, width: int, most_rows: int, units: int, small: int) -> tuple[int, int]:
+def _blocks(
+    m: int, n: int, k: int, mr: int, width: int, most_rows: int, units: int, small: int, alone: int
+) -> tuple[int, int]:
     """Rows and columns of C for one work-item of a CPU.
 
     Small products stay on one core: waking another costs more, and the weights would move between caches at each step.
     Else what is least of: the work with what each item copies, over the units, and half an item of waiting for the last.
     """
-    if m * n * k < 2 * small:
+    if m * n * k < alone:
         return _up(m, mr) * mr, _up(n, width) * width
     found = []
     for down in range(_up(m, most_rows), _up(m, most_rows) + 32):
