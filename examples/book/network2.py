@@ -24,13 +24,13 @@ class Network:
 
     def default_weight_initializer(self):
         """Weights N(0, 1/in), biases N(0, 1)."""
-        self._start("nielsen_new")
+        self.start("nielsen_new")
 
     def large_weight_initializer(self):
         """Weights and biases N(0, 1), as in chapter 1."""
-        self._start("nielsen_old")
+        self.start("nielsen_old")
 
-    def _start(self, weights):
+    def start(self, weights):
         options = {"activation": "sigmoid", "weight_init": weights, "bias_init": "normal"}
         self.layers = clnn.Sequential([clnn.Dense(n, **options) for n in self.sizes[1:]], input_shape=self.sizes[0])
 
