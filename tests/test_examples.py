@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import clnn
@@ -78,9 +79,38 @@ def test_custom_layer(without_mnist):
     assert float(re.search(ACCURACY, out).group(1)) > 90
 
 
-@pytest.mark.parametrize("file", sorted(EXAMPLES.glob("*.py")), ids=lambda file: file.stem)
+def test_expand_mnist_without_mnist(without_mnist, tmp_path):
+    out = run("book/expand_mnist", str(tmp_path / "new"), "rotation", "skew", "elastic", **without_mnist)
+    assert "MNIST is not there" in out and "1,437 images became 11,496" in out
+    (images, labels), _ = clnn.data.digits(raw=True)
+    with np.load(tmp_path / "new" / "expanded.npz") as file:
+        x, y = file["x"].reshape(8, *images.shape), file["y"].reshape(8, -1)
+    assert x.dtype == np.uint8 and x.max() == 16 and (y == labels).all()
+    assert (x[0] == images).all() and (x[1, :, :, 1:] == images[:, :, :-1]).all() and not x[1, :, :, 0].any()
+    assert all(0.6 < part.mean() / images.mean() < 1.1 and (part != images).any() for part in x[1:])
+    command = [sys.executable, EXAMPLES / "book/expand_mnist.py", tmp_path, "blur"]
+    wrong = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    assert wrong.returncode and "blur: no such distortion; there are rotation, skew, elastic" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_expand_mnist_with_mnist(with_mnist, tmp_path):
+    out = run("book/expand_mnist", str(tmp_path), **with_mnist)
+    assert "50,000 images became 250,000" in out and "MNIST is not there" not in out
+
+
+def test_distortions(without_mnist, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "10 rows of digits" in run("book/distortions", str(tmp_path / "new.png"), **without_mnist)
+    assert (tmp_path / "new.png").stat().st_size > 10_000
+
+
+FILES = sorted([*EXAMPLES.glob("*.py"), *EXAMPLES.glob("book/*.py")])
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 def test_examples_are_short_say_what_they_are_and_stay_on_the_public_side(file):
     text = file.read_text(encoding="utf-8")
-    assert text.startswith('"""') and f"python examples/{file.name}" in text
+    assert text.startswith('"""') and f"python examples/{file.relative_to(EXAMPLES).as_posix()}" in text
     assert len(text.splitlines()) < 60
     assert not re.search(r"from clnn|import clnn\.|\._\w", text), "an example uses `import clnn` and public names only"
