@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import clnn
@@ -119,7 +120,16 @@ def test_network3(without_mnist):
     assert float(re.search(r"^Corresponding test accuracy of ([\d.]+)%", out, re.M).group(1)) > 80
 
 
-@pytest.mark.parametrize("name", sorted(file.stem for file in (EXAMPLES / "book").glob("chapter_*.py")))
+QUICK = ("chapter_4_universality", "chapter_5_vanishing_gradient")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(file.stem, marks=() if file.stem in QUICK else pytest.mark.slow)
+        for file in sorted((EXAMPLES / "book").glob("chapter_*.py"))
+    ],
+)
 def test_chapters(name, without_mnist):
     text = (EXAMPLES / "book" / f"{name}.py").read_text()
     out = run(f"book/{name}", *["1"] * ("[epochs" in text), **without_mnist)
@@ -177,6 +187,33 @@ def test_deep_diamonds_without_data(name, without_mnist, tmp_path):
         command, capture_output=True, encoding="utf-8", timeout=300, env={**os.environ, **without_mnist}, cwd=tmp_path
     )
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "set CLNN_DATA_DIR" in done.stderr
+
+
+# -- augmentation -------------------------------------------------------------------------------------------------------
+def test_expand_mnist_without_mnist(without_mnist, tmp_path):
+    out = run("book/expand_mnist", str(tmp_path / "new"), "rotation", "skew", "elastic", **without_mnist)
+    assert "MNIST is not there" in out and "1,437 images became 11,496" in out
+    (images, labels), _ = clnn.data.digits(raw=True)
+    with np.load(tmp_path / "new" / "expanded.npz") as file:
+        x, y = file["x"].reshape(8, *images.shape), file["y"].reshape(8, -1)
+    assert x.dtype == np.uint8 and x.max() == 16 and (y == labels).all()
+    assert (x[0] == images).all() and (x[1, :, :, 1:] == images[:, :, :-1]).all() and not x[1, :, :, 0].any()
+    assert all(0.6 < part.mean() / images.mean() < 1.1 and (part != images).any() for part in x[1:])
+    command = [sys.executable, EXAMPLES / "book/expand_mnist.py", tmp_path, "blur"]
+    wrong = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    assert wrong.returncode and "blur: no such distortion; there are rotation, skew, elastic" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_expand_mnist_with_mnist(with_mnist, tmp_path):
+    out = run("book/expand_mnist", str(tmp_path), **with_mnist)
+    assert "50,000 images became 250,000" in out and "MNIST is not there" not in out
+
+
+def test_distortions(without_mnist, tmp_path):
+    pytest.importorskip("matplotlib")
+    assert "10 rows of digits" in run("book/distortions", str(tmp_path / "new.png"), **without_mnist)
+    assert (tmp_path / "new.png").stat().st_size > 10_000
 
 
 @pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.py")), ids=lambda file: file.stem)
