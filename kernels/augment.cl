@@ -20,7 +20,7 @@ typedef CAT(REAL, 8) real8;
 
 static inline real pixel(global const real *x, int h, int w, int r, int c, real fill) {
   const bool inside = r >= 0 && r < h && c >= 0 && c < w;
-  const real v = x[inside ? r * w + c : 0];   // always read, as branches are slow
+  const real v = x[inside ? r * w + c : 0];   // always read, as branches are slow; an image of none reads the slack
   return inside ? v : fill;
 }
 

@@ -1,8 +1,19 @@
-"""Data sets to learn on, a reader for the IDX format, and checks for features and labels."""
+"""Data sets to learn on, a reader for the IDX format, checks for features and labels, and augmentation."""
 
-from clnn.data import augment
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from clnn.data.datasets import digits, fashion_mnist, mnist
 from clnn.data.idx import read_idx
 from clnn.data.validate import check_features, check_labels
 
+if TYPE_CHECKING:
+    from clnn.data import augment
+
 __all__ = ["augment", "check_features", "check_labels", "digits", "fashion_mnist", "mnist", "read_idx"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "augment":  # it needs OpenCL, which the data sets do without: at first use
+        return importlib.import_module("clnn.data.augment")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,6 +8,9 @@ endless sheet of `fill`; a NaN stays among its neighbours, and a pixel that come
 
 What is random is drawn on the device, by its own generator (`clnn.seed`) or from `seed`: the same seed gives the same
 images on the same device, and the same random numbers on every device. Inside a `clnn.step` leave `seed` out.
+
+Shapes that do not fit are a ShapeError, amounts out of range a ConfigurationError, and values that are no numbers a
+DataError.
 """
 
 from __future__ import annotations
