@@ -1,0 +1,107 @@
+"""Windows that slide over an array (batch, channels, *space): what convolution and pooling share, for 1 to 3 spatial axes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import ConfigurationError, ShapeError
+
+
+class Window(NamedTuple):
+    """Windows over `space`, per spatial axis; `out` is how many there are. Padding lies `before` and `after`."""
+
+    space: tuple[int, ...]
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+    dilation: tuple[int, ...]
+    out: tuple[int, ...]
+
+    def in_3d(self) -> Window:
+        """The same over three axes: those that are missing have size 1 and stand in front."""
+        missing = 3 - len(self.space)
+        fills = (1, 1, 1, 0, 0, 1, 1)
+        return Window(*((fill,) * missing + part for fill, part in zip(fills, self)))
+
+
+def per_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
+    """`value`, a whole number or one for each spatial axis, as a tuple of `axes` numbers of at least `least`."""
+    values = (value,) * axes if isinstance(value, (int, np.integer)) else value
+    fits = isinstance(values, (tuple, list)) and len(values) == axes
+    if not fits or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= least for v in values):
+        several = f", or {axes} of them" if axes > 1 else ""
+        raise ConfigurationError(f"{name} should be a whole number of {least} or more{several}; {value!r} was provided instead")
+    return tuple(int(v) for v in values)
+
+
+def paddings(name: str, value: Any, axes: int) -> str | tuple[tuple[int, int], ...]:
+    """Padding as "same" or as (before, after) for each axis; given as those, as a number, one a spatial axis, or "valid"."""
+    if value == "same":
+        return "same"
+    if value == "valid":
+        value = 0
+    if isinstance(value, (tuple, list)) and len(value) == axes and all(isinstance(v, (tuple, list)) for v in value):
+        before, after = per_axis(name, value[0], 2, 0), [per_axis(name, v, 2, 0) for v in value[1:]]
+        return (before, *after)  # type: ignore[return-value]
+    try:
+        return tuple((v, v) for v in per_axis(name, value, axes, 0))
+    except ConfigurationError:
+        raise ConfigurationError(
+            f'{name} should be "valid", "same", a whole number of 0 or more, or one, or a pair (before, after), for each of '
+            f"{axes} spatial {'axis' if axes == 1 else 'axes'}; {value!r} was provided instead"
+        ) from None
+
+
+def check_axes(what: str, shape: Sequence[int], axes: int) -> None:
+    """An input has a batch, channels and `axes` spatial axes."""
+    if len(shape) != 2 + axes:
+        names = ", ".join(("depth", "height", "width")[-axes:])
+        raise ShapeError(f"{what}: an input has the shape (batch, channels, {names}), and this one has {tuple(shape)}")
+
+
+def slide(
+    what: str,
+    shape: Sequence[int],
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: str | Sequence[tuple[int, int]] = "same",
+    dilation: Sequence[int] | None = None,
+    ceil: bool = False,
+) -> Window:
+    """The windows of `size` over an input of `shape` (batch, channels, *space).
+
+    There are floor((in + before + after - dilation (size - 1) - 1) / stride) + 1 along each axis; with `ceil` rounded up, as
+    long as the last one starts within the input or the padding before it. "same" pads so that there are ceil(in / stride),
+    the odd one behind (as TensorFlow does). A ShapeError where there is none, with the arithmetic.
+    """
+    axes = len(size)
+    check_axes(what, shape, axes)
+    space = tuple(shape[2:])
+    spread = tuple(dilation or (1,) * axes)
+    pads, out = [], []
+    for axis in range(axes):
+        n, k, s, d = space[axis], size[axis], stride[axis], spread[axis]
+        reach = d * (k - 1) + 1
+        if padding == "same":
+            total = max(0, (-(-n // s) - 1) * s + reach - n)
+            before, after = total // 2, total - total // 2
+        else:
+            before, after = padding[axis]  # type: ignore[misc]
+        free = n + before + after - reach
+        count = (-(-free // s) if ceil else free // s) + 1
+        if ceil and count > 1 and (count - 1) * s >= n + before:
+            count -= 1
+        if free < 0 or count < 1:
+            raise ShapeError(
+                f"{what}: a window of {k}{f' with dilation {d}' if d > 1 else ''} does not fit along axis {axis + 2} of an input "
+                f"of shape {tuple(shape)}: ({n} + {before} + {after} - {d} * ({k} - 1) - 1) // {s} + 1 = {free // s + 1} outputs; "
+                "use a smaller window, more padding, or larger inputs"
+            )
+        pads.append((int(before), int(after)))
+        out.append(int(count))
+    before_all, after_all = zip(*pads) if pads else ((), ())
+    return Window(space, tuple(size), tuple(stride), before_all, after_all, spread, tuple(out))
