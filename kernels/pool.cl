@@ -1,8 +1,8 @@
 // Pooling over up to three spatial axes: x (planes, D, H, W) -> y (planes, out D, out H, out W), a plane for each channel of
 // each sample. Missing axes have size 1.
 //
-// pool_*      windows K, STEP (both compiled in) apart. Along the last axis windows that lie wholly within the input come in
-//             vectors on CPUs (VW), where a work-item does a few rows; the others, and on GPUs each element, one by one.
+// pool_*      windows K_D x K_H x K_W, S_D, S_H and STEP apart (all compiled in). On CPUs a work-item does a few rows, in
+//             vectors of VW (combs.cl); elsewhere each does one element.
 // adaptive_*  windows [floor(o in / out), ceil((o + 1) in / out)) of sizes that differ: one bin of x for each y.
 //
 // MAX keeps the largest, the first of equals, NaN above all, and with KEEP where it lies: its number in the window, or
@@ -16,23 +16,14 @@
 #ifndef INDEX
 #define INDEX int
 #endif
-#include "activation.cl"
 #ifndef STEP
 #define STEP 1
 #endif
+#include "activation.cl"
 #ifdef VW
 #include "combs.cl"
 #endif
 
-#define INT_float int                      // the integers that conditions on T are made of
-#define INT_double long
-#ifdef VW
-#define INTS CAT(CAT(INT_, REAL), VW)
-#define SCALAR(t) (t).s0
-#else
-#define INTS CAT(INT_, REAL)
-#define SCALAR(t) (t)
-#endif
 #define BETTER(v, best) (!((v) <= (best)) && (best) == (best))
 
 #ifdef SCALED
@@ -42,6 +33,23 @@
 #endif
 #define SINK_ARGS global const real *saved, global real *dx, global const real2 *scale, global const int *at, int column
 
+#ifdef VW
+#define SCALAR(t) (t).s0
+// n elements of dx
+static inline void write_lanes(T sum, global const real *saved, global real *dx, int n, real2 pair) {
+#ifdef TIMES
+  const T before = VLOAD(0, saved);
+  sum *= DERIVATIVE(before);
+#endif
+#ifdef SCALED
+  sum *= pair.x;
+  if (pair.y != 0) sum += pair.y * load_n(dx, n);
+#endif
+  store_n(sum, dx, n);
+}
+#else
+#define SCALAR(t) (t)
+#endif
 // one element of dx
 static inline void write_one(real sum, global const real *saved, global real *dx, real2 pair) {
 #ifdef TIMES
@@ -57,121 +65,23 @@ static inline void write_one(real sum, global const real *saved, global real *dx
 
 #ifdef K_D
 // ---- windows of one size ------------------------------------------------------------------------------------------------
-// s: D H W, out D H W, padding before D H W and after; the windows (backward: the groups of STEP inputs) along the last
-// axis, from lo to hi, that need no look at edges; rows in all, and for each work-item
+// s: D H W, out D H W, padding before D H W and after; rows in all, and for each work-item
 #define UNPACK                                                                                                        \
   const int D = s.s0, H = s.s1, W = s.s2, OD = s.s3, OH = s.s4, OW = s.s5, PD = s.s6, PH = s.s7, PW = s.s8;           \
-  const int lo = s.sc, hi = s.sd, rows = s.se, each = s.sf;
+  const int rows = s.sc, each = s.sd;
+#define TAP(d, h, w) (((d) * K_H + (h)) * K_W + (w))
 #if K_W <= 16
 #define ALONG_WINDOW _Pragma("unroll")
 #else
 #define ALONG_WINDOW
 #endif
 
-// by how many elements an axis of a window that starts at t divides
-static inline int extent(int t, int size, int n, int after) {
+// by how many elements an axis of a window that starts at t divides; t may be lanes
 #ifdef INCLUDE_PAD
-  return min(size, n + after - t);
+#define EXTENT(t, size, n, after) min(size, (n) + (after) - (t))
 #else
-  return min(t + size, n) - max(t, 0);
+#define EXTENT(t, size, n, after) (min((t) + (size), n) - max(t, 0))
 #endif
-}
-
-// y of the window that starts at d0, h0, w0 of the plane x
-static inline real forward_one(int16 s, global const real *x, int d0, int h0, int w0, int *tap) {
-  UNPACK
-  const int d1 = max(0, -d0), h1 = max(0, -h0), w1 = max(0, -w0);
-  const int d2 = min(K_D, D - d0), h2 = min(K_H, H - h0), w2 = min(K_W, W - w0);
-  real y = 0;
-#ifdef MAX
-  *tap = (d1 * K_H + h1) * K_W + w1;
-  y = x[((d0 + d1) * H + h0 + h1) * W + w0 + w1];
-#endif
-  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) for (int w = w1; w < w2; w++) {
-    const real v = x[((d0 + d) * H + h0 + h) * W + w0 + w];
-#ifdef MAX
-    if (BETTER(v, y)) { y = v; *tap = (d * K_H + h) * K_W + w; }
-#else
-    y += v;
-#endif
-  }
-#ifndef MAX
-  y /= (real)(extent(d0, K_D, D, s.s9) * extent(h0, K_H, H, s.sa) * extent(w0, K_W, W, s.sb));
-#endif
-  return y;
-}
-
-#ifdef VW
-// the same for n windows side by side, none of which sticks out along the last axis; x at the first one's first element
-static inline T forward_lanes(int H, int W, global const real *x, int d1, int d2, int h1, int h2, int n, INTS *tap) {
-  T y = (T)(0);
-#ifdef MAX
-  y = comb_load(x + (d1 * H + h1) * W, 0, n);
-  *tap = (INTS)((d1 * K_H + h1) * K_W);
-#endif
-  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) ALONG_WINDOW for (int w = 0; w < K_W; w++) {
-    const T v = comb_load(x + (d * H + h) * W, w, n);
-#ifdef MAX
-    const INTS better = BETTER(v, y);
-    y = WHERE(better, v, y);
-    *tap = select(*tap, (INTS)((d * K_H + h) * K_W + w), better);
-#else
-    y += v;
-#endif
-  }
-  return y;
-}
-#endif
-
-kernel void pool_forward(int16 s, global const real *restrict x, global real *restrict y, global INDEX *restrict index) {
-  UNPACK
-  int tap = 0;
-#ifdef VW
-  const int first = get_global_id(0) * each, last = min(rows, first + each);
-  for (int row = first; row < last; row++) {
-#else
-  const int i = get_global_id(0), row = i / OW, o = i % OW;
-  if (row >= rows) return;
-  {
-#endif
-    const int d0 = row / OH % OD * S_D - PD, h0 = row % OH * S_H - PH;
-    global const real *plane = x + (size_t)(row / OH / OD) * D * H * W;
-#ifdef VW
-    const size_t to = (size_t)row * OW;
-    const int d1 = max(0, -d0), h1 = max(0, -h0), d2 = min(K_D, D - d0), h2 = min(K_H, H - h0);
-#ifndef MAX
-    const real count = extent(d0, K_D, D, s.s9) * extent(h0, K_H, H, s.sa) * K_W;
-#endif
-    for (int o = lo; o < hi; o += VW) {
-      const int n = hi - o;
-      global const real *p = plane + (d0 * H + h0) * W + o * STEP - PW;
-      INTS taps = (INTS)(0);
-      T v = d1 == 0 && h1 == 0 && d2 == K_D && h2 == K_H ? forward_lanes(H, W, p, 0, K_D, 0, K_H, n, &taps)
-                                                         : forward_lanes(H, W, p, d1, d2, h1, h2, n, &taps);
-#ifndef MAX
-      v /= (T)(count);
-#endif
-      store_n(v, y + to + o, n);
-#ifdef KEEP
-      const CAT(INDEX, VW) kept = CAT(CAT(convert_, INDEX), VW)(taps);
-      if (n >= VW) VSTORE(kept, 0, index + to + o);
-      else {
-        INDEX t[VW] __attribute__((aligned(64)));
-        VSTORE(kept, 0, t);
-        PARTS(n, index + to + o, t)
-      }
-#endif
-    }
-    for (int o = lo > 0 ? 0 : hi; o < OW; o = o + 1 == lo ? max(lo, hi) : o + 1)
-#endif
-    {
-      y[(size_t)row * OW + o] = forward_one(s, plane, d0, h0, o * STEP - PW, &tap);
-#ifdef KEEP
-      index[(size_t)row * OW + o] = tap;
-#endif
-    }
-  }
-}
 
 // The windows that hold element i of an axis: from FIRST to LAST
 #define FIRST(i, pad, size, stride) ((i) + (pad) < (size) ? 0 : ((i) + (pad) - (size)) / (stride) + 1)
@@ -179,8 +89,32 @@ kernel void pool_forward(int16 s, global const real *restrict x, global real *re
 #define EACH_ROW_ABOVE                                                                                        \
   for (int od = FIRST(d, PD, K_D, S_D); od <= LAST(d, PD, S_D, OD); od++)                                     \
     for (int oh = FIRST(h, PH, K_H, S_H); oh <= LAST(h, PH, S_H, OH); oh++)
-#define TAP_ABOVE (((d + PD - od * S_D) * K_H + h + PH - oh * S_H) * K_W)   // of the row's first element
-#define COUNT_ABOVE (extent(od * S_D - PD, K_D, D, s.s9) * extent(oh * S_H - PH, K_H, H, s.sa))
+#define TAP_ABOVE TAP(d + PD - od * S_D, h + PH - oh * S_H, 0)
+#define COUNT_ABOVE (EXTENT(od * S_D - PD, K_D, D, s.s9) * EXTENT(oh * S_H - PH, K_H, H, s.sa))
+
+#ifndef VW
+// y[i] of the window that starts at d0, h0, w0 of a plane
+static inline void forward_one(int16 s, global const real *plane, int d0, int h0, int w0, size_t i, global real *y,
+                               global INDEX *index) {
+  UNPACK
+  const int d1 = max(0, -d0), h1 = max(0, -h0), w1 = max(0, -w0);
+  const int d2 = min(K_D, D - d0), h2 = min(K_H, H - h0), w2 = min(K_W, W - w0);
+  int tap = TAP(d1, h1, w1);
+  real best = -INFINITY, sum = 0;
+  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) for (int w = w1; w < w2; w++) {
+    const real v = plane[((d0 + d) * H + h0 + h) * W + w0 + w];
+    if (BETTER(v, best)) { best = v; tap = TAP(d, h, w); }
+    sum += v;
+  }
+#ifdef MAX
+  y[i] = best;
+#ifdef KEEP
+  index[i] = tap;
+#endif
+#else
+  y[i] = sum / (real)(EXTENT(d0, K_D, D, s.s9) * EXTENT(h0, K_H, H, s.sa) * EXTENT(w0, K_W, W, s.sb));
+#endif
+}
 
 static inline real backward_one(int16 s, global const real *dy, global const INDEX *index, int d, int h, int w) {
   UNPACK
@@ -190,62 +124,162 @@ static inline real backward_one(int16 s, global const real *dy, global const IND
 #ifdef MAX
     sum += index[i] == TAP_ABOVE + w + PW - o * STEP ? dy[i] : 0;
 #else
-    sum += dy[i] / (real)(COUNT_ABOVE * extent(o * STEP - PW, K_W, W, s.sb));
+    sum += dy[i] / (real)(COUNT_ABOVE * EXTENT(o * STEP - PW, K_W, W, s.sb));
 #endif
   }
   return sum;
+}
+#else
+
+// y[i] and n - 1 behind it, of windows side by side, the first of which starts at d0, h0, w0 of the plane x + from.
+// `inside`: none of them sticks out. Else taps that are outside are read from rows beside, or (before the first row of all)
+// from somewhere near, and do not count.
+static inline __attribute__((always_inline)) void forward_lanes(int16 s, global const real *x, size_t from, int d0, int h0, int w0, int n, int inside,
+                                 size_t i, global real *y, global INDEX *index) {
+  UNPACK
+  const int d1 = inside ? 0 : max(0, -d0), d2 = inside ? K_D : min(K_D, D - d0);
+  const int h1 = inside ? 0 : max(0, -h0), h2 = inside ? K_H : min(K_H, H - h0);
+  const int w1 = -w0 - STEP * (VW - 1), w2 = W - w0;     // the taps that any lane has
+  const INTS start = w0 + STEP * LANES;
+#ifdef MAX
+  T best = (T)(-INFINITY);
+  INTS taps = inside ? (INTS)(0) : TAP(d1, h1, max(-start, 0));
+#else
+  T sum = (T)(0);
+#endif
+  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) ALONG_WINDOW for (int w = 0; w < K_W; w++) {
+    if (!inside && (w < w1 || w >= w2)) continue;
+    const long first = (long)from + ((d0 + d) * H + h0 + h) * W + w0;
+    T v = !inside && first + w < 1 ? comb_gather(x + first, w, -w0, W - w0) : comb_load(x + first, w, -w0, W - w0);
+#ifdef MAX
+    INTS better = BETTER(v, best);
+    if (!inside) better &= start + w >= 0 && start + w < W;
+    best = WHERE(better, v, best);
+    taps = select(taps, (INTS)(TAP(d, h, w)), better);
+#else
+    if (!inside) { const INTS there = start + w >= 0 && start + w < W; v = WHERE(there, v, 0); }
+    sum += v;
+#endif
+  }
+#ifdef MAX
+  store_n(best, y + i, n);
+#ifdef KEEP
+  const CAT(INDEX, VW) kept = CAT(CAT(convert_, INDEX), VW)(taps);
+  if (n >= VW) VSTORE(kept, 0, index + i);
+  else {
+    INDEX t[VW] __attribute__((aligned(64)));
+    VSTORE(kept, 0, t);
+    PARTS(n, index + i, t)
+  }
+#endif
+#else
+  const int count = EXTENT(d0, K_D, D, s.s9) * EXTENT(h0, K_H, H, s.sa);
+  store_n(inside ? sum / (T)(count * K_W) : sum / TO_T(count * EXTENT(start, K_W, W, s.sb)), y + i, n);
+#endif
+}
+
+// dx of n groups of STEP inputs, the first of which are those of window j that no later window holds; row d, h of a plane.
+// Tap w of a window is comb w % STEP of the group w / STEP further on.
+static inline __attribute__((always_inline)) void backward_lanes(int16 s, global const real *dy, global const INDEX *index, size_t from, int d, int h, int j,
+                                  int n, int inside, global const real *saved, global real *dx, real2 pair) {
+  UNPACK
+  T sum[STEP];
+  EACH_COMB sum[r] = (T)(0);
+  EACH_ROW_ABOVE {
+    const int tap = TAP_ABOVE, row = (od * OH + oh) * OW;
+#ifndef MAX
+    const int count = COUNT_ABOVE;
+#endif
+    ALONG_WINDOW for (int w = 0; w < K_W; w++) {
+      const int o = j - w / STEP;
+      const long first = (long)from + row + o;
+      if (!inside && (o >= OW || o + VW <= 0)) continue;
+      T g = VLOAD(0, dy + max(first, 0L));
+#ifdef MAX
+      INTS there = TO_INTS(VLOAD(0, index + max(first, 0L)));
+#endif
+      if (!inside && first < 0) {          // before the first row of all
+        real t[VW];
+        UNROLL for (int l = 0; l < VW; l++) t[l] = dy[max(first + l, 0L)];
+        g = VLOAD(0, t);
+#ifdef MAX
+        INDEX k[VW];
+        UNROLL for (int l = 0; l < VW; l++) k[l] = index[max(first + l, 0L)];
+        there = TO_INTS(VLOAD(0, k));
+#endif
+      }
+#ifdef MAX
+      there = there == (INTS)(tap + w);
+      if (!inside) there &= o + LANES >= 0 && o + LANES < OW;
+      sum[w % STEP] += WHERE(there, g, 0);
+#else
+      if (inside) sum[w % STEP] += g * (1 / (real)(count * K_W));
+      else {
+        const INTS there = o + LANES >= 0 && o + LANES < OW, start = (o + LANES) * STEP - PW;
+        g /= TO_T(count * EXTENT(start, K_W, W, s.sb));
+        sum[w % STEP] += WHERE(there, g, 0);
+      }
+#endif
+    }
+  }
+  const int x0 = j * STEP - PW;
+  T joined[STEP];
+  combs_join(sum, joined);
+  if (inside) EACH_COMB { if (STEP * n > VW * r) write_lanes(joined[r], saved + x0 + VW * r, dx + x0 + VW * r, STEP * n - VW * r, pair); }
+  else {
+    real t[(STEP + 1) * VW] __attribute__((aligned(64)));
+    EACH_COMB VSTORE(joined[r], r, t);
+    for (int i = max(0, -x0), end = min(STEP * VW, W - x0); i < end; i += VW)
+      write_lanes(VLOAD(0, t + i), saved + x0 + i, dx + x0 + i, end - i, pair);
+  }
+}
+#endif
+
+kernel void pool_forward(int16 s, global const real *restrict x, global real *restrict y, global INDEX *restrict index) {
+  UNPACK
+#ifdef VW
+  for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
+    const int plane = row / OH / OD, d0 = row / OH % OD * S_D - PD, h0 = row % OH * S_H - PH;
+    const size_t from = (size_t)plane * D * H * W, to = (size_t)row * OW;
+    const int whole = d0 >= 0 && d0 + K_D <= D && h0 >= 0 && h0 + K_H <= H;
+    for (int o = 0; o < OW; o += VW) {
+      const int n = min(VW, OW - o), w0 = o * STEP - PW;
+      if (whole && w0 >= 0 && w0 + (n - 1) * STEP + K_W <= W) forward_lanes(s, x, from, d0, h0, w0, n, 1, to + o, y, index);
+      else forward_lanes(s, x, from, d0, h0, w0, n, 0, to + o, y, index);
+    }
+  }
+#else
+  const int i = get_global_id(0), row = i / OW;
+  if (row < rows)
+    forward_one(s, x + (size_t)(row / OH / OD) * D * H * W, row / OH % OD * S_D - PD, row % OH * S_H - PH, i % OW * STEP - PW,
+                i, y, index);
+#endif
 }
 
 kernel void pool_backward(int16 s, global const real *restrict dy, global const INDEX *restrict index, SINK_ARGS) {
   UNPACK
   const real2 pair = PAIR;
 #ifdef VW
-  const int first = get_global_id(0) * each, last = min(rows, first + each);
-  for (int row = first; row < last; row++) {
-#else
-  const int i = get_global_id(0), row = i / W, w = i % W;
-  if (row >= rows) return;
-  {
+  const int groups = (W + PW + STEP - 1) / STEP, before = (K_W - 1) / STEP;
+  for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
+    const int plane = row / H / D, d = row / H % D, h = row % H;
+    const size_t from = (size_t)plane * OD * OH * OW, to = (size_t)row * W;
+    for (int j = 0; j < groups; j += VW) {
+      const int n = min(VW, groups - j);
+      int inside = j >= before && j + n <= OW && j * STEP >= PW && (j + n) * STEP - PW <= W;
+#ifndef MAX
+      inside = inside && (j - before) * STEP >= PW && (j + n - 1) * STEP - PW + K_W <= W;
 #endif
-    const int d = row / H % D, h = row % H;
-    const size_t from = (size_t)(row / H / D) * OD * OH * OW, to = (size_t)row * W;
-#ifdef VW
-    const int left = lo < hi ? lo * STEP - PW : W, right = lo < hi ? hi * STEP - PW : W;
-    for (int j = lo; j < hi; j += VW) {      // inputs j STEP - PW + r of tap w are in window j - w / STEP, r = w % STEP
-      const int n = hi - j;
-      T sum[STEP];
-      for (int r = 0; r < STEP; r++) sum[r] = (T)(0);
-      EACH_ROW_ABOVE {
-        const size_t o = from + (od * OH + oh) * OW + j;
-#ifdef MAX
-        const int tap = TAP_ABOVE;
-#else
-        const T share = (T)(1 / (real)(COUNT_ABOVE * K_W));
-#endif
-        ALONG_WINDOW for (int w = 0; w < K_W; w++) {
-          const T g = VLOAD(0, dy + o - w / STEP);
-#ifdef MAX
-          const INTS there = CAT(convert_, INTS)(VLOAD(0, index + o - w / STEP)) == (INTS)(tap + w);
-          sum[w % STEP] += WHERE(there, g, 0);
-#else
-          sum[w % STEP] += g * share;
-#endif
-        }
-      }
-      const size_t at_x = to + j * STEP - PW;
-#ifdef TIMES
-      for (int r = 0; r < STEP; r++) { const T before = comb_load(saved + at_x, r, n); sum[r] *= DERIVATIVE(before); }
-#endif
-#ifdef SCALED
-      for (int r = 0; r < STEP; r++) sum[r] *= pair.x;
-      if (pair.y != 0) for (int r = 0; r < STEP; r++) sum[r] += pair.y * comb_load(dx + at_x, r, n);
-#endif
-      combs_store(sum, dx + at_x, n);
+      if (inside) backward_lanes(s, dy, index, from, d, h, j, n, 1, saved + to, dx + to, pair);
+      else backward_lanes(s, dy, index, from, d, h, j, n, 0, saved + to, dx + to, pair);
     }
-    for (int w = left > 0 ? 0 : right; w < W; w = w + 1 == left ? right : w + 1)
-#endif
-      write_one(backward_one(s, dy + from, index + from, d, h, w), saved + to + w, dx + to + w, pair);
   }
+#else
+  const int i = get_global_id(0), row = i / W;
+  if (row >= rows) return;
+  const size_t from = (size_t)(row / H / D) * OD * OH * OW;
+  write_one(backward_one(s, dy + from, index + from, row / H % D, row % H, i % W), saved + i, dx + i, pair);
+#endif
 }
 #endif
 
@@ -260,15 +294,6 @@ kernel void pool_backward(int16 s, global const real *restrict dy, global const 
 #define LOW(i, n, out) START(i, out, n)
 #define HIGH(i, n, out) (END(i, out, n) - 1)
 #define FARTHEST 2147483647
-#ifdef VW
-#if VW == 2
-#define LANES (INTS)(0, 1)
-#elif VW == 4
-#define LANES (INTS)(0, 1, 2, 3)
-#else
-#define LANES (INTS)(0, 1, 2, 3, 4, 5, 6, 7)
-#endif
-#endif
 
 static inline real bin_forward(int H, int W, global const real *x, int d1, int d2, int h1, int h2, int w1, int w2, int *where) {
   real y = 0;
@@ -310,7 +335,7 @@ static inline real bin_forward(int H, int W, global const real *x, int d1, int d
   real lane[VW];
   VSTORE(ys, 0, lane);
 #ifdef MAX
-  CAT(INT_, REAL) there[VW];
+  INT there[VW];
   VSTORE(wheres, 0, there);
   for (int l = 0; l < VW; l++)
     if (BETTER(lane[l], y) || ((lane[l] == y || (lane[l] != lane[l] && y != y)) && there[l] < *where)) {

@@ -84,33 +84,22 @@ def pool(
         index = device.allocate(y.size * (1 if small else 4)) if keep else None
     elif include_pad:
         defines["INCLUDE_PAD"] = 1
-    k, s, before, n, out = w.size[2], w.stride[2], w.before[2], w.space[2], w.out[2]
-    # along the last axis: the windows that are wholly in the input
-    first, end = -(-before // s), min(out, (n - k + before) // s + 1)
 
-    def sizes(lo: int, hi: int, rows: int, each: int) -> np.ndarray:
-        span = (lo, hi) if lo < hi else (0, 0)
-        return np.array([*w.space, *w.out, *w.before, *w.after, *span, rows, each], np.int32)
+    def launch(kernel: str, space: tuple[int, ...], *arguments: Any, **how: Any) -> None:
+        rows = planes * space[0] * space[1]
+        each, size, local, vectors = divided(device, x.dtype, rows, space[2])
+        sizes = [*w.space, *w.out, *w.before, *w.after, rows, each, 0, 0]
+        device.launch(
+            "pool", kernel, size, np.array(sizes, np.int32), *arguments,
+            local=local, real=x.real, **defines, **vectors, **how,
+        )  # fmt: skip
 
-    rows = planes * w.out[0] * w.out[1]
-    each, size, local, vectors = divided(device, x.dtype, rows, out)
-    device.launch(
-        "pool", "pool_forward", size, sizes(first, end, rows, each), x.block, y.block, index,
-        local=local, real=x.real, **defines, **vectors, **({} if index is None else {"KEEP": 1}),
-    )  # fmt: skip
+    launch("pool_forward", w.out, x.block, y.block, index, **({} if index is None else {"KEEP": 1}))
 
     def backward(dy):
         def write(sink: Sink):
-            # groups of s inputs whose windows all exist (and, for means, are whole), and which are inputs
-            low, high = (0, out) if kind == "max" else (first, end)
-            low, high = max(low + -(-k // s) - 1, -(-before // s)), min(high, (n + before) // s)
-            rows = planes * w.space[0] * w.space[1]
-            each, size, local, vectors = divided(device, x.dtype, rows, n)
             arguments, how = sink_of(sink)
-            device.launch(
-                "pool", "pool_backward", size, sizes(low, high, rows, each), dy.block, index, *arguments,
-                local=local, real=x.real, **defines, **vectors, **how,
-            )  # fmt: skip
+            launch("pool_backward", w.space, dy.block, index, *arguments, **how)
 
         yield x, write
 
