@@ -34,7 +34,6 @@
 #define SINK_ARGS global const real *saved, global real *dx, global const real2 *scale, global const int *at, int column
 
 #ifdef VW
-#define SCALAR(t) (t).s0
 // n elements of dx
 static inline void write_lanes(T sum, global const real *saved, global real *dx, int n, real2 pair) {
 #ifdef TIMES
@@ -48,13 +47,10 @@ static inline void write_lanes(T sum, global const real *saved, global real *dx,
   store_n(sum, dx, n);
 }
 #else
-#define SCALAR(t) (t)
-#endif
 // one element of dx
 static inline void write_one(real sum, global const real *saved, global real *dx, real2 pair) {
 #ifdef TIMES
-  const T before = (T)(*saved);
-  sum *= SCALAR(DERIVATIVE(before));
+  sum *= DERIVATIVE(*saved);
 #endif
 #ifdef SCALED
   sum *= pair.x;
@@ -62,6 +58,7 @@ static inline void write_one(real sum, global const real *saved, global real *dx
 #endif
   *dx = sum;
 }
+#endif
 
 #ifdef K_D
 // ---- windows of one size ------------------------------------------------------------------------------------------------
@@ -286,13 +283,12 @@ kernel void pool_backward(int16 s, global const real *restrict dy, global const 
 #ifdef ADAPTIVE
 // ---- bins ---------------------------------------------------------------------------------------------------------------
 // s: D H W, out D H W, what to do in all, and for each work-item: elements of y (forward), rows of x (backward)
-#define UNPACK_BINS const int D = s.s0, H = s.s1, W = s.s2, OD = s.s3, OH = s.s4, OW = s.s5, all = s.s6, each = s.s7;
-#define START(o, n, out) (int)((long)(o) * (n) / (out))
-#define END(o, n, out) (int)((((long)(o) + 1) * (n) + (out) - 1) / (out))
-#define WIDTH(o, n, out) (END(o, n, out) - START(o, n, out))
-// element i lies in the bins from LOW to HIGH: element and bin change parts
-#define LOW(i, n, out) START(i, out, n)
-#define HIGH(i, n, out) (END(i, out, n) - 1)
+// bins, for each axis: where each one starts and ends, and of each element of x the first and the last bin that it lies in
+#define UNPACK_BINS                                                                                                   \
+  const int D = s.s0, H = s.s1, W = s.s2, OD = s.s3, OH = s.s4, OW = s.s5, all = s.s6, each = s.s7;                   \
+  global const int *start_d = bins, *end_d = start_d + OD, *low_d = end_d + OD, *high_d = low_d + D;                  \
+  global const int *start_h = high_d + D, *end_h = start_h + OH, *low_h = end_h + OH, *high_h = low_h + H;            \
+  global const int *start_w = high_h + H, *end_w = start_w + OW, *low_w = end_w + OW, *high_w = low_w + W;
 #define FARTHEST 2147483647
 
 static inline real bin_forward(int H, int W, global const real *x, int d1, int d2, int h1, int h2, int w1, int w2, int *where) {
@@ -301,7 +297,7 @@ static inline real bin_forward(int H, int W, global const real *x, int d1, int d
   *where = (d1 * H + h1) * W + w1;
   y = x[*where];
 #endif
-#ifdef VW                                  // lanes first, and then lane by lane: the first of equals has the lowest number
+#ifdef VW
   T ys = (T)(0);
 #ifdef MAX
   INTS wheres = (INTS)(FARTHEST);
@@ -332,19 +328,21 @@ static inline real bin_forward(int H, int W, global const real *x, int d1, int d
     }
   }
 #ifdef VW
-  real lane[VW];
-  VSTORE(ys, 0, lane);
+  if (w2 - w1 >= VW) {                     // lane by lane: the first of equals has the lowest number
+    real lane[VW];
+    VSTORE(ys, 0, lane);
 #ifdef MAX
-  INT there[VW];
-  VSTORE(wheres, 0, there);
-  for (int l = 0; l < VW; l++)
-    if (BETTER(lane[l], y) || ((lane[l] == y || (lane[l] != lane[l] && y != y)) && there[l] < *where)) {
-      y = lane[l];
-      *where = (int)there[l];
-    }
+    INT there[VW];
+    VSTORE(wheres, 0, there);
+    for (int l = 0; l < VW; l++)
+      if (BETTER(lane[l], y) || ((lane[l] == y || (lane[l] != lane[l] && y != y)) && there[l] < *where)) {
+        y = lane[l];
+        *where = (int)there[l];
+      }
 #else
-  for (int l = 0; l < VW; l++) y += lane[l];
+    for (int l = 0; l < VW; l++) y += lane[l];
 #endif
+  }
 #endif
 #ifndef MAX
   y /= (real)((d2 - d1) * (h2 - h1) * (w2 - w1));
@@ -352,86 +350,73 @@ static inline real bin_forward(int H, int W, global const real *x, int d1, int d
   return y;
 }
 
-kernel void adaptive_forward(int8 s, global const real *restrict x, global real *restrict y, global int *restrict index) {
+kernel void adaptive_forward(int8 s, global const int *bins, global const real *restrict x, global real *restrict y, global int *restrict index) {
   UNPACK_BINS
   for (int i = get_global_id(0) * each, last = min(all, i + each); i < last; i++) {
-    const int o = i % OW, oh = i / OW % OH, od = i / OW / OH % OD;
+    const int o = i % OW, oh = i / OW % OH, od = i / OW / OH % OD, plane = i / OW / OH / OD;
     int where = 0;
-    y[i] = bin_forward(H, W, x + (size_t)(i / OW / OH / OD) * D * H * W, START(od, D, OD), END(od, D, OD), START(oh, H, OH),
-                       END(oh, H, OH), START(o, W, OW), END(o, W, OW), &where);
+    y[i] = bin_forward(H, W, x + (size_t)plane * D * H * W, start_d[od], end_d[od], start_h[oh], end_h[oh], start_w[o],
+                       end_w[o], &where);
 #ifdef KEEP
     index[i] = where;
 #endif
   }
 }
 
-// dx[i] for elements in the same bins, [w1, w2) of row (d, h); VW of them at a time on CPUs
-static inline void bin_backward(int8 s, global const real *dy, global const int *index, int d, int h, int w1, int w2,
-                                global const real *saved, global real *dx, real2 pair) {
+// dx of the elements from w1 up to w2 of row d, h, which all lie in the bins from o1 to o2; in vectors on CPUs
+static inline void bin_backward(int8 s, global const int *bins, global const real *dy, global const int *index, int d, int h,
+                                int w1, int w2, int o1, int o2, global const real *saved, global real *dx, real2 pair) {
   UNPACK_BINS
-  const int o1 = LOW(w1, W, OW), o2 = HIGH(w1, W, OW);
 #define EACH_BIN                                                                                                      \
-  for (int od = LOW(d, D, OD); od <= HIGH(d, D, OD); od++) for (int oh = LOW(h, H, OH); oh <= HIGH(h, H, OH); oh++)   \
-    for (int o = o1; o <= o2; o++)
+  for (int od = low_d[d]; od <= high_d[d]; od++) for (int oh = low_h[h]; oh <= high_h[h]; oh++)                       \
+    for (int o = o1, i = (od * OH + oh) * OW + o1; o <= o2; o++, i++)
 #ifndef MAX
   real sum = 0;
-  EACH_BIN sum += dy[(od * OH + oh) * OW + o] / (real)(WIDTH(od, D, OD) * WIDTH(oh, H, OH) * WIDTH(o, W, OW));
+  EACH_BIN sum += dy[i] / (real)((end_d[od] - start_d[od]) * (end_h[oh] - start_h[oh]) * (end_w[o] - start_w[o]));
 #endif
   int w = w1;
 #ifdef VW
-  for (; w + VW <= w2; w += VW) {
+  for (; w < w2; w += VW) {
 #ifdef MAX
     const INTS here = (INTS)((d * H + h) * W + w) + LANES;
-    T v = (T)(0);
+    T sum = (T)(0);
     EACH_BIN {
-      const int i = (od * OH + oh) * OW + o;
       const INTS there = here == (INTS)(index[i]);
-      v += WHERE(there, dy[i], 0);
+      sum += WHERE(there, dy[i], 0);
     }
-#else
-    T v = (T)(sum);
 #endif
-#ifdef TIMES
-    const T before = VLOAD(0, saved + w);
-    v *= DERIVATIVE(before);
-#endif
-#ifdef SCALED
-    v *= pair.x;
-    if (pair.y != 0) v += pair.y * VLOAD(0, dx + w);
-#endif
-    VSTORE(v, 0, dx + w);
+    write_lanes((T)(sum), saved + w, dx + w, w2 - w, pair);
   }
-#endif
+#else
   for (; w < w2; w++) {
 #ifdef MAX
     real sum = 0;
-    EACH_BIN {
-      const int i = (od * OH + oh) * OW + o;
-      sum += index[i] == (d * H + h) * W + w ? dy[i] : 0;
-    }
+    EACH_BIN sum += index[i] == (d * H + h) * W + w ? dy[i] : 0;
 #endif
     write_one(sum, saved + w, dx + w, pair);
   }
+#endif
 }
 
-kernel void adaptive_backward(int8 s, global const real *restrict dy, global const int *restrict index, SINK_ARGS) {
+kernel void adaptive_backward(int8 s, global const int *bins, global const real *restrict dy, global const int *restrict index,
+                              SINK_ARGS) {
   UNPACK_BINS
   const real2 pair = PAIR;
 #ifdef VW
   for (int row = get_global_id(0) * each, last = min(all, row + each); row < last; row++) {
-    const size_t from = (size_t)(row / H / D) * OD * OH * OW, to = (size_t)row * W;
+    const int plane = row / H / D, d = row / H % D, h = row % H;
+    const size_t from = (size_t)plane * OD * OH * OW, to = (size_t)row * W;
     for (int w = 0, next; w < W; w = next) {
-      const int high = HIGH(w, W, OW);
-      next = END(LOW(w, W, OW), W, OW);    // where the first bin ends or another begins
-      if (high + 1 < OW) next = min(next, START(high + 1, W, OW));
-      bin_backward(s, dy + from, index + from, row / H % D, row % H, w, next, saved + to, dx + to, pair);
+      const int low = low_w[w], high = high_w[w];
+      next = high + 1 < OW ? min(end_w[low], start_w[high + 1]) : end_w[low];   // where one bin ends or another begins
+      bin_backward(s, bins, dy + from, index + from, d, h, w, next, low, high, saved + to, dx + to, pair);
     }
   }
 #else
   const int i = get_global_id(0), row = i / W, w = i % W;
   if (row >= all) return;
   const size_t from = (size_t)(row / H / D) * OD * OH * OW, to = (size_t)row * W;
-  bin_backward(s, dy + from, index + from, row / H % D, row % H, w, w + 1, saved + to, dx + to, pair);
+  bin_backward(s, bins, dy + from, index + from, row / H % D, row % H, w, w + 1, low_w[w], high_w[w], saved + to, dx + to, pair);
 #endif
 }
 #endif
