@@ -5,6 +5,7 @@
 //             vectors of VW (combs.cl); elsewhere each does one element.
 // adaptive_*  windows [floor(o in / out), ceil((o + 1) in / out)) of sizes that differ: one bin of x for each y.
 //
+// FORWARD compiles the forward kernels, otherwise the gradients'.
 // MAX keeps the largest, the first of equals, NaN above all, and with KEEP where it lies: its number in the window, or
 // (adaptive) in the plane. Else the mean; with INCLUDE_PAD padding counts as zeros, as far as there is padding.
 // Gradients are gathered, one sum for each element of x, and written once:
@@ -24,6 +25,7 @@
 #include "combs.cl"
 #endif
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))   // where an argument chooses the code
 #define BETTER(v, best) (!((v) <= (best)) && (best) == (best))
 
 #ifdef SCALED
@@ -33,6 +35,7 @@
 #endif
 #define SINK_ARGS global const real *saved, global real *dx, global const real2 *scale, global const int *at, int column
 
+#ifndef FORWARD
 #ifdef VW
 // n elements of dx
 static inline void write_lanes(T sum, global const real *saved, global real *dx, int n, real2 pair) {
@@ -59,6 +62,7 @@ static inline void write_one(real sum, global const real *saved, global real *dx
   *dx = sum;
 }
 #endif
+#endif
 
 #ifdef K_D
 // ---- windows of one size ------------------------------------------------------------------------------------------------
@@ -75,7 +79,7 @@ static inline void write_one(real sum, global const real *saved, global real *dx
 
 // by how many elements an axis of a window that starts at t divides; t may be lanes
 #ifdef INCLUDE_PAD
-#define EXTENT(t, size, n, after) min(size, (n) + (after) - (t))
+#define EXTENT(t, size, n, after) min((n) + (after) - (t), size)
 #else
 #define EXTENT(t, size, n, after) (min((t) + (size), n) - max(t, 0))
 #endif
@@ -89,6 +93,7 @@ static inline void write_one(real sum, global const real *saved, global real *dx
 #define TAP_ABOVE TAP(d + PD - od * S_D, h + PH - oh * S_H, 0)
 #define COUNT_ABOVE (EXTENT(od * S_D - PD, K_D, D, s.s9) * EXTENT(oh * S_H - PH, K_H, H, s.sa))
 
+#ifdef FORWARD
 #ifndef VW
 // y[i] of the window that starts at d0, h0, w0 of a plane
 static inline void forward_one(int16 s, global const real *plane, int d0, int h0, int w0, size_t i, global real *y,
@@ -113,25 +118,12 @@ static inline void forward_one(int16 s, global const real *plane, int d0, int h0
 #endif
 }
 
-static inline real backward_one(int16 s, global const real *dy, global const INDEX *index, int d, int h, int w) {
-  UNPACK
-  real sum = 0;
-  EACH_ROW_ABOVE for (int o = FIRST(w, PW, K_W, STEP); o <= LAST(w, PW, STEP, OW); o++) {
-    const int i = (od * OH + oh) * OW + o;
-#ifdef MAX
-    sum += index[i] == TAP_ABOVE + w + PW - o * STEP ? dy[i] : 0;
-#else
-    sum += dy[i] / (real)(COUNT_ABOVE * EXTENT(o * STEP - PW, K_W, W, s.sb));
-#endif
-  }
-  return sum;
-}
 #else
 
 // y[i] and n - 1 behind it, of windows side by side, the first of which starts at d0, h0, w0 of the plane x + from.
 // `inside`: none of them sticks out. Else taps that are outside are read from rows beside, or (before the first row of all)
 // from somewhere near, and do not count.
-static inline __attribute__((always_inline)) void forward_lanes(int16 s, global const real *x, size_t from, int d0, int h0, int w0, int n, int inside,
+ALWAYS_INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, int h0, int w0, int n, int inside,
                                  size_t i, global real *y, global INDEX *index) {
   UNPACK
   const int d1 = inside ? 0 : max(0, -d0), d2 = inside ? K_D : min(K_D, D - d0);
@@ -175,9 +167,51 @@ static inline __attribute__((always_inline)) void forward_lanes(int16 s, global 
 #endif
 }
 
+#endif
+
+kernel void pool_forward(int16 s, global const real *restrict x, global real *restrict y, global INDEX *restrict index) {
+  UNPACK
+#ifdef VW
+  for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
+    const int plane = row / OH / OD, d0 = row / OH % OD * S_D - PD, h0 = row % OH * S_H - PH;
+    const size_t from = (size_t)plane * D * H * W, to = (size_t)row * OW;
+    const int whole = d0 >= 0 && d0 + K_D <= D && h0 >= 0 && h0 + K_H <= H;
+    for (int o = 0; o < OW; o += VW) {
+      const int n = min(VW, OW - o), w0 = o * STEP - PW;
+      if (whole && w0 >= 0 && w0 + (n - 1) * STEP + K_W <= W) forward_lanes(s, x, from, d0, h0, w0, n, 1, to + o, y, index);
+      else forward_lanes(s, x, from, d0, h0, w0, n, 0, to + o, y, index);
+    }
+  }
+#else
+  const int i = get_global_id(0), row = i / OW;
+  if (row < rows)
+    forward_one(s, x + (size_t)(row / OH / OD) * D * H * W, row / OH % OD * S_D - PD, row % OH * S_H - PH, i % OW * STEP - PW,
+                i, y, index);
+#endif
+}
+
+#else
+
+// the gradient by element w of row d, h of a plane
+#ifndef VW
+static inline real backward_one(int16 s, global const real *dy, global const INDEX *index, int d, int h, int w) {
+  UNPACK
+  real sum = 0;
+  EACH_ROW_ABOVE for (int o = FIRST(w, PW, K_W, STEP); o <= LAST(w, PW, STEP, OW); o++) {
+    const int i = (od * OH + oh) * OW + o;
+#ifdef MAX
+    sum += index[i] == TAP_ABOVE + w + PW - o * STEP ? dy[i] : 0;
+#else
+    sum += dy[i] / (real)(COUNT_ABOVE * EXTENT(o * STEP - PW, K_W, W, s.sb));
+#endif
+  }
+  return sum;
+}
+#else
+
 // dx of n groups of STEP inputs, the first of which are those of window j that no later window holds; row d, h of a plane.
 // Tap w of a window is comb w % STEP of the group w / STEP further on.
-static inline __attribute__((always_inline)) void backward_lanes(int16 s, global const real *dy, global const INDEX *index, size_t from, int d, int h, int j,
+ALWAYS_INLINE void backward_lanes(int16 s, global const real *dy, global const INDEX *index, size_t from, int d, int h, int j,
                                   int n, int inside, global const real *saved, global real *dx, real2 pair) {
   UNPACK
   T sum[STEP];
@@ -222,8 +256,10 @@ static inline __attribute__((always_inline)) void backward_lanes(int16 s, global
   const int x0 = j * STEP - PW;
   T joined[STEP];
   combs_join(sum, joined);
-  if (inside) EACH_COMB { if (STEP * n > VW * r) write_lanes(joined[r], saved + x0 + VW * r, dx + x0 + VW * r, STEP * n - VW * r, pair); }
-  else {
+  if (inside) EACH_COMB {
+    const int i = VW * r;
+    if (i < STEP * n) write_lanes(joined[r], saved + x0 + i, dx + x0 + i, STEP * n - i, pair);
+  } else {
     real t[(STEP + 1) * VW] __attribute__((aligned(64)));
     EACH_COMB VSTORE(joined[r], r, t);
     for (int i = max(0, -x0), end = min(STEP * VW, W - x0); i < end; i += VW)
@@ -231,27 +267,6 @@ static inline __attribute__((always_inline)) void backward_lanes(int16 s, global
   }
 }
 #endif
-
-kernel void pool_forward(int16 s, global const real *restrict x, global real *restrict y, global INDEX *restrict index) {
-  UNPACK
-#ifdef VW
-  for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
-    const int plane = row / OH / OD, d0 = row / OH % OD * S_D - PD, h0 = row % OH * S_H - PH;
-    const size_t from = (size_t)plane * D * H * W, to = (size_t)row * OW;
-    const int whole = d0 >= 0 && d0 + K_D <= D && h0 >= 0 && h0 + K_H <= H;
-    for (int o = 0; o < OW; o += VW) {
-      const int n = min(VW, OW - o), w0 = o * STEP - PW;
-      if (whole && w0 >= 0 && w0 + (n - 1) * STEP + K_W <= W) forward_lanes(s, x, from, d0, h0, w0, n, 1, to + o, y, index);
-      else forward_lanes(s, x, from, d0, h0, w0, n, 0, to + o, y, index);
-    }
-  }
-#else
-  const int i = get_global_id(0), row = i / OW;
-  if (row < rows)
-    forward_one(s, x + (size_t)(row / OH / OD) * D * H * W, row / OH % OD * S_D - PD, row % OH * S_H - PH, i % OW * STEP - PW,
-                i, y, index);
-#endif
-}
 
 kernel void pool_backward(int16 s, global const real *restrict dy, global const INDEX *restrict index, SINK_ARGS) {
   UNPACK
@@ -279,6 +294,7 @@ kernel void pool_backward(int16 s, global const real *restrict dy, global const 
 #endif
 }
 #endif
+#endif
 
 #ifdef ADAPTIVE
 // ---- bins ---------------------------------------------------------------------------------------------------------------
@@ -289,6 +305,8 @@ kernel void pool_backward(int16 s, global const real *restrict dy, global const 
   global const int *start_d = bins, *end_d = start_d + OD, *low_d = end_d + OD, *high_d = low_d + D;                  \
   global const int *start_h = high_d + D, *end_h = start_h + OH, *low_h = end_h + OH, *high_h = low_h + H;            \
   global const int *start_w = high_h + H, *end_w = start_w + OW, *low_w = end_w + OW, *high_w = low_w + W;
+
+#ifdef FORWARD
 #define FARTHEST 2147483647
 
 static inline real bin_forward(int H, int W, global const real *x, int d1, int d2, int h1, int h2, int w1, int w2, int *where) {
@@ -363,6 +381,8 @@ kernel void adaptive_forward(int8 s, global const int *bins, global const real *
   }
 }
 
+#else
+
 // dx of the elements from w1 up to w2 of row d, h, which all lie in the bins from o1 to o2; in vectors on CPUs
 static inline void bin_backward(int8 s, global const int *bins, global const real *dy, global const int *index, int d, int h,
                                 int w1, int w2, int o1, int o2, global const real *saved, global real *dx, real2 pair) {
@@ -419,4 +439,5 @@ kernel void adaptive_backward(int8 s, global const int *bins, global const real 
   bin_backward(s, bins, dy + from, index + from, row / H % D, row % H, w, w + 1, low_w[w], high_w[w], saved + to, dx + to, pair);
 #endif
 }
+#endif
 #endif

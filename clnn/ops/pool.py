@@ -95,7 +95,7 @@ def pool(
             local=local, real=x.real, **defines, **vectors, **how,
         )  # fmt: skip
 
-    launch("pool_forward", w.out, x.block, y.block, index, **({} if index is None else {"KEEP": 1}))
+    launch("pool_forward", w.out, x.block, y.block, index, FORWARD=1, **({} if index is None else {"KEEP": 1}))
 
     def backward(dy):
         def write(sink: Sink):
@@ -149,9 +149,9 @@ def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = 
             local=local, real=x.real, **defines, **vectors, **how,
         )  # fmt: skip
 
+    read = max(1, math.prod(sides) // math.prod(bins)) if device.kind == "cpu" else 1  # elements for each bin
     how = {} if index is None else {"KEEP": 1}
-    read = math.prod(sides) // math.prod(bins) if device.kind == "cpu" else 1
-    launch("adaptive_forward", y.size, max(1, read), x.block, y.block, index, **how)
+    launch("adaptive_forward", y.size, read, x.block, y.block, index, FORWARD=1, **how)
 
     def backward(dy):
         def write(sink: Sink):
