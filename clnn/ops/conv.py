@@ -7,6 +7,7 @@ a kernel works with follows from layer sizes by a small model of what its loops 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -20,10 +21,12 @@ from ..runtime.device import Device
 from ..runtime.memory import Block
 from .activation import ACTIVATIONS
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty
+from .reduce import sum_to
 from .window import Window
 
 SLAB_BYTES = 96 << 10  # of inputs that a CPU's work-item keeps beside it: they stay in a second-level cache
-OUT = 1024  # outputs of a channel that it computes at once, and (times 16) elements of dy that it keeps turned
+OUT = 1024  # outputs of a channel that it computes at once, and (times 64 bytes) what it keeps of dy
+NARROW = 256  # the same where vectors run over channels
 FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
 PARTS = 2  # parts of the batch for each core, in gradients by weights
 
@@ -71,8 +74,9 @@ def turned(g: Geometry) -> Geometry:
 
 # -- what a CPU's work-item does --------------------------------------------------------------------------------------
 class Plan(NamedTuple):
-    """Registers KR x PV (or MR x NV), blocks of rb x cb outputs, channels copied at once."""
+    """A kernel's registers KR x PV (or MR x NV), blocks of rb x cb outputs, channels copied at once."""
 
+    kernel: str
     r: int
     v: int
     rb: int
@@ -96,14 +100,23 @@ def _spread(g: Geometry, axis: int, stride: int) -> tuple[int, int]:
 
 
 @lru_cache(maxsize=4096)
-def plan_rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Plan:
-    """The cheapest plan for conv_rows, in cycles of a processor that does two vector multiply-adds a cycle."""
+def plan_forward(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) -> Plan:
+    """The cheapest of conv_rows and conv_columns, in cycles of a processor that does two vector multiply-adds a cycle."""
+    found = [*_rows(g, vw, most_registers, slab), *_columns(g, vw, most_registers, slab, narrow)]
+    if not found:
+        raise ShapeError(
+            f"a convolution with kernels of {g.size} and dilation {g.dilation} reaches over more than fits a processor's cache"
+        )
+    return min(found)[1]
+
+
+def _rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Iterator[tuple[float, Plan]]:
+    """Plans for conv_rows: what they cost an image, and what they are."""
     tiles = [
         (r, v) for v in range(1, 9) for r in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14)
         if r * v + v + 1 < most_registers and r * v >= min(8, most_registers // 2)
     ]  # fmt: skip
     (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
-    found = []
     for cb in _even(g.out[2]):
         for rb in _even(g.out[1]):
             pitch = cb + over_w
@@ -113,19 +126,44 @@ def plan_rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Plan:
                 continue
             chunk = min(g.c, slab // plane)
             blocks = _up(g.out[1], rb) * _up(g.out[2], cb)
-            copy = g.c * (plane / vw + 3 * g.size[0] * (rb + over_h))
+            each = 1 / vw if g.stride[2] == 1 else 2  # cycles for an element that is copied
+            copy = g.c * (plane * each + 3 * g.size[0] * phases_h * phases_w * (rb + over_h))
             finish = g.k * rb * (6 * _up(cb, vw) + 4)
             for r, v in tiles:
                 k_blocks, strips = _up(g.k, r), _up(positions, v * vw)
                 step = max(r * v / 2, (2 * v + r) / 2 if vw >= 16 else (v + r) / 2) + 1
                 work = k_blocks * strips * (g.c * g.taps * step + 2 * r * v)
                 again = 1 if chunk == g.c else k_blocks
-                found.append((blocks * (work + again * copy + finish + 300), (r, v, rb, cb, chunk)))
-    if not found:
-        raise ShapeError(
-            f"a convolution with kernels of {g.size} and dilation {g.dilation} reaches over more than fits a processor's cache"
-        )
-    return Plan(*min(found)[1])
+                yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("rows", r, v, rb, cb, chunk)
+
+
+def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) -> Iterator[tuple[float, Plan]]:
+    """Plans for conv_columns, likewise."""
+    wide, cb = g.out[2] // g.up[2], g.out[2]
+    if wide < 1:
+        return
+    low, left = (-g.before[1]) // g.up[1], (-g.before[2]) // g.up[2]
+    reach = [u - 1 + (k - 1) * d - b for u, k, d, b in zip(g.up, g.size, g.dilation, g.before)]
+    pitch = (cb - 1) // g.up[2] * g.stride[2] + reach[2] // g.up[2] - left + 1
+    for rb in {_up(rows, g.up[1]) * g.up[1] for rows in _even(g.out[1])}:
+        high = (rb - 1) // g.up[1] * g.stride[1] + reach[1] // g.up[1] - low + 1
+        plane, positions = g.size[0] * high * pitch, rb * cb
+        if positions > narrow - 4 or plane > slab:
+            continue
+        chunk, blocks = min(g.c, slab // plane), _up(g.out[1], rb)
+        copy = g.c * (plane / vw + 3 * g.size[0] * high)
+        for v in (1, 2, 3, 4):
+            for r in range(1, min(wide, 16) + 1):
+                if r * v + v + 1 >= most_registers or r * v < min(8, wide):
+                    continue
+                strips = _up(g.k, v * vw)
+                step = max(r * v / 2, (r + v) / 2, 4) + 1
+                tiles = rb * sum(_up(_up(cb - b, g.up[2]), r) for b in range(g.up[2]))
+                taps = g.taps / (g.up[1] * g.up[2])
+                work = strips * tiles * (g.c * taps * step + 3 * r * v)
+                finish = g.k * positions * (1 + 6 / vw)
+                again = 1 if chunk == g.c else strips
+                yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
 
 
 @lru_cache(maxsize=4096)
@@ -133,6 +171,7 @@ def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int
     """The cheapest plan for conv_weights or conv_lanes; `room`: elements of dy that fit."""
     (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
     found = []
+    work: float
     for v in (1,) if lanes else (1, 2, 3, 4):
         r = min(g.taps, 12) if lanes else min((most_registers - v - 1) // v, {1: 14, 2: 12, 3: 9, 4: 6}[v])
         strips = _up(g.k, v * vw)
@@ -158,13 +197,13 @@ def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int
                 else:
                     step = max(r * v / 2, (r + v) / 2) + 1
                     work = _up(g.c, chunk) * _up(chunk * g.taps, r) * strips * (rb * cb * step + 3 * r * v + 4 * rb)
-                found.append((blocks * (work + copy + 300), (r, v, rb, cb, chunk)))
+                found.append((blocks * (work + copy + 300), Plan("lanes" if lanes else "weights", r, v, rb, cb, chunk)))
     if not found:
         raise ShapeError(
             f"a convolution with kernels of {g.size}, dilation {g.dilation} and {g.k} outputs reaches over more than fits a "
             "processor's cache"
         )
-    return Plan(*min(found)[1])
+    return min(found)[1]
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
@@ -208,23 +247,29 @@ def apply(
         return
     real, vw = device.real(dtype), vector_width(device, dtype)
     slab = SLAB_BYTES // np.dtype(dtype).itemsize
-    registers_there = registers(device)
-    plan = plan_rows(g, vw, registers_there, slab)
-    blocks = _up(g.k, plan.r)
-    packed = device.allocate(g.groups * blocks * plan.r * g.c * g.taps * np.dtype(dtype).itemsize)
+    plan = plan_forward(g, vw, registers(device), slab, NARROW)
+    columns = plan.kernel == "columns"
+    width = plan.v * vw if columns else plan.r  # output channels whose weights lie together
+    blocks = _up(g.k, width)
+    packed = device.allocate(g.groups * blocks * width * g.c * g.taps * np.dtype(dtype).itemsize)
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
     device.launch(
         "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, factor, packed,
-        real=real, PACK=1, KR=plan.r, **extra,
+        real=real, PACK=1, KR=width, **extra,
     )  # fmt: skip
     items = n * g.groups * g.out[0] * _up(g.out[1], plan.rb) * _up(g.out[2], plan.cb)
     parts = min(blocks, _up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
     p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, scale.column if scale else 0)
     table, at = (scale.table, scale.at) if scale else (None, None)
+    kernel: dict[str, Any] = (
+        {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": NARROW}
+        if columns
+        else {"ROWS": 1, "KR": plan.r, "PV": plan.v, "OUT": OUT}
+    )
     device.launch(
-        "conv", "conv_rows", (items * parts,), p, q, n, x, packed, bias, y, saved, table, at,
-        local=(1,), real=real, ROWS=1, VW=vw, KR=plan.r, PV=plan.v, SLAB=slab + 9 * vw, OUT=OUT,
-        MOST_TAPS=_most_taps(g), **_defines(activation, scale, bias, saved, times),
+        "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, bias, y, saved, table, at,
+        local=(1,), real=real, VW=vw, SLAB=slab + 9 * vw, MOST_TAPS=_most_taps(g), **kernel,
+        **_defines(activation, scale, bias, saved, times),
     )  # fmt: skip
 
 
@@ -321,3 +366,52 @@ def _activated(y: Array, activation: str, keep: bool) -> Array | None:
     saved = empty(y.device, y.shape, y.dtype) if on_input and keep else None
     y.activation = (activation, y.alias() if saved is None else saved) if keep or not on_input else None
     return saved
+
+
+def conv_transpose(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    window: Window,
+    groups: int = 1,
+    activation: str = "linear",
+    keep: bool = True,
+) -> tuple[Array, Backward]:
+    """The transpose of a convolution as a linear map (Zeiler et al. 2010): what takes its gradient by inputs.
+
+    y[n, c, o stride + i dilation - before] += w[k, c, i] x[n, k, o], then + b[c] and f. `window` is the convolution's:
+    x (batch, groups K, *window.out), w (groups K, C, *size), b (groups C,) -> y (batch, groups C, *window.space).
+    """
+    check_together("transposed convolution", x, w, b)
+    check_float("transposed convolution", x)
+    n, k, c = x.shape[0], w.shape[0] // groups, w.shape[1]
+    if x.shape[1] != w.shape[0] or w.shape[0] % groups or w.shape[2:] != window.size:
+        raise ShapeError(
+            f"an input of shape {x.shape} does not fit weights of shape {w.shape} in {groups} groups: it needs "
+            f"{w.shape[0]} channels, divisible by the groups"
+        )
+    g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
+    y = empty(device, (n, groups * c, *window.space), dtype)
+    saved = _activated(y, activation, keep)
+    apply(
+        device, n, turned(g), x.block, w.block, y.block, dtype=dtype, flip=True, bias=block_of(b), activation=activation,
+        saved=block_of(saved),
+    )  # fmt: skip
+
+    def backward(dz):
+        def write_dx(sink: Sink):
+            name, before = sink.times or ("linear", None)
+            apply(
+                device, n, g, dz.block, w.block, sink.out, dtype=dtype, activation=name,
+                saved=block_of(before), times=before is not None, scale=sink.scale,
+            )  # fmt: skip
+
+        def write_dw(for_w: Sink):
+            weight_gradients(device, n, g, dz.block, x.block, for_w, None, dtype=dtype)
+
+        yield x, write_dx  # before dw: a sink may be the weights themselves
+        yield w, write_dw
+        if b is not None:
+            yield b, sum_to(dz, (groups * c, *(1 for _ in window.space))).reshaped(b.shape)
+
+    return y, backward
