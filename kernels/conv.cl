@@ -17,22 +17,22 @@
 // conv_sum       adds the parts up, into the sinks of w and b.
 // conv_local     all three for GPUs, as a product of matrices whose operands are gathered while a group copies them to local
 //                memory (implicit GEMM).
-// unfold, fold   im2col and its adjoint, for CLBlast.
+// unfold, fold   im2col and its adjoint, and finish, the epilogue: for CLBlast, one image at a time.
 //
 // Epilogue of a sum s at channel k, each part there only if its define is: SCALED alpha * s + beta * y, TIMES times ACT's
 // derivative at SAVED before beta * y is added, BIAS + bias[k], KEEP (the value so far goes to SAVED), ACT f(...) unless TIMES.
-#ifndef VW
-#define VW 4
-#endif
 #ifndef ACT
 #define ACT linear
 #endif
 #include "activation.cl"
+#ifdef VW
 #include "vectors.cl"
-#ifdef GROUP
-#define GROUP_SIZE
-#else
 #define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
+#else                  // for GPUs
+#define UNROLL _Pragma("unroll")
+#define VLOAD(i, p) (p)[i]
+#define load_n(p, n) (p)[0]
+#define store_n(x, p, n) (p)[0] = (x)
 #endif
 
 // p: G C K, in D H W, out D H W, size D H W, stride D H W, and a number of its own for each kernel
@@ -71,6 +71,7 @@ static inline T epilogue(T x, real b, global const real *saved, global real *kep
   return x;
 }
 
+#ifdef VW
 // ---- what CPU kernels copy ----------------------------------------------------------------------------------------------
 // d[c] = row[(first + c * step) / up] for c in [0, n), 0 where that is no element of the row. d is written up to VW - 1
 // values further: what lies behind is written later. Of step and up one is 1.
@@ -87,6 +88,8 @@ static inline void copy_columns(local real *d, global const real *row, int n, in
     for (int i = max(0, (first + up - 1) / up), c = i * up - first; i < width && c < n; i++, c += up) d[c] = row[i];
   }
 }
+
+#endif
 
 #ifdef ROWS
 // ---- forward, and gradients by input ------------------------------------------------------------------------------------
@@ -308,7 +311,7 @@ kernel void conv_pack(int G, int C, int K, int taps, global const real *w, globa
 }
 #endif
 
-#ifdef WEIGHTS
+#if defined(WEIGHTS) && defined(VW)
 // ---- gradients by weights -----------------------------------------------------------------------------------------------
 // What both kernels do with an item: which images, which channels c, and where its part of `partial` is.
 #define ITEM                                                                                                              \
@@ -481,5 +484,144 @@ kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, in
   global real *to = last ? db + i - size : dw + i;
   const real2 pair = last ? SCALE(scale_b, at_b, for_b) : SCALE(scale_w, at_w, for_w);
   *to = pair.y == 0 ? pair.x * sum : pair.x * sum + pair.y * *to;
+}
+#endif
+
+#ifdef LOCAL
+// ---- GPUs ---------------------------------------------------------------------------------------------------------------
+// A (M, depth) times B (depth, columns) in tiles of TILE x TILE by groups of SIDE x SIDE work-items, EACH x EACH a work-item.
+//   forward   A = weights (K, C TAPS), B = inputs (C TAPS, N positions), gathered
+//   WEIGHTS   A = dy (K, N positions), B = inputs (N positions, C TAPS and a column of ones), gathered; `depth` a part
+#define SIDE 16
+#define EACH 4
+#define TILE (SIDE * EACH)
+#define KC 16
+#define FETCH (TILE * KC / (SIDE * SIDE))
+
+// The input that tap e = (c, kd, kh, kw) of output `at` = (n, d, h, w) sees, 0 outside
+static inline real gather(int16 p, int16 q, global const real *x, int g, int at, int e) {
+  UNPACK
+  const int w = at % OW, h = at / OW % OH, d = at / OW / OH % OD, n = at / OW / OH / OD;
+  const int c = e / TAPS, t = e % TAPS, col = w * SW + t % KW * DW - PW, row = h * SH + t / KW % KH * DH - PH, deep = d * SD + t / KW / KH * DD - PD;
+  if (col < 0 || row < 0 || deep < 0 || col % UW || row % UH || deep % UD || col / UW >= IW || row / UH >= IH || deep / UD >= ID) return 0;
+  return x[((((size_t)n * G + g) * C + c) * ID + deep / UD) * IH * IW + row / UH * IW + col / UW];
+}
+
+kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1)))
+void conv_local(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *bias, global real *y,
+                global real *saved, global const real2 *scale, global const int *at) {
+  UNPACK
+  const int column = q.sd, depth = q.se, P = OD * OH * OW, me = get_local_id(0), tx = me % SIDE, ty = me / SIDE;
+#ifdef WEIGHTS
+  const int columns = C * TAPS + 1, all = N * P;
+#else
+  const int columns = N * P, all = C * TAPS;
+#endif
+  const int across = (columns + TILE - 1) / TILE, high = (K + TILE - 1) / TILE;
+  int item = get_group_id(0);
+  const int j0 = item % across * TILE; item /= across;
+  const int i0 = item % high * TILE; item /= high;
+  const int g = item % G, part = item / G, begin = part * depth, end = min(all, begin + depth);
+  local real a[KC][TILE + 1], b[KC][TILE + 1];
+  real acc[EACH][EACH];
+  UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) acc[r][v] = 0;
+  for (int k0 = begin; k0 < end; k0 += KC) {
+    UNROLL for (int f = 0; f < FETCH; f++) {
+      const int z = f * SIDE * SIDE + me;
+      {
+        const int i = i0 + z / KC, e = k0 + z % KC;
+        real value = 0;
+        if (i < K && e < end) {
+#ifdef WEIGHTS
+          value = w[(((size_t)(e / P) * G + g) * K + i) * P + e % P];
+#elif defined(FLIP)
+          value = w[(((size_t)g * C + e / TAPS) * K + i) * TAPS + TAPS - 1 - e % TAPS];
+#else
+          value = w[((size_t)g * K + i) * C * TAPS + e];
+#endif
+        }
+        a[z % KC][z / KC] = value;
+      }
+#ifdef WEIGHTS
+      const int j = j0 + z / KC, e = k0 + z % KC;
+      b[z % KC][z / KC] = e >= end || j >= columns ? 0 : j == columns - 1 ? 1 : gather(p, q, x, g, e, j);
+#else
+      const int j = j0 + z % TILE, e = k0 + z / TILE;
+      b[z / TILE][z % TILE] = e >= end || j >= columns ? 0 : gather(p, q, x, g, j, e);
+#endif
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    UNROLL for (int k = 0; k < KC; k++) {
+      real bv[EACH];
+      UNROLL for (int v = 0; v < EACH; v++) bv[v] = b[k][v * SIDE + tx];
+      UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) acc[r][v] += a[k][r * SIDE + ty] * bv[v];
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+  }
+  UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) {
+    const int i = i0 + r * SIDE + ty, j = j0 + v * SIDE + tx;
+    if (i < K && j < columns) {
+#ifdef WEIGHTS
+      y[(((size_t)part * G + g) * columns + j) * K + i] = acc[r][v];
+#else
+      const size_t to = (((size_t)(j / P) * G + g) * K + i) * P + j % P;
+#ifdef BIAS
+      const real shift = bias[g * K + i];
+#else
+      const real shift = 0;
+#endif
+      y[to] = epilogue(acc[r][v], shift, saved + to, saved + to, y + to, 1, PAIR);
+#endif
+    }
+  }
+}
+#endif
+
+#ifdef UNFOLD
+// columns (C taps, out) of the images from `n` on = what each tap of each output sees
+kernel void unfold(int16 p, int16 q, int n, global const real *x, global real *columns) {
+  UNPACK
+  const int P = OD * OH * OW, i = get_global_id(0), e = get_global_id(1);
+  if (i >= P) return;
+  const int t = e % TAPS, c = e / TAPS;
+  const int col = i % OW * SW + t % KW * DW - PW, row = i / OW % OH * SH + t / KW % KH * DH - PH, deep = i / OW / OH * SD + t / KW / KH * DD - PD;
+  const int there = col >= 0 && row >= 0 && deep >= 0 && col < IW && row < IH && deep < ID;
+  columns[(size_t)e * P + i] = there ? x[((size_t)n * G * C + c) * ID * IH * IW + (deep * IH + row) * IW + col] : 0;
+}
+
+// its adjoint: each input of image n sums what every tap that sees it says, and the epilogue follows
+kernel void fold(int16 p, int16 q, int n, global const real *columns, global const real *bias, global real *x, global real *saved,
+                 global const real2 *scale, global const int *at) {
+  UNPACK
+  const int column = q.sd, P = OD * OH * OW, space = ID * IH * IW, i = get_global_id(0), c = get_global_id(1);
+  if (i >= space) return;
+  const int w = i % IW, h = i / IW % IH, d = i / IW / IH;
+  real sum = 0;
+  for (int t = 0; t < TAPS; t++) {
+    const int col = w + PW - t % KW * DW, row = h + PH - t / KW % KH * DH, deep = d + PD - t / KW / KH * DD;
+    if (col >= 0 && row >= 0 && deep >= 0 && col % SW == 0 && row % SH == 0 && deep % SD == 0 && col / SW < OW && row / SH < OH && deep / SD < OD)
+      sum += columns[((size_t)c * TAPS + t) * P + (deep / SD * OH + row / SH) * OW + col / SW];
+  }
+  const size_t to = ((size_t)n * G * C + c) * space + i;
+#ifdef BIAS
+  const real shift = bias[c];
+#else
+  const real shift = 0;
+#endif
+  x[to] = epilogue(sum, shift, saved + to, saved + to, x + to, 1, PAIR);
+}
+
+// y = epilogue(x), x and y (images, channels, space)
+kernel void finish(int channels, int space, int images, int column, global const real *x, global const real *bias, global real *y,
+                   global real *saved, global const real2 *scale, global const int *at) {
+  const int i = get_global_id(0), row = get_global_id(1);
+  if (i >= space) return;
+  const size_t to = (size_t)row * space + i;
+#ifdef BIAS
+  const real shift = bias[row % channels];
+#else
+  const real shift = 0;
+#endif
+  y[to] = epilogue(x[to], shift, saved + to, saved + to, y + to, 1, PAIR);
 }
 #endif

@@ -14,13 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ShapeError
-from ..gemm import Scale
+from ..gemm import Scale, engine_name, forced_engine, gemm
 from ..gemm.tile import vector_width
 from ..gemm.tuning import registers
 from ..runtime.device import Device
 from ..runtime.memory import Block
 from .activation import ACTIVATIONS
-from .array import Array, Backward, Sink, block_of, check_float, check_together, empty
+from .array import Array, Backward, Sink, block_of, check_float, check_together, empty, fill
+from .elementwise import scale_add
 from .reduce import sum_to
 from .window import Window
 
@@ -28,6 +29,7 @@ SLAB_BYTES = 96 << 10  # of inputs that a CPU's work-item keeps beside it: they 
 OUT = 1024  # outputs of a channel that it computes at once, and (times 64 bytes) what it keeps of dy
 NARROW = 256  # the same where vectors run over channels
 FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
+SIDE, TILE = 16, 64  # of a GPU's groups and of their tiles, as in kernels/conv.cl
 PARTS = 2  # parts of the batch for each core, in gradients by weights
 
 
@@ -207,21 +209,42 @@ def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
-def _defines(activation: str, scale: Scale | None, bias: Any, saved: Any, times: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"ACT": activation}
-    if scale is not None:
-        found["SCALED"] = 1
-    if times:
-        found["TIMES"] = 1
-    elif saved is not None:
-        found["KEEP"] = 1
-    if bias is not None:
-        found["BIAS"] = 1
-    return found
+class Epilogue(NamedTuple):
+    """What becomes of sums, as kernels/conv.cl says; `saved` is read where `times`, else written."""
+
+    bias: Block | None = None
+    activation: str = "linear"
+    saved: Block | None = None
+    times: bool = False
+    scale: Scale | None = None
+
+    def defines(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"ACT": self.activation}
+        if self.scale is not None:
+            found["SCALED"] = 1
+        if self.times:
+            found["TIMES"] = 1
+        elif self.saved is not None:
+            found["KEEP"] = 1
+        if self.bias is not None:
+            found["BIAS"] = 1
+        return found
+
+    @property
+    def column(self) -> int:
+        return self.scale.column if self.scale else 0
+
+    def pair(self) -> tuple[Any, Any]:
+        """The table of scales and the cell that says which row counts."""
+        return (self.scale.table, self.scale.at) if self.scale else (None, None)
 
 
 def _most_taps(g: Geometry) -> int:
     return max(64, 1 << (g.taps - 1).bit_length())
+
+
+def _by_clblast(device: Device) -> bool:
+    return forced_engine() == "clblast" and engine_name(device) == "clblast"
 
 
 def apply(
@@ -231,73 +254,90 @@ def apply(
     x: Block,
     w: Block,
     y: Block,
-    *,
     dtype: Any,
+    epilogue: Epilogue,
     flip: bool = False,
-    bias: Block | None = None,
     factor: Block | None = None,
-    activation: str = "linear",
-    saved: Block | None = None,
-    times: bool = False,
-    scale: Scale | None = None,
 ) -> None:
-    """y = epilogue(x * w) for n images, as kernels/conv.cl says; `flip`: w is that of the convolution whose gradient by
-    inputs, or transpose, this is. `factor` (channels out) multiplies the weights."""
+    """y = epilogue(x * w) for n images; with `flip` the gradient by inputs of that convolution, whose dy is x. `factor`
+    (channels out) multiplies the weights."""
     if n == 0:
         return
-    real, vw = device.real(dtype), vector_width(device, dtype)
-    slab = SLAB_BYTES // np.dtype(dtype).itemsize
+    if _by_clblast(device):
+        (_fold if flip else _unfold)(device, n, g, x, w, y, dtype, epilogue)
+        return
+    g = turned(g) if flip else g
+    real, size = device.real(dtype), np.dtype(dtype).itemsize
+    extra: dict[str, Any] = {"FLIP": 1} if flip else {}
+    if device.kind != "cpu":
+        tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
+        p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
+        device.launch(
+            "conv", "conv_local", (tiles * SIDE * SIDE,), p, q, n, x, w, epilogue.bias, y, epilogue.saved, *epilogue.pair(),
+            local=(SIDE * SIDE,), real=real, LOCAL=1, **extra, **epilogue.defines(),
+        )  # fmt: skip
+        return
+    vw, slab = vector_width(device, dtype), SLAB_BYTES // size
     plan = plan_forward(g, vw, registers(device), slab, NARROW)
     columns = plan.kernel == "columns"
     width = plan.v * vw if columns else plan.r  # output channels whose weights lie together
     blocks = _up(g.k, width)
-    packed = device.allocate(g.groups * blocks * width * g.c * g.taps * np.dtype(dtype).itemsize)
-    extra: dict[str, Any] = {"FLIP": 1} if flip else {}
+    packed = device.allocate(g.groups * blocks * width * g.c * g.taps * size)
     device.launch(
         "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, factor, packed,
         real=real, PACK=1, KR=width, **extra,
     )  # fmt: skip
     items = n * g.groups * g.out[0] * _up(g.out[1], plan.rb) * _up(g.out[2], plan.cb)
     parts = min(blocks, _up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
-    p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, scale.column if scale else 0)
-    table, at = (scale.table, scale.at) if scale else (None, None)
+    p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, epilogue.column)
     kernel: dict[str, Any] = (
         {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": NARROW}
         if columns
         else {"ROWS": 1, "KR": plan.r, "PV": plan.v, "OUT": OUT}
     )
     device.launch(
-        "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, bias, y, saved, table, at,
-        local=(1,), real=real, VW=vw, SLAB=slab + 9 * vw, MOST_TAPS=_most_taps(g), **kernel,
-        **_defines(activation, scale, bias, saved, times),
+        "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, epilogue.bias, y, epilogue.saved, *epilogue.pair(),
+        local=(1,), real=real, VW=vw, SLAB=slab + 9 * vw, MOST_TAPS=_most_taps(g), **kernel, **epilogue.defines(),
     )  # fmt: skip
 
 
 def weight_gradients(
-    device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, *, dtype: Any
+    device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, dtype: Any
 ) -> None:
     """The gradients by weights and bias, into their sinks."""
-    real, vw, size = device.real(dtype), vector_width(device, dtype), np.dtype(dtype).itemsize
-    slab, room = SLAB_BYTES // size, 16 * OUT * 4 // size
-    lanes = g.k < FEW_CHANNELS
-    plan = plan_weights(g, vw, registers(device), slab, room, lanes)
-    entries = g.c * g.taps
-    kp = 1 if lanes else _up(g.k, plan.v * vw) * plan.v * vw
-    wanted = PARTS * device.compute_units
-    splits = min(g.c, _up(wanted, g.groups)) if entries * g.k > 1 << 18 or n == 1 else 1
-    parts = max(1, min(n, _up(wanted, g.groups * splits)))
-    partial = device.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp) * size)
-    p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
-    extra: dict[str, Any] = {"LANES": 1} if lanes else {}
-    defines = {**extra, "VW": vw, "MR": plan.r}
-    if not lanes:
-        defines["NV"] = plan.v
-    device.launch(
-        "conv", "conv_lanes" if lanes else "conv_weights", (parts * g.groups * splits,), p, q, n, x, dy, partial,
-        local=(1,), real=real, WEIGHTS=1, SLAB=slab + 9 * vw, OUT=room + vw, MOST_TAPS=_most_taps(g), **defines,
-    )  # fmt: skip
-    scales = [sink.scale for sink in (for_w, for_b) if sink is not None]
-    assert all(scales), "gradients of parameters have a scale"
+    if _by_clblast(device):
+        _unfolded_gradients(device, n, g, x, dy, for_w, for_b, dtype)
+        return
+    real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
+    extra: dict[str, Any] = {}
+    if device.kind != "cpu":
+        kp, tiles, positions = g.k, _up(entries + 1, TILE) * _up(g.k, TILE) * g.groups, n * math.prod(g.out)
+        parts = max(1, min(_up(8 * device.compute_units, tiles), positions // 256))
+        depth = max(1, _up(_up(positions, parts), 16) * 16)
+        parts = max(1, _up(positions, depth))
+        partial = device.allocate(parts * g.groups * (entries + 1) * kp * size)
+        p, q = g.vectors(0, 0, 0, 0, 0, 0, depth)
+        device.launch(
+            "conv", "conv_local", (parts * tiles * SIDE * SIDE,), p, q, n, x, dy, None, partial, None, None, None,
+            local=(SIDE * SIDE,), real=real, LOCAL=1, WEIGHTS=1,
+        )  # fmt: skip
+    else:
+        lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
+        slab, room = SLAB_BYTES // size, 64 * OUT // size
+        plan = plan_weights(g, vw, registers(device), slab, room, lanes)
+        kp = 1 if lanes else _up(g.k, plan.v * vw) * plan.v * vw
+        wanted = PARTS * device.compute_units
+        splits = min(g.c, _up(wanted, g.groups)) if entries * g.k > 1 << 18 or n == 1 else 1
+        parts = max(1, min(n, _up(wanted, g.groups * splits)))
+        partial = device.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp) * size)
+        p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
+        extra = {"LANES": 1} if lanes else {}
+        registers_used = {"MR": plan.r} if lanes else {"MR": plan.r, "NV": plan.v}
+        device.launch(
+            "conv", f"conv_{plan.kernel}", (parts * g.groups * splits,), p, q, n, x, dy, partial,
+            local=(1,), real=real, WEIGHTS=1, VW=vw, SLAB=slab + 9 * vw, OUT=room + vw, MOST_TAPS=_most_taps(g),
+            **registers_used, **extra,
+        )  # fmt: skip
     arguments: list[Any] = []
     for sink in (for_w, for_b):
         arguments += [sink.scale.table, sink.scale.at] if sink is not None and sink.scale else [None, None]
@@ -306,6 +346,70 @@ def weight_gradients(
         "conv", "conv_sum", (g.groups * g.k * (entries + 1),), g.groups, g.k, entries, kp, parts, *columns, partial,
         for_w and for_w.out, for_b and for_b.out, *arguments, real=real, SUM=1, **extra,
     )  # fmt: skip
+
+
+# -- by CLBlast: im2col for one image at a time -----------------------------------------------------------------------
+def _unfold_image(device: Device, g: Geometry, image: int, x: Block, columns: Block, dtype: Any) -> None:
+    p, q = g.vectors(0)
+    size = (math.prod(g.out), g.groups * g.c * g.taps)
+    device.launch("conv", "unfold", size, p, q, image, x, columns, real=device.real(dtype), UNFOLD=1)
+
+
+def _unfold(device: Device, n: int, g: Geometry, x: Block, w: Block, y: Block, dtype: Any, epilogue: Epilogue) -> None:
+    positions, depth, size = math.prod(g.out), g.c * g.taps, np.dtype(dtype).itemsize
+    columns = device.allocate(g.groups * depth * positions * size)
+    sums = device.allocate(n * g.groups * g.k * positions * size)
+    for image in range(n):
+        _unfold_image(device, g, image, x, columns, dtype)
+        for group in range(g.groups):
+            gemm(
+                device, g.k, positions, depth, w, columns, sums, dtype=dtype, a_offset=group * g.k * depth,
+                b_offset=group * depth * positions, c_offset=(image * g.groups + group) * g.k * positions,
+            )  # fmt: skip
+    device.launch(
+        "conv", "finish", (positions, n * g.groups * g.k), g.groups * g.k, positions, n, epilogue.column, sums, epilogue.bias, y,
+        epilogue.saved, *epilogue.pair(), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
+    )  # fmt: skip
+
+
+def _fold(device: Device, n: int, g: Geometry, dy: Block, w: Block, dx: Block, dtype: Any, epilogue: Epilogue) -> None:
+    positions, depth = math.prod(g.out), g.c * g.taps
+    columns = device.allocate(g.groups * depth * positions * np.dtype(dtype).itemsize)
+    p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column)
+    for image in range(n):
+        for group in range(g.groups):
+            gemm(
+                device, depth, positions, g.k, w, dy, columns, dtype=dtype, transpose_a=True, a_offset=group * g.k * depth,
+                b_offset=(image * g.groups + group) * g.k * positions, c_offset=group * depth * positions,
+            )  # fmt: skip
+        device.launch(
+            "conv", "fold", (math.prod(g.space), g.groups * g.c), p, q, image, columns, epilogue.bias, dx, epilogue.saved,
+            *epilogue.pair(), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
+        )  # fmt: skip
+
+
+def _unfolded_gradients(
+    device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, dtype: Any
+) -> None:
+    positions, depth = math.prod(g.out), g.c * g.taps
+    if for_w is not None:
+        total = fill(empty(device, (g.groups * g.k, depth), dtype), 0.0)
+        columns = device.allocate(g.groups * depth * positions * total.dtype.itemsize)
+        added = Scale.constant(device, dtype, 1, 1)
+        for image in range(n):
+            _unfold_image(device, g, image, x, columns, dtype)
+            for group in range(g.groups):
+                gemm(
+                    device, g.k, depth, positions, dy, columns, total.block, dtype=dtype, transpose_b=True, scale=added,
+                    a_offset=(image * g.groups + group) * g.k * positions, b_offset=group * depth * positions,
+                    c_offset=group * g.k * depth,
+                )  # fmt: skip
+        assert for_w.scale is not None
+        scale_add(total, for_w.out, for_w.scale)
+    if for_b is not None:
+        assert for_b.scale is not None
+        dz = Array(dy, (n, g.groups * g.k, positions), dtype, device)
+        scale_add(sum_to(dz, (g.groups * g.k, 1)), for_b.out, for_b.scale)
 
 
 # -- the ops ----------------------------------------------------------------------------------------------------------
@@ -335,26 +439,25 @@ def conv(
     g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
     y = empty(device, (n, w.shape[0], *window.out), dtype)
     saved = _activated(y, activation, keep)
-    apply(
-        device, n, g, x.block, w.block, y.block, dtype=dtype, bias=block_of(b), activation=activation,
-        saved=block_of(saved),
-    )  # fmt: skip
+    apply(device, n, g, x.block, w.block, y.block, dtype, Epilogue(block_of(b), activation, block_of(saved)))
 
     def backward(dz):
         def write_dx(sink: Sink):
-            name, before = sink.times or ("linear", None)
-            apply(
-                device, n, turned(g), dz.block, w.block, sink.out, dtype=dtype, flip=True, activation=name,
-                saved=block_of(before), times=before is not None, scale=sink.scale,
-            )  # fmt: skip
+            apply(device, n, g, dz.block, w.block, sink.out, dtype, _into(sink), flip=True)
 
         def write_dw_db(for_w: Sink | None, for_b: Sink | None = None):
-            weight_gradients(device, n, g, x.block, dz.block, for_w, for_b, dtype=dtype)
+            weight_gradients(device, n, g, x.block, dz.block, for_w, for_b, dtype)
 
         yield x, write_dx  # before dw: a sink may be the weights themselves
         yield (w, write_dw_db) if b is None else (w, b, write_dw_db)
 
     return y, backward
+
+
+def _into(sink: Sink) -> Epilogue:
+    """The epilogue of a gradient by inputs."""
+    name, before = sink.times or ("linear", None)
+    return Epilogue(None, name, block_of(before), before is not None, sink.scale)
 
 
 def _activated(y: Array, activation: str, keep: bool) -> Array | None:
@@ -393,21 +496,14 @@ def conv_transpose(
     g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
     y = empty(device, (n, groups * c, *window.space), dtype)
     saved = _activated(y, activation, keep)
-    apply(
-        device, n, turned(g), x.block, w.block, y.block, dtype=dtype, flip=True, bias=block_of(b), activation=activation,
-        saved=block_of(saved),
-    )  # fmt: skip
+    apply(device, n, g, x.block, w.block, y.block, dtype, Epilogue(block_of(b), activation, block_of(saved)), flip=True)
 
     def backward(dz):
         def write_dx(sink: Sink):
-            name, before = sink.times or ("linear", None)
-            apply(
-                device, n, g, dz.block, w.block, sink.out, dtype=dtype, activation=name,
-                saved=block_of(before), times=before is not None, scale=sink.scale,
-            )  # fmt: skip
+            apply(device, n, g, dz.block, w.block, sink.out, dtype, _into(sink))
 
         def write_dw(for_w: Sink):
-            weight_gradients(device, n, g, dz.block, x.block, for_w, None, dtype=dtype)
+            weight_gradients(device, n, g, dz.block, x.block, for_w, None, dtype)
 
         yield x, write_dx  # before dw: a sink may be the weights themselves
         yield w, write_dw
