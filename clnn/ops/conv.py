@@ -371,7 +371,8 @@ def _unfold(device: Device, n: int, g: Geometry, x: Block, w: Block, y: Block, d
                 b_offset=group * depth * positions, c_offset=(image * g.groups + group) * g.k * positions,
             )  # fmt: skip
     device.launch(
-        "conv", "finish", (positions, n * g.groups * g.k), g.groups * g.k, positions, n, epilogue.column, sums, *epilogue.arguments(y), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
+        "conv", "finish", (positions, n * g.groups * g.k), g.groups * g.k, positions, n, epilogue.column, sums,
+        *epilogue.arguments(y), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
     )  # fmt: skip
 
 
@@ -386,7 +387,8 @@ def _fold(device: Device, n: int, g: Geometry, dy: Block, w: Block, dx: Block, d
                 b_offset=(image * g.groups + group) * g.k * positions, c_offset=group * depth * positions,
             )  # fmt: skip
         device.launch(
-            "conv", "fold", (math.prod(g.space), g.groups * g.c), p, q, image, columns, *epilogue.arguments(dx), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
+            "conv", "fold", (math.prod(g.space), g.groups * g.c), p, q, image, columns,
+            *epilogue.arguments(dx), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
         )  # fmt: skip
 
 
