@@ -23,7 +23,21 @@ from .errors import (
 )
 from .functions import *  # noqa: F403
 from .functions import __all__ as _functions
-from .layers import Activation, Dense, Dropout, Flatten, Layer, Reshape, register
+from .layers import (
+    Activation,
+    BatchNorm,
+    Dense,
+    Dropout,
+    Flatten,
+    GroupNorm,
+    InstanceNorm,
+    Layer,
+    LayerNorm,
+    LocalResponseNorm,
+    Reshape,
+    RMSNorm,
+    register,
+)
 from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
 from .optim import LAMB, SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, Optimizer, RMSprop
@@ -58,6 +72,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "AMSGrad",
+    "BatchNorm",
     "BuildError",
     "Callback",
     "CheckpointError",
@@ -77,10 +92,14 @@ __all__ = [
     "Flatten",
     "HessianFree",
     "GradientNorms",
+    "GroupNorm",
     "History",
+    "InstanceNorm",
     "Layer",
+    "LayerNorm",
     "Linear",
     "Lion",
+    "LocalResponseNorm",
     "Model",
     "Nadam",
     "OneCycle",
@@ -91,6 +110,7 @@ __all__ = [
     "RecordingWarning",
     "ReduceOnPlateau",
     "Reshape",
+    "RMSNorm",
     "RMSprop",
     "Schedule",
     "Sequential",

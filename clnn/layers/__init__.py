@@ -2,5 +2,21 @@
 
 from .base import REGISTRY, Layer, register
 from .core import Activation, Dense, Dropout, Flatten, Reshape
+from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LocalResponseNorm, RMSNorm
 
-__all__ = ["REGISTRY", "Activation", "Dense", "Dropout", "Flatten", "Layer", "Reshape", "register"]
+__all__ = [
+    "REGISTRY",
+    "Activation",
+    "BatchNorm",
+    "Dense",
+    "Dropout",
+    "Flatten",
+    "GroupNorm",
+    "InstanceNorm",
+    "Layer",
+    "LayerNorm",
+    "LocalResponseNorm",
+    "RMSNorm",
+    "Reshape",
+    "register",
+]
