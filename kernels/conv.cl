@@ -7,29 +7,32 @@
 //                lie positions of no output, computed and dropped. Strides make the copy a plane for each phase, so they
 //                cost nothing in the loops; zeros between inputs (UP, for gradients of strided convolutions and for
 //                transposed ones) are put there by the copy as well. Per tap: KR weights times PV vectors, in registers.
-// conv_pack      the weights in the order in which conv_rows reads them; turned over for gradients by input.
+// conv_columns   the same with vectors over output channels, for narrow images and strides: MR positions of a row times NV
+//                vectors of weights. Results are turned while they leave. With UP, outputs of one phase share their taps, and
+//                the zeros between inputs are never touched.
+// conv_pack      the weights in the order in which these two read them; turned over for gradients by input.
 // conv_weights   the gradient by weights, for CPUs: vectors run over output channels (dy is turned while it is copied), the
 //                MR rows of the register tile are (channel, tap) pairs. Parts of the batch go to parts of `partial`.
 // conv_lanes     the same where a group has few output channels (depthwise): vectors run over positions.
 // conv_sum       adds the parts up, into the sinks of w and b.
 // conv_local     all three for GPUs, as a product of matrices whose operands are gathered while a group copies them to local
 //                memory (implicit GEMM).
-// unfold, fold   im2col and its adjoint, for CLBlast.
+// unfold, fold   im2col and its adjoint, and finish, the epilogue: for CLBlast, one image at a time.
 //
 // Epilogue of a sum s at channel k, each part there only if its define is: SCALED alpha * s + beta * y, TIMES times ACT's
-// derivative at SAVED before beta * y is added, BIAS + bias[k], KEEP (the value so far goes to SAVED), ACT f(...) unless TIMES.
-#ifndef VW
-#define VW 4
-#endif
+// derivative at SAVED before beta * y is added, FACTOR times factor[k], BIAS + bias[k], KEEP (the value so far goes to SAVED), ACT f(...) unless TIMES.
 #ifndef ACT
 #define ACT linear
 #endif
 #include "activation.cl"
+#ifdef VW
 #include "vectors.cl"
-#ifdef GROUP
-#define GROUP_SIZE
-#else
 #define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
+#else                  // for GPUs
+#define UNROLL _Pragma("unroll")
+#define VLOAD(i, p) (p)[i]
+#define load_n(p, n) (p)[0]
+#define store_n(x, p, n) (p)[0] = (x)
 #endif
 
 // p: G C K, in D H W, out D H W, size D H W, stride D H W, and a number of its own for each kernel
@@ -45,7 +48,17 @@
 #else
 #define PAIR (real2)(1, 0)
 #endif
-static inline T epilogue(T x, real b, global const real *saved, global real *kept, global const real *y, int n, real2 pair) {
+#ifdef FACTOR
+#define FACTOR_OF(k) factor[k]
+#else
+#define FACTOR_OF(k) 1
+#endif
+#ifdef BIAS
+#define BIAS_OF(k) bias[k]
+#else
+#define BIAS_OF(k) 0
+#endif
+static inline T epilogue(T x, real a, real b, global const real *saved, global real *kept, global const real *y, int n, real2 pair) {
 #ifdef SCALED
   x *= pair.x;
 #endif
@@ -55,6 +68,9 @@ static inline T epilogue(T x, real b, global const real *saved, global real *kep
 #endif
 #ifdef SCALED
   if (pair.y != 0) x += pair.y * load_n(y, n);
+#endif
+#ifdef FACTOR
+  x *= a;
 #endif
 #ifdef BIAS
   x += b;
@@ -68,6 +84,7 @@ static inline T epilogue(T x, real b, global const real *saved, global real *kep
   return x;
 }
 
+#ifdef VW
 // ---- what CPU kernels copy ----------------------------------------------------------------------------------------------
 // d[c] = row[(first + c * step) / up] for c in [0, n), 0 where that is no element of the row. d is written up to VW - 1
 // values further: what lies behind is written later. Of step and up one is 1.
@@ -84,6 +101,8 @@ static inline void copy_columns(local real *d, global const real *row, int n, in
     for (int i = max(0, (first + up - 1) / up), c = i * up - first; i < width && c < n; i++, c += up) d[c] = row[i];
   }
 }
+
+#endif
 
 #ifdef ROWS
 // ---- forward, and gradients by input ------------------------------------------------------------------------------------
@@ -109,7 +128,7 @@ static inline void conv_tile(local const real *slab, local const int *tap, int t
 }
 
 // rb x cb: rows and columns of a block; parts: in how many the output channels are split; chunk: channels copied at once
-kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *bias, global real *y,
+kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *factor, global const real *bias, global real *y,
                                  global real *saved, global const real2 *scale, global const int *at) {
   UNPACK
   const int rb = q.s9, cb = q.sa, parts = q.sb, chunk = q.sc, column = q.sd;
@@ -156,16 +175,122 @@ kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, 
     }
     for (int r = 0; r < min(KR, K - k0); r++) {
       const size_t to = ((((size_t)n * G + g) * K + k0 + r) * OD + d0) * OH * OW + h0 * OW + w0;
-#ifdef BIAS
-      const real b = bias[g * K + k0 + r];
-#else
-      const real b = 0;
-#endif
+      const real by = FACTOR_OF(g * K + k0 + r), b = BIAS_OF(g * K + k0 + r);
       for (int h = 0; h < rows; h++)
         for (int c = 0; c < columns; c += VW) {
           const size_t i = to + h * OW + c;
-          store_n(epilogue(VLOAD(0, o + r * OUT + h * pitch + c), b, saved + i, saved + i, y + i, columns - c, pair), y + i, columns - c);
+          store_n(epilogue(VLOAD(0, o + r * OUT + h * pitch + c), by, b, saved + i, saved + i, y + i, columns - c, pair), y + i, columns - c);
         }
+    }
+  }
+}
+#endif
+
+#ifdef COLUMNS
+// ---- the same, vectors over output channels -----------------------------------------------------------------------------
+#define NR (NV * VW)
+static inline int down(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }  // a / b, rounded down
+
+// o: MR positions, `apart` values from one to the next, of NR channels = or += the sum over input channels and taps
+static inline void conv_tile(local const real *slab, local const int *tap, local const int *which, int taps, int all, int channels,
+                             int stride, global const real *w, local real *o, int apart, int more) {
+  T acc[MR][NV];
+  if (more) UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = VLOAD(v, o + r * apart);
+  else UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+  for (int c = 0; c < channels; c++, slab += stride, w += all * NR)
+    for (int t = 0; t < taps; t++) {
+      local const real *x = slab + tap[t];
+      global const real *b = w + which[t];
+      T bv[NV];
+      UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, b);
+      UNROLL for (int r = 0; r < MR; r++) {
+        const T a = (T)(x[r * STEP]);
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * bv[v];
+      }
+    }
+  UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) VSTORE(acc[r][v], v, o + r * apart);
+}
+
+// rb: rows of a block, a multiple of UH; parts: in how many the strips of output channels are split; chunk: channels copied at once
+kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *factor,
+                                    global const real *bias, global real *y, global real *saved, global const real2 *scale, global const int *at) {
+  UNPACK
+  const int rb = q.s9, parts = q.sb, chunk = q.sc, column = q.sd;
+  const int blocks_h = (OH + rb - 1) / rb, strips = (K + NR - 1) / NR;
+  local real slab[SLAB] __attribute__((aligned(64)));
+  local real o[NR * OUT] __attribute__((aligned(64)));
+  local real turned[NR * OUT + VW] __attribute__((aligned(64)));
+  local int tap[MOST_TAPS], which[MOST_TAPS];
+  int item = get_global_id(0);
+  const int part = item % parts; item /= parts;
+  const int h0 = item % blocks_h * rb; item /= blocks_h;
+  const int d0 = item % OD; item /= OD;
+  const int g = item % G, n = item / G;
+  if (n >= N) return;
+  const int rows = min(rb, OH - h0);
+  // what is copied of each plane: from row `top` and column `left` on, `high` x `pitch`
+  const int top = h0 / UH * SH + down(-PH, UH), left = down(-PW, UW);
+  const int high = ((rows - 1) / UH) * SH + down(UH - 1 + (KH - 1) * DH - PH, UH) - down(-PH, UH) + 1;
+  const int pitch = ((OW - 1) / UW) * SW + down(UW - 1 + (KW - 1) * DW - PW, UW) - left + 1;
+  const int plane = high * pitch, stride = KD * plane;
+  const real2 pair = PAIR;
+  for (int strip = strips * part / parts; strip < strips * (part + 1) / parts; strip++) {
+    const int channels_out = min(NR, K - strip * NR), positions = rows * OW;
+    for (int c0 = 0; c0 < C; c0 += chunk) {
+      const int channels = min(chunk, C - c0);
+      if (C > chunk || strip == strips * part / parts) {
+        local real *d = slab;
+        for (int c = c0; c < c0 + channels; c++)
+          for (int kd = 0; kd < KD; kd++) {
+            const int at_d = d0 * SD + kd * DD - PD, there = at_d >= 0 && at_d < DEPTH && at_d % UD == 0;
+            global const real *from = x + (((size_t)n * G + g) * C + c) * ID * IH * IW + (there ? at_d / UD * IH * IW : 0);
+            for (int r = 0; r < high; r++, d += pitch) {
+              const int at_h = top + r;
+              if (there && at_h >= 0 && at_h < IH) copy_columns(d, from + at_h * IW, pitch, left, 1, 1, IW);
+              else for (int z = 0; z < pitch; z++) d[z] = 0;
+            }
+          }
+      }
+      global const real *packed = w + (((size_t)g * strips + strip) * C + c0) * TAPS * NR;
+      for (int a = 0; a < min(UH, rows); a++) for (int b = 0; b < min(UW, OW); b++) {  // phases of outputs: each has its taps
+        int taps = 0;
+        for (int kd = 0; kd < KD; kd++) for (int i = 0; i < KH; i++) for (int j = 0; j < KW; j++) {
+          const int row = a + i * DH - PH, col = b + j * DW - PW;
+          if ((row - down(row, UH) * UH) || (col - down(col, UW) * UW)) continue;
+          tap[taps] = (kd * high + down(row, UH) - down(-PH, UH)) * pitch + down(col, UW) - left;
+          which[taps++] = ((kd * KH + i) * KW + j) * NR;
+        }
+        const int wide = (OW - b + UW - 1) / UW;
+        for (int h = a, r = 0; h < rows; h += UH, r++) for (int c = 0; c < wide; c += MR) {
+          const int first = min(c, max(0, wide - MR));  // the last tile lies within the row, if that is wide enough
+          local real *to = o + (h * OW + b + first * UW) * NR;
+          if (c0 > 0 && first < c)  // some of its outputs have their sums already: they go aside
+            for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, to + (z - first) * UW * NR), (z - first) * NV + v, turned);
+          conv_tile(slab + r * SH * pitch + first * SW, tap, which, taps, TAPS, channels, stride, packed, to, UW * NR, c0 > 0);
+          if (c0 > 0 && first < c)
+            for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD((z - first) * NV + v, turned), v, to + (z - first) * UW * NR);
+        }
+      }
+    }
+    // o (positions, NR) becomes turned (NR, positions), 4 x 4 at a time
+    const int across = (positions + 3) / 4 * 4;
+    for (int i = 0; i < positions; i += 4) for (int k = 0; k < channels_out; k += 4) {
+      const CAT(REAL, 4) t0 = vload4(0, o + (i + 0) * NR + k), t1 = vload4(0, o + (i + 1) * NR + k);
+      const CAT(REAL, 4) t2 = vload4(0, o + (i + 2) * NR + k), t3 = vload4(0, o + (i + 3) * NR + k);
+      local real *to = turned + k * across + i;
+      vstore4((CAT(REAL, 4))(t0.s0, t1.s0, t2.s0, t3.s0), 0, to);
+      vstore4((CAT(REAL, 4))(t0.s1, t1.s1, t2.s1, t3.s1), 0, to + across);
+      vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, to + 2 * across);
+      vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, to + 3 * across);
+    }
+    for (int k = 0; k < channels_out; k++) {
+      const int kk = g * K + strip * NR + k;
+      const size_t to = (((size_t)n * G * K + kk) * OD + d0) * OH * OW + h0 * OW;
+      const real by = FACTOR_OF(kk), shift = BIAS_OF(kk);
+      for (int c = 0; c < positions; c += VW) {
+        const size_t i = to + c;
+        store_n(epilogue(VLOAD(0, turned + k * across + c), by, shift, saved + i, saved + i, y + i, positions - c, pair), y + i, positions - c);
+      }
     }
   }
 }
@@ -173,7 +298,7 @@ kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, 
 
 #ifdef PACK
 // d[g][block][c][tap][r] = w[g K + block KR + r][c][tap], zeros for r behind K; FLIP: c and k change places, and taps turn over
-kernel void conv_pack(int G, int C, int K, int taps, global const real *w, global const real *factor, global real *d) {
+kernel void conv_pack(int G, int C, int K, int taps, global const real *w, global real *d) {
   const int blocks = (K + KR - 1) / KR, item = get_global_id(0), c = item % C, block = item / C % blocks, g = item / C / blocks;
   if (g >= G) return;
   d += (size_t)item % C * taps * KR + (size_t)(item / C) * C * taps * KR;
@@ -183,15 +308,14 @@ kernel void conv_pack(int G, int C, int K, int taps, global const real *w, globa
     global const real *from = w + (((size_t)g * C + c) * K + k) * taps + taps - 1;
     for (int t = 0; t < taps; t++) d[t * KR + r] = k < K ? from[-t] : 0;
 #else
-    const real by = factor && k < K ? factor[g * K + k] : 1;
     global const real *from = w + (((size_t)g * K + k) * C + c) * taps;
-    for (int t = 0; t < taps; t++) d[t * KR + r] = k < K ? by * from[t] : 0;
+    for (int t = 0; t < taps; t++) d[t * KR + r] = k < K ? from[t] : 0;
 #endif
   }
 }
 #endif
 
-#ifdef WEIGHTS
+#if defined(WEIGHTS) && defined(VW)
 // ---- gradients by weights -----------------------------------------------------------------------------------------------
 // What both kernels do with an item: which images, which channels c, and where its part of `partial` is.
 #define ITEM                                                                                                              \
@@ -364,5 +488,132 @@ kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, in
   global real *to = last ? db + i - size : dw + i;
   const real2 pair = last ? SCALE(scale_b, at_b, for_b) : SCALE(scale_w, at_w, for_w);
   *to = pair.y == 0 ? pair.x * sum : pair.x * sum + pair.y * *to;
+}
+#endif
+
+#ifdef LOCAL
+// ---- GPUs ---------------------------------------------------------------------------------------------------------------
+// A (M, depth) times B (depth, columns) in tiles of TILE x TILE by groups of SIDE x SIDE work-items, EACH x EACH a work-item.
+//   forward   A = weights (K, C TAPS), B = inputs (C TAPS, N positions), gathered
+//   WEIGHTS   A = dy (K, N positions), B = inputs (N positions, C TAPS and a column of ones), gathered; `depth` a part
+#define SIDE 16
+#define EACH 4
+#define TILE (SIDE * EACH)
+#define KC 16
+#define FETCH (TILE * KC / (SIDE * SIDE))
+
+// The input that tap e = (c, kd, kh, kw) of output `at` = (n, d, h, w) sees, 0 outside
+static inline real gather(int16 p, int16 q, global const real *x, int g, int at, int e) {
+  UNPACK
+  const int w = at % OW, h = at / OW % OH, d = at / OW / OH % OD, n = at / OW / OH / OD;
+  const int c = e / TAPS, t = e % TAPS, col = w * SW + t % KW * DW - PW, row = h * SH + t / KW % KH * DH - PH, deep = d * SD + t / KW / KH * DD - PD;
+  if (col < 0 || row < 0 || deep < 0 || col % UW || row % UH || deep % UD || col / UW >= IW || row / UH >= IH || deep / UD >= ID) return 0;
+  return x[((((size_t)n * G + g) * C + c) * ID + deep / UD) * IH * IW + row / UH * IW + col / UW];
+}
+
+kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1)))
+void conv_local(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *factor, global const real *bias, global real *y,
+                global real *saved, global const real2 *scale, global const int *at) {
+  UNPACK
+  const int column = q.sd, depth = q.se, P = OD * OH * OW, me = get_local_id(0), tx = me % SIDE, ty = me / SIDE;
+#ifdef WEIGHTS
+  const int columns = C * TAPS + 1, all = N * P;
+#else
+  const int columns = N * P, all = C * TAPS;
+#endif
+  const int across = (columns + TILE - 1) / TILE, high = (K + TILE - 1) / TILE;
+  int item = get_group_id(0);
+  const int j0 = item % across * TILE; item /= across;
+  const int i0 = item % high * TILE; item /= high;
+  const int g = item % G, part = item / G, begin = part * depth, end = min(all, begin + depth);
+  local real a[KC][TILE + 1], b[KC][TILE + 1];
+  real acc[EACH][EACH];
+  UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) acc[r][v] = 0;
+  for (int k0 = begin; k0 < end; k0 += KC) {
+    UNROLL for (int f = 0; f < FETCH; f++) {
+      const int z = f * SIDE * SIDE + me;
+      {
+        const int i = i0 + z / KC, e = k0 + z % KC;
+        real value = 0;
+        if (i < K && e < end) {
+#ifdef WEIGHTS
+          value = w[(((size_t)(e / P) * G + g) * K + i) * P + e % P];
+#elif defined(FLIP)
+          value = w[(((size_t)g * C + e / TAPS) * K + i) * TAPS + TAPS - 1 - e % TAPS];
+#else
+          value = w[((size_t)g * K + i) * C * TAPS + e];
+#endif
+        }
+        a[z % KC][z / KC] = value;
+      }
+#ifdef WEIGHTS
+      const int j = j0 + z / KC, e = k0 + z % KC;
+      b[z % KC][z / KC] = e >= end || j >= columns ? 0 : j == columns - 1 ? 1 : gather(p, q, x, g, e, j);
+#else
+      const int j = j0 + z % TILE, e = k0 + z / TILE;
+      b[z / TILE][z % TILE] = e >= end || j >= columns ? 0 : gather(p, q, x, g, j, e);
+#endif
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    UNROLL for (int k = 0; k < KC; k++) {
+      real bv[EACH];
+      UNROLL for (int v = 0; v < EACH; v++) bv[v] = b[k][v * SIDE + tx];
+      UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) acc[r][v] += a[k][r * SIDE + ty] * bv[v];
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+  }
+  UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) {
+    const int i = i0 + r * SIDE + ty, j = j0 + v * SIDE + tx;
+    if (i < K && j < columns) {
+#ifdef WEIGHTS
+      y[(((size_t)part * G + g) * columns + j) * K + i] = acc[r][v];
+#else
+      const size_t to = (((size_t)(j / P) * G + g) * K + i) * P + j % P;
+      const real by = FACTOR_OF(g * K + i), shift = BIAS_OF(g * K + i);
+      y[to] = epilogue(acc[r][v], by, shift, saved + to, saved + to, y + to, 1, PAIR);
+#endif
+    }
+  }
+}
+#endif
+
+#ifdef UNFOLD
+// columns (C taps, out) of the images from `n` on = what each tap of each output sees
+kernel void unfold(int16 p, int16 q, int n, global const real *x, global real *columns) {
+  UNPACK
+  const int P = OD * OH * OW, i = get_global_id(0), e = get_global_id(1);
+  if (i >= P) return;
+  const int t = e % TAPS, c = e / TAPS;
+  const int col = i % OW * SW + t % KW * DW - PW, row = i / OW % OH * SH + t / KW % KH * DH - PH, deep = i / OW / OH * SD + t / KW / KH * DD - PD;
+  const int there = col >= 0 && row >= 0 && deep >= 0 && col < IW && row < IH && deep < ID;
+  columns[(size_t)e * P + i] = there ? x[((size_t)n * G * C + c) * ID * IH * IW + (deep * IH + row) * IW + col] : 0;
+}
+
+// its adjoint: each input of image n sums what every tap that sees it says, and the epilogue follows
+kernel void fold(int16 p, int16 q, int n, global const real *columns, global const real *factor, global const real *bias, global real *x, global real *saved,
+                 global const real2 *scale, global const int *at) {
+  UNPACK
+  const int column = q.sd, P = OD * OH * OW, space = ID * IH * IW, i = get_global_id(0), c = get_global_id(1);
+  if (i >= space) return;
+  const int w = i % IW, h = i / IW % IH, d = i / IW / IH;
+  real sum = 0;
+  for (int t = 0; t < TAPS; t++) {
+    const int col = w + PW - t % KW * DW, row = h + PH - t / KW % KH * DH, deep = d + PD - t / KW / KH * DD;
+    if (col >= 0 && row >= 0 && deep >= 0 && col % SW == 0 && row % SH == 0 && deep % SD == 0 && col / SW < OW && row / SH < OH && deep / SD < OD)
+      sum += columns[((size_t)c * TAPS + t) * P + (deep / SD * OH + row / SH) * OW + col / SW];
+  }
+  const size_t to = ((size_t)n * G * C + c) * space + i;
+  const real by = FACTOR_OF(c), shift = BIAS_OF(c);
+  x[to] = epilogue(sum, by, shift, saved + to, saved + to, x + to, 1, PAIR);
+}
+
+// y = epilogue(x), x and y (images, channels, space)
+kernel void finish(int channels, int space, int images, int column, global const real *x, global const real *factor, global const real *bias, global real *y,
+                   global real *saved, global const real2 *scale, global const int *at) {
+  const int i = get_global_id(0), row = get_global_id(1);
+  if (i >= space) return;
+  const size_t to = (size_t)row * space + i;
+  const real by = FACTOR_OF(row % channels), shift = BIAS_OF(row % channels);
+  y[to] = epilogue(x[to], by, shift, saved + to, saved + to, y + to, 1, PAIR);
 }
 #endif

@@ -7,24 +7,29 @@ a kernel works with follows from layer sizes by a small model of what its loops 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import ShapeError
-from ..gemm import Scale
+from ..gemm import Scale, engine_name, forced_engine, gemm
 from ..gemm.tile import vector_width
 from ..gemm.tuning import registers
 from ..runtime.device import Device
 from ..runtime.memory import Block
 from .activation import ACTIVATIONS
-from .array import Array, Backward, Sink, block_of, check_float, check_together, empty
+from .array import Array, Backward, Sink, block_of, check_float, check_together, empty, fill
+from .elementwise import scale_add
+from .reduce import sum_to
 from .window import Window
 
 SLAB_BYTES = 96 << 10  # of inputs that a CPU's work-item keeps beside it: they stay in a second-level cache
-OUT = 1024  # outputs of a channel that it computes at once, and (times 16) elements of dy that it keeps turned
+OUT = 1024  # outputs of a channel that it computes at once, and (times 64 bytes) what it keeps of dy
+NARROW = 256  # the same where vectors run over channels
 FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
+SIDE, TILE = 16, 64  # of a GPU's groups and of their tiles, as in kernels/conv.cl
 PARTS = 2  # parts of the batch for each core, in gradients by weights
 
 
@@ -71,8 +76,9 @@ def turned(g: Geometry) -> Geometry:
 
 # -- what a CPU's work-item does --------------------------------------------------------------------------------------
 class Plan(NamedTuple):
-    """Registers KR x PV (or MR x NV), blocks of rb x cb outputs, channels copied at once."""
+    """A kernel's registers KR x PV (or MR x NV), blocks of rb x cb outputs, channels copied at once."""
 
+    kernel: str
     r: int
     v: int
     rb: int
@@ -95,15 +101,34 @@ def _spread(g: Geometry, axis: int, stride: int) -> tuple[int, int]:
     return min(stride, reach + 1), reach // stride
 
 
-@lru_cache(maxsize=4096)
-def plan_rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Plan:
-    """The cheapest plan for conv_rows, in cycles of a processor that does two vector multiply-adds a cycle."""
-    tiles = [
+def row_tiles(most_registers: int) -> list[tuple[int, int]]:
+    """KR x PV of conv_rows: sums, a vector of inputs each and one weight fit the registers, and hide what an addition takes."""
+    return [
         (r, v) for v in range(1, 9) for r in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14)
         if r * v + v + 1 < most_registers and r * v >= min(8, most_registers // 2)
     ]  # fmt: skip
+
+
+def column_tiles(wide: int, most_registers: int) -> list[tuple[int, int]]:
+    """MR x NV of conv_columns, MR no more than a row (of a phase) has outputs."""
+    return [
+        (r, v) for v in (1, 2, 3, 4) for r in range(1, min(wide, 16) + 1)
+        if r * v + v + 1 < most_registers and r * v >= min(8, wide)
+    ]  # fmt: skip
+
+
+@lru_cache(maxsize=4096)
+def plan_forward(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) -> Plan | None:
+    """The cheapest of conv_rows and conv_columns, in cycles of a processor that does two vector multiply-adds a cycle; None
+    where the kernel reaches over more than `slab` holds."""
+    found = [*_rows(g, vw, most_registers, slab), *_columns(g, vw, most_registers, slab, narrow)]
+    return min(found)[1] if found else None
+
+
+def _rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Iterator[tuple[float, Plan]]:
+    """Plans for conv_rows: what they cost an image, and what they are."""
+    tiles = row_tiles(most_registers)
     (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
-    found = []
     for cb in _even(g.out[2]):
         for rb in _even(g.out[1]):
             pitch = cb + over_w
@@ -113,26 +138,50 @@ def plan_rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Plan:
                 continue
             chunk = min(g.c, slab // plane)
             blocks = _up(g.out[1], rb) * _up(g.out[2], cb)
-            copy = g.c * (plane / vw + 3 * g.size[0] * (rb + over_h))
+            each = 1 / vw if g.stride[2] == 1 else 2  # cycles for an element that is copied
+            copy = g.c * (plane * each + 3 * g.size[0] * phases_h * phases_w * (rb + over_h))
             finish = g.k * rb * (6 * _up(cb, vw) + 4)
             for r, v in tiles:
                 k_blocks, strips = _up(g.k, r), _up(positions, v * vw)
                 step = max(r * v / 2, (2 * v + r) / 2 if vw >= 16 else (v + r) / 2) + 1
                 work = k_blocks * strips * (g.c * g.taps * step + 2 * r * v)
                 again = 1 if chunk == g.c else k_blocks
-                found.append((blocks * (work + again * copy + finish + 300), (r, v, rb, cb, chunk)))
-    if not found:
-        raise ShapeError(
-            f"a convolution with kernels of {g.size} and dilation {g.dilation} reaches over more than fits a processor's cache"
-        )
-    return Plan(*min(found)[1])
+                yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("rows", r, v, rb, cb, chunk)
+
+
+def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) -> Iterator[tuple[float, Plan]]:
+    """Plans for conv_columns, likewise."""
+    wide, cb = g.out[2] // g.up[2], g.out[2]
+    if wide < 1:
+        return
+    low, left = (-g.before[1]) // g.up[1], (-g.before[2]) // g.up[2]
+    reach = [u - 1 + (k - 1) * d - b for u, k, d, b in zip(g.up, g.size, g.dilation, g.before)]
+    pitch = (cb - 1) // g.up[2] * g.stride[2] + reach[2] // g.up[2] - left + 1
+    tiles = column_tiles(wide, most_registers)
+    for rb in {_up(rows, g.up[1]) * g.up[1] for rows in _even(g.out[1])}:
+        high = (rb - 1) // g.up[1] * g.stride[1] + reach[1] // g.up[1] - low + 1
+        plane, positions = g.size[0] * high * pitch, rb * cb
+        if positions > narrow - 4 or plane > slab:
+            continue
+        chunk, blocks = min(g.c, slab // plane), _up(g.out[1], rb)
+        copy = g.c * (plane / vw + 3 * g.size[0] * high)
+        for r, v in tiles:
+            strips = _up(g.k, v * vw)
+            step = max(r * v / 2, (r + v) / 2, 4) + 1
+            count = rb * sum(_up(_up(cb - b, g.up[2]), r) for b in range(g.up[2]))
+            taps = g.taps / (g.up[1] * g.up[2])
+            work = strips * count * (g.c * taps * step + 3 * r * v)
+            finish = g.k * positions * (1 + 6 / vw)
+            again = 1 if chunk == g.c else strips
+            yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
 
 
 @lru_cache(maxsize=4096)
-def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int, lanes: bool) -> Plan:
+def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int, lanes: bool) -> Plan | None:
     """The cheapest plan for conv_weights or conv_lanes; `room`: elements of dy that fit."""
     (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
     found = []
+    work: float
     for v in (1,) if lanes else (1, 2, 3, 4):
         r = min(g.taps, 12) if lanes else min((most_registers - v - 1) // v, {1: 14, 2: 12, 3: 9, 4: 6}[v])
         strips = _up(g.k, v * vw)
@@ -158,31 +207,50 @@ def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int
                 else:
                     step = max(r * v / 2, (r + v) / 2) + 1
                     work = _up(g.c, chunk) * _up(chunk * g.taps, r) * strips * (rb * cb * step + 3 * r * v + 4 * rb)
-                found.append((blocks * (work + copy + 300), (r, v, rb, cb, chunk)))
-    if not found:
-        raise ShapeError(
-            f"a convolution with kernels of {g.size}, dilation {g.dilation} and {g.k} outputs reaches over more than fits a "
-            "processor's cache"
-        )
-    return Plan(*min(found)[1])
+                found.append((blocks * (work + copy + 300), Plan("lanes" if lanes else "weights", r, v, rb, cb, chunk)))
+    return min(found)[1] if found else None
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
-def _defines(activation: str, scale: Scale | None, bias: Any, saved: Any, times: bool) -> dict[str, Any]:
-    found: dict[str, Any] = {"ACT": activation}
-    if scale is not None:
-        found["SCALED"] = 1
-    if times:
-        found["TIMES"] = 1
-    elif saved is not None:
-        found["KEEP"] = 1
-    if bias is not None:
-        found["BIAS"] = 1
-    return found
+class Epilogue(NamedTuple):
+    """What becomes of sums, as kernels/conv.cl says; `saved` is read where `times`, else written."""
+
+    bias: Block | None = None
+    activation: str = "linear"
+    saved: Block | None = None
+    times: bool = False
+    scale: Scale | None = None
+    factor: Block | None = None
+
+    def defines(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"ACT": self.activation}
+        if self.scale is not None:
+            found["SCALED"] = 1
+        if self.times:
+            found["TIMES"] = 1
+        elif self.saved is not None:
+            found["KEEP"] = 1
+        if self.bias is not None:
+            found["BIAS"] = 1
+        if self.factor is not None:
+            found["FACTOR"] = 1
+        return found
+
+    @property
+    def column(self) -> int:
+        return self.scale.column if self.scale else 0
+
+    def arguments(self, y: Block) -> tuple[Any, ...]:
+        """What kernels take for it, with where results go: factor, bias, y, saved, the table of scales and its row."""
+        return self.factor, self.bias, y, self.saved, self.scale and self.scale.table, self.scale and self.scale.at
 
 
 def _most_taps(g: Geometry) -> int:
     return max(64, 1 << (g.taps - 1).bit_length())
+
+
+def _by_clblast(device: Device) -> bool:
+    return forced_engine() == "clblast" and engine_name(device) == "clblast"
 
 
 def apply(
@@ -192,67 +260,88 @@ def apply(
     x: Block,
     w: Block,
     y: Block,
-    *,
     dtype: Any,
+    epilogue: Epilogue,
     flip: bool = False,
-    bias: Block | None = None,
-    factor: Block | None = None,
-    activation: str = "linear",
-    saved: Block | None = None,
-    times: bool = False,
-    scale: Scale | None = None,
 ) -> None:
-    """y = epilogue(x * w) for n images, as kernels/conv.cl says; `flip`: w is that of the convolution whose gradient by
-    inputs, or transpose, this is. `factor` (channels out) multiplies the weights."""
+    """y = epilogue(x * w) for n images; with `flip` the gradient by inputs of that convolution, whose dy is x."""
     if n == 0:
         return
-    real, vw = device.real(dtype), vector_width(device, dtype)
-    slab = SLAB_BYTES // np.dtype(dtype).itemsize
-    registers_there = registers(device)
-    plan = plan_rows(g, vw, registers_there, slab)
-    blocks = _up(g.k, plan.r)
-    packed = device.allocate(g.groups * blocks * plan.r * g.c * g.taps * np.dtype(dtype).itemsize)
+    if _by_clblast(device):
+        (_fold if flip else _unfold)(device, n, g, x, w, y, dtype, epilogue)
+        return
+    g = turned(g) if flip else g
+    real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
+    vw, slab = vector_width(device, dtype), SLAB_BYTES // size
+    plan = plan_forward(g, vw, registers(device), slab, NARROW) if device.kind == "cpu" else None
+    if plan is None:
+        tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
+        p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
+        device.launch(
+            "conv", "conv_local", (tiles * SIDE * SIDE,), p, q, n, x, w, *epilogue.arguments(y),
+            local=(SIDE * SIDE,), real=real, LOCAL=1, **extra, **epilogue.defines(),
+        )  # fmt: skip
+        return
+    columns = plan.kernel == "columns"
+    width = plan.v * vw if columns else plan.r  # output channels whose weights lie together
+    blocks = _up(g.k, width)
+    packed = device.allocate(g.groups * blocks * width * g.c * g.taps * size)
     device.launch(
-        "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, factor, packed,
-        real=real, PACK=1, KR=plan.r, **extra,
+        "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, packed,
+        real=real, PACK=1, KR=width, **extra,
     )  # fmt: skip
     items = n * g.groups * g.out[0] * _up(g.out[1], plan.rb) * _up(g.out[2], plan.cb)
     parts = min(blocks, _up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
-    p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, scale.column if scale else 0)
-    table, at = (scale.table, scale.at) if scale else (None, None)
+    p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, epilogue.column)
+    kernel: dict[str, Any] = (
+        {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": NARROW}
+        if columns
+        else {"ROWS": 1, "KR": plan.r, "PV": plan.v, "OUT": OUT}
+    )
     device.launch(
-        "conv", "conv_rows", (items * parts,), p, q, n, x, packed, bias, y, saved, table, at,
-        local=(1,), real=real, ROWS=1, VW=vw, KR=plan.r, PV=plan.v, SLAB=slab + 9 * vw, OUT=OUT,
-        MOST_TAPS=_most_taps(g), **_defines(activation, scale, bias, saved, times),
+        "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, *epilogue.arguments(y),
+        local=(1,), real=real, VW=vw, SLAB=slab + 9 * vw, MOST_TAPS=_most_taps(g), **kernel, **epilogue.defines(),
     )  # fmt: skip
 
 
 def weight_gradients(
-    device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, *, dtype: Any
+    device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, dtype: Any
 ) -> None:
     """The gradients by weights and bias, into their sinks."""
-    real, vw, size = device.real(dtype), vector_width(device, dtype), np.dtype(dtype).itemsize
-    slab, room = SLAB_BYTES // size, 16 * OUT * 4 // size
-    lanes = g.k < FEW_CHANNELS
-    plan = plan_weights(g, vw, registers(device), slab, room, lanes)
-    entries = g.c * g.taps
-    kp = 1 if lanes else _up(g.k, plan.v * vw) * plan.v * vw
-    wanted = PARTS * device.compute_units
-    splits = min(g.c, _up(wanted, g.groups)) if entries * g.k > 1 << 18 or n == 1 else 1
-    parts = max(1, min(n, _up(wanted, g.groups * splits)))
-    partial = device.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp) * size)
-    p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
-    extra: dict[str, Any] = {"LANES": 1} if lanes else {}
-    defines = {**extra, "VW": vw, "MR": plan.r}
-    if not lanes:
-        defines["NV"] = plan.v
-    device.launch(
-        "conv", "conv_lanes" if lanes else "conv_weights", (parts * g.groups * splits,), p, q, n, x, dy, partial,
-        local=(1,), real=real, WEIGHTS=1, SLAB=slab + 9 * vw, OUT=room + vw, MOST_TAPS=_most_taps(g), **defines,
-    )  # fmt: skip
-    scales = [sink.scale for sink in (for_w, for_b) if sink is not None]
-    assert all(scales), "gradients of parameters have a scale"
+    if _by_clblast(device):
+        _unfolded_gradients(device, n, g, x, dy, for_w, for_b, dtype)
+        return
+    real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
+    extra: dict[str, Any] = {}
+    lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
+    slab, room = SLAB_BYTES // size, 64 * OUT // size
+    plan = plan_weights(g, vw, registers(device), slab, room, lanes) if device.kind == "cpu" else None
+    if plan is None:
+        kp, tiles, positions = g.k, _up(entries + 1, TILE) * _up(g.k, TILE) * g.groups, n * math.prod(g.out)
+        parts = max(1, min(_up(8 * device.compute_units, tiles), positions // 256))
+        depth = max(1, _up(_up(positions, parts), 16) * 16)
+        parts = max(1, _up(positions, depth))
+        partial = device.allocate(parts * g.groups * (entries + 1) * kp * size)
+        p, q = g.vectors(0, 0, 0, 0, 0, 0, depth)
+        device.launch(
+            "conv", "conv_local", (parts * tiles * SIDE * SIDE,), p, q, n, x, dy, None, None, partial, None, None, None,
+            local=(SIDE * SIDE,), real=real, LOCAL=1, WEIGHTS=1,
+        )  # fmt: skip
+    else:
+        kp = 1 if lanes else _up(g.k, plan.v * vw) * plan.v * vw
+        wanted = PARTS * device.compute_units
+        splits = min(g.c, _up(wanted, g.groups)) if entries * g.k > 1 << 18 or n == 1 else 1
+        parts = max(1, min(n, _up(wanted, g.groups * splits)))
+        partial = device.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp) * size)
+        p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
+        extra = {"LANES": 1} if lanes else {}
+        registers_used = {"MR": plan.r} if lanes else {"MR": plan.r, "NV": plan.v}
+        device.launch(
+            "conv", f"conv_{plan.kernel}", (parts * g.groups * splits,), p, q, n, x, dy, partial,
+            local=(1,), real=real, WEIGHTS=1, VW=vw, SLAB=slab + 9 * vw, OUT=room + vw, MOST_TAPS=_most_taps(g),
+            **registers_used, **extra,
+        )  # fmt: skip
     arguments: list[Any] = []
     for sink in (for_w, for_b):
         arguments += [sink.scale.table, sink.scale.at] if sink is not None and sink.scale else [None, None]
@@ -261,6 +350,70 @@ def weight_gradients(
         "conv", "conv_sum", (g.groups * g.k * (entries + 1),), g.groups, g.k, entries, kp, parts, *columns, partial,
         for_w and for_w.out, for_b and for_b.out, *arguments, real=real, SUM=1, **extra,
     )  # fmt: skip
+
+
+# -- by CLBlast: im2col for one image at a time -----------------------------------------------------------------------
+def _unfold_image(device: Device, g: Geometry, image: int, x: Block, columns: Block, dtype: Any) -> None:
+    p, q = g.vectors(0)
+    size = (math.prod(g.out), g.groups * g.c * g.taps)
+    device.launch("conv", "unfold", size, p, q, image, x, columns, real=device.real(dtype), UNFOLD=1)
+
+
+def _unfold(device: Device, n: int, g: Geometry, x: Block, w: Block, y: Block, dtype: Any, epilogue: Epilogue) -> None:
+    positions, depth, size = math.prod(g.out), g.c * g.taps, np.dtype(dtype).itemsize
+    columns = device.allocate(g.groups * depth * positions * size)
+    sums = device.allocate(n * g.groups * g.k * positions * size)
+    for image in range(n):
+        _unfold_image(device, g, image, x, columns, dtype)
+        for group in range(g.groups):
+            gemm(
+                device, g.k, positions, depth, w, columns, sums, dtype=dtype, a_offset=group * g.k * depth,
+                b_offset=group * depth * positions, c_offset=(image * g.groups + group) * g.k * positions,
+            )  # fmt: skip
+    device.launch(
+        "conv", "finish", (positions, n * g.groups * g.k), g.groups * g.k, positions, n, epilogue.column, sums,
+        *epilogue.arguments(y), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
+    )  # fmt: skip
+
+
+def _fold(device: Device, n: int, g: Geometry, dy: Block, w: Block, dx: Block, dtype: Any, epilogue: Epilogue) -> None:
+    positions, depth = math.prod(g.out), g.c * g.taps
+    columns = device.allocate(g.groups * depth * positions * np.dtype(dtype).itemsize)
+    p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column)
+    for image in range(n):
+        for group in range(g.groups):
+            gemm(
+                device, depth, positions, g.k, w, dy, columns, dtype=dtype, transpose_a=True, a_offset=group * g.k * depth,
+                b_offset=(image * g.groups + group) * g.k * positions, c_offset=group * depth * positions,
+            )  # fmt: skip
+        device.launch(
+            "conv", "fold", (math.prod(g.space), g.groups * g.c), p, q, image, columns,
+            *epilogue.arguments(dx), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
+        )  # fmt: skip
+
+
+def _unfolded_gradients(
+    device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, dtype: Any
+) -> None:
+    positions, depth = math.prod(g.out), g.c * g.taps
+    if for_w is not None:
+        total = fill(empty(device, (g.groups * g.k, depth), dtype), 0.0)
+        columns = device.allocate(g.groups * depth * positions * total.dtype.itemsize)
+        added = Scale.constant(device, dtype, 1, 1)
+        for image in range(n):
+            _unfold_image(device, g, image, x, columns, dtype)
+            for group in range(g.groups):
+                gemm(
+                    device, g.k, depth, positions, dy, columns, total.block, dtype=dtype, transpose_b=True, scale=added,
+                    a_offset=(image * g.groups + group) * g.k * positions, b_offset=group * depth * positions,
+                    c_offset=group * g.k * depth,
+                )  # fmt: skip
+        assert for_w.scale is not None
+        scale_add(total, for_w.out, for_w.scale)
+    if for_b is not None:
+        assert for_b.scale is not None
+        dz = Array(dy, (n, g.groups * g.k, positions), dtype, device)
+        scale_add(sum_to(dz, (g.groups * g.k, 1)), for_b.out, for_b.scale)
 
 
 # -- the ops ----------------------------------------------------------------------------------------------------------
@@ -272,12 +425,13 @@ def conv(
     groups: int = 1,
     activation: str = "linear",
     keep: bool = True,
+    factor: Array | None = None,
 ) -> tuple[Array, Backward]:
     """y[n, k, o] = f(b[k] + sum over c and i of w[k, c, i] x[n, c, o stride + i dilation - before]).
 
     x (batch, groups C, *space), w (groups K, C, *size), b (groups K,) -> y (batch, groups K, *out); the cross-correlation
     that the field calls convolution (LeCun et al. 1998). With `keep` the input of an activation whose derivative needs it
-    is kept.
+    is kept. At inference the sum may be multiplied by `factor` (groups K,): a batch normalisation that is folded in.
     """
     check_together("convolution", x, w, b)
     check_float("convolution", x)
@@ -291,25 +445,33 @@ def conv(
     y = empty(device, (n, w.shape[0], *window.out), dtype)
     saved = _activated(y, activation, keep)
     apply(
-        device, n, g, x.block, w.block, y.block, dtype=dtype, bias=block_of(b), activation=activation,
-        saved=block_of(saved),
-    )  # fmt: skip
+        device,
+        n,
+        g,
+        x.block,
+        w.block,
+        y.block,
+        dtype,
+        Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)),
+    )
 
     def backward(dz):
         def write_dx(sink: Sink):
-            name, before = sink.times or ("linear", None)
-            apply(
-                device, n, turned(g), dz.block, w.block, sink.out, dtype=dtype, flip=True, activation=name,
-                saved=block_of(before), times=before is not None, scale=sink.scale,
-            )  # fmt: skip
+            apply(device, n, g, dz.block, w.block, sink.out, dtype, _into(sink), flip=True)
 
         def write_dw_db(for_w: Sink | None, for_b: Sink | None = None):
-            weight_gradients(device, n, g, x.block, dz.block, for_w, for_b, dtype=dtype)
+            weight_gradients(device, n, g, x.block, dz.block, for_w, for_b, dtype)
 
         yield x, write_dx  # before dw: a sink may be the weights themselves
         yield (w, write_dw_db) if b is None else (w, b, write_dw_db)
 
     return y, backward
+
+
+def _into(sink: Sink) -> Epilogue:
+    """The epilogue of a gradient by inputs."""
+    name, before = sink.times or ("linear", None)
+    return Epilogue(None, name, block_of(before), before is not None, sink.scale)
 
 
 def _activated(y: Array, activation: str, keep: bool) -> Array | None:
@@ -321,3 +483,56 @@ def _activated(y: Array, activation: str, keep: bool) -> Array | None:
     saved = empty(y.device, y.shape, y.dtype) if on_input and keep else None
     y.activation = (activation, y.alias() if saved is None else saved) if keep or not on_input else None
     return saved
+
+
+def conv_transpose(
+    x: Array,
+    w: Array,
+    b: Array | None,
+    window: Window,
+    groups: int = 1,
+    activation: str = "linear",
+    keep: bool = True,
+    factor: Array | None = None,
+) -> tuple[Array, Backward]:
+    """The transpose of a convolution as a linear map (Zeiler et al. 2010): what takes its gradient by inputs.
+
+    y[n, c, o stride + i dilation - before] += w[k, c, i] x[n, k, o], then + b[c] and f. `window` is the convolution's:
+    x (batch, groups K, *window.out), w (groups K, C, *size), b and factor (groups C,) -> y (batch, groups C, *window.space).
+    """
+    check_together("transposed convolution", x, w, b)
+    check_float("transposed convolution", x)
+    n, k, c = x.shape[0], w.shape[0] // groups, w.shape[1]
+    if x.shape[1] != w.shape[0] or w.shape[0] % groups or w.shape[2:] != window.size:
+        raise ShapeError(
+            f"an input of shape {x.shape} does not fit weights of shape {w.shape} in {groups} groups: it needs "
+            f"{w.shape[0]} channels, divisible by the groups"
+        )
+    g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
+    y = empty(device, (n, groups * c, *window.space), dtype)
+    saved = _activated(y, activation, keep)
+    apply(
+        device,
+        n,
+        g,
+        x.block,
+        w.block,
+        y.block,
+        dtype,
+        Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)),
+        flip=True,
+    )
+
+    def backward(dz):
+        def write_dx(sink: Sink):
+            apply(device, n, g, dz.block, w.block, sink.out, dtype, _into(sink))
+
+        def write_dw(for_w: Sink):
+            weight_gradients(device, n, g, dz.block, x.block, for_w, None, dtype)
+
+        yield x, write_dx  # before dw: a sink may be the weights themselves
+        yield w, write_dw
+        if b is not None:
+            yield b, sum_to(dz, (groups * c, *(1 for _ in window.space))).reshaped(b.shape)
+
+    return y, backward
