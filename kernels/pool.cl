@@ -8,61 +8,20 @@
 // FORWARD compiles the forward kernels, otherwise the gradients'.
 // MAX keeps the largest, the first of equals, NaN above all, and with KEEP where it lies: its number in the window, or
 // (adaptive) in the plane. Else the mean; with INCLUDE_PAD padding counts as zeros, as far as there is padding.
-// Gradients are gathered, one sum for each element of x, and written once:
-//   SCALED  alpha * sum + beta * dx, the pair from a scale table (common.cl); dx is not read where beta is 0
-//   TIMES   the sum is multiplied by ACT's derivative at `saved` before beta * dx is added
-#ifndef ACT
-#define ACT linear
-#endif
+// Gradients are gathered, one sum for each element of x, and written once (sink.cl).
 #ifndef INDEX
 #define INDEX int
 #endif
 #ifndef STEP
 #define STEP 1
 #endif
-#include "activation.cl"
 #ifdef VW
 #include "combs.cl"
 #endif
+#include "sink.cl"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))   // where an argument chooses the code
 #define BETTER(v, best) (!((v) <= (best)) && (best) == (best))
-
-#ifdef SCALED
-#define PAIR SCALE(scale, at, column)
-#else
-#define PAIR (real2)(1, 0)
-#endif
-#define SINK_ARGS global const real *saved, global real *dx, global const real2 *scale, global const int *at, int column
-
-#ifndef FORWARD
-#ifdef VW
-// n elements of dx
-static inline void write_lanes(T sum, global const real *saved, global real *dx, int n, real2 pair) {
-#ifdef TIMES
-  const T before = VLOAD(0, saved);
-  sum *= DERIVATIVE(before);
-#endif
-#ifdef SCALED
-  sum *= pair.x;
-  if (pair.y != 0) sum += pair.y * load_n(dx, n);
-#endif
-  store_n(sum, dx, n);
-}
-#else
-// one element of dx
-static inline void write_one(real sum, global const real *saved, global real *dx, real2 pair) {
-#ifdef TIMES
-  sum *= DERIVATIVE(*saved);
-#endif
-#ifdef SCALED
-  sum *= pair.x;
-  if (pair.y != 0) sum += pair.y * *dx;
-#endif
-  *dx = sum;
-}
-#endif
-#endif
 
 #ifdef K_D
 // ---- windows of one size ------------------------------------------------------------------------------------------------
@@ -290,7 +249,7 @@ kernel void pool_backward(int16 s, global const real *restrict dy, global const 
   const int i = get_global_id(0), row = i / W;
   if (row >= rows) return;
   const size_t from = (size_t)(row / H / D) * OD * OH * OW;
-  write_one(backward_one(s, dy + from, index + from, row / H % D, row % H, i % W), saved + i, dx + i, pair);
+  WRITE_ONE(backward_one(s, dy + from, index + from, row / H % D, row % H, i % W), saved + i, dx + i, pair);
 #endif
 }
 #endif
@@ -413,7 +372,7 @@ static inline void bin_backward(int8 s, global const int *bins, global const rea
     real sum = 0;
     EACH_BIN sum += index[i] == (d * H + h) * W + w ? dy[i] : 0;
 #endif
-    write_one(sum, saved + w, dx + w, pair);
+    WRITE_ONE(sum, saved + w, dx + w, pair);
   }
 #endif
 }
