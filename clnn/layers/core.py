@@ -1,4 +1,4 @@
-"""The basic layers: Dense, Activation, Flatten, Reshape, Dropout."""
+"""The basic layers: Dense, Activation, Flatten, Reshape, and dropout of three kinds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigurationError, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
-from ..ops.random import dropout
+from ..ops.random import dropout, gaussian_dropout, spatial_dropout
 from ..random import generator
 from ..runtime.recording import structure_changed
 from ..schedules import check
@@ -150,16 +150,42 @@ class Dropout(Layer):
     Without a tape (`no_grad`, evaluate, predict) nothing is dropped.
     """
 
+    op = staticmethod(dropout)
+
     def __init__(self, rate: float) -> None:
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise ConfigurationError(f"Dropout's rate should be in [0, 1), {rate!r} was provided instead")
+            raise ConfigurationError(f"{type(self).__name__}'s rate should be in [0, 1), {rate!r} was provided instead")
         self.rate = float(rate)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
         if not grad_enabled() or self.rate == 0:
             return x
-        return apply(dropout, x, rate=self.rate, generator=generator(x.device))
+        try:
+            return apply(self.op, x, rate=self.rate, generator=generator(x.device))
+        except ShapeError as error:
+            raise self.wrong_shape(error) from None
 
     def config(self) -> dict[str, Any]:
         return {"rate": self.rate}
+
+
+@register
+class SpatialDropout(Dropout):
+    """In training each channel of each sample is 0 with probability `rate`, else divided by 1 - rate (Tompson et al. 2015).
+
+    x (batch, channels, *space): neighbours in space say nearly the same, so that dropping them one by one drops little.
+    Without a tape nothing is dropped. ShapeError for an input without channels.
+    """
+
+    op = staticmethod(spatial_dropout)
+
+
+@register
+class GaussianDropout(Dropout):
+    """In training y = x n, n normal with mean 1 and standard deviation sqrt(rate / (1 - rate)).
+
+    The same mean and variance as `Dropout`'s (Srivastava et al. 2014, section 10). Without a tape y = x.
+    """
+
+    op = staticmethod(gaussian_dropout)

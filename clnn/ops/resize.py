@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, ShapeError
 from .array import Array, Backward, Sink, check_float, empty
-from .pool import divided, sink_of
+from .rows import divided, sink_of
 
 UPSAMPLINGS = ("nearest", "bilinear", "linear")
 PADDINGS = ("constant", "reflect", "replicate")
@@ -67,7 +67,7 @@ def upsample(x: Array, factor: Sequence[int], mode: str = "nearest") -> tuple[Ar
     check_float("upsampling", x)
     if len(factor) != x.ndim - 2 or not 1 <= len(factor) <= 3:
         raise ShapeError(f"factors {tuple(factor)} do not fit an input of shape {x.shape}: one for each spatial axis")
-    extra = {} if check_mode("upsampling", mode, UPSAMPLINGS) == "nearest" else {"LINEAR": 1}
+    extra: dict[str, Any] = {} if check_mode("upsampling", mode, UPSAMPLINGS) == "nearest" else {"LINEAR": 1}
     f_d, f_h, step = (*(1,) * (3 - len(factor)), *factor)
     out = [n * f for n, f in zip(x.shape[2:], factor)]
     return _resized(x, out, "upsample", (), F_D=f_d, F_H=f_h, STEP=step, **extra)
@@ -98,5 +98,5 @@ def pad(
             raise ShapeError(f"{mode} needs an element to repeat, and the input's shape is {x.shape}")
     out = [n + before + after for n, (before, after) in zip(space, amounts)]
     starts = (*(0,) * (3 - len(amounts)), *(before for before, _ in amounts))
-    forward = (float(value),)
-    return _resized(x, out, "pad", forward, starts, **{mode.upper(): 1})
+    how: dict[str, Any] = {mode.upper(): 1}
+    return _resized(x, out, "pad", (float(value),), starts, **how)
