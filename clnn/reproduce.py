@@ -154,6 +154,7 @@ def _started(first: float, last: float) -> tuple[Measure, ...]:
 
 SMALL, WIDE = (784, 30, 10), (784, 100, 10)
 _CONV = Experiment(WIDE, 0.03, 60, (), 6, "cross_entropy", "", softmax=True, conv=(20, 40))
+_DEEP = _CONV._replace(sizes=(784, 1000, 1000, 10), epochs=40)
 EXPERIMENTS: dict[str, Experiment] = {
     "quadratic-30": Experiment(SMALL, 3.0, 30, _test(95.42), 1, "quadratic", "nielsen_old"),
     "quadratic-100": Experiment(WIDE, 3.0, 30, _test(96.59), 1, "quadratic", "nielsen_old"),
@@ -178,20 +179,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "conv-pool-2": _CONV._replace(eta=0.1, measures=_test(99.06, "at")),
     "conv-relu": _CONV._replace(activation="relu", lmbda=0.1, measures=_test(99.23, "at")),
     "conv-relu-expanded": _CONV._replace(activation="relu", lmbda=0.1, expanded=True, measures=_test(99.37, "at")),
-    "conv-dropout": Experiment(
-        (784, 1000, 1000, 10),
-        0.03,
-        40,
-        _test(99.60, "at"),
-        6,
-        "cross_entropy",
-        "",
-        softmax=True,
-        conv=(20, 40),
-        activation="relu",
-        dropout=0.5,
-        expanded=True,
-    ),  # fmt: skip
+    "conv-dropout": _DEEP._replace(activation="relu", dropout=0.5, expanded=True, measures=_test(99.60, "at")),
 }
 VOTES = {"vote": Vote("conv-dropout", 5, 99.67)}
 BASELINES = {"darkness": 22.25, "svm": 94.35}
