@@ -23,7 +23,22 @@ from .errors import (
 )
 from .functions import *  # noqa: F403
 from .functions import __all__ as _functions
-from .layers import Activation, Dense, Dropout, Flatten, Layer, Reshape, register
+from .layers import (
+    Activation,
+    Conv1D,
+    Conv1DTranspose,
+    Conv2D,
+    Conv2DTranspose,
+    Conv3D,
+    Conv3DTranspose,
+    Dense,
+    DepthwiseConv2D,
+    Dropout,
+    Flatten,
+    Layer,
+    Reshape,
+    register,
+)
 from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
 from .optim import LAMB, SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, Optimizer, RMSprop
@@ -64,9 +79,16 @@ __all__ = [
     "ClnnError",
     "ConfigurationError",
     "Constant",
+    "Conv1D",
+    "Conv1DTranspose",
+    "Conv2D",
+    "Conv2DTranspose",
+    "Conv3D",
+    "Conv3DTranspose",
     "Cosine",
     "DataError",
     "Dense",
+    "DepthwiseConv2D",
     "Device",
     "DeviceError",
     "Diverged",

@@ -1,7 +1,7 @@
 """Initialisers: functions that make the first values of a parameter, by name or as objects.
 
-Each takes (shape, generator, dtype) and returns an `Array`. For weights of shape (in, out), or (out, in, ...) for
-convolutions later, `fans` gives the numbers of inputs and outputs of one unit.
+Each takes (shape, generator, dtype) and returns an `Array`. For weights of shape (in, out), or (out, in, *size) of
+convolutions, `fans` gives the numbers of inputs and outputs of one unit.
 """
 
 from __future__ import annotations
@@ -20,10 +20,14 @@ Initialiser = Callable[[Sequence[int], Generator, Any], Array]
 
 
 def fans(shape: Sequence[int]) -> tuple[int, int]:
-    """(inputs, outputs) of one unit: weights are (in, out); a vector counts as its own length."""
+    """(inputs, outputs) of one unit: weights are (in, out), or (out, in, *size) for convolutions, where each counts as often
+    as the kernel has taps; a vector counts as its own length."""
     if len(shape) < 2:
         return (max(1, math.prod(shape)),) * 2
-    return max(1, shape[0]), max(1, shape[1])
+    if len(shape) == 2:
+        return max(1, shape[0]), max(1, shape[1])
+    taps = math.prod(shape[2:])
+    return max(1, shape[1] * taps), max(1, shape[0] * taps)
 
 
 def constant(value: float) -> Initialiser:

@@ -34,11 +34,9 @@
 #define ACT linear
 #endif
 #include "activation.cl"
+#include "vectors.cl"
 
-#define VLOAD CAT(vload, VW)
-#define VSTORE CAT(vstore, VW)
 #define NR (NV * VW)
-#define UNROLL _Pragma("unroll")
 
 #ifdef FROM_SET
 #define FROM_ARGS , global const int *order, global const int *state
@@ -55,36 +53,6 @@
   const int M = s.s0, N = s.s1, K = s.s2, lda = s.s3, ldb = s.s4, ldc = s.s5, depth = s.se;                           \
   const real2 pair = PAIR;                                                                                            \
   A += s.s6; B += s.s7; C += s.s8;
-
-// ---- vectors that hang over the right edge -----------------------------------------------------------------------------
-// Inputs are read whole: every block of memory has SLACK bytes behind it (clnn/runtime/memory.py), and lanes past the edge
-// are dropped. C and D, which others may be writing, are read and written up to the edge, in parts of 8, 4, 2 and 1.
-#define PART(n, width, to, from) \
-  if ((n) & width) { CAT(vstore, width)(CAT(vload, width)(0, (from) + l), 0, (to) + l); l += width; }
-#if VW > 8
-#define PART_8(n, to, from) PART(n, 8, to, from)
-#else
-#define PART_8(n, to, from)
-#endif
-#if VW > 4
-#define PART_4(n, to, from) PART(n, 4, to, from)
-#else
-#define PART_4(n, to, from)
-#endif
-#define PARTS(n, to, from) { int l = 0; PART_8(n, to, from) PART_4(n, to, from) PART(n, 2, to, from) if ((n) & 1) (to)[l] = (from)[l]; }
-static inline T load_n(global const real *p, int n) {
-  if (n >= VW) return VLOAD(0, p);
-  real t[VW] __attribute__((aligned(64)));
-  VSTORE((T)(0), 0, t);
-  PARTS(n, t, p)
-  return VLOAD(0, t);
-}
-static inline void store_n(T x, global real *p, int n) {
-  if (n >= VW) { VSTORE(x, 0, p); return; }
-  real t[VW] __attribute__((aligned(64)));
-  VSTORE(x, 0, t);
-  PARTS(n, p, t)
-}
 
 // What becomes of the sum x of one vector of C at row, col. `later`: C already holds the products of earlier k.
 static inline T epilogue(T x, int later, int last, global const real *c, global const real *bias, global real *saved, int N,
@@ -289,34 +257,6 @@ static inline void finish(real *t, int rows, int n, int part, int later, int las
     }
 }
 
-static inline void copy_row(local real *d, global const real *p, int n, int total) {  // n values, then zeros
-  int x = 0;
-  for (; x + VW <= n; x += VW) VSTORE(VLOAD(0, p + x), 0, d + x);
-  for (; x < n; x++) d[x] = p[x];
-  for (; x < total; x++) d[x] = 0;
-}
-
-#if TB
-// d (kc, NR) = n rows of B, turned; 4 x 4 at a time, of which the compiler makes shuffles
-static inline void copy_turned(local real *d, global const real *b, int ldb, int n, int kc) {
-  for (int c0 = 0; c0 < NR; c0 += 4) {
-    int k = 0;
-    if (c0 + 4 <= n)
-      for (; k + 4 <= kc; k += 4) {
-        const CAT(REAL, 4) t0 = vload4(0, b + (size_t)(c0 + 0) * ldb + k), t1 = vload4(0, b + (size_t)(c0 + 1) * ldb + k);
-        const CAT(REAL, 4) t2 = vload4(0, b + (size_t)(c0 + 2) * ldb + k), t3 = vload4(0, b + (size_t)(c0 + 3) * ldb + k);
-        local real *o = d + k * NR + c0;
-        vstore4((CAT(REAL, 4))(t0.s0, t1.s0, t2.s0, t3.s0), 0, o);
-        vstore4((CAT(REAL, 4))(t0.s1, t1.s1, t2.s1, t3.s1), 0, o + NR);
-        vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, o + 2 * NR);
-        vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, o + 3 * NR);
-      }
-    for (; k < kc; k++)
-      for (int c = c0; c < min(c0 + 4, NR); c++) d[k * NR + c] = c < n ? b[(size_t)c * ldb + k] : 0;
-  }
-}
-#endif
-
 kernel GROUP_SIZE void gemm_tile(ARGS) {
   UNPACK
 #if COPY
@@ -353,7 +293,7 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
       const int je = min(j1, jb + NC);
 #if TB
       for (int j = jb; j < je; j += NR)
-        copy_turned(copy_b + (j - jb) * KC, B + (size_t)j * ldb + k0, ldb, min(NR, je - j), kc);
+        copy_turned(copy_b + (j - jb) * KC, NR, B + (size_t)j * ldb + k0, ldb, min(NR, je - j), kc);
 #else
       for (int k = 0; k < kc; k++) {  // row by row through all strips: long runs, which processors fetch ahead
         global const real *from = B + (size_t)(k0 + k) * ldb + jb;

@@ -93,12 +93,18 @@ class Product(NamedTuple):
     rows: RowsOf | None
 
 
-def engine_name(device: Device, product: Product | None = None) -> str:
-    """The engine in use on `device`: what CLNN_GEMM says, else what was measured for the product's class of shape, else
-    CLBlast on a GPU; `tile` wherever CLBlast is not there or fails its self-test."""
+def forced_engine() -> str:
+    """What CLNN_GEMM says, or ""."""
     forced = os.environ.get("CLNN_GEMM", "").strip().lower()
     if forced and forced not in ENGINES:
         raise ConfigurationError(f"CLNN_GEMM={forced!r} is no GEMM engine; there are {' and '.join(ENGINES)}")
+    return forced
+
+
+def engine_name(device: Device, product: Product | None = None) -> str:
+    """The engine in use on `device`: what CLNN_GEMM says, else what was measured for the product's class of shape, else
+    CLBlast on a GPU; `tile` wherever CLBlast is not there or fails its self-test."""
+    forced = forced_engine()
     if forced == "clblast":
         if problem := clblast.problem(device):
             raise DeviceError(f"CLNN_GEMM=clblast, but {problem}; unset CLNN_GEMM or set it to tile")

@@ -228,5 +228,5 @@ def _walk_value(name: str, value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def snake(name: str) -> str:
-    """MyLayer -> my_layer"""
-    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
+    """MyLayer -> my_layer, Conv2DTranspose -> conv2d_transpose"""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])|(?<=[A-Z0-9])(?=[A-Z][a-z])", "_", name).lower()

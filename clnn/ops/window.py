@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -34,19 +34,23 @@ def per_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...
     fits = isinstance(values, (tuple, list)) and len(values) == axes
     if not fits or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= least for v in values):
         several = f", or {axes} of them" if axes > 1 else ""
-        raise ConfigurationError(f"{name} should be a whole number of {least} or more{several}; {value!r} was provided instead")
+        raise ConfigurationError(
+            f"{name} should be a whole number of {least} or more{several}; {value!r} was provided instead"
+        )
     return tuple(int(v) for v in values)
 
 
-def paddings(name: str, value: Any, axes: int) -> str | tuple[tuple[int, int], ...]:
+Paddings = Literal["same"] | tuple[tuple[int, int], ...]
+
+
+def paddings(name: str, value: Any, axes: int) -> Paddings:
     """Padding as "same" or as (before, after) for each axis; given as those, as a number, one a spatial axis, or "valid"."""
     if value == "same":
         return "same"
     if value == "valid":
         value = 0
     if isinstance(value, (tuple, list)) and len(value) == axes and all(isinstance(v, (tuple, list)) for v in value):
-        before, after = per_axis(name, value[0], 2, 0), [per_axis(name, v, 2, 0) for v in value[1:]]
-        return (before, *after)  # type: ignore[return-value]
+        return tuple((before, after) for before, after in (per_axis(name, v, 2, 0) for v in value))
     try:
         return tuple((v, v) for v in per_axis(name, value, axes, 0))
     except ConfigurationError:
@@ -68,7 +72,7 @@ def slide(
     shape: Sequence[int],
     size: Sequence[int],
     stride: Sequence[int],
-    padding: str | Sequence[tuple[int, int]] = "same",
+    padding: Paddings = "same",
     dilation: Sequence[int] | None = None,
     ceil: bool = False,
 ) -> Window:
@@ -90,16 +94,16 @@ def slide(
             total = max(0, (-(-n // s) - 1) * s + reach - n)
             before, after = total // 2, total - total // 2
         else:
-            before, after = padding[axis]  # type: ignore[misc]
+            before, after = padding[axis]
         free = n + before + after - reach
         count = (-(-free // s) if ceil else free // s) + 1
         if ceil and count > 1 and (count - 1) * s >= n + before:
             count -= 1
         if free < 0 or count < 1:
             raise ShapeError(
-                f"{what}: a window of {k}{f' with dilation {d}' if d > 1 else ''} does not fit along axis {axis + 2} of an input "
-                f"of shape {tuple(shape)}: ({n} + {before} + {after} - {d} * ({k} - 1) - 1) // {s} + 1 = {free // s + 1} outputs; "
-                "use a smaller window, more padding, or larger inputs"
+                f"{what}: a window of {k}{f' with dilation {d}' if d > 1 else ''} does not fit along axis {axis + 2} of an "
+                f"input of shape {tuple(shape)}: ({n} + {before} + {after} - {d} * ({k} - 1) - 1) // {s} + 1 = {free // s + 1} "
+                "outputs; use a smaller window, more padding, or larger inputs"
             )
         pads.append((int(before), int(after)))
         out.append(int(count))

@@ -1,0 +1,255 @@
+"""Convolutions over 1, 2 and 3 spatial axes and their transposes; arrays are (batch, channels, *space)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ConfigurationError, ShapeError
+from ..init import Initialiser, find_initialiser
+from ..ops.activation import activation_name
+from ..ops.conv import conv, conv_transpose
+from ..ops.window import Paddings, Window, check_axes, paddings, per_axis, slide
+from ..tensor import Tensor, grad_enabled, on_tape
+from .base import Layer, register
+from .core import check_size
+
+Size = int | Sequence[int]
+Padding = str | int | Sequence[Any]
+
+
+class _Convolution(Layer):
+    """What all of them share; `axes` is the number of spatial axes."""
+
+    axes = 0
+
+    def __init__(
+        self,
+        channels: int,
+        kernel: Size,
+        activation: str | None = None,
+        *,
+        stride: Size = 1,
+        padding: Padding = 0,
+        dilation: Size = 1,
+        groups: int = 1,
+        bias: bool = True,
+        weight_init: str | float | Initialiser = "glorot_uniform",
+        bias_init: str | float | Initialiser = "zeros",
+    ) -> None:
+        kind = type(self).__name__
+        self.channels = check_size(f"{kind}'s channels", channels)
+        self.kernel = per_axis(f"{kind}'s kernel", kernel, self.axes)
+        self.activation = activation_name(activation)
+        self.stride = per_axis(f"{kind}'s stride", stride, self.axes)
+        self.padding: Paddings = paddings(f"{kind}'s padding", padding, self.axes)
+        self.dilation = per_axis(f"{kind}'s dilation", dilation, self.axes)
+        self.groups = check_size(f"{kind}'s groups", groups)
+        self.bias = bias
+        self.weight_init, self.bias_init = weight_init, bias_init
+        find_initialiser(weight_init), find_initialiser(bias_init)
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return self.name or type(self).__name__
+
+    def grouped(self, inputs: int, shape: Sequence[int]) -> None:
+        """Inputs and outputs are divisible by the groups."""
+        for what, count in ((f"{inputs} input", inputs), (f"{self.channels} output", self.channels)):
+            if count % self.groups:
+                raise ShapeError(
+                    f"{self.label}: {what} channels are not divisible by {self.groups} groups: {count} / {self.groups} = "
+                    f"{count / self.groups:g} (an input has the shape {tuple(shape)} without the batch)"
+                )
+
+    def build(self, *shapes: tuple[int, ...]) -> None:
+        (shape,) = shapes
+        check_axes(self.label, ("batch", *shape), self.axes)  # type: ignore[arg-type]
+        self.grouped(shape[0], shape)
+        self.w = self.parameter(self.weight_shape(shape[0]), self.weight_init)
+        self.b = self.parameter((self.channels,), self.bias_init) if self.bias else None
+
+    def weight_shape(self, inputs: int) -> tuple[int, ...]:
+        """The weights' for so many input channels."""
+        return (self.channels, inputs // self.groups, *self.kernel)
+
+    def window(self, shape: Sequence[int]) -> Window:
+        """The windows over an input of `shape`."""
+        return slide(self.label, shape, self.kernel, self.stride, self.padding, self.dilation)
+
+    op: Any = staticmethod(conv)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        window = self.window(x.shape)
+        try:
+            y, backward = self.op(x, self.w, self.b, window, self.groups, self.activation, grad_enabled())
+        except ShapeError as error:
+            raise self.wrong_shape(error) from None
+        return on_tape(y, (x, self.w) if self.b is None else (x, self.w, self.b), backward)
+
+    def config(self) -> dict[str, Any]:
+        initialisers = {
+            key: value
+            for key, value in (("weight_init", self.weight_init), ("bias_init", self.bias_init))
+            if isinstance(value, (str, int, float))  # a function is not saved: the values are
+        }
+        padding = self.padding
+        if not isinstance(padding, str):  # as short as it can be said
+            same = all(pair == padding[0] and pair[0] == pair[1] for pair in padding)
+            padding = padding[0][0] if same else [list(pair) for pair in padding]  # type: ignore[assignment]
+        return {
+            "channels": self.channels,
+            "kernel": _short(self.kernel),
+            "activation": self.activation,
+            "stride": _short(self.stride),
+            "padding": padding,
+            "dilation": _short(self.dilation),
+            "groups": self.groups,
+            "bias": self.bias,
+            **initialisers,
+        }
+
+
+def _short(values: tuple[int, ...]) -> int | list[int]:
+    """One number where all are equal."""
+    return values[0] if len(set(values)) == 1 else list(values)
+
+
+class _Transpose(_Convolution):
+    """A transposed convolution: `output_padding` makes the output larger behind, where several sizes give one input."""
+
+    def __init__(
+        self, channels: int, kernel: Size, activation: str | None = None, *, output_padding: Size = 0, **options: Any
+    ) -> None:
+        super().__init__(channels, kernel, activation, **options)
+        self.output_padding = per_axis(f"{type(self).__name__}'s output_padding", output_padding, self.axes, 0)
+        for extra, stride, dilation in zip(self.output_padding, self.stride, self.dilation):
+            if extra >= max(stride, dilation):
+                raise ConfigurationError(
+                    f"{type(self).__name__}'s output_padding {extra} should be smaller than the stride {stride} or the "
+                    f"dilation {dilation}: larger outputs come from another input"
+                )
+
+    def weight_shape(self, inputs: int) -> tuple[int, ...]:
+        return (inputs, self.channels // self.groups, *self.kernel)
+
+    def window(self, shape: Sequence[int]) -> Window:
+        check_axes(self.label, shape, self.axes)
+        inputs = tuple(shape[2:])
+        if self.padding == "same":
+            return slide(
+                self.label,
+                (*shape[:2], *(n * s for n, s in zip(inputs, self.stride))),
+                self.kernel,
+                self.stride,
+                "same",
+                self.dilation,
+            )
+        space = []
+        for n, k, s, d, (before, after), extra in zip(
+            inputs,
+            self.kernel,
+            self.stride,
+            self.dilation,
+            self.padding,
+            self.output_padding,  # type: ignore[arg-type]
+        ):
+            size = (n - 1) * s + d * (k - 1) + 1 - before - after + extra  # type: ignore[operator]
+            if size < 1:
+                raise ShapeError(
+                    f"{self.label}: an input of shape {tuple(shape)} gives no output: ({n} - 1) * {s} + {d} * ({k} - 1) + 1 - "
+                    f"{before} - {after} + {extra} = {size}; use less padding or larger inputs"
+                )
+            space.append(size)
+        before, after = zip(*self.padding)  # type: ignore[arg-type]
+        return Window(tuple(space), self.kernel, self.stride, before, after, self.dilation, inputs)
+
+    op = staticmethod(conv_transpose)
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "output_padding": _short(self.output_padding)}
+
+
+@register
+class Conv1D(_Convolution):
+    """Convolution over one axis: (batch, channels, length); see Conv2D."""
+
+    axes = 1
+
+
+@register
+class Conv2D(_Convolution):
+    """y = f(x * w + b): x (batch, in, height, width), w (channels, in / groups, *kernel), b (channels,).
+
+    `kernel`, `stride` and `dilation` are a number or one for each spatial axis. `padding` with zeros is a number, one for
+    each axis, (before, after) for each axis, "valid" (none) or "same" (as many outputs as inputs, divided by the stride).
+    An axis of n gives floor((n + before + after - dilation (kernel - 1) - 1) / stride) + 1 outputs. Output channels of a
+    group see the inputs of that group only. `activation` is a name of clnn/ops/activation.py, fused. (LeCun et al. 1998.)
+    ShapeError where the kernel does not fit the padded input, or channels are not divisible by the groups.
+    """
+
+    axes = 2
+
+
+@register
+class Conv3D(_Convolution):
+    """Convolution over three axes: (batch, channels, depth, height, width); see Conv2D."""
+
+    axes = 3
+
+
+@register
+class Conv1DTranspose(_Transpose):
+    """Transposed convolution over one axis: (batch, channels, length); see Conv2DTranspose."""
+
+    axes = 1
+
+
+@register
+class Conv2DTranspose(_Transpose):
+    """The transpose of Conv2D as a linear map, for growing images: each input adds w times itself to a window of outputs.
+
+    x (batch, in, height, width), w (in, channels / groups, *kernel), b (channels,). An axis of n gives
+    (n - 1) stride + dilation (kernel - 1) + 1 - before - after + output_padding outputs, and n stride of them with padding
+    "same". (Zeiler et al. 2010.)
+    """
+
+    axes = 2
+
+
+@register
+class Conv3DTranspose(_Transpose):
+    """Transposed convolution over three axes: (batch, channels, depth, height, width); see Conv2DTranspose."""
+
+    axes = 3
+
+
+@register
+class DepthwiseConv2D(_Convolution):
+    """Conv2D with a group for each input channel: `multiplier` outputs each, w (in multiplier, 1, *kernel).
+
+    (Howard et al. 2017.)
+    """
+
+    axes = 2
+
+    def __init__(self, kernel: Size, activation: str | None = None, *, multiplier: int = 1, **options: Any) -> None:
+        if "groups" in options or "channels" in options:
+            raise ConfigurationError(
+                "DepthwiseConv2D has as many groups as its input has channels; leave groups and channels out"
+            )
+        super().__init__(1, kernel, activation, **options)
+        self.multiplier = check_size("DepthwiseConv2D's multiplier", multiplier)
+
+    def build(self, *shapes: tuple[int, ...]) -> None:
+        check_axes(self.label, ("batch", *shapes[0]), self.axes)  # type: ignore[arg-type]
+        self.groups, self.channels = shapes[0][0], shapes[0][0] * self.multiplier
+        super().build(*shapes)
+
+    def config(self) -> dict[str, Any]:
+        found = super().config()
+        del found["channels"], found["groups"]
+        kernel, activation = found.pop("kernel"), found.pop("activation")
+        return {"kernel": kernel, "activation": activation, "multiplier": self.multiplier, **found}

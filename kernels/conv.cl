@@ -1,0 +1,627 @@
+// Convolution over up to three spatial axes, arrays (N, channels, D, H, W), without im2col in memory.
+//
+// conv_rows      y (N, G K, *out) = epilogue(x (N, G C, *in) * w), for CPUs. A work-item owns a block of output rows of one
+//                image, for all output channels. It copies what it needs of x to local memory once, padded, rows one behind
+//                the other, so that the input of tap (i, j) for ALL of the block's positions, seen as one long row, is one
+//                long row too, shifted by a constant: vectors run over positions, and cross from row to row. Between rows
+//                lie positions of no output, computed and dropped. Strides make the copy a plane for each phase, so they
+//                cost nothing in the loops; zeros between inputs (UP, for gradients of strided convolutions and for
+//                transposed ones) are put there by the copy as well. Per tap: KR weights times PV vectors, in registers.
+// conv_columns   the same with vectors over output channels, for narrow images and strides: MR positions of a row times NV
+//                vectors of weights. Results are turned while they leave. With UP, outputs of one phase share their taps, and
+//                the zeros between inputs are never touched.
+// conv_pack      the weights in the order in which these two read them; turned over for gradients by input.
+// conv_weights   the gradient by weights, for CPUs: vectors run over output channels (dy is turned while it is copied), the
+//                MR rows of the register tile are (channel, tap) pairs. Parts of the batch go to parts of `partial`.
+// conv_lanes     the same where a group has few output channels (depthwise): vectors run over positions.
+// conv_sum       adds the parts up, into the sinks of w and b.
+// conv_local     all three for GPUs, as a product of matrices whose operands are gathered while a group copies them to local
+//                memory (implicit GEMM).
+// unfold, fold   im2col and its adjoint, and finish, the epilogue: for CLBlast, one image at a time.
+//
+// Epilogue of a sum s at channel k, each part there only if its define is: SCALED alpha * s + beta * y, TIMES times ACT's
+// derivative at SAVED before beta * y is added, BIAS + bias[k], KEEP (the value so far goes to SAVED), ACT f(...) unless TIMES.
+#ifndef ACT
+#define ACT linear
+#endif
+#include "activation.cl"
+#ifdef VW
+#include "vectors.cl"
+#define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
+#else                  // for GPUs
+#define UNROLL _Pragma("unroll")
+#define VLOAD(i, p) (p)[i]
+#define load_n(p, n) (p)[0]
+#define store_n(x, p, n) (p)[0] = (x)
+#endif
+
+// p: G C K, in D H W, out D H W, size D H W, stride D H W, and a number of its own for each kernel
+// q: padding before D H W, dilation D H W, up D H W, and seven numbers more
+#define UNPACK                                                                                                            \
+  const int G = p.s0, C = p.s1, K = p.s2, ID = p.s3, IH = p.s4, IW = p.s5, OD = p.s6, OH = p.s7, OW = p.s8;              \
+  const int KD = p.s9, KH = p.sa, KW = p.sb, SD = p.sc, SH = p.sd, SW = p.se;                                             \
+  const int PD = q.s0, PH = q.s1, PW = q.s2, DD = q.s3, DH = q.s4, DW = q.s5, UD = q.s6, UH = q.s7, UW = q.s8;           \
+  const int TAPS = KD * KH * KW, DEPTH = (ID - 1) * UD + 1, HEIGHT = (IH - 1) * UH + 1;
+
+#ifdef SCALED
+#define PAIR SCALE(scale, at, column)
+#else
+#define PAIR (real2)(1, 0)
+#endif
+static inline T epilogue(T x, real b, global const real *saved, global real *kept, global const real *y, int n, real2 pair) {
+#ifdef SCALED
+  x *= pair.x;
+#endif
+#ifdef TIMES
+  const T before = VLOAD(0, saved);
+  x *= DERIVATIVE(before);
+#endif
+#ifdef SCALED
+  if (pair.y != 0) x += pair.y * load_n(y, n);
+#endif
+#ifdef BIAS
+  x += b;
+#endif
+#ifdef KEEP
+  store_n(x, kept, n);
+#endif
+#ifndef TIMES
+  x = ACTIVATE(x);
+#endif
+  return x;
+}
+
+#ifdef VW
+// ---- what CPU kernels copy ----------------------------------------------------------------------------------------------
+// d[c] = row[(first + c * step) / up] for c in [0, n), 0 where that is no element of the row. d is written up to VW - 1
+// values further: what lies behind is written later. Of step and up one is 1.
+static inline void copy_columns(local real *d, global const real *row, int n, int first, int step, int up, int width) {
+  if (step == 1 && up == 1) {
+    const int left = clamp(-first, 0, n), right = clamp(width - first, left, n);
+    for (int c = 0; c < left; c++) d[c] = 0;
+    for (int c = left; c < right; c += VW) VSTORE(VLOAD(0, row + first + c), 0, d + c);
+    for (int c = right; c < n; c++) d[c] = 0;
+  } else if (up == 1)
+    for (int c = 0; c < n; c++) { const int i = first + c * step; d[c] = i >= 0 && i < width ? row[i] : 0; }
+  else {
+    for (int c = 0; c < n; c++) d[c] = 0;
+    for (int i = max(0, (first + up - 1) / up), c = i * up - first; i < width && c < n; i++, c += up) d[c] = row[i];
+  }
+}
+
+#endif
+
+#ifdef ROWS
+// ---- forward, and gradients by input ------------------------------------------------------------------------------------
+#define NR (PV * VW)
+
+// o (KR, OUT) at position 0 ... = or += the sum over channels and taps of KR weights times NR positions
+static inline void conv_tile(local const real *slab, local const int *tap, int taps, int channels, int stride, global const real *w,
+                             local real *o, int more) {
+  T acc[KR][PV];
+  if (more) UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] = VLOAD(v, o + r * OUT);
+  else UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] = (T)(0);
+  for (int c = 0; c < channels; c++, slab += stride)
+    for (int t = 0; t < taps; t++, w += KR) {
+      local const real *x = slab + tap[t];
+      T b[PV];
+      UNROLL for (int v = 0; v < PV; v++) b[v] = VLOAD(v, x);
+      UNROLL for (int r = 0; r < KR; r++) {
+        const T a = (T)(w[r]);
+        UNROLL for (int v = 0; v < PV; v++) acc[r][v] += a * b[v];
+      }
+    }
+  UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) VSTORE(acc[r][v], v, o + r * OUT);
+}
+
+// rb x cb: rows and columns of a block; parts: in how many the output channels are split; chunk: channels copied at once
+kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *bias, global real *y,
+                                 global real *saved, global const real2 *scale, global const int *at) {
+  UNPACK
+  const int rb = q.s9, cb = q.sa, parts = q.sb, chunk = q.sc, column = q.sd;
+  const int blocks_h = (OH + rb - 1) / rb, blocks_w = (OW + cb - 1) / cb, blocks_k = (K + KR - 1) / KR;
+  local real slab[SLAB] __attribute__((aligned(64)));
+  local real o[KR * OUT] __attribute__((aligned(64)));
+  local int tap[MOST_TAPS];
+  int item = get_global_id(0);
+  const int part = item % parts; item /= parts;
+  const int w0 = item % blocks_w * cb; item /= blocks_w;
+  const int h0 = item % blocks_h * rb; item /= blocks_h;
+  const int d0 = item % OD; item /= OD;
+  const int g = item % G, n = item / G;
+  if (n >= N) return;
+  const int rows = min(rb, OH - h0), columns = min(cb, OW - w0);
+  const int phases_h = min(SH, (KH - 1) * DH + 1), phases_w = min(SW, (KW - 1) * DW + 1);
+  const int high = rows + (KH - 1) * DH / SH, pitch = columns + (KW - 1) * DW / SW;
+  const int plane = high * pitch, stride = KD * phases_h * phases_w * plane;
+  const int positions = (rows - 1) * pitch + columns;
+  const real2 pair = PAIR;
+  for (int kd = 0, t = 0; kd < KD; kd++) for (int i = 0; i < KH; i++) for (int j = 0; j < KW; j++, t++)
+    tap[t] = ((kd * phases_h + i * DH % SH) * phases_w + j * DW % SW) * plane + i * DH / SH * pitch + j * DW / SW;
+  for (int kb = blocks_k * part / parts; kb < blocks_k * (part + 1) / parts; kb++) {
+    const int k0 = kb * KR;
+    for (int c0 = 0; c0 < C; c0 += chunk) {
+      const int channels = min(chunk, C - c0);
+      if (C > chunk || kb == blocks_k * part / parts) {
+        local real *d = slab;
+        for (int c = c0; c < c0 + channels; c++)
+          for (int kd = 0; kd < KD; kd++) {
+            const int at_d = d0 * SD + kd * DD - PD, there = at_d >= 0 && at_d < DEPTH && at_d % UD == 0;
+            global const real *from = x + (((size_t)n * G + g) * C + c) * ID * IH * IW + (there ? at_d / UD * IH * IW : 0);
+            for (int ph = 0; ph < phases_h; ph++) for (int pw = 0; pw < phases_w; pw++)
+              for (int r = 0; r < high; r++, d += pitch) {
+                const int at_h = (h0 + r) * SH + ph - PH;
+                if (there && at_h >= 0 && at_h < HEIGHT && at_h % UH == 0)
+                  copy_columns(d, from + at_h / UH * IW, pitch, w0 * SW + pw - PW, SW, UW, IW);
+                else for (int z = 0; z < pitch; z++) d[z] = 0;
+              }
+          }
+      }
+      global const real *packed = w + (((size_t)g * blocks_k + kb) * C + c0) * TAPS * KR;
+      for (int at = 0; at < positions; at += NR) conv_tile(slab + at, tap, TAPS, channels, stride, packed, o + at, c0 > 0);
+    }
+    for (int r = 0; r < min(KR, K - k0); r++) {
+      const size_t to = ((((size_t)n * G + g) * K + k0 + r) * OD + d0) * OH * OW + h0 * OW + w0;
+#ifdef BIAS
+      const real b = bias[g * K + k0 + r];
+#else
+      const real b = 0;
+#endif
+      for (int h = 0; h < rows; h++)
+        for (int c = 0; c < columns; c += VW) {
+          const size_t i = to + h * OW + c;
+          store_n(epilogue(VLOAD(0, o + r * OUT + h * pitch + c), b, saved + i, saved + i, y + i, columns - c, pair), y + i, columns - c);
+        }
+    }
+  }
+}
+#endif
+
+#ifdef COLUMNS
+// ---- the same, vectors over output channels -----------------------------------------------------------------------------
+#define NR (NV * VW)
+static inline int down(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }  // a / b, rounded down
+
+// o: MR positions, `apart` values from one to the next, of NR channels = or += the sum over input channels and taps
+static inline void conv_tile(local const real *slab, local const int *tap, local const int *which, int taps, int all, int channels,
+                             int stride, global const real *w, local real *o, int apart, int more) {
+  T acc[MR][NV];
+  if (more) UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = VLOAD(v, o + r * apart);
+  else UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+  for (int c = 0; c < channels; c++, slab += stride, w += all * NR)
+    for (int t = 0; t < taps; t++) {
+      local const real *x = slab + tap[t];
+      global const real *b = w + which[t];
+      T bv[NV];
+      UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, b);
+      UNROLL for (int r = 0; r < MR; r++) {
+        const T a = (T)(x[r * STEP]);
+        UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * bv[v];
+      }
+    }
+  UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) VSTORE(acc[r][v], v, o + r * apart);
+}
+
+// rb: rows of a block, a multiple of UH; parts: in how many the strips of output channels are split; chunk: channels copied at once
+kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *bias,
+                                    global real *y, global real *saved, global const real2 *scale, global const int *at) {
+  UNPACK
+  const int rb = q.s9, parts = q.sb, chunk = q.sc, column = q.sd;
+  const int blocks_h = (OH + rb - 1) / rb, strips = (K + NR - 1) / NR;
+  local real slab[SLAB] __attribute__((aligned(64)));
+  local real o[NR * OUT] __attribute__((aligned(64)));
+  local real turned[NR * OUT + VW] __attribute__((aligned(64)));
+  local int tap[MOST_TAPS], which[MOST_TAPS];
+  int item = get_global_id(0);
+  const int part = item % parts; item /= parts;
+  const int h0 = item % blocks_h * rb; item /= blocks_h;
+  const int d0 = item % OD; item /= OD;
+  const int g = item % G, n = item / G;
+  if (n >= N) return;
+  const int rows = min(rb, OH - h0);
+  // what is copied of each plane: from row `top` and column `left` on, `high` x `pitch`
+  const int top = h0 / UH * SH + down(-PH, UH), left = down(-PW, UW);
+  const int high = ((rows - 1) / UH) * SH + down(UH - 1 + (KH - 1) * DH - PH, UH) - down(-PH, UH) + 1;
+  const int pitch = ((OW - 1) / UW) * SW + down(UW - 1 + (KW - 1) * DW - PW, UW) - left + 1;
+  const int plane = high * pitch, stride = KD * plane;
+  const real2 pair = PAIR;
+  for (int strip = strips * part / parts; strip < strips * (part + 1) / parts; strip++) {
+    const int channels_out = min(NR, K - strip * NR), positions = rows * OW;
+    for (int c0 = 0; c0 < C; c0 += chunk) {
+      const int channels = min(chunk, C - c0);
+      if (C > chunk || strip == strips * part / parts) {
+        local real *d = slab;
+        for (int c = c0; c < c0 + channels; c++)
+          for (int kd = 0; kd < KD; kd++) {
+            const int at_d = d0 * SD + kd * DD - PD, there = at_d >= 0 && at_d < DEPTH && at_d % UD == 0;
+            global const real *from = x + (((size_t)n * G + g) * C + c) * ID * IH * IW + (there ? at_d / UD * IH * IW : 0);
+            for (int r = 0; r < high; r++, d += pitch) {
+              const int at_h = top + r;
+              if (there && at_h >= 0 && at_h < IH) copy_columns(d, from + at_h * IW, pitch, left, 1, 1, IW);
+              else for (int z = 0; z < pitch; z++) d[z] = 0;
+            }
+          }
+      }
+      global const real *packed = w + (((size_t)g * strips + strip) * C + c0) * TAPS * NR;
+      for (int a = 0; a < min(UH, rows); a++) for (int b = 0; b < min(UW, OW); b++) {  // phases of outputs: each has its taps
+        int taps = 0;
+        for (int kd = 0; kd < KD; kd++) for (int i = 0; i < KH; i++) for (int j = 0; j < KW; j++) {
+          const int row = a + i * DH - PH, col = b + j * DW - PW;
+          if ((row - down(row, UH) * UH) || (col - down(col, UW) * UW)) continue;
+          tap[taps] = (kd * high + down(row, UH) - down(-PH, UH)) * pitch + down(col, UW) - left;
+          which[taps++] = ((kd * KH + i) * KW + j) * NR;
+        }
+        const int wide = (OW - b + UW - 1) / UW;
+        for (int h = a, r = 0; h < rows; h += UH, r++) for (int c = 0; c < wide; c += MR) {
+          const int first = min(c, max(0, wide - MR));  // the last tile lies within the row, if that is wide enough
+          local real *to = o + (h * OW + b + first * UW) * NR;
+          if (c0 > 0 && first < c)  // some of its outputs have their sums already: they go aside
+            for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, to + (z - first) * UW * NR), (z - first) * NV + v, turned);
+          conv_tile(slab + r * SH * pitch + first * SW, tap, which, taps, TAPS, channels, stride, packed, to, UW * NR, c0 > 0);
+          if (c0 > 0 && first < c)
+            for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD((z - first) * NV + v, turned), v, to + (z - first) * UW * NR);
+        }
+      }
+    }
+    // o (positions, NR) becomes turned (NR, positions), 4 x 4 at a time
+    const int across = (positions + 3) / 4 * 4;
+    for (int i = 0; i < positions; i += 4) for (int k = 0; k < channels_out; k += 4) {
+      const CAT(REAL, 4) t0 = vload4(0, o + (i + 0) * NR + k), t1 = vload4(0, o + (i + 1) * NR + k);
+      const CAT(REAL, 4) t2 = vload4(0, o + (i + 2) * NR + k), t3 = vload4(0, o + (i + 3) * NR + k);
+      local real *to = turned + k * across + i;
+      vstore4((CAT(REAL, 4))(t0.s0, t1.s0, t2.s0, t3.s0), 0, to);
+      vstore4((CAT(REAL, 4))(t0.s1, t1.s1, t2.s1, t3.s1), 0, to + across);
+      vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, to + 2 * across);
+      vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, to + 3 * across);
+    }
+    for (int k = 0; k < channels_out; k++) {
+      const int kk = g * K + strip * NR + k;
+      const size_t to = (((size_t)n * G * K + kk) * OD + d0) * OH * OW + h0 * OW;
+#ifdef BIAS
+      const real shift = bias[kk];
+#else
+      const real shift = 0;
+#endif
+      for (int c = 0; c < positions; c += VW) {
+        const size_t i = to + c;
+        store_n(epilogue(VLOAD(0, turned + k * across + c), shift, saved + i, saved + i, y + i, positions - c, pair), y + i, positions - c);
+      }
+    }
+  }
+}
+#endif
+
+#ifdef PACK
+// d[g][block][c][tap][r] = w[g K + block KR + r][c][tap], zeros for r behind K; FLIP: c and k change places, and taps turn over
+kernel void conv_pack(int G, int C, int K, int taps, global const real *w, global const real *factor, global real *d) {
+  const int blocks = (K + KR - 1) / KR, item = get_global_id(0), c = item % C, block = item / C % blocks, g = item / C / blocks;
+  if (g >= G) return;
+  d += (size_t)item % C * taps * KR + (size_t)(item / C) * C * taps * KR;
+  for (int r = 0; r < KR; r++) {
+    const int k = block * KR + r;
+#ifdef FLIP
+    global const real *from = w + (((size_t)g * C + c) * K + k) * taps + taps - 1;
+    for (int t = 0; t < taps; t++) d[t * KR + r] = k < K ? from[-t] : 0;
+#else
+    const real by = factor && k < K ? factor[g * K + k] : 1;
+    global const real *from = w + (((size_t)g * K + k) * C + c) * taps;
+    for (int t = 0; t < taps; t++) d[t * KR + r] = k < K ? by * from[t] : 0;
+#endif
+  }
+}
+#endif
+
+#if defined(WEIGHTS) && defined(VW)
+// ---- gradients by weights -----------------------------------------------------------------------------------------------
+// What both kernels do with an item: which images, which channels c, and where its part of `partial` is.
+#define ITEM                                                                                                              \
+  const int rb = q.s9, cb = q.sa, parts = q.sb, chunk = q.sc, splits = q.sd;                                              \
+  int item = get_global_id(0);                                                                                            \
+  const int split = item % splits; item /= splits;                                                                        \
+  const int g = item % G, part = item / G;                                                                                \
+  if (part >= parts) return;                                                                                              \
+  const int n0 = (long)N * part / parts, n1 = (long)N * (part + 1) / parts;                                               \
+  const int c_first = (long)C * split / splits, c_last = (long)C * (split + 1) / splits;
+#define EACH_BLOCK                                                                                                        \
+  for (int n = n0; n < n1; n++) for (int d0 = 0; d0 < OD; d0++)                                                           \
+    for (int h0 = 0; h0 < OH; h0 += rb) for (int w0 = 0; w0 < OW; w0 += cb)
+
+#ifdef LANES
+// Positions along vectors, as in conv_rows; dy is copied with zeros between its rows. partial: [part][g][k][c][tap], then [part][g][k]
+static inline real lanes(T x) {
+  real t[VW], s = 0;
+  VSTORE(x, 0, t);
+  UNROLL for (int l = 0; l < VW; l++) s += t[l];
+  return s;
+}
+kernel GROUP_SIZE void conv_lanes(int16 p, int16 q, int N, global const real *x, global const real *dy, global real *partial) {
+  UNPACK
+  ITEM
+  local real slab[SLAB] __attribute__((aligned(64)));
+  local real grad[OUT] __attribute__((aligned(64)));
+  local int tap[MOST_TAPS];
+  const int phases_h = min(SH, (KH - 1) * DH + 1), phases_w = min(SW, (KW - 1) * DW + 1);
+  global real *sums = partial + (size_t)parts * G * K * C * TAPS + ((size_t)part * G + g) * K;
+  partial += ((size_t)part * G + g) * K * C * TAPS;
+  for (int k = 0; k < K; k++) {
+    for (int e = c_first * TAPS; e < c_last * TAPS; e++) partial[k * C * TAPS + e] = 0;
+    if (split == 0) sums[k] = 0;
+  }
+  EACH_BLOCK {
+    const int rows = min(rb, OH - h0), columns = min(cb, OW - w0);
+    const int high = rows + (KH - 1) * DH / SH, pitch = columns + (KW - 1) * DW / SW, plane = high * pitch;
+    const int positions = (rows - 1) * pitch + columns, vectors = (positions + VW - 1) / VW;
+    for (int kd = 0, t = 0; kd < KD; kd++) for (int i = 0; i < KH; i++) for (int j = 0; j < KW; j++, t++)
+      tap[t] = ((kd * phases_h + i * DH % SH) * phases_w + j * DW % SW) * plane + i * DH / SH * pitch + j * DW / SW;
+    for (int c = c_first; c < c_last; c++) {
+      local real *d = slab;
+      for (int kd = 0; kd < KD; kd++) {
+        const int at_d = d0 * SD + kd * DD - PD, there = at_d >= 0 && at_d < ID;
+        global const real *from = x + (((size_t)n * G + g) * C + c) * ID * IH * IW + (there ? at_d * IH * IW : 0);
+        for (int ph = 0; ph < phases_h; ph++) for (int pw = 0; pw < phases_w; pw++)
+          for (int r = 0; r < high; r++, d += pitch) {
+            const int at_h = (h0 + r) * SH + ph - PH;
+            if (there && at_h >= 0 && at_h < IH) copy_columns(d, from + at_h * IW, pitch, w0 * SW + pw - PW, SW, 1, IW);
+            else for (int z = 0; z < pitch; z++) d[z] = 0;
+          }
+      }
+      for (int z = 0; z < VW; z++) d[z] = 0;  // 0 times what lies behind has to be 0
+      for (int k = 0; k < K; k++) {
+        for (int r = 0; r < rows; r++) {
+          copy_columns(grad + r * pitch, dy + ((((size_t)n * G + g) * K + k) * OD + d0) * OH * OW + (h0 + r) * OW + w0, pitch, 0, 1, 1, columns);
+        }
+        for (int z = positions; z < vectors * VW; z++) grad[z] = 0;
+        for (int t0 = 0; t0 < TAPS; t0 += MR) {
+          T acc[MR], total = (T)(0);
+          UNROLL for (int r = 0; r < MR; r++) acc[r] = (T)(0);
+          for (int v = 0; v < vectors; v++) {
+            const T a = VLOAD(v, grad);
+            total += a;
+            UNROLL for (int r = 0; r < MR; r++) acc[r] += a * VLOAD(v, slab + tap[min(t0 + r, TAPS - 1)]);
+          }
+          global real *to = partial + ((size_t)k * C + c) * TAPS + t0;
+          UNROLL for (int r = 0; r < MR; r++) if (t0 + r < TAPS) to[r] += lanes(acc[r]);
+          if (c == 0 && t0 == 0) sums[k] += lanes(total);
+        }
+      }
+    }
+  }
+}
+#else
+// partial: [part][g][e][KP], e = (channel, tap) or, behind them, the sum of dy; KP: K up to whole strips of NR
+#define NR (NV * VW)
+kernel GROUP_SIZE void conv_weights(int16 p, int16 q, int N, global const real *x, global const real *dy, global real *partial) {
+  UNPACK
+  ITEM
+  local real slab[SLAB] __attribute__((aligned(64)));
+  local real turned[OUT] __attribute__((aligned(64)));
+  local int offset[MOST_TAPS];
+  const int strips = (K + NR - 1) / NR, KP = strips * NR, entries = C * TAPS;
+  partial += ((size_t)part * G + g) * (entries + 1) * KP;
+  for (int e = c_first * TAPS; e < c_last * TAPS; e++) for (int k = 0; k < KP; k += VW) VSTORE((T)(0), 0, partial + (size_t)e * KP + k);
+  if (split == 0) for (int k = 0; k < KP; k += VW) VSTORE((T)(0), 0, partial + (size_t)entries * KP + k);
+  EACH_BLOCK {
+    const int rows = min(rb, OH - h0), columns = min(cb, OW - w0), positions = rows * columns;
+    const int high = (rows - 1) * SH + (KH - 1) * DH + 1, pitch = (columns - 1) * SW + (KW - 1) * DW + 1;
+    for (int strip = 0; strip < strips; strip++)
+      for (int r = 0; r < (columns == OW ? 1 : rows); r++) {
+        const int run = columns == OW ? positions : columns;
+        copy_turned(turned + (strip * positions + r * columns) * NR, NR,
+                    dy + ((((size_t)n * G + g) * K + strip * NR) * OD + d0) * OH * OW + (h0 + r) * OW + w0, (size_t)OD * OH * OW,
+                    min(NR, K - strip * NR), run);
+      }
+    if (split == 0)
+      for (int k = 0; k < KP; k += VW) {
+        T sum = (T)(0);
+        local const real *b = turned + k / NR * positions * NR + k % NR;
+        for (int i = 0; i < positions; i++, b += NR) sum += VLOAD(0, b);
+        global real *to = partial + (size_t)entries * KP + k;
+        VSTORE(VLOAD(0, to) + sum, 0, to);
+      }
+    for (int kd = 0, t = 0; kd < KD; kd++) for (int i = 0; i < KH; i++) for (int j = 0; j < KW; j++, t++)
+      offset[t] = (kd * high + i * DH) * pitch + j * DW;
+    for (int c0 = c_first; c0 < c_last; c0 += chunk) {
+      const int channels = min(chunk, c_last - c0), mine = channels * TAPS;
+      local real *d = slab;
+      for (int c = c0; c < c0 + channels; c++)
+        for (int kd = 0; kd < KD; kd++) {
+          const int at_d = d0 * SD + kd * DD - PD, there = at_d >= 0 && at_d < ID;
+          global const real *from = x + (((size_t)n * G + g) * C + c) * ID * IH * IW + (there ? at_d * IH * IW : 0);
+          for (int r = 0; r < high; r++, d += pitch) {
+            const int at_h = h0 * SH + r - PH;
+            if (there && at_h >= 0 && at_h < IH) copy_columns(d, from + at_h * IW, pitch, w0 * SW - PW, 1, 1, IW);
+            else for (int z = 0; z < pitch; z++) d[z] = 0;
+          }
+        }
+      for (int e0 = 0; e0 < mine; e0 += MR) {
+        local const real *a[MR];
+        UNROLL for (int r = 0; r < MR; r++) {
+          const int e = min(e0 + r, mine - 1);
+          a[r] = slab + e / TAPS * KD * high * pitch + offset[e % TAPS];
+        }
+        for (int strip = 0; strip < strips; strip++) {
+          local const real *b = turned + strip * positions * NR;
+          T acc[MR][NV];
+          UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+          for (int h = 0; h < rows; h++)
+            for (int i = h * SH * pitch, last = i + columns * SW; i < last; i += SW, b += NR) {
+              T bv[NV];
+              UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, b);
+              UNROLL for (int r = 0; r < MR; r++) {
+                const T s = (T)(a[r][i]);
+                UNROLL for (int v = 0; v < NV; v++) acc[r][v] += s * bv[v];
+              }
+            }
+          global real *to = partial + ((size_t)c0 * TAPS + e0) * KP + strip * NR;
+          UNROLL for (int r = 0; r < MR; r++) if (e0 + r < mine)
+            UNROLL for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, to + (size_t)r * KP) + acc[r][v], v, to + (size_t)r * KP);
+        }
+      }
+    }
+  }
+}
+#endif
+#endif
+
+#ifdef SUM
+// dw and db from the parts, each alpha * sum + beta * itself; `for_w`, `for_b`: the columns of their pairs, -1 without a gradient
+kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, int for_b, global const real *partial,
+                     global real *dw, global real *db, global const real2 *scale_w, global const int *at_w,
+                     global const real2 *scale_b, global const int *at_b) {
+  const int i = get_global_id(0), size = G * K * entries;
+  if (i >= size + G * K) return;
+  const int last = i >= size, e = last ? entries : i % entries, k = last ? (i - size) % K : i / entries % K, g = last ? (i - size) / K : i / entries / K;
+  if (last ? for_b < 0 : for_w < 0) return;
+  real sum = 0;
+#ifdef LANES
+  for (int part = 0; part < parts; part++) {
+    const size_t one = (size_t)part * G + g;
+    sum += last ? partial[(size_t)parts * size + one * K + k] : partial[(one * K + k) * entries + e];
+  }
+#else
+  for (int part = 0; part < parts; part++) sum += partial[(((size_t)part * G + g) * (entries + 1) + e) * KP + k];
+#endif
+  global real *to = last ? db + i - size : dw + i;
+  const real2 pair = last ? SCALE(scale_b, at_b, for_b) : SCALE(scale_w, at_w, for_w);
+  *to = pair.y == 0 ? pair.x * sum : pair.x * sum + pair.y * *to;
+}
+#endif
+
+#ifdef LOCAL
+// ---- GPUs ---------------------------------------------------------------------------------------------------------------
+// A (M, depth) times B (depth, columns) in tiles of TILE x TILE by groups of SIDE x SIDE work-items, EACH x EACH a work-item.
+//   forward   A = weights (K, C TAPS), B = inputs (C TAPS, N positions), gathered
+//   WEIGHTS   A = dy (K, N positions), B = inputs (N positions, C TAPS and a column of ones), gathered; `depth` a part
+#define SIDE 16
+#define EACH 4
+#define TILE (SIDE * EACH)
+#define KC 16
+#define FETCH (TILE * KC / (SIDE * SIDE))
+
+// The input that tap e = (c, kd, kh, kw) of output `at` = (n, d, h, w) sees, 0 outside
+static inline real gather(int16 p, int16 q, global const real *x, int g, int at, int e) {
+  UNPACK
+  const int w = at % OW, h = at / OW % OH, d = at / OW / OH % OD, n = at / OW / OH / OD;
+  const int c = e / TAPS, t = e % TAPS, col = w * SW + t % KW * DW - PW, row = h * SH + t / KW % KH * DH - PH, deep = d * SD + t / KW / KH * DD - PD;
+  if (col < 0 || row < 0 || deep < 0 || col % UW || row % UH || deep % UD || col / UW >= IW || row / UH >= IH || deep / UD >= ID) return 0;
+  return x[((((size_t)n * G + g) * C + c) * ID + deep / UD) * IH * IW + row / UH * IW + col / UW];
+}
+
+kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1)))
+void conv_local(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *bias, global real *y,
+                global real *saved, global const real2 *scale, global const int *at) {
+  UNPACK
+  const int column = q.sd, depth = q.se, P = OD * OH * OW, me = get_local_id(0), tx = me % SIDE, ty = me / SIDE;
+#ifdef WEIGHTS
+  const int columns = C * TAPS + 1, all = N * P;
+#else
+  const int columns = N * P, all = C * TAPS;
+#endif
+  const int across = (columns + TILE - 1) / TILE, high = (K + TILE - 1) / TILE;
+  int item = get_group_id(0);
+  const int j0 = item % across * TILE; item /= across;
+  const int i0 = item % high * TILE; item /= high;
+  const int g = item % G, part = item / G, begin = part * depth, end = min(all, begin + depth);
+  local real a[KC][TILE + 1], b[KC][TILE + 1];
+  real acc[EACH][EACH];
+  UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) acc[r][v] = 0;
+  for (int k0 = begin; k0 < end; k0 += KC) {
+    UNROLL for (int f = 0; f < FETCH; f++) {
+      const int z = f * SIDE * SIDE + me;
+      {
+        const int i = i0 + z / KC, e = k0 + z % KC;
+        real value = 0;
+        if (i < K && e < end) {
+#ifdef WEIGHTS
+          value = w[(((size_t)(e / P) * G + g) * K + i) * P + e % P];
+#elif defined(FLIP)
+          value = w[(((size_t)g * C + e / TAPS) * K + i) * TAPS + TAPS - 1 - e % TAPS];
+#else
+          value = w[((size_t)g * K + i) * C * TAPS + e];
+#endif
+        }
+        a[z % KC][z / KC] = value;
+      }
+#ifdef WEIGHTS
+      const int j = j0 + z / KC, e = k0 + z % KC;
+      b[z % KC][z / KC] = e >= end || j >= columns ? 0 : j == columns - 1 ? 1 : gather(p, q, x, g, e, j);
+#else
+      const int j = j0 + z % TILE, e = k0 + z / TILE;
+      b[z / TILE][z % TILE] = e >= end || j >= columns ? 0 : gather(p, q, x, g, j, e);
+#endif
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+    UNROLL for (int k = 0; k < KC; k++) {
+      real bv[EACH];
+      UNROLL for (int v = 0; v < EACH; v++) bv[v] = b[k][v * SIDE + tx];
+      UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) acc[r][v] += a[k][r * SIDE + ty] * bv[v];
+    }
+    barrier(CLK_LOCAL_MEM_FENCE);
+  }
+  UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) {
+    const int i = i0 + r * SIDE + ty, j = j0 + v * SIDE + tx;
+    if (i < K && j < columns) {
+#ifdef WEIGHTS
+      y[(((size_t)part * G + g) * columns + j) * K + i] = acc[r][v];
+#else
+      const size_t to = (((size_t)(j / P) * G + g) * K + i) * P + j % P;
+#ifdef BIAS
+      const real shift = bias[g * K + i];
+#else
+      const real shift = 0;
+#endif
+      y[to] = epilogue(acc[r][v], shift, saved + to, saved + to, y + to, 1, PAIR);
+#endif
+    }
+  }
+}
+#endif
+
+#ifdef UNFOLD
+// columns (C taps, out) of the images from `n` on = what each tap of each output sees
+kernel void unfold(int16 p, int16 q, int n, global const real *x, global real *columns) {
+  UNPACK
+  const int P = OD * OH * OW, i = get_global_id(0), e = get_global_id(1);
+  if (i >= P) return;
+  const int t = e % TAPS, c = e / TAPS;
+  const int col = i % OW * SW + t % KW * DW - PW, row = i / OW % OH * SH + t / KW % KH * DH - PH, deep = i / OW / OH * SD + t / KW / KH * DD - PD;
+  const int there = col >= 0 && row >= 0 && deep >= 0 && col < IW && row < IH && deep < ID;
+  columns[(size_t)e * P + i] = there ? x[((size_t)n * G * C + c) * ID * IH * IW + (deep * IH + row) * IW + col] : 0;
+}
+
+// its adjoint: each input of image n sums what every tap that sees it says, and the epilogue follows
+kernel void fold(int16 p, int16 q, int n, global const real *columns, global const real *bias, global real *x, global real *saved,
+                 global const real2 *scale, global const int *at) {
+  UNPACK
+  const int column = q.sd, P = OD * OH * OW, space = ID * IH * IW, i = get_global_id(0), c = get_global_id(1);
+  if (i >= space) return;
+  const int w = i % IW, h = i / IW % IH, d = i / IW / IH;
+  real sum = 0;
+  for (int t = 0; t < TAPS; t++) {
+    const int col = w + PW - t % KW * DW, row = h + PH - t / KW % KH * DH, deep = d + PD - t / KW / KH * DD;
+    if (col >= 0 && row >= 0 && deep >= 0 && col % SW == 0 && row % SH == 0 && deep % SD == 0 && col / SW < OW && row / SH < OH && deep / SD < OD)
+      sum += columns[((size_t)c * TAPS + t) * P + (deep / SD * OH + row / SH) * OW + col / SW];
+  }
+  const size_t to = ((size_t)n * G * C + c) * space + i;
+#ifdef BIAS
+  const real shift = bias[c];
+#else
+  const real shift = 0;
+#endif
+  x[to] = epilogue(sum, shift, saved + to, saved + to, x + to, 1, PAIR);
+}
+
+// y = epilogue(x), x and y (images, channels, space)
+kernel void finish(int channels, int space, int images, int column, global const real *x, global const real *bias, global real *y,
+                   global real *saved, global const real2 *scale, global const int *at) {
+  const int i = get_global_id(0), row = get_global_id(1);
+  if (i >= space) return;
+  const size_t to = (size_t)row * space + i;
+#ifdef BIAS
+  const real shift = bias[row % channels];
+#else
+  const real shift = 0;
+#endif
+  y[to] = epilogue(x[to], shift, saved + to, saved + to, y + to, 1, PAIR);
+}
+#endif
