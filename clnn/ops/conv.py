@@ -101,23 +101,33 @@ def _spread(g: Geometry, axis: int, stride: int) -> tuple[int, int]:
     return min(stride, reach + 1), reach // stride
 
 
+def row_tiles(most_registers: int) -> list[tuple[int, int]]:
+    """KR x PV of conv_rows: sums, a vector of inputs each and one weight fit the registers, and hide what an addition takes."""
+    return [
+        (r, v) for v in range(1, 9) for r in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14)
+        if r * v + v + 1 < most_registers and r * v >= min(8, most_registers // 2)
+    ]  # fmt: skip
+
+
+def column_tiles(wide: int, most_registers: int) -> list[tuple[int, int]]:
+    """MR x NV of conv_columns, MR no more than a row (of a phase) has outputs."""
+    return [
+        (r, v) for v in (1, 2, 3, 4) for r in range(1, min(wide, 16) + 1)
+        if r * v + v + 1 < most_registers and r * v >= min(8, wide)
+    ]  # fmt: skip
+
+
 @lru_cache(maxsize=4096)
-def plan_forward(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) -> Plan:
-    """The cheapest of conv_rows and conv_columns, in cycles of a processor that does two vector multiply-adds a cycle."""
+def plan_forward(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) -> Plan | None:
+    """The cheapest of conv_rows and conv_columns, in cycles of a processor that does two vector multiply-adds a cycle; None
+    where the kernel reaches over more than `slab` holds."""
     found = [*_rows(g, vw, most_registers, slab), *_columns(g, vw, most_registers, slab, narrow)]
-    if not found:
-        raise ShapeError(
-            f"a convolution with kernels of {g.size} and dilation {g.dilation} reaches over more than fits a processor's cache"
-        )
-    return min(found)[1]
+    return min(found)[1] if found else None
 
 
 def _rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Iterator[tuple[float, Plan]]:
     """Plans for conv_rows: what they cost an image, and what they are."""
-    tiles = [
-        (r, v) for v in range(1, 9) for r in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14)
-        if r * v + v + 1 < most_registers and r * v >= min(8, most_registers // 2)
-    ]  # fmt: skip
+    tiles = row_tiles(most_registers)
     (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
     for cb in _even(g.out[2]):
         for rb in _even(g.out[1]):
@@ -147,6 +157,7 @@ def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) 
     low, left = (-g.before[1]) // g.up[1], (-g.before[2]) // g.up[2]
     reach = [u - 1 + (k - 1) * d - b for u, k, d, b in zip(g.up, g.size, g.dilation, g.before)]
     pitch = (cb - 1) // g.up[2] * g.stride[2] + reach[2] // g.up[2] - left + 1
+    tiles = column_tiles(wide, most_registers)
     for rb in {_up(rows, g.up[1]) * g.up[1] for rows in _even(g.out[1])}:
         high = (rb - 1) // g.up[1] * g.stride[1] + reach[1] // g.up[1] - low + 1
         plane, positions = g.size[0] * high * pitch, rb * cb
@@ -154,22 +165,19 @@ def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) 
             continue
         chunk, blocks = min(g.c, slab // plane), _up(g.out[1], rb)
         copy = g.c * (plane / vw + 3 * g.size[0] * high)
-        for v in (1, 2, 3, 4):
-            for r in range(1, min(wide, 16) + 1):
-                if r * v + v + 1 >= most_registers or r * v < min(8, wide):
-                    continue
-                strips = _up(g.k, v * vw)
-                step = max(r * v / 2, (r + v) / 2, 4) + 1
-                tiles = rb * sum(_up(_up(cb - b, g.up[2]), r) for b in range(g.up[2]))
-                taps = g.taps / (g.up[1] * g.up[2])
-                work = strips * tiles * (g.c * taps * step + 3 * r * v)
-                finish = g.k * positions * (1 + 6 / vw)
-                again = 1 if chunk == g.c else strips
-                yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
+        for r, v in tiles:
+            strips = _up(g.k, v * vw)
+            step = max(r * v / 2, (r + v) / 2, 4) + 1
+            count = rb * sum(_up(_up(cb - b, g.up[2]), r) for b in range(g.up[2]))
+            taps = g.taps / (g.up[1] * g.up[2])
+            work = strips * count * (g.c * taps * step + 3 * r * v)
+            finish = g.k * positions * (1 + 6 / vw)
+            again = 1 if chunk == g.c else strips
+            yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
 
 
 @lru_cache(maxsize=4096)
-def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int, lanes: bool) -> Plan:
+def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int, lanes: bool) -> Plan | None:
     """The cheapest plan for conv_weights or conv_lanes; `room`: elements of dy that fit."""
     (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
     found = []
@@ -200,12 +208,7 @@ def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int
                     step = max(r * v / 2, (r + v) / 2) + 1
                     work = _up(g.c, chunk) * _up(chunk * g.taps, r) * strips * (rb * cb * step + 3 * r * v + 4 * rb)
                 found.append((blocks * (work + copy + 300), Plan("lanes" if lanes else "weights", r, v, rb, cb, chunk)))
-    if not found:
-        raise ShapeError(
-            f"a convolution with kernels of {g.size}, dilation {g.dilation} and {g.k} outputs reaches over more than fits a "
-            "processor's cache"
-        )
-    return min(found)[1]
+    return min(found)[1] if found else None
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
@@ -269,7 +272,9 @@ def apply(
     g = turned(g) if flip else g
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
-    if device.kind != "cpu":
+    vw, slab = vector_width(device, dtype), SLAB_BYTES // size
+    plan = plan_forward(g, vw, registers(device), slab, NARROW) if device.kind == "cpu" else None
+    if plan is None:
         tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
         device.launch(
@@ -277,8 +282,6 @@ def apply(
             local=(SIDE * SIDE,), real=real, LOCAL=1, **extra, **epilogue.defines(),
         )  # fmt: skip
         return
-    vw, slab = vector_width(device, dtype), SLAB_BYTES // size
-    plan = plan_forward(g, vw, registers(device), slab, NARROW)
     columns = plan.kernel == "columns"
     width = plan.v * vw if columns else plan.r  # output channels whose weights lie together
     blocks = _up(g.k, width)
@@ -310,7 +313,10 @@ def weight_gradients(
         return
     real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
     extra: dict[str, Any] = {}
-    if device.kind != "cpu":
+    lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
+    slab, room = SLAB_BYTES // size, 64 * OUT // size
+    plan = plan_weights(g, vw, registers(device), slab, room, lanes) if device.kind == "cpu" else None
+    if plan is None:
         kp, tiles, positions = g.k, _up(entries + 1, TILE) * _up(g.k, TILE) * g.groups, n * math.prod(g.out)
         parts = max(1, min(_up(8 * device.compute_units, tiles), positions // 256))
         depth = max(1, _up(_up(positions, parts), 16) * 16)
@@ -322,9 +328,6 @@ def weight_gradients(
             local=(SIDE * SIDE,), real=real, LOCAL=1, WEIGHTS=1,
         )  # fmt: skip
     else:
-        lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
-        slab, room = SLAB_BYTES // size, 64 * OUT // size
-        plan = plan_weights(g, vw, registers(device), slab, room, lanes)
         kp = 1 if lanes else _up(g.k, plan.v * vw) * plan.v * vw
         wanted = PARTS * device.compute_units
         splits = min(g.c, _up(wanted, g.groups)) if entries * g.k > 1 << 18 or n == 1 else 1
