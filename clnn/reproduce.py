@@ -429,9 +429,10 @@ def chosen(names: Sequence[str], everything: bool = False) -> list[str]:
 def planned(names: Sequence[str], epochs: int | None = None) -> dict[str, Plan]:
     """What is to be run, by title. One of more than `epochs` is cut down to so many, and its title says so: it is not the
     book's then, and its runs are kept beside those of the whole one."""
+    known: dict[str, Plan] = {**EXPERIMENTS, **VOTES, **BASELINES}
     found: dict[str, Plan] = {}
     for name in names:
-        one: Plan = {**EXPERIMENTS, **VOTES, **BASELINES}[name]
+        one = known[name]
         trained = EXPERIMENTS[one.of] if isinstance(one, Vote) else one
         if epochs is None or not isinstance(trained, Experiment) or trained.epochs <= epochs:
             found[name] = one
