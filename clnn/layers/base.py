@@ -104,17 +104,22 @@ class Layer:
 
     # -- parameters ---------------------------------------------------------------------------------------------------
     def parameter(
-        self, shape: int | Sequence[int], init: str | float | Initialiser = "glorot_uniform", decays: bool | None = None
+        self,
+        shape: int | Sequence[int],
+        init: str | float | Initialiser = "glorot_uniform",
+        decays: bool | None = None,
+        learns: bool = True,
     ) -> Parameter:
         """A parameter of `shape`, filled by an initialiser. Assign it to an attribute, whose name it gets.
 
-        Weight decay reaches parameters with two axes or more unless `decays` says otherwise.
+        Weight decay reaches parameters with two axes or more unless `decays` says otherwise. With `learns=False` it is
+        a statistic that the layer keeps: saved and moved with the others, and changed by no optimizer.
         """
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if self.dtype not in FLOATS:
             raise ConfigurationError(f"parameters are float32 or float64, not {self.dtype}")
         made = find_initialiser(init)(shape, generator(self.device), self.dtype)
-        p = Parameter(made.block, shape, self.dtype, self.device)
+        p = Parameter(made.block, shape, self.dtype, self.device, learns=learns)
         p.decays = len(shape) > 1 if decays is None else decays
         return p
 
@@ -150,7 +155,7 @@ class Layer:
 
     @property
     def trainable(self) -> bool:
-        """False freezes this layer: its parameters get no gradients and no updates."""
+        """False freezes this layer: its parameters get no gradients and no updates, its statistics stay as they are."""
         return self._trainable
 
     @trainable.setter
