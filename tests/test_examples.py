@@ -85,6 +85,7 @@ def test_cifar10_without_it(without_mnist, tmp_path):
     assert done.returncode == 1 and done.stderr.startswith("CIFAR-10 is not there; set CLNN_DATA_DIR")
 
 
+@pytest.mark.slow
 def test_cifar10(tmp_path):
     """With made-up images, the class in their colour, 60 a file in place of 10,000."""
     rng = np.random.default_rng(1)
@@ -168,10 +169,10 @@ def test_network2_saves_loads_and_stops(monkeypatch, tmp_path, without_mnist, ca
     assert again.sizes == [64, 20, 10] and again.accuracy(validation) == net.accuracy(validation)
 
 
-@pytest.mark.parametrize("layers", [[], ["fc"]], ids=["convolution", "fc"])
-def test_network3(layers, without_mnist):
-    out = run("book/network3", "8", *layers, **without_mnist)
-    assert len(re.findall(r"^Epoch \d: validation accuracy [\d.]+%$", out, re.M)) == 8
+@pytest.mark.parametrize(("epochs", "layers"), [(40, []), (8, ["fc"])], ids=["convolution", "fc"])
+def test_network3(epochs, layers, without_mnist):
+    out = run("book/network3", epochs, *layers, **without_mnist)
+    assert len(re.findall(r"^Epoch \d+: validation accuracy [\d.]+%$", out, re.M)) == epochs
     assert float(re.search(r"^Corresponding test accuracy of ([\d.]+)%", out, re.M).group(1)) > 80
 
 
