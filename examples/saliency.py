@@ -38,7 +38,6 @@ if __name__ == "__main__":
         clnn.Conv2D(32, 3, "relu", padding="same", weight_init="he_normal"),
         clnn.MaxPool2D(2),
         clnn.Flatten(),
-        clnn.Dropout(0.5),
         clnn.Dense(10),
     ]
     net = clnn.Sequential(layers, input_shape=x.shape[1], seed=1)
