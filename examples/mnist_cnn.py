@@ -19,10 +19,10 @@ side = round(x.shape[1] ** 0.5)
 net = clnn.Sequential(
     [
         clnn.Reshape((1, side, side)),  # one channel: images are (channels, height, width)
-        clnn.Conv2D(32, 3, "relu", weight_init="he_normal"),
-        clnn.Conv2D(64, 3, "relu", weight_init="he_normal"),
+        clnn.Conv2D(32, 3, "relu", padding="same", weight_init="he_normal"),
         clnn.MaxPool2D(2),
-        clnn.Dropout(0.25),
+        clnn.Conv2D(64, 3, "relu", padding="same", weight_init="he_normal"),
+        clnn.MaxPool2D(2),
         clnn.Flatten(),
         clnn.Dense(128, "relu", weight_init="he_normal"),
         clnn.Dropout(0.5),
@@ -33,8 +33,9 @@ net = clnn.Sequential(
 )
 print(net.summary())
 
+optimizer = clnn.Adam(clnn.OneCycle(0.003))
 history = net.fit(
-    x, y, loss="cross_entropy", optimizer=clnn.Adam(0.001), epochs=epochs, batch_size=128, validation=validation, seed=1
+    x, y, loss="cross_entropy", optimizer=optimizer, epochs=epochs, batch_size=128, validation=validation, seed=1
 )
 for epoch, (loss, accuracy) in enumerate(zip(history["val_loss"], history["val_accuracy"])):
     print(f"epoch {epoch}: validation loss {loss:.4f}, accuracy {accuracy:.2%}, {history['seconds'][epoch]:.1f} s")
