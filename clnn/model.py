@@ -11,7 +11,7 @@ import numpy as np
 
 from . import checkpoint, train
 from .errors import CheckpointError, ConfigurationError, ShapeError
-from .layers.base import REGISTRY, Layer, for_shapes, register, snake
+from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through
 from .losses import Loss, find_loss
 from .ops.random import Generator
 from .optim import OPTIMIZERS, Optimizer
@@ -186,10 +186,7 @@ class Sequential(Model):
         consolidate(self.parameters())
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        return through(self.layers, *inputs)
 
     def last_activation(self) -> str:
         last = self.layers[-1]

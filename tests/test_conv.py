@@ -351,6 +351,24 @@ def test_a_saved_model_is_the_same(device, tmp_path):
     assert repr(again.layers) == repr(model.layers)
 
 
+@pytest.mark.parametrize("engine", ["planned", "gpu", "clblast"])
+@pytest.mark.parametrize(
+    "layer", [clnn.Conv2D(5, 3), clnn.Conv2D(5, 3, bias=False), clnn.Conv2DTranspose(5, 2, stride=2)], ids=repr
+)
+def test_batch_normalisation_is_folded_in_at_inference(rng, device, layer, engine, monkeypatch):
+    """The same outputs by running statistics, in as many launches fewer as there are layers."""
+    choose(engine, device, monkeypatch)
+    model = clnn.Sequential([type(layer)(**layer.config()), clnn.BatchNorm("gelu")], input_shape=(3, 6, 6))
+    state = {name: rng.uniform(0.5, 2, value.shape) for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    x = clnn.tensor(normal(rng, (2, 3, 6, 6)), dtype=np.float32)
+    with clnn.no_grad():
+        apart = model.layers[1](model.layers[0](x)).numpy()
+        monkeypatch.setattr(clnn.BatchNorm, "forward", None)  # it is not called
+        together = model(x).numpy()
+    assert_close(together, apart, 1e-4 * np.abs(apart).max())
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "out"),
     [

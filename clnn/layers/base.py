@@ -15,7 +15,7 @@ from ..ops.array import FLOATS
 from ..random import generator
 from ..runtime.device import Device, ValuesWanted, device
 from ..runtime.recording import structure_changed
-from ..tensor import Parameter, Tensor, tensor
+from ..tensor import Parameter, Tensor, grad_enabled, tensor
 
 REGISTRY: dict[str, type[Layer]] = {}
 
@@ -77,6 +77,10 @@ class Layer:
         given = [tensor(x, device=self.device, dtype=None if _is_int(x) else self.dtype) for x in inputs]
         self.ensure_built(*[x.shape[1:] for x in given])
         return self.forward(*given)
+
+    def with_next(self, following: Layer, x: Tensor) -> Tensor | None:
+        """What `following` makes of this layer's output, where one launch does both: at inference. None where it does not."""
+        return None
 
     def ensure_built(self, *shapes: tuple[int, ...]) -> None:
         """Build for inputs of these shapes, unless that has been done."""
@@ -212,6 +216,20 @@ class Layer:
             elif value != default and not (default is None and value == "linear"):
                 shown.append(f"{key}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def through(layers: Sequence[Layer], x: Any) -> Any:
+    """x through layers, one after the other; without a tape two that fit become one, see `Layer.with_next`."""
+    at = 0
+    while at < len(layers):
+        layer, following = layers[at], layers[at + 1] if at + 1 < len(layers) else None
+        if following is not None and not grad_enabled() and layer.built and following.built:
+            y = layer.with_next(following, x)
+            if y is not None:
+                x, at = y, at + 2
+                continue
+        x, at = layer(x), at + 1
+    return x
 
 
 def _is_int(x: Any) -> bool:

@@ -493,11 +493,12 @@ def conv_transpose(
     groups: int = 1,
     activation: str = "linear",
     keep: bool = True,
+    factor: Array | None = None,
 ) -> tuple[Array, Backward]:
     """The transpose of a convolution as a linear map (Zeiler et al. 2010): what takes its gradient by inputs.
 
     y[n, c, o stride + i dilation - before] += w[k, c, i] x[n, k, o], then + b[c] and f. `window` is the convolution's:
-    x (batch, groups K, *window.out), w (groups K, C, *size), b (groups C,) -> y (batch, groups C, *window.space).
+    x (batch, groups K, *window.out), w (groups K, C, *size), b and factor (groups C,) -> y (batch, groups C, *window.space).
     """
     check_together("transposed convolution", x, w, b)
     check_float("transposed convolution", x)
@@ -510,7 +511,17 @@ def conv_transpose(
     g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
     y = empty(device, (n, groups * c, *window.space), dtype)
     saved = _activated(y, activation, keep)
-    apply(device, n, g, x.block, w.block, y.block, dtype, Epilogue(block_of(b), activation, block_of(saved)), flip=True)
+    apply(
+        device,
+        n,
+        g,
+        x.block,
+        w.block,
+        y.block,
+        dtype,
+        Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)),
+        flip=True,
+    )
 
     def backward(dz):
         def write_dx(sink: Sink):
