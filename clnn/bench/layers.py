@@ -63,7 +63,7 @@ def torch_arrays(arrays: list[np.ndarray], form: str) -> list[Any]:
     import torch
 
     layout = torch.channels_last if form == "channels_last" else torch.contiguous_format
-    found = [torch.from_numpy(a) for a in arrays]
+    found = [torch.from_numpy(a).clone() for a in arrays]  # into memory of its own, which can be counted
     return [
         a.contiguous(memory_format=layout) if a.ndim == 4 else a.T.contiguous() if a.ndim == 2 else a for a in found
     ]
@@ -123,7 +123,7 @@ class JaxLayers:
     def pool(self, x: Any, size: int) -> Any:
         import jax
 
-        top = self.space[0]  # an axis for the windows' own rows and pixels: its gradient is quicker than reduce_window's
+        top = self.space[0]  # windows get axes of their own: a gradient quicker than reduce_window's
         height, width = (side // size for side in x.shape[top : top + 2])
         x = jax.lax.slice_in_dim(jax.lax.slice_in_dim(x, 0, height * size, axis=top), 0, width * size, axis=top + 1)
         return x.reshape(*x.shape[:top], height, size, width, size, *x.shape[top + 2 :]).max((top + 1, top + 3))
@@ -273,9 +273,11 @@ def tinygrad_convolution(c: Convolution) -> Callable[[], list[Any]]:
             found = [y.relu() if l.relu else y]
         else:
             found = y.gradient(*([x] if c.way == "dx" else [w] if b is None else [w, b]), gradient=dy)
-        return [one.realize() for one in found]
+        Tensor.realize(*found)
+        return found
 
     go = TinyJit(step)
+
     def call() -> list[Any]:
         return go(dy)
 

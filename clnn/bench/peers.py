@@ -191,7 +191,7 @@ class Torch:
             side = layers.TorchLayers(iter(statistics).__next__)
             return read(net.layers, x.permute(0, 3, 1, 2) if last else x, iter(parameters).__next__, side)
 
-        return model, _torch(np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if last else x), parameters
+        return model, _torch(np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if last else x).clone(), parameters
 
     def train(self, net: Net | ConvNet, options: dict[str, Any], after: Callable[[float], None]) -> None:
         import torch
@@ -271,10 +271,10 @@ class Torch:
         held = most = 0
         with profile(profile_memory=True) as measured, contextlib.suppress(Enough):
             self.train(net, {"form": form}, after)
-        for event in sorted(measured.events(), key=lambda event: event.time_range.start):
-            if event.name == "[memory]":
-                held += event.cpu_memory_usage
-                most = max(most, held)
+        events = [event for event in measured.profiler.kineto_results.events() if event.name() == "[memory]"]
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            most = max(most, held)
         return most
 
 
