@@ -13,7 +13,7 @@ from .errors import ConfigurationError, ShapeError
 from .layers.base import Layer, snake
 from .losses import host_target
 from .ops.random import Generator
-from .parameters import gradients_aside, runs
+from .parameters import gradients_aside, runs, statistics_kept
 from .random import drawing_from
 from .runtime.memory import Block
 from .schedules import check, check_count
@@ -155,8 +155,9 @@ class GradientNorms(Callback):
     def _measure(self, model: Any) -> None:
         assert self._data is not None
         xs, y, sample_weight = self._data
-        parameters = [p for p in model.parameters() if p.trainable]
-        with gradients_aside(parameters), drawing_from(Generator(model.device, 0)):
+        everything = model.parameters()
+        parameters = [p for p in everything if p.trainable]
+        with gradients_aside(parameters), statistics_kept(everything), drawing_from(Generator(model.device, 0)):
             for start in range(0, len(y), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 more = () if sample_weight is None else (sample_weight[part],)

@@ -11,7 +11,7 @@ import numpy as np
 
 from . import checkpoint, train
 from .errors import CheckpointError, ConfigurationError, ShapeError
-from .layers.base import REGISTRY, Layer, for_shapes, register, snake
+from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through
 from .losses import Loss, find_loss
 from .ops.random import Generator
 from .optim import OPTIMIZERS, Optimizer
@@ -105,7 +105,7 @@ class Model(Layer):
             "dtype": self.dtype.name,
             "input_shapes": self._input_shapes,
         }
-        frozen = [name for name, p in parameters if not p.trainable]
+        frozen = [name for name, p in parameters if p.learns and not p.trainable]
         if frozen:
             header["frozen"] = frozen
         if isinstance(self.loss, Loss):
@@ -186,10 +186,7 @@ class Sequential(Model):
         consolidate(self.parameters())
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
-        for layer in self.layers:
-            x = layer(x)
-        return x
+        return through(self.layers, *inputs)
 
     def last_activation(self) -> str:
         last = self.layers[-1]
@@ -209,8 +206,10 @@ class Sequential(Model):
             )
         rows = [("layer", "output shape", "parameters")]
         for layer, shape in zip(self.layers, self.output_shapes):
-            number = count([p for _, p in layer.named_parameters()])
-            frozen = "" if layer.trainable else " (frozen)"
+            own = [p for _, p in layer.named_parameters()]
+            number, kept = count(own), count([p for p in own if not p.learns])
+            frozen = f" ({kept:,} not trainable)" if kept else ""
+            frozen = frozen if layer.trainable else " (frozen)"
             rows.append((f"{layer.name} {layer!r}", str((None, *shape)), f"{number:,}{frozen}"))
         widths = [max(len(row[i]) for row in rows) for i in range(3)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
@@ -263,12 +262,13 @@ def load(path: str | Path) -> Any:
 
 
 def _freeze(model: Layer, frozen: set[str]) -> None:
-    if not frozen:
-        return
+    """Freeze the layers whose learning parameters are all named, and those that a file says are (they may have none)."""
     for layer in model.layers_inside():
-        own = [p for p in vars(layer).values() if isinstance(p, Parameter)]
+        own = [p for p in vars(layer).values() if isinstance(p, Parameter) and p.learns]
         if own and all(p.name in frozen for p in own):
             layer.trainable = False
+        if layer.__dict__.pop("_frozen_in_file", False):
+            layer._trainable = False
 
 
 __all__ = ["REGISTRY", "Model", "Sequential", "load"]

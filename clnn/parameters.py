@@ -1,8 +1,8 @@
 """The flat store: all parameters of a model in one buffer, their gradients in another, each a view.
 
 So an optimizer is one launch, a checkpoint one copy. Views start on 512 bytes with zeros between; parameters that
-decay lie first. A parameter without a store, or models with stores of their own, work as well: `runs` finds what is
-contiguous.
+decay lie first, those that do not learn last. A parameter without a store, or models with stores of their own, work as
+well: `runs` finds what is contiguous.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Store:
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         first = parameters[0]
         self.device, self.dtype = first.device, first.dtype
-        ordered = sorted(parameters, key=lambda p: not p.decays)  # stable: decaying first, else as given
+        ordered = sorted(parameters, key=lambda p: (not p.learns, not p.decays))  # stable: else as given
         starts, end = [], 0
         for p in ordered:
             starts.append(end)
@@ -119,6 +119,19 @@ def gradients_aside(parameters: Sequence[Parameter]) -> Iterator[None]:
     finally:
         for p, sink, grad, last, uses, forward_uses in before:
             p.sink, p._grad, p._last, p.uses, p.forward_uses = sink, grad, last, uses, forward_uses
+
+
+@contextlib.contextmanager
+def statistics_kept(parameters: Sequence[Parameter]) -> Iterator[None]:
+    """Within it forward passes may change statistics (what does not learn); afterwards they are what they were."""
+    copies = [(p, p.device.memory.allocate(p.nbytes)) for p in parameters if not p.learns]
+    for p, copy in copies:
+        p.device.copy(p.block, copy, p.nbytes)
+    try:
+        yield
+    finally:
+        for p, copy in copies:
+            p.device.copy(copy, p.block, p.nbytes)
 
 
 def count(parameters: Sequence[Parameter]) -> int:

@@ -243,7 +243,8 @@ class Tensor(Array):
 
 
 class Parameter(Tensor):
-    """A tensor that learns.
+    """A tensor that learns, or with `learns=False` one that is kept with those that do: statistics, which no optimizer
+    touches, and which are saved, loaded and moved as all parameters are.
 
     `sink` = (scale, kind) says how its gradient is written: None for plainly into the gradient's buffer; else chosen by
     the optimizer: "velocity" (into the gradient's buffer, which is the velocity) or "straight" (into the parameter itself).
@@ -252,7 +253,8 @@ class Parameter(Tensor):
 
     __slots__ = (
         "name",
-        "trainable",
+        "learns",
+        "_trainable",
         "decays",
         "rate_factor",
         "max_norm",
@@ -265,9 +267,11 @@ class Parameter(Tensor):
         "_last",
     )
 
-    def __init__(self, block: Block, shape: Sequence[int], dtype: Any, device: Device, name: str = "") -> None:
+    def __init__(
+        self, block: Block, shape: Sequence[int], dtype: Any, device: Device, name: str = "", learns: bool = True
+    ) -> None:
         super().__init__(block, shape, dtype, device)
-        self.name, self.trainable = name, True
+        self.name, self.learns, self._trainable = name, learns, True
         self.decays = len(self.shape) > 1  # weight decay is for weights, not for biases
         self.rate_factor = 1.0  # of the optimizer's learning rate
         self.max_norm: float | None = None  # of a column, which each step ends with
@@ -277,6 +281,15 @@ class Parameter(Tensor):
         self.position = 0
         self._grad: Block | None = None
         self._last = ""
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it gets gradients and updates; False freezes it. Never so for one that does not learn."""
+        return self._trainable and self.learns
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self._trainable = bool(value)
 
     @property
     def requires_grad(self) -> bool:

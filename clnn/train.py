@@ -25,7 +25,7 @@ from .metrics import Metric, find_metric, metric_name
 from .ops.array import block_of
 from .ops.loss import Record
 from .optim import Optimizer, find_optimizer
-from .parameters import consolidate
+from .parameters import consolidate, statistics_kept
 from .runtime.device import Device
 from .runtime.memory import Block
 from .runtime.recording import advance_cells, structure_version
@@ -481,9 +481,10 @@ def _uses(model: Layer, xs: Sequence[np.ndarray]) -> dict[Any, int]:
     def forward() -> None:
         for p in parameters:
             p.zero_grad()
-        model(*[tensor(np.zeros((1, *x.shape[1:]), x.dtype), device=model.device) for x in xs])
+        model(*[tensor(np.zeros((2, *x.shape[1:]), x.dtype), device=model.device) for x in xs])  # 1 has no variance
 
-    for_shapes(model.device, forward)
+    with statistics_kept(parameters):
+        for_shapes(model.device, forward)
     uses = {p: p.forward_uses for p in parameters}
     for p in parameters:
         p.zero_grad()

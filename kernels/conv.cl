@@ -20,7 +20,7 @@
 // unfold, fold   im2col and its adjoint, and finish, the epilogue: for CLBlast, one image at a time.
 //
 // Epilogue of a sum s at channel k, each part there only if its define is: SCALED alpha * s + beta * y, TIMES times ACT's
-// derivative at SAVED before beta * y is added, BIAS + bias[k], KEEP (the value so far goes to SAVED), ACT f(...) unless TIMES.
+// derivative at SAVED before beta * y is added, FACTOR times factor[k], BIAS + bias[k], KEEP (the value so far goes to SAVED), ACT f(...) unless TIMES.
 #ifndef ACT
 #define ACT linear
 #endif
@@ -48,7 +48,17 @@
 #else
 #define PAIR (real2)(1, 0)
 #endif
-static inline T epilogue(T x, real b, global const real *saved, global real *kept, global const real *y, int n, real2 pair) {
+#ifdef FACTOR
+#define FACTOR_OF(k) factor[k]
+#else
+#define FACTOR_OF(k) 1
+#endif
+#ifdef BIAS
+#define BIAS_OF(k) bias[k]
+#else
+#define BIAS_OF(k) 0
+#endif
+static inline T epilogue(T x, real a, real b, global const real *saved, global real *kept, global const real *y, int n, real2 pair) {
 #ifdef SCALED
   x *= pair.x;
 #endif
@@ -58,6 +68,9 @@ static inline T epilogue(T x, real b, global const real *saved, global real *kep
 #endif
 #ifdef SCALED
   if (pair.y != 0) x += pair.y * load_n(y, n);
+#endif
+#ifdef FACTOR
+  x *= a;
 #endif
 #ifdef BIAS
   x += b;
@@ -115,7 +128,7 @@ static inline void conv_tile(local const real *slab, local const int *tap, int t
 }
 
 // rb x cb: rows and columns of a block; parts: in how many the output channels are split; chunk: channels copied at once
-kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *bias, global real *y,
+kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *factor, global const real *bias, global real *y,
                                  global real *saved, global const real2 *scale, global const int *at) {
   UNPACK
   const int rb = q.s9, cb = q.sa, parts = q.sb, chunk = q.sc, column = q.sd;
@@ -162,15 +175,11 @@ kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, 
     }
     for (int r = 0; r < min(KR, K - k0); r++) {
       const size_t to = ((((size_t)n * G + g) * K + k0 + r) * OD + d0) * OH * OW + h0 * OW + w0;
-#ifdef BIAS
-      const real b = bias[g * K + k0 + r];
-#else
-      const real b = 0;
-#endif
+      const real by = FACTOR_OF(g * K + k0 + r), b = BIAS_OF(g * K + k0 + r);
       for (int h = 0; h < rows; h++)
         for (int c = 0; c < columns; c += VW) {
           const size_t i = to + h * OW + c;
-          store_n(epilogue(VLOAD(0, o + r * OUT + h * pitch + c), b, saved + i, saved + i, y + i, columns - c, pair), y + i, columns - c);
+          store_n(epilogue(VLOAD(0, o + r * OUT + h * pitch + c), by, b, saved + i, saved + i, y + i, columns - c, pair), y + i, columns - c);
         }
     }
   }
@@ -203,8 +212,8 @@ static inline void conv_tile(local const real *slab, local const int *tap, local
 }
 
 // rb: rows of a block, a multiple of UH; parts: in how many the strips of output channels are split; chunk: channels copied at once
-kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *bias,
-                                    global real *y, global real *saved, global const real2 *scale, global const int *at) {
+kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *factor,
+                                    global const real *bias, global real *y, global real *saved, global const real2 *scale, global const int *at) {
   UNPACK
   const int rb = q.s9, parts = q.sb, chunk = q.sc, column = q.sd;
   const int blocks_h = (OH + rb - 1) / rb, strips = (K + NR - 1) / NR;
@@ -277,14 +286,10 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
     for (int k = 0; k < channels_out; k++) {
       const int kk = g * K + strip * NR + k;
       const size_t to = (((size_t)n * G * K + kk) * OD + d0) * OH * OW + h0 * OW;
-#ifdef BIAS
-      const real shift = bias[kk];
-#else
-      const real shift = 0;
-#endif
+      const real by = FACTOR_OF(kk), shift = BIAS_OF(kk);
       for (int c = 0; c < positions; c += VW) {
         const size_t i = to + c;
-        store_n(epilogue(VLOAD(0, turned + k * across + c), shift, saved + i, saved + i, y + i, positions - c, pair), y + i, positions - c);
+        store_n(epilogue(VLOAD(0, turned + k * across + c), by, shift, saved + i, saved + i, y + i, positions - c, pair), y + i, positions - c);
       }
     }
   }
@@ -293,7 +298,7 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
 
 #ifdef PACK
 // d[g][block][c][tap][r] = w[g K + block KR + r][c][tap], zeros for r behind K; FLIP: c and k change places, and taps turn over
-kernel void conv_pack(int G, int C, int K, int taps, global const real *w, global const real *factor, global real *d) {
+kernel void conv_pack(int G, int C, int K, int taps, global const real *w, global real *d) {
   const int blocks = (K + KR - 1) / KR, item = get_global_id(0), c = item % C, block = item / C % blocks, g = item / C / blocks;
   if (g >= G) return;
   d += (size_t)item % C * taps * KR + (size_t)(item / C) * C * taps * KR;
@@ -303,9 +308,8 @@ kernel void conv_pack(int G, int C, int K, int taps, global const real *w, globa
     global const real *from = w + (((size_t)g * C + c) * K + k) * taps + taps - 1;
     for (int t = 0; t < taps; t++) d[t * KR + r] = k < K ? from[-t] : 0;
 #else
-    const real by = factor && k < K ? factor[g * K + k] : 1;
     global const real *from = w + (((size_t)g * K + k) * C + c) * taps;
-    for (int t = 0; t < taps; t++) d[t * KR + r] = k < K ? by * from[t] : 0;
+    for (int t = 0; t < taps; t++) d[t * KR + r] = k < K ? from[t] : 0;
 #endif
   }
 }
@@ -508,7 +512,7 @@ static inline real gather(int16 p, int16 q, global const real *x, int g, int at,
 }
 
 kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1)))
-void conv_local(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *bias, global real *y,
+void conv_local(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *factor, global const real *bias, global real *y,
                 global real *saved, global const real2 *scale, global const int *at) {
   UNPACK
   const int column = q.sd, depth = q.se, P = OD * OH * OW, me = get_local_id(0), tx = me % SIDE, ty = me / SIDE;
@@ -565,12 +569,8 @@ void conv_local(int16 p, int16 q, int N, global const real *x, global const real
       y[(((size_t)part * G + g) * columns + j) * K + i] = acc[r][v];
 #else
       const size_t to = (((size_t)(j / P) * G + g) * K + i) * P + j % P;
-#ifdef BIAS
-      const real shift = bias[g * K + i];
-#else
-      const real shift = 0;
-#endif
-      y[to] = epilogue(acc[r][v], shift, saved + to, saved + to, y + to, 1, PAIR);
+      const real by = FACTOR_OF(g * K + i), shift = BIAS_OF(g * K + i);
+      y[to] = epilogue(acc[r][v], by, shift, saved + to, saved + to, y + to, 1, PAIR);
 #endif
     }
   }
@@ -590,7 +590,7 @@ kernel void unfold(int16 p, int16 q, int n, global const real *x, global real *c
 }
 
 // its adjoint: each input of image n sums what every tap that sees it says, and the epilogue follows
-kernel void fold(int16 p, int16 q, int n, global const real *columns, global const real *bias, global real *x, global real *saved,
+kernel void fold(int16 p, int16 q, int n, global const real *columns, global const real *factor, global const real *bias, global real *x, global real *saved,
                  global const real2 *scale, global const int *at) {
   UNPACK
   const int column = q.sd, P = OD * OH * OW, space = ID * IH * IW, i = get_global_id(0), c = get_global_id(1);
@@ -603,25 +603,17 @@ kernel void fold(int16 p, int16 q, int n, global const real *columns, global con
       sum += columns[((size_t)c * TAPS + t) * P + (deep / SD * OH + row / SH) * OW + col / SW];
   }
   const size_t to = ((size_t)n * G * C + c) * space + i;
-#ifdef BIAS
-  const real shift = bias[c];
-#else
-  const real shift = 0;
-#endif
-  x[to] = epilogue(sum, shift, saved + to, saved + to, x + to, 1, PAIR);
+  const real by = FACTOR_OF(c), shift = BIAS_OF(c);
+  x[to] = epilogue(sum, by, shift, saved + to, saved + to, x + to, 1, PAIR);
 }
 
 // y = epilogue(x), x and y (images, channels, space)
-kernel void finish(int channels, int space, int images, int column, global const real *x, global const real *bias, global real *y,
+kernel void finish(int channels, int space, int images, int column, global const real *x, global const real *factor, global const real *bias, global real *y,
                    global real *saved, global const real2 *scale, global const int *at) {
   const int i = get_global_id(0), row = get_global_id(1);
   if (i >= space) return;
   const size_t to = (size_t)row * space + i;
-#ifdef BIAS
-  const real shift = bias[row % channels];
-#else
-  const real shift = 0;
-#endif
-  y[to] = epilogue(x[to], shift, saved + to, saved + to, y + to, 1, PAIR);
+  const real by = FACTOR_OF(row % channels), shift = BIAS_OF(row % channels);
+  y[to] = epilogue(x[to], by, shift, saved + to, saved + to, y + to, 1, PAIR);
 }
 #endif

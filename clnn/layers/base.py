@@ -15,7 +15,7 @@ from ..ops.array import FLOATS
 from ..random import generator
 from ..runtime.device import Device, ValuesWanted, device
 from ..runtime.recording import structure_changed
-from ..tensor import Parameter, Tensor, tensor
+from ..tensor import Parameter, Tensor, grad_enabled, tensor
 
 REGISTRY: dict[str, type[Layer]] = {}
 
@@ -78,6 +78,10 @@ class Layer:
         self.ensure_built(*[x.shape[1:] for x in given])
         return self.forward(*given)
 
+    def with_next(self, following: Layer, x: Tensor) -> Tensor | None:
+        """What `following` makes of this layer's output, where one launch does both: at inference. None where it does not."""
+        return None
+
     def ensure_built(self, *shapes: tuple[int, ...]) -> None:
         """Build for inputs of these shapes, unless that has been done."""
         if not self.built:
@@ -104,17 +108,22 @@ class Layer:
 
     # -- parameters ---------------------------------------------------------------------------------------------------
     def parameter(
-        self, shape: int | Sequence[int], init: str | float | Initialiser = "glorot_uniform", decays: bool | None = None
+        self,
+        shape: int | Sequence[int],
+        init: str | float | Initialiser = "glorot_uniform",
+        decays: bool | None = None,
+        learns: bool = True,
     ) -> Parameter:
         """A parameter of `shape`, filled by an initialiser. Assign it to an attribute, whose name it gets.
 
-        Weight decay reaches parameters with two axes or more unless `decays` says otherwise.
+        Weight decay reaches parameters with two axes or more unless `decays` says otherwise. With `learns=False` it is
+        a statistic that the layer keeps: saved and moved with the others, and changed by no optimizer.
         """
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if self.dtype not in FLOATS:
             raise ConfigurationError(f"parameters are float32 or float64, not {self.dtype}")
         made = find_initialiser(init)(shape, generator(self.device), self.dtype)
-        p = Parameter(made.block, shape, self.dtype, self.device)
+        p = Parameter(made.block, shape, self.dtype, self.device, learns=learns)
         p.decays = len(shape) > 1 if decays is None else decays
         return p
 
@@ -150,7 +159,7 @@ class Layer:
 
     @property
     def trainable(self) -> bool:
-        """False freezes this layer: its parameters get no gradients and no updates."""
+        """False freezes this layer: its parameters get no gradients and no updates, its statistics stay as they are."""
         return self._trainable
 
     @trainable.setter
@@ -207,6 +216,20 @@ class Layer:
             elif value != default and not (default is None and value == "linear"):
                 shown.append(f"{key}={value!r}")
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def through(layers: Sequence[Layer], x: Any) -> Any:
+    """x through layers, one after the other; without a tape two that fit become one, see `Layer.with_next`."""
+    at = 0
+    while at < len(layers):
+        layer, following = layers[at], layers[at + 1] if at + 1 < len(layers) else None
+        if following is not None and not grad_enabled() and layer.built and following.built:
+            y = layer.with_next(following, x)
+            if y is not None:
+                x, at = y, at + 2
+                continue
+        x, at = layer(x), at + 1
+    return x
 
 
 def _is_int(x: Any) -> bool:

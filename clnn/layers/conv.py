@@ -8,11 +8,14 @@ from typing import Any
 from ..errors import ConfigurationError, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
+from ..ops.array import Array
 from ..ops.conv import conv, conv_transpose
+from ..ops.elementwise import binary
 from ..ops.window import Paddings, Window, check_axes, paddings, per_axis, slide
 from ..tensor import Tensor, grad_enabled, on_tape
 from .base import Layer, register
 from .core import check_size
+from .norm import BatchNorm
 
 Size = int | Sequence[int]
 Padding = str | int | Sequence[Any]
@@ -82,12 +85,26 @@ class _Convolution(Layer):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
+        y, backward = self.convolve(x, self.b, self.activation)
+        return on_tape(y, (x, self.w) if self.b is None else (x, self.w, self.b), backward)
+
+    def convolve(self, x: Tensor, b: Array | None, activation: str, factor: Array | None = None) -> tuple[Array, Any]:
+        """The op on x with this layer's weights."""
         window = self.window(x.shape)
         try:
-            y, backward = self.op(x, self.w, self.b, window, self.groups, self.activation, grad_enabled())
+            return self.op(x, self.w, b, window, self.groups, activation, grad_enabled(), factor)
         except ShapeError as error:
             raise self.wrong_shape(error) from None
-        return on_tape(y, (x, self.w) if self.b is None else (x, self.w, self.b), backward)
+
+    def with_next(self, following: Layer, x: Tensor) -> Tensor | None:
+        """A batch normalisation behind a linear convolution becomes a factor and a bias for each channel."""
+        if self.activation != "linear" or not isinstance(following, BatchNorm):
+            return None
+        factor, b = following.folded()
+        if self.b is not None:
+            b = binary("add", binary("multiply", self.b, factor)[0], b)[0]
+        y, _ = self.convolve(x, b, following.activation, factor)
+        return on_tape(y, (), None)
 
     def config(self) -> dict[str, Any]:
         initialisers = {

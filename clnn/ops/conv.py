@@ -220,6 +220,7 @@ class Epilogue(NamedTuple):
     saved: Block | None = None
     times: bool = False
     scale: Scale | None = None
+    factor: Block | None = None
 
     def defines(self) -> dict[str, Any]:
         found: dict[str, Any] = {"ACT": self.activation}
@@ -231,15 +232,17 @@ class Epilogue(NamedTuple):
             found["KEEP"] = 1
         if self.bias is not None:
             found["BIAS"] = 1
+        if self.factor is not None:
+            found["FACTOR"] = 1
         return found
 
     @property
     def column(self) -> int:
         return self.scale.column if self.scale else 0
 
-    def pair(self) -> tuple[Any, Any]:
-        """The table of scales and the cell that says which row counts."""
-        return (self.scale.table, self.scale.at) if self.scale else (None, None)
+    def arguments(self, y: Block) -> tuple[Any, ...]:
+        """What kernels take for it, with where results go: factor, bias, y, saved, the table of scales and its row."""
+        return self.factor, self.bias, y, self.saved, self.scale and self.scale.table, self.scale and self.scale.at
 
 
 def _most_taps(g: Geometry) -> int:
@@ -260,10 +263,8 @@ def apply(
     dtype: Any,
     epilogue: Epilogue,
     flip: bool = False,
-    factor: Block | None = None,
 ) -> None:
-    """y = epilogue(x * w) for n images; with `flip` the gradient by inputs of that convolution, whose dy is x. `factor`
-    (channels out) multiplies the weights."""
+    """y = epilogue(x * w) for n images; with `flip` the gradient by inputs of that convolution, whose dy is x."""
     if n == 0:
         return
     if _by_clblast(device):
@@ -278,7 +279,7 @@ def apply(
         tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
         device.launch(
-            "conv", "conv_local", (tiles * SIDE * SIDE,), p, q, n, x, w, epilogue.bias, y, epilogue.saved, *epilogue.pair(),
+            "conv", "conv_local", (tiles * SIDE * SIDE,), p, q, n, x, w, *epilogue.arguments(y),
             local=(SIDE * SIDE,), real=real, LOCAL=1, **extra, **epilogue.defines(),
         )  # fmt: skip
         return
@@ -287,7 +288,7 @@ def apply(
     blocks = _up(g.k, width)
     packed = device.allocate(g.groups * blocks * width * g.c * g.taps * size)
     device.launch(
-        "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, factor, packed,
+        "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, packed,
         real=real, PACK=1, KR=width, **extra,
     )  # fmt: skip
     items = n * g.groups * g.out[0] * _up(g.out[1], plan.rb) * _up(g.out[2], plan.cb)
@@ -299,7 +300,7 @@ def apply(
         else {"ROWS": 1, "KR": plan.r, "PV": plan.v, "OUT": OUT}
     )
     device.launch(
-        "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, epilogue.bias, y, epilogue.saved, *epilogue.pair(),
+        "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, *epilogue.arguments(y),
         local=(1,), real=real, VW=vw, SLAB=slab + 9 * vw, MOST_TAPS=_most_taps(g), **kernel, **epilogue.defines(),
     )  # fmt: skip
 
@@ -324,7 +325,7 @@ def weight_gradients(
         partial = device.allocate(parts * g.groups * (entries + 1) * kp * size)
         p, q = g.vectors(0, 0, 0, 0, 0, 0, depth)
         device.launch(
-            "conv", "conv_local", (parts * tiles * SIDE * SIDE,), p, q, n, x, dy, None, partial, None, None, None,
+            "conv", "conv_local", (parts * tiles * SIDE * SIDE,), p, q, n, x, dy, None, None, partial, None, None, None,
             local=(SIDE * SIDE,), real=real, LOCAL=1, WEIGHTS=1,
         )  # fmt: skip
     else:
@@ -370,8 +371,8 @@ def _unfold(device: Device, n: int, g: Geometry, x: Block, w: Block, y: Block, d
                 b_offset=group * depth * positions, c_offset=(image * g.groups + group) * g.k * positions,
             )  # fmt: skip
     device.launch(
-        "conv", "finish", (positions, n * g.groups * g.k), g.groups * g.k, positions, n, epilogue.column, sums, epilogue.bias, y,
-        epilogue.saved, *epilogue.pair(), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
+        "conv", "finish", (positions, n * g.groups * g.k), g.groups * g.k, positions, n, epilogue.column, sums,
+        *epilogue.arguments(y), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
     )  # fmt: skip
 
 
@@ -386,8 +387,8 @@ def _fold(device: Device, n: int, g: Geometry, dy: Block, w: Block, dx: Block, d
                 b_offset=(image * g.groups + group) * g.k * positions, c_offset=group * depth * positions,
             )  # fmt: skip
         device.launch(
-            "conv", "fold", (math.prod(g.space), g.groups * g.c), p, q, image, columns, epilogue.bias, dx, epilogue.saved,
-            *epilogue.pair(), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
+            "conv", "fold", (math.prod(g.space), g.groups * g.c), p, q, image, columns,
+            *epilogue.arguments(dx), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
         )  # fmt: skip
 
 
@@ -424,12 +425,13 @@ def conv(
     groups: int = 1,
     activation: str = "linear",
     keep: bool = True,
+    factor: Array | None = None,
 ) -> tuple[Array, Backward]:
     """y[n, k, o] = f(b[k] + sum over c and i of w[k, c, i] x[n, c, o stride + i dilation - before]).
 
     x (batch, groups C, *space), w (groups K, C, *size), b (groups K,) -> y (batch, groups K, *out); the cross-correlation
     that the field calls convolution (LeCun et al. 1998). With `keep` the input of an activation whose derivative needs it
-    is kept.
+    is kept. At inference the sum may be multiplied by `factor` (groups K,): a batch normalisation that is folded in.
     """
     check_together("convolution", x, w, b)
     check_float("convolution", x)
@@ -442,7 +444,16 @@ def conv(
     g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
     y = empty(device, (n, w.shape[0], *window.out), dtype)
     saved = _activated(y, activation, keep)
-    apply(device, n, g, x.block, w.block, y.block, dtype, Epilogue(block_of(b), activation, block_of(saved)))
+    apply(
+        device,
+        n,
+        g,
+        x.block,
+        w.block,
+        y.block,
+        dtype,
+        Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)),
+    )
 
     def backward(dz):
         def write_dx(sink: Sink):
@@ -482,11 +493,12 @@ def conv_transpose(
     groups: int = 1,
     activation: str = "linear",
     keep: bool = True,
+    factor: Array | None = None,
 ) -> tuple[Array, Backward]:
     """The transpose of a convolution as a linear map (Zeiler et al. 2010): what takes its gradient by inputs.
 
     y[n, c, o stride + i dilation - before] += w[k, c, i] x[n, k, o], then + b[c] and f. `window` is the convolution's:
-    x (batch, groups K, *window.out), w (groups K, C, *size), b (groups C,) -> y (batch, groups C, *window.space).
+    x (batch, groups K, *window.out), w (groups K, C, *size), b and factor (groups C,) -> y (batch, groups C, *window.space).
     """
     check_together("transposed convolution", x, w, b)
     check_float("transposed convolution", x)
@@ -499,7 +511,17 @@ def conv_transpose(
     g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
     y = empty(device, (n, groups * c, *window.space), dtype)
     saved = _activated(y, activation, keep)
-    apply(device, n, g, x.block, w.block, y.block, dtype, Epilogue(block_of(b), activation, block_of(saved)), flip=True)
+    apply(
+        device,
+        n,
+        g,
+        x.block,
+        w.block,
+        y.block,
+        dtype,
+        Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)),
+        flip=True,
+    )
 
     def backward(dz):
         def write_dx(sink: Sink):

@@ -99,7 +99,7 @@ def slide(
         count = (-(-free // s) if ceil else free // s) + 1
         if ceil and count > 1 and (count - 1) * s >= n + before:
             count -= 1
-        if free < 0 or count < 1:
+        if count < 1:
             raise ShapeError(
                 f"{what}: a window of {k}{f' with dilation {d}' if d > 1 else ''} does not fit along axis {axis + 2} of an "
                 f"input of shape {tuple(shape)}: ({n} + {before} + {after} - {d} * ({k} - 1) - 1) // {s} + 1 = {free // s + 1} "

@@ -1,0 +1,150 @@
+"""Pooling over 1 to 3 spatial axes: the largest, or the mean, of windows or of a given number of bins (kernels/pool.cl)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ConfigurationError, ShapeError
+from ..gemm.tile import vector_width
+from ..runtime.device import Device
+from ..runtime.memory import Block
+from .array import Array, Backward, Sink, check_float, empty
+from .window import Window
+
+WORTH = 1 << 14  # elements that are worth a CPU's work-item (a few us)
+PARTS = 16  # work-items for each core, at most: the last ones to finish are not long waited for
+
+
+def comb_width(device: Device, dtype: Any) -> int:
+    """Lanes of the vectors of kernels/combs.cl: twice as many make a vector still."""
+    return min(8, vector_width(device, dtype))
+
+
+def divided(device: Device, dtype: Any, n: int, width: int) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
+    """How a launch goes over n rows of `width` elements: the rows of a work-item, global and local size, defines.
+
+    A CPU's work-item does several rows in vectors (VW); elsewhere each does one element.
+    """
+    if device.kind != "cpu":
+        return 1, (n * width,), None, {}
+    parts = max(1, min(n, n * width // WORTH, PARTS * device.compute_units))
+    each = max(1, -(-n // parts))
+    return each, (-(-n // each),), (1,), {"VW": comb_width(device, dtype)}
+
+
+def sink_of(sink: Sink) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A gradient's last arguments (saved, dx, the scale's table, row and column), and the defines that go with them."""
+    defines: dict[str, Any] = {}
+    saved: Block | None = None
+    scale: tuple[Any, ...] = (None, None, 0)
+    if sink.scale is not None:
+        defines["SCALED"], scale = 1, (sink.scale.table, sink.scale.at, sink.scale.column)
+    if sink.times is not None:
+        defines["ACT"], before = sink.times
+        defines["TIMES"], saved = 1, before.block
+    return (saved, sink.out, *scale), defines
+
+
+def check_window(window: Window) -> Window:
+    """Every window of a pooling holds an element of the input: a ShapeError or a ConfigurationError where one would not."""
+    if 0 in window.space:
+        raise ShapeError(f"pooling over no elements: the spatial axes are {window.space}")
+    for size, before, after in zip(window.size, window.before, window.after):
+        if max(before, after) >= size:
+            raise ConfigurationError(
+                f"padding should be less than the window's size {size}, or some windows would hold nothing else; "
+                f"{(before, after)} was provided instead"
+            )
+    return window
+
+
+def pool(
+    x: Array, window: Window, kind: str = "max", include_pad: bool = True, keep: bool = True
+) -> tuple[Array, Backward]:
+    """y = the largest element ("max") or the mean of each window: x (batch, channels, *space) -> (batch, channels, *out).
+
+    Padding is never the largest, and NaN always is; the gradient goes to the first of equals. A mean counts padding as
+    zeros with `include_pad`, but never what lies beyond it (as PyTorch's does where the last window is a part only).
+    With `keep` the places of the largest are kept for the gradient, in bytes for windows of up to 256 elements.
+    """
+    check_float("pooling", x)
+    w = check_window(window).in_3d()
+    device, planes = x.device, math.prod(x.shape[:2])
+    y = empty(device, (*x.shape[:2], *window.out), x.dtype)
+    defines: dict[str, Any] = {"STEP": w.stride[2]}
+    defines.update(zip(("K_D", "K_H", "K_W", "S_D", "S_H"), (*w.size, *w.stride)))
+    index = None
+    if kind == "max":
+        small = math.prod(w.size) <= 256
+        defines.update(MAX=1, INDEX="uchar" if small else "int")
+        index = device.allocate(y.size * (1 if small else 4)) if keep else None
+    elif include_pad:
+        defines["INCLUDE_PAD"] = 1
+
+    def launch(kernel: str, space: tuple[int, ...], *arguments: Any, **how: Any) -> None:
+        rows = planes * space[0] * space[1]
+        each, size, local, vectors = divided(device, x.dtype, rows, space[2])
+        sizes = [*w.space, *w.out, *w.before, *w.after, rows, each, 0, 0]
+        device.launch(
+            "pool", kernel, size, np.array(sizes, np.int32), *arguments,
+            local=local, real=x.real, **defines, **vectors, **how,
+        )  # fmt: skip
+
+    launch("pool_forward", w.out, x.block, y.block, index, **({} if index is None else {"KEEP": 1}))
+
+    def backward(dy):
+        def write(sink: Sink):
+            arguments, how = sink_of(sink)
+            launch("pool_backward", w.space, dy.block, index, *arguments, **how)
+
+        yield x, write
+
+    return y, backward
+
+
+def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = True) -> tuple[Array, Backward]:
+    """y = the largest element or the mean of each bin: x (batch, channels, *space) -> (batch, channels, *out).
+
+    Bin o of an axis holds the elements from floor(o in / out) up to ceil((o + 1) in / out), as PyTorch's do; `out` may be
+    larger than the input. Equals and NaN as in `pool`.
+    """
+    check_float("pooling", x)
+    space, out = x.shape[2:], tuple(out)
+    if len(space) != len(out) or not 1 <= len(out) <= 3 or 0 in space:
+        raise ShapeError(f"an input of shape {x.shape} has no spatial axes with elements to be pooled to {out}")
+    device, planes = x.device, math.prod(x.shape[:2])
+    y = empty(device, (*x.shape[:2], *out), x.dtype)
+    missing = (1,) * (3 - len(out))
+    sides, bins = (*missing, *space), (*missing, *out)
+    if math.prod(out) == 1:  # one bin: space is one long row
+        sides = (1, 1, math.prod(space))
+    defines: dict[str, Any] = {"ADAPTIVE": 1}
+    index = None
+    if kind == "max":
+        defines["MAX"] = 1
+        index = device.allocate(4 * y.size) if keep else None
+    each, size, local, vectors = divided(device, x.dtype, y.size, max(1, math.prod(sides) // math.prod(bins)))
+    if not vectors:
+        size = (y.size,)
+    device.launch(
+        "pool", "adaptive_forward", size, np.array([*sides, *bins, y.size, each], np.int32), x.block, y.block, index,
+        local=local, real=x.real, **defines, **vectors, **({} if index is None else {"KEEP": 1}),
+    )  # fmt: skip
+
+    def backward(dy):
+        def write(sink: Sink):
+            rows = planes * sides[0] * sides[1]
+            each, size, local, vectors = divided(device, x.dtype, rows, sides[2])
+            arguments, how = sink_of(sink)
+            device.launch(
+                "pool", "adaptive_backward", size, np.array([*sides, *bins, rows, each], np.int32), dy.block, index,
+                *arguments, local=local, real=x.real, **defines, **vectors, **how,
+            )  # fmt: skip
+
+        yield x, write
+
+    return y, backward

@@ -1,0 +1,563 @@
+// Normalisation: by channel over the batch (batch), by sample over rows or groups of channels (layer, group, instance,
+// RMS), and by neighbouring channels (local response).
+//
+// By channel, x is (batch, columns), columns = channels x space. An item passes over `rows` samples of a block of columns:
+//
+//        |<------------ columns ------------>|     a block lies within one channel where space >= COLUMNS, else it is some
+//   b    +---------+---------+---------+-----+     whole channels; it has one part of the result for each of its channels.
+//   a  / | item 0  | item 1  | item 2  |  3  |     Sums gather by column in the cache (on a GPU, where a block is one
+//   t rows         |         |         |     |     vector, in registers), and then by channel. `join_...` adds the
+//   c  \ +---------+---------+---------+-----+     parts of a channel up, (part, channel), part = chunk x blocks a channel.
+//   h    | item 4  | item 5  | ...     |     |
+//        +---------+---------+---------+-----+
+//
+// Variances: of each column around its first value in the chunk (which is one of the values, so that no more than rows x eps
+// can be lost), then those of columns and of parts by their distances from the common mean (Chan et al. 1979).
+//
+// By sample, a group of WIDTH items (on a CPU one) has a row of n = channels a group x space values, and takes the mean first
+// and then the squares of distances from it.
+//
+// A build has the one kernel that its defines ask for: parts of a fused step (clnn/runtime/fusion.py) share no name.
+//   KEEP    the value before the activation goes to `saved`: what activations whose derivative needs x come back to
+//   TIMES   a gradient is multiplied by ACT's derivative at `saved`
+//   SCALED  out = alpha * gradient + beta * out, the pair from a scale table (common.cl); out is not read where beta is 0
+#ifndef VW
+#define VW 4          // lanes of a vector
+#endif
+#ifndef COLUMNS
+#define COLUMNS VW    // of a block, whole vectors
+#endif
+#ifndef WIDTH
+#define WIDTH 1       // work-items in a group
+#endif
+#ifndef ACT
+#define ACT linear
+#endif
+#include "activation.cl"
+
+#define VLOAD CAT(vload, VW)
+#define VSTORE CAT(vstore, VW)
+#define VECTORS (COLUMNS / VW)
+#define GROUP_OF(width) __attribute__((reqd_work_group_size(width, 1, 1)))
+
+// ---- vectors that hang over an end ---------------------------------------------------------------------------------------
+// Inputs are read whole: every block of memory has SLACK bytes behind it (clnn/runtime/memory.py). Outputs end where they end.
+static inline T first_n(T x, int n) {                 // 0 in the other lanes
+  if (n >= VW) return x;
+  real t[VW];
+  VSTORE(x, 0, t);
+  for (int l = n; l < VW; l++) t[l] = 0;
+  return VLOAD(0, t);
+}
+static inline T load_n(global const real *p, int n) { // for what others may be writing behind the end
+  if (n >= VW) return VLOAD(0, p);
+  real t[VW];
+  for (int l = 0; l < VW; l++) t[l] = l < n ? p[l] : 0;
+  return VLOAD(0, t);
+}
+static inline void store_n(T x, global real *p, int n) {
+  if (n >= VW) { VSTORE(x, 0, p); return; }
+  real t[VW];
+  VSTORE(x, 0, t);
+  for (int l = 0; l < n; l++) p[l] = t[l];
+}
+static inline real lanes(T x) {                       // their sum, by halves
+  real t[VW];
+  VSTORE(x, 0, t);
+  for (int h = VW / 2; h; h /= 2) for (int l = 0; l < h; l++) t[l] += t[l + h];
+  return t[0];
+}
+
+// y = f(x), up to n lanes
+static inline void activate(T x, global real *y, global real *saved, int n) {
+#ifdef KEEP
+  store_n(x, saved, n);
+#endif
+  store_n(ACTIVATE(x), y, n);
+}
+
+#ifdef SCALED
+#define PAIR SCALE(scale, at, column)
+#else
+#define PAIR (real2)(1, 0)
+#endif
+#define SINK_ARGS global real *out, global const real *saved, global const real2 *scale, global const int *at, int column
+
+// A gradient to where it belongs, up to n lanes
+static inline void deliver(T d, global real *out, global const real *saved, int n, real2 pair) {
+#ifdef SCALED
+  d *= pair.x;
+#endif
+#ifdef TIMES
+  const T before = VLOAD(0, saved);
+  d *= DERIVATIVE(before);
+#endif
+#ifdef SCALED
+  if (pair.y != 0) d += pair.y * load_n(out, n);
+#endif
+  store_n(d, out, n);
+}
+
+// The sum over a group of WIDTH, in every work-item, always in one order
+#if WIDTH > 1
+#define SHARED local real shared[WIDTH];
+#define OVER_GROUP(x) over_group(x, shared)
+static inline real over_group(real mine, local real *shared) {
+  const int id = get_local_id(0);
+  barrier(CLK_LOCAL_MEM_FENCE);                       // the last sum has been read
+  shared[id] = mine;
+  barrier(CLK_LOCAL_MEM_FENCE);
+  for (int h = WIDTH / 2; h; h /= 2) {
+    if (id < h) shared[id] += shared[id + h];
+    barrier(CLK_LOCAL_MEM_FENCE);
+  }
+  return shared[0];
+}
+#else
+#define SHARED
+#define OVER_GROUP(x) (x)
+#endif
+
+// ---- by channel ----------------------------------------------------------------------------------------------------------
+// s: batch, channels, space, rows of a chunk, blocks in a row of blocks, items
+typedef struct { int channel, count, first, width, part, row, end; } Place;
+static inline Place place_of(int item, int8 s) {
+  const int channels = s.s1, space = s.s2, rows = s.s3, blocks = s.s4, block = item % blocks, chunk = item / blocks;
+  Place p;
+  if (space >= COLUMNS) {
+    const int each = (space + COLUMNS - 1) / COLUMNS, start = block % each * COLUMNS;
+    p.channel = block / each;
+    p.count = 1;
+    p.width = min(COLUMNS, space - start);
+    p.first = p.channel * space + start;
+    p.part = chunk * each + block % each;
+  } else {
+    const int each = COLUMNS / space;
+    p.channel = block * each;
+    p.count = min(each, channels - p.channel);
+    p.width = p.count * space;
+    p.first = p.channel * space;
+    p.part = chunk;
+  }
+  p.row = chunk * rows;
+  p.end = min(s.s0, p.row + rows);
+  return p;
+}
+// The values of a block's channels, by column; 0 without values
+static inline void spread(real *t, global const real *values, Place p) {
+  const int run = p.width / p.count;
+  for (int c = 0; c < p.count; c++) {
+    const real v = values ? values[p.channel + c] : 0;
+    for (int i = 0; i < run; i++) t[c * run + i] = v;
+  }
+}
+#define PLACE                                                                   \
+  if ((int)get_global_id(0) >= s.s5) return;                                    \
+  const Place p = place_of(get_global_id(0), s);                                \
+  const int stride = s.s1 * s.s2, vectors = (p.width + VW - 1) / VW;            \
+  const size_t start = (size_t)p.row * stride + p.first;
+
+#if defined(MOMENTS) || defined(SUMS)
+// MOMENTS: parts[part, channel] = (mean, sum of squared distances from it) of x.
+// SUMS: (sum of dy, sum of dy (x - mean)), with the channel's mean, or with BY_ROW dy (x - mean) / deviation of the sample.
+kernel GROUP_OF(WIDTH) void channel_sums(int8 s, global const real *x, global const real *dy, global const real *mean, global real2 *parts) {
+  PLACE
+  T k[VECTORS], a[VECTORS], b[VECTORS];
+  x += start;
+#ifdef MOMENTS
+  for (int v = 0; v < vectors; v++) k[v] = VLOAD(v, x);
+#else
+  dy += start;
+#ifndef BY_ROW
+  spread((real *)k, mean, p);
+#endif
+#endif
+  for (int v = 0; v < vectors; v++) a[v] = b[v] = (T)(0);
+  int r = p.row;
+#ifdef MOMENTS
+  for (; r + 4 <= p.end; r += 4, x += (size_t)4 * stride)
+    for (int v = 0; v < vectors; v++) {
+      global const real *at = x + v * VW;
+      const T d0 = VLOAD(0, at) - k[v], d1 = VLOAD(0, at + stride) - k[v];
+      const T d2 = VLOAD(0, at + 2 * stride) - k[v], d3 = VLOAD(0, at + 3 * stride) - k[v];
+      a[v] += (d0 + d1) + (d2 + d3);
+      b[v] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
+    }
+  for (; r < p.end; r++, x += stride)
+    for (int v = 0; v < vectors; v++) { const T d = VLOAD(v, x) - k[v]; a[v] += d; b[v] += d * d; }
+#elif defined(BY_ROW)
+  global const real2 *stats = (global const real2 *)mean;
+  for (; r < p.end; r++, x += stride, dy += stride) {
+    const real2 of = stats[r];
+    for (int v = 0; v < vectors; v++) {
+      const T g = VLOAD(v, dy);
+      a[v] += g;
+      b[v] += g * ((VLOAD(v, x) - of.x) * of.y);
+    }
+  }
+#else
+  for (; r + 2 <= p.end; r += 2, x += (size_t)2 * stride, dy += (size_t)2 * stride)
+    for (int v = 0; v < vectors; v++) {
+      const T g0 = VLOAD(v, dy), g1 = VLOAD(v, dy + stride);
+      a[v] += g0 + g1;
+      b[v] += g0 * (VLOAD(v, x) - k[v]) + g1 * (VLOAD(v, x + stride) - k[v]);
+    }
+  for (; r < p.end; r++, x += stride, dy += stride)
+    for (int v = 0; v < vectors; v++) { const T g = VLOAD(v, dy); a[v] += g; b[v] += g * (VLOAD(v, x) - k[v]); }
+#endif
+  const int run = p.width / p.count;
+  parts += (size_t)p.part * s.s1 + p.channel;
+  for (int c = 0; c < p.count; c++) {
+    const real *ac = (const real *)a + c * run, *bc = (const real *)b + c * run;
+#ifdef MOMENTS
+    const real *kc = (const real *)k + c * run;
+    const real n = p.end - p.row, one = 1 / n;
+    T sum = (T)(0), squares = (T)(0);
+    for (int i = 0; i < run; i += VW) sum += first_n(VLOAD(0, kc + i) - kc[0] + VLOAD(0, ac + i) * one, run - i);
+    const real middle = lanes(sum) / run;             // beyond kc[0]
+    for (int i = 0; i < run; i += VW) {
+      const T ai = VLOAD(0, ac + i), d = VLOAD(0, kc + i) - kc[0] + ai * one - middle;
+      squares += first_n(VLOAD(0, bc + i) - ai * ai * one + n * d * d, run - i);
+    }
+    parts[c] = (real2)(kc[0] + middle, lanes(squares));
+#else
+    T as = (T)(0), bs = (T)(0);
+    for (int i = 0; i < run; i += VW) {
+      as += first_n(VLOAD(0, ac + i), run - i);
+      bs += first_n(VLOAD(0, bc + i), run - i);
+    }
+    parts[c] = (real2)(lanes(as), lanes(bs));
+#endif
+  }
+}
+#endif
+
+#ifdef JOIN_MOMENTS
+// From the parts of all chunks: stats = mean, 1 / deviation, and gamma / deviation, each (channels,), and with momentum
+// the running mean and variance (with n - 1). A group has `each` channels.
+kernel GROUP_OF(WIDTH) void join_moments(int8 s, int parts, int each, global const real2 *part, global const real *gamma, global real *stats,
+                                         global real *running_mean, global real *running_variance, real momentum, real epsilon) {
+  SHARED
+  const int channels = s.s1, per = s.s2 >= COLUMNS ? (s.s2 + COLUMNS - 1) / COLUMNS : 1;
+  const int first = get_group_id(0) * each;
+#define OF_PART(p) ((real)(min(s.s3, s.s0 - (p) / per * s.s3) * (per == 1 ? s.s2 : min(COLUMNS, s.s2 - (p) % per * COLUMNS))))
+  for (int c = first; c < min(channels, first + each); c++) {
+    const real n = (real)s.s0 * s.s2, near = part[c].x;
+    real sum = 0, squares = 0;
+    for (int p = get_local_id(0); p < parts; p += WIDTH) sum += OF_PART(p) * (part[(size_t)p * channels + c].x - near);
+    const real beyond = OVER_GROUP(sum) / n;
+    for (int p = get_local_id(0); p < parts; p += WIDTH) {
+      const real2 of = part[(size_t)p * channels + c];
+      const real d = of.x - near - beyond;
+      squares += of.y + OF_PART(p) * d * d;
+    }
+    squares = OVER_GROUP(squares);
+    if (get_local_id(0) == 0) {
+      const real mean = near + beyond, variance = (squares < 0 ? 0 : squares) / n, scale = 1 / sqrt(variance + epsilon);
+      stats[c] = mean;
+      stats[channels + c] = scale;
+      stats[2 * channels + c] = gamma ? gamma[c] * scale : scale;
+      if (running_mean) {
+        running_mean[c] = momentum * running_mean[c] + (1 - momentum) * mean;
+        running_variance[c] = momentum * running_variance[c] + (1 - momentum) * (variance * (n / (n - 1)));
+      }
+    }
+  }
+}
+#endif
+
+#ifdef JOIN_SUMS
+// Sums over parts: those of dy are beta's gradient, those of dy (x - mean), divided by the deviation if there are stats, gamma's;
+// to their sinks, where there are. With dx: p and q of dx = a dy + (x - mean) p + q, each (channels,). n: values of a channel
+static inline void to_sink(real g, global real *out, int c, real2 pair) {
+  out[c] = pair.y == 0 ? pair.x * g : pair.x * g + pair.y * out[c];
+}
+kernel GROUP_OF(WIDTH) void join_sums(int channels, int parts, int each, int n, global const real2 *part, global const real *stats, global real *dx,
+                                      global real *dgamma, global const real2 *gamma_scale, global const int *gamma_at, int gamma_column,
+                                      global real *dbeta, global const real2 *beta_scale, global const int *beta_at, int beta_column) {
+  SHARED
+  const int first = get_group_id(0) * each;
+  for (int c = first; c < min(channels, first + each); c++) {
+    real sum = 0, product = 0;
+    for (int p = get_local_id(0); p < parts; p += WIDTH) {
+      const real2 of = part[(size_t)p * channels + c];
+      sum += of.x;
+      product += of.y;
+    }
+    sum = OVER_GROUP(sum);
+    product = OVER_GROUP(product);
+    if (get_local_id(0) == 0) {
+      const real scale = stats ? stats[channels + c] : 1;
+      product *= scale;
+      if (dx) {
+        const real a = stats[2 * channels + c] / n;
+        dx[c] = -a * scale * product;
+        dx[channels + c] = -a * sum;
+      }
+      if (dgamma) to_sink(product, dgamma, c, SCALE(gamma_scale, gamma_at, gamma_column));
+      if (dbeta) to_sink(sum, dbeta, c, SCALE(beta_scale, beta_at, beta_column));
+    }
+  }
+}
+#endif
+
+#ifdef FORWARD
+// y = f(x a + b), or with CENTRED, where a is the statistics, f((x - mean) gamma / deviation + b), by channel; b may be missing
+kernel GROUP_OF(WIDTH) void channel_forward(int8 s, global const real *x, global const real *a, global const real *b, global real *y,
+                                            global real *saved) {
+  PLACE
+  T ka[VECTORS], kb[VECTORS];
+#ifdef CENTRED
+  T km[VECTORS];
+  spread((real *)km, a, p);
+  a += 2 * s.s1;
+#define CENTRE(v) - km[v]
+#else
+#define CENTRE(v)
+#endif
+  spread((real *)ka, a, p);
+  spread((real *)kb, b, p);
+  x += start; y += start;
+#ifdef KEEP
+  saved += start;
+#else
+  saved = 0;
+#endif
+  for (int r = p.row; r < p.end; r++, x += stride, y += stride) {
+    for (int v = 0; v < vectors; v++)
+      activate((VLOAD(v, x) CENTRE(v)) * ka[v] + kb[v], y + v * VW, saved + v * VW, p.width - v * VW);
+#ifdef KEEP
+    saved += stride;
+#endif
+  }
+}
+#endif
+
+#ifdef BACKWARD
+// dx = a dy, or with CENTRED, where a is the statistics, a dy + (x - mean) p + q, by channel; `by` = (p, q)
+kernel GROUP_OF(WIDTH) void channel_backward(int8 s, global const real *x, global const real *dy, global const real *a, global const real *by,
+                                             SINK_ARGS) {
+  PLACE
+  const real2 pair = PAIR;
+  T ka[VECTORS];
+  dy += start; out += start;
+#ifdef CENTRED
+  T km[VECTORS], kp[VECTORS], kq[VECTORS];
+  spread((real *)km, a, p);
+  a += 2 * s.s1;
+  spread((real *)kp, by, p);
+  spread((real *)kq, by + s.s1, p);
+  x += start;
+#endif
+  spread((real *)ka, a, p);
+#ifdef TIMES
+  saved += start;
+#endif
+  for (int r = p.row; r < p.end; r++, dy += stride, out += stride) {
+    for (int v = 0; v < vectors; v++) {
+      T d = ka[v] * VLOAD(v, dy);
+#ifdef CENTRED
+      d += (VLOAD(v, x) - km[v]) * kp[v] + kq[v];
+#endif
+      deliver(d, out + v * VW, saved + v * VW, p.width - v * VW, pair);
+    }
+#ifdef CENTRED
+    x += stride;
+#endif
+#ifdef TIMES
+    saved += stride;
+#endif
+  }
+}
+#endif
+
+#ifdef FOLD
+// a = gamma / sqrt(variance + epsilon), b = beta - mean a: the layer at inference is x a + b
+kernel void fold(int channels, global const real *gamma, global const real *beta, global const real *mean, global const real *variance,
+                 global real *a, global real *b, real epsilon) {
+  const int c = get_global_id(0);
+  if (c >= channels) return;
+  const real scale = 1 / sqrt(variance[c] + epsilon), of = gamma ? gamma[c] * scale : scale;
+  a[c] = of;
+  b[c] = (beta ? beta[c] : 0) - mean[c] * of;
+}
+#endif
+
+// ---- by sample -----------------------------------------------------------------------------------------------------------
+// Row r is group r % groups of a sample, n values: `per` runs of the length `run` with a gamma and beta each (layer and RMS:
+// run 1, one group). s: rows, n, rows an item, groups, per, run
+#define MY_VECTORS int i = (int)get_local_id(0) * VW; i < n; i += WIDTH * VW
+#define ROWS int r = (int)get_group_id(0) * s.s2; r < min(s.s0, ((int)get_group_id(0) + 1) * s.s2); r++
+
+// The values for positions i, i + 1, ... of a row whose first run has values[0]
+static inline T of_runs(global const real *values, int i, int run) {
+#ifdef LAST
+  return VLOAD(0, values + i);
+#else
+  int at = i / run, left = (at + 1) * run - i;
+  if (left >= VW) return (T)(values[at]);
+  real t[VW];
+  for (int l = 0; l < VW; l++) {
+    t[l] = values[at];                                // what lies behind the last is for lanes that are dropped
+    if (--left == 0) { at++; left = run; }
+  }
+  return VLOAD(0, t);
+#endif
+}
+
+#ifdef ROW_FORWARD
+// y = f((x - mean) / sqrt(variance + epsilon) * gamma + beta); stats[row] = (mean, 1 / deviation); with RMS the mean is 0
+kernel GROUP_OF(WIDTH) void row_forward(int8 s, global const real *x, global const real *gamma, global const real *beta, global real2 *stats,
+                                        global real *y, global real *saved, real epsilon) {
+  SHARED
+  const int n = s.s1;
+  for (ROWS) {
+    global const real *row = x + (size_t)r * n;
+    real mean = 0;
+    T sum = (T)(0), squares = (T)(0);
+#ifdef RMS
+    for (MY_VECTORS) { const T d = VLOAD(0, row + i); squares += first_n(d * d, n - i); }
+    const real variance = OVER_GROUP(lanes(squares)) / n;
+#else
+    const real near = row[0];                         // sums of distances from any value are more accurate
+    for (MY_VECTORS) sum += first_n(VLOAD(0, row + i) - near, n - i);
+    mean = near + OVER_GROUP(lanes(sum)) / n;
+    sum = (T)(0);
+    for (MY_VECTORS) { const T d = first_n(VLOAD(0, row + i) - mean, n - i); sum += d; squares += d * d; }
+    const real off = OVER_GROUP(lanes(sum)) / n;      // what rounding has left of the mean
+    const real variance = OVER_GROUP(lanes(squares)) / n - off * off;
+#endif
+    const real scale = 1 / sqrt((variance < 0 ? 0 : variance) + epsilon);
+    const int o = r % s.s3 * s.s4;
+    for (MY_VECTORS) {
+      T d = (VLOAD(0, row + i) - mean) * scale;
+      if (gamma) d *= of_runs(gamma + o, i, s.s5);
+      if (beta) d += of_runs(beta + o, i, s.s5);
+      const size_t to = (size_t)r * n + i;
+      activate(d, y + to, saved + to, n - i);
+    }
+    if (get_local_id(0) == 0) stats[r] = (real2)(mean, scale);
+  }
+}
+#endif
+
+#ifdef RUN_SUMS
+// sums[sample, channel] = (sum of dy, sum of dy (x - mean) / deviation) over each run; s: runs, run, runs an item, -, per
+kernel GROUP_OF(WIDTH) void run_sums(int8 s, global const real *x, global const real *dy, global const real2 *stats, global real2 *sums) {
+  SHARED
+  const int n = s.s1;
+  for (ROWS) {
+    const size_t row = (size_t)r * n;
+    const real2 of = stats[r / s.s4];
+    T a = (T)(0), b = (T)(0);
+    for (MY_VECTORS) {
+      const T g = first_n(VLOAD(0, dy + row + i), n - i);
+      a += g;
+      b += first_n(g * ((VLOAD(0, x + row + i) - of.x) * of.y), n - i);
+    }
+    const real sum = OVER_GROUP(lanes(a)), product = OVER_GROUP(lanes(b));
+    if (get_local_id(0) == 0) sums[r] = (real2)(sum, product);
+  }
+}
+#endif
+
+#ifdef ROW_BACKWARD
+// With g = dy gamma and h = (x - mean) / deviation: dx = (g - mean(g) - h mean(g h)) / deviation; RMS: without mean(g).
+// The means come from run_sums, or with LAST from a pass over the row.
+kernel GROUP_OF(WIDTH) void row_backward(int8 s, global const real *x, global const real *dy, global const real *gamma, global const real2 *stats,
+                                         global const real2 *sums, SINK_ARGS) {
+  SHARED
+  const real2 pair = PAIR;
+  const int n = s.s1;
+  for (ROWS) {
+    const size_t row = (size_t)r * n;
+    const real2 of = stats[r];
+    const int o = r % s.s3 * s.s4;
+#ifdef LAST
+    T a = (T)(0), b = (T)(0);
+    for (MY_VECTORS) {
+      T g = VLOAD(0, dy + row + i);
+      if (gamma) g *= VLOAD(0, gamma + i);
+      g = first_n(g, n - i);
+      a += g;
+      b += first_n(g * ((VLOAD(0, x + row + i) - of.x) * of.y), n - i);
+    }
+    real sum = lanes(a), product = lanes(b);
+#else
+    real sum = 0, product = 0;
+    for (int k = get_local_id(0); k < s.s4; k += WIDTH) {
+      const real2 part = sums[(size_t)r * s.s4 + k] * (gamma ? gamma[o + k] : 1);
+      sum += part.x;
+      product += part.y;
+    }
+#endif
+#ifdef RMS
+    sum = 0;
+#else
+    sum = OVER_GROUP(sum) / n;
+#endif
+    product = OVER_GROUP(product) / n;
+    for (MY_VECTORS) {
+      T g = VLOAD(0, dy + row + i);
+      if (gamma) g *= of_runs(gamma + o, i, s.s5);
+      const T h = (VLOAD(0, x + row + i) - of.x) * of.y;
+      deliver((g - sum - h * product) * of.y, out + row + i, saved + row + i, n - i, pair);
+    }
+  }
+}
+#endif
+
+// ---- by neighbouring channels --------------------------------------------------------------------------------------------
+// s: batch, channels, space, size, vectors in a run of `space`. One item a vector of space in a sample, over all channels.
+// Not pow: PoCL 3.1's lets what is in one lane of a double8 change others.
+#define POWER(d, e) exp((e) * log(d))
+#define OVER_CHANNELS                                                                                      \
+  const int item = get_global_id(0), channels = s.s1, space = s.s2;                                        \
+  if (item >= s.s0 * s.s4) return;                                                                         \
+  const int i = item % s.s4 * VW, n = min(VW, space - i);                                                  \
+  const size_t start = (size_t)(item / s.s4) * channels * space + i;
+
+#ifdef RESPONSE_FORWARD
+// d = k + alpha / size * the sum of x^2 over channels c - size / 2 to c + (size - 1) / 2; y = f(x d^-beta)
+kernel void response_forward(int8 s, global const real *x, global real *d, global real *y, global real *saved, real alpha, real beta, real k) {
+  OVER_CHANNELS
+  for (int c = 0; c < channels; c++) {
+    T sum = (T)(0);
+    for (int j = max(0, c - s.s3 / 2); j <= min(channels - 1, c + (s.s3 - 1) / 2); j++) {
+      const T v = VLOAD(0, x + start + (size_t)j * space);
+      sum += v * v;
+    }
+    const size_t to = start + (size_t)c * space;
+    const T of = k + alpha / s.s3 * sum;
+    store_n(of, d + to, n);
+    activate(VLOAD(0, x + to) * POWER(of, -beta), y + to, saved + to, n);
+  }
+}
+#endif
+
+#ifdef RESPONSE_TERMS
+// t = dy x d^(-beta - 1)
+kernel void response_terms(int8 s, global const real *x, global const real *dy, global const real *d, global real *t, real beta) {
+  OVER_CHANNELS
+  for (int c = 0; c < channels; c++) {
+    const size_t to = start + (size_t)c * space;
+    store_n(VLOAD(0, dy + to) * VLOAD(0, x + to) * POWER(VLOAD(0, d + to), -beta - 1), t + to, n);
+  }
+}
+#endif
+
+#ifdef RESPONSE_BACKWARD
+// dx = dy d^-beta - 2 alpha beta / size * x * the sum of t over the channels whose window has this one
+kernel void response_backward(int8 s, global const real *x, global const real *dy, global const real *d, global const real *t, real alpha,
+                              real beta, SINK_ARGS) {
+  OVER_CHANNELS
+  const real2 pair = PAIR;
+  for (int c = 0; c < channels; c++) {
+    T sum = (T)(0);
+    for (int j = max(0, c - (s.s3 - 1) / 2); j <= min(channels - 1, c + s.s3 / 2); j++) sum += VLOAD(0, t + start + (size_t)j * space);
+    const size_t to = start + (size_t)c * space;
+    const T g = VLOAD(0, dy + to) * POWER(VLOAD(0, d + to), -beta);
+    deliver(g - 2 * alpha * beta / s.s3 * sum * VLOAD(0, x + to), out + to, saved + to, n, pair);
+  }
+}
+#endif

@@ -1,0 +1,437 @@
+// Pooling over up to three spatial axes: x (planes, D, H, W) -> y (planes, out D, out H, out W), a plane for each channel of
+// each sample. Missing axes have size 1.
+//
+// pool_*      windows K_D x K_H x K_W, S_D, S_H and STEP apart (all compiled in). On CPUs a work-item does a few rows, in
+//             vectors of VW (combs.cl); elsewhere each does one element.
+// adaptive_*  windows [floor(o in / out), ceil((o + 1) in / out)) of sizes that differ: one bin of x for each y.
+//
+// MAX keeps the largest, the first of equals, NaN above all, and with KEEP where it lies: its number in the window, or
+// (adaptive) in the plane. Else the mean; with INCLUDE_PAD padding counts as zeros, as far as there is padding.
+// Gradients are gathered, one sum for each element of x, and written once:
+//   SCALED  alpha * sum + beta * dx, the pair from a scale table (common.cl); dx is not read where beta is 0
+//   TIMES   the sum is multiplied by ACT's derivative at `saved` before beta * dx is added
+#ifndef ACT
+#define ACT linear
+#endif
+#ifndef INDEX
+#define INDEX int
+#endif
+#ifndef STEP
+#define STEP 1
+#endif
+#include "activation.cl"
+#ifdef VW
+#include "combs.cl"
+#endif
+
+#define BETTER(v, best) (!((v) <= (best)) && (best) == (best))
+
+#ifdef SCALED
+#define PAIR SCALE(scale, at, column)
+#else
+#define PAIR (real2)(1, 0)
+#endif
+#define SINK_ARGS global const real *saved, global real *dx, global const real2 *scale, global const int *at, int column
+
+#ifdef VW
+#define SCALAR(t) (t).s0
+// n elements of dx
+static inline void write_lanes(T sum, global const real *saved, global real *dx, int n, real2 pair) {
+#ifdef TIMES
+  const T before = VLOAD(0, saved);
+  sum *= DERIVATIVE(before);
+#endif
+#ifdef SCALED
+  sum *= pair.x;
+  if (pair.y != 0) sum += pair.y * load_n(dx, n);
+#endif
+  store_n(sum, dx, n);
+}
+#else
+#define SCALAR(t) (t)
+#endif
+// one element of dx
+static inline void write_one(real sum, global const real *saved, global real *dx, real2 pair) {
+#ifdef TIMES
+  const T before = (T)(*saved);
+  sum *= SCALAR(DERIVATIVE(before));
+#endif
+#ifdef SCALED
+  sum *= pair.x;
+  if (pair.y != 0) sum += pair.y * *dx;
+#endif
+  *dx = sum;
+}
+
+#ifdef K_D
+// ---- windows of one size ------------------------------------------------------------------------------------------------
+// s: D H W, out D H W, padding before D H W and after; rows in all, and for each work-item
+#define UNPACK                                                                                                        \
+  const int D = s.s0, H = s.s1, W = s.s2, OD = s.s3, OH = s.s4, OW = s.s5, PD = s.s6, PH = s.s7, PW = s.s8;           \
+  const int rows = s.sc, each = s.sd;
+#define TAP(d, h, w) (((d) * K_H + (h)) * K_W + (w))
+#if K_W <= 16
+#define ALONG_WINDOW _Pragma("unroll")
+#else
+#define ALONG_WINDOW
+#endif
+
+// by how many elements an axis of a window that starts at t divides; t may be lanes
+#ifdef INCLUDE_PAD
+#define EXTENT(t, size, n, after) min(size, (n) + (after) - (t))
+#else
+#define EXTENT(t, size, n, after) (min((t) + (size), n) - max(t, 0))
+#endif
+
+// The windows that hold element i of an axis: from FIRST to LAST
+#define FIRST(i, pad, size, stride) ((i) + (pad) < (size) ? 0 : ((i) + (pad) - (size)) / (stride) + 1)
+#define LAST(i, pad, stride, out) min((out) - 1, ((i) + (pad)) / (stride))
+#define EACH_ROW_ABOVE                                                                                        \
+  for (int od = FIRST(d, PD, K_D, S_D); od <= LAST(d, PD, S_D, OD); od++)                                     \
+    for (int oh = FIRST(h, PH, K_H, S_H); oh <= LAST(h, PH, S_H, OH); oh++)
+#define TAP_ABOVE TAP(d + PD - od * S_D, h + PH - oh * S_H, 0)
+#define COUNT_ABOVE (EXTENT(od * S_D - PD, K_D, D, s.s9) * EXTENT(oh * S_H - PH, K_H, H, s.sa))
+
+#ifndef VW
+// y[i] of the window that starts at d0, h0, w0 of a plane
+static inline void forward_one(int16 s, global const real *plane, int d0, int h0, int w0, size_t i, global real *y,
+                               global INDEX *index) {
+  UNPACK
+  const int d1 = max(0, -d0), h1 = max(0, -h0), w1 = max(0, -w0);
+  const int d2 = min(K_D, D - d0), h2 = min(K_H, H - h0), w2 = min(K_W, W - w0);
+  int tap = TAP(d1, h1, w1);
+  real best = -INFINITY, sum = 0;
+  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) for (int w = w1; w < w2; w++) {
+    const real v = plane[((d0 + d) * H + h0 + h) * W + w0 + w];
+    if (BETTER(v, best)) { best = v; tap = TAP(d, h, w); }
+    sum += v;
+  }
+#ifdef MAX
+  y[i] = best;
+#ifdef KEEP
+  index[i] = tap;
+#endif
+#else
+  y[i] = sum / (real)(EXTENT(d0, K_D, D, s.s9) * EXTENT(h0, K_H, H, s.sa) * EXTENT(w0, K_W, W, s.sb));
+#endif
+}
+
+static inline real backward_one(int16 s, global const real *dy, global const INDEX *index, int d, int h, int w) {
+  UNPACK
+  real sum = 0;
+  EACH_ROW_ABOVE for (int o = FIRST(w, PW, K_W, STEP); o <= LAST(w, PW, STEP, OW); o++) {
+    const int i = (od * OH + oh) * OW + o;
+#ifdef MAX
+    sum += index[i] == TAP_ABOVE + w + PW - o * STEP ? dy[i] : 0;
+#else
+    sum += dy[i] / (real)(COUNT_ABOVE * EXTENT(o * STEP - PW, K_W, W, s.sb));
+#endif
+  }
+  return sum;
+}
+#else
+
+// y[i] and n - 1 behind it, of windows side by side, the first of which starts at d0, h0, w0 of the plane x + from.
+// `inside`: none of them sticks out. Else taps that are outside are read from rows beside, or (before the first row of all)
+// from somewhere near, and do not count.
+static inline __attribute__((always_inline)) void forward_lanes(int16 s, global const real *x, size_t from, int d0, int h0, int w0, int n, int inside,
+                                 size_t i, global real *y, global INDEX *index) {
+  UNPACK
+  const int d1 = inside ? 0 : max(0, -d0), d2 = inside ? K_D : min(K_D, D - d0);
+  const int h1 = inside ? 0 : max(0, -h0), h2 = inside ? K_H : min(K_H, H - h0);
+  const int w1 = -w0 - STEP * (VW - 1), w2 = W - w0;     // the taps that any lane has
+  const INTS start = w0 + STEP * LANES;
+#ifdef MAX
+  T best = (T)(-INFINITY);
+  INTS taps = inside ? (INTS)(0) : TAP(d1, h1, max(-start, 0));
+#else
+  T sum = (T)(0);
+#endif
+  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) ALONG_WINDOW for (int w = 0; w < K_W; w++) {
+    if (!inside && (w < w1 || w >= w2)) continue;
+    const long first = (long)from + ((d0 + d) * H + h0 + h) * W + w0;
+    T v = !inside && first + w < 1 ? comb_gather(x + first, w, -w0, W - w0) : comb_load(x + first, w, -w0, W - w0);
+#ifdef MAX
+    INTS better = BETTER(v, best);
+    if (!inside) better &= start + w >= 0 && start + w < W;
+    best = WHERE(better, v, best);
+    taps = select(taps, (INTS)(TAP(d, h, w)), better);
+#else
+    if (!inside) { const INTS there = start + w >= 0 && start + w < W; v = WHERE(there, v, 0); }
+    sum += v;
+#endif
+  }
+#ifdef MAX
+  store_n(best, y + i, n);
+#ifdef KEEP
+  const CAT(INDEX, VW) kept = CAT(CAT(convert_, INDEX), VW)(taps);
+  if (n >= VW) VSTORE(kept, 0, index + i);
+  else {
+    INDEX t[VW] __attribute__((aligned(64)));
+    VSTORE(kept, 0, t);
+    PARTS(n, index + i, t)
+  }
+#endif
+#else
+  const int count = EXTENT(d0, K_D, D, s.s9) * EXTENT(h0, K_H, H, s.sa);
+  store_n(inside ? sum / (T)(count * K_W) : sum / TO_T(count * EXTENT(start, K_W, W, s.sb)), y + i, n);
+#endif
+}
+
+// dx of n groups of STEP inputs, the first of which are those of window j that no later window holds; row d, h of a plane.
+// Tap w of a window is comb w % STEP of the group w / STEP further on.
+static inline __attribute__((always_inline)) void backward_lanes(int16 s, global const real *dy, global const INDEX *index, size_t from, int d, int h, int j,
+                                  int n, int inside, global const real *saved, global real *dx, real2 pair) {
+  UNPACK
+  T sum[STEP];
+  EACH_COMB sum[r] = (T)(0);
+  EACH_ROW_ABOVE {
+    const int tap = TAP_ABOVE, row = (od * OH + oh) * OW;
+#ifndef MAX
+    const int count = COUNT_ABOVE;
+#endif
+    ALONG_WINDOW for (int w = 0; w < K_W; w++) {
+      const int o = j - w / STEP;
+      const long first = (long)from + row + o;
+      if (!inside && (o >= OW || o + VW <= 0)) continue;
+      T g = VLOAD(0, dy + max(first, 0L));
+#ifdef MAX
+      INTS there = TO_INTS(VLOAD(0, index + max(first, 0L)));
+#endif
+      if (!inside && first < 0) {          // before the first row of all
+        real t[VW];
+        UNROLL for (int l = 0; l < VW; l++) t[l] = dy[max(first + l, 0L)];
+        g = VLOAD(0, t);
+#ifdef MAX
+        INDEX k[VW];
+        UNROLL for (int l = 0; l < VW; l++) k[l] = index[max(first + l, 0L)];
+        there = TO_INTS(VLOAD(0, k));
+#endif
+      }
+#ifdef MAX
+      there = there == (INTS)(tap + w);
+      if (!inside) there &= o + LANES >= 0 && o + LANES < OW;
+      sum[w % STEP] += WHERE(there, g, 0);
+#else
+      if (inside) sum[w % STEP] += g * (1 / (real)(count * K_W));
+      else {
+        const INTS there = o + LANES >= 0 && o + LANES < OW, start = (o + LANES) * STEP - PW;
+        g /= TO_T(count * EXTENT(start, K_W, W, s.sb));
+        sum[w % STEP] += WHERE(there, g, 0);
+      }
+#endif
+    }
+  }
+  const int x0 = j * STEP - PW;
+  T joined[STEP];
+  combs_join(sum, joined);
+  if (inside) EACH_COMB { if (STEP * n > VW * r) write_lanes(joined[r], saved + x0 + VW * r, dx + x0 + VW * r, STEP * n - VW * r, pair); }
+  else {
+    real t[(STEP + 1) * VW] __attribute__((aligned(64)));
+    EACH_COMB VSTORE(joined[r], r, t);
+    for (int i = max(0, -x0), end = min(STEP * VW, W - x0); i < end; i += VW)
+      write_lanes(VLOAD(0, t + i), saved + x0 + i, dx + x0 + i, end - i, pair);
+  }
+}
+#endif
+
+kernel void pool_forward(int16 s, global const real *restrict x, global real *restrict y, global INDEX *restrict index) {
+  UNPACK
+#ifdef VW
+  for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
+    const int plane = row / OH / OD, d0 = row / OH % OD * S_D - PD, h0 = row % OH * S_H - PH;
+    const size_t from = (size_t)plane * D * H * W, to = (size_t)row * OW;
+    const int whole = d0 >= 0 && d0 + K_D <= D && h0 >= 0 && h0 + K_H <= H;
+    for (int o = 0; o < OW; o += VW) {
+      const int n = min(VW, OW - o), w0 = o * STEP - PW;
+      if (whole && w0 >= 0 && w0 + (n - 1) * STEP + K_W <= W) forward_lanes(s, x, from, d0, h0, w0, n, 1, to + o, y, index);
+      else forward_lanes(s, x, from, d0, h0, w0, n, 0, to + o, y, index);
+    }
+  }
+#else
+  const int i = get_global_id(0), row = i / OW;
+  if (row < rows)
+    forward_one(s, x + (size_t)(row / OH / OD) * D * H * W, row / OH % OD * S_D - PD, row % OH * S_H - PH, i % OW * STEP - PW,
+                i, y, index);
+#endif
+}
+
+kernel void pool_backward(int16 s, global const real *restrict dy, global const INDEX *restrict index, SINK_ARGS) {
+  UNPACK
+  const real2 pair = PAIR;
+#ifdef VW
+  const int groups = (W + PW + STEP - 1) / STEP, before = (K_W - 1) / STEP;
+  for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
+    const int plane = row / H / D, d = row / H % D, h = row % H;
+    const size_t from = (size_t)plane * OD * OH * OW, to = (size_t)row * W;
+    for (int j = 0; j < groups; j += VW) {
+      const int n = min(VW, groups - j);
+      int inside = j >= before && j + n <= OW && j * STEP >= PW && (j + n) * STEP - PW <= W;
+#ifndef MAX
+      inside = inside && (j - before) * STEP >= PW && (j + n - 1) * STEP - PW + K_W <= W;
+#endif
+      if (inside) backward_lanes(s, dy, index, from, d, h, j, n, 1, saved + to, dx + to, pair);
+      else backward_lanes(s, dy, index, from, d, h, j, n, 0, saved + to, dx + to, pair);
+    }
+  }
+#else
+  const int i = get_global_id(0), row = i / W;
+  if (row >= rows) return;
+  const size_t from = (size_t)(row / H / D) * OD * OH * OW;
+  write_one(backward_one(s, dy + from, index + from, row / H % D, row % H, i % W), saved + i, dx + i, pair);
+#endif
+}
+#endif
+
+#ifdef ADAPTIVE
+// ---- bins ---------------------------------------------------------------------------------------------------------------
+// s: D H W, out D H W, what to do in all, and for each work-item: elements of y (forward), rows of x (backward)
+#define UNPACK_BINS const int D = s.s0, H = s.s1, W = s.s2, OD = s.s3, OH = s.s4, OW = s.s5, all = s.s6, each = s.s7;
+#define START(o, n, out) (int)((long)(o) * (n) / (out))
+#define END(o, n, out) (int)((((long)(o) + 1) * (n) + (out) - 1) / (out))
+#define WIDTH(o, n, out) (END(o, n, out) - START(o, n, out))
+// element i lies in the bins from LOW to HIGH: element and bin change parts
+#define LOW(i, n, out) START(i, out, n)
+#define HIGH(i, n, out) (END(i, out, n) - 1)
+#define FARTHEST 2147483647
+
+static inline real bin_forward(int H, int W, global const real *x, int d1, int d2, int h1, int h2, int w1, int w2, int *where) {
+  real y = 0;
+#ifdef MAX
+  *where = (d1 * H + h1) * W + w1;
+  y = x[*where];
+#endif
+#ifdef VW                                  // lanes first, and then lane by lane: the first of equals has the lowest number
+  T ys = (T)(0);
+#ifdef MAX
+  INTS wheres = (INTS)(FARTHEST);
+  ys = (T)(-INFINITY);
+#endif
+#endif
+  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) {
+    int i = (d * H + h) * W + w1;
+    const int end = i + w2 - w1;
+#ifdef VW
+    for (; i + VW <= end; i += VW) {
+      const T v = VLOAD(0, x + i);
+#ifdef MAX
+      const INTS better = BETTER(v, ys);
+      ys = WHERE(better, v, ys);
+      wheres = select(wheres, (INTS)(i) + LANES, better);
+#else
+      ys += v;
+#endif
+    }
+#endif
+    for (; i < end; i++) {
+#ifdef MAX
+      if (BETTER(x[i], y)) { y = x[i]; *where = i; }
+#else
+      y += x[i];
+#endif
+    }
+  }
+#ifdef VW
+  real lane[VW];
+  VSTORE(ys, 0, lane);
+#ifdef MAX
+  INT there[VW];
+  VSTORE(wheres, 0, there);
+  for (int l = 0; l < VW; l++)
+    if (BETTER(lane[l], y) || ((lane[l] == y || (lane[l] != lane[l] && y != y)) && there[l] < *where)) {
+      y = lane[l];
+      *where = (int)there[l];
+    }
+#else
+  for (int l = 0; l < VW; l++) y += lane[l];
+#endif
+#endif
+#ifndef MAX
+  y /= (real)((d2 - d1) * (h2 - h1) * (w2 - w1));
+#endif
+  return y;
+}
+
+kernel void adaptive_forward(int8 s, global const real *restrict x, global real *restrict y, global int *restrict index) {
+  UNPACK_BINS
+  for (int i = get_global_id(0) * each, last = min(all, i + each); i < last; i++) {
+    const int o = i % OW, oh = i / OW % OH, od = i / OW / OH % OD;
+    int where = 0;
+    y[i] = bin_forward(H, W, x + (size_t)(i / OW / OH / OD) * D * H * W, START(od, D, OD), END(od, D, OD), START(oh, H, OH),
+                       END(oh, H, OH), START(o, W, OW), END(o, W, OW), &where);
+#ifdef KEEP
+    index[i] = where;
+#endif
+  }
+}
+
+// dx[i] for elements in the same bins, [w1, w2) of row (d, h); VW of them at a time on CPUs
+static inline void bin_backward(int8 s, global const real *dy, global const int *index, int d, int h, int w1, int w2,
+                                global const real *saved, global real *dx, real2 pair) {
+  UNPACK_BINS
+  const int o1 = LOW(w1, W, OW), o2 = HIGH(w1, W, OW);
+#define EACH_BIN                                                                                                      \
+  for (int od = LOW(d, D, OD); od <= HIGH(d, D, OD); od++) for (int oh = LOW(h, H, OH); oh <= HIGH(h, H, OH); oh++)   \
+    for (int o = o1; o <= o2; o++)
+#ifndef MAX
+  real sum = 0;
+  EACH_BIN sum += dy[(od * OH + oh) * OW + o] / (real)(WIDTH(od, D, OD) * WIDTH(oh, H, OH) * WIDTH(o, W, OW));
+#endif
+  int w = w1;
+#ifdef VW
+  for (; w + VW <= w2; w += VW) {
+#ifdef MAX
+    const INTS here = (INTS)((d * H + h) * W + w) + LANES;
+    T v = (T)(0);
+    EACH_BIN {
+      const int i = (od * OH + oh) * OW + o;
+      const INTS there = here == (INTS)(index[i]);
+      v += WHERE(there, dy[i], 0);
+    }
+#else
+    T v = (T)(sum);
+#endif
+#ifdef TIMES
+    const T before = VLOAD(0, saved + w);
+    v *= DERIVATIVE(before);
+#endif
+#ifdef SCALED
+    v *= pair.x;
+    if (pair.y != 0) v += pair.y * VLOAD(0, dx + w);
+#endif
+    VSTORE(v, 0, dx + w);
+  }
+#endif
+  for (; w < w2; w++) {
+#ifdef MAX
+    real sum = 0;
+    EACH_BIN {
+      const int i = (od * OH + oh) * OW + o;
+      sum += index[i] == (d * H + h) * W + w ? dy[i] : 0;
+    }
+#endif
+    write_one(sum, saved + w, dx + w, pair);
+  }
+}
+
+kernel void adaptive_backward(int8 s, global const real *restrict dy, global const int *restrict index, SINK_ARGS) {
+  UNPACK_BINS
+  const real2 pair = PAIR;
+#ifdef VW
+  for (int row = get_global_id(0) * each, last = min(all, row + each); row < last; row++) {
+    const size_t from = (size_t)(row / H / D) * OD * OH * OW, to = (size_t)row * W;
+    for (int w = 0, next; w < W; w = next) {
+      const int high = HIGH(w, W, OW);
+      next = END(LOW(w, W, OW), W, OW);    // where the first bin ends or another begins
+      if (high + 1 < OW) next = min(next, START(high + 1, W, OW));
+      bin_backward(s, dy + from, index + from, row / H % D, row % H, w, next, saved + to, dx + to, pair);
+    }
+  }
+#else
+  const int i = get_global_id(0), row = i / W, w = i % W;
+  if (row >= all) return;
+  const size_t from = (size_t)(row / H / D) * OD * OH * OW, to = (size_t)row * W;
+  bin_backward(s, dy + from, index + from, row / H % D, row % H, w, w + 1, saved + to, dx + to, pair);
+#endif
+}
+#endif

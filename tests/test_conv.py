@@ -1,0 +1,438 @@
+"""Convolution and its transpose against float64 NumPy, every kernel and engine, with gradients by every argument."""
+
+import itertools
+
+import numpy as np
+import pytest
+from helpers import REFERENCES, assert_close, check_op, eps, normal, parameter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import clnn
+from clnn.gemm import clblast
+from clnn.ops import conv as ops
+from clnn.ops.window import paddings, per_axis, slide
+from clnn.tensor import grad_enabled, on_tape
+
+ENGINES = ["planned", "rows", "columns", "gpu", "clblast"]
+
+
+# -- references -------------------------------------------------------------------------------------------------------
+def taps(shape, size, stride, before, dilation, out):
+    """For each tap: its index, and the slices of the padded input that all outputs see through it."""
+    for at in itertools.product(*map(range, size)):
+        starts = [i * d for i, d in zip(at, dilation)]
+        yield at, tuple(slice(a, a + (o - 1) * s + 1, s) for a, o, s in zip(starts, out, stride))
+
+
+def padded(x, before, after):
+    return np.pad(x, [(0, 0), (0, 0), *zip(before, after)])
+
+
+def reference(x, w, b, window, groups):
+    """y by its definition, a tap at a time."""
+    k, c = w.shape[0] // groups, w.shape[1]
+    y = np.zeros((len(x), w.shape[0], *window.out))
+    wide = padded(x, window.before, window.after)
+    for at, seen in taps(x.shape, window.size, window.stride, window.before, window.dilation, window.out):
+        part = wide[(slice(None), slice(None), *seen)]
+        for g in range(groups):
+            rows, columns = slice(g * k, (g + 1) * k), slice(g * c, (g + 1) * c)
+            y[:, rows] += np.einsum("kc,nc...->nk...", w[(rows, slice(None), *at)], part[:, columns])
+    return y if b is None else y + b.reshape(-1, *(1 for _ in window.out))
+
+
+def reference_gradients(x, w, window, groups, dy):
+    """dx, dw, db by the transposes of the sums above."""
+    k, c = w.shape[0] // groups, w.shape[1]
+    wide, dw = padded(x, window.before, window.after), np.zeros(w.shape)
+    back = np.zeros(wide.shape)
+    for at, seen in taps(x.shape, window.size, window.stride, window.before, window.dilation, window.out):
+        where = (slice(None), slice(None), *seen)
+        for g in range(groups):
+            rows, columns = slice(g * k, (g + 1) * k), slice(g * c, (g + 1) * c)
+            flat = [a.reshape(*a.shape[:2], -1) for a in (dy[:, rows], wide[where][:, columns])]
+            dw[(rows, slice(None), *at)] = np.einsum("nkp,ncp->kc", *flat)
+            back[where][:, columns] += np.einsum("kc,nk...->nc...", w[(rows, slice(None), *at)], dy[:, rows])
+    inside = tuple(slice(a, a + n) for a, n in zip(window.before, window.space))
+    return back[(slice(None), slice(None), *inside)], dw, dy.sum((0, *range(2, dy.ndim)))
+
+
+def convolve(x, w, b, window, groups=1, activation="linear"):
+    """The op on tape."""
+    y, backward = ops.conv(x, w, b, window, groups, activation, grad_enabled())
+    return on_tape(y, (x, w) if b is None else (x, w, b), backward)
+
+
+def transpose(x, w, b, window, groups=1, activation="linear"):
+    y, backward = ops.conv_transpose(x, w, b, window, groups, activation, grad_enabled())
+    return on_tape(y, (x, w) if b is None else (x, w, b), backward)
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request, device, monkeypatch):
+    """Each kernel that may do a convolution, whatever the plan would have said; small tiles, so that little is compiled."""
+    choose(request.param, device, monkeypatch)
+    return request.param
+
+
+def choose(engine, device, monkeypatch):
+    if engine == "clblast":
+        if problem := clblast.problem(device):
+            pytest.skip(problem)
+        monkeypatch.setenv("CLNN_GEMM", "clblast")
+        return
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    if engine == "gpu":
+        monkeypatch.setattr(device, "kind", "gpu")
+    elif engine != "planned":
+        if device.kind != "cpu":
+            pytest.skip("these kernels are for CPUs")
+        monkeypatch.setattr(ops, "row_tiles", lambda _: [(3, 2)] if engine == "rows" else [])
+        monkeypatch.setattr(ops, "column_tiles", lambda wide, _: [(min(3, wide), 1)] if engine == "columns" else [])
+        monkeypatch.setattr(ops, "SLAB_BYTES", 1 << 12)  # so that channels come in several chunks
+    for plan in (ops.plan_forward, ops.plan_weights):
+        plan.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def plans_anew():
+    yield
+    for plan in (ops.plan_forward, ops.plan_weights):
+        plan.cache_clear()
+
+
+def check(rng, dtype, n, space, c, k, size, stride, padding, dilation, groups, bias=True):
+    """Value and all gradients of a convolution and of its transpose."""
+    axes = len(space)
+    window = slide("test", (n, groups * c, *space), size, stride, paddings("padding", padding, axes), dilation)
+    x, w = normal(rng, (n, groups * c, *space), dtype), normal(rng, (groups * k, c, *size), dtype)
+    b, dy = normal(rng, groups * k, dtype), normal(rng, (n, groups * k, *window.out), dtype)
+    tensors = [parameter(a, dtype) for a in ((x, w, b) if bias else (x, w))]
+    y = convolve(*tensors, *(() if bias else (None,)), window, groups)
+    terms = c * window_taps(window) + 8
+    assert_close(y.numpy(), reference(x, w, b if bias else None, window, groups), bound(terms, dtype), "value")
+    y.backward(dy.astype(dtype))
+    wanted = reference_gradients(x, w, window, groups, dy)
+    sums = (k * window_taps(window), n * np.prod(window.out), n * np.prod(window.out))
+    for name, t, expected, count in zip("xwb", tensors, wanted, sums):
+        assert_close(t.grad.numpy(), expected, bound(count + 8, dtype), f"gradient by {name}")
+    # the transpose, with x and y changing places
+    z, v, shift = normal(rng, dy.shape, dtype), normal(rng, w.shape, dtype), normal(rng, groups * c, dtype)
+    tensors = [parameter(a, dtype) for a in ((z, v, shift) if bias else (z, v))]
+    y = transpose(*tensors, *(() if bias else (None,)), window, groups)
+    column = (-1, *(1 for _ in space))
+    expected = reference_gradients(x, v, window, groups, z)[0] + (shift.reshape(column) if bias else 0)
+    assert_close(y.numpy(), expected, bound(sums[0] + 8, dtype), "transpose")
+    seed = normal(rng, x.shape, dtype)
+    y.backward(seed.astype(dtype))
+    found = [t.grad.numpy() for t in tensors]
+    assert_close(found[0], reference(seed, v, None, window, groups), bound(terms, dtype), "transpose by x")
+    assert_close(
+        found[1], reference_gradients(seed, v, window, groups, z)[1], bound(sums[1] + 8, dtype), "transpose by w"
+    )
+    if bias:
+        total = seed.sum((0, *range(2, seed.ndim)))
+        assert_close(found[2], total, bound(seed.size, dtype), "transpose by b")
+
+
+def window_taps(window):
+    return int(np.prod(window.size))
+
+
+def bound(terms, dtype):
+    """What a sum of so many products of normal values may be off by."""
+    return 4 * eps(dtype) * terms**0.5 * (terms**0.5 + 6)
+
+
+# -- values and gradients ---------------------------------------------------------------------------------------------
+SHAPES = [  # n, space, c, k, size, stride, padding, dilation, groups
+    (3, (9, 11), 2, 5, (3, 3), (1, 1), 0, (1, 1), 1),
+    (2, (8, 7), 5, 7, (3, 2), (2, 1), ((1, 2), (0, 1)), (1, 2), 1),
+    (2, (9, 9), 1, 1, (3, 3), (1, 1), 1, (1, 1), 6),
+    (2, (9, 10), 1, 2, (3, 3), (2, 2), "same", (1, 1), 3),
+    (1, (6, 5), 4, 3, (1, 1), (1, 1), 0, (1, 1), 2),
+    (2, (7, 8), 3, 4, (1, 1), (2, 3), 0, (1, 1), 1),
+    (2, (23,), 3, 4, (5,), (3,), 2, (2,), 1),
+    (2, (4, 5, 6), 2, 3, (2, 3, 2), (1, 2, 1), (1, 0, 1), (1, 1, 2), 2),
+    (1, (3, 3), 2, 3, (5, 5), (1, 1), 2, (1, 1), 1),
+    (2, (7, 1), 2, 3, (3, 1), (2, 1), 0, (1, 1), 1),
+    (2, (2, 9), 2, 3, (1, 2), (1, 4), 0, (1, 1), 1),
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_convolution(rng, engine, shape):
+    check(rng, np.float32, *shape)
+
+
+@pytest.mark.parametrize("shape", SHAPES[:3], ids=str)
+def test_without_bias_and_in_float64(rng, dtype, shape):
+    check(rng, dtype, *shape, bias=False)
+
+
+@pytest.mark.parametrize("engine", ["rows", "columns", "gpu"])
+def test_any_arguments(rng, device, engine, monkeypatch):
+    """Whatever is drawn: shape, stride, padding, dilation, groups."""
+    choose(engine, device, monkeypatch)
+
+    @st.composite
+    def arguments(draw):
+        axes = draw(st.integers(1, 3))
+        each = lambda low, high: tuple(draw(st.integers(low, high)) for _ in range(axes))  # noqa: E731
+        size, dilation, pads = (
+            each(1, 3),
+            each(1, 2),
+            tuple((draw(st.integers(0, 2)), draw(st.integers(0, 2))) for _ in range(axes)),
+        )
+        reach = [d * (k - 1) + 1 for k, d in zip(size, dilation)]
+        space = tuple(max(1, r - a - b) + draw(st.integers(0, 6)) for r, (a, b) in zip(reach, pads))
+        groups, c, k = draw(st.integers(1, 3)), draw(st.integers(1, 5)), draw(st.integers(1, 5))
+        return draw(st.integers(1, 3)), space, c, k, size, each(1, 3), pads, dilation, groups
+
+    @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=False, database=None)
+    @given(arguments())
+    def draws(shape):
+        check(rng, np.float32, *shape)
+
+    draws()
+
+
+REAL = [  # tiles and blocks as training has them: MNIST, CIFAR, a depthwise block
+    (5, (28, 28), 1, 20, (5, 5), (1, 1), 0, (1, 1), 1),
+    (3, (12, 12), 20, 40, (5, 5), (1, 1), 0, (1, 1), 1),
+    (2, (32, 32), 16, 16, (3, 3), (1, 1), 1, (1, 1), 1),
+    (2, (16, 16), 32, 64, (3, 3), (2, 2), 1, (1, 1), 1),
+    (2, (8, 8), 64, 64, (3, 3), (1, 1), 1, (1, 1), 1),
+    (2, (16, 16), 1, 1, (3, 3), (2, 2), 1, (1, 1), 48),
+]
+
+
+@pytest.mark.parametrize("shape", REAL, ids=str)
+def test_layers_of_real_networks(rng, device, shape):
+    check(rng, np.float32, *shape)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "shape", [(1, (9, 9), 300, 200, (3, 3), (1, 1), 1, (1, 1), 1), (2, (3000,), 3, 4, (9,), (1,), 4, (1,), 1)], ids=str
+)
+def test_many_channels_and_long_rows(rng, device, shape):
+    check(rng, np.float32, *shape)
+
+
+def test_a_reach_that_no_plan_has_room_for(rng, device):
+    """A window over more than a processor's cache holds goes by the general kernel."""
+    check(rng, np.float32, 1, (60001,), 1, 1, (3,), (1,), 0, (30000,), 1)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "gelu"])
+def test_activations_are_fused(rng, engine, activation):
+    """f(x * w + b), and the derivative in what follows: of both kinds, that read y and that read x."""
+    f = REFERENCES[activation]
+    window = slide("test", (2, 2, 5, 6), (3, 3), (1, 1), ((1, 1), (0, 0)))
+    inner = slide("test", (2, 3, 5, 4), (2, 2), (2, 1), ((0, 0), (0, 0)))
+
+    def two(x, w, b, v):
+        return convolve(convolve(x, w, b, window, 1, activation), v, None, inner)
+
+    def wanted(x, w, b, v):
+        return reference(f(reference(x, w, b, window, 1)), v, None, inner, 1)
+
+    check_op(
+        rng,
+        two,
+        wanted,
+        normal(rng, (2, 2, 5, 6)),
+        normal(rng, (3, 2, 3, 3)),
+        normal(rng, 3),
+        normal(rng, (2, 3, 2, 2)),
+        rounding=64,
+    )
+
+
+def test_a_tensor_used_twice_sums_its_gradients(rng, engine):
+    window = slide("test", (2, 3, 6, 7), (3, 3), (1, 1), ((1, 1), (1, 1)))
+    x, w = normal(rng, (2, 3, 6, 7)), normal(rng, (3, 3, 3, 3))
+
+    def twice(x, w):
+        y = convolve(x, w, None, window)
+        return convolve(y, w, None, window) + convolve(clnn.tanh(y), w, None, window)
+
+    def wanted(x, w):
+        y = reference(x, w, None, window, 1)
+        return reference(y, w, None, window, 1) + reference(np.tanh(y), w, None, window, 1)
+
+    check_op(rng, twice, wanted, x, w, rounding=400)
+
+
+@pytest.mark.oclgrind
+@pytest.mark.parametrize("engine", ["rows", "columns", "gpu"])
+@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3]], ids=str)
+def test_no_race_and_no_access_outside(rng, device, engine, shape, monkeypatch):
+    choose(engine, device, monkeypatch)
+    check(rng, np.float32, *shape)
+
+
+@pytest.mark.parametrize("wanted", ["x", "w", "b", "xw", "wb"])
+def test_only_the_gradients_that_are_wanted(rng, device, wanted):
+    window = slide("test", (2, 2, 5, 5), (3, 3), (1, 1), ((0, 0), (0, 0)))
+    x, w, b, seed = (normal(rng, s) for s in ((2, 2, 5, 5), (4, 2, 3, 3), 4, (2, 4, 3, 3)))
+    tensors = {"x": parameter(x), "w": parameter(w), "b": parameter(b)}
+    for name, t in tensors.items():
+        t.trainable = name in wanted
+    convolve(*tensors.values(), window).backward(seed)
+    for name, expected in zip("xwb", reference_gradients(x, w, window, 1, seed)):
+        if name in wanted:
+            assert_close(tensors[name].grad.numpy(), expected, bound(40, np.float32), name)
+        else:
+            assert tensors[name].grad is None
+
+
+def test_no_samples(rng, engine):
+    w, b = parameter(normal(rng, (3, 2, 3, 3))), parameter(normal(rng, 3))
+    y = convolve(clnn.zeros((0, 2, 5, 5)), w, b, slide("test", (0, 2, 5, 5), (3, 3), (1, 1), ((0, 0), (0, 0))))
+    assert y.shape == (0, 3, 3, 3) and y.numpy().size == 0
+    y.backward(np.zeros(y.shape))
+    assert not w.grad.numpy().any() and not b.grad.numpy().any()
+
+
+def test_nan_spreads_over_its_window_alone(rng, engine):
+    x, w = normal(rng, (2, 2, 8, 9)), normal(rng, (3, 2, 3, 3))
+    x[1, 0, 4, 5] = np.nan
+    window = slide("test", x.shape, (3, 3), (1, 1), ((1, 1), (1, 1)))
+    y = convolve(parameter(x), parameter(w), None, window).numpy()
+    expected = np.zeros(y.shape, bool)
+    expected[1, :, 3:6, 4:7] = True
+    np.testing.assert_array_equal(np.isnan(y), expected)
+
+
+# -- layers -----------------------------------------------------------------------------------------------------------
+def net(**options):
+    return clnn.Sequential(
+        [
+            clnn.Reshape((1, 8, 8)),
+            clnn.Conv2D(6, 3, "relu", padding="same"),
+            clnn.DepthwiseConv2D(3, "swish", stride=2, padding=1, multiplier=2),
+            clnn.Conv2D(8, 1, "relu", groups=2),
+            clnn.Conv2DTranspose(3, 2, stride=2),
+            clnn.Flatten(),
+            clnn.Dense(10),
+        ],
+        input_shape=64,
+        seed=1,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("optimizer", [clnn.SGD(0.05), clnn.SGD(0.05, momentum=0.9), clnn.Adam(0.005)], ids=repr)
+def test_training_recorded_and_not_gives_the_same_bits(device, optimizer):
+    (x, y), _ = clnn.data.digits()
+    states, losses = [], []
+    for record in (True, False):
+        model = net()
+        history = model.fit(
+            x[:330], y[:330], loss="cross_entropy", optimizer=type(optimizer)(**optimizer.config()), epochs=3, batch_size=32,
+            seed=3, record=record, progress=False,
+        )  # fmt: skip
+        states.append(model.state_dict())
+        losses.append(history["loss"])
+    assert losses[0][-1] < losses[0][0]
+    for name in states[0]:
+        np.testing.assert_array_equal(states[0][name], states[1][name], err_msg=name)
+
+
+def test_a_saved_model_is_the_same(device, tmp_path):
+    model = net()
+    model.save(tmp_path / "net.clnn")
+    again = clnn.load(tmp_path / "net.clnn")
+    x = np.random.default_rng(0).random((5, 64), np.float32)
+    np.testing.assert_array_equal(model.predict(x), again.predict(x))
+    assert repr(again.layers) == repr(model.layers)
+
+
+@pytest.mark.parametrize("engine", ["planned", "gpu", "clblast"])
+@pytest.mark.parametrize(
+    "layer", [clnn.Conv2D(5, 3), clnn.Conv2D(5, 3, bias=False), clnn.Conv2DTranspose(5, 2, stride=2)], ids=repr
+)
+def test_batch_normalisation_is_folded_in_at_inference(rng, device, layer, engine, monkeypatch):
+    """The same outputs by running statistics, in as many launches fewer as there are layers."""
+    choose(engine, device, monkeypatch)
+    model = clnn.Sequential([type(layer)(**layer.config()), clnn.BatchNorm("gelu")], input_shape=(3, 6, 6))
+    state = {name: rng.uniform(0.5, 2, value.shape) for name, value in model.state_dict().items()}
+    model.load_state_dict(state)
+    x = clnn.tensor(normal(rng, (2, 3, 6, 6)), dtype=np.float32)
+    with clnn.no_grad():
+        apart = model.layers[1](model.layers[0](x)).numpy()
+        monkeypatch.setattr(clnn.BatchNorm, "forward", None)  # it is not called
+        together = model(x).numpy()
+    assert_close(together, apart, 1e-4 * np.abs(apart).max())
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape", "out"),
+    [
+        (clnn.Conv1D(4, 3), (2, 9), (4, 7)),
+        (clnn.Conv1D(4, 3, stride=2, padding="same"), (2, 9), (4, 5)),
+        (clnn.Conv2D(4, (3, 2), padding=(1, 0), dilation=2), (2, 9, 8), (4, 7, 6)),
+        (clnn.Conv2D(4, 3, padding=((1, 0), (2, 1))), (2, 9, 8), (4, 8, 9)),
+        (clnn.Conv3D(4, 3, padding=1), (2, 5, 6, 7), (4, 5, 6, 7)),
+        (clnn.Conv1DTranspose(3, 4, stride=3), (2, 5), (3, 16)),
+        (clnn.Conv2DTranspose(3, 3, stride=2, padding=1, output_padding=1), (2, 5, 6), (3, 10, 12)),
+        (clnn.Conv2DTranspose(3, 3, stride=2, padding="same"), (2, 5, 6), (3, 10, 12)),
+        (clnn.Conv3DTranspose(3, 2, stride=2), (2, 2, 3, 4), (3, 4, 6, 8)),
+        (clnn.DepthwiseConv2D(3, multiplier=2, padding="same"), (3, 5, 5), (6, 5, 5)),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_shapes_of_layers(device, layer, shape, out):
+    model = clnn.Sequential([type(layer)(**layer.config())], input_shape=shape)
+    assert model.output_shapes == [out]
+    assert model.predict(np.ones((2, *shape), np.float32)).shape == (2, *out)
+
+
+@pytest.mark.parametrize(
+    ("layer", "message"),
+    [
+        (
+            clnn.Conv2D(4, 9),
+            r"conv2d_1: a window of 9 does not fit along axis 2 of an input of shape \(1, 3, 8, 8\): \(8 \+ 0",
+        ),
+        (clnn.Conv2D(4, 3, groups=2), "conv2d_1: 3 input channels are not divisible by 2 groups"),
+        (clnn.Conv2D(4, 3, groups=3), "conv2d_1: 4 output channels are not divisible by 3 groups"),
+        (clnn.Conv1D(4, 3), r"conv1d_1: an input has the shape \(batch, channels, width\)"),
+        (clnn.Conv2DTranspose(4, 3, padding=9), r"conv2d_transpose_1: .* gives no output: \(8 - 1\) \* 1 .* = -8"),
+    ],
+)
+def test_inputs_that_do_not_fit(device, layer, message):
+    with pytest.raises(clnn.ShapeError, match=message):
+        clnn.Sequential([layer], input_shape=(3, 8, 8))
+
+
+def test_another_number_of_channels_later(device):
+    model = clnn.Sequential([clnn.Conv2D(4, 3)], input_shape=(3, 8, 8))
+    with pytest.raises(clnn.ShapeError, match=r"conv2d_1: an input of shape \(1, 2, 8, 8\) does not fit weights"):
+        model(np.ones((1, 2, 8, 8), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: clnn.Conv2D(0, 3), "Conv2D's channels should be an integer of 1 or more, 0 was"),
+        (lambda: clnn.Conv2D(4, (3, 3, 3)), r"Conv2D's kernel should be a whole number of 1 or more, or 2 of them; \(3, 3, 3\)"),
+        (lambda: clnn.Conv2D(4, 3, stride=0), "Conv2D's stride should be"),
+        (lambda: clnn.Conv2D(4, 3, padding=-1), 'Conv2D\'s padding should be "valid", "same"'),
+        (lambda: clnn.Conv2D(4, 3, "gulp"), "there is no activation 'gulp'"),
+        (lambda: clnn.Conv1DTranspose(4, 3, output_padding=1), "output_padding 1 should be smaller than the stride 1"),
+        (lambda: clnn.DepthwiseConv2D(3, groups=2), "as many groups as its input has channels"),
+    ],
+)  # fmt: skip
+def test_arguments_that_make_no_layer(make, message):
+    with pytest.raises(clnn.ConfigurationError, match=message):
+        make()
+
+
+def test_arguments_per_axis():
+    assert per_axis("n", 2, 3) == (2, 2, 2) and per_axis("n", [1, 2], 2) == (1, 2)
+    assert paddings("n", "valid", 2) == ((0, 0), (0, 0)) and paddings("n", [1, (2, 3)][:1], 1) == ((1, 1),)
+    assert paddings("n", ((1, 2), (0, 3)), 2) == ((1, 2), (0, 3)) and paddings("n", "same", 1) == "same"
