@@ -1,66 +1,91 @@
 // Random numbers from counters: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
-// A generator is (position, seed low, seed high) on the device; draw `stream` of a step gives element block i the counter
+// A generator is (position, seed low, seed high) on the device; draw `stream` of a step gives numbers 4 i to 4 i + 3 the counter
 // (i, stream, position, 0) and the seed as key. The same bits come out on every device.
+// A work-item makes EACH = 32 numbers: eight counters side by side in vectors, since scalar rounds cost twenty times as much.
 #include "common.cl"
 #pragma OPENCL FP_CONTRACT OFF   // a fused multiply-add on some devices only would give other uniform numbers there
+#define EACH 32
+#define R8 CAT(REAL, 8)
+#define TO_REAL(x) CAT(convert_, R8)(x)
+#define mask_float(x) (x)        // the lanes of a comparison of floats as select wants them for REAL
+#define mask_double(x) convert_long8(x)
 
-static inline uint4 philox(uint4 c, uint2 key) {
+static inline uint8 mul_high(uint8 x, uint by) { return convert_uint8((convert_ulong8(x) * (ulong8)(by)) >> (ulong8)(32)); }
+
+// ten rounds on eight counters (x, y, z, w), all with one key
+static inline void philox(uint8 *x, uint8 *y, uint8 *z, uint8 *w, uint low, uint high) {
   for (int round = 0; round < 10; round++) {
-    const uint2 hi = (uint2)(mul_hi(0xD2511F53u, c.x), mul_hi(0xCD9E8D57u, c.z));
-    const uint2 lo = (uint2)(0xD2511F53u * c.x, 0xCD9E8D57u * c.z);
-    c = (uint4)(hi.y ^ c.y ^ key.x, lo.y, hi.x ^ c.w ^ key.y, lo.x);
-    key += (uint2)(0x9E3779B9u, 0xBB67AE85u);
+    const uint8 a = mul_high(*x, 0xD2511F53u), b = mul_high(*z, 0xCD9E8D57u);
+    const uint8 next_x = b ^ *y ^ (uint8)(low), next_z = a ^ *w ^ (uint8)(high);
+    *y = *z * (uint8)(0xCD9E8D57u);
+    *w = *x * (uint8)(0xD2511F53u);
+    *x = next_x;
+    *z = next_z;
+    low += 0x9E3779B9u;
+    high += 0xBB67AE85u;
   }
-  return c;
 }
 
-static inline uint4 bits(int i, int stream, global const int *generator) {
-  return philox((uint4)((uint)i, (uint)stream, (uint)generator[0], 0u), (uint2)((uint)generator[1], (uint)generator[2]));
+// v[0] to v[31]: the numbers from 32 i on
+static inline void bits(int i, int stream, global const int *generator, uint *v) {
+  uint8 x = (uint8)(8u * (uint)i) + (uint8)(0, 1, 2, 3, 4, 5, 6, 7), y = (uint8)((uint)stream), z = (uint8)((uint)generator[0]), w = (uint8)(0u);
+  philox(&x, &y, &z, &w, (uint)generator[1], (uint)generator[2]);
+  uint t[4][8];
+  vstore8(x, 0, t[0]); vstore8(y, 0, t[1]); vstore8(z, 0, t[2]); vstore8(w, 0, t[3]);
+  for (int l = 0; l < 8; l++) for (int k = 0; k < 4; k++) v[4 * l + k] = t[k][l];
 }
 
 // [0, 1) with 24 bits: exact in float, so that every device gives the same number
-static inline real unit(uint b) { return (real)(b >> 8) * (real)5.9604644775390625e-8; }
+static inline R8 unit(const uint *v, int part) { return TO_REAL(vload8(part, v) >> (uint8)(8)) * (R8)(5.9604644775390625e-8); }
+
+static inline void put(R8 x, global real *y, int n) {  // the first n of eight
+  if (n >= 8) { vstore8(x, 0, y); return; }
+  real t[8];
+  vstore8(x, 0, t);
+  for (int l = 0; l < n; l++) y[l] = t[l];
+}
+#define PARTS const int first = EACH * (int)get_global_id(0); uint v[EACH]; bits(get_global_id(0), stream, generator, v); \
+  for (int part = 0, at = first; part < EACH / 8 && at < n; part++, at += 8)
 
 kernel void random_bits(int n, int stream, global const int *generator, global uint *y) {
-  const int i = get_global_id(0);
-  const uint4 b = bits(i, stream, generator);
-  const uint v[4] = {b.x, b.y, b.z, b.w};
-  for (int l = 0; l < 4; l++) if (4 * i + l < n) y[4 * i + l] = v[l];
+  const int first = EACH * (int)get_global_id(0);
+  uint v[EACH];
+  bits(get_global_id(0), stream, generator, v);
+  for (int l = 0; l < EACH && first + l < n; l++) y[first + l] = v[l];
 }
 
 kernel void uniform(int n, int stream, global const int *generator, global real *y, real low, real high) {
-  const int i = get_global_id(0);
-  const uint4 b = bits(i, stream, generator);
-  const uint v[4] = {b.x, b.y, b.z, b.w};
-  for (int l = 0; l < 4; l++) if (4 * i + l < n) {
-    const real u = low + (high - low) * unit(v[l]);
-    y[4 * i + l] = u < high ? u : nextafter(high, low);   // where rounding came up to high
+  PARTS {
+    const R8 u = (R8)(low) + (R8)(high - low) * unit(v, part);
+    put(select((R8)(nextafter(high, low)), u, u < (R8)(high)), y + at, n - at);   // where rounding came up to high
   }
 }
 
 // Box and Muller 1958: two normals from two uniforms, the first in (0, 1]
 kernel void normal(int n, int stream, global const int *generator, global real *y, real mean, real deviation) {
-  const int i = get_global_id(0);
-  const uint4 b = bits(i, stream, generator);
-  const real v[4] = {1 - unit(b.x), unit(b.y), 1 - unit(b.z), unit(b.w)};
-  for (int l = 0; l < 4; l++) {
-    const real radius = sqrt(-2 * log(v[l & 2])), turn = v[(l & 2) + 1];
-    if (4 * i + l < n) y[4 * i + l] = mean + deviation * radius * (l & 1 ? sinpi(2 * turn) : cospi(2 * turn));
+  PARTS {
+    const R8 u = unit(v, part);
+    const CAT(REAL, 4) radius = sqrt(-2 * log(1 - u.even)), turn = 2 * u.odd;
+    const CAT(REAL, 4) a = (CAT(REAL, 4))(mean) + deviation * radius * cospi(turn), b = (CAT(REAL, 4))(mean) + deviation * radius * sinpi(turn);
+    put((R8)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3), y + at, n - at);
   }
 }
 
 // y = x / keep with probability keep, else 0; mask says which
 kernel void dropout_forward(int n, int stream, global const int *generator, global const real *x, global real *y,
                             global uchar *mask, real keep) {
-  const int i = get_global_id(0);
-  const uint4 b = bits(i, stream, generator);
-  const uint v[4] = {b.x, b.y, b.z, b.w};
-  for (int l = 0; l < 4; l++)
-    if (4 * i + l < n) {
-      const uchar kept = (float)(v[l] >> 8) * 5.9604644775390625e-8f < (float)keep;
-      mask[4 * i + l] = kept;
-      y[4 * i + l] = kept ? x[4 * i + l] / keep : 0;
+  PARTS {
+    const int8 kept = convert_float8(vload8(part, v) >> (uint8)(8)) * 5.9604644775390625e-8f < (float8)((float)keep);
+    const R8 scaled = vload8(0, x + at) / (R8)(keep);
+    const uchar8 one = convert_uchar8(kept & 1);
+    put(select((R8)(0), scaled, CAT(mask_, REAL)(kept)), y + at, n - at);
+    if (n - at >= 8) vstore8(one, 0, mask + at);
+    else {
+      uchar t[8];
+      vstore8(one, 0, t);
+      for (int l = 0; l < n - at; l++) mask[at + l] = t[l];
     }
+  }
 }
 
 kernel void dropout_backward(int n, global const uchar *mask, global const real *dy, global real *dx, real keep) {

@@ -13,6 +13,8 @@ from ..runtime.device import Device
 from ..runtime.recording import advance_cells
 from .array import Array, Backward, check_float, empty, empty_like
 
+EACH = 32  # numbers that a work-item makes, as in kernels/random.cl
+
 
 class Generator:
     """A stream of random numbers that lives on a device as (position, seed low, seed high): replays move on by themselves.
@@ -43,10 +45,10 @@ class Generator:
         self.reseed(low | high << 32, position)
 
     def draw(self, kernel: str, n: int, *args: Any, real: str) -> None:
-        """Launch a kernel of random.cl over n elements, four a work-item, and move on."""
+        """Launch a kernel of random.cl over n elements and move on."""
         step = self.device.step
         stream = step.draw(self.cell) if step else 0
-        self.device.launch("random", kernel, (-(-n // 4),), n, stream, self.cell, *args, real=real)
+        self.device.launch("random", kernel, (-(-n // EACH),), n, stream, self.cell, *args, real=real)
         if not step:
             advance_cells(self.device, [(self.cell, 1)])
 

@@ -1,0 +1,191 @@
+"""Pooling over 1, 2 and 3 spatial axes; arrays are (batch, channels, *space)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ClnnError, ConfigurationError, ShapeError
+from ..ops.pool import adaptive_pool, pool
+from ..ops.window import check_axes, paddings, per_axis, slide
+from ..tensor import Tensor, grad_enabled, on_tape
+from .base import Layer, register
+
+Size = int | Sequence[int]
+
+
+def _short(values: Sequence[Any]) -> Any:
+    """One number where all are equal."""
+    return values[0] if len(set(values)) == 1 else list(values)
+
+
+class _Pool(Layer):
+    """What all of them share; `axes` is the number of spatial axes."""
+
+    axes = 0
+    kind = "max"
+
+    def __init__(
+        self, size: Size = 2, stride: Size | None = None, padding: Any = 0, *, ceil_mode: bool = False
+    ) -> None:
+        kind = type(self).__name__
+        self.size = per_axis(f"{kind}'s size", size, self.axes)
+        self.stride = self.size if stride is None else per_axis(f"{kind}'s stride", stride, self.axes)
+        self.padding = paddings(f"{kind}'s padding", padding, self.axes)
+        self.ceil_mode = bool(ceil_mode)
+
+    options: dict[str, Any] = {}
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        label = self.name or type(self).__name__
+        window = slide(label, x.shape, self.size, self.stride, self.padding, ceil=self.ceil_mode)
+        try:
+            y, backward = pool(x, window, self.kind, keep=grad_enabled(), **self.options)
+        except ClnnError as error:
+            raise type(error)(f"{label}: {error}") from None
+        return on_tape(y, (x,), backward)
+
+    def config(self) -> dict[str, Any]:
+        padding = self.padding
+        if not isinstance(padding, str):
+            plain = all(before == after for before, after in padding)
+            padding = _short([a for a, _ in padding]) if plain else [list(pair) for pair in padding]  # type: ignore[assignment]
+        return {
+            "size": _short(self.size),
+            "stride": None if self.stride == self.size else _short(self.stride),
+            "padding": padding,
+            "ceil_mode": self.ceil_mode,
+        }
+
+
+class _AvgPool(_Pool):
+    kind = "mean"
+
+    def __init__(
+        self,
+        size: Size = 2,
+        stride: Size | None = None,
+        padding: Any = 0,
+        *,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ) -> None:
+        super().__init__(size, stride, padding, ceil_mode=ceil_mode)
+        self.count_include_pad = bool(count_include_pad)
+
+    @property
+    def options(self) -> dict[str, Any]:  # type: ignore[override]
+        return {"include_pad": self.count_include_pad}
+
+    def config(self) -> dict[str, Any]:
+        return {**super().config(), "count_include_pad": self.count_include_pad}
+
+
+@register
+class MaxPool1D(_Pool):
+    """The largest of each window over one axis: (batch, channels, length); see MaxPool2D."""
+
+    axes = 1
+
+
+@register
+class MaxPool2D(_Pool):
+    """The largest value of each window: (batch, channels, height, width) (Ranzato et al. 2007).
+
+    `size`, `stride` (the size without one) and `padding` as in Conv2D; padding is never the largest. With `ceil_mode` the
+    number of windows is rounded up, as long as the last one starts within the input. A gradient goes to the first of equals.
+    ShapeError where no window fits; ConfigurationError for padding of a window's size or more.
+    """
+
+    axes = 2
+
+
+@register
+class MaxPool3D(_Pool):
+    """The largest of each window over three axes: (batch, channels, depth, height, width); see MaxPool2D."""
+
+    axes = 3
+
+
+@register
+class AvgPool1D(_AvgPool):
+    """The mean of each window over one axis: (batch, channels, length); see AvgPool2D."""
+
+    axes = 1
+
+
+@register
+class AvgPool2D(_AvgPool):
+    """The mean of each window: (batch, channels, height, width) (LeCun et al. 1998); arguments as MaxPool2D's.
+
+    With `count_include_pad` padding counts as zeros, without it not at all.
+    """
+
+    axes = 2
+
+
+@register
+class AvgPool3D(_AvgPool):
+    """The mean of each window over three axes: (batch, channels, depth, height, width); see AvgPool2D."""
+
+    axes = 3
+
+
+class _Adaptive(Layer):
+    kind = "max"
+
+    def __init__(self, size: Size) -> None:
+        axes = 1 if isinstance(size, int) else len(size)
+        if not 1 <= axes <= 3:
+            raise ConfigurationError(f"{type(self).__name__}'s size has 1 to 3 axes, {size!r} was provided instead")
+        self.size = per_axis(f"{type(self).__name__}'s size", size, axes)
+        self.every = isinstance(size, int)  # the same for every spatial axis
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        axes = x.ndim - 2 if self.every else len(self.size)
+        try:
+            check_axes(type(self).__name__, x.shape, max(1, min(3, axes)))
+            y, backward = adaptive_pool(x, self.size * axes if self.every else self.size, self.kind, grad_enabled())
+        except ShapeError as error:
+            raise self.wrong_shape(error) from None
+        return on_tape(y, (x,), backward)
+
+    def config(self) -> dict[str, Any]:
+        return {"size": self.size[0] if self.every else list(self.size)}
+
+
+@register
+class AdaptiveMaxPool(_Adaptive):
+    """The largest of each of `size` bins along each spatial axis: bin i of n holds floor(i in / n) to ceil((i + 1) in / n)."""
+
+
+@register
+class AdaptiveAvgPool(_Adaptive):
+    """The mean of each of `size` bins along each spatial axis, as in AdaptiveMaxPool."""
+
+    kind = "mean"
+
+
+class _Global(Layer):
+    kind = "max"
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        label = self.name or type(self).__name__
+        check_axes(label, x.shape, max(1, min(3, x.ndim - 2)))
+        y, backward = adaptive_pool(x, (1,) * (x.ndim - 2), self.kind, grad_enabled())
+        return on_tape(y, (x,), backward).reshape(x.shape[0], x.shape[1])
+
+
+@register
+class GlobalMaxPool(_Global):
+    """The largest value of each channel: (batch, channels, *space) -> (batch, channels)."""
+
+
+@register
+class GlobalAvgPool(_Global):
+    """The mean of each channel: (batch, channels, *space) -> (batch, channels) (Lin et al. 2014)."""
+
+    kind = "mean"
