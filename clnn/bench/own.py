@@ -42,20 +42,16 @@ def layer_of(described: Described) -> Any:
         return layers.Conv2D(d.size, d.kernel, relu, groups=d.groups, **sizes)
     if d.kind == "residual":
         inside, shortcut = ([layer_of(one) for one in part] for part in (d.inside, d.shortcut))
-        return layers.Residual(inside, shortcut or None, relu)
+        return layers.Residual(inside, shortcut or None, relu)  # type: ignore[attr-defined]
     if d.kind == "norm":
         return layers.BatchNorm(relu, momentum=MOMENTUM, epsilon=EPSILON)
     if d.kind == "dense":
-        return Dense(d.size, relu)
+        return layers.Dense(d.size, relu)
     if d.kind == "pool":
         return layers.MaxPool2D(d.size)
-    return (
-        layers.Dropout(d.rate)
-        if d.kind == "drop"
-        else layers.Flatten()
-        if d.kind == "flatten"
-        else layers.GlobalAvgPool()
-    )
+    if d.kind == "drop":
+        return layers.Dropout(d.rate)
+    return layers.Flatten() if d.kind == "flatten" else layers.GlobalAvgPool()
 
 
 def model_of(net: Net | ConvNet) -> Sequential:

@@ -314,7 +314,7 @@ def wrong_losses(got: Sequence[float], want: Sequence[float]) -> str:
 
 def references(net: Any) -> tuple[Any, list[float]]:
     """The net whose losses can be foretold, and these: of two epochs, or the first of a convolutional network, as there
-    float32's rounding grows. After the 4 steps of ResNet-20's first epoch sides differ by up to 1e-4, after 8 by 2e-3."""
+    float32's rounding grows: after the 4 steps of ResNet-20's first epoch sides are off by up to 2e-4, after 8 by 2e-2."""
     if not isinstance(net, nets.ConvNet):
         return net, w.reference_losses(net, 2)
     return net.certain(), nets.reference_losses(net.certain(), 1)
