@@ -5,63 +5,23 @@
 //             vectors of VW (combs.cl); elsewhere each does one element.
 // adaptive_*  windows [floor(o in / out), ceil((o + 1) in / out)) of sizes that differ: one bin of x for each y.
 //
+// FORWARD compiles the forward kernels, otherwise the gradients'.
 // MAX keeps the largest, the first of equals, NaN above all, and with KEEP where it lies: its number in the window, or
 // (adaptive) in the plane. Else the mean; with INCLUDE_PAD padding counts as zeros, as far as there is padding.
-// Gradients are gathered, one sum for each element of x, and written once:
-//   SCALED  alpha * sum + beta * dx, the pair from a scale table (common.cl); dx is not read where beta is 0
-//   TIMES   the sum is multiplied by ACT's derivative at `saved` before beta * dx is added
-#ifndef ACT
-#define ACT linear
-#endif
+// Gradients are gathered, one sum for each element of x, and written once (sink.cl).
 #ifndef INDEX
 #define INDEX int
 #endif
 #ifndef STEP
 #define STEP 1
 #endif
-#include "activation.cl"
 #ifdef VW
 #include "combs.cl"
 #endif
+#include "sink.cl"
 
+#define ALWAYS_INLINE static inline __attribute__((always_inline))   // where an argument chooses the code
 #define BETTER(v, best) (!((v) <= (best)) && (best) == (best))
-
-#ifdef SCALED
-#define PAIR SCALE(scale, at, column)
-#else
-#define PAIR (real2)(1, 0)
-#endif
-#define SINK_ARGS global const real *saved, global real *dx, global const real2 *scale, global const int *at, int column
-
-#ifdef VW
-#define SCALAR(t) (t).s0
-// n elements of dx
-static inline void write_lanes(T sum, global const real *saved, global real *dx, int n, real2 pair) {
-#ifdef TIMES
-  const T before = VLOAD(0, saved);
-  sum *= DERIVATIVE(before);
-#endif
-#ifdef SCALED
-  sum *= pair.x;
-  if (pair.y != 0) sum += pair.y * load_n(dx, n);
-#endif
-  store_n(sum, dx, n);
-}
-#else
-#define SCALAR(t) (t)
-#endif
-// one element of dx
-static inline void write_one(real sum, global const real *saved, global real *dx, real2 pair) {
-#ifdef TIMES
-  const T before = (T)(*saved);
-  sum *= SCALAR(DERIVATIVE(before));
-#endif
-#ifdef SCALED
-  sum *= pair.x;
-  if (pair.y != 0) sum += pair.y * *dx;
-#endif
-  *dx = sum;
-}
 
 #ifdef K_D
 // ---- windows of one size ------------------------------------------------------------------------------------------------
@@ -78,7 +38,7 @@ static inline void write_one(real sum, global const real *saved, global real *dx
 
 // by how many elements an axis of a window that starts at t divides; t may be lanes
 #ifdef INCLUDE_PAD
-#define EXTENT(t, size, n, after) min(size, (n) + (after) - (t))
+#define EXTENT(t, size, n, after) min((n) + (after) - (t), size)
 #else
 #define EXTENT(t, size, n, after) (min((t) + (size), n) - max(t, 0))
 #endif
@@ -92,6 +52,7 @@ static inline void write_one(real sum, global const real *saved, global real *dx
 #define TAP_ABOVE TAP(d + PD - od * S_D, h + PH - oh * S_H, 0)
 #define COUNT_ABOVE (EXTENT(od * S_D - PD, K_D, D, s.s9) * EXTENT(oh * S_H - PH, K_H, H, s.sa))
 
+#ifdef FORWARD
 #ifndef VW
 // y[i] of the window that starts at d0, h0, w0 of a plane
 static inline void forward_one(int16 s, global const real *plane, int d0, int h0, int w0, size_t i, global real *y,
@@ -116,25 +77,12 @@ static inline void forward_one(int16 s, global const real *plane, int d0, int h0
 #endif
 }
 
-static inline real backward_one(int16 s, global const real *dy, global const INDEX *index, int d, int h, int w) {
-  UNPACK
-  real sum = 0;
-  EACH_ROW_ABOVE for (int o = FIRST(w, PW, K_W, STEP); o <= LAST(w, PW, STEP, OW); o++) {
-    const int i = (od * OH + oh) * OW + o;
-#ifdef MAX
-    sum += index[i] == TAP_ABOVE + w + PW - o * STEP ? dy[i] : 0;
-#else
-    sum += dy[i] / (real)(COUNT_ABOVE * EXTENT(o * STEP - PW, K_W, W, s.sb));
-#endif
-  }
-  return sum;
-}
 #else
 
 // y[i] and n - 1 behind it, of windows side by side, the first of which starts at d0, h0, w0 of the plane x + from.
 // `inside`: none of them sticks out. Else taps that are outside are read from rows beside, or (before the first row of all)
 // from somewhere near, and do not count.
-static inline __attribute__((always_inline)) void forward_lanes(int16 s, global const real *x, size_t from, int d0, int h0, int w0, int n, int inside,
+ALWAYS_INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, int h0, int w0, int n, int inside,
                                  size_t i, global real *y, global INDEX *index) {
   UNPACK
   const int d1 = inside ? 0 : max(0, -d0), d2 = inside ? K_D : min(K_D, D - d0);
@@ -178,9 +126,51 @@ static inline __attribute__((always_inline)) void forward_lanes(int16 s, global 
 #endif
 }
 
+#endif
+
+kernel void pool_forward(int16 s, global const real *restrict x, global real *restrict y, global INDEX *restrict index) {
+  UNPACK
+#ifdef VW
+  for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
+    const int plane = row / OH / OD, d0 = row / OH % OD * S_D - PD, h0 = row % OH * S_H - PH;
+    const size_t from = (size_t)plane * D * H * W, to = (size_t)row * OW;
+    const int whole = d0 >= 0 && d0 + K_D <= D && h0 >= 0 && h0 + K_H <= H;
+    for (int o = 0; o < OW; o += VW) {
+      const int n = min(VW, OW - o), w0 = o * STEP - PW;
+      if (whole && w0 >= 0 && w0 + (n - 1) * STEP + K_W <= W) forward_lanes(s, x, from, d0, h0, w0, n, 1, to + o, y, index);
+      else forward_lanes(s, x, from, d0, h0, w0, n, 0, to + o, y, index);
+    }
+  }
+#else
+  const int i = get_global_id(0), row = i / OW;
+  if (row < rows)
+    forward_one(s, x + (size_t)(row / OH / OD) * D * H * W, row / OH % OD * S_D - PD, row % OH * S_H - PH, i % OW * STEP - PW,
+                i, y, index);
+#endif
+}
+
+#else
+
+// the gradient by element w of row d, h of a plane
+#ifndef VW
+static inline real backward_one(int16 s, global const real *dy, global const INDEX *index, int d, int h, int w) {
+  UNPACK
+  real sum = 0;
+  EACH_ROW_ABOVE for (int o = FIRST(w, PW, K_W, STEP); o <= LAST(w, PW, STEP, OW); o++) {
+    const int i = (od * OH + oh) * OW + o;
+#ifdef MAX
+    sum += index[i] == TAP_ABOVE + w + PW - o * STEP ? dy[i] : 0;
+#else
+    sum += dy[i] / (real)(COUNT_ABOVE * EXTENT(o * STEP - PW, K_W, W, s.sb));
+#endif
+  }
+  return sum;
+}
+#else
+
 // dx of n groups of STEP inputs, the first of which are those of window j that no later window holds; row d, h of a plane.
 // Tap w of a window is comb w % STEP of the group w / STEP further on.
-static inline __attribute__((always_inline)) void backward_lanes(int16 s, global const real *dy, global const INDEX *index, size_t from, int d, int h, int j,
+ALWAYS_INLINE void backward_lanes(int16 s, global const real *dy, global const INDEX *index, size_t from, int d, int h, int j,
                                   int n, int inside, global const real *saved, global real *dx, real2 pair) {
   UNPACK
   T sum[STEP];
@@ -225,8 +215,10 @@ static inline __attribute__((always_inline)) void backward_lanes(int16 s, global
   const int x0 = j * STEP - PW;
   T joined[STEP];
   combs_join(sum, joined);
-  if (inside) EACH_COMB { if (STEP * n > VW * r) write_lanes(joined[r], saved + x0 + VW * r, dx + x0 + VW * r, STEP * n - VW * r, pair); }
-  else {
+  if (inside) EACH_COMB {
+    const int i = VW * r;
+    if (i < STEP * n) write_lanes(joined[r], saved + x0 + i, dx + x0 + i, STEP * n - i, pair);
+  } else {
     real t[(STEP + 1) * VW] __attribute__((aligned(64)));
     EACH_COMB VSTORE(joined[r], r, t);
     for (int i = max(0, -x0), end = min(STEP * VW, W - x0); i < end; i += VW)
@@ -234,27 +226,6 @@ static inline __attribute__((always_inline)) void backward_lanes(int16 s, global
   }
 }
 #endif
-
-kernel void pool_forward(int16 s, global const real *restrict x, global real *restrict y, global INDEX *restrict index) {
-  UNPACK
-#ifdef VW
-  for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
-    const int plane = row / OH / OD, d0 = row / OH % OD * S_D - PD, h0 = row % OH * S_H - PH;
-    const size_t from = (size_t)plane * D * H * W, to = (size_t)row * OW;
-    const int whole = d0 >= 0 && d0 + K_D <= D && h0 >= 0 && h0 + K_H <= H;
-    for (int o = 0; o < OW; o += VW) {
-      const int n = min(VW, OW - o), w0 = o * STEP - PW;
-      if (whole && w0 >= 0 && w0 + (n - 1) * STEP + K_W <= W) forward_lanes(s, x, from, d0, h0, w0, n, 1, to + o, y, index);
-      else forward_lanes(s, x, from, d0, h0, w0, n, 0, to + o, y, index);
-    }
-  }
-#else
-  const int i = get_global_id(0), row = i / OW;
-  if (row < rows)
-    forward_one(s, x + (size_t)(row / OH / OD) * D * H * W, row / OH % OD * S_D - PD, row % OH * S_H - PH, i % OW * STEP - PW,
-                i, y, index);
-#endif
-}
 
 kernel void pool_backward(int16 s, global const real *restrict dy, global const INDEX *restrict index, SINK_ARGS) {
   UNPACK
@@ -278,21 +249,23 @@ kernel void pool_backward(int16 s, global const real *restrict dy, global const 
   const int i = get_global_id(0), row = i / W;
   if (row >= rows) return;
   const size_t from = (size_t)(row / H / D) * OD * OH * OW;
-  write_one(backward_one(s, dy + from, index + from, row / H % D, row % H, i % W), saved + i, dx + i, pair);
+  WRITE_ONE(backward_one(s, dy + from, index + from, row / H % D, row % H, i % W), saved + i, dx + i, pair);
 #endif
 }
+#endif
 #endif
 
 #ifdef ADAPTIVE
 // ---- bins ---------------------------------------------------------------------------------------------------------------
 // s: D H W, out D H W, what to do in all, and for each work-item: elements of y (forward), rows of x (backward)
-#define UNPACK_BINS const int D = s.s0, H = s.s1, W = s.s2, OD = s.s3, OH = s.s4, OW = s.s5, all = s.s6, each = s.s7;
-#define START(o, n, out) (int)((long)(o) * (n) / (out))
-#define END(o, n, out) (int)((((long)(o) + 1) * (n) + (out) - 1) / (out))
-#define WIDTH(o, n, out) (END(o, n, out) - START(o, n, out))
-// element i lies in the bins from LOW to HIGH: element and bin change parts
-#define LOW(i, n, out) START(i, out, n)
-#define HIGH(i, n, out) (END(i, out, n) - 1)
+// bins, for each axis: where each one starts and ends, and of each element of x the first and the last bin that it lies in
+#define UNPACK_BINS                                                                                                   \
+  const int D = s.s0, H = s.s1, W = s.s2, OD = s.s3, OH = s.s4, OW = s.s5, all = s.s6, each = s.s7;                   \
+  global const int *start_d = bins, *end_d = start_d + OD, *low_d = end_d + OD, *high_d = low_d + D;                  \
+  global const int *start_h = high_d + D, *end_h = start_h + OH, *low_h = end_h + OH, *high_h = low_h + H;            \
+  global const int *start_w = high_h + H, *end_w = start_w + OW, *low_w = end_w + OW, *high_w = low_w + W;
+
+#ifdef FORWARD
 #define FARTHEST 2147483647
 
 static inline real bin_forward(int H, int W, global const real *x, int d1, int d2, int h1, int h2, int w1, int w2, int *where) {
@@ -301,7 +274,7 @@ static inline real bin_forward(int H, int W, global const real *x, int d1, int d
   *where = (d1 * H + h1) * W + w1;
   y = x[*where];
 #endif
-#ifdef VW                                  // lanes first, and then lane by lane: the first of equals has the lowest number
+#ifdef VW
   T ys = (T)(0);
 #ifdef MAX
   INTS wheres = (INTS)(FARTHEST);
@@ -332,19 +305,21 @@ static inline real bin_forward(int H, int W, global const real *x, int d1, int d
     }
   }
 #ifdef VW
-  real lane[VW];
-  VSTORE(ys, 0, lane);
+  if (w2 - w1 >= VW) {                     // lane by lane: the first of equals has the lowest number
+    real lane[VW];
+    VSTORE(ys, 0, lane);
 #ifdef MAX
-  INT there[VW];
-  VSTORE(wheres, 0, there);
-  for (int l = 0; l < VW; l++)
-    if (BETTER(lane[l], y) || ((lane[l] == y || (lane[l] != lane[l] && y != y)) && there[l] < *where)) {
-      y = lane[l];
-      *where = (int)there[l];
-    }
+    INT there[VW];
+    VSTORE(wheres, 0, there);
+    for (int l = 0; l < VW; l++)
+      if (BETTER(lane[l], y) || ((lane[l] == y || (lane[l] != lane[l] && y != y)) && there[l] < *where)) {
+        y = lane[l];
+        *where = (int)there[l];
+      }
 #else
-  for (int l = 0; l < VW; l++) y += lane[l];
+    for (int l = 0; l < VW; l++) y += lane[l];
 #endif
+  }
 #endif
 #ifndef MAX
   y /= (real)((d2 - d1) * (h2 - h1) * (w2 - w1));
@@ -352,86 +327,76 @@ static inline real bin_forward(int H, int W, global const real *x, int d1, int d
   return y;
 }
 
-kernel void adaptive_forward(int8 s, global const real *restrict x, global real *restrict y, global int *restrict index) {
+kernel void adaptive_forward(int8 s, global const int *bins, global const real *restrict x, global real *restrict y, global int *restrict index) {
   UNPACK_BINS
   for (int i = get_global_id(0) * each, last = min(all, i + each); i < last; i++) {
-    const int o = i % OW, oh = i / OW % OH, od = i / OW / OH % OD;
+    const int o = i % OW, oh = i / OW % OH, od = i / OW / OH % OD, plane = i / OW / OH / OD;
     int where = 0;
-    y[i] = bin_forward(H, W, x + (size_t)(i / OW / OH / OD) * D * H * W, START(od, D, OD), END(od, D, OD), START(oh, H, OH),
-                       END(oh, H, OH), START(o, W, OW), END(o, W, OW), &where);
+    y[i] = bin_forward(H, W, x + (size_t)plane * D * H * W, start_d[od], end_d[od], start_h[oh], end_h[oh], start_w[o],
+                       end_w[o], &where);
 #ifdef KEEP
     index[i] = where;
 #endif
   }
 }
 
-// dx[i] for elements in the same bins, [w1, w2) of row (d, h); VW of them at a time on CPUs
-static inline void bin_backward(int8 s, global const real *dy, global const int *index, int d, int h, int w1, int w2,
-                                global const real *saved, global real *dx, real2 pair) {
+#else
+
+// dx of the elements from w1 up to w2 of row d, h, which all lie in the bins from o1 to o2; in vectors on CPUs
+static inline void bin_backward(int8 s, global const int *bins, global const real *dy, global const int *index, int d, int h,
+                                int w1, int w2, int o1, int o2, global const real *saved, global real *dx, real2 pair) {
   UNPACK_BINS
-  const int o1 = LOW(w1, W, OW), o2 = HIGH(w1, W, OW);
 #define EACH_BIN                                                                                                      \
-  for (int od = LOW(d, D, OD); od <= HIGH(d, D, OD); od++) for (int oh = LOW(h, H, OH); oh <= HIGH(h, H, OH); oh++)   \
-    for (int o = o1; o <= o2; o++)
+  for (int od = low_d[d]; od <= high_d[d]; od++) for (int oh = low_h[h]; oh <= high_h[h]; oh++)                       \
+    for (int o = o1, i = (od * OH + oh) * OW + o1; o <= o2; o++, i++)
 #ifndef MAX
   real sum = 0;
-  EACH_BIN sum += dy[(od * OH + oh) * OW + o] / (real)(WIDTH(od, D, OD) * WIDTH(oh, H, OH) * WIDTH(o, W, OW));
+  EACH_BIN sum += dy[i] / (real)((end_d[od] - start_d[od]) * (end_h[oh] - start_h[oh]) * (end_w[o] - start_w[o]));
 #endif
   int w = w1;
 #ifdef VW
-  for (; w + VW <= w2; w += VW) {
+  for (; w < w2; w += VW) {
 #ifdef MAX
     const INTS here = (INTS)((d * H + h) * W + w) + LANES;
-    T v = (T)(0);
+    T sum = (T)(0);
     EACH_BIN {
-      const int i = (od * OH + oh) * OW + o;
       const INTS there = here == (INTS)(index[i]);
-      v += WHERE(there, dy[i], 0);
+      sum += WHERE(there, dy[i], 0);
     }
-#else
-    T v = (T)(sum);
 #endif
-#ifdef TIMES
-    const T before = VLOAD(0, saved + w);
-    v *= DERIVATIVE(before);
-#endif
-#ifdef SCALED
-    v *= pair.x;
-    if (pair.y != 0) v += pair.y * VLOAD(0, dx + w);
-#endif
-    VSTORE(v, 0, dx + w);
+    write_lanes((T)(sum), saved + w, dx + w, w2 - w, pair);
   }
-#endif
+#else
   for (; w < w2; w++) {
 #ifdef MAX
     real sum = 0;
-    EACH_BIN {
-      const int i = (od * OH + oh) * OW + o;
-      sum += index[i] == (d * H + h) * W + w ? dy[i] : 0;
-    }
+    EACH_BIN sum += index[i] == (d * H + h) * W + w ? dy[i] : 0;
 #endif
-    write_one(sum, saved + w, dx + w, pair);
+    WRITE_ONE(sum, saved + w, dx + w, pair);
   }
+#endif
 }
 
-kernel void adaptive_backward(int8 s, global const real *restrict dy, global const int *restrict index, SINK_ARGS) {
+kernel void adaptive_backward(int8 s, global const int *bins, global const real *restrict dy, global const int *restrict index,
+                              SINK_ARGS) {
   UNPACK_BINS
   const real2 pair = PAIR;
 #ifdef VW
   for (int row = get_global_id(0) * each, last = min(all, row + each); row < last; row++) {
-    const size_t from = (size_t)(row / H / D) * OD * OH * OW, to = (size_t)row * W;
+    const int plane = row / H / D, d = row / H % D, h = row % H;
+    const size_t from = (size_t)plane * OD * OH * OW, to = (size_t)row * W;
     for (int w = 0, next; w < W; w = next) {
-      const int high = HIGH(w, W, OW);
-      next = END(LOW(w, W, OW), W, OW);    // where the first bin ends or another begins
-      if (high + 1 < OW) next = min(next, START(high + 1, W, OW));
-      bin_backward(s, dy + from, index + from, row / H % D, row % H, w, next, saved + to, dx + to, pair);
+      const int low = low_w[w], high = high_w[w];
+      next = high + 1 < OW ? min(end_w[low], start_w[high + 1]) : end_w[low];   // where one bin ends or another begins
+      bin_backward(s, bins, dy + from, index + from, d, h, w, next, low, high, saved + to, dx + to, pair);
     }
   }
 #else
   const int i = get_global_id(0), row = i / W, w = i % W;
   if (row >= all) return;
   const size_t from = (size_t)(row / H / D) * OD * OH * OW, to = (size_t)row * W;
-  bin_backward(s, dy + from, index + from, row / H % D, row % H, w, w + 1, saved + to, dx + to, pair);
+  bin_backward(s, bins, dy + from, index + from, row / H % D, row % H, w, w + 1, low_w[w], high_w[w], saved + to, dx + to, pair);
 #endif
 }
+#endif
 #endif

@@ -157,6 +157,10 @@ def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) 
     low, left = (-g.before[1]) // g.up[1], (-g.before[2]) // g.up[2]
     reach = [u - 1 + (k - 1) * d - b for u, k, d, b in zip(g.up, g.size, g.dilation, g.before)]
     pitch = (cb - 1) // g.up[2] * g.stride[2] + reach[2] // g.up[2] - left + 1
+    seen = 1.0  # the share of taps whose row is none of the padding's
+    if g.size[0] == 1:
+        at = [r * g.stride[1] + i * g.dilation[1] - g.before[1] for r in range(g.out[1]) for i in range(g.size[1])]
+        seen = sum(0 <= a < (g.space[1] - 1) * g.up[1] + 1 for a in at) / len(at)
     tiles = column_tiles(wide, most_registers)
     for rb in {_up(rows, g.up[1]) * g.up[1] for rows in _even(g.out[1])}:
         high = (rb - 1) // g.up[1] * g.stride[1] + reach[1] // g.up[1] - low + 1
@@ -169,7 +173,7 @@ def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) 
             strips = _up(g.k, v * vw)
             step = max(r * v / 2, (r + v) / 2, 4) + 1
             count = rb * sum(_up(_up(cb - b, g.up[2]), r) for b in range(g.up[2]))
-            taps = g.taps / (g.up[1] * g.up[2])
+            taps = g.taps / (g.up[1] * g.up[2]) * seen
             work = strips * count * (g.c * taps * step + 3 * r * v)
             finish = g.k * positions * (1 + 6 / vw)
             again = 1 if chunk == g.c else strips
@@ -249,6 +253,11 @@ def _most_taps(g: Geometry) -> int:
     return max(64, 1 << (g.taps - 1).bit_length())
 
 
+def _one(device: Device) -> tuple[int] | None:
+    """Work-items of a group where few items do much each: one on a CPU, so that all cores get some."""
+    return (1,) if device.kind == "cpu" else None
+
+
 def _by_clblast(device: Device) -> bool:
     return forced_engine() == "clblast" and engine_name(device) == "clblast"
 
@@ -289,7 +298,7 @@ def apply(
     packed = device.allocate(g.groups * blocks * width * g.c * g.taps * size)
     device.launch(
         "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, packed,
-        real=real, PACK=1, KR=width, **extra,
+        local=_one(device), real=real, PACK=1, KR=width, **extra,
     )  # fmt: skip
     items = n * g.groups * g.out[0] * _up(g.out[1], plan.rb) * _up(g.out[2], plan.cb)
     parts = min(blocks, _up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
@@ -335,11 +344,11 @@ def weight_gradients(
         parts = max(1, min(n, _up(wanted, g.groups * splits)))
         partial = device.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp) * size)
         p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
-        extra = {"LANES": 1} if lanes else {}
+        extra = {"VW": vw, "LANES": 1} if lanes else {"VW": vw}
         registers_used = {"MR": plan.r} if lanes else {"MR": plan.r, "NV": plan.v}
         device.launch(
             "conv", f"conv_{plan.kernel}", (parts * g.groups * splits,), p, q, n, x, dy, partial,
-            local=(1,), real=real, WEIGHTS=1, VW=vw, SLAB=slab + 9 * vw, OUT=room + vw, MOST_TAPS=_most_taps(g),
+            local=(1,), real=real, WEIGHTS=1, SLAB=slab + 9 * vw, OUT=room + vw, MOST_TAPS=_most_taps(g),
             **registers_used, **extra,
         )  # fmt: skip
     arguments: list[Any] = []
@@ -347,8 +356,8 @@ def weight_gradients(
         arguments += [sink.scale.table, sink.scale.at] if sink is not None and sink.scale else [None, None]
     columns = [sink.scale.column if sink is not None and sink.scale else -1 for sink in (for_w, for_b)]
     device.launch(
-        "conv", "conv_sum", (g.groups * g.k * (entries + 1),), g.groups, g.k, entries, kp, parts, *columns, partial,
-        for_w and for_w.out, for_b and for_b.out, *arguments, real=real, SUM=1, **extra,
+        "conv", "conv_sum", (g.groups * _up(entries + 1, 16),), g.groups, g.k, entries, kp, parts, *columns, partial,
+        for_w and for_w.out, for_b and for_b.out, *arguments, local=_one(device), real=real, SUM=1, **extra,
     )  # fmt: skip
 
 

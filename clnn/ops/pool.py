@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError, ShapeError
+from ..gemm import constant_block
 from ..gemm.tile import vector_width
 from ..runtime.device import Device
 from ..runtime.memory import Block
@@ -94,7 +95,7 @@ def pool(
             local=local, real=x.real, **defines, **vectors, **how,
         )  # fmt: skip
 
-    launch("pool_forward", w.out, x.block, y.block, index, **({} if index is None else {"KEEP": 1}))
+    launch("pool_forward", w.out, x.block, y.block, index, FORWARD=1, **({} if index is None else {"KEEP": 1}))
 
     def backward(dy):
         def write(sink: Sink):
@@ -104,6 +105,18 @@ def pool(
         yield x, write
 
     return y, backward
+
+
+def _bins(device: Device, sides: Sequence[int], bins: Sequence[int]) -> Block:
+    """The table of kernels/pool.cl that says which elements lie in which bins; kept per device."""
+    key = ("bins", *sides, *bins)
+    if key not in device.constants:
+        parts = []
+        for n, out in zip(sides, bins):
+            o, i = np.arange(out, dtype=np.int64), np.arange(n, dtype=np.int64)
+            parts += [o * n // out, -((o + 1) * -n // out), i * out // n, -((i + 1) * -out // n) - 1]
+        device.constants[key] = constant_block(device, np.concatenate(parts).astype(np.int32))
+    return device.constants[key]
 
 
 def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = True) -> tuple[Array, Backward]:
@@ -127,23 +140,23 @@ def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = 
     if kind == "max":
         defines["MAX"] = 1
         index = device.allocate(4 * y.size) if keep else None
-    each, size, local, vectors = divided(device, x.dtype, y.size, max(1, math.prod(sides) // math.prod(bins)))
-    if not vectors:
-        size = (y.size,)
-    device.launch(
-        "pool", "adaptive_forward", size, np.array([*sides, *bins, y.size, each], np.int32), x.block, y.block, index,
-        local=local, real=x.real, **defines, **vectors, **({} if index is None else {"KEEP": 1}),
-    )  # fmt: skip
+    table = _bins(device, sides, bins)
+
+    def launch(kernel: str, n: int, width: int, *arguments: Any, **how: Any) -> None:
+        each, size, local, vectors = divided(device, x.dtype, n, width)
+        device.launch(
+            "pool", kernel, size, np.array([*sides, *bins, n, each], np.int32), table, *arguments,
+            local=local, real=x.real, **defines, **vectors, **how,
+        )  # fmt: skip
+
+    read = max(1, math.prod(sides) // math.prod(bins)) if device.kind == "cpu" else 1  # elements for each bin
+    how = {} if index is None else {"KEEP": 1}
+    launch("adaptive_forward", y.size, read, x.block, y.block, index, FORWARD=1, **how)
 
     def backward(dy):
         def write(sink: Sink):
-            rows = planes * sides[0] * sides[1]
-            each, size, local, vectors = divided(device, x.dtype, rows, sides[2])
             arguments, how = sink_of(sink)
-            device.launch(
-                "pool", "adaptive_backward", size, np.array([*sides, *bins, rows, each], np.int32), dy.block, index,
-                *arguments, local=local, real=x.real, **defines, **vectors, **how,
-            )  # fmt: skip
+            launch("adaptive_backward", planes * sides[0] * sides[1], sides[2], dy.block, index, *arguments, **how)
 
         yield x, write
 
