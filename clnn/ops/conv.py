@@ -175,7 +175,7 @@ def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) 
             step = max(r * v / 2, (r + v) / 2, 4) + 1
             count = rb * sum(_up(_up(cb - b, g.up[2]), r) for b in range(g.up[2]))
             taps = g.taps / (g.up[1] * g.up[2]) * seen
-            work = strips * count * (g.c * taps * step + 3 * r * v)
+            work = 1.1 * strips * count * (g.c * taps * step + 3 * r * v)  # its weights come from further away
             finish = g.k * positions * (1 + 6 / vw)
             again = 1 if chunk == g.c else strips
             yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
