@@ -67,7 +67,7 @@ def upsample(x: Array, factor: Sequence[int], mode: str = "nearest") -> tuple[Ar
     check_float("upsampling", x)
     if len(factor) != x.ndim - 2 or not 1 <= len(factor) <= 3:
         raise ShapeError(f"factors {tuple(factor)} do not fit an input of shape {x.shape}: one for each spatial axis")
-    extra = {} if check_mode("upsampling", mode, UPSAMPLINGS) == "nearest" else {"LINEAR": 1}
+    extra: dict[str, Any] = {} if check_mode("upsampling", mode, UPSAMPLINGS) == "nearest" else {"LINEAR": 1}
     f_d, f_h, step = (*(1,) * (3 - len(factor)), *factor)
     out = [n * f for n, f in zip(x.shape[2:], factor)]
     return _resized(x, out, "upsample", (), F_D=f_d, F_H=f_h, STEP=step, **extra)
