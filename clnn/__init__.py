@@ -52,6 +52,7 @@ from .layers import (
     MaxPool2D,
     MaxPool3D,
     Reshape,
+    Residual,
     RMSNorm,
     register,
 )
@@ -145,6 +146,7 @@ __all__ = [
     "RecordingWarning",
     "ReduceOnPlateau",
     "Reshape",
+    "Residual",
     "SGD",
     "Schedule",
     "Sequential",

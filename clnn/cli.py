@@ -86,16 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "bench",
         help="measure this device, alone or against other libraries",
-        description="Measure training, inference and matrix products, in interleaved rounds, after checking that every "
-        "side computes the same losses. Without --against it says how much of the device's peak clnn reaches.",
+        description="Measure training, inference, matrix products and convolutions, in interleaved rounds, after checking "
+        "that every side computes the same losses. Without --against it says how much of the device's peak clnn reaches.",
     )
     add = command.add_argument
     add(
         "workloads",
         nargs="*",
         metavar="WORKLOAD",
-        help="gemm, nielsen, mlp, mlp1, inference, deep, optimizer, first-step, memory (gemm nielsen mlp inference optimizer "
-        "memory)",
+        help="gemm, conv, nielsen, mlp, mlp1, cnn, lenet, resnet, mobilenet, inference, deep, optimizer, first-step, memory "
+        "(gemm nielsen mlp inference optimizer memory)",
     )
     add("--against", default="", metavar="A,B,...", help="numpy, sklearn, torch, jax, tinygrad: those installed run")
     add("--rounds", type=int, metavar="N", help="of each side (7)")

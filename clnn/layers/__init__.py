@@ -2,7 +2,7 @@
 
 from .base import REGISTRY, Layer, register
 from .conv import Conv1D, Conv1DTranspose, Conv2D, Conv2DTranspose, Conv3D, Conv3DTranspose, DepthwiseConv2D
-from .core import Activation, Dense, Dropout, Flatten, Reshape
+from .core import Activation, Dense, Dropout, Flatten, Reshape, Residual
 from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LocalResponseNorm, RMSNorm
 from .pool import (
     AdaptiveAvgPool,
@@ -48,5 +48,6 @@ __all__ = [
     "REGISTRY",
     "RMSNorm",
     "Reshape",
+    "Residual",
     "register",
 ]

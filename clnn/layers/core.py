@@ -1,4 +1,4 @@
-"""The basic layers: Dense, Activation, Flatten, Reshape, Dropout."""
+"""The basic layers: Dense, Activation, Flatten, Reshape, Dropout, Residual."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any
 
 from ..errors import ConfigurationError, ShapeError
 from ..init import Initialiser, find_initialiser
-from ..ops.activation import activation_name
+from ..ops.activation import ACTIVATIONS, activation_name
+from ..ops.elementwise import add
 from ..ops.random import dropout
 from ..random import generator
 from ..runtime.recording import structure_changed
 from ..schedules import check
 from ..tensor import Tensor, apply, function, grad_enabled, linear_layer, softmax_of
-from .base import Layer, register
+from .base import Layer, register, snake, through
 
 SOFTMAX = ("softmax", "log_softmax")
 
@@ -163,3 +164,47 @@ class Dropout(Layer):
 
     def config(self) -> dict[str, Any]:
         return {"rate": self.rate}
+
+
+@register
+class Residual(Layer):
+    """y = f(body(x) + shortcut(x)): `layers` one after the other, and beside them `shortcut`, a layer or several, or nothing,
+    which is x itself (He et al. 2016). ShapeError where the two have different shapes.
+    """
+
+    def __init__(
+        self,
+        layers: Layer | Sequence[Layer],
+        shortcut: Layer | Sequence[Layer] | None = None,
+        activation: str | None = None,
+    ) -> None:
+        self.body = _layers("Residual's layers", layers)
+        self.shortcut = [] if shortcut is None else _layers("Residual's shortcut", shortcut)
+        if not self.body:
+            raise ConfigurationError("Residual needs one layer or more beside its shortcut")
+        self.activation = activation_name(activation)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        y, z = through(self.body, x), through(self.shortcut, x)
+        if y.shape != z.shape:
+            raise ShapeError(
+                f"{self.name or 'Residual'}: of an input of shape {x.shape} its layers make {y.shape} and its shortcut "
+                f"{z.shape}, which cannot be added; give it a shortcut that makes the same shape, such as Conv2D(channels, 1)"
+            )
+        if ACTIVATIONS[self.activation].saves == "y":
+            return apply(add, y, z, activation=self.activation)
+        return function(apply(add, y, z), self.activation)
+
+    def config(self) -> dict[str, Any]:
+        return {"layers": self.body, "shortcut": self.shortcut or None, "activation": self.activation}
+
+
+def _layers(what: str, given: Any) -> list[Layer]:
+    found = [given] if isinstance(given, Layer) else list(given) if isinstance(given, (list, tuple)) else [given]
+    wrong = [layer for layer in found if not isinstance(layer, Layer)]
+    if wrong:
+        raise ConfigurationError(f"{what} should be a layer or a list of layers, {wrong[0]!r} was provided instead")
+    for layer in found:
+        layer.name = layer.name or snake(type(layer).__name__)
+    return found
