@@ -7,7 +7,7 @@ import sys
 
 import clnn
 
-epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 5
+epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 4
 
 try:
     (x, y), validation, (x_test, y_test) = clnn.data.mnist(validation=5000)
