@@ -15,10 +15,10 @@
 #ifndef STEP
 #define STEP 1
 #endif
+#include "sink.cl"
 #ifdef VW
 #include "combs.cl"
 #endif
-#include "sink.cl"
 
 #define ALWAYS_INLINE static inline __attribute__((always_inline))   // where an argument chooses the code
 #define BETTER(v, best) (!((v) <= (best)) && (best) == (best))

@@ -9,10 +9,10 @@
 #ifndef STEP
 #define STEP 1
 #endif
+#include "sink.cl"
 #ifdef VW
 #include "combs.cl"
 #endif
-#include "sink.cl"
 
 // s: D H W, out D H W, padding before D H W; rows in all, and for each work-item
 #define UNPACK                                                                                                        \

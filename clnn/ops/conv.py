@@ -25,6 +25,7 @@ from .elementwise import scale_add
 from .reduce import sum_to
 from .window import Window
 
+LOCAL = 256 << 10  # bytes of local memory that these sizes are made for; with less they shrink
 SLAB_BYTES = 96 << 10  # of inputs that a CPU's work-item keeps beside it: they stay in a second-level cache
 OUT = 1024  # outputs of a channel that it computes at once, and (times 64 bytes) what it keeps of dy
 NARROW = 256  # the same where vectors run over channels
@@ -118,14 +119,14 @@ def column_tiles(wide: int, most_registers: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=4096)
-def plan_forward(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) -> Plan | None:
+def plan_forward(g: Geometry, vw: int, most_registers: int, slab: int, out: int, narrow: int) -> Plan | None:
     """The cheapest of conv_rows and conv_columns, in cycles of a processor that does two vector multiply-adds a cycle; None
     where the kernel reaches over more than `slab` holds."""
-    found = [*_rows(g, vw, most_registers, slab), *_columns(g, vw, most_registers, slab, narrow)]
+    found = [*_rows(g, vw, most_registers, slab, out), *_columns(g, vw, most_registers, slab, narrow)]
     return min(found)[1] if found else None
 
 
-def _rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Iterator[tuple[float, Plan]]:
+def _rows(g: Geometry, vw: int, most_registers: int, slab: int, out: int) -> Iterator[tuple[float, Plan]]:
     """Plans for conv_rows: what they cost an image, and what they are."""
     tiles = row_tiles(most_registers)
     (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
@@ -134,7 +135,7 @@ def _rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Iterator[tupl
             pitch = cb + over_w
             positions = (rb - 1) * pitch + cb
             plane = g.size[0] * phases_h * phases_w * (rb + over_h) * pitch
-            if positions > OUT - 8 * vw or plane > slab:
+            if positions > out - 8 * vw or plane > slab:
                 continue
             chunk = min(g.c, slab // plane)
             blocks = _up(g.out[1], rb) * _up(g.out[2], cb)
@@ -253,6 +254,13 @@ def _most_taps(g: Geometry) -> int:
     return max(64, 1 << (g.taps - 1).bit_length())
 
 
+def _rooms(device: Device, dtype: Any) -> tuple[int, int, int, int]:
+    """What fits local memory: elements of inputs, outputs of a channel in conv_rows and in conv_columns, elements of dy."""
+    size, share = np.dtype(dtype).itemsize, min(1.0, device.local_memory / LOCAL)
+    slab, kept = int(SLAB_BYTES * share) // size, int(64 * OUT * share) // size
+    return slab, int(OUT * share) * 4 // size, int(NARROW * share) * 4 // size // 4 * 4, kept
+
+
 def _one(device: Device) -> tuple[int] | None:
     """Work-items of a group where few items do much each: one on a CPU, so that all cores get some."""
     return (1,) if device.kind == "cpu" else None
@@ -282,8 +290,8 @@ def apply(
     g = turned(g) if flip else g
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
-    vw, slab = vector_width(device, dtype), SLAB_BYTES // size
-    plan = plan_forward(g, vw, registers(device), slab, NARROW) if device.kind == "cpu" else None
+    vw, (slab, out, narrow, _) = vector_width(device, dtype), _rooms(device, dtype)
+    plan = plan_forward(g, vw, registers(device), slab, out, narrow) if device.kind == "cpu" else None
     if plan is None:
         tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
@@ -304,9 +312,9 @@ def apply(
     parts = min(blocks, _up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
     p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, epilogue.column)
     kernel: dict[str, Any] = (
-        {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": NARROW}
+        {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": narrow}
         if columns
-        else {"ROWS": 1, "KR": plan.r, "PV": plan.v, "OUT": OUT}
+        else {"ROWS": 1, "KR": plan.r, "PV": plan.v, "OUT": out}
     )
     device.launch(
         "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, *epilogue.arguments(y),
@@ -324,7 +332,7 @@ def weight_gradients(
     real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
     extra: dict[str, Any] = {}
     lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
-    slab, room = SLAB_BYTES // size, 64 * OUT // size
+    slab, _, _, room = _rooms(device, dtype)
     plan = plan_weights(g, vw, registers(device), slab, room, lanes) if device.kind == "cpu" else None
     if plan is None:
         kp, tiles, positions = g.k, _up(entries + 1, TILE) * _up(g.k, TILE) * g.groups, n * math.prod(g.out)
