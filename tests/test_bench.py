@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from clnn import ClnnError, ConfigurationError, cli, layers
+from clnn import ClnnError, ConfigurationError, cli
 from clnn.bench import nets, report, run
 from clnn.bench import workloads as w
 from clnn.bench.own import Clnn
@@ -177,11 +177,9 @@ def train_here(side, net, form, epochs=2):
     return losses
 
 
-def side_of(name, net=None):
+def side_of(name):
     """A side, and the layouts that it has."""
     if name == "clnn":
-        if net and not hasattr(layers, "Residual") and any(layer.kind == "residual" for layer in net.layers):
-            pytest.skip("clnn has no layer Residual yet")
         return Clnn(), ("",)
     only(name)
     return PEERS[name], PEERS[name].layouts
@@ -190,14 +188,14 @@ def side_of(name, net=None):
 @pytest.mark.parametrize("name", ["clnn", "torch", "jax"])
 @pytest.mark.parametrize("net", [IMAGES.certain(), PLAIN], ids=["images", "plain"])
 def test_convolutional_networks_have_the_same_losses(name, net):
-    side, layouts = side_of(name, net)
+    side, layouts = side_of(name)
     for form in layouts:
         assert run.wrong_losses(train_here(side, net, form), nets.reference_losses(net, 2)) == "", form
 
 
 @pytest.mark.parametrize("name", ["clnn", "torch", "jax"])
 def test_sides_train_with_dropout(name):
-    side, layouts = side_of(name, IMAGES)
+    side, layouts = side_of(name)
     certain = nets.reference_losses(IMAGES.certain(), 1)
     for form in layouts:
         losses = train_here(side, IMAGES, form)
@@ -415,7 +413,7 @@ def test_plot(tmp_path):
     assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
 
 
-@pytest.mark.parametrize("name, net", [("mlp", SMALL["mlp"]), ("cnn", PLAIN)])
+@pytest.mark.parametrize("name, net", [("mlp", SMALL["mlp"]), ("resnet", IMAGES)])
 def test_a_profile_lists_launches(monkeypatch, name, net):
     monkeypatch.setitem(nets.ALL, name, net)
     launches = run.profile(name)

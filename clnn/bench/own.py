@@ -42,7 +42,7 @@ def layer_of(described: Described) -> Any:
         return layers.Conv2D(d.size, d.kernel, relu, groups=d.groups, **sizes)
     if d.kind == "residual":
         inside, shortcut = ([layer_of(one) for one in part] for part in (d.inside, d.shortcut))
-        return layers.Residual(inside, shortcut or None, relu)  # type: ignore[attr-defined]
+        return layers.Residual(inside, shortcut or None, relu)
     if d.kind == "norm":
         return layers.BatchNorm(relu, momentum=MOMENTUM, epsilon=EPSILON)
     if d.kind == "dense":
