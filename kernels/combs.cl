@@ -11,7 +11,7 @@
 #define VW_2 16   // of VW 8, the most that two make a vector of
 #define LANES (INTS)(0, 1, 2, 3, 4, 5, 6, 7)
 #endif
-#if STEP <= 16
+#if STEP <= 8
 #define EACH_COMB _Pragma("unroll") for (int r = 0; r < STEP; r++)
 #else
 #define EACH_COMB for (int r = 0; r < STEP; r++)

@@ -30,7 +30,7 @@
   const int D = s.s0, H = s.s1, W = s.s2, OD = s.s3, OH = s.s4, OW = s.s5, PD = s.s6, PH = s.s7, PW = s.s8;           \
   const int rows = s.sc, each = s.sd;
 #define TAP(d, h, w) (((d) * K_H + (h)) * K_W + (w))
-#if K_W <= 16
+#if K_W <= 8
 #define ALONG_WINDOW _Pragma("unroll")
 #else
 #define ALONG_WINDOW

@@ -2,6 +2,9 @@
 // ELEMENT is the element's type (a build option), so that labels move too.
 #include "common.cl"
 #include "strided.cl"
+#ifdef ACT
+#include "activation.cl"
+#endif
 #ifndef ELEMENT
 #define ELEMENT float
 #endif
@@ -17,6 +20,40 @@ kernel void strided_scatter(int n, int8 shape, int8 strides, int offset, global 
   const int i = get_global_id(0);
   if (i < n) x[offset + strided(i, shape, strides)] = y[i];
 }
+
+// The same where neighbours stay neighbours (most slices, splits and joins): `outer` runs, one every `pitch` elements of x and
+// one behind the other in y. A work-item does `each` elements of as many runs: one on GPUs, more on CPUs.
+#define RUNS int outer, int run, int pitch, int offset, int2 each
+#define EACH_ELEMENT                                                                                                  \
+  for (int o = get_global_id(1) * each.y, last = min(outer, o + each.y); o < last; o++)                               \
+    for (int i = get_global_id(0) * each.x, end = min(run, i + each.x); i < end; i++)
+#define IN_X ((size_t)o * pitch + offset + i)
+#define IN_Y ((size_t)o * run + i)
+kernel void runs_copy(RUNS, global const ELEMENT *restrict x, global ELEMENT *restrict y) { EACH_ELEMENT y[IN_Y] = x[IN_X]; }
+kernel void runs_scatter(RUNS, global const ELEMENT *restrict y, global ELEMENT *restrict x) { EACH_ELEMENT x[IN_X] = y[IN_Y]; }
+
+// The gradient of a slice: dx at the elements that were taken; TIMES: times ACT's derivative at `saved`; ACCUMULATE: added.
+#ifdef ACT
+static inline void give(real g, global const real *saved, global real *dx) {
+#ifdef TIMES
+  g *= DERIVATIVE(*saved);
+#endif
+#ifdef ACCUMULATE
+  g += *dx;
+#endif
+  *dx = g;
+}
+kernel void strided_backward(int n, int8 shape, int8 strides, int offset, global const real *dy, global const real *saved,
+                             global real *dx) {
+  const int i = get_global_id(0);
+  if (i >= n) return;
+  const int to = offset + strided(i, shape, strides);
+  give(dy[i], saved + to, dx + to);
+}
+kernel void runs_backward(RUNS, global const real *restrict dy, global const real *restrict saved, global real *restrict dx) {
+  EACH_ELEMENT give(dy[IN_Y], saved + IN_X, dx + IN_X);
+}
+#endif
 
 // y[r] = x[index[r]]: rows of `columns` elements
 kernel void take_rows(int columns, int rows, global const ELEMENT *x, global const int *index, global ELEMENT *y) {

@@ -2,7 +2,7 @@
 
 from .base import REGISTRY, Layer, register
 from .conv import Conv1D, Conv1DTranspose, Conv2D, Conv2DTranspose, Conv3D, Conv3DTranspose, DepthwiseConv2D
-from .core import Activation, Dense, Dropout, Flatten, Reshape, Residual
+from .core import Activation, Dense, Dropout, Flatten, GaussianDropout, Reshape, SpatialDropout
 from .norm import BatchNorm, GroupNorm, InstanceNorm, LayerNorm, LocalResponseNorm, RMSNorm
 from .pool import (
     AdaptiveAvgPool,
@@ -16,6 +16,8 @@ from .pool import (
     MaxPool2D,
     MaxPool3D,
 )
+from .residual import Residual
+from .resize import Padding, UpSampling
 
 __all__ = [
     "Activation",
@@ -35,6 +37,7 @@ __all__ = [
     "DepthwiseConv2D",
     "Dropout",
     "Flatten",
+    "GaussianDropout",
     "GlobalAvgPool",
     "GlobalMaxPool",
     "GroupNorm",
@@ -45,9 +48,12 @@ __all__ = [
     "MaxPool1D",
     "MaxPool2D",
     "MaxPool3D",
+    "Padding",
     "REGISTRY",
     "RMSNorm",
     "Reshape",
     "Residual",
+    "SpatialDropout",
+    "UpSampling",
     "register",
 ]

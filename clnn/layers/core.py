@@ -1,4 +1,4 @@
-"""The basic layers: Dense, Activation, Flatten, Reshape, Dropout, Residual."""
+"""The basic layers: Dense, Activation, Flatten, Reshape, and dropout of three kinds."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from typing import Any
 
 from ..errors import ConfigurationError, ShapeError
 from ..init import Initialiser, find_initialiser
-from ..ops.activation import ACTIVATIONS, activation_name
-from ..ops.elementwise import add
-from ..ops.random import dropout
+from ..ops.activation import activation_name
+from ..ops.random import dropout, gaussian_dropout, spatial_dropout
 from ..random import generator
 from ..runtime.recording import structure_changed
 from ..schedules import check
 from ..tensor import Tensor, apply, function, grad_enabled, linear_layer, softmax_of
-from .base import Layer, register, snake, through
+from .base import Layer, register
 
 SOFTMAX = ("softmax", "log_softmax")
 
@@ -151,60 +150,42 @@ class Dropout(Layer):
     Without a tape (`no_grad`, evaluate, predict) nothing is dropped.
     """
 
+    op = staticmethod(dropout)
+
     def __init__(self, rate: float) -> None:
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise ConfigurationError(f"Dropout's rate should be in [0, 1), {rate!r} was provided instead")
+            raise ConfigurationError(f"{type(self).__name__}'s rate should be in [0, 1), {rate!r} was provided instead")
         self.rate = float(rate)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
         if not grad_enabled() or self.rate == 0:
             return x
-        return apply(dropout, x, rate=self.rate, generator=generator(x.device))
+        try:
+            return apply(self.op, x, rate=self.rate, generator=generator(x.device))
+        except ShapeError as error:
+            raise self.wrong_shape(error) from None
 
     def config(self) -> dict[str, Any]:
         return {"rate": self.rate}
 
 
 @register
-class Residual(Layer):
-    """y = f(body(x) + shortcut(x)): `layers` one after the other, and beside them `shortcut`, a layer or several, or nothing,
-    which is x itself (He et al. 2016). ShapeError where the two have different shapes.
+class SpatialDropout(Dropout):
+    """In training each channel of each sample is 0 with probability `rate`, else divided by 1 - rate (Tompson et al. 2015).
+
+    x (batch, channels, *space): neighbours in space say nearly the same, so that dropping them one by one drops little.
+    Without a tape nothing is dropped. ShapeError for an input without channels.
     """
 
-    def __init__(
-        self,
-        layers: Layer | Sequence[Layer],
-        shortcut: Layer | Sequence[Layer] | None = None,
-        activation: str | None = None,
-    ) -> None:
-        self.body = _layers("Residual's layers", layers)
-        self.shortcut = [] if shortcut is None else _layers("Residual's shortcut", shortcut)
-        if not self.body:
-            raise ConfigurationError("Residual needs one layer or more beside its shortcut")
-        self.activation = activation_name(activation)
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
-        y, z = through(self.body, x), through(self.shortcut, x)
-        if y.shape != z.shape:
-            raise ShapeError(
-                f"{self.name or 'Residual'}: of an input of shape {x.shape} its layers make {y.shape} and its shortcut "
-                f"{z.shape}, which cannot be added; give it a shortcut that makes the same shape, such as Conv2D(channels, 1)"
-            )
-        if ACTIVATIONS[self.activation].saves == "y":
-            return apply(add, y, z, activation=self.activation)
-        return function(apply(add, y, z), self.activation)
-
-    def config(self) -> dict[str, Any]:
-        return {"layers": self.body, "shortcut": self.shortcut or None, "activation": self.activation}
+    op = staticmethod(spatial_dropout)
 
 
-def _layers(what: str, given: Any) -> list[Layer]:
-    found = [given] if isinstance(given, Layer) else list(given) if isinstance(given, (list, tuple)) else [given]
-    wrong = [layer for layer in found if not isinstance(layer, Layer)]
-    if wrong:
-        raise ConfigurationError(f"{what} should be a layer or a list of layers, {wrong[0]!r} was provided instead")
-    for layer in found:
-        layer.name = layer.name or snake(type(layer).__name__)
-    return found
+@register
+class GaussianDropout(Dropout):
+    """In training y = x n, n normal with mean 1 and standard deviation sqrt(rate / (1 - rate)).
+
+    The same mean and variance as `Dropout`'s (Srivastava et al. 2014, section 10). Without a tape y = x.
+    """
+
+    op = staticmethod(gaussian_dropout)

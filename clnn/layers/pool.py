@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ClnnError, ConfigurationError, ShapeError
 from ..ops.pool import adaptive_pool, pool
-from ..ops.window import check_axes, paddings, per_axis, slide
+from ..ops.window import paddings, per_axis, slide
 from ..tensor import Tensor, grad_enabled, on_tape
 from .base import Layer, register
 
@@ -32,6 +32,11 @@ class _Pool(Layer):
         self.size = per_axis(f"{kind}'s size", size, self.axes)
         self.stride = self.size if stride is None else per_axis(f"{kind}'s stride", stride, self.axes)
         self.padding = paddings(f"{kind}'s padding", padding, self.axes)
+        if not isinstance(self.padding, str) and any(max(pad) >= k for pad, k in zip(self.padding, self.size)):
+            raise ConfigurationError(
+                f"{kind}'s padding should be less than its windows' size {size!r}, or some would hold nothing else; "
+                f"{padding!r} was provided instead"
+            )
         self.ceil_mode = bool(ceil_mode)
 
     options: dict[str, Any] = {}
@@ -146,7 +151,6 @@ class _Adaptive(Layer):
         (x,) = inputs
         axes = x.ndim - 2 if self.every else len(self.size)
         try:
-            check_axes(type(self).__name__, x.shape, max(1, min(3, axes)))
             y, backward = adaptive_pool(x, self.size * axes if self.every else self.size, self.kind, grad_enabled())
         except ShapeError as error:
             raise self.wrong_shape(error) from None
@@ -173,9 +177,10 @@ class _Global(Layer):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
-        label = self.name or type(self).__name__
-        check_axes(label, x.shape, max(1, min(3, x.ndim - 2)))
-        y, backward = adaptive_pool(x, (1,) * (x.ndim - 2), self.kind, grad_enabled())
+        try:
+            y, backward = adaptive_pool(x, (1,) * (x.ndim - 2), self.kind, grad_enabled())
+        except ShapeError as error:
+            raise self.wrong_shape(error) from None
         return on_tape(y, (x,), backward).reshape(x.shape[0], x.shape[1])
 
 

@@ -10,44 +10,11 @@ import numpy as np
 
 from ..errors import ConfigurationError, ShapeError
 from ..gemm import constant_block
-from ..gemm.tile import vector_width
 from ..runtime.device import Device
 from ..runtime.memory import Block
 from .array import Array, Backward, Sink, check_float, empty
+from .rows import divided, sink_of
 from .window import Window
-
-WORTH = 1 << 14  # elements that are worth a CPU's work-item (a few us)
-PARTS = 16  # work-items for each core, at most: the last ones to finish are not long waited for
-
-
-def comb_width(device: Device, dtype: Any) -> int:
-    """Lanes of the vectors of kernels/combs.cl: twice as many make a vector still."""
-    return min(8, vector_width(device, dtype))
-
-
-def divided(device: Device, dtype: Any, n: int, width: int) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
-    """How a launch goes over n rows of `width` elements: the rows of a work-item, global and local size, defines.
-
-    A CPU's work-item does several rows in vectors (VW); elsewhere each does one element.
-    """
-    if device.kind != "cpu":
-        return 1, (n * width,), None, {}
-    parts = max(1, min(n, n * width // WORTH, PARTS * device.compute_units))
-    each = max(1, -(-n // parts))
-    return each, (-(-n // each),), (1,), {"VW": comb_width(device, dtype)}
-
-
-def sink_of(sink: Sink) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A gradient's last arguments (saved, dx, the scale's table, row and column), and the defines that go with them."""
-    defines: dict[str, Any] = {}
-    saved: Block | None = None
-    scale: tuple[Any, ...] = (None, None, 0)
-    if sink.scale is not None:
-        defines["SCALED"], scale = 1, (sink.scale.table, sink.scale.at, sink.scale.column)
-    if sink.times is not None:
-        defines["ACT"], before = sink.times
-        defines["TIMES"], saved = 1, before.block
-    return (saved, sink.out, *scale), defines
 
 
 def check_window(window: Window) -> Window:
@@ -127,8 +94,11 @@ def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = 
     """
     check_float("pooling", x)
     space, out = x.shape[2:], tuple(out)
-    if len(space) != len(out) or not 1 <= len(out) <= 3 or 0 in space:
-        raise ShapeError(f"an input of shape {x.shape} has no spatial axes with elements to be pooled to {out}")
+    if len(space) != len(out) or not 1 <= len(space) <= 3 or 0 in space:
+        axes = "1 to 3 spatial axes" if len(space) == len(out) else f"{len(out)} spatial axes"
+        raise ShapeError(
+            f"an input has a batch, channels and {axes} with elements, and this one has the shape {x.shape}"
+        )
     device, planes = x.device, math.prod(x.shape[:2])
     y = empty(device, (*x.shape[:2], *out), x.dtype)
     missing = (1,) * (3 - len(out))

@@ -1,17 +1,20 @@
-"""Random numbers on the device: a counter-based generator (Philox), its distributions, and dropout."""
+"""Random numbers on the device: a counter-based generator (Philox), its distributions, and dropout of three kinds."""
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigurationError
+from ..errors import ConfigurationError, ShapeError
 from ..runtime.device import Device
 from ..runtime.recording import advance_cells
-from .array import Array, Backward, check_float, empty, empty_like
+from .array import Array, Backward, Sink, check_float, empty, empty_like, fill
+from .elementwise import binary
+from .rows import divided, sink_of
 
 EACH = 32  # numbers that a work-item makes, as in kernels/random.cl
 
@@ -71,11 +74,15 @@ class Generator:
         return self.device.read(y.block, np.empty(n, np.uint32))
 
 
-def dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backward]:
-    """y = x / (1 - rate) with probability 1 - rate, else 0 (Srivastava et al. 2014, scaled in training)."""
+def _check_dropout(x: Array, rate: float) -> None:
     check_float("dropout", x)
     if not 0 <= rate < 1:
         raise ConfigurationError(f"dropout's rate should be in [0, 1), {rate} was provided instead")
+
+
+def dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backward]:
+    """y = x / (1 - rate) with probability 1 - rate, else 0 (Srivastava et al. 2014, scaled in training)."""
+    _check_dropout(x, rate)
     y = empty_like(x)
     mask = x.device.allocate(x.size)
     keep = 1.0 - rate
@@ -87,3 +94,44 @@ def dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backwar
         yield x, dx
 
     return y, backward
+
+
+def spatial_dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backward]:
+    """y = x / (1 - rate) or 0 for a whole channel at a time: x (batch, channels, *space) (Tompson et al. 2015)."""
+    _check_dropout(x, rate)
+    if x.ndim < 2:
+        raise ShapeError(f"an input has a batch, channels and space, and this one has the shape {x.shape}")
+    planes, run = math.prod(x.shape[:2]), math.prod(x.shape[2:])
+    factor, _ = dropout(fill(empty(x.device, (planes,), x.dtype), 1.0), rate, generator)
+    y = empty_like(x)
+
+    def scale(source: Array, sink: Sink) -> None:
+        each, size, local, vectors = divided(x.device, x.dtype, planes, run)
+        arguments, how = sink_of(sink)
+        x.device.launch(
+            "planes", "planes_scale", size, planes, run, each, factor.block, source.block, *arguments,
+            local=local, real=x.real, **vectors, **how,
+        )  # fmt: skip
+
+    if x.size:
+        scale(x, Sink(y.block))
+
+    def backward(dy):
+        def write(sink: Sink):
+            if x.size:
+                scale(dy, sink)
+
+        yield x, write
+
+    return y, backward
+
+
+def gaussian_dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backward]:
+    """y = x n, n normal with mean 1 and standard deviation sqrt(rate / (1 - rate)) (Srivastava et al. 2014, section 10)."""
+    _check_dropout(x, rate)
+    noise = generator.normal(x.shape, 1.0, math.sqrt(rate / (1.0 - rate)), x.dtype)
+
+    def backward(dy):
+        yield x, binary("multiply", dy, noise)[0]
+
+    return binary("multiply", x, noise)[0], backward

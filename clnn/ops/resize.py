@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, ShapeError
 from .array import Array, Backward, Sink, check_float, empty
-from .pool import divided, sink_of
+from .rows import divided, sink_of
 
 UPSAMPLINGS = ("nearest", "bilinear", "linear")
 PADDINGS = ("constant", "reflect", "replicate")
@@ -98,5 +98,5 @@ def pad(
             raise ShapeError(f"{mode} needs an element to repeat, and the input's shape is {x.shape}")
     out = [n + before + after for n, (before, after) in zip(space, amounts)]
     starts = (*(0,) * (3 - len(amounts)), *(before for before, _ in amounts))
-    forward = (float(value),)
-    return _resized(x, out, "pad", forward, starts, **{mode.upper(): 1})
+    how: dict[str, Any] = {mode.upper(): 1}
+    return _resized(x, out, "pad", (float(value),), starts, **how)

@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from ..errors import ShapeError
-from .array import Array, Backward, check_together, empty, vector8
-from .elementwise import broadcast_shape, broadcast_strides
+from ..gemm import Scale
+from .array import Array, Backward, Sink, block_of, check_together, empty, vector8
+from .elementwise import broadcast_shape, broadcast_strides, scale_add
 from .reduce import sum_to
 
+RUN = 1 << 12  # elements that a CPU's work-item moves, about
 ELEMENTS = {"f4": "float", "f8": "double", "i4": "int"}
 
 
@@ -40,12 +42,48 @@ def reshape(x: Array, shape: Sequence[int]) -> tuple[Array, Backward]:
     return y, backward
 
 
+def _runs(shape: Sequence[int], strides: Sequence[int]) -> tuple[int, int, int] | None:
+    """(outer, run, pitch) where a view is `outer` runs of neighbours, one every `pitch` elements; None where it is not."""
+    axes: list[tuple[int, int]] = []  # (size, stride), neighbouring axes joined where they are one
+    for size, stride in zip(shape, strides):
+        if size != 1:
+            if axes and axes[-1][1] == size * stride:
+                axes[-1] = (axes[-1][0] * size, stride)
+            else:
+                axes.append((size, stride))
+    if not axes or axes[-1][1] != 1:
+        axes.append((1, 1))
+    if len(axes) > 2 or axes[0][1] < 0:
+        return None
+    (outer, pitch), (run, _) = axes if len(axes) == 2 else ((1, 0), axes[0])
+    return outer, run, pitch
+
+
+def _move(
+    kernel: str, like: Array, shape: Sequence[int], strides: Sequence[int], offset: int, *blocks: Any, **defines: Any
+) -> None:
+    """Launch `kernel` of kernels/shape.cl ("copy", "scatter", "backward") over a view of `shape` into a larger array."""
+    device, n = like.device, math.prod(shape)
+    runs = _runs(shape, strides)
+    if runs is None or (device.kind != "cpu" and runs[1] < device.grid((1, 1))[1][0]):
+        device.launch(
+            "shape", f"strided_{kernel}", (n,), n, vector8(shape, 1), vector8(strides, 0), offset, *blocks, **defines
+        )
+    elif n:
+        outer, run, pitch = runs
+        each, size, local = (1, 1), (run, outer), None
+        if device.kind == "cpu":
+            each = min(run, RUN), max(1, RUN // run)
+            size, local = (-(-run // each[0]), -(-outer // each[1])), (1, 1)
+        device.launch(
+            "shape", f"runs_{kernel}", size, outer, run, pitch, offset, np.array(each, np.int32), *blocks,
+            local=local, **defines,
+        )  # fmt: skip
+
+
 def _strided(x: Array, shape: Sequence[int], strides: Sequence[int], offset: int) -> Array:
     y = empty(x.device, shape, x.dtype)
-    x.device.launch(
-        "shape", "strided_copy", (y.size,), y.size, vector8(shape, 1), vector8(strides, 0), offset, x.block, y.block,
-        real="float", **_element(x),
-    )  # fmt: skip
+    _move("copy", x, shape, strides, offset, x.block, y.block, **_element(x))
     return y
 
 
@@ -106,13 +144,25 @@ def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
     y = _strided(x, kept, strides, offset)
 
     def backward(dy):
-        dx = empty(x.device, x.shape, x.dtype)
-        x.device.fill_zero(dx.block)
-        dy.device.launch(
-            "shape", "strided_scatter", (dy.size,), dy.size, vector8(kept, 1), vector8(strides, 0), offset, dy.block, dx.block,
-            real="float", **_element(x),
-        )  # fmt: skip
-        yield x, dx
+        def write(sink: Sink):
+            ours = Scale.constant(x.device, x.dtype, 1, 1)  # gradients of activations are assigned or added
+            if sink.scale is not None and sink.scale.table is not ours.table:
+                dx = empty(x.device, x.shape, x.dtype)
+                write(Sink(dx.block))
+                scale_add(dx, sink.out, sink.scale)
+                return
+            extra: dict[str, Any] = {"ACT": "linear"}
+            saved = None
+            if sink.times is not None:
+                extra["ACT"], saved = sink.times
+                extra["TIMES"] = 1
+            if sink.scale is not None and sink.scale.column == ours.column:
+                extra["ACCUMULATE"] = 1
+            else:
+                x.device.fill_zero(sink.out)
+            _move("backward", x, kept, strides, offset, dy.block, block_of(saved), sink.out, real=x.real, **extra)
+
+        yield x, write
 
     return y.reshaped(shape), backward
 
@@ -146,10 +196,7 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> tuple[Array, Backward
     y = empty(first.device, shape, first.dtype)
     strides, start, starts = contiguous_strides(shape), 0, []
     for x in arrays:
-        y.device.launch(
-            "shape", "strided_scatter", (x.size,), x.size, vector8(x.shape, 1), vector8(strides, 0), start * strides[axis],
-            x.block, y.block, real="float", **_element(x),
-        )  # fmt: skip
+        _move("scatter", x, x.shape, strides, start * strides[axis], x.block, y.block, **_element(x))
         starts.append(start)
         start += x.shape[axis]
 

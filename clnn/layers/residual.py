@@ -1,0 +1,61 @@
+"""Layers beside which the input passes unchanged, or through another way: what residual networks are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..errors import ConfigurationError, ShapeError
+from ..ops.activation import ACTIVATIONS, activation_name
+from ..ops.elementwise import add
+from ..tensor import Tensor, apply, function
+from .base import Layer, register, snake, through
+
+Layers = Layer | Sequence[Layer]
+
+
+def _listed(what: str, layers: Layers) -> list[Layer]:
+    found = [layers] if isinstance(layers, Layer) else layers
+    if not isinstance(found, (list, tuple)) or not found or not all(isinstance(layer, Layer) for layer in found):
+        raise ConfigurationError(
+            f"{what} should be a layer or a list of one or more layers, {layers!r} was provided instead"
+        )
+    return list(found)
+
+
+@register
+class Residual(Layer):
+    """y = f(body(x) + shortcut(x)), the body `layers` one after the other (He et al. 2016).
+
+    `shortcut` is a layer, or a list of them, where the body changes the shape; None is x itself. `activation` is a name of
+    clnn/ops/activation.py. ShapeError where the two ways end in different shapes, which it names.
+
+        clnn.Residual([clnn.Conv2D(64, 3, "relu", padding="same"), clnn.Conv2D(64, 3, padding="same")], activation="relu")
+    """
+
+    def __init__(self, layers: Layers, shortcut: Layers | None = None, activation: str | None = None) -> None:
+        self.body = _listed("Residual's layers", layers)
+        self.shortcut = None if shortcut is None else _listed("Residual's shortcut", shortcut)
+        self.activation = activation_name(activation)
+        for way in (self.body, self.shortcut or ()):
+            kinds: dict[str, int] = {}
+            for layer in way:
+                kind = snake(type(layer).__name__)
+                kinds[kind] = kinds.get(kind, 0) + 1
+                layer.name = layer.name or f"{kind}_{kinds[kind]}"
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        y, beside = through(self.body, x), through(self.shortcut, x) if self.shortcut else x
+        if y.shape != beside.shape:
+            what = "the shortcut" if self.shortcut else "the input, without a shortcut,"
+            raise ShapeError(
+                f"{self.name or 'Residual'}: for an input of shape {x.shape} the body ends in {y.shape} and {what} in "
+                f"{beside.shape}; give a shortcut that ends in the body's shape"
+            )
+        if ACTIVATIONS[self.activation].saves == "y":
+            return apply(add, y, beside, activation=self.activation)
+        return function(y + beside, self.activation)
+
+    def config(self) -> dict[str, Any]:
+        return {"layers": self.body, "shortcut": self.shortcut, "activation": self.activation}

@@ -1,0 +1,43 @@
+"""Launches over the rows of an array: how they are divided among work-items, and what a gradient's sink adds to them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..gemm.tile import vector_width
+from ..runtime.device import Device
+from ..runtime.memory import Block
+from .array import Sink
+
+WORTH = 1 << 14  # elements that are worth a CPU's work-item (a few us)
+PARTS = 16  # work-items for each core, at most: the last ones to finish are not long waited for
+
+
+def comb_width(device: Device, dtype: Any) -> int:
+    """Lanes of the vectors of kernels/combs.cl: twice as many make a vector still."""
+    return min(8, vector_width(device, dtype))
+
+
+def divided(device: Device, dtype: Any, n: int, width: int) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
+    """How a launch goes over n rows of `width` elements: the rows of a work-item, global and local size, defines.
+
+    A CPU's work-item does several rows in vectors (VW); elsewhere each does one element.
+    """
+    if device.kind != "cpu":
+        return 1, (n * width,), None, {}
+    parts = max(1, min(n, n * width // WORTH, PARTS * device.compute_units))
+    each = max(1, -(-n // parts))
+    return each, (-(-n // each),), (1,), {"VW": comb_width(device, dtype)}
+
+
+def sink_of(sink: Sink) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A gradient's last arguments (saved, dx, the scale's table, row and column), and the defines that go with them."""
+    defines: dict[str, Any] = {}
+    saved: Block | None = None
+    scale: tuple[Any, ...] = (None, None, 0)
+    if sink.scale is not None:
+        defines["SCALED"], scale = 1, (sink.scale.table, sink.scale.at, sink.scale.column)
+    if sink.times is not None:
+        defines["ACT"], before = sink.times
+        defines["TIMES"], saved = 1, before.block
+    return (saved, sink.out, *scale), defines
