@@ -79,7 +79,7 @@ from .schedules import (
     WarmUp,
 )
 from .step import step
-from .tensor import Parameter, Tensor, constant, no_grad, ones, tensor, zeros
+from .tensor import Parameter, Tensor, constant, grad_enabled, no_grad, ones, tensor, zeros
 from .train import History, evaluate, fit, predict
 
 __version__ = "0.1.0"
@@ -147,12 +147,12 @@ __all__ = [
     "Padding",
     "Parameter",
     "Piecewise",
-    "Residual",
     "RMSNorm",
     "RMSprop",
     "RecordingWarning",
     "ReduceOnPlateau",
     "Reshape",
+    "Residual",
     "SGD",
     "Schedule",
     "Sequential",
@@ -171,6 +171,7 @@ __all__ = [
     "evaluate",
     "fit",
     "functions",
+    "grad_enabled",
     "init",
     "layers",
     "load",

@@ -86,16 +86,16 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser(
         "bench",
         help="measure this device, alone or against other libraries",
-        description="Measure training, inference and matrix products, in interleaved rounds, after checking that every "
-        "side computes the same losses. Without --against it says how much of the device's peak clnn reaches.",
+        description="Measure training, inference, matrix products and convolutions, in interleaved rounds, after checking "
+        "that every side computes the same losses. Without --against it says how much of the device's peak clnn reaches.",
     )
     add = command.add_argument
     add(
         "workloads",
         nargs="*",
         metavar="WORKLOAD",
-        help="gemm, nielsen, mlp, mlp1, inference, deep, optimizer, first-step, memory (gemm nielsen mlp inference optimizer "
-        "memory)",
+        help="gemm, conv, nielsen, mlp, mlp1, cnn, lenet, resnet, mobilenet, inference, deep, optimizer, first-step, memory "
+        "(gemm nielsen mlp inference optimizer memory)",
     )
     add("--against", default="", metavar="A,B,...", help="numpy, sklearn, torch, jax, tinygrad: those installed run")
     add("--rounds", type=int, metavar="N", help="of each side (7)")
@@ -110,18 +110,21 @@ def _parser() -> argparse.ArgumentParser:
         "reproduce",
         help="run the experiments of Nielsen's book and compare",
         description="Run the experiments of Nielsen's book on MNIST with its hyper-parameters, and print its figures beside "
-        "clnn's. Each run is kept as it ends: Ctrl-C stops, and the same command goes on.",
+        "clnn's. Each run is kept as it ends: Ctrl-C stops, and the same command goes on. The convolutional networks of "
+        "chapter 6 (conv, vote) take hours and run only where they are named, or with --all; they go on after the last epoch.",
     )
     add = command.add_argument
     add(
         "experiments",
         nargs="*",
         metavar="EXPERIMENT",
-        help="which (all); a beginning such as hidden-layers names several",
+        help="which (all but conv and vote); a beginning such as hidden-layers or conv names several",
     )
     add("--seeds", type=int, default=3, metavar="N", help="runs of each (%(default)s)")
     add("--output", default="reproduced", metavar="FOLDER", help="where runs, table and curves are kept (%(default)s)")
     add("--against", default="", metavar="numpy", help="run network.py's experiments in NumPy as well, in turns")
+    add("--all", action="store_true", help="all experiments, the convolutional ones too")
+    add("--epochs", type=int, metavar="N", help="cut longer experiments down to N epochs; their rows say so")
     add("--list", action="store_true", help="only say which experiments there are")
     command.set_defaults(run=_reproduce)
 
@@ -303,12 +306,15 @@ def _reproduce(options: argparse.Namespace) -> int:
     from . import reproduce
 
     if options.list:
-        for name in reproduce.chosen(options.experiments):
-            one = reproduce.EXPERIMENTS.get(name)
-            print(f"{name:24} {f'chapter {one.chapter}: {one.settings()}' if one else 'chapter 1: no network'}")
+        for name, one in reproduce.planned(reproduce.chosen(options.experiments, True), options.epochs).items():
+            print(f"{name:24} {reproduce.described(one)}")
         return 0
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    print(reproduce.reproduce(options.experiments, options.seeds, options.output, options.against, say))
+    print(
+        reproduce.reproduce(
+            options.experiments, options.seeds, options.output, options.against, say, options.all, options.epochs
+        )
+    )
     return 0
 
 

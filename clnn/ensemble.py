@@ -13,6 +13,14 @@ from .model import Model
 from .train import EVALUATION_BATCH
 
 
+def elect(p: np.ndarray) -> np.ndarray:
+    """The class (int32) that most of the models say whose probabilities are p (models, n, classes), in float64. Of classes
+    with as many votes the largest sum of probabilities wins, of equal ones the lowest class."""
+    votes = (p.argmax(axis=-1)[..., None] == np.arange(p.shape[-1])).sum(axis=0)
+    sums = np.where(votes == votes.max(axis=-1, keepdims=True), p.sum(axis=0), -1.0)
+    return sums.argmax(axis=-1).astype(np.int32)
+
+
 class Ensemble:
     """Trained models of the same classes: `Ensemble([a, b, c]).predict_classes(x)`. (Nielsen chapter 3 and chapter 6)
 
@@ -55,11 +63,7 @@ class Ensemble:
         p = self._probabilities(x, batch_size)
         if p.shape[-1] == 1:
             p = np.concatenate([1 - p, p], axis=-1)
-        sums = p.sum(axis=0)
-        if self.how == "vote":
-            votes = (p.argmax(axis=-1)[..., None] == np.arange(p.shape[-1])).sum(axis=0)
-            sums = np.where(votes == votes.max(axis=-1, keepdims=True), sums, -1.0)
-        return sums.argmax(axis=-1).astype(np.int32)
+        return elect(p) if self.how == "vote" else p.sum(axis=0).argmax(axis=-1).astype(np.int32)
 
     def evaluate(self, x: Any, y: Any, *, batch_size: int = EVALUATION_BATCH) -> dict[str, float]:
         """{"accuracy": the share of samples whose class, y (n,), the ensemble finds}."""

@@ -1,13 +1,15 @@
 """`clnn reproduce`: the experiments of Nielsen's book "Neural Networks and Deep Learning", over several seeds.
 
-Each run (an experiment with one seed) is kept in a file as it ends, so what was stopped goes on. What comes out is a table
-of the book's figures beside clnn's, and pictures of the curves.
+Each run (an experiment with one seed) is kept in a file as it ends, and a convolutional one after each epoch too, so what
+was stopped goes on. What comes out is a table of the book's figures beside clnn's, and pictures of the curves.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import json
+import math
 import os
 import statistics
 import time
@@ -18,16 +20,20 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .callbacks import Callback
+from .data.augment import expand
 from .data.datasets import mnist
-from .errors import ConfigurationError, DataError, Diverged
+from .ensemble import elect
+from .errors import CheckpointError, ConfigurationError, DataError, Diverged
 from .files import write_atomically
-from .init import scaled
-from .layers import Dense
-from .model import Sequential
+from .init import normal, scaled
+from .layers import Activation, Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, Reshape, register
+from .model import Sequential, load
 from .optim import SGD
+from .tensor import Tensor
 
 FORMAT = 1
 BATCH = 10
+KERNEL, POOL = 5, 2  # of network3's convolutions
 CURVES = {  # the book's own runs, by experiment: its file of curves, and the key there
     "new-weights": ("weight_initialization_30", "default_weight_initialization"),
     "old-weights": ("weight_initialization_30", "large_weight_initialization"),
@@ -40,12 +46,30 @@ class Measure(NamedTuple):
     """A figure of the book: on which images, which of an epoch's accuracies, and what the book says, in percent."""
 
     images: str  # test or validation
-    which: str  # best, last, first, or at: the test accuracy of the epoch with the best validation accuracy
+    which: str  # best, last, first, or at: the test accuracy of the last epoch with the best validation accuracy
     book: float
 
 
+@register
+class Thinned(Layer):
+    """network3's dropout: in training each value is 0 with probability `rate`, otherwise all are multiplied by 1 - rate.
+
+    `Dropout` divides by 1 - rate in training instead; from the same first weights, eta would mean another rate there.
+    """
+
+    def __init__(self, rate: float) -> None:
+        self.rate, self.dropout = rate, Dropout(rate)
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        return self.dropout(x) * (1 - self.rate)
+
+    def config(self) -> dict[str, Any]:
+        return {"rate": self.rate}
+
+
 class Experiment(NamedTuple):
-    """A network, how it is trained, and what is measured. The book counts lambda over the whole training set."""
+    """A network, how it is trained, and what is measured."""
 
     sizes: tuple[int, ...]
     eta: float
@@ -58,30 +82,62 @@ class Experiment(NamedTuple):
     samples: int = 50000
     softmax: bool = False  # network3's last layer, with the log-likelihood
     fails: bool = False  # it is meant to
+    conv: tuple[int, ...] = ()  # network3's ConvPoolLayers before the other layers: channels of each
+    activation: str = "sigmoid"
+    dropout: float = 0.0  # of what goes into each dense layer
+    expanded: bool = False  # by shifts of one pixel, to five times as many images
+
+    @property
+    def images(self) -> int:
+        """How many there are to train on."""
+        return self.samples * (5 if self.expanded else 1)
 
     def settings(self) -> str:
         """The hyper-parameters in words."""
         cost = "softmax, log-likelihood" if self.softmax else {"quadratic": "quadratic"}.get(self.loss, "cross-entropy")
         weights = {"nielsen_old": "weights N(0, 1)", "nielsen_new": "weights N(0, 1/in)"}.get(self.weights, "")
-        parts = ["-".join(map(str, self.sizes)), cost, weights, f"eta {self.eta:g}"]
+        parts = [f"conv {channels} {KERNEL}x{KERNEL}, pool {POOL}" for channels in self.conv]
+        parts += ["-".join(map(str, self.sizes[bool(self.conv) :]))]
+        parts += [self.activation] * bool(self.conv) + [f"dropout {self.dropout:g}"] * bool(self.dropout)
+        parts += [cost, weights, f"eta {self.eta:g}"]
         parts += [f"lambda {self.lmbda:g}"] * bool(self.lmbda)
         parts += [f"first {self.samples:,} images"] * (self.samples < 50000)
+        parts += [f"expanded to {self.images:,} images"] * self.expanded
         return ", ".join(filter(None, [*parts, f"{self.epochs} epochs"]))
 
     def model(self, seed: int) -> Sequential:
         """The network with its first weights."""
-        if self.softmax:  # network3: N(0, 1/out) in hidden layers, zeros in the last
-            by_outputs = scaled(lambda n_in, n_out: 1.0 / n_out, "normal")
-            layers = [Dense(n, "sigmoid", weight_init=by_outputs, bias_init="normal") for n in self.sizes[1:-1]]
-            last = Dense(self.sizes[-1], weight_init="zeros", bias_init="zeros")
-        else:
+        if not self.softmax:
             start: dict[str, Any] = {"weight_init": self.weights, "bias_init": "normal"}
-            layers = [Dense(n, "sigmoid", **start) for n in self.sizes[1:-1]]
-            last = Dense(self.sizes[-1], "sigmoid", **start)
-        return Sequential([*layers, last], input_shape=self.sizes[0], seed=seed)
+            layers: list[Layer] = [Dense(n, "sigmoid", **start) for n in self.sizes[1:]]
+            return Sequential(layers, input_shape=self.sizes[0], seed=seed)
+        # network3: N(0, 1/out) in hidden layers, where out of a ConvPoolLayer is the channels times the kernel's area over
+        # the pool's; zeros in the last; biases N(0, 1). Maxima come before the activation, which is monotonic.
+        layers, side = [], math.isqrt(self.sizes[0])
+        for channels in self.conv:
+            weights = normal(0.0, math.sqrt(POOL**2 / (channels * KERNEL**2)))
+            layers += [Conv2D(channels, KERNEL, weight_init=weights, bias_init="normal"), MaxPool2D(POOL)]
+            layers += [Activation(self.activation)]
+        if self.conv:
+            layers = [Reshape((1, side, side)), *layers, Flatten()]
+        by_outputs = scaled(lambda n_in, n_out: 1.0 / n_out, "normal")
+        dense = [Dense(n, self.activation, weight_init=by_outputs, bias_init="normal") for n in self.sizes[1:-1]]
+        for layer in (*dense, Dense(self.sizes[-1], weight_init="zeros", bias_init="zeros")):
+            layers += [Thinned(self.dropout), layer] if self.dropout else [layer]
+        return Sequential(layers, input_shape=self.sizes[0], seed=seed)
 
     def optimizer(self) -> SGD:
-        return SGD(self.eta, weight_decay=self.lmbda / self.samples)
+        """network2 adds lambda / (2 n) times the sum of squared weights to the mean cost of a mini-batch, n the images;
+        network3 has the number of mini-batches in place of n: the same lambda counts ten times as much."""
+        return SGD(self.eta, weight_decay=self.lmbda / (self.images / BATCH if self.softmax else self.images))
+
+
+class Vote(NamedTuple):
+    """Networks of one experiment, with seeds 0, 1, ..., that vote."""
+
+    of: str
+    voters: int
+    book: float
 
 
 def _test(book: float, which: str = "best") -> tuple[Measure, ...]:
@@ -97,6 +153,8 @@ def _started(first: float, last: float) -> tuple[Measure, ...]:
 
 
 SMALL, WIDE = (784, 30, 10), (784, 100, 10)
+_CONV = Experiment(WIDE, 0.03, 60, (), 6, "cross_entropy", "", softmax=True, conv=(20, 40))
+_DEEP = _CONV._replace(sizes=(784, 1000, 1000, 10), epochs=40)
 EXPERIMENTS: dict[str, Experiment] = {
     "quadratic-30": Experiment(SMALL, 3.0, 30, _test(95.42), 1, "quadratic", "nielsen_old"),
     "quadratic-100": Experiment(WIDE, 3.0, 30, _test(96.59), 1, "quadratic", "nielsen_old"),
@@ -117,40 +175,117 @@ EXPERIMENTS: dict[str, Experiment] = {
     "hidden-layers-3": Experiment((784, 30, 30, 30, 10), 0.1, 30, _validation(96.57, "last"), 5, lmbda=5.0),
     "hidden-layers-4": Experiment((784, 30, 30, 30, 30, 10), 0.1, 30, _validation(96.53, "last"), 5, lmbda=5.0),
     "softmax-100": Experiment(WIDE, 0.1, 60, _test(97.80, "at"), 6, "cross_entropy", "", softmax=True),
+    "conv-pool": _CONV._replace(conv=(20,), eta=0.1, measures=_test(98.78, "at")),
+    "conv-pool-2": _CONV._replace(eta=0.1, measures=_test(99.06, "at")),
+    "conv-relu": _CONV._replace(activation="relu", lmbda=0.1, measures=_test(99.23, "at")),
+    "conv-relu-expanded": _CONV._replace(activation="relu", lmbda=0.1, expanded=True, measures=_test(99.37, "at")),
+    "conv-dropout": _DEEP._replace(activation="relu", dropout=0.5, expanded=True, measures=_test(99.60, "at")),
 }
+VOTES = {"vote": Vote("conv-dropout", 5, 99.67)}
 BASELINES = {"darkness": 22.25, "svm": 94.35}
 NETWORK = ("quadratic-30", "quadratic-100")  # network.py's own: those that NumPy can be measured against
 
 
 # -- a run ------------------------------------------------------------------------------------------------------------
-class Accuracies(Callback):
-    """Accuracies in percent after each epoch, on the images that the experiment asks for."""
+class Unfinished:
+    """Where a long run stands after an epoch: the log, then the model with its optimizer, in two files beside `path`."""
 
-    def __init__(self, parts: dict[str, Any], say: Callable[[str], None]) -> None:
-        self.parts, self.say = parts, say
-        self.found: dict[str, list[float]] = {name: [] for name in parts}
+    def __init__(self, path: Path, settings: str) -> None:
+        self.path, self.settings = path, settings
+        self.log, self.model = path.with_suffix(".json"), path.with_suffix(".clnn")
+
+    def save(self, model: Any, log: dict[str, list[float]]) -> None:
+        write_atomically(self.log, json.dumps({"settings": self.settings, "log": log}).encode())
+        model.save(self.model)
+
+    def load(self) -> tuple[Any, dict[str, list[float]]] | None:
+        """The model and the log up to its epoch (the log on file may be one ahead), if they are of these settings."""
+        try:
+            kept = json.loads(self.log.read_text(encoding="utf-8"))
+            model = load(self.model)
+            log = {name: values[: model.optimizer.epochs] for name, values in kept["log"].items()}
+            return (model, log) if kept["settings"] == self.settings else None
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, CheckpointError) as error:
+            raise DataError(f"{self.path}.json and .clnn are no unfinished run ({error}); remove them") from error
+
+    def remove(self) -> None:
+        for file in (self.log, self.model):
+            file.unlink(missing_ok=True)
+
+
+class Watch(Callback):
+    """Accuracies in percent, and the seconds so far, after each epoch, on the images that the experiment asks for; of a long
+    run also the probabilities of the test images at the best validation accuracy."""
+
+    def __init__(self, one: Experiment, data: Any, say: Callable[[str], None], keep: Path | None) -> None:
+        (_, validation, test), self.one, self.say, self.keep = data, one, say, keep
+        wanted = {m.images for m in one.measures} | ({"validation"} if one.measures[0].which == "at" else set())
+        self.parts = {n: p for n, p in (("validation", validation), ("test", test)) if n in wanted}
+        self.log: dict[str, list[float]] = {name: [] for name in ("seconds", *self.parts)}
+        self.unfinished = Unfinished(keep, one.settings()) if keep else None
+        self.began = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began, where it was stopped without the time between."""
+        return time.perf_counter() - self.began
+
+    def resume(self) -> Any:
+        """The model of a run that was stopped."""
+        found = self.unfinished.load() if self.unfinished else None
+        if found is None:
+            return None
+        model, self.log = found
+        self.began -= self.log["seconds"][-1]
+        self.say(f"goes on after epoch {len(self.log['seconds'])}")
+        return model
 
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         for name, part in self.parts.items():
-            self.found[name].append(round(100 * model.evaluate(*part)["accuracy"], 4))
-        self.say(f"epoch {epoch + 1}: " + ", ".join(f"{name} {values[-1]:.2f}%" for name, values in self.found.items()))
+            self.log[name].append(round(100 * model.evaluate(*part)["accuracy"], 4))
+        done = len(self.log["test"])
+        if self.keep and best(self.log["validation"]) == done - 1:
+            probabilities = io.BytesIO()
+            np.save(probabilities, model.predict_proba(self.parts["test"][0]))
+            write_atomically(self.keep.with_suffix(".npy"), probabilities.getvalue())
+        seconds = self.seconds - (self.log["seconds"] or [0.0])[-1]
+        self.log["seconds"].append(self.seconds)
+        if self.unfinished:
+            self.unfinished.save(model, self.log)
+        found = ", ".join(f"{name} {self.log[name][-1]:.2f}%" for name in self.parts)
+        self.say(f"epoch {done} of {self.one.epochs}: {found}, {seconds:.1f} s")
 
 
-def train(one: Experiment, seed: int, data: Any, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train once: the accuracies by epoch, the seconds with testing and all, and where the loss ran away if it did."""
-    (x, y), validation, test = data
-    wanted = {m.images for m in one.measures} | ({"validation"} if one.measures[0].which == "at" else set())
-    accuracies = Accuracies({n: p for n, p in (("validation", validation), ("test", test)) if n in wanted}, say)
+def train(
+    one: Experiment, seed: int, data: Any, say: Callable[[str], None], keep: Path | None = None
+) -> dict[str, Any]:
+    """Train once: the accuracies by epoch, the seconds with testing and all, and where the loss ran away if it did. With
+    `keep`, a path without suffix, it goes on where it was stopped, and keeps what a vote needs in a .npy file."""
+    x, y = (part[: one.samples] for part in data[0])
+    watch = Watch(one, data, say, keep)
+    if one.expanded:
+        side = math.isqrt(one.sizes[0])
+        images, y = expand(x.reshape(-1, side, side), y)
+        x = images.numpy().reshape(len(y), -1)
+        del images
+    model = watch.resume()
+    optimizer = model.optimizer if model else one.optimizer()
     found: dict[str, Any] = {}
-    began = time.perf_counter()
     try:
-        one.model(seed).fit(
-            x[: one.samples], y[: one.samples], loss=one.loss, optimizer=one.optimizer(), epochs=one.epochs,
-            batch_size=BATCH, seed=seed, callbacks=[accuracies], progress=False,
+        (model or one.model(seed)).fit(
+            x, y, loss=one.loss, optimizer=optimizer, epochs=one.epochs - optimizer.epochs, batch_size=BATCH, seed=seed,
+            callbacks=[watch], progress=False,
         )  # fmt: skip
     except Diverged as error:
         found["diverged"] = str(error)
-    return {**found, "seconds": time.perf_counter() - began, "accuracies": accuracies.found}
+    return {**found, "seconds": watch.seconds, "accuracies": {name: watch.log[name] for name in watch.parts}}
+
+
+def best(validation: Sequence[float]) -> int:
+    """The last epoch with the best validation accuracy, as network3 has it."""
+    return len(validation) - 1 - int(np.argmax(validation[::-1]))
 
 
 def figure(measure: Measure, run: dict[str, Any]) -> float:
@@ -159,7 +294,7 @@ def figure(measure: Measure, run: dict[str, Any]) -> float:
     if not values:
         return float("nan")
     if measure.which == "at":
-        return values[int(np.argmax(run["accuracies"]["validation"]))]
+        return values[best(run["accuracies"]["validation"])]
     return {"best": max(values), "first": values[0], "last": values[-1]}[measure.which]
 
 
@@ -232,6 +367,11 @@ def train_numpy(one: Experiment, seed: int, data: Any, say: Callable[[str], None
 
 
 # -- the file of runs -------------------------------------------------------------------------------------------------
+def slug(title: str) -> str:
+    """A title as a file's name: `conv-relu, 2 epochs` is conv-relu-2-epochs."""
+    return title.replace(", ", "-").replace(" ", "-")
+
+
 class Runs:
     """Finished runs by experiment and seed, kept in `folder`/runs.json."""
 
@@ -261,100 +401,175 @@ class Runs:
         text = json.dumps({"format": FORMAT, "runs": self.found}, indent=1)
         write_atomically(self.path, text.encode())
 
+    def file(self, name: str, seed: int) -> Path:
+        """The path, without a suffix, of the files of a long run."""
+        return self.path.with_name(f"{slug(name)}-{seed}")
+
 
 # -- the command ------------------------------------------------------------------------------------------------------
-def chosen(names: Sequence[str]) -> list[str]:
-    """The experiments named: all without a name, those that begin with a name, and `network` for network.py's."""
-    known = [*EXPERIMENTS, *BASELINES]
+Plan = Experiment | Vote | float  # a float: a baseline's figure in the book
+
+
+def chosen(names: Sequence[str], everything: bool = False) -> list[str]:
+    """The experiments named: the one of a name, or all that begin with it, and `network` for network.py's. Without names all
+    but the convolutional ones, which take hours, and with `everything` those too."""
+    known = [*EXPERIMENTS, *VOTES, *BASELINES]
     if not names:
-        return known
+        return [k for k in known if everything or not (k in VOTES or (k in EXPERIMENTS and EXPERIMENTS[k].conv))]
     found: list[str] = []
     for name in names:
-        matches = list(NETWORK) if name == "network" else [k for k in known if k == name or k.startswith(f"{name}-")]
+        matches = list(NETWORK) if name == "network" else [name] if name in known else []
+        matches = matches or [k for k in known if k.startswith(f"{name}-")]
         if not matches:
             raise ConfigurationError(f"there is no experiment {name!r}; the known ones are network, {', '.join(known)}")
         found += [match for match in matches if match not in found]
     return found
 
 
+def planned(names: Sequence[str], epochs: int | None = None) -> dict[str, Plan]:
+    """What is to be run, by title. One of more than `epochs` is cut down to so many, and its title says so: it is not the
+    book's then, and its runs are kept beside those of the whole one."""
+    known: dict[str, Plan] = {**EXPERIMENTS, **VOTES, **BASELINES}
+    found: dict[str, Plan] = {}
+    for name in names:
+        one = known[name]
+        trained = EXPERIMENTS[one.of] if isinstance(one, Vote) else one
+        if epochs is None or not isinstance(trained, Experiment) or trained.epochs <= epochs:
+            found[name] = one
+        elif isinstance(one, Vote):
+            found[f"{name}, {epochs} epochs"] = one._replace(of=f"{one.of}, {epochs} epochs")
+        else:
+            found[f"{name}, {epochs} epochs"] = trained._replace(epochs=epochs)
+    return found
+
+
+def described(one: Plan) -> str:
+    """A line for a list: the chapter, and what it is."""
+    if isinstance(one, Experiment):
+        return f"chapter {one.chapter}: {one.settings()}"
+    return f"chapter 6: {one.voters} of {one.of}" if isinstance(one, Vote) else "chapter 1: no network"
+
+
+def finished(
+    runs: Runs, title: str, one: Experiment, seed: int, data: Any, say: Callable[[str], None], suffix: str = ""
+) -> dict[str, Any]:
+    """A run, which is done first if it was not yet."""
+    label, key = f"{title}, seed {seed}{suffix}", f"{seed}{suffix}"
+    if (kept := runs.get(title, one.settings(), key)) is not None:
+        return kept
+    progress = lambda text: say(f"{label}: {text}")  # noqa: E731
+    file = runs.file(title, seed) if one.conv else None
+    run = train_numpy(one, seed, data, progress) if suffix else train(one, seed, data, progress, file)
+    runs.add(title, one.settings(), key, run)
+    if file:
+        Unfinished(file, one.settings()).remove()
+    say(f"{label}: {run['seconds']:.1f} s")
+    return run
+
+
+def vote(runs: Runs, title: str, one: Vote, of: Experiment, data: Any, say: Callable[[str], None]) -> None:
+    """Let networks vote on the test images, each as it was at its best validation accuracy; they are trained first if they
+    were not yet."""
+    trained = [finished(runs, one.of, of, seed, data, say) for seed in range(one.voters)]
+    settings = f"{one.voters} of {one.of}: {of.settings()}"
+    if runs.get(title, settings, "0") is not None:
+        return
+    found = []
+    for seed in range(one.voters):
+        file = runs.file(one.of, seed).with_suffix(".npy")
+        try:
+            found.append(np.load(file))
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"{title} needs {file} ({error}); restore it, or take seed {seed} of {one.of} out of {runs.path}, which "
+                "trains that network again"
+            ) from None
+    accuracy = 100 * float((elect(np.array(found, np.float64)) == data[2][1]).mean())
+    seconds = sum(run["seconds"] for run in trained)
+    runs.add(title, settings, "0", {"seconds": seconds, "accuracies": {"test": [accuracy]}})
+
+
 def reproduce(
-    names: Sequence[str] = (), seeds: int = 3, folder: str | Path = "reproduced", against: str = "", say: Any = print
+    names: Sequence[str] = (),
+    seeds: int = 3,
+    folder: str | Path = "reproduced",
+    against: str = "",
+    say: Any = print,
+    everything: bool = False,
+    epochs: int | None = None,
 ) -> str:
     """Run experiments that were not run yet, with seeds 0, 1, ...; the table (Markdown) of all that were asked for comes
-    back, and lies with the curves in `folder`. `against="numpy"` runs network.py's in NumPy as well, in turns."""
-    if seeds < 1:
-        raise ConfigurationError(f"seeds should be 1 or more, {seeds} was provided instead")
+    back, and lies with the curves in `folder`. `against="numpy"` runs network.py's in NumPy as well, in turns; `epochs`
+    cuts longer experiments down."""
+    for name, value in (("seeds", seeds), ("epochs", 1 if epochs is None else epochs)):
+        if value < 1:
+            raise ConfigurationError(f"{name} should be 1 or more, {value} was provided instead")
     if against not in ("", "numpy"):
         raise ConfigurationError(f"there is no {against!r} to run against; the only one is numpy")
-    wanted, runs = chosen(names), Runs(Path(folder))
-    data = mnist(validation=10000, scale=256)
-    for name in wanted:
-        if name in BASELINES:
-            if runs.get(name, name, "0") is None:
-                say(f"{name} ...")
-                runs.add(name, name, "0", baseline(name, data))
-            continue
-        one = EXPERIMENTS[name]
-        for seed in range(seeds):
-            sides = [("", train)] + [(" numpy", train_numpy)] * (against == "numpy" and name in NETWORK)
-            for suffix, side in sides:
-                if runs.get(name, one.settings(), f"{seed}{suffix}") is None:
-                    label = f"{name}, seed {seed}{suffix}"
-                    run = side(one, seed, data, lambda text, label=label: say(f"{label}: {text}"))  # type: ignore[misc]
-                    runs.add(name, one.settings(), f"{seed}{suffix}", run)
-                    say(f"{label}: {run['seconds']:.1f} s")
-    text = table(runs, wanted, seeds)
+    wanted, runs = chosen(names, everything), Runs(Path(folder))
+    if left := [name for name in chosen((), True) if not names and name not in wanted]:
+        say(f"left out, since they take hours: {', '.join(left)}; name them, or give --all")
+    data, plans = mnist(validation=10000, scale=256), planned(wanted, epochs)
+    voters = planned([VOTES[name].of for name in wanted if name in VOTES], epochs)
+    for title, one in plans.items():
+        if isinstance(one, Experiment):
+            numpys = [" numpy"] * (against == "numpy" and title.split(",")[0] in NETWORK)
+            for seed in range(seeds):
+                for suffix in ("", *numpys):
+                    finished(runs, title, one, seed, data, say, suffix)
+        elif isinstance(one, Vote):
+            vote(runs, title, one, voters[one.of], data, say)  # type: ignore[arg-type]
+        elif runs.get(title, title, "0") is None:
+            say(f"{title} ...")
+            runs.add(title, title, "0", baseline(title, data))
+    text = table(runs, plans, seeds)
     write_atomically(Path(folder) / "table.md", (text + "\n").encode())
-    draw(runs, wanted, seeds, Path(folder), say)
+    draw(runs, plans, seeds, Path(folder), say)
     return text
 
 
-def table(runs: Runs, names: Sequence[str], seeds: int) -> str:
+def table(runs: Runs, plans: dict[str, Plan], seeds: int) -> str:
     """The book's figures beside clnn's: median, minimum and maximum over seeds, and the median of seconds."""
     lines = [
         "| experiment | settings | measured | book | clnn | min | max | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    total = {"": 0.0, " numpy": 0.0}
-    for name in names:
-        if name in BASELINES:
-            run = runs.found[name]["runs"]["0"]
+    own = numpys = 0.0  # seconds, of what ran on both sides
+    for title, one in plans.items():
+        if not isinstance(one, Experiment):
+            kept = runs.found[title]
+            run, book = kept["runs"]["0"], one.book if isinstance(one, Vote) else one
+            settings, what = (kept["settings"], ", at best validation") if isinstance(one, Vote) else ("no network", "")
             value = run["accuracies"]["test"][0]
-            lines.append(
-                f"| {name} | no network | test | {BASELINES[name]:.2f} | {value:.2f} | | | {run['seconds']:.1f} |"
-            )
+            lines.append(f"| {title} | {settings} | test{what} | {book:.2f} | {value:.2f} | | | {run['seconds']:.1f} |")
             continue
-        one = EXPERIMENTS[name]
-        for suffix in total:
-            kept = [runs.get(name, one.settings(), f"{seed}{suffix}") for seed in range(seeds)]
-            found = [run for run in kept if run is not None]
+        both = []
+        for suffix in ("", " numpy"):
+            tried = [runs.get(title, one.settings(), f"{seed}{suffix}") for seed in range(seeds)]
+            found = [run for run in tried if run is not None]
             if not found:
                 continue
             seconds = [run["seconds"] for run in found]
-            total[suffix] += sum(seconds)
+            both.append(sum(seconds))
             for measure in one.measures:
                 values = [figure(measure, run) for run in found]
                 what = f"{measure.images}, {'at best validation' if measure.which == 'at' else measure.which}"
                 away = sum("diverged" in run for run in found)
                 what += f"; {away} of {len(found)} ran away" * bool(away)
-                title = f"{name}{suffix and ', NumPy'}"
                 lines.append(
-                    f"| {title} | {one.settings()} | {what} | {measure.book:.2f} | {statistics.median(values):.2f} | "
-                    f"{min(values):.2f} | {max(values):.2f} | {statistics.median(seconds):.1f} |"
+                    f"| {title}{suffix and ', NumPy'} | {one.settings()} | {what} | {measure.book:.2f} | "
+                    f"{statistics.median(values):.2f} | {min(values):.2f} | {max(values):.2f} | "
+                    f"{statistics.median(seconds):.1f} |"
                 )
+        if len(both) == 2:
+            own, numpys = own + both[0], numpys + both[1]
     text = "\n".join(lines)
-    if total[" numpy"]:
-        own = sum(
-            run["seconds"]
-            for name in NETWORK if name in names
-            for seed in range(seeds)
-            if (run := runs.get(name, EXPERIMENTS[name].settings(), str(seed)))
-        )  # fmt: skip
-        text += f"\n\nnetwork.py's runs: clnn {own:.1f} s, NumPy {total[' numpy']:.1f} s, {own / total[' numpy']:.2f} of it."
+    if numpys:
+        text += f"\n\nnetwork.py's runs: clnn {own:.1f} s, NumPy {numpys:.1f} s, {own / numpys:.2f} of it."
     return text
 
 
-def draw(runs: Runs, names: Sequence[str], seeds: int, folder: Path, say: Any) -> None:
+def draw(runs: Runs, plans: dict[str, Plan], seeds: int, folder: Path, say: Any) -> None:
     """A picture of each experiment's curves, over the book's own where CLNN_DATA_DIR has them."""
     try:
         import matplotlib
@@ -364,10 +579,10 @@ def draw(runs: Runs, names: Sequence[str], seeds: int, folder: Path, say: Any) -
     except ImportError:
         say('no pictures, since matplotlib is not installed: pip install "clnn[plot]"')
         return
-    for name in names:
-        if name in BASELINES:
+    for name, one in plans.items():
+        if not isinstance(one, Experiment):
             continue
-        one, figure_ = EXPERIMENTS[name], plt.figure(figsize=(5, 3.5))
+        figure_ = plt.figure(figsize=(5, 3.5))
         for seed in range(seeds):
             run = runs.get(name, one.settings(), str(seed))
             for images, values in (run["accuracies"] if run else {}).items():
@@ -382,7 +597,7 @@ def draw(runs: Runs, names: Sequence[str], seeds: int, folder: Path, say: Any) -
         plt.ylabel("accuracy, %")
         plt.legend()
         plt.tight_layout()
-        plt.savefig(folder / f"{name}.png", dpi=100)
+        plt.savefig(folder / f"{slug(name)}.png", dpi=100)
         plt.close(figure_)
 
 

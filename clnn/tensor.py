@@ -33,7 +33,8 @@ _order = itertools.count()
 
 
 def grad_enabled() -> bool:
-    """Whether operations are taken on tape: yes, except within `clnn.no_grad()`."""
+    """Whether operations are taken on tape: yes, except within `clnn.no_grad()`, evaluate and predict. A layer that does
+    something in training only asks this."""
     return getattr(_mode, "enabled", True)
 
 

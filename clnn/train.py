@@ -478,13 +478,16 @@ def _uses(model: Layer, xs: Sequence[np.ndarray]) -> dict[Any, int]:
     """How often a forward pass uses each parameter: it decides where gradients may go from the first step on."""
     parameters = model.parameters()
 
-    def forward() -> None:
+    def forward(rows: int) -> None:
         for p in parameters:
             p.zero_grad()
-        model(*[tensor(np.zeros((2, *x.shape[1:]), x.dtype), device=model.device) for x in xs])  # 1 has no variance
+        model(*[tensor(np.zeros((rows, *x.shape[1:]), x.dtype), device=model.device) for x in xs])
 
     with statistics_kept(parameters):
-        for_shapes(model.device, forward)
+        try:
+            for_shapes(model.device, lambda: forward(1))
+        except ShapeError:  # batch normalisation wants more than one value
+            for_shapes(model.device, lambda: forward(2))
     uses = {p: p.forward_uses for p in parameters}
     for p in parameters:
         p.zero_grad()

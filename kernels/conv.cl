@@ -220,7 +220,7 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
   local real slab[SLAB] __attribute__((aligned(64)));
   local real o[NR * OUT] __attribute__((aligned(64)));
   local real turned[NR * OUT + VW] __attribute__((aligned(64)));
-  local int tap[MOST_TAPS], which[MOST_TAPS];
+  local int tap[MOST_TAPS], which[MOST_TAPS], at_row[MOST_TAPS];
   int item = get_global_id(0);
   const int part = item % parts; item /= parts;
   const int h0 = item % blocks_h * rb; item /= blocks_h;
@@ -258,15 +258,21 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
           const int row = a + i * DH - PH, col = b + j * DW - PW;
           if ((row - down(row, UH) * UH) || (col - down(col, UW) * UW)) continue;
           tap[taps] = (kd * high + down(row, UH) - down(-PH, UH)) * pitch + down(col, UW) - left;
+          at_row[taps] = down(row, UH);
           which[taps++] = ((kd * KH + i) * KW + j) * NR;
         }
         const int wide = (OW - b + UW - 1) / UW;
-        for (int h = a, r = 0; h < rows; h += UH, r++) for (int c = 0; c < wide; c += MR) {
+        for (int h = a, r = 0; h < rows; h += UH, r++) for (int c = 0, t0 = 0, t1 = taps; c < wide; c += MR) {
+          if (KD == 1 && c == 0) {  // rows of taps that lie in the padding are left out
+            const int row = (h0 / UH + r) * SH;
+            while (t0 < t1 && row + at_row[t0] < 0) t0++;
+            while (t1 > t0 && row + at_row[t1 - 1] >= IH) t1--;
+          }
           const int first = min(c, max(0, wide - MR));  // the last tile lies within the row, if that is wide enough
           local real *to = o + (h * OW + b + first * UW) * NR;
           if (c0 > 0 && first < c)  // some of its outputs have their sums already: they go aside
             for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, to + (z - first) * UW * NR), (z - first) * NV + v, turned);
-          conv_tile(slab + r * SH * pitch + first * SW, tap, which, taps, TAPS, channels, stride, packed, to, UW * NR, c0 > 0);
+          conv_tile(slab + r * SH * pitch + first * SW, tap + t0, which + t0, t1 - t0, TAPS, channels, stride, packed, to, UW * NR, c0 > 0);
           if (c0 > 0 && first < c)
             for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD((z - first) * NV + v, turned), v, to + (z - first) * UW * NR);
         }
@@ -468,26 +474,55 @@ kernel GROUP_SIZE void conv_weights(int16 p, int16 q, int N, global const real *
 #endif
 
 #ifdef SUM
-// dw and db from the parts, each alpha * sum + beta * itself; `for_w`, `for_b`: the columns of their pairs, -1 without a gradient
+// dw and db from the parts, each alpha * sum + beta * itself; `for_w`, `for_b`: the columns of their pairs, -1 without a gradient.
+// A work-item does BLOCK entries of all K: parts are read along k, gradients written along entries.
+#define BLOCK 16
 kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, int for_b, global const real *partial,
                      global real *dw, global real *db, global const real2 *scale_w, global const int *at_w,
                      global const real2 *scale_b, global const int *at_b) {
-  const int i = get_global_id(0), size = G * K * entries;
-  if (i >= size + G * K) return;
-  const int last = i >= size, e = last ? entries : i % entries, k = last ? (i - size) % K : i / entries % K, g = last ? (i - size) / K : i / entries / K;
-  if (last ? for_b < 0 : for_w < 0) return;
-  real sum = 0;
+  const int blocks = (entries + BLOCK) / BLOCK, item = get_global_id(0), g = item / blocks, e0 = item % blocks * BLOCK;
+  if (g >= G) return;
 #ifdef LANES
-  for (int part = 0; part < parts; part++) {
-    const size_t one = (size_t)part * G + g;
-    sum += last ? partial[(size_t)parts * size + one * K + k] : partial[(one * K + k) * entries + e];
-  }
+  const size_t all = (size_t)parts * G * K * entries;
+  for (int k = 0; k < K; k++) for (int e = e0; e < min(entries + 1, e0 + BLOCK); e++) {
+    const int last = e == entries;
+    real sum = 0;
+    for (int part = 0; part < parts; part++) {
+      const size_t one = ((size_t)part * G + g) * K + k;
+      sum += last ? partial[all + one] : partial[one * entries + e];
+    }
+    const real sums[1] = {sum};
+#define SUMS(e, k) sums[0]
 #else
-  for (int part = 0; part < parts; part++) sum += partial[(((size_t)part * G + g) * (entries + 1) + e) * KP + k];
+  partial += (size_t)g * (entries + 1) * KP;
+  for (int k0 = 0; k0 < K; k0 += 16) {
+  real sums[BLOCK][16];
+  for (int e = e0; e < min(entries + 1, e0 + BLOCK); e++)
+#ifdef VW              // KP is a multiple of it
+    for (int k = 0; k < 16; k += VW) if (k0 + k < K) {
+      T sum = (T)(0);
+      for (int part = 0; part < parts; part++) sum += VLOAD(0, partial + ((size_t)part * G * (entries + 1) + e) * KP + k0 + k);
+      VSTORE(sum, 0, sums[e - e0] + k);
+    }
+#else
+    for (int k = 0; k < min(16, K - k0); k++) {
+      real sum = 0;
+      for (int part = 0; part < parts; part++) sum += partial[((size_t)part * G * (entries + 1) + e) * KP + k0 + k];
+      sums[e - e0][k] = sum;
+    }
 #endif
-  global real *to = last ? db + i - size : dw + i;
-  const real2 pair = last ? SCALE(scale_b, at_b, for_b) : SCALE(scale_w, at_w, for_w);
-  *to = pair.y == 0 ? pair.x * sum : pair.x * sum + pair.y * *to;
+#define SUMS(e, k) sums[(e) - e0][(k) - k0]
+  for (int k = k0; k < min(K, k0 + 16); k++) for (int e = e0; e < min(entries + 1, e0 + BLOCK); e++) {
+    const int last = e == entries;
+#endif
+    if (last ? for_b < 0 : for_w < 0) continue;
+    global real *to = last ? db + g * K + k : dw + ((size_t)g * K + k) * entries + e;
+    const real2 pair = last ? SCALE(scale_b, at_b, for_b) : SCALE(scale_w, at_w, for_w);
+    *to = pair.y == 0 ? pair.x * SUMS(e, k) : pair.x * SUMS(e, k) + pair.y * *to;
+  }
+#ifndef LANES
+  }
+#endif
 }
 #endif
 

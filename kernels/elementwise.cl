@@ -60,10 +60,14 @@ kernel void unary_backward(int n, global const real *saved, global const real *d
 #define B b[i]
 #endif
 
-// y = f(a, b)
+// y = f(a, b), and what ACT makes of it
 kernel void binary_forward(BINARY_ARGS, global real *y) {
   const int i = get_global_id(0);
+#ifdef ACT
+  if (i < n) y[i] = ACTIVATE(CAT(OP, _f2)(A, B));
+#else
   if (i < n) y[i] = CAT(OP, _f2)(A, B);
+#endif
 }
 
 // The gradient by a and by b, each before it is summed over the axes that were broadcast.

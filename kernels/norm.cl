@@ -68,6 +68,14 @@ static inline real lanes(T x) {                       // their sum, by halves
   return t[0];
 }
 
+static inline real sum_of(const real *p, int n) {
+  real sum = 0;
+  if (n < VW) { for (int i = 0; i < n; i++) sum += p[i]; return sum; }
+  T t = (T)(0);
+  for (int i = 0; i < n; i += VW) t += first_n(VLOAD(0, p + i), n - i);
+  return lanes(t);
+}
+
 // y = f(x), up to n lanes
 static inline void activate(T x, global real *y, global real *saved, int n) {
 #ifdef KEEP
@@ -173,60 +181,70 @@ kernel GROUP_OF(WIDTH) void channel_sums(int8 s, global const real *x, global co
 #endif
 #endif
   for (int v = 0; v < vectors; v++) a[v] = b[v] = (T)(0);
-  int r = p.row;
-#ifdef MOMENTS
-  for (; r + 4 <= p.end; r += 4, x += (size_t)4 * stride)
-    for (int v = 0; v < vectors; v++) {
-      global const real *at = x + v * VW;
-      const T d0 = VLOAD(0, at) - k[v], d1 = VLOAD(0, at + stride) - k[v];
-      const T d2 = VLOAD(0, at + 2 * stride) - k[v], d3 = VLOAD(0, at + 3 * stride) - k[v];
-      a[v] += (d0 + d1) + (d2 + d3);
-      b[v] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3);
-    }
-  for (; r < p.end; r++, x += stride)
-    for (int v = 0; v < vectors; v++) { const T d = VLOAD(v, x) - k[v]; a[v] += d; b[v] += d * d; }
-#elif defined(BY_ROW)
+#ifdef BY_ROW
   global const real2 *stats = (global const real2 *)mean;
-  for (; r < p.end; r++, x += stride, dy += stride) {
-    const real2 of = stats[r];
-    for (int v = 0; v < vectors; v++) {
-      const T g = VLOAD(v, dy);
-      a[v] += g;
-      b[v] += g * ((VLOAD(v, x) - of.x) * of.y);
-    }
-  }
+#define DISTANCE(i) ((VLOAD(v, x + (size_t)(i) * stride) - of[i].x) * of[i].y)
 #else
-  for (; r + 2 <= p.end; r += 2, x += (size_t)2 * stride, dy += (size_t)2 * stride)
-    for (int v = 0; v < vectors; v++) {
-      const T g0 = VLOAD(v, dy), g1 = VLOAD(v, dy + stride);
-      a[v] += g0 + g1;
-      b[v] += g0 * (VLOAD(v, x) - k[v]) + g1 * (VLOAD(v, x + stride) - k[v]);
-    }
-  for (; r < p.end; r++, x += stride, dy += stride)
-    for (int v = 0; v < vectors; v++) { const T g = VLOAD(v, dy); a[v] += g; b[v] += g * (VLOAD(v, x) - k[v]); }
+#define DISTANCE(i) (VLOAD(v, x + (size_t)(i) * stride) - k[v])
 #endif
+#ifdef MOMENTS
+#define ADD(i) { const T d = DISTANCE(i); first += d; second += d * d; }
+#define NEXT x += step
+#else
+#define ADD(i) { const T g = VLOAD(v, dy + (size_t)(i) * stride); first += g; second += g * DISTANCE(i); }
+#define NEXT x += step, dy += step
+#endif
+  for (int r = p.row; r < p.end;) {                   // four samples at a time: the sums are fetched and stored once for them
+    const int four = r + 4 <= p.end;
+#ifdef BY_ROW
+    real2 of[4];
+    for (int i = 0; i < 4; i++) of[i] = stats[min(r + i, p.end - 1)];
+#endif
+    for (int v = 0; v < vectors; v++) {
+      T first = (T)(0), second = (T)(0);
+      ADD(0)
+      if (four) { ADD(1) ADD(2) ADD(3) }
+      a[v] += first;
+      b[v] += second;
+    }
+    const size_t step = (size_t)(four ? 4 : 1) * stride;
+    r += four ? 4 : 1;
+    NEXT;
+  }
   const int run = p.width / p.count;
   parts += (size_t)p.part * s.s1 + p.channel;
+#ifdef MOMENTS
+  const real n = p.end - p.row, one = 1 / n;
+#endif
   for (int c = 0; c < p.count; c++) {
     const real *ac = (const real *)a + c * run, *bc = (const real *)b + c * run;
 #ifdef MOMENTS
-    const real *kc = (const real *)k + c * run;
-    const real n = p.end - p.row, one = 1 / n;
-    T sum = (T)(0), squares = (T)(0);
-    for (int i = 0; i < run; i += VW) sum += first_n(VLOAD(0, kc + i) - kc[0] + VLOAD(0, ac + i) * one, run - i);
-    const real middle = lanes(sum) / run;             // beyond kc[0]
-    for (int i = 0; i < run; i += VW) {
-      const T ai = VLOAD(0, ac + i), d = VLOAD(0, kc + i) - kc[0] + ai * one - middle;
-      squares += first_n(VLOAD(0, bc + i) - ai * ai * one + n * d * d, run - i);
+    const real *kc = (const real *)k + c * run;       // values that distances were taken from
+    real sum = 0, squares = 0;
+    if (run < VW) {
+      for (int i = 0; i < run; i++) sum += kc[i] - kc[0] + ac[i] * one;
+    } else {
+      T t = (T)(0);
+      for (int i = 0; i < run; i += VW) t += first_n(VLOAD(0, kc + i) - kc[0] + VLOAD(0, ac + i) * one, run - i);
+      sum = lanes(t);
     }
-    parts[c] = (real2)(kc[0] + middle, lanes(squares));
+    const real middle = sum / run;
+    if (run < VW) {
+      for (int i = 0; i < run; i++) {
+        const real d = kc[i] - kc[0] + ac[i] * one - middle;
+        squares += bc[i] - ac[i] * ac[i] * one + n * d * d;
+      }
+    } else {
+      T t = (T)(0);
+      for (int i = 0; i < run; i += VW) {
+        const T ai = VLOAD(0, ac + i), d = VLOAD(0, kc + i) - kc[0] + ai * one - middle;
+        t += first_n(VLOAD(0, bc + i) - ai * ai * one + n * d * d, run - i);
+      }
+      squares = lanes(t);
+    }
+    parts[c] = (real2)(kc[0] + middle, squares);
 #else
-    T as = (T)(0), bs = (T)(0);
-    for (int i = 0; i < run; i += VW) {
-      as += first_n(VLOAD(0, ac + i), run - i);
-      bs += first_n(VLOAD(0, bc + i), run - i);
-    }
-    parts[c] = (real2)(lanes(as), lanes(bs));
+    parts[c] = (real2)(sum_of(ac, run), sum_of(bc, run));
 #endif
   }
 }

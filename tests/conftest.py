@@ -6,7 +6,12 @@
 
 import os
 import secrets
+import tempfile
 import zlib
+
+if os.environ.get("PYTEST_XDIST_WORKER"):  # two processes must not write one cache of PoCL (its issues 534 and 1480)
+    _programs = tempfile.TemporaryDirectory(prefix="clnn-pocl-", ignore_cleanup_errors=True)
+    os.environ["POCL_CACHE_DIR"] = _programs.name
 
 import numpy as np
 import pyopencl as cl

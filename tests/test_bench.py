@@ -8,13 +8,32 @@ import numpy as np
 import pytest
 
 from clnn import ClnnError, ConfigurationError, cli
-from clnn.bench import report, run
+from clnn.bench import nets, report, run
 from clnn.bench import workloads as w
+from clnn.bench.own import Clnn
 from clnn.bench.peers import PEERS
 
 pytestmark = pytest.mark.slow  # most start processes, each of which imports and compiles
 
 MODULES = {"numpy": "numpy", "sklearn": "sklearn", "torch": "torch", "jax": "jax", "tinygrad": "tinygrad"}
+IMAGES = nets.ConvNet(  # every kind of layer
+    (2, 9, 8),
+    (
+        *(nets.conv(4, 3, True), nets.pool(2), nets.conv(4, 3, padding=1, bias=False), nets.norm(), nets.drop(0.25)),
+        *(
+            nets.block(4),
+            nets.block(6, 2, True),
+            *nets.separable(6, 8),
+            nets.FLATTEN,
+            nets.dense(7, True),
+            nets.dense(10),
+        ),
+    ),
+    *("sgd", 0.1, 0.9, 0.01, 6, 3),
+)
+PLAIN = nets.ConvNet(
+    (1, 8, 8), (nets.conv(3, 3, True), nets.pool(2), nets.MEAN, nets.dense(10)), "adam", 0.01, 0, 0, 4, 2
+)
 SMALL = {name: net._replace(sizes=(20, 7, 10), batch=4, steps=3) for name, net in w.NETS.items()}
 
 
@@ -52,12 +71,67 @@ def test_the_reference_descends_along_the_gradient():
 
 
 def test_a_net_survives_json():
-    for net in w.NETS.values():
-        assert w.Net.of(json.loads(json.dumps(net))) == net
+    for net in nets.ALL.values():
+        assert nets.net_of(json.loads(json.dumps(net))) == net
+    for c in nets.convolutions(nets.NETS.values()):
+        assert nets.Convolution.of(json.loads(json.dumps(c))) == c
 
 
 def test_the_flops_of_a_step():
     assert w.NETS["nielsen"].flops == 2 * 10 * (2 * (784 * 30 + 30 * 10) + 30 * 10)
+    first, others = 24 * 24 * 20 * 25, 8 * 8 * 40 * 20 * 25 + 640 * 100 + 100 * 10
+    assert nets.NETS["lenet"].flops == 2 * 10 * (2 * first + 3 * others)
+
+
+def test_networks_have_the_published_numbers_of_parameters():
+    """The book's network, Keras' example of a convolutional network, and ResNet-20 with its projections."""
+    count = {name: sum(p.size for p in net.weights()) for name, net in nets.NETS.items()}
+    assert count["lenet"] == 20 * 25 + 20 + 40 * 500 + 40 + 640 * 100 + 100 + 1010
+    assert count["cnn"] == 1_199_882
+    assert count["resnet"] == 272_474
+
+
+def test_the_references_gradients_are_those_of_differences():
+    rng = np.random.default_rng(0)
+    parameters = [p.astype(np.float64) for p in IMAGES.weights()]
+    x, dy = rng.random((6, *IMAGES.shape)), rng.standard_normal((6, 10))
+
+    def loss(values):
+        return float((nets.read(IMAGES.certain().layers, x, iter(values).__next__, nets.Reference()) * dy).sum())
+
+    side = nets.Reference()
+    nets.read(IMAGES.certain().layers, x, iter(parameters).__next__, side)
+    found = side.gradients(dy)
+    for i, p in enumerate(parameters):
+        step = 1e-6 * rng.standard_normal(p.shape)
+        ahead, back = (loss([*parameters[:i], p + sign * step, *parameters[i + 1 :]]) for sign in (1, -1))
+        assert (ahead - back) / 2 == pytest.approx((found[id(p)] * step).sum(), rel=1e-4, abs=1e-10)
+
+
+def test_distinct_convolutions_and_no_gradient_by_images():
+    found = nets.convolutions([PLAIN, PLAIN._replace(lr=0.5), IMAGES])
+    assert [c.way for c in found[:2]] == ["forward", "dw"] and len(set(found)) == len(found)
+    assert sum(c.shape[1] == 2 for c in found) == 2
+    assert found[0].name == "forward 4x1x8x8 * 3x1x3x3" and found[0].flops == 2 * 4 * 3 * 36 * 9
+
+
+@pytest.mark.parametrize("way", ["forward", "dx", "dw"])
+def test_the_error_of_a_convolution_is_that_of_the_convolution(way):
+    c = nets.Convolution(way, (4, 6, 7, 6), nets.conv(8, 3, True, stride=2, padding=1, groups=2))
+    x, filters, b, dy = c.arrays()
+    side = nets.Reference()
+    y = side.relu(side.conv(x, filters, b, c.layer))
+    if way == "forward":
+        results = [y]
+    else:
+        side.tape.pop()  # gradients are the convolution's alone
+        gradients = side.gradients(dy)
+        results = [gradients[id(a)] for a in ((x,) if way == "dx" else (filters, b))]
+    assert c.error(*results) < 1e-5
+    for result in results:
+        result[0] += 0.5
+        assert c.error(*results) > 1e-2
+        result[0] -= 0.5
 
 
 # -- every side --------------------------------------------------------------------------------------------------------
@@ -85,6 +159,69 @@ def test_a_peer_computes_the_same_losses(peer, name):
         assert run.wrong_losses(losses, w.reference_losses(net, 2)) == "", form
 
 
+def train_here(side, net, form, epochs=2):
+    """The losses of some epochs, in this process."""
+
+    class Enough(Exception):
+        pass
+
+    losses = []
+
+    def after(loss):
+        losses.append(loss)
+        if len(losses) == epochs:
+            raise Enough
+
+    with pytest.raises(Enough):
+        side.train(net, {"form": form}, after)
+    return losses
+
+
+def side_of(name):
+    """A side, and the layouts that it has."""
+    if name == "clnn":
+        return Clnn(), ("",)
+    only(name)
+    return PEERS[name], PEERS[name].layouts
+
+
+@pytest.mark.parametrize("name", ["clnn", "torch", "jax"])
+@pytest.mark.parametrize("net", [IMAGES.certain(), PLAIN], ids=["images", "plain"])
+def test_convolutional_networks_have_the_same_losses(name, net):
+    side, layouts = side_of(name)
+    for form in layouts:
+        assert run.wrong_losses(train_here(side, net, form), nets.reference_losses(net, 2)) == "", form
+
+
+@pytest.mark.parametrize("name", ["clnn", "torch", "jax"])
+def test_sides_train_with_dropout(name):
+    side, layouts = side_of(name)
+    certain = nets.reference_losses(IMAGES.certain(), 1)
+    for form in layouts:
+        losses = train_here(side, IMAGES, form)
+        assert np.isfinite(losses).all() and abs(losses[0] - certain[0]) > 1e-4, form
+
+
+@pytest.mark.parametrize("name", ["clnn", "torch", "jax"])
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nets.conv(8, 3, True, padding=1),
+        nets.conv(4, 1, stride=2, bias=False),
+        nets.conv(6, 3, stride=2, padding=1, groups=6),
+    ],
+    ids=["relu", "stride", "depthwise"],
+)
+def test_single_convolutions_are_right(name, layer):
+    side, layouts = side_of(name)
+    for way in ("forward", "dx", "dw"):
+        c = nets.Convolution(way, (3, 6, 7, 8), layer)
+        for form in layouts:
+            go, result = side.convolution(c, form)
+            go(2)
+            assert c.error(*result()) < w.OUTPUT_TOLERANCE, (c.name, form)
+
+
 def test_a_wrong_loss_is_seen():
     assert "in epoch 2 is 1.1, and 1 in float64" in run.wrong_losses([2.0, 1.1], [2.0, 1.0])
     assert run.wrong_losses([float("nan")], [1.0])
@@ -109,6 +246,24 @@ def test_products_are_right_and_measured(bench, form):
     assert row["task"] == f"{form} 6x5x4" and row["side"] == "clnn" and row["median"] > 0
 
 
+def test_convolutional_networks_are_checked_without_dropout_and_measured_with_it(monkeypatch):
+    asked = []
+    start = run.Bench.start
+    monkeypatch.setattr(run.Bench, "start", lambda *a, **k: asked.append(k) or start(*a, **k))
+    with only("numpy") as bench:
+        run.training(bench, "cnn", PLAIN._replace(layers=(*PLAIN.layers[:2], nets.drop(0.5), *PLAIN.layers[2:])))
+    (row,) = bench.rows
+    assert row["side"] == "clnn" and row["median"] > 0 and row["share_of_peak"] > 0
+    assert asked[-1]["check"].layers[2].rate == 0 and asked[-1]["net"].layers[2].rate == 0.5
+    assert bench.notes == ["numpy trains no convolutional networks here"]
+
+
+def test_convolutions_are_measured(bench):
+    run.convolutions(bench, nets.convolutions([PLAIN]))
+    assert [row["task"] for row in bench.rows] == ["forward 4x1x8x8 * 3x1x3x3", "dw 4x1x8x8 * 3x1x3x3"]
+    assert all(row["gflops"] > 0 and row["share_of_peak"] > 0 for row in bench.rows)
+
+
 def test_inference_is_measured(bench):
     run.inference(bench, "inference", [SMALL["mlp"]._replace(steps=1)])
     assert [row["side"] for row in bench.rows] == ["clnn"] and bench.rows[0]["unit"] == "call"
@@ -122,7 +277,7 @@ def test_the_first_step_with_cold_and_warm_caches(bench):
 
 
 def test_memory_counts_what_is_needed(bench):
-    run.memory(bench, SMALL["mlp"])
+    run.memory(bench, "mlp", SMALL["mlp"])
     (row,) = bench.rows
     assert row["parameters"] == 4 * (20 * 7 + 7 + 7 * 10 + 10) and row["optimizer"] == 2 * row["parameters"]
     assert (
@@ -130,6 +285,15 @@ def test_memory_counts_what_is_needed(bench):
         >= row["need"]
         == sum(row[name] for name in ("data", "parameters", "gradients", "optimizer", "activations"))
     )
+
+
+def test_memory_of_a_convolutional_network_beside_torch():
+    with only("torch") as bench:
+        run.memory(bench, "cnn", PLAIN)
+    mine, other = bench.rows
+    assert (mine["side"], other["side"]) == ("clnn", "torch") and mine["need"] == other["need"]
+    assert mine["activations"] == 4 * 4 * (3 * 6 * 6 + 3 * 3 * 3 + 3 + 10)
+    assert min(mine["peak"], other["peak"]) > mine["parameters"] + mine["gradients"] + mine["optimizer"] + mine["data"]
 
 
 # -- when something is wrong -------------------------------------------------------------------------------------------
@@ -159,7 +323,7 @@ def test_no_worker_is_left(bench):
 def test_unknown_names_list_the_known_ones():
     with pytest.raises(ConfigurationError, match="no peer 'keras'; the known ones are numpy, sklearn, torch"):
         run.Bench(["keras"])
-    with pytest.raises(ConfigurationError, match="no workload 'chess'; the known ones are gemm, nielsen"):
+    with pytest.raises(ConfigurationError, match="no workload 'chess'; the known ones are gemm, conv, nielsen"):
         run.run(["chess"], run.Bench())
     with pytest.raises(ConfigurationError, match="rounds should be 1 or more, 0 was"):
         run.Bench(rounds=0)
@@ -225,6 +389,18 @@ def test_the_summary_compares_with_the_better_of_the_others():
     )
 
 
+def test_the_summary_says_how_convolutions_compare_with_each_peer():
+    bench = measured()
+    for task, times in (("forward a", [1.0, 2.0]), ("dw a", [8.0, 2.0])):
+        for side, seconds in zip(("clnn", "torch"), times):
+            facts = {"peak_gflops": 100.0, "copy_gbytes": 10.0}
+            bench.row("conv", task, side, [seconds], times[:1], **facts)
+    line = report.summary(bench)[-1]
+    assert (
+        "takes 1.41 of the time of torch" in line and "forward 0.50, dw 4.00" in line and "worst 4.00 at dw a" in line
+    )
+
+
 def test_json_has_every_round():
     found = json.loads(report.as_json(measured()))
     assert found["rows"][0]["seconds"] == [1e-3, 2e-3] and found["rows"][1]["ratio_median"] == pytest.approx(0.5)
@@ -237,9 +413,10 @@ def test_plot(tmp_path):
     assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
 
 
-def test_a_profile_lists_launches(monkeypatch):
-    monkeypatch.setitem(w.NETS, "mlp", SMALL["mlp"])
-    launches = run.profile("mlp")
+@pytest.mark.parametrize("name, net", [("mlp", SMALL["mlp"]), ("resnet", IMAGES)])
+def test_a_profile_lists_launches(monkeypatch, name, net):
+    monkeypatch.setitem(nets.ALL, name, net)
+    launches = run.profile(name)
     assert launches and all(np.isfinite(one["seconds"]) and one["launch"] for one in launches)
 
 

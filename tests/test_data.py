@@ -3,11 +3,13 @@
 import gzip
 import hashlib
 import http.server
+import io
 import os
 import socket
 import struct
 import subprocess
 import sys
+import tarfile
 import threading
 from pathlib import Path
 
@@ -15,7 +17,17 @@ import numpy as np
 import pytest
 
 import clnn.data
-from clnn.data import check_features, check_labels, datasets, digits, download, fashion_mnist, mnist, read_idx
+from clnn.data import (
+    check_features,
+    check_labels,
+    cifar10,
+    datasets,
+    digits,
+    download,
+    fashion_mnist,
+    mnist,
+    read_idx,
+)
 from clnn.data.datasets import IdxFile, Source
 from clnn.errors import ConfigurationError, DataError
 
@@ -478,6 +490,137 @@ def test_default_cache_is_the_users(monkeypatch):
     platformdirs = pytest.importorskip("platformdirs")
     monkeypatch.delenv("CLNN_CACHE_DIR")
     assert datasets.cache_folder() == Path(platformdirs.user_cache_dir("clnn"))
+
+
+# CIFAR-10, two records a file
+
+
+def records(first):
+    """Two records: labels `first` and `first` + 1, and pixels that say which file, channel, row and column they are of."""
+    pixels = (np.arange(3 * 32 * 32) + first) % 256
+    return b"".join(bytes([label]) + pixels.astype(np.uint8).tobytes() for label in (first, first + 1))
+
+
+BINS = {name: records(i) for i, name in enumerate((*datasets.CIFAR10.train, *datasets.CIFAR10.test))}
+INSIDE = datasets.CIFAR10.inside
+
+
+def packed(files, kind=tarfile.REGTYPE):
+    """The bytes of a .tar.gz."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, data in files.items():
+            member = tarfile.TarInfo(name)
+            member.size, member.type = len(data), kind
+            archive.addfile(member, io.BytesIO(data))
+    return stream.getvalue()
+
+
+ARCHIVE = packed({f"{INSIDE}/readme.html": b"hello", **{f"{INSIDE}/{name}": data for name, data in BINS.items()}})
+
+
+@pytest.fixture
+def cifar(monkeypatch, tmp_path):
+    """CLNN_DATA_DIR/cifar10 for files of two records, the sum of ARCHIVE, and no mirror."""
+    monkeypatch.setenv("CLNN_DATA_DIR", str(tmp_path))
+    source = datasets.CIFAR10._replace(records=2, mirrors=(), sha256=hashlib.sha256(ARCHIVE).hexdigest())
+    monkeypatch.setattr(datasets, "CIFAR10", source)
+    return tmp_path / "cifar10"
+
+
+def check_cifar():
+    (x, y), (x_test, y_test) = cifar10()
+    assert (x.shape, x_test.shape) == ((10, 3, 32, 32), (2, 3, 32, 32))
+    assert x.dtype == np.float32 and y.dtype == np.int32
+    assert y.tolist() == [0, 1, 1, 2, 2, 3, 3, 4, 4, 5] and y_test.tolist() == [5, 6]
+    assert x[0, 0, 1, 2] == np.float32(34) / np.float32(255) and x[2, 0, 0, 0] == np.float32(1) / np.float32(255)
+    (raw, _), _, (raw_test, _) = cifar10(validation=4, raw=True)
+    assert raw.shape == (6, 3, 32, 32) and raw.dtype == raw_test.dtype == np.uint8 and raw.flags.writeable
+    assert raw[0, 2, 31, 31] == 255 and raw_test[1, 0, 0, 0] == 5
+
+
+@pytest.mark.parametrize("inside", [".", INSIDE])
+def test_cifar_from_files(cifar, inside):
+    for name, data in BINS.items():
+        written(cifar / inside / name, data)
+    check_cifar()
+
+
+def test_cifar_from_the_archive(cifar):
+    written(cifar / "cifar-10-binary.tar.gz", ARCHIVE)
+    check_cifar()
+    assert len(list(cifar.iterdir())) == 1  # nothing is unpacked
+
+
+def test_cifar_from_a_mirror_then_from_the_cache(cifar, server, monkeypatch, tmp_path):
+    mirrors = (f"{server.url}/a/", f"{server.url}/b/")
+    monkeypatch.setattr(datasets, "CIFAR10", datasets.CIFAR10._replace(mirrors=mirrors))
+    server.files = {"/a/cifar-10-binary.tar.gz": ARCHIVE[:-9], "/b/cifar-10-binary.tar.gz": ARCHIVE}
+    check_cifar()
+    assert server.asked == ["/a/cifar-10-binary.tar.gz", "/b/cifar-10-binary.tar.gz"]
+    assert left_behind(tmp_path) == ["cifar-10-binary.tar.gz"]
+    written(tmp_path / "cache/cifar10/cifar-10-binary.tar.gz", ARCHIVE[:-9])
+    with pytest.raises(DataError, match="expected content with sha256 .*; replace the file by an undamaged copy"):
+        cifar10()
+
+
+def test_cifar_offline(cifar, tmp_path):
+    with pytest.raises(DataError, match="CIFAR-10 is not on this machine and could not be downloaded") as error:
+        cifar10()
+    message = str(error.value)
+    assert str(tmp_path / "cache" / "cifar10") in message and "CLNN_DATA_DIR" in message and "test_batch.bin" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        (lambda data: data[:-1], "expected 6146 bytes, 2 records of 3073, found 6145; replace the file"),
+        (lambda data: data + b"\0", "expected 6146 bytes, 2 records of 3073, found 6147"),
+        (lambda data: b"", "found 0"),
+        (lambda data: data[:3073] + b"\x0a" + data[3074:], r"labels of .*data_batch_3.bin\[1\] is 10, outside 0 to 9"),
+    ],
+    ids=["short", "long", "empty", "label"],
+)
+def test_cifar_damaged(cifar, monkeypatch, change, found):
+    files = {**BINS, "data_batch_3.bin": change(BINS["data_batch_3.bin"])}
+    archive = packed({f"{INSIDE}/{name}": data for name, data in files.items()})
+    path = written(cifar / "cifar-10-binary.tar.gz", archive)
+    source = datasets.CIFAR10._replace(sha256=hashlib.sha256(archive).hexdigest())
+    monkeypatch.setattr(datasets, "CIFAR10", source)
+    with pytest.raises(DataError, match=found) as error:
+        cifar10()
+    assert str(path) in str(error.value)
+    for name, data in files.items():
+        written(cifar / name, data)
+    with pytest.raises(DataError, match=found):
+        cifar10()
+
+
+def test_cifar_files_missing(cifar):
+    written(cifar / "data_batch_2.bin", BINS["data_batch_2.bin"])
+    with pytest.raises(DataError, match="lacks data_batch_1.bin, data_batch_3.bin, .*, test_batch.bin"):
+        cifar10()
+
+
+@pytest.mark.parametrize(
+    ("archive", "found"),
+    [
+        (packed({f"../{name}": data for name, data in BINS.items()}), "it lacks cifar-10-batches-bin/data_batch_1.bin"),
+        (packed({f"{INSIDE}/{name}": b"" for name in BINS}, tarfile.DIRTYPE), "it lacks"),
+        (gzip.compress(b"no archive" * 200), "expected a whole .tar.gz, found"),
+        (b"<html>", "expected a whole .tar.gz, found"),
+        (ARCHIVE[: len(ARCHIVE) // 2], "expected a whole .tar.gz, found"),
+    ],
+    ids=["elsewhere", "folders", "no tar", "no gzip", "half"],
+)
+def test_cifar_archives_that_are_none(cifar, monkeypatch, tmp_path, archive, found):
+    """Where even the sum is right: nothing is written, whatever names are inside."""
+    written(cifar / "cifar-10-binary.tar.gz", archive)
+    monkeypatch.setattr(datasets, "CIFAR10", datasets.CIFAR10._replace(sha256=hashlib.sha256(archive).hexdigest()))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(DataError, match=found):
+        cifar10()
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 # Checks

@@ -67,6 +67,60 @@ def test_mnist_mlp_with_mnist(with_mnist):
     assert float(re.search(ACCURACY, out).group(1)) > 93
 
 
+def test_mnist_cnn_without_mnist(without_mnist):
+    out = run("mnist_cnn", "8", **without_mnist)
+    assert "MNIST is not there" in out and "epoch 7: validation loss" in out
+    assert float(re.search(ACCURACY, out).group(1)) > 90
+
+
+@pytest.mark.slow
+def test_mnist_cnn_with_mnist(with_mnist):
+    out = run("mnist_cnn", "1", **with_mnist)
+    assert float(re.search(ACCURACY, out).group(1)) > 97.5
+
+
+def test_cifar10_without_it(without_mnist, tmp_path):
+    command = [sys.executable, EXAMPLES / "cifar10.py"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, env=os.environ | without_mnist)
+    assert done.returncode == 1 and done.stderr.startswith("CIFAR-10 is not there; set CLNN_DATA_DIR")
+
+
+@pytest.mark.slow
+def test_cifar10(tmp_path):
+    """With made-up images, the class in their colour, 60 a file in place of 10,000."""
+    rng = np.random.default_rng(1)
+    for name in (*(f"data_batch_{i}.bin" for i in range(1, 6)), "test_batch.bin"):
+        labels = rng.integers(0, 10, 60).astype(np.uint8)
+        images = rng.integers(0, 120, (60, 3, 32, 32)).astype(np.uint8)
+        images += 25 * np.stack([labels % 2, labels // 2, labels // 4], 1)[:, :, None, None].astype(np.uint8)
+        (tmp_path / "cifar10").mkdir(exist_ok=True)
+        (tmp_path / "cifar10" / name).write_bytes(np.hstack([labels[:, None], images.reshape(60, -1)]).tobytes())
+    small = "from clnn.data import datasets as d; d.CIFAR10 = d.CIFAR10._replace(records=60)"
+    code = f"import runpy, sys; {small}; sys.argv[:] = ['cifar10.py', '6']; runpy.run_path({str(EXAMPLES / 'cifar10.py')!r})"
+    command = [sys.executable, "-W", "error::UserWarning", "-c", code]
+    variables = os.environ | {"CLNN_DATA_DIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, env=variables)
+    assert done.returncode == 0, done.stderr
+    assert "Residual" in done.stdout and float(re.search(r"test accuracy ([\d.]+)%", done.stdout).group(1)) > 25
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("saliency", "ten digits"), ("book/feature_maps", "filters and feature maps")]
+)
+def test_pictures_of_what_is_learned(name, said, without_mnist, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = run(name, str(tmp_path / "new.png"), "10", **without_mnist)
+    assert said in out and float(re.search(ACCURACY, out).group(1)) > 85
+    assert (tmp_path / "new.png").stat().st_size > 5000
+
+
+def test_squeeze_excitation(without_mnist):
+    out = run("squeeze_excitation", "6", **without_mnist)
+    assert float(re.search(ACCURACY, out).group(1)) > 90
+    low, high = (float(n) for n in re.search(r"from ([\d.]+) to ([\d.]+)", out).groups())
+    assert 0 <= low < high <= 1
+
+
 # -- the series -------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", sorted(file.stem for file in (EXAMPLES / "series").glob("part_*.py")))
 def test_series(name, without_mnist, tmp_path):
@@ -115,9 +169,29 @@ def test_network2_saves_loads_and_stops(monkeypatch, tmp_path, without_mnist, ca
     assert again.sizes == [64, 20, 10] and again.accuracy(validation) == net.accuracy(validation)
 
 
-def test_network3(without_mnist):
-    out = run("book/network3", "8", **without_mnist)
+@pytest.mark.parametrize(("epochs", "layers"), [(40, []), (8, ["fc"])], ids=["convolution", "fc"])
+def test_network3(epochs, layers, without_mnist):
+    out = run("book/network3", epochs, *layers, **without_mnist)
+    assert len(re.findall(r"^Epoch \d+: validation accuracy [\d.]+%$", out, re.M)) == epochs
     assert float(re.search(r"^Corresponding test accuracy of ([\d.]+)%", out, re.M).group(1)) > 80
+
+
+def test_network3_drops_out_as_the_book_does(monkeypatch, device):
+    monkeypatch.syspath_prepend(EXAMPLES / "book")
+    import network3
+
+    layers = [
+        network3.ConvPoolLayer((6, 1, 5, 5), (10, 1, 12, 12), activation_fn=network3.ReLU),
+        network3.ConvPoolLayer((4, 6, 3, 3), (10, 6, 4, 4), (1, 2)),
+        network3.FullyConnectedLayer(4 * 2, 30, network3.tanh, p_dropout=0.5),
+        network3.SoftmaxLayer(30, 10, p_dropout=0.5),
+    ]
+    net = network3.Network(layers, 10)
+    assert net.model.predict(np.ones((7, 144))).shape == (7, 10)
+    drop, x = network3.DropoutLayer(0.5), np.ones((40, 50), np.float32)
+    assert set(np.unique(drop(x).numpy())) == {0.0, 1.0}
+    with clnn.no_grad():
+        assert (drop(x).numpy() == 0.5).all()
 
 
 QUICK = ("chapter_4_universality", "chapter_5_vanishing_gradient")
@@ -220,5 +294,5 @@ def test_distortions(without_mnist, tmp_path):
 def test_examples_are_short_say_what_they_are_and_stay_on_the_public_side(file):
     text = file.read_text(encoding="utf-8")
     assert text.startswith('"""') and f"python {file.relative_to(EXAMPLES.parent)}" in text
-    assert len(text.splitlines()) < (140 if file.name == "network2.py" else 70)
+    assert len(text.splitlines()) < (140 if file.name in ("network2.py", "network3.py") else 70)
     assert not re.search(r"from clnn|import clnn\.|\._\w", text), "an example uses `import clnn` and public names only"

@@ -10,24 +10,58 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
+from .. import layers
 from ..callbacks import Callback
 from ..gemm import Scale, engine_name, gemm
 from ..gemm.tile import vector_width
 from ..layers import Dense
 from ..model import Sequential
+from ..ops.array import Array, Sink
+from ..ops.conv import conv
+from ..ops.window import slide
 from ..optim import SGD, Adam
 from ..runtime.device import Device, device
 from ..runtime.memory import Block
 from ..runtime.recording import Recording, Replays
 from ..tensor import Parameter
+from .nets import EPSILON, MOMENTUM, ConvNet, Convolution
+from .nets import Layer as Described
 from .workloads import SEED, Net, Product
 
 FOR_EVER = 10**9  # epochs
 STEADY = 1 << 22  # multiply-adds of a recorded step in which small products repeat, as a training step has several
 
 
-def model_of(net: Net) -> Sequential:
+def layer_of(described: Described) -> Any:
+    """A layer as clnn's users write it."""
+    d, relu = described, "relu" if described.relu else None
+    if d.kind == "conv":
+        sizes: dict[str, Any] = {"stride": d.stride, "padding": d.padding, "bias": d.bias}
+        if d.groups == d.size > 1:
+            return layers.DepthwiseConv2D(d.kernel, relu, **sizes)
+        return layers.Conv2D(d.size, d.kernel, relu, groups=d.groups, **sizes)
+    if d.kind == "residual":
+        inside, shortcut = ([layer_of(one) for one in part] for part in (d.inside, d.shortcut))
+        return layers.Residual(inside, shortcut or None, relu)
+    if d.kind == "norm":
+        return layers.BatchNorm(relu, momentum=MOMENTUM, epsilon=EPSILON)
+    if d.kind == "dense":
+        return layers.Dense(d.size, relu)
+    if d.kind == "pool":
+        return layers.MaxPool2D(d.size)
+    if d.kind == "drop":
+        return layers.Dropout(d.rate)
+    return layers.Flatten() if d.kind == "flatten" else layers.GlobalAvgPool()
+
+
+def model_of(net: Net | ConvNet) -> Sequential:
     """The net as clnn's users write it, with the weights that all sides start from."""
+    if isinstance(net, ConvNet):
+        model = Sequential([layer_of(described) for described in net.layers], input_shape=net.shape)
+        state = model.state_dict()
+        state.update(zip((name for name, p in model.named_parameters() if p.learns), net.weights()))
+        model.load_state_dict(state)
+        return model
     hidden = [Dense(size, net.hidden) for size in net.sizes[1:-1]]
     last = Dense(net.sizes[-1], "sigmoid" if net.loss == "quadratic" else None)
     model = Sequential([*hidden, last], input_shape=net.sizes[0])
@@ -47,9 +81,10 @@ class Epochs(Callback):
 class Clnn:
     """clnn as its users write it."""
 
-    def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
+    def train(self, net: Net | ConvNet, options: dict[str, Any], after: Callable[[float], None]) -> None:
         x, y = net.data()
-        optimizer = {"sgd": SGD, "adam": Adam}[net.optimizer](net.lr)
+        more = {"momentum": net.momentum, "weight_decay": net.decay} if net.optimizer == "sgd" else {}
+        optimizer = {"sgd": SGD, "adam": Adam}[net.optimizer](net.lr, **more)
         model_of(net).fit(
             x, y, loss=net.loss, optimizer=optimizer, epochs=FOR_EVER, batch_size=net.batch, seed=SEED,
             callbacks=[Epochs(after)], progress=False,
@@ -98,6 +133,53 @@ class Clnn:
 
         run.at_once = each  # type: ignore[attr-defined]
         return run, result
+
+    def convolution(self, c: Convolution, form: str) -> Any:
+        """In recorded launches with the queue kept full; gradients are written as a training step writes them."""
+        d, arrays = device(), c.arrays()
+        x, w, b, dy = (None if a is None else Array(held(d, a), a.shape, a.dtype, d) for a in arrays)
+        assert x is not None and w is not None and dy is not None
+        l, plain = c.layer, Scale.constant(d, np.float32, 1.0, 0.0)
+        window = slide("bench", x.shape, (l.kernel,) * 2, (l.stride,) * 2, ((l.padding,) * 2,) * 2)
+        outs = [
+            held(d, np.zeros_like(a)) for a in {"dx": arrays[:1], "dw": arrays[1:3]}.get(c.way, ()) if a is not None
+        ]
+        sinks = [Sink(out, plain) for out in outs]
+
+        def forward() -> Array:
+            return conv(x, w, b, window, l.groups, "relu" if l.relu else "linear")[0]
+
+        (_, write_dx), (*_, write_dw_db) = conv(x, w, b, window, l.groups)[1](dy)
+        backward = write_dx if c.way == "dx" else write_dw_db
+        each = max(1, min(8, STEADY // (c.flops // 2)))
+
+        def step(_: Any) -> None:
+            for _ in range(each):
+                backward(*sinks) if outs else forward()
+
+        replays = Replays("bench")
+
+        def run(count: int) -> None:
+            for _ in range(-(-count // each)):
+                replays.run(d, "convolution", step)
+            d.finish()
+
+        def result() -> list[np.ndarray]:
+            if outs:
+                shapes = [c.shape] if c.way == "dx" else [c.filters, c.filters[:1]]
+                return [d.read(out, np.empty(shape, np.float32)) for out, shape in zip(outs, shapes)]
+            y = forward()
+            return [d.read(y.block, np.empty(y.shape, np.float32))]
+
+        run.at_once = each  # type: ignore[attr-defined]
+        return run, result
+
+    def memory(self, net: Net | ConvNet, form: str) -> int:
+        """Peak bytes on the device while the net is trained, the data set's with them."""
+        d = device()
+        d.reset_memory_peak()
+        train_epochs(net, 3)
+        return d.memory_peak
 
     def optimizer(self, n: int) -> Any:
         """Adam over a flat store of n parameters, in recorded launches with the queue kept full."""
@@ -196,7 +278,7 @@ class Enough(Exception):
     """Ends a fit."""
 
 
-def train_epochs(net: Net, epochs: int) -> None:
+def train_epochs(net: Net | ConvNet, epochs: int) -> None:
     """Train for so many epochs."""
     left = epochs
 
@@ -210,23 +292,7 @@ def train_epochs(net: Net, epochs: int) -> None:
         Clnn().train(net, {}, after)
 
 
-def memory(net: Net) -> dict[str, float]:
-    """Peak bytes on the device while the net is trained, and what backpropagation needs."""
-    d = device()
-    d.reset_memory_peak()
-    train_epochs(net, 3)
-    parameters = 4 * sum(k * n + n for k, n in net.layers)
-    return {
-        "peak": d.memory_peak,
-        "data": sum(part.nbytes for part in net.data()),
-        "parameters": parameters,
-        "gradients": parameters,
-        "optimizer": (2 if net.optimizer == "adam" else 0) * parameters,
-        "activations": 4 * net.batch * sum(net.sizes[1:]),
-    }
-
-
-def profile(net: Net) -> list[dict[str, Any]]:
+def profile(net: Net | ConvNet) -> list[dict[str, Any]]:
     """The launches of a recorded training step with their seconds, the least of many replays. They go through a queue
     that measures, so this process is good for nothing else."""
     d = device()

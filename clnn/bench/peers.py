@@ -2,16 +2,20 @@
 
 `train(net, options, after)` trains for ever and calls after(mean loss) at each epoch's end: a new order of samples,
 batches gathered by it, every step's loss recorded. `outputs(net)` and `product(p)` give run(count), which also waits for
-its results, and result().
+its results, and result(); convolution(c, form) too. `forms` are the ways to train a perceptron, `layouts` a convolutional
+network, whose layers are in layers.py.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from . import layers
+from .nets import ConvNet, Convolution, read
 from .workloads import CLASSES, SEED, Net, Product, forward, one_hot
 
 Calls = tuple[Callable[[int], Any], Callable[[], Any]]
@@ -20,7 +24,7 @@ Calls = tuple[Callable[[int], Any], Callable[[], Any]]
 class Numpy:
     """float32, vectorised over the mini-batch, in place, parameters in one flat array."""
 
-    package, forms = "numpy", ("",)
+    package, forms, layouts = "numpy", ("",), ()
     nets = products = True
 
     def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
@@ -128,7 +132,7 @@ class Numpy:
 class Sklearn:
     """MLPClassifier.partial_fit: one pass over the data a call."""
 
-    package, forms = "scikit-learn", ("",)
+    package, forms, layouts = "scikit-learn", ("",), ()
     nets, products = False, False
 
     @staticmethod
@@ -164,7 +168,7 @@ class Sklearn:
 class Torch:
     """Eager, the optimizer fused where that is faster, gathered by index_select, losses read once an epoch."""
 
-    package, forms = "torch", ("fused", "foreach")
+    package, forms, layouts = "torch", ("fused", "foreach"), ("contiguous", "channels_last")
     nets = products = True
 
     def _net(self, net: Net) -> Any:
@@ -177,15 +181,36 @@ class Torch:
             parts += [layer, nn.Sigmoid() if net.hidden == "sigmoid" else nn.ReLU()]
         return nn.Sequential(*(parts if net.loss == "quadratic" else parts[:-1]))
 
-    def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
+    def _images(self, net: ConvNet, form: str) -> tuple[Callable[[Any], Any], Any, list[Any]]:
+        """A network as a function, its images, and its parameters, each as the form has it in memory."""
+        last = form == "channels_last"
+        parameters = [p.requires_grad_() for p in layers.torch_arrays(net.weights(), form)]
+        statistics, x = [_torch(a) for a in layers.running(net)], net.data()[0]
+
+        def model(x: Any) -> Any:
+            side = layers.TorchLayers(iter(statistics).__next__)
+            return read(net.layers, x.permute(0, 3, 1, 2) if last else x, iter(parameters).__next__, side)
+
+        return model, _torch(np.ascontiguousarray(x.transpose(0, 2, 3, 1)) if last else x).clone(), parameters
+
+    def train(self, net: Net | ConvNet, options: dict[str, Any], after: Callable[[float], None]) -> None:
         import torch
         from torch.nn import functional as F
 
         x, labels = net.data()
-        model, inputs = self._net(net), _torch(x)
+        if isinstance(net, ConvNet):
+            (model, inputs, parameters), form = self._images(net, options["form"]), "fused"
+        else:
+            model, inputs, form = self._net(net), _torch(x), options["form"]
+            parameters = list(model.parameters())
         target = _torch(one_hot(labels)) if net.loss == "quadratic" else _torch(labels).long()
+        groups: list[dict[str, Any]] = [{"params": parameters}]
+        if net.decay:
+            weights, rest = ([p for p in parameters if (p.ndim > 1) == many] for many in (True, False))
+            groups = [{"params": weights, "weight_decay": net.decay}, {"params": rest}]
+        more = {"momentum": net.momentum} if net.momentum else {}
         kind = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[net.optimizer]
-        optimizer = kind(model.parameters(), lr=net.lr, **{options["form"]: True})
+        optimizer = kind(groups, lr=net.lr, **more, **{form: True})
         epoch = 0
         while True:
             losses = []
@@ -225,6 +250,33 @@ class Torch:
 
         return run, lambda: (c.numpy(),)
 
+    def convolution(self, c: Convolution, form: str) -> Calls:
+        go = layers.torch_convolution(c, form)
+        return lambda count: [go() for _ in range(count)], lambda: [part.numpy() for part in go()]
+
+    def memory(self, net: ConvNet, form: str) -> int:
+        """The most that training's tensors and the temporaries of its operators held at once, data and all."""
+        from torch.profiler import profile
+
+        class Enough(Exception):
+            pass
+
+        epochs = []
+
+        def after(loss: float) -> None:
+            epochs.append(loss)
+            if len(epochs) == 2:
+                raise Enough
+
+        held = most = 0
+        with profile(profile_memory=True) as measured, contextlib.suppress(Enough):
+            self.train(net, {"form": form}, after)
+        events = [event for event in measured.profiler.kineto_results.events() if event.name() == "[memory]"]
+        for event in sorted(events, key=lambda event: event.start_ns()):
+            held += event.nbytes()
+            most = max(most, held)
+        return most
+
 
 def _torch(array: np.ndarray) -> Any:
     import torch
@@ -243,7 +295,7 @@ def _forward(weights: Any, x: Any, activation: Callable[[Any], Any]) -> Any:
 class Jax:
     """A jitted step with donated state, gathering inside; `scan` jits the loop over an epoch's steps as well."""
 
-    package, forms = "jax", ("step", "scan")
+    package, forms, layouts = "jax", ("step", "scan"), ("NCHW", "NHWC")
     nets, products = True, False
 
     def _forward(self, net: Net, weights: Any, x: Any) -> Any:
@@ -251,34 +303,52 @@ class Jax:
 
         return _forward(weights, x, jax.nn.sigmoid if net.hidden == "sigmoid" else jax.nn.relu)
 
-    def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
+    def train(self, net: Net | ConvNet, options: dict[str, Any], after: Callable[[float], None]) -> None:
         import jax
         from jax import numpy as jnp
 
         x, labels = (jnp.asarray(part) for part in net.data())
+        x = x.transpose(0, 2, 3, 1) if options["form"] == "NHWC" else x
         target = jnp.asarray(one_hot(net.data()[1]))
 
-        def loss_of(weights: Any, rows: Any) -> Any:
-            y = self._forward(net, weights, x[rows])
+        def loss_of(weights: Any, besides: Any, rows: Any) -> Any:
+            if isinstance(net, ConvNet):
+                statistics, key = besides
+                side = layers.JaxLayers(options["form"], iter(statistics).__next__, key)
+                y = read(net.layers, x[rows], iter(weights).__next__, side)
+                besides = (side.after, side.key)
+            else:
+                y = self._forward(net, weights, x[rows])
             if net.loss == "quadratic":
-                return 0.5 * jnp.sum((jax.nn.sigmoid(y) - target[rows]) ** 2) / net.batch
-            return -jnp.mean(jax.nn.log_softmax(y)[jnp.arange(net.batch), labels[rows]])
+                return 0.5 * jnp.sum((jax.nn.sigmoid(y) - target[rows]) ** 2) / net.batch, besides
+            return -jnp.mean(jax.nn.log_softmax(y)[jnp.arange(net.batch), labels[rows]]), besides
 
         def step(state: Any, rows: Any) -> Any:
-            weights, m, v, t = state
-            loss, gradient = jax.value_and_grad(loss_of)(weights, rows)
+            weights, m, v, t, besides = state
+            (loss, besides), gradient = jax.value_and_grad(loss_of, has_aux=True)(weights, besides, rows)
             each, t = jax.tree_util.tree_map, t + 1
             if net.optimizer == "sgd":
-                return (each(lambda p, g: p - net.lr * g, weights, gradient), m, v, t), loss
+                if net.decay:
+                    gradient = each(lambda p, g: g + net.decay * p if p.ndim > 1 else g, weights, gradient)
+                if net.momentum:
+                    gradient = m = each(lambda m, g: net.momentum * m + g, m, gradient)
+                return (each(lambda p, g: p - net.lr * g, weights, gradient), m, v, t, besides), loss
             m = each(lambda m, g: 0.9 * m + 0.1 * g, m, gradient)
             v = each(lambda v, g: 0.999 * v + 0.001 * g * g, v, gradient)
             root = jnp.sqrt(1 - 0.999**t)
             rate, epsilon = net.lr * root / (1 - 0.9**t), 1e-8 * root
-            return (each(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + epsilon), weights, m, v), m, v, t), loss
+            weights = each(lambda p, m, v: p - rate * m / (jnp.sqrt(v) + epsilon), weights, m, v)
+            return (weights, m, v, t, besides), loss
 
-        weights = jax.tree_util.tree_map(jnp.asarray, net.weights())
-        zeros = [jax.tree_util.tree_map(jnp.zeros_like, weights) if net.optimizer == "adam" else () for _ in range(2)]
-        state: Any = (weights, *zeros, jnp.zeros((), jnp.float32))
+        besides: Any = ()
+        if isinstance(net, ConvNet):
+            weights: Any = layers.jax_arrays(net, options["form"])
+            besides = [jnp.asarray(a) for a in layers.running(net)], jax.random.key(SEED)
+        else:
+            weights = jax.tree_util.tree_map(jnp.asarray, net.weights())
+        moments = (net.optimizer == "adam" or net.momentum > 0, net.optimizer == "adam")
+        zeros = [jax.tree_util.tree_map(jnp.zeros_like, weights) if used else () for used in moments]
+        state: Any = (weights, *zeros, jnp.zeros((), jnp.float32), besides)
         scan = options["form"] == "scan"
         go = jax.jit((lambda state, order: jax.lax.scan(step, state, order)) if scan else step, donate_argnums=0)
         epoch = 0
@@ -301,29 +371,55 @@ class Jax:
         go = jax.jit(lambda weights, x: self._forward(net, weights, x))
         return lambda count: [np.asarray(go(weights, x)) for _ in range(count)], lambda: np.asarray(go(weights, x))
 
+    def convolution(self, c: Convolution, form: str) -> Calls:
+        import jax
+
+        go, back = layers.jax_convolution(c, form)
+
+        def run(count: int) -> None:
+            jax.block_until_ready([go() for _ in range(count)])
+
+        return run, lambda: [back(part) for part in go()]
+
 
 class Tinygrad:
     """TinyJit on its OpenCL device; data, order and losses on the device, the step's number a bound variable."""
 
-    package, forms = "tinygrad", ("unpinned", "pinned")
+    package, forms, layouts = "tinygrad", ("unpinned", "pinned"), ("unpinned", "pinned")
     nets, products = True, False
 
     def _forward(self, net: Net, weights: Any, x: Any) -> Any:
         return _forward(weights, x, lambda z: z.sigmoid() if net.hidden == "sigmoid" else z.relu())
 
-    def train(self, net: Net, options: dict[str, Any], after: Callable[[float], None]) -> None:
+    def train(self, net: Net | ConvNet, options: dict[str, Any], after: Callable[[float], None]) -> None:
         from tinygrad import Context, Tensor, TinyJit, Variable, nn
 
         inputs, labels = net.data()
         x, y = Tensor(inputs).realize(), Tensor(one_hot(labels) if net.loss == "quadratic" else labels).realize()
-        weights = [(Tensor(w).realize(), Tensor(b).realize()) for w, b in net.weights()]
-        kind: Any = {"sgd": nn.optim.SGD, "adam": nn.optim.Adam}[net.optimizer]
-        optimizer = kind([p for layer in weights for p in layer], lr=net.lr)
+        if isinstance(net, ConvNet):
+            parameters, norms = [Tensor(p).realize() for p in net.weights()], layers.tinygrad_norms(net)
+        else:
+            weights = [(Tensor(w).realize(), Tensor(b).realize()) for w, b in net.weights()]
+            parameters = [p for layer in weights for p in layer]
+        optimizer: Any = nn.optim.Adam(parameters, lr=net.lr)
+        if net.optimizer == "sgd":
+            few, many = (
+                [p for p in parameters if (p.ndim > 1 and net.decay > 0) == decays] for decays in (False, True)
+            )
+            optimizer = nn.optim.SGD(few, net.lr, net.momentum)
+            if many:
+                optimizer = nn.optim.OptimizerGroup(optimizer, nn.optim.SGD(many, net.lr, net.momentum, net.decay))
         losses = Tensor.zeros(net.steps).contiguous().realize()
 
         def step(order: Any, at: Any) -> Any:
             rows = order.shrink(((at * net.batch, at * net.batch + net.batch),))
-            z, t = self._forward(net, weights, x[rows]), y[rows]
+            statistics: list[Any] = []
+            if isinstance(net, ConvNet):
+                z = read(net.layers, x[rows], iter(parameters).__next__, layers.TinygradLayers(iter(norms).__next__))
+                statistics = [part for one in norms for part in (one.running_mean, one.running_var)]
+            else:
+                z = self._forward(net, weights, x[rows])
+            t = y[rows]
             if net.loss == "quadratic":
                 loss = ((z.sigmoid() - t) ** 2).sum() * (0.5 / net.batch)
             else:
@@ -331,7 +427,7 @@ class Tinygrad:
             optimizer.zero_grad()
             loss.backward()
             note = losses.shrink(((at, at + 1),)).assign(loss.reshape(1))
-            return Tensor.realize(note, *optimizer.schedule_step())
+            return Tensor.realize(note, *optimizer.schedule_step(), *statistics)
 
         go, epoch = TinyJit(step), 0
         with Context(TRAINING=1):
@@ -352,6 +448,18 @@ class Tinygrad:
             return go(Tensor(x).realize()).numpy()
 
         return lambda count: [result() for _ in range(count)], result
+
+    def convolution(self, c: Convolution, form: str) -> Calls:
+        from tinygrad import Device
+
+        go = layers.tinygrad_convolution(c)
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                go()
+            Device[Device.DEFAULT].synchronize()
+
+        return run, lambda: [part.numpy() for part in go()]
 
 
 PEERS: dict[str, Any] = {"numpy": Numpy(), "sklearn": Sklearn(), "torch": Torch(), "jax": Jax(), "tinygrad": Tinygrad()}

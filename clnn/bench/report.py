@@ -42,7 +42,7 @@ def table(bench: Bench, markdown: bool = False) -> str:
         first = place if place != before else ("", "")
         before = place
         note = ", ".join(part for part in (row.get("setting", ""), row["note"]) if part)
-        side = row["side"] + (f" ({note})" if note and "seconds" in row else "")
+        side = row["side"] + (f" ({note})" if note and ("seconds" in row or "peak" in row) else "")
         if "seconds" in row:
             ratios = [row.get(f"ratio_{by}") for by in ("minimum", "median", "rounds")]
             rows.append((
@@ -126,6 +126,18 @@ def summary(bench: Bench) -> list[str]:
             )
     if blast:
         lines.append(f"It is {mean(blast):.1f} times as fast as CLBlast as it comes ({min(blast):.1f} at least).")
+    against: dict[str, dict[str, float]] = {}
+    for row in bench.rows:
+        if row["workload"] == "conv" and "ratio_median" in row:
+            against.setdefault(row["side"], {})[row["task"]] = row["ratio_median"]
+    for side, found in against.items():
+        worst = max(found, key=lambda task: found[task])
+        ways = {way: [r for task, r in found.items() if task.startswith(way)] for way in ("forward", "dx", "dw")}
+        parts = ", ".join(f"{way} {mean(values):.2f}" for way, values in ways.items() if values)
+        lines.append(
+            f"Convolutions: clnn takes {mean(found.values()):.2f} of the time of {side} (geometric mean of medians over "
+            f"{len(found)}; {parts}); worst {found[worst]:.2f} at {worst}."
+        )
     return lines
 
 

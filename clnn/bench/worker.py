@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from .nets import Convolution, net_of
 from .workloads import Net, Product, reference_outputs
 
 SOON = 0.05  # seconds that a round of products or inference takes at least
@@ -81,8 +82,22 @@ class Rounds:
             self._wait()
 
 
+class Next(Exception):
+    """Ends a check."""
+
+
 def train(talk: Talk, side: Any, options: dict[str, Any]) -> None:
-    side.train(Net.of(options["net"]), options, Rounds(talk))
+    """Train the net for ever; before that, an epoch of the net to check it by, if there is one."""
+    if "check" in options:
+
+        def after(loss: float) -> None:
+            talk.answer(losses=[loss])
+            raise Next
+
+        talk.ask()
+        with contextlib.suppress(Next):
+            side.train(net_of(options["check"]), options, after)
+    side.train(net_of(options["net"]), options, Rounds(talk))
 
 
 def first_step(talk: Talk, side: Any, options: dict[str, Any]) -> None:
@@ -93,7 +108,7 @@ def first_step(talk: Talk, side: Any, options: dict[str, Any]) -> None:
         talk.answer(seconds=now - options["began"], ended=now, losses=[loss])
         talk.ask()
 
-    side.train(Net.of(options["net"]), options, after)
+    side.train(net_of(options["net"]), options, after)
 
 
 def products(talk: Talk, side: Any, options: dict[str, Any]) -> None:
@@ -102,6 +117,16 @@ def products(talk: Talk, side: Any, options: dict[str, Any]) -> None:
         run, result = side.product(p)
         run(1)
         return run, lambda: p.error(*result())
+
+    calls(talk, task)
+
+
+def convolutions(talk: Talk, side: Any, options: dict[str, Any]) -> None:
+    def task(values: list[Any]) -> tuple[Any, Any]:
+        c = Convolution.of(values)
+        run, result = side.convolution(c, options["form"])
+        run(1)
+        return run, lambda: c.error(*result())
 
     calls(talk, task)
 
@@ -163,21 +188,20 @@ def device(talk: Talk, side: Any, options: dict[str, Any]) -> None:
 
 
 def memory(talk: Talk, side: Any, options: dict[str, Any]) -> None:
-    from .own import memory
-
-    talk.answer(**memory(Net.of(options["net"])))
+    talk.answer(peak=side.memory(net_of(options["net"]), options["form"]))
 
 
 def profile(talk: Talk, side: Any, options: dict[str, Any]) -> None:
     from .own import profile
 
-    talk.answer(launches=profile(Net.of(options["net"])))
+    talk.answer(launches=profile(net_of(options["net"])))
 
 
 KINDS: dict[str, Callable[[Talk, Any, dict[str, Any]], None]] = {
     "train": train,
     "first-step": first_step,
     "products": products,
+    "convolutions": convolutions,
     "inference": inference,
     "optimizer": optimizer,
     "device": device,

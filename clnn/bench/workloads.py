@@ -26,6 +26,8 @@ class Net(NamedTuple):
     lr: float
     batch: int
     steps: int
+    momentum: float = 0.0  # stay 0: convolutional networks have them
+    decay: float = 0.0
 
     @classmethod
     def of(cls, values: list[Any]) -> Net:
@@ -130,15 +132,22 @@ def reference_losses(net: Net, epochs: int) -> list[float]:
             for (w, _), h in zip(weights[::-1], inputs[::-1]):
                 gradients[:0] = [h.T @ d, d.sum(0)]
                 d = (d @ w.T) * (h * (1 - h) if net.hidden == "sigmoid" else h > 0)
-            for p, g, (m, v) in zip([p for layer in weights for p in layer], gradients, moments):
-                if net.optimizer == "sgd":
-                    p -= net.lr * g
-                    continue
-                m += 0.1 * (g - m)
-                v += 0.001 * (g * g - v)
-                p -= net.lr * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
+            update(net, step, [p for layer in weights for p in layer], gradients, moments)
         losses.append(float(total / net.steps))
     return losses
+
+
+def update(net: Any, step: int, parameters: list[np.ndarray], gradients: list[np.ndarray], moments: list[Any]) -> None:
+    """The optimizer's step, in place; steps count from 1."""
+    for p, g, (m, v) in zip(parameters, gradients, moments):
+        if net.optimizer == "sgd":
+            m *= net.momentum
+            m += g + (net.decay * p if p.ndim > 1 else 0)
+            p -= net.lr * m
+            continue
+        m += 0.1 * (g - m)
+        v += 0.001 * (g * g - v)
+        p -= net.lr * (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + 1e-8)
 
 
 def reference_outputs(net: Net) -> np.ndarray:

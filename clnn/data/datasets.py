@@ -1,11 +1,12 @@
-"""The data sets: scikit-learn's small digits, MNIST and Fashion-MNIST, as NumPy arrays.
+"""The data sets: scikit-learn's small digits, MNIST, Fashion-MNIST and CIFAR-10, as NumPy arrays.
 
 Each function returns `(x, y), (x_test, y_test)`, and with `validation=k` a third pair between the two, the last k
-samples of the training part. `x` is float32 of shape (n, features) with values in [0, 1], `y` int32 of shape (n,).
+samples of the training part. `x` is float32 of shape (n, features), CIFAR-10's (n, 3, 32, 32), with values in [0, 1], `y`
+int32 of shape (n,).
 
 The files of MNIST are looked for, gzip or plain, in `$CLNN_DATA_DIR/mnist`, then in the cache folder
 (`$CLNN_CACHE_DIR/mnist`, by default the user's own cache); what is nowhere is downloaded to the cache folder. Likewise
-`fashion_mnist`.
+`fashion_mnist` and, as .bin files or as the archive of its binary version, `cifar10`.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from clnn.data.cifar import decode_records, read_archive
 from clnn.data.download import download
 from clnn.data.idx import decode_idx, read_idx
 from clnn.data.validate import check_labels
@@ -92,6 +94,39 @@ FASHION_MNIST = Source(
 )
 
 
+class RecordFiles(NamedTuple):
+    """A data set of files of records, and the archive that they are published in."""
+
+    title: str
+    folder: str
+    mirrors: tuple[str, ...]
+    archive: str
+    sha256: str
+    inside: str  # the folder in the archive
+    train: tuple[str, ...]
+    test: tuple[str, ...]
+    records: int  # of each file
+    classes: int
+
+
+CIFAR10 = RecordFiles(
+    "CIFAR-10",
+    "cifar10",
+    (
+        "https://www.cs.toronto.edu/~kriz/",
+        "https://cave.cs.toronto.edu/kriz/",
+        "https://storage.googleapis.com/s4tf-hosted-binaries/datasets/CIFAR10/",
+    ),
+    "cifar-10-binary.tar.gz",  # its md5 as published: c32a1d4ab5d03f1284b67883e8d87530
+    "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    "cifar-10-batches-bin",
+    tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    ("test_batch.bin",),
+    10000,
+    10,
+)
+
+
 def digits(validation: int = 0, raw: bool = False) -> tuple[Pair, ...]:
     """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,437 to train on, 360 to test, 64 features.
 
@@ -142,7 +177,19 @@ def fashion_mnist(validation: int = 0, raw: bool = False, scale: float = 255) ->
     return _prepare(train, test, validation, raw, scale)
 
 
-def _prepare(train: Pair, test: Pair, validation: int, raw: bool, scale: float) -> tuple[Pair, ...]:
+def cifar10(validation: int = 0, raw: bool = False) -> tuple[Pair, ...]:
+    """CIFAR-10 (Krizhevsky 2009): 50,000 colour images to train on, 10,000 to test, (n, 3, 32, 32): red, green, blue.
+
+    The classes: airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck. `raw=True` gives the images as
+    uint8, not scaled.
+
+        (x, y), (x_test, y_test) = clnn.data.cifar10()
+    """
+    train, test = _load_records(CIFAR10)
+    return _prepare(train, test, validation, raw, 255, flat=False)
+
+
+def _prepare(train: Pair, test: Pair, validation: int, raw: bool, scale: float, flat: bool = True) -> tuple[Pair, ...]:
     """Cuts the validation part off the training part, and makes features of the images."""
     n = len(train[0])
     try:
@@ -159,7 +206,7 @@ def _prepare(train: Pair, test: Pair, validation: int, raw: bool, scale: float) 
     (x, y), cut = train, n - k
     parts = [(x[:cut], y[:cut]), (x[cut:], y[cut:]), test] if k else [train, test]
     if not raw:
-        parts = [(np.divide(x.reshape(len(x), -1), scale, dtype=np.float32), y) for x, y in parts]
+        parts = [(np.divide(x.reshape(len(x), -1) if flat else x, scale, dtype=np.float32), y) for x, y in parts]
     return tuple((x, y.astype(np.int32)) for x, y in parts)
 
 
@@ -173,12 +220,19 @@ def _load(source: Source) -> tuple[Pair, Pair]:
     return (x, y), (x_test, y_test)
 
 
+def _data_folder(name: str) -> Path | None:
+    """Returns the folder of a data set under CLNN_DATA_DIR, if that is set; it may not be there."""
+    data_dir = os.environ.get("CLNN_DATA_DIR")
+    if not data_dir:
+        return None
+    if not Path(data_dir).is_dir():
+        raise DataError(f"CLNN_DATA_DIR is {data_dir!r}, which is not a folder; correct it or unset it")
+    return Path(data_dir) / name
+
+
 def _locate(source: Source) -> list[Path]:
     """Returns where the files are, after downloading them if need be."""
-    if data_dir := os.environ.get("CLNN_DATA_DIR"):
-        if not Path(data_dir).is_dir():
-            raise DataError(f"CLNN_DATA_DIR is {data_dir!r}, which is not a folder; correct it or unset it")
-        folder = Path(data_dir) / source.folder
+    if folder := _data_folder(source.folder):
         found = {file.name: path for file in source.files if (path := _find(folder, file))}
         if found and len(found) < len(source.files):
             missing = ", ".join(file.name for file in source.files if file.name not in found)
@@ -217,9 +271,63 @@ def _fetch(source: Source, file: IdxFile, cache: Path, mirrors: list[str]) -> Pa
             + f"\nor set CLNN_DATA_DIR to the folder that holds a folder {source.folder!r} with all four."
         ) from error
     mirrors.sort(key=lambda mirror: not url.startswith(mirror))
-    path = cache / f"{file.name}.gz"
+    return _keep(cache / f"{file.name}.gz", data)
+
+
+def _keep(path: Path, data: bytes) -> Path:
+    """Writes what was downloaded to the cache."""
     try:
         write_atomically(path, data)
     except OSError as error:
         raise DataError(f"cannot write {path} ({error}); set CLNN_CACHE_DIR to a folder that can be written") from error
     return path
+
+
+def _load_records(source: RecordFiles) -> tuple[Pair, Pair]:
+    """Returns the training and the test part as they stand in the files or in the archive, downloaded if need be."""
+    names = (*source.train, *source.test)
+    where, contents = _read_records(source, names)
+    pairs = [
+        decode_records(data, f"{where / name}", source.records, source.classes)
+        for name, data in zip(names, contents, strict=True)
+    ]
+    cut = len(source.train)
+    train, test = (tuple(np.concatenate(part) for part in zip(*half)) for half in (pairs[:cut], pairs[cut:]))
+    return train, test  # type: ignore[return-value]
+
+
+def _read_records(source: RecordFiles, names: tuple[str, ...]) -> tuple[Path, list[bytes]]:
+    """Returns the bytes of the files, and the folder or the archive that they are in."""
+    folder, cache = _data_folder(source.folder), cache_folder() / source.folder
+    for place in (folder, folder and folder / source.inside):
+        if place and (found := [name for name in names if (place / name).is_file()]):
+            if missing := set(names) - set(found):
+                raise DataError(
+                    f"{place} lacks {', '.join(sorted(missing))}; add what is missing, or remove the folder"
+                )
+            return place, [(place / name).read_bytes() for name in names]
+
+    def check(data: bytes, name: str) -> None:
+        if (content := hashlib.sha256(data).hexdigest()) != source.sha256:
+            raise DataError(f"{name}: expected content with sha256 {source.sha256}, found {content}")
+
+    places = [place / source.archive for place in (folder, cache) if place]
+    path = next((path for path in places if path.is_file()), None)
+    if path is not None:
+        data = path.read_bytes()
+        try:
+            check(data, f"{path}")
+        except DataError as error:
+            raise DataError(f"{error}; replace the file by an undamaged copy") from error
+    else:
+        try:
+            data, _ = download([f"{mirror}{source.archive}" for mirror in source.mirrors], check)
+        except DataError as error:
+            raise DataError(
+                f"{source.title} is not on this machine and could not be downloaded:\n{error}\n"
+                f"Put {source.archive} into {cache},\nor set CLNN_DATA_DIR to the folder that holds a folder "
+                f"{source.folder!r} with it or with {', '.join(names)}."
+            ) from error
+        path = _keep(cache / source.archive, data)
+    inside = [f"{source.inside}/{name}" for name in names]
+    return path / source.inside, read_archive(data, f"{path}", inside, source.records)

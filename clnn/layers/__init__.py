@@ -50,10 +50,10 @@ __all__ = [
     "MaxPool3D",
     "Padding",
     "REGISTRY",
-    "Residual",
     "RMSNorm",
     "Reshape",
-    "UpSampling",
+    "Residual",
     "SpatialDropout",
+    "UpSampling",
     "register",
 ]

@@ -121,22 +121,19 @@ class _OverLast(_Norm):
 
     def __init__(self, axis: int | Sequence[int], epsilon: float, affine: bool) -> None:
         super().__init__(epsilon, affine)
-        axes = (axis,) if isinstance(axis, (int, np.integer)) else tuple(axis)
+        axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
         if not axes or not all(isinstance(a, (int, np.integer)) and not isinstance(a, bool) for a in axes):
             raise ConfigurationError(
                 f"{type(self).__name__}'s axis should be a whole number, or several, {axis!r} was provided instead"
             )
-        self.axis: int | tuple[int, ...] = (
-            int(axes[0]) if isinstance(axis, (int, np.integer)) else tuple(map(int, axes))
-        )
+        self.axis: int | tuple[int, ...] = tuple(map(int, axes)) if isinstance(axis, (tuple, list)) else int(axes[0])
 
     def trailing(self, shape: tuple[int, ...]) -> int:
         """How many axes, the last ones, `axis` means for inputs of `shape` (without the batch)."""
         ndim = len(shape) + 1
         axes = (self.axis,) if isinstance(self.axis, int) else self.axis
-        if any(not -ndim <= a < ndim for a in axes) or sorted(a % ndim for a in axes) != [
-            *range(ndim - len(axes), ndim)
-        ]:
+        named = [*range(ndim - len(axes), ndim)]
+        if any(not -ndim <= a < ndim for a in axes) or sorted(a % ndim for a in axes) != named:
             raise self.wrong_shape(
                 ShapeError(
                     f"axis {self.axis} does not name the last axes of an input of shape {(None, *shape)}: -1, or (-2, -1), ..."

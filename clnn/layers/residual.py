@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..errors import ConfigurationError, ShapeError
-from ..ops.activation import activation_name
-from ..tensor import Tensor, function
+from ..ops.activation import ACTIVATIONS, activation_name
+from ..ops.elementwise import add
+from ..tensor import Tensor, apply, function
 from .base import Layer, register, snake, through
 
 Layers = Layer | Sequence[Layer]
@@ -52,6 +53,8 @@ class Residual(Layer):
                 f"{self.name or 'Residual'}: for an input of shape {x.shape} the body ends in {y.shape} and {what} in "
                 f"{beside.shape}; give a shortcut that ends in the body's shape"
             )
+        if ACTIVATIONS[self.activation].saves == "y":
+            return apply(add, y, beside, activation=self.activation)
         return function(y + beside, self.activation)
 
     def config(self) -> dict[str, Any]:

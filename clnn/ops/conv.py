@@ -25,6 +25,7 @@ from .elementwise import scale_add
 from .reduce import sum_to
 from .window import Window
 
+LOCAL = 256 << 10  # bytes of local memory that these sizes are made for; with less they shrink
 SLAB_BYTES = 96 << 10  # of inputs that a CPU's work-item keeps beside it: they stay in a second-level cache
 OUT = 1024  # outputs of a channel that it computes at once, and (times 64 bytes) what it keeps of dy
 NARROW = 256  # the same where vectors run over channels
@@ -118,14 +119,14 @@ def column_tiles(wide: int, most_registers: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=4096)
-def plan_forward(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) -> Plan | None:
+def plan_forward(g: Geometry, vw: int, most_registers: int, slab: int, out: int, narrow: int) -> Plan | None:
     """The cheapest of conv_rows and conv_columns, in cycles of a processor that does two vector multiply-adds a cycle; None
     where the kernel reaches over more than `slab` holds."""
-    found = [*_rows(g, vw, most_registers, slab), *_columns(g, vw, most_registers, slab, narrow)]
+    found = [*_rows(g, vw, most_registers, slab, out), *_columns(g, vw, most_registers, slab, narrow)]
     return min(found)[1] if found else None
 
 
-def _rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Iterator[tuple[float, Plan]]:
+def _rows(g: Geometry, vw: int, most_registers: int, slab: int, out: int) -> Iterator[tuple[float, Plan]]:
     """Plans for conv_rows: what they cost an image, and what they are."""
     tiles = row_tiles(most_registers)
     (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
@@ -134,7 +135,7 @@ def _rows(g: Geometry, vw: int, most_registers: int, slab: int) -> Iterator[tupl
             pitch = cb + over_w
             positions = (rb - 1) * pitch + cb
             plane = g.size[0] * phases_h * phases_w * (rb + over_h) * pitch
-            if positions > OUT - 8 * vw or plane > slab:
+            if positions > out - 8 * vw or plane > slab:
                 continue
             chunk = min(g.c, slab // plane)
             blocks = _up(g.out[1], rb) * _up(g.out[2], cb)
@@ -157,6 +158,10 @@ def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) 
     low, left = (-g.before[1]) // g.up[1], (-g.before[2]) // g.up[2]
     reach = [u - 1 + (k - 1) * d - b for u, k, d, b in zip(g.up, g.size, g.dilation, g.before)]
     pitch = (cb - 1) // g.up[2] * g.stride[2] + reach[2] // g.up[2] - left + 1
+    seen = 1.0  # the share of taps whose row is none of the padding's
+    if g.size[0] == 1:
+        at = [r * g.stride[1] + i * g.dilation[1] - g.before[1] for r in range(g.out[1]) for i in range(g.size[1])]
+        seen = sum(0 <= a < (g.space[1] - 1) * g.up[1] + 1 for a in at) / len(at)
     tiles = column_tiles(wide, most_registers)
     for rb in {_up(rows, g.up[1]) * g.up[1] for rows in _even(g.out[1])}:
         high = (rb - 1) // g.up[1] * g.stride[1] + reach[1] // g.up[1] - low + 1
@@ -169,8 +174,8 @@ def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) 
             strips = _up(g.k, v * vw)
             step = max(r * v / 2, (r + v) / 2, 4) + 1
             count = rb * sum(_up(_up(cb - b, g.up[2]), r) for b in range(g.up[2]))
-            taps = g.taps / (g.up[1] * g.up[2])
-            work = strips * count * (g.c * taps * step + 3 * r * v)
+            taps = g.taps / (g.up[1] * g.up[2]) * seen
+            work = 1.1 * strips * count * (g.c * taps * step + 3 * r * v)  # its weights come from further away
             finish = g.k * positions * (1 + 6 / vw)
             again = 1 if chunk == g.c else strips
             yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
@@ -249,6 +254,18 @@ def _most_taps(g: Geometry) -> int:
     return max(64, 1 << (g.taps - 1).bit_length())
 
 
+def _rooms(device: Device, dtype: Any) -> tuple[int, int, int, int]:
+    """What fits local memory: elements of inputs, outputs of a channel in conv_rows and in conv_columns, elements of dy."""
+    size, share = np.dtype(dtype).itemsize, min(1.0, device.local_memory / LOCAL)
+    slab, kept = int(SLAB_BYTES * share) // size, int(64 * OUT * share) // size
+    return slab, int(OUT * share) * 4 // size, int(NARROW * share) * 4 // size // 4 * 4, kept
+
+
+def _one(device: Device) -> tuple[int] | None:
+    """Work-items of a group where few items do much each: one on a CPU, so that all cores get some."""
+    return (1,) if device.kind == "cpu" else None
+
+
 def _by_clblast(device: Device) -> bool:
     return forced_engine() == "clblast" and engine_name(device) == "clblast"
 
@@ -273,8 +290,8 @@ def apply(
     g = turned(g) if flip else g
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
-    vw, slab = vector_width(device, dtype), SLAB_BYTES // size
-    plan = plan_forward(g, vw, registers(device), slab, NARROW) if device.kind == "cpu" else None
+    vw, (slab, out, narrow, _) = vector_width(device, dtype), _rooms(device, dtype)
+    plan = plan_forward(g, vw, registers(device), slab, out, narrow) if device.kind == "cpu" else None
     if plan is None:
         tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
@@ -289,15 +306,15 @@ def apply(
     packed = device.allocate(g.groups * blocks * width * g.c * g.taps * size)
     device.launch(
         "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, packed,
-        real=real, PACK=1, KR=width, **extra,
+        local=_one(device), real=real, PACK=1, KR=width, **extra,
     )  # fmt: skip
     items = n * g.groups * g.out[0] * _up(g.out[1], plan.rb) * _up(g.out[2], plan.cb)
     parts = min(blocks, _up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
     p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, epilogue.column)
     kernel: dict[str, Any] = (
-        {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": NARROW}
+        {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": narrow}
         if columns
-        else {"ROWS": 1, "KR": plan.r, "PV": plan.v, "OUT": OUT}
+        else {"ROWS": 1, "KR": plan.r, "PV": plan.v, "OUT": out}
     )
     device.launch(
         "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, *epilogue.arguments(y),
@@ -315,7 +332,7 @@ def weight_gradients(
     real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
     extra: dict[str, Any] = {}
     lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
-    slab, room = SLAB_BYTES // size, 64 * OUT // size
+    slab, _, _, room = _rooms(device, dtype)
     plan = plan_weights(g, vw, registers(device), slab, room, lanes) if device.kind == "cpu" else None
     if plan is None:
         kp, tiles, positions = g.k, _up(entries + 1, TILE) * _up(g.k, TILE) * g.groups, n * math.prod(g.out)
@@ -335,11 +352,11 @@ def weight_gradients(
         parts = max(1, min(n, _up(wanted, g.groups * splits)))
         partial = device.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp) * size)
         p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
-        extra = {"LANES": 1} if lanes else {}
+        extra = {"VW": vw, "LANES": 1} if lanes else {"VW": vw}
         registers_used = {"MR": plan.r} if lanes else {"MR": plan.r, "NV": plan.v}
         device.launch(
             "conv", f"conv_{plan.kernel}", (parts * g.groups * splits,), p, q, n, x, dy, partial,
-            local=(1,), real=real, WEIGHTS=1, VW=vw, SLAB=slab + 9 * vw, OUT=room + vw, MOST_TAPS=_most_taps(g),
+            local=(1,), real=real, WEIGHTS=1, SLAB=slab + 9 * vw, OUT=room + vw, MOST_TAPS=_most_taps(g),
             **registers_used, **extra,
         )  # fmt: skip
     arguments: list[Any] = []
@@ -347,8 +364,8 @@ def weight_gradients(
         arguments += [sink.scale.table, sink.scale.at] if sink is not None and sink.scale else [None, None]
     columns = [sink.scale.column if sink is not None and sink.scale else -1 for sink in (for_w, for_b)]
     device.launch(
-        "conv", "conv_sum", (g.groups * g.k * (entries + 1),), g.groups, g.k, entries, kp, parts, *columns, partial,
-        for_w and for_w.out, for_b and for_b.out, *arguments, real=real, SUM=1, **extra,
+        "conv", "conv_sum", (g.groups * _up(entries + 1, 16),), g.groups, g.k, entries, kp, parts, *columns, partial,
+        for_w and for_w.out, for_b and for_b.out, *arguments, local=_one(device), real=real, SUM=1, **extra,
     )  # fmt: skip
 
 

@@ -79,3 +79,25 @@ def scale_add(gradient: Array, out, scale: Scale) -> None:
         "elementwise", "scale_add", (gradient.size,), gradient.size, gradient.block, out, scale.table, scale.at, scale.column,
         real=gradient.real,
     )  # fmt: skip
+
+
+def add(a: Array, b: Array, activation: str = "linear") -> tuple[Array, Backward]:
+    """y = f(a + b), elementwise over equal shapes, in one launch; f an activation whose derivative reads y."""
+    check_together("add", a, b)
+    check_float("add", a)
+    if a.shape != b.shape:
+        raise ShapeError(f"add: shapes {a.shape} and {b.shape} differ")
+    y = empty_like(a)
+    extra: dict[str, Any] = {} if activation == "linear" else {"ACT": activation}
+    a.device.launch(
+        "elementwise", "binary_forward", (y.size,), y.size, a.block, b.block, y.block, real=y.real, OP="add", **extra
+    )
+    y.made_by = activation
+    if extra:
+        y.activation = (activation, y.alias())
+
+    def backward(dz):
+        yield a, dz
+        yield b, dz
+
+    return y, backward

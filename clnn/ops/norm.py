@@ -182,7 +182,7 @@ def batch_norm(
     )  # fmt: skip
 
     def backward(dz):
-        joined: list[Array] = []
+        joined = []  # what dx needs, once it is there
 
         def join(for_gamma: Sink | None = None, for_beta: Sink | None = None):
             sums, by = empty(device, (blocks.parts, channels, 2), dtype), empty(device, (2, channels), dtype)
@@ -362,7 +362,7 @@ def _by_sample(
     )  # fmt: skip
 
     def backward(dz):
-        summed: list[tuple[Array, int]] = []
+        summed = []
 
         def sums() -> tuple[Array, int]:
             """For each channel the sums of dz and of dz (x - mean) / deviation, in parts, and their number."""

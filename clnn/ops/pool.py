@@ -96,7 +96,9 @@ def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = 
     space, out = x.shape[2:], tuple(out)
     if len(space) != len(out) or not 1 <= len(space) <= 3 or 0 in space:
         axes = "1 to 3 spatial axes" if len(space) == len(out) else f"{len(out)} spatial axes"
-        raise ShapeError(f"an input has a batch, channels and {axes} with elements, and this one has the shape {x.shape}")
+        raise ShapeError(
+            f"an input has a batch, channels and {axes} with elements, and this one has the shape {x.shape}"
+        )
     device, planes = x.device, math.prod(x.shape[:2])
     y = empty(device, (*x.shape[:2], *out), x.dtype)
     missing = (1,) * (3 - len(out))

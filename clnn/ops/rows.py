@@ -9,7 +9,7 @@ from ..runtime.device import Device
 from ..runtime.memory import Block
 from .array import Sink
 
-WORTH = 1 << 14  # elements that are worth a CPU's work-item (a few us)
+WORTH = 1 << 12  # elements that are worth a CPU's work-item (a few us)
 PARTS = 16  # work-items for each core, at most: the last ones to finish are not long waited for
 
 
