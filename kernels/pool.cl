@@ -36,11 +36,12 @@
 #define ALONG_WINDOW
 #endif
 
-// by how many elements an axis of a window that starts at t divides; t may be lanes
+// by how many elements an axis of a window that starts at t divides. t is of type I, an integer or lanes; so is all else (min
+// of lanes and a number is wrong in Oclgrind 21.10, from the second lane on)
 #ifdef INCLUDE_PAD
-#define EXTENT(t, size, n, after) min((n) + (after) - (t), size)
+#define EXTENT(I, t, size, n, after) min((I)((n) + (after)) - (t), (I)(size))
 #else
-#define EXTENT(t, size, n, after) (min((t) + (size), n) - max(t, 0))
+#define EXTENT(I, t, size, n, after) (min((t) + (I)(size), (I)(n)) - max(t, (I)(0)))
 #endif
 
 // The windows that hold element i of an axis: from FIRST to LAST
@@ -50,7 +51,7 @@
   for (int od = FIRST(d, PD, K_D, S_D); od <= LAST(d, PD, S_D, OD); od++)                                     \
     for (int oh = FIRST(h, PH, K_H, S_H); oh <= LAST(h, PH, S_H, OH); oh++)
 #define TAP_ABOVE TAP(d + PD - od * S_D, h + PH - oh * S_H, 0)
-#define COUNT_ABOVE (EXTENT(od * S_D - PD, K_D, D, s.s9) * EXTENT(oh * S_H - PH, K_H, H, s.sa))
+#define COUNT_ABOVE (EXTENT(int, od * S_D - PD, K_D, D, s.s9) * EXTENT(int, oh * S_H - PH, K_H, H, s.sa))
 
 #ifdef FORWARD
 #ifndef VW
@@ -73,7 +74,7 @@ static inline void forward_one(int16 s, global const real *plane, int d0, int h0
   index[i] = tap;
 #endif
 #else
-  y[i] = sum / (real)(EXTENT(d0, K_D, D, s.s9) * EXTENT(h0, K_H, H, s.sa) * EXTENT(w0, K_W, W, s.sb));
+  y[i] = sum / (real)(EXTENT(int, d0, K_D, D, s.s9) * EXTENT(int, h0, K_H, H, s.sa) * EXTENT(int, w0, K_W, W, s.sb));
 #endif
 }
 
@@ -91,7 +92,7 @@ ALWAYS_INLINE void forward_lanes(int16 s, global const real *x, size_t from, int
   const INTS start = w0 + STEP * LANES;
 #ifdef MAX
   T best = (T)(-INFINITY);
-  INTS taps = inside ? (INTS)(0) : TAP(d1, h1, max(-start, 0));
+  INTS taps = inside ? (INTS)(0) : TAP(d1, h1, max(-start, (INTS)(0)));
 #else
   T sum = (T)(0);
 #endif
@@ -121,8 +122,8 @@ ALWAYS_INLINE void forward_lanes(int16 s, global const real *x, size_t from, int
   }
 #endif
 #else
-  const int count = EXTENT(d0, K_D, D, s.s9) * EXTENT(h0, K_H, H, s.sa);
-  store_n(inside ? sum / (T)(count * K_W) : sum / TO_T(count * EXTENT(start, K_W, W, s.sb)), y + i, n);
+  const int count = EXTENT(int, d0, K_D, D, s.s9) * EXTENT(int, h0, K_H, H, s.sa);
+  store_n(inside ? sum / (T)(count * K_W) : sum / TO_T(count * EXTENT(INTS, start, K_W, W, s.sb)), y + i, n);
 #endif
 }
 
@@ -161,7 +162,7 @@ static inline real backward_one(int16 s, global const real *dy, global const IND
 #ifdef MAX
     sum += index[i] == TAP_ABOVE + w + PW - o * STEP ? dy[i] : 0;
 #else
-    sum += dy[i] / (real)(COUNT_ABOVE * EXTENT(o * STEP - PW, K_W, W, s.sb));
+    sum += dy[i] / (real)(COUNT_ABOVE * EXTENT(int, o * STEP - PW, K_W, W, s.sb));
 #endif
   }
   return sum;
@@ -206,7 +207,7 @@ ALWAYS_INLINE void backward_lanes(int16 s, global const real *dy, global const I
       if (inside) sum[w % STEP] += g * (1 / (real)(count * K_W));
       else {
         const INTS there = o + LANES >= 0 && o + LANES < OW, start = (o + LANES) * STEP - PW;
-        g /= TO_T(count * EXTENT(start, K_W, W, s.sb));
+        g /= TO_T(count * EXTENT(INTS, start, K_W, W, s.sb));
         sum[w % STEP] += WHERE(there, g, 0);
       }
 #endif

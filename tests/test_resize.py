@@ -9,13 +9,10 @@ from hypothesis import strategies as st
 import clnn
 
 
-@pytest.fixture(params=["own", "gpu"])
+@pytest.fixture(params=["cpu", "gpu"])
 def kernels(request, device, monkeypatch):
-    """The kernels that the device gets, and on CPUs those for GPUs too."""
-    if request.param == "gpu":
-        if device.kind != "cpu":
-            pytest.skip("its own are those for GPUs")
-        monkeypatch.setattr(device, "kind", "gpu")
+    """The kernels for CPUs, and those for GPUs, whatever the device is."""
+    monkeypatch.setattr(device, "kind", request.param)
     return device
 
 
@@ -214,7 +211,7 @@ def test_wrong_arguments(make):
 
 
 @pytest.mark.oclgrind
-def test_small_under_a_simulator(rng, device):
+def test_small_under_a_simulator(rng, kernels):
     x = normal(rng, (1, 2, 2, 9))
     for linear in (False, True):
         matrices = [upsampling(2, 2, linear), upsampling(9, 2, linear)]
