@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from helpers import REFERENCES as REFERENCES_OF_ONE
 from helpers import assert_close, check_op, eps, normal, parameter
 
 import clnn
@@ -362,6 +363,51 @@ def test_concatenate(rng, device, axis):
     check_op(rng, lambda *t: clnn.concatenate(t, axis), lambda *a: np.concatenate(a, axis), *arrays, rounding=0)
     with pytest.raises(clnn.ShapeError, match="concatenate"):
         clnn.concatenate([clnn.zeros((2, 3)), clnn.zeros((3, 4))], axis % 2)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_split(rng, device, axis):
+    """Parts by number and by size; what concatenate joins again."""
+    x = normal(rng, (3, 3, 3))
+    for parts, cuts in ((3, (1, 2)), ((1, 0, 2), (1, 1)), (1, ())):
+        for got, part in zip(clnn.split(clnn.tensor(x, np.float32), parts, axis), np.split(x, cuts, axis), strict=True):
+            np.testing.assert_array_equal(got.numpy(), part)
+        check_op(
+            rng,
+            lambda t, parts=parts: clnn.concatenate(clnn.split(clnn.tanh(t), parts, axis)[::-1], axis),
+            lambda a, cuts=cuts: np.concatenate(np.split(np.tanh(a), cuts, axis)[::-1], axis),
+            x,
+        )
+    with pytest.raises(clnn.ShapeError, match="3 elements, not 2 equal parts"):
+        clnn.split(clnn.zeros((3, 3, 3)), 2, axis)
+    with pytest.raises(clnn.ShapeError, match=r"sizes \[1, 1\] add up to 2.* has 3"):
+        clnn.split(clnn.zeros((3, 3, 3)), [1, 1], axis)
+    with pytest.raises(clnn.ShapeError, match="axis 3 is out of range"):
+        clnn.split(clnn.zeros((3, 3, 3)), 2, 3)
+
+
+def test_gradients_of_slices_add_up(rng, device):
+    """Slices that overlap, of an activation, of a parameter itself, and with another use beside; whole rows and single
+    columns, of which the device moves runs or elements."""
+    for kind in {device.kind, "gpu"}:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(device, "kind", kind)
+            check_op(
+                rng,
+                lambda t: clnn.concatenate(
+                    [t[1:, :, :200], t[:3, ::-1, 5:205], t[:3, :, 1:201], t[1:, :, 3:203] * 2.0]
+                ),
+                lambda a: np.concatenate([a[1:, :, :200], a[:3, ::-1, 5:205], a[:3, :, 1:201], a[1:, :, 3:203] * 2.0]),
+                normal(rng, (4, 1, 210)),
+                rounding=64,
+            )
+            check_op(
+                rng,
+                lambda t: (h := clnn.gelu(t))[..., 0] * h[..., 1] + (h[..., 2] + h.sum(-1)) + t[..., 0],
+                lambda a: (h := REFERENCES_OF_ONE["gelu"](a))[..., 0] * h[..., 1] + (h[..., 2] + h.sum(-1)) + a[..., 0],
+                normal(rng, (4, 3, 3)),
+                rounding=64,
+            )
 
 
 def test_rows(rng, device):

@@ -8,8 +8,9 @@ from helpers import assert_close, eps, host, normal, parameter
 
 import clnn
 from clnn import random
-from clnn.ops.random import Generator, dropout
+from clnn.ops.random import Generator, dropout, gaussian_dropout, spatial_dropout
 from clnn.runtime import program
+from clnn.tensor import apply
 
 N = 100_003  # not a multiple of the numbers of a work-item
 
@@ -221,6 +222,75 @@ def test_dropout_in_a_recorded_step(device):
     for eager, recorded in zip(drawn[False], drawn[True]):
         np.testing.assert_array_equal(eager, recorded)
     assert all((a != b).any() for a, b in zip(drawn[True], drawn[True][1:]))
+
+
+@pytest.mark.parametrize("kind", ["own", "gpu"])
+def test_spatial_dropout(rng, dtype, device, kind, monkeypatch):
+    """Whole channels, forwards and backwards; a channel that is dropped is 0 whatever it held."""
+    monkeypatch.setattr(device, "kind", device.kind if kind == "own" else kind)
+    rate, shape = 0.3, (40, 50, 3, 7)
+    x, dy = np.abs(normal(rng, shape, dtype)) + 0.1, normal(rng, shape, dtype)
+    t = parameter(x, dtype)
+    with random.drawing_from(Generator(device)):
+        y = apply(spatial_dropout, clnn.tanh(t), rate=rate, generator=random.generator(device))
+    kept = y.numpy().any((2, 3), keepdims=True)
+    assert abs(kept.mean() - (1 - rate)) <= 5 * math.sqrt(rate * (1 - rate) / kept.size)
+    assert_close(y.numpy(), np.where(kept, np.tanh(x) / (1 - rate), 0), 8 * eps(dtype))
+    y.backward(dy)
+    slope = 1 - np.tanh(x) ** 2
+    assert_close(t.grad.numpy(), np.where(kept, dy * slope / (1 - rate), 0), 16 * eps(dtype) * np.abs(dy).max())
+    y, _ = spatial_dropout(clnn.tensor(np.full(shape, np.nan), dtype=dtype), rate, Generator(device))
+    assert not host(y)[~np.isnan(host(y))].any()
+
+
+def test_gaussian_dropout(rng, dtype, device):
+    """Mean 1, variance rate / (1 - rate); the gradient has the same factors."""
+    rate = 0.2
+    x, dy = np.abs(normal(rng, (N,), dtype)) + 0.5, normal(rng, (N,), dtype)
+    t = parameter(x, dtype)
+    y = apply(gaussian_dropout, t, rate=rate, generator=Generator(device))
+    noise, deviation = y.numpy() / x, math.sqrt(rate / (1 - rate))
+    assert abs(noise.mean() - 1) <= 5 * deviation / math.sqrt(N)
+    assert abs(noise.std() - deviation) <= 5 * deviation / math.sqrt(2 * N)
+    y.backward(dy)
+    assert_close(t.grad.numpy(), dy * noise, 4 * eps(dtype) * np.abs(dy * noise) + 1e-30)
+
+
+@pytest.mark.parametrize("kind", [clnn.SpatialDropout, clnn.GaussianDropout])
+def test_layers_of_other_dropouts(device, kind):
+    """Off without a tape; the seed repeats them; replays draw anew, and what they draw is what eager runs draw."""
+    x, layer = parameter(np.ones((20, 30, 4))), kind(0.5)
+    with clnn.no_grad():
+        assert_close(layer(x).numpy(), np.ones((20, 30, 4)), 0)
+    assert kind(0.0)(x) is x and layer.config() == {"rate": 0.5}
+    drawn = {}
+    for record in (False, True):
+        generator = Generator(device, 5)
+
+        @clnn.step(record=record)
+        def draw(t, generator=generator):
+            with random.drawing_from(generator):
+                y = layer(x) + t
+            y.sum().backward()
+            gradient = x.grad
+            x.zero_grad()
+            return y, gradient
+
+        drawn[record] = [[a.numpy() for a in draw(np.zeros(1, np.float32))] for _ in range(6)]
+    for eager, recorded in zip(drawn[False], drawn[True]):
+        for a, b in zip(eager, recorded):
+            np.testing.assert_array_equal(a, b)
+    assert all((a[0] != b[0]).any() for a, b in zip(drawn[True], drawn[True][1:]))
+    for wrong in (-0.1, 1.0, True, "x"):
+        with pytest.raises(clnn.ConfigurationError, match=f"{kind.__name__}'s rate should be in"):
+            kind(wrong)
+    empty = layer(np.zeros((0, 3, 4), np.float32))
+    assert empty.shape == (0, 3, 4)
+
+
+def test_spatial_dropout_needs_channels(device):
+    with pytest.raises(clnn.ShapeError, match=r"SpatialDropout: .*\(3,\)"):
+        clnn.SpatialDropout(0.5)(parameter(np.ones(3)))
 
 
 # -- seeds ------------------------------------------------------------------------------------------------------------
