@@ -11,6 +11,7 @@ import sys
 import clnn
 
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 4
+expanded = sys.argv[2:] == ["expanded"]
 
 try:
     (x, y), validation, (x_test, y_test) = clnn.data.mnist(validation=5000)
