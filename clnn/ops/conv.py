@@ -19,7 +19,7 @@ from ..gemm.tile import vector_width
 from ..gemm.tuning import registers
 from ..runtime.device import Device
 from ..runtime.memory import Block
-from .activation import ACTIVATIONS
+from .activation import fused
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty, fill
 from .elementwise import scale_add
 from .reduce import sum_to
@@ -460,7 +460,7 @@ def conv(
         )
     g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
     y = empty(device, (n, w.shape[0], *window.out), dtype)
-    saved = _activated(y, activation, keep)
+    saved = fused(y, activation, keep)
     apply(
         device,
         n,
@@ -491,17 +491,6 @@ def _into(sink: Sink) -> Epilogue:
     return Epilogue(None, name, block_of(before), before is not None, sink.scale)
 
 
-def _activated(y: Array, activation: str, keep: bool) -> Array | None:
-    """Note the activation on y; the array that keeps what comes before it, where its derivative needs that."""
-    y.made_by = activation
-    if activation == "linear":
-        return None
-    on_input = ACTIVATIONS[activation].saves == "x"
-    saved = empty(y.device, y.shape, y.dtype) if on_input and keep else None
-    y.activation = (activation, y.alias() if saved is None else saved) if keep or not on_input else None
-    return saved
-
-
 def conv_transpose(
     x: Array,
     w: Array,
@@ -527,7 +516,7 @@ def conv_transpose(
         )
     g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
     y = empty(device, (n, groups * c, *window.space), dtype)
-    saved = _activated(y, activation, keep)
+    saved = fused(y, activation, keep)
     apply(
         device,
         n,
