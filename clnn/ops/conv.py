@@ -261,9 +261,14 @@ def _rooms(device: Device, dtype: Any) -> tuple[int, int, int, int]:
     return slab, int(OUT * share) * 4 // size, int(NARROW * share) * 4 // size // 4 * 4, kept
 
 
+def _alone(device: Device) -> bool:
+    """Whether work-items work by themselves: on CPUs, and where groups are too small for conv_local."""
+    return device.kind == "cpu" or device.cl_device.max_work_group_size < SIDE * SIDE
+
+
 def _one(device: Device) -> tuple[int] | None:
     """Work-items of a group where few items do much each: one on a CPU, so that all cores get some."""
-    return (1,) if device.kind == "cpu" else None
+    return (1,) if _alone(device) else None
 
 
 def _by_clblast(device: Device) -> bool:
@@ -291,7 +296,7 @@ def apply(
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
     vw, (slab, out, narrow, _) = vector_width(device, dtype), _rooms(device, dtype)
-    plan = plan_forward(g, vw, registers(device), slab, out, narrow) if device.kind == "cpu" else None
+    plan = plan_forward(g, vw, registers(device), slab, out, narrow) if _alone(device) else None
     if plan is None:
         tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
@@ -333,7 +338,7 @@ def weight_gradients(
     extra: dict[str, Any] = {}
     lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
     slab, _, _, room = _rooms(device, dtype)
-    plan = plan_weights(g, vw, registers(device), slab, room, lanes) if device.kind == "cpu" else None
+    plan = plan_weights(g, vw, registers(device), slab, room, lanes) if _alone(device) else None
     if plan is None:
         kp, tiles, positions = g.k, _up(entries + 1, TILE) * _up(g.k, TILE) * g.groups, n * math.prod(g.out)
         parts = max(1, min(_up(8 * device.compute_units, tiles), positions // 256))
