@@ -245,7 +245,7 @@ class Watch(Callback):
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         for name, part in self.parts.items():
             self.log[name].append(round(100 * model.evaluate(*part)["accuracy"], 4))
-        done = len(self.log["test"])
+        done = len(self.log["seconds"]) + 1
         if self.keep and best(self.log["validation"]) == done - 1:
             probabilities = io.BytesIO()
             np.save(probabilities, model.predict_proba(self.parts["test"][0]))

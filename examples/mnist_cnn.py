@@ -1,6 +1,9 @@
 """A small convolutional network with dropout, trained by Adam: above 99% on MNIST in a few epochs.
 
-python examples/mnist_cnn.py [epochs]
+python examples/mnist_cnn.py [epochs] [expanded]
+
+With `expanded` it trains on five times as many images, the others shifted by a pixel, which are made on the device, and has
+a third convolution: 99.5% and more.
 """
 
 import sys
@@ -8,6 +11,7 @@ import sys
 import clnn
 
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 4
+expanded = sys.argv[2:] == ["expanded"]
 
 try:
     (x, y), validation, (x_test, y_test) = clnn.data.mnist(validation=5000)
@@ -16,6 +20,11 @@ except clnn.DataError:
     (x, y), validation, (x_test, y_test) = clnn.data.digits(validation=200)
 
 side = round(x.shape[1] ** 0.5)
+third: list[clnn.Layer] = []
+if expanded:
+    images, y = clnn.data.augment.expand(x.reshape(-1, 1, side, side), y)
+    x = images.numpy().reshape(len(y), -1)
+    third = [clnn.Conv2D(128, 3, "relu", padding="same", weight_init="he_normal"), clnn.Dropout(0.25)]
 net = clnn.Sequential(
     [
         clnn.Reshape((1, side, side)),  # one channel: images are (channels, height, width)
@@ -23,6 +32,7 @@ net = clnn.Sequential(
         clnn.MaxPool2D(2),
         clnn.Conv2D(64, 3, "relu", padding="same", weight_init="he_normal"),
         clnn.MaxPool2D(2),
+        *third,
         clnn.Flatten(),
         clnn.Dense(128, "relu", weight_init="he_normal"),
         clnn.Dropout(0.5),

@@ -68,6 +68,15 @@ def test_figure(which, images, expected):
     assert np.isnan(figure(Measure(images, which, 0.0), {"accuracies": {"test": [], "validation": []}}))
 
 
+@pytest.mark.parametrize("images", ["test", "validation"])
+def test_an_experiment_that_looks_at_one_set_only(tiny, images):
+    """As most of the book's do."""
+    said = []
+    run = reproduce.train(TINY._replace(measures=(Measure(images, "best", 90.0),), epochs=2), 0, tiny, said.append)
+    assert list(run["accuracies"]) == [images] and len(run["accuracies"][images]) == 2
+    assert [text.split(":")[0] for text in said] == ["epoch 1 of 2", "epoch 2 of 2"]
+
+
 def test_it_learns_goes_on_and_prints_a_table(tiny, tmp_path):
     said = []
     text = reproduce.reproduce(["tiny", "darkness"], seeds=2, folder=tmp_path, say=said.append)

@@ -70,7 +70,7 @@ def draws(values, n=2000):
         (search.uniform(-1, 3), lambda v: (v + 1) / 4),
         (search.log_uniform(0.001, 10), lambda v: (np.log10(v) + 3) / 4),
     ],
-    ids=str,
+    ids=["uniform", "log_uniform"],
 )
 def test_draws_are_distributed_as_they_say(device, values, share):
     """Kolmogorov and Smirnov's distance, of which 1.63 / sqrt(n) is the 99% bound; the seed is fixed."""

@@ -62,6 +62,19 @@ def activation_name(name: str | None) -> str:
     return found
 
 
+def fused(y: Array, name: str, keep: bool) -> Array | None:
+    """Note on y, an op's output, the activation that its launch ends with: what is behind it takes the gradient on to the
+    activation's input. The array that the launch has to keep that input in, for a derivative that reads it: with `keep` only.
+    """
+    y.made_by = name
+    if name == "linear":
+        return None
+    on_input = ACTIVATIONS[name].saves == "x"
+    saved = empty_like(y) if on_input and keep else None
+    y.activation = (name, y.alias() if saved is None else saved) if keep or not on_input else None
+    return saved
+
+
 def unary(x: Array, name: str) -> tuple[Array, Backward]:
     """y = f(x), elementwise."""
     check_float(name, x)

@@ -19,7 +19,7 @@ from ..gemm.tile import vector_width
 from ..gemm.tuning import registers
 from ..runtime.device import Device
 from ..runtime.memory import Block
-from .activation import ACTIVATIONS
+from .activation import fused
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty, fill
 from .elementwise import scale_add
 from .reduce import sum_to
@@ -261,9 +261,14 @@ def _rooms(device: Device, dtype: Any) -> tuple[int, int, int, int]:
     return slab, int(OUT * share) * 4 // size, int(NARROW * share) * 4 // size // 4 * 4, kept
 
 
+def _alone(device: Device) -> bool:
+    """Whether work-items work by themselves: on CPUs, and where groups are too small for conv_local."""
+    return device.kind == "cpu" or device.cl_device.max_work_group_size < SIDE * SIDE
+
+
 def _one(device: Device) -> tuple[int] | None:
     """Work-items of a group where few items do much each: one on a CPU, so that all cores get some."""
-    return (1,) if device.kind == "cpu" else None
+    return (1,) if _alone(device) else None
 
 
 def _by_clblast(device: Device) -> bool:
@@ -291,7 +296,7 @@ def apply(
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
     vw, (slab, out, narrow, _) = vector_width(device, dtype), _rooms(device, dtype)
-    plan = plan_forward(g, vw, registers(device), slab, out, narrow) if device.kind == "cpu" else None
+    plan = plan_forward(g, vw, registers(device), slab, out, narrow) if _alone(device) else None
     if plan is None:
         tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
@@ -333,7 +338,7 @@ def weight_gradients(
     extra: dict[str, Any] = {}
     lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
     slab, _, _, room = _rooms(device, dtype)
-    plan = plan_weights(g, vw, registers(device), slab, room, lanes) if device.kind == "cpu" else None
+    plan = plan_weights(g, vw, registers(device), slab, room, lanes) if _alone(device) else None
     if plan is None:
         kp, tiles, positions = g.k, _up(entries + 1, TILE) * _up(g.k, TILE) * g.groups, n * math.prod(g.out)
         parts = max(1, min(_up(8 * device.compute_units, tiles), positions // 256))
@@ -460,7 +465,7 @@ def conv(
         )
     g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
     y = empty(device, (n, w.shape[0], *window.out), dtype)
-    saved = _activated(y, activation, keep)
+    saved = fused(y, activation, keep)
     apply(
         device,
         n,
@@ -491,17 +496,6 @@ def _into(sink: Sink) -> Epilogue:
     return Epilogue(None, name, block_of(before), before is not None, sink.scale)
 
 
-def _activated(y: Array, activation: str, keep: bool) -> Array | None:
-    """Note the activation on y; the array that keeps what comes before it, where its derivative needs that."""
-    y.made_by = activation
-    if activation == "linear":
-        return None
-    on_input = ACTIVATIONS[activation].saves == "x"
-    saved = empty(y.device, y.shape, y.dtype) if on_input and keep else None
-    y.activation = (activation, y.alias() if saved is None else saved) if keep or not on_input else None
-    return saved
-
-
 def conv_transpose(
     x: Array,
     w: Array,
@@ -527,7 +521,7 @@ def conv_transpose(
         )
     g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
     y = empty(device, (n, groups * c, *window.space), dtype)
-    saved = _activated(y, activation, keep)
+    saved = fused(y, activation, keep)
     apply(
         device,
         n,

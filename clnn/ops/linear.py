@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ShapeError
 from ..gemm import column_sums, engine_name, gemm
-from .activation import ACTIVATIONS
+from .activation import fused
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty
 
 
@@ -27,12 +27,7 @@ def linear(
         )
     m, device, dtype = math.prod(x.shape[:-1]), x.device, x.dtype
     y = empty(device, (*x.shape[:-1], n), dtype)
-    saved = None
-    y.made_by = activation
-    if activation != "linear":
-        on_input = ACTIVATIONS[activation].saves == "x"
-        saved = empty(device, y.shape, dtype) if on_input and keep else None
-        y.activation = (activation, y.alias() if saved is None else saved) if keep or not on_input else None
+    saved = fused(y, activation, keep)
     rows = x.rows if engine_name(device) == "tile" else None  # read where they lie in the data set
     source = x.block if rows is None else rows.source
     gemm(

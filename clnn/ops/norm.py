@@ -14,7 +14,7 @@ import numpy as np
 from ..errors import ShapeError
 from ..gemm.tile import vector_width
 from ..runtime.device import Device
-from .activation import ACTIVATIONS
+from .activation import fused
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty, empty_like
 
 COLUMNS = 1024  # of a block that a CPU thread passes over: with its sums it fits the first-level cache
@@ -83,12 +83,8 @@ class _Output(NamedTuple):
 
     @staticmethod
     def like(x: Array, activation: str, keep: bool) -> _Output:
-        y, saved = empty_like(x), None
-        y.made_by = activation
-        if activation != "linear":
-            on_input = ACTIVATIONS[activation].saves == "x"
-            saved = empty_like(x) if on_input and keep else None
-            y.activation = (activation, y.alias() if saved is None else saved) if keep or not on_input else None
+        y = empty_like(x)
+        saved = fused(y, activation, keep)
         return _Output(y, saved, {"ACT": activation, **({} if saved is None else {"KEEP": 1})})
 
 
