@@ -172,7 +172,9 @@ def test_without_bias_and_in_float64(rng, dtype, device, engine, shape, monkeypa
     check(rng, dtype, *shape, bias=False)
 
 
-@pytest.mark.parametrize("engine", ["rows", "columns", "gpu"])
+@pytest.mark.parametrize(
+    "engine", [pytest.param("rows", marks=pytest.mark.slow), pytest.param("columns", marks=pytest.mark.slow), "gpu"]
+)
 def test_any_arguments(rng, device, engine, monkeypatch):
     """Whatever is drawn: shape, stride, padding, dilation, groups."""
     choose(engine, device, monkeypatch)
@@ -210,7 +212,7 @@ REAL = [  # tiles and blocks as training has them: MNIST, CIFAR, a depthwise blo
 
 
 @pytest.mark.parametrize(
-    "shape", [pytest.param(shape, marks=[pytest.mark.slow] * (i in (0, 4))) for i, shape in enumerate(REAL)], ids=str
+    "shape", [pytest.param(shape, marks=[pytest.mark.slow] * (i not in (2, 3, 5))) for i, shape in enumerate(REAL)], ids=str
 )
 def test_layers_of_real_networks(rng, device, shape):
     check(rng, np.float32, *shape)
@@ -358,7 +360,7 @@ def test_a_saved_model_is_the_same(device, tmp_path):
     assert repr(again.layers) == repr(model.layers)
 
 
-@pytest.mark.parametrize("engine", ["planned", "gpu", "clblast"])
+@pytest.mark.parametrize("engine", ["planned", pytest.param("gpu", marks=pytest.mark.slow), "clblast"])
 @pytest.mark.parametrize(
     "layer", [clnn.Conv2D(5, 3), clnn.Conv2D(5, 3, bias=False), clnn.Conv2DTranspose(5, 2, stride=2)], ids=repr
 )

@@ -270,7 +270,13 @@ def test_a_value_that_is_no_number_is_not_hidden(rng, device, kind, bad):
 
 
 # -- fused activations -------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("name", sorted(set(ACTIVATIONS) - {"linear"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in ("relu", "tanh", "gelu")))
+        for name in sorted(set(ACTIVATIONS) - {"linear"})
+    ],
+)
 def test_fused_activations(rng, device, name):
     """y = f(...) in the same launch, and as a launch of its own: the same values and gradients."""
     for kind, (op, _, vectors) in CASES.items():

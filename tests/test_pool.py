@@ -114,6 +114,7 @@ def cases(draw):
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=cases(), kind=st.sampled_from(KINDS), include_pad=st.booleans(), seed=st.integers(0, 2**31))
+@pytest.mark.slow
 def test_any_windows(kernels, case, kind, include_pad, seed):
     space, size, stride, padding, ceil = case
     rng = np.random.default_rng(seed)
@@ -219,6 +220,7 @@ def test_empty_batches(device, kind):
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 def test_any_bins(kernels, space, out, kind, seed):
     rng = np.random.default_rng(seed)
     space = [min(n, 8) for n in space] if len(space) == 3 else space

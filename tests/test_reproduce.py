@@ -38,6 +38,11 @@ def tiny(monkeypatch, device):
     return data
 
 
+def news(said):
+    """What was said, without the hint that matplotlib is missing."""
+    return [line for line in said if not line.startswith("no pictures")]
+
+
 def test_every_figure_of_the_book_is_there():
     figures = {measure.book for one in EXPERIMENTS.values() for measure in one.measures}
     table = {95.42, 96.59, 21.42, 9.82, 95.49, 82.27, 87.1, 96.49, 97.92, 98.04, 92.70, 86.43, 96.50, 96.37}
@@ -172,7 +177,7 @@ def test_voters_are_trained_once(conv, tmp_path):
     for one, run in zip(p, (runs["0"], runs["1"])):  # kept where the validation accuracy was best
         assert 100 * (one.argmax(1) == conv[2][1]).mean() == pytest.approx(figure(CONV.measures[0], run), abs=1e-3)
     said.clear()
-    assert reproduce.reproduce(["vote"], folder=tmp_path, say=said.append) == text and not said
+    assert reproduce.reproduce(["vote"], folder=tmp_path, say=said.append) == text and not news(said)
 
 
 def test_a_vote_without_a_voter(conv, tmp_path):
@@ -224,7 +229,7 @@ def test_fewer_epochs_are_another_experiment(conv, tmp_path):
 def test_long_ones_are_left_out_unless_named(conv, tmp_path):
     said = []
     assert len(reproduce.reproduce([], folder=tmp_path, say=said.append).splitlines()) == 2
-    assert said == ["left out, since they take hours: conv-tiny, vote; name them, or give --all"]
+    assert news(said) == ["left out, since they take hours: conv-tiny, vote; name them, or give --all"]
     text = reproduce.reproduce([], seeds=1, folder=tmp_path, epochs=1, everything=True, say=lambda _: None)
     assert [line.split(" | ")[0] for line in text.splitlines()[2:]] == ["| conv-tiny, 1 epochs", "| vote, 1 epochs"]
 

@@ -72,6 +72,7 @@ SPACES = st.lists(st.integers(1, 11), min_size=1, max_size=3).map(lambda s: [*s[
     linear=st.booleans(),
     seed=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 def test_any_upsampling(kernels, space, factor, linear, seed):
     rng = np.random.default_rng(seed)
     factor = factor[-len(space) :]
@@ -87,6 +88,7 @@ def test_any_upsampling(kernels, space, factor, linear, seed):
     mode=st.sampled_from(["constant", "reflect", "replicate"]),
     seed=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 def test_any_padding(kernels, space, amounts, mode, seed):
     rng = np.random.default_rng(seed)
     amounts = amounts[: len(space)]

@@ -6,6 +6,7 @@ accelerator before a CPU, then the fastest by compute units x clock; `CLNN_DEVIC
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
@@ -348,6 +349,15 @@ _lock = threading.Lock()
 _found: list[Device] | None = None
 _default: tuple[Any, Device] | None = None
 _chosen = threading.local()
+
+
+@atexit.register
+def _finish_at_exit() -> None:
+    """Let work that is still enqueued end before the driver is torn down: a process of PoCL 3.1 was seen to crash there."""
+    for one in _found or () if not _forked else ():
+        if "_queue" in vars(one):
+            with contextlib.suppress(cl.Error):
+                one.queue.finish()
 
 
 def devices() -> list[Device]:
