@@ -212,7 +212,9 @@ REAL = [  # tiles and blocks as training has them: MNIST, CIFAR, a depthwise blo
 
 
 @pytest.mark.parametrize(
-    "shape", [pytest.param(shape, marks=[pytest.mark.slow] * (i not in (2, 3, 5))) for i, shape in enumerate(REAL)], ids=str
+    "shape",
+    [pytest.param(shape, marks=[pytest.mark.slow] * (i not in (2, 3, 5))) for i, shape in enumerate(REAL)],
+    ids=str,
 )
 def test_layers_of_real_networks(rng, device, shape):
     check(rng, np.float32, *shape)
