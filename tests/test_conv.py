@@ -380,6 +380,16 @@ def test_batch_normalisation_is_folded_in_at_inference(rng, device, layer, engin
     assert_close(together, apart, 1e-4 * np.abs(apart).max())
 
 
+def test_a_convolution_of_ones_own_is_not_folded_away(rng, device):
+    class Doubled(clnn.Conv2D):
+        def forward(self, x):
+            return super().forward(x) * 2.0
+
+    model = clnn.Sequential([Doubled(2, 1, weight_init="ones"), clnn.BatchNorm()], input_shape=(1, 3, 3))
+    x = normal(rng, (2, 1, 3, 3))
+    assert_close(model.predict(x), np.repeat(2 * x, 2, 1), 1e-4 * np.abs(x).max())
+
+
 @pytest.mark.parametrize(
     ("layer", "shape", "out"),
     [
@@ -435,6 +445,10 @@ def test_another_number_of_channels_later(device):
         (lambda: clnn.Conv2D(4, 3, padding=-1), 'Conv2D\'s padding should be "valid", "same"'),
         (lambda: clnn.Conv2D(4, 3, "gulp"), "there is no activation 'gulp'"),
         (lambda: clnn.Conv1DTranspose(4, 3, output_padding=1), "output_padding 1 should be smaller than the stride 1"),
+        (
+            lambda: clnn.Conv2DTranspose(4, 3, stride=2, padding="same", output_padding=1),
+            "Conv2DTranspose's padding \"same\" says how large outputs are",
+        ),
         (lambda: clnn.DepthwiseConv2D(3, groups=2), "as many groups as its input has channels"),
     ],
 )  # fmt: skip

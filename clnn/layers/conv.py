@@ -100,6 +100,8 @@ class _Convolution(Layer):
         """A batch normalisation behind a linear convolution becomes a factor and a bias for each channel."""
         if self.activation != "linear" or not isinstance(following, BatchNorm):
             return None
+        if type(self).forward is not _Convolution.forward or type(following).forward is not BatchNorm.forward:
+            return None  # a class of the user's own that does something else
         factor, b = following.folded()
         if self.b is not None:
             b = binary("add", binary("multiply", self.b, factor)[0], b)[0]
@@ -142,6 +144,11 @@ class _Transpose(_Convolution):
     ) -> None:
         super().__init__(channels, kernel, activation, **options)
         self.output_padding = per_axis(f"{type(self).__name__}'s output_padding", output_padding, self.axes, 0)
+        if self.padding == "same" and any(self.output_padding):
+            raise ConfigurationError(
+                f'{type(self).__name__}\'s padding "same" says how large outputs are: leave output_padding '
+                f"{output_padding!r} out, or give padding in numbers"
+            )
         for extra, stride, dilation in zip(self.output_padding, self.stride, self.dilation):
             if extra >= max(stride, dilation):
                 raise ConfigurationError(
