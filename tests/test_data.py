@@ -1,5 +1,6 @@
 """Tests of the data sets, the IDX reader, the download and the checks; nothing here leaves this machine."""
 
+import functools
 import gzip
 import hashlib
 import http.server
@@ -96,7 +97,9 @@ def test_idx_expected_shape_and_sum(tmp_path):
 
 
 GOOD = idx(CUBE)
-ALTERED = bytearray(gzip.compress(GOOD, mtime=0))
+# The tests below are named by their data, and each of pytest-xdist's processes has to find the same names: no time in the header.
+zipped = functools.partial(gzip.compress, mtime=0)
+ALTERED = bytearray(zipped(GOOD))
 ALTERED[-6] ^= 1  # gzip's own checksum
 
 
@@ -112,14 +115,14 @@ ALTERED[-6] ^= 1  # gzip's own checksum
         (GOOD[:10], "expected 3 dimensions in 12 bytes, found 6 bytes"),
         (GOOD[:-1], r"expected 24 bytes of data for shape \(2, 3, 4\), found 23"),
         (GOOD + b"\0", "expected 24 bytes of data .* found more"),
-        (gzip.compress(GOOD[:-1]), "expected 24 bytes of data .* found 23"),
-        (gzip.compress(GOOD + b"\0"), "expected 24 bytes of data .* found more"),
-        (gzip.compress(GOOD)[:-12], "expected a whole gzip file, found a truncated or altered one"),
-        (gzip.compress(GOOD)[:12], "expected a whole gzip file"),
-        (gzip.compress(GOOD) + b"tail", "expected a whole gzip file"),
+        (zipped(GOOD[:-1]), "expected 24 bytes of data .* found 23"),
+        (zipped(GOOD + b"\0"), "expected 24 bytes of data .* found more"),
+        (zipped(GOOD)[:-12], "expected a whole gzip file, found a truncated or altered one"),
+        (zipped(GOOD)[:12], "expected a whole gzip file"),
+        (zipped(GOOD) + b"tail", "expected a whole gzip file"),
         (bytes(ALTERED), "expected a whole gzip file.*CRC"),
         (struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3), "bytes of data for shape .* found 0"),
-        (gzip.compress(struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3)), "bytes of data for shape .* found 0"),
+        (zipped(struct.pack(">BBBB3I", 0, 0, 8, 3, *[2**32 - 1] * 3)), "bytes of data for shape .* found 0"),
         (struct.pack(">BBBB4I", 0, 0, 8, 4, 0, *[2**32 - 1] * 3), "expected dimensions that NumPy can hold"),
     ],
 )
