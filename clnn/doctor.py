@@ -18,7 +18,15 @@ from typing import Any, NamedTuple
 
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"  # a problem stops clnn; a note stops a part of it at most
 BROKEN_PYOPENCL = ("2026.1", "2026.1.1", "2026.1.2")  # they break their own program cache (pyopencl issue 892)
-VARIABLES = ("CLNN_DEVICE", "CLNN_DEVICE_EXCLUDE", "CLNN_GEMM", "CLNN_MEMORY_LIMIT", "CLNN_CACHE_DIR", "CLNN_DATA_DIR")
+VARIABLES = (
+    "CLNN_DEVICE",
+    "CLNN_DEVICE_EXCLUDE",
+    "CLNN_GEMM",
+    "CLNN_WINOGRAD",
+    "CLNN_MEMORY_LIMIT",
+    "CLNN_CACHE_DIR",
+    "CLNN_DATA_DIR",
+)
 OTHERS = (
     "PYOPENCL_CTX",
     "PYOPENCL_NO_CACHE",

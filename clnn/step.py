@@ -81,7 +81,8 @@ class Step:
     def key(self, where: Device, shape: Hashable) -> Hashable:
         """What must be the same for a recording to be replayed."""
         waiting = tuple(p for p in self._received if p.uses)  # those with gradients from earlier calls
-        key = (where, shape, grad_enabled(), os.environ.get("CLNN_GEMM", ""), structure_version(), waiting)
+        chosen = [os.environ.get(name, "") for name in ("CLNN_GEMM", "CLNN_WINOGRAD")]
+        key = (where, shape, grad_enabled(), *chosen, structure_version(), waiting)
         try:
             hash(key)
         except TypeError as error:

@@ -6,6 +6,8 @@
 #ifndef REAL
 #define REAL float
 #endif
+// For functions that are given pointers to local memory: PoCL 3.1 hands them other memory where it does not inline them.
+#define INLINE static inline __attribute__((always_inline))
 #define CAT_(a, b) a##b
 #define CAT(a, b) CAT_(a, b)
 typedef REAL real;

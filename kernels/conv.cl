@@ -18,77 +18,13 @@
 // conv_local     all three for GPUs, as a product of matrices whose operands are gathered while a group copies them to local
 //                memory (implicit GEMM).
 // unfold, fold   im2col and its adjoint, and finish, the epilogue: for CLBlast, one image at a time.
-//
-// Epilogue of a sum s at channel k, each part there only if its define is: SCALED alpha * s + beta * y, TIMES times ACT's
-// derivative at SAVED before beta * y is added, FACTOR times factor[k], BIAS + bias[k], KEEP (the value so far goes to SAVED), ACT f(...) unless TIMES.
-#ifndef ACT
-#define ACT linear
-#endif
-#include "activation.cl"
-#ifdef VW
-#include "vectors.cl"
-#define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
-#else                  // for GPUs
-#define UNROLL _Pragma("unroll")
-#define VLOAD(i, p) (p)[i]
-#define load_n(p, n) (p)[0]
-#define store_n(x, p, n) (p)[0] = (x)
-#endif
-
-// p: G C K, in D H W, out D H W, size D H W, stride D H W, and a number of its own for each kernel
-// q: padding before D H W, dilation D H W, up D H W, and seven numbers more
-#define UNPACK                                                                                                            \
-  const int G = p.s0, C = p.s1, K = p.s2, ID = p.s3, IH = p.s4, IW = p.s5, OD = p.s6, OH = p.s7, OW = p.s8;              \
-  const int KD = p.s9, KH = p.sa, KW = p.sb, SD = p.sc, SH = p.sd, SW = p.se;                                             \
-  const int PD = q.s0, PH = q.s1, PW = q.s2, DD = q.s3, DH = q.s4, DW = q.s5, UD = q.s6, UH = q.s7, UW = q.s8;           \
-  const int TAPS = KD * KH * KW, DEPTH = (ID - 1) * UD + 1, HEIGHT = (IH - 1) * UH + 1;
-
-#ifdef SCALED
-#define PAIR SCALE(scale, at, column)
-#else
-#define PAIR (real2)(1, 0)
-#endif
-#ifdef FACTOR
-#define FACTOR_OF(k) factor[k]
-#else
-#define FACTOR_OF(k) 1
-#endif
-#ifdef BIAS
-#define BIAS_OF(k) bias[k]
-#else
-#define BIAS_OF(k) 0
-#endif
-static inline T epilogue(T x, real a, real b, global const real *saved, global real *kept, global const real *y, int n, real2 pair) {
-#ifdef SCALED
-  x *= pair.x;
-#endif
-#ifdef TIMES
-  const T before = VLOAD(0, saved);
-  x *= DERIVATIVE(before);
-#endif
-#ifdef SCALED
-  if (pair.y != 0) x += pair.y * load_n(y, n);
-#endif
-#ifdef FACTOR
-  x *= a;
-#endif
-#ifdef BIAS
-  x += b;
-#endif
-#ifdef KEEP
-  store_n(x, kept, n);
-#endif
-#ifndef TIMES
-  x = ACTIVATE(x);
-#endif
-  return x;
-}
+#include "conv_epilogue.cl"
 
 #ifdef VW
 // ---- what CPU kernels copy ----------------------------------------------------------------------------------------------
 // d[c] = row[(first + c * step) / up] for c in [0, n), 0 where that is no element of the row. d is written up to VW - 1
 // values further: what lies behind is written later. Of step and up one is 1.
-static inline void copy_columns(local real *d, global const real *row, int n, int first, int step, int up, int width) {
+INLINE void copy_columns(local real *d, global const real *row, int n, int first, int step, int up, int width) {
   if (step == 1 && up == 1) {
     const int left = clamp(-first, 0, n), right = clamp(width - first, left, n);
     for (int c = 0; c < left; c++) d[c] = 0;
@@ -109,7 +45,7 @@ static inline void copy_columns(local real *d, global const real *row, int n, in
 #define NR (PV * VW)
 
 // o (KR, OUT) at position 0 ... = or += the sum over channels and taps of KR weights times NR positions
-static inline void conv_tile(local const real *slab, local const int *tap, int taps, int channels, int stride, global const real *w,
+INLINE void conv_tile(local const real *slab, local const int *tap, int taps, int channels, int stride, global const real *w,
                              local real *o, int more) {
   T acc[KR][PV];
   if (more) UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] = VLOAD(v, o + r * OUT);
@@ -189,10 +125,10 @@ kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, 
 #ifdef COLUMNS
 // ---- the same, vectors over output channels -----------------------------------------------------------------------------
 #define NR (NV * VW)
-static inline int down(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }  // a / b, rounded down
+INLINE int down(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }  // a / b, rounded down
 
 // o: MR positions, `apart` values from one to the next, of NR channels = or += the sum over input channels and taps
-static inline void conv_tile(local const real *slab, local const int *tap, local const int *which, int taps, int all, int channels,
+INLINE void conv_tile(local const real *slab, local const int *tap, local const int *which, int taps, int all, int channels,
                              int stride, global const real *w, local real *o, int apart, int more) {
   T acc[MR][NV];
   if (more) UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = VLOAD(v, o + r * apart);
@@ -338,7 +274,7 @@ kernel void conv_pack(int G, int C, int K, int taps, global const real *w, globa
 
 #ifdef LANES
 // Positions along vectors, as in conv_rows; dy is copied with zeros between its rows. partial: [part][g][k][c][tap], then [part][g][k]
-static inline real lanes(T x) {
+INLINE real lanes(T x) {
   real t[VW], s = 0;
   VSTORE(x, 0, t);
   UNROLL for (int l = 0; l < VW; l++) s += t[l];
@@ -538,7 +474,7 @@ kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, in
 #define FETCH (TILE * KC / (SIDE * SIDE))
 
 // The input that tap e = (c, kd, kh, kw) of output `at` = (n, d, h, w) sees, 0 outside
-static inline real gather(int16 p, int16 q, global const real *x, int g, int at, int e) {
+INLINE real gather(int16 p, int16 q, global const real *x, int g, int at, int e) {
   UNPACK
   const int w = at % OW, h = at / OW % OH, d = at / OW / OH % OD, n = at / OW / OH / OD;
   const int c = e / TAPS, t = e % TAPS, col = w * SW + t % KW * DW - PW, row = h * SH + t / KW % KH * DH - PH, deep = d * SD + t / KW / KH * DD - PD;

@@ -55,7 +55,7 @@
   A += s.s6; B += s.s7; C += s.s8;
 
 // What becomes of the sum x of one vector of C at row, col. `later`: C already holds the products of earlier k.
-static inline T epilogue(T x, int later, int last, global const real *c, global const real *bias, global real *saved, int N,
+INLINE T epilogue(T x, int later, int last, global const real *c, global const real *bias, global real *saved, int N,
                          int row, int col, int n, real2 pair) {
 #ifdef SCALED
   x *= pair.x;
@@ -83,7 +83,7 @@ static inline T epilogue(T x, int later, int last, global const real *c, global 
 
 #ifdef SUMS
 // D[c] for the columns [j, end) of B, four vectors at a time: long runs of each row
-static inline void column_sums(int N, int K, int j, int end, global const real *B, int ldb, global real *D, real2 pair) {
+INLINE void column_sums(int N, int K, int j, int end, global const real *B, int ldb, global real *D, real2 pair) {
   for (int c = j; c < end; c += 4 * VW) {
     const int vectors = min(4, (end - c + VW - 1) / VW);
     T x[4];
@@ -217,7 +217,7 @@ kernel GROUP_SIZE void gemm_row(ARGS) {
 #endif
 #if TB && !COPY
 #define B_NEXT
-static inline T gather(global const real *b, int ldb, int first, int n) {  // one value of each of VW rows
+INLINE T gather(global const real *b, int ldb, int first, int n) {  // one value of each of VW rows
   real t[VW];
   UNROLL for (int l = 0; l < VW; l++) t[l] = b[(size_t)min(first + l, n - 1) * ldb];
   return VLOAD(0, t);
@@ -228,7 +228,7 @@ static inline T gather(global const real *b, int ldb, int first, int n) {  // on
 
 // t (MR, NR) = MR rows of A from i, times n columns of B, over kc values of k from k0. Of the last tile of rows some are not
 // A's: they are read, from what lies behind it, computed and dropped.
-static inline void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t) {
+INLINE void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t) {
   A_ROWS
   T acc[MR][NV], bv[NV];
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
@@ -245,7 +245,7 @@ static inline void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int k
 }
 
 // rows x n of C from t
-static inline void finish(real *t, int rows, int n, int part, int later, int last, global real *C, int ldc,
+INLINE void finish(real *t, int rows, int n, int part, int later, int last, global real *C, int ldc,
                           global const real *bias, global real *saved, int N, int row, int col, real2 pair) {
   for (int r = 0; r < rows; r++)
     for (int c = 0; c < n; c += VW) {

@@ -20,7 +20,6 @@
 #include "combs.cl"
 #endif
 
-#define ALWAYS_INLINE static inline __attribute__((always_inline))   // where an argument chooses the code
 #define BETTER(v, best) (!((v) <= (best)) && (best) == (best))
 
 #ifdef K_D
@@ -83,7 +82,7 @@ static inline void forward_one(int16 s, global const real *plane, int d0, int h0
 // y[i] and n - 1 behind it, of windows side by side, the first of which starts at d0, h0, w0 of the plane x + from.
 // `inside`: none of them sticks out. Else taps that are outside are read from rows beside, or (before the first row of all)
 // from somewhere near, and do not count.
-ALWAYS_INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, int h0, int w0, int n, int inside,
+INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, int h0, int w0, int n, int inside,
                                  size_t i, global real *y, global INDEX *index) {
   UNPACK
   const int d1 = inside ? 0 : max(0, -d0), d2 = inside ? K_D : min(K_D, D - d0);
@@ -171,7 +170,7 @@ static inline real backward_one(int16 s, global const real *dy, global const IND
 
 // dx of n groups of STEP inputs, the first of which are those of window j that no later window holds; row d, h of a plane.
 // Tap w of a window is comb w % STEP of the group w / STEP further on.
-ALWAYS_INLINE void backward_lanes(int16 s, global const real *dy, global const INDEX *index, size_t from, int d, int h, int j,
+INLINE void backward_lanes(int16 s, global const real *dy, global const INDEX *index, size_t from, int d, int h, int j,
                                   int n, int inside, global const real *saved, global real *dx, real2 pair) {
   UNPACK
   T sum[STEP];

@@ -19,21 +19,21 @@
 #define PART_4(n, to, from)
 #endif
 #define PARTS(n, to, from) { int l = 0; PART_8(n, to, from) PART_4(n, to, from) PART(n, 2, to, from) if ((n) & 1) (to)[l] = (from)[l]; }
-static inline T load_n(global const real *p, int n) {
+INLINE T load_n(global const real *p, int n) {
   if (n >= VW) return VLOAD(0, p);
   real t[VW] __attribute__((aligned(64)));
   VSTORE((T)(0), 0, t);
   PARTS(n, t, p)
   return VLOAD(0, t);
 }
-static inline void store_n(T x, global real *p, int n) {
+INLINE void store_n(T x, global real *p, int n) {
   if (n >= VW) { VSTORE(x, 0, p); return; }
   real t[VW] __attribute__((aligned(64)));
   VSTORE(x, 0, t);
   PARTS(n, p, t)
 }
 
-static inline void copy_row(local real *d, global const real *p, int n, int total) {  // n values, then zeros
+INLINE void copy_row(local real *d, global const real *p, int n, int total) {  // n values, then zeros
   int x = 0;
   for (; x + VW <= n; x += VW) VSTORE(VLOAD(0, p + x), 0, d + x);
   for (; x < n; x++) d[x] = p[x];
@@ -41,11 +41,11 @@ static inline void copy_row(local real *d, global const real *p, int n, int tota
 }
 
 // d (depth, width) = n rows of B, turned, and zeros beside; 4 x 4 at a time, of which the compiler makes shuffles
-static inline void copy_turned(local real *d, int width, global const real *b, size_t ldb, int n, int depth) {
+INLINE void copy_turned(local real *d, int width, global const real *b, size_t ldb, int n, int depth) {
   for (int c0 = 0; c0 < width; c0 += 4) {
-    int k = 0;
-    if (c0 + 4 <= n)
-      for (; k + 4 <= depth; k += 4) {
+    if (c0 + 4 <= n && depth >= 4)
+      for (int z = 0; z < depth; z += 4) {
+        const int k = min(z, depth - 4);  // the last lie within the row
         const CAT(REAL, 4) t0 = vload4(0, b + (c0 + 0) * ldb + k), t1 = vload4(0, b + (c0 + 1) * ldb + k);
         const CAT(REAL, 4) t2 = vload4(0, b + (c0 + 2) * ldb + k), t3 = vload4(0, b + (c0 + 3) * ldb + k);
         local real *o = d + k * width + c0;
@@ -54,7 +54,7 @@ static inline void copy_turned(local real *d, int width, global const real *b, s
         vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, o + 2 * width);
         vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, o + 3 * width);
       }
-    for (; k < depth; k++)
-      for (int c = c0; c < min(c0 + 4, width); c++) d[k * width + c] = c < n ? b[c * ldb + k] : 0;
+    else
+      for (int k = 0; k < depth; k++) for (int c = c0; c < min(c0 + 4, width); c++) d[k * width + c] = c < n ? b[c * ldb + k] : 0;
   }
 }

@@ -7,13 +7,14 @@ a kernel works with follows from layer sizes by a small model of what its loops 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ShapeError
+from ..errors import ConfigurationError, ShapeError
 from ..gemm import Scale, engine_name, forced_engine, gemm
 from ..gemm.tile import vector_width
 from ..gemm.tuning import registers
@@ -31,6 +32,8 @@ OUT = 1024  # outputs of a channel that it computes at once, and (times 64 bytes
 NARROW = 256  # the same where vectors run over channels
 FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
 SIDE, TILE = 16, 64  # of a GPU's groups and of their tiles, as in kernels/conv.cl
+WINOGRAD = 512 << 10  # bytes that kernels/winograd.cl keeps of a block of tiles
+WINOGRAD_CHANNELS = 8  # in a group, from which on it pays
 PARTS = 2  # parts of the batch for each core, in gradients by weights
 
 
@@ -119,10 +122,14 @@ def column_tiles(wide: int, most_registers: int) -> list[tuple[int, int]]:
 
 
 @lru_cache(maxsize=4096)
-def plan_forward(g: Geometry, vw: int, most_registers: int, slab: int, out: int, narrow: int) -> Plan | None:
-    """The cheapest of conv_rows and conv_columns, in cycles of a processor that does two vector multiply-adds a cycle; None
-    where the kernel reaches over more than `slab` holds."""
+def plan_forward(
+    g: Geometry, vw: int, most_registers: int, slab: int, out: int, narrow: int, room: int, largest: int
+) -> Plan | None:
+    """The cheapest of conv_rows, conv_columns and winograd, in cycles of a processor that does two vector multiply-adds a
+    cycle; None where the kernel reaches over more than `slab` holds. `room`: elements that winograd may keep, in tiles of at most
+    `largest`."""
     found = [*_rows(g, vw, most_registers, slab, out), *_columns(g, vw, most_registers, slab, narrow)]
+    found += _winograd(g, vw, most_registers, room, largest)
     return min(found)[1] if found else None
 
 
@@ -181,11 +188,94 @@ def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) 
             yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
 
 
+def largest_tile() -> int:
+    """What CLNN_WINOGRAD says: 4, 2, or 0 for none. F(4 x 4, 3 x 3) rounds about twenty times as much as a plain sum."""
+    asked = os.environ.get("CLNN_WINOGRAD", "").strip() or "4"
+    if asked not in ("0", "2", "4"):
+        raise ConfigurationError(
+            f"CLNN_WINOGRAD={asked!r} should be 0, 2 or 4: the side of the output tiles that Winograd's algorithm may use, "
+            "0 for none"
+        )
+    return int(asked)
+
+
+def _suits_winograd(g: Geometry) -> bool:
+    """3 x 3 over an image, one step at a time, with channels enough for vectors to run over them."""
+    slides = g.size == (1, 3, 3) and g.stride == g.dilation == g.up == (1, 1, 1) and g.space[0] == 1
+    return slides and min(g.c, g.k) >= WINOGRAD_CHANNELS
+
+
+def _tiles(g: Geometry, m: int) -> int:
+    """Of m x m outputs, an image."""
+    return _up(g.out[1], m) * _up(g.out[2], m)
+
+
+def winograd_sizes(g: Geometry, vw: int, m: int, r: int, v: int, tiles: int) -> tuple[int, int]:
+    """Elements of the block's transformed inputs, and of what lies turned: inputs, and later outputs."""
+    a, across = m + 2, min(tiles, _up(g.out[2], m))
+    return a * a * (tiles * _up(g.c, vw) * vw + vw), max(a * (m * across + 2), v * m * (m * across + 3)) * vw + vw
+
+
+def _winograd(g: Geometry, vw: int, most_registers: int, room: int, largest: int) -> Iterator[tuple[float, Plan]]:
+    """Plans for winograd: r tiles x v vectors of channels at once, rb = 2 or 4 for F(rb x rb, 3 x 3), cb tiles a block."""
+    if not _suits_winograd(g):
+        return
+    for m in range(largest, 0, -2):
+        a, tiles = m + 2, _tiles(g, m)
+        for v in (1, 2, 3, 4):
+            strips = _up(g.k, v * vw)
+            for r in range(4, 17):
+                if r * v + v + 1 >= most_registers or r * v < 8:
+                    continue
+                for block in range(r, 65, r):
+                    if sum(winograd_sizes(g, vw, m, r, v, block)) + a * a * (block * v + 1) * vw > room:
+                        break
+                    step = max(r * v / 2, (r + v) / 2) + 1
+                    again = 1 + 12 / block  # weights are read anew for each block
+                    multiply = a * a * strips * (g.c * step + 2 * r * v) * again / r
+                    back = strips * v * (2.5 * a * a + 16 * m * m / 2 + 6 * m * m)
+                    yield (
+                        tiles * (multiply + _transformed(g, vw, m, block) + back),
+                        Plan("winograd", r, v, m, block, g.c),
+                    )
+
+
+def _transformed(g: Geometry, vw: int, m: int, tiles: int) -> float:
+    """What it costs to turn and transform a tile's inputs."""
+    a = m + 2
+    return _up(g.c, vw) * (16 * a * (m + 2 / min(tiles, _up(g.out[2], m))) / 2 + 3 * a * a)
+
+
+def _winograd_weights(
+    g: Geometry, vw: int, most_registers: int, room: int, largest: int
+) -> Iterator[tuple[float, Plan]]:
+    """Plans for winograd_gradients: r input channels x v vectors of output channels at once."""
+    if not _suits_winograd(g):
+        return
+    for m in range(largest, 0, -2):
+        a = m + 2
+        for v in (1, 2, 3, 4):
+            strips = _up(g.k, v * vw)
+            for r in range(4, 17):
+                if r * v + v + 1 >= most_registers or r * v < 8 or _up(g.c, r) * r > _up(g.c, vw) * vw:
+                    continue
+                for block in (8, 16, 24, 32, 48, 64):
+                    if sum(winograd_sizes(g, vw, m, r, v, block)) + a * a * (block * strips * v + 1) * vw > room:
+                        break
+                    step = max(r * v / 2, (r + v) / 2) + 1
+                    multiply = a * a * _up(g.c, r) * strips * (step + 4 * r * v / block)
+                    gradients = strips * v * (16 * m * m / 2 + 3 * a * a)
+                    cost = multiply + _transformed(g, vw, m, block) + gradients
+                    yield _tiles(g, m) * cost, Plan("winograd", r, v, m, block, g.c)
+
+
 @lru_cache(maxsize=4096)
-def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int, lanes: bool) -> Plan | None:
-    """The cheapest plan for conv_weights or conv_lanes; `room`: elements of dy that fit."""
+def plan_weights(
+    g: Geometry, vw: int, most_registers: int, slab: int, room: int, lanes: bool, tiles_room: int, largest: int
+) -> Plan | None:
+    """The cheapest plan for conv_weights or conv_lanes, or winograd_gradients; `room`: elements of dy that fit."""
     (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
-    found = []
+    found = [] if lanes else list(_winograd_weights(g, vw, most_registers, tiles_room, largest))
     work: float
     for v in (1,) if lanes else (1, 2, 3, 4):
         r = min(g.taps, 12) if lanes else min((most_registers - v - 1) // v, {1: 14, 2: 12, 3: 9, 4: 6}[v])
@@ -254,11 +344,13 @@ def _most_taps(g: Geometry) -> int:
     return max(64, 1 << (g.taps - 1).bit_length())
 
 
-def _rooms(device: Device, dtype: Any) -> tuple[int, int, int, int]:
-    """What fits local memory: elements of inputs, outputs of a channel in conv_rows and in conv_columns, elements of dy."""
+def _rooms(device: Device, dtype: Any) -> tuple[int, int, int, int, int]:
+    """What fits local memory: elements of inputs, outputs of a channel in conv_rows and in conv_columns, elements of dy, and
+    what winograd may keep."""
     size, share = np.dtype(dtype).itemsize, min(1.0, device.local_memory / LOCAL)
     slab, kept = int(SLAB_BYTES * share) // size, int(64 * OUT * share) // size
-    return slab, int(OUT * share) * 4 // size, int(NARROW * share) * 4 // size // 4 * 4, kept
+    tiles = min(WINOGRAD, device.local_memory) // size
+    return slab, int(OUT * share) * 4 // size, int(NARROW * share) * 4 // size // 4 * 4, kept, tiles
 
 
 def _alone(device: Device) -> bool:
@@ -295,8 +387,8 @@ def apply(
     g = turned(g) if flip else g
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
-    vw, (slab, out, narrow, _) = vector_width(device, dtype), _rooms(device, dtype)
-    plan = plan_forward(g, vw, registers(device), slab, out, narrow) if _alone(device) else None
+    vw, (slab, out, narrow, _, room) = vector_width(device, dtype), _rooms(device, dtype)
+    plan = plan_forward(g, vw, registers(device), slab, out, narrow, room, largest_tile()) if _alone(device) else None
     if plan is None:
         tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
@@ -304,6 +396,9 @@ def apply(
             "conv", "conv_local", (tiles * SIDE * SIDE,), p, q, n, x, w, *epilogue.arguments(y),
             local=(SIDE * SIDE,), real=real, LOCAL=1, **extra, **epilogue.defines(),
         )  # fmt: skip
+        return
+    if plan.kernel == "winograd":
+        _by_winograd(device, n, g, plan, x, w, y, dtype, epilogue, extra)
         return
     columns = plan.kernel == "columns"
     width = plan.v * vw if columns else plan.r  # output channels whose weights lie together
@@ -327,6 +422,35 @@ def apply(
     )  # fmt: skip
 
 
+def _by_winograd(
+    device: Device,
+    n: int,
+    g: Geometry,
+    plan: Plan,
+    x: Block,
+    w: Block,
+    y: Block,
+    dtype: Any,
+    epilogue: Epilogue,
+    flip: Any,
+) -> None:
+    real, vw, a = device.real(dtype), vector_width(device, dtype), plan.rb + 2
+    strips = _up(g.k, plan.v * vw)
+    u = device.allocate(g.groups * strips * plan.v * vw * g.c * a * a * np.dtype(dtype).itemsize)
+    device.launch(
+        "winograd", "winograd_weights", (g.groups * strips * g.c,), g.groups, g.c, g.k, w, u,
+        local=_one(device), real=real, VW=vw, NV=plan.v, M=plan.rb, PACK=1, **flip,
+    )  # fmt: skip
+    items = _up(n * _tiles(g, plan.rb), plan.cb) * g.groups
+    parts = min(strips, _up(2 * device.compute_units, items))
+    kept, slab = winograd_sizes(g, vw, plan.rb, plan.r, plan.v, plan.cb)
+    p, q = g.vectors(0, 0, 0, parts, 0, epilogue.column)
+    device.launch(
+        "winograd", "winograd", (items * parts,), p, q, n, x, u, *epilogue.arguments(y), local=(1,), real=real, VW=vw,
+        NV=plan.v, M=plan.rb, MR=plan.r, TILES=plan.cb, V_SIZE=kept, SLAB=slab, FORWARD=1, **epilogue.defines(),
+    )  # fmt: skip
+
+
 def weight_gradients(
     device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, dtype: Any
 ) -> None:
@@ -337,8 +461,15 @@ def weight_gradients(
     real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
     extra: dict[str, Any] = {}
     lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
-    slab, _, _, room = _rooms(device, dtype)
-    plan = plan_weights(g, vw, registers(device), slab, room, lanes) if _alone(device) else None
+    slab, _, _, room, tiles_room = _rooms(device, dtype)
+    plan = (
+        plan_weights(g, vw, registers(device), slab, room, lanes, tiles_room, largest_tile())
+        if _alone(device)
+        else None
+    )
+    if plan is not None and plan.kernel == "winograd":
+        _gradients_by_winograd(device, n, g, plan, x, dy, for_w, for_b, dtype)
+        return
     if plan is None:
         kp, tiles, positions = g.k, _up(entries + 1, TILE) * _up(g.k, TILE) * g.groups, n * math.prod(g.out)
         parts = max(1, min(_up(8 * device.compute_units, tiles), positions // 256))
@@ -364,13 +495,51 @@ def weight_gradients(
             local=(1,), real=real, WEIGHTS=1, SLAB=slab + 9 * vw, OUT=room + vw, MOST_TAPS=_most_taps(g),
             **registers_used, **extra,
         )  # fmt: skip
-    arguments: list[Any] = []
-    for sink in (for_w, for_b):
-        arguments += [sink.scale.table, sink.scale.at] if sink is not None and sink.scale else [None, None]
-    columns = [sink.scale.column if sink is not None and sink.scale else -1 for sink in (for_w, for_b)]
+    columns, sinks = _sinks(for_w, for_b)
     device.launch(
         "conv", "conv_sum", (g.groups * _up(entries + 1, 16),), g.groups, g.k, entries, kp, parts, *columns, partial,
-        for_w and for_w.out, for_b and for_b.out, *arguments, local=_one(device), real=real, SUM=1, **extra,
+        *sinks, local=_one(device), real=real, SUM=1, **extra,
+    )  # fmt: skip
+
+
+def _sinks(for_w: Sink | None, for_b: Sink | None) -> tuple[list[int], list[Any]]:
+    """What the kernels that end a gradient by weights take for their sinks: columns, -1 without one, then where results go
+    and where the scales are."""
+    both = (for_w, for_b)
+    columns = [sink.scale.column if sink is not None and sink.scale else -1 for sink in both]
+    places: list[Any] = [sink and sink.out for sink in both]
+    for sink in both:
+        places += [sink.scale.table, sink.scale.at] if sink is not None and sink.scale else [None, None]
+    return columns, places
+
+
+def _gradients_by_winograd(
+    device: Device,
+    n: int,
+    g: Geometry,
+    plan: Plan,
+    x: Block,
+    dy: Block,
+    for_w: Sink | None,
+    for_b: Sink | None,
+    dtype: Any,
+) -> None:
+    real, vw, a, size = device.real(dtype), vector_width(device, dtype), plan.rb + 2, np.dtype(dtype).itemsize
+    width = plan.v * vw
+    kp, cr = _up(g.k, width) * width, _up(g.c, plan.r) * plan.r
+    parts = max(1, min(_up(n * _tiles(g, plan.rb), plan.cb), _up(PARTS * device.compute_units, g.groups)))
+    partial = device.allocate(parts * g.groups * (a * a * cr + 1) * kp * size)
+    kept, slab = winograd_sizes(g, vw, plan.rb, plan.r, plan.v, plan.cb)
+    p, q = g.vectors(0, 0, 0, parts)
+    common: dict[str, Any] = {"real": real, "VW": vw, "NV": plan.v, "M": plan.rb, "MR": plan.r}
+    device.launch(
+        "winograd", "winograd_gradients", (parts * g.groups,), p, q, n, x, dy, partial, local=(1,), TILES=plan.cb,
+        V_SIZE=kept, D_SIZE=a * a * (plan.cb * kp + vw), SLAB=slab, K_SIZE=kp, GRADIENTS=1, **common,
+    )  # fmt: skip
+    columns, sinks = _sinks(for_w, for_b)
+    device.launch(
+        "winograd", "winograd_sum", (g.groups * (g.c + 1),), g.groups, g.c, g.k, parts, *columns, partial, *sinks,
+        local=_one(device), SUM=1, **common,
     )  # fmt: skip
 
 
