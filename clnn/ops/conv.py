@@ -1,12 +1,16 @@
 """Convolution and its transpose over 1 to 3 spatial axes: kernels/conv.cl, planned for each shape and device.
 
 Arrays are (batch, channels, *space), weights (channels out, channels in / groups, *size). Which registers, blocks and parts
-a kernel works with follows from layer sizes by a small model of what its loops cost; the batch's size is never compiled in.
+a kernel works with follows from layer sizes by a small model of what its loops cost, or from what `clnn tune` measured; the
+batch's size is never compiled in.
 """
 
 from __future__ import annotations
 
+import contextlib
 import math
+import warnings
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -14,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ShapeError
-from ..gemm import Scale, engine_name, forced_engine, gemm
+from ..gemm import Scale, engine_name, forced_engine, gemm, tuning
 from ..gemm.tile import vector_width
 from ..gemm.tuning import registers
 from ..runtime.device import Device
@@ -32,6 +36,8 @@ NARROW = 256  # the same where vectors run over channels
 FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
 SIDE, TILE = 16, 64  # of a GPU's groups and of their tiles, as in kernels/conv.cl
 PARTS = 2  # parts of the batch for each core, in gradients by weights
+PLANS = 16  # of a convolution, that are worth measuring
+PLAIN = {"groups": 1, "stride": (1, 1, 1), "before": (0, 0, 0), "dilation": (1, 1, 1), "up": (1, 1, 1)}  # not in names
 
 
 class Geometry(NamedTuple):
@@ -118,12 +124,29 @@ def column_tiles(wide: int, most_registers: int) -> list[tuple[int, int]]:
     ]  # fmt: skip
 
 
+def _ranked(found: list[tuple[float, Plan]], measured: Plan | None) -> tuple[Plan, ...]:
+    """`measured`, if it is one of those found; then the cheapest, each other kernel's cheapest, and more, PLANS in all: few
+    with the same registers or the same blocks, since the model is wrong about those together."""
+    order = [plan for _, plan in sorted(found)]
+    of_kernel = {plan.kernel: plan for plan in reversed(order)}
+    ranked = [measured] if measured in order else []
+    few = sorted(of_kernel.values(), key=order.index)
+    used = Counter(part for plan in few for part in (plan[:3], plan[3:]))
+    for plan in order:
+        if len(few) < PLANS and plan not in few and used[plan[:3]] < 3 and used[plan[3:]] < 4:
+            few.append(plan)
+            used.update((plan[:3], plan[3:]))
+    return (*ranked, *few)
+
+
 @lru_cache(maxsize=4096)
-def plan_forward(g: Geometry, vw: int, most_registers: int, slab: int, out: int, narrow: int) -> Plan | None:
-    """The cheapest of conv_rows and conv_columns, in cycles of a processor that does two vector multiply-adds a cycle; None
-    where the kernel reaches over more than `slab` holds."""
+def plan_forward(
+    g: Geometry, vw: int, most_registers: int, slab: int, out: int, narrow: int, measured: Plan | None = None
+) -> tuple[Plan, ...]:
+    """The best of conv_rows and conv_columns, in cycles of a processor that does two vector multiply-adds a cycle; () where
+    the kernel reaches over more than `slab` holds."""
     found = [*_rows(g, vw, most_registers, slab, out), *_columns(g, vw, most_registers, slab, narrow)]
-    return min(found)[1] if found else None
+    return _ranked(found, measured)
 
 
 def _rows(g: Geometry, vw: int, most_registers: int, slab: int, out: int) -> Iterator[tuple[float, Plan]]:
@@ -182,8 +205,10 @@ def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) 
 
 
 @lru_cache(maxsize=4096)
-def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int, lanes: bool) -> Plan | None:
-    """The cheapest plan for conv_weights or conv_lanes; `room`: elements of dy that fit."""
+def plan_weights(
+    g: Geometry, vw: int, most_registers: int, slab: int, room: int, lanes: bool, measured: Plan | None = None
+) -> tuple[Plan, ...]:
+    """The best plans for conv_weights or conv_lanes; `room`: elements of dy that fit."""
     (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
     found = []
     work: float
@@ -213,7 +238,7 @@ def plan_weights(g: Geometry, vw: int, most_registers: int, slab: int, room: int
                     step = max(r * v / 2, (r + v) / 2) + 1
                     work = _up(g.c, chunk) * _up(chunk * g.taps, r) * strips * (rb * cb * step + 3 * r * v + 4 * rb)
                 found.append((blocks * (work + copy + 300), Plan("lanes" if lanes else "weights", r, v, rb, cb, chunk)))
-    return min(found)[1] if found else None
+    return _ranked(found, measured)
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
@@ -271,6 +296,75 @@ def _one(device: Device) -> tuple[int] | None:
     return (1,) if _alone(device) else None
 
 
+def plans(device: Device, g: Geometry, dtype: Any, weights: bool, measured: Plan | None = None) -> tuple[Plan, ...]:
+    """The plans of a convolution, or of a gradient by `weights`: `measured` if it is one, then what the model finds best."""
+    return _plans(device, g, vector_width(device, dtype), _rooms(device, dtype), weights, measured)
+
+
+def _plans(
+    device: Device, g: Geometry, vw: int, rooms: tuple[int, int, int, int], weights: bool, measured: Plan | None
+) -> tuple[Plan, ...]:
+    slab, out, narrow, room = rooms
+    if not _alone(device):
+        return ()
+    if weights:
+        return plan_weights(g, vw, registers(device), slab, room, g.k < FEW_CHANNELS, measured)
+    return plan_forward(g, vw, registers(device), slab, out, narrow, measured)
+
+
+def name(g: Geometry, dtype: Any, weights: bool) -> str:
+    """What a measured plan is stored under: "float32 forward c 32 k 64 space 1x26x26 out 1x24x24 size 1x3x3"."""
+    parts = ((field, value) for field, value in g._asdict().items() if value != PLAIN.get(field))
+    sizes = (f"{field} {'x'.join(map(str, value)) if isinstance(value, tuple) else value}" for field, value in parts)
+    return " ".join([np.dtype(dtype).name, "weights" if weights else "forward", *sizes])
+
+
+def measured_plan(device: Device, g: Geometry, dtype: Any, weights: bool, entry: Any) -> tuple[Plan | None, str]:
+    """The plan that an entry of a file of measurements holds, or what is wrong with it. Another's might spill, or not fit."""
+    values = entry.get("plan") if isinstance(entry, dict) else None
+    types = [str, int, int, int, int, int]
+    if not isinstance(values, list) or [type(value) for value in values] != types:
+        return None, f"{entry!r} holds no plan: a kernel and five whole numbers, {', '.join(Plan._fields[1:])}"
+    plan = Plan(*values)
+    if plan not in plans(device, g, dtype, weights, plan)[:1]:
+        return None, f"{shown(plan)} is none of this convolution's plans on this device"
+    return plan, ""
+
+
+def shown(plan: Plan) -> str:
+    """A plan in words."""
+    return f"{plan.kernel} {plan.r}x{plan.v} by {plan.rb}x{plan.cb}x{plan.chunk}"
+
+
+def _plan(
+    device: Device, g: Geometry, dtype: Any, vw: int, rooms: tuple[int, int, int, int], weights: bool = False
+) -> Plan | None:
+    """The plan that was measured, or else the model's; None where conv_local does it."""
+    known, key = device.tuned or tuning.load(device), (g, dtype, weights)
+    measured = known.plans.get(key)
+    if measured is None and known.convolutions and key not in known.plans:
+        if len(known.plans) >= 4096:
+            known.plans.clear()
+        entry = known.convolutions.get(name(g, dtype, weights))
+        measured, wrong = (None, "") if entry is None else measured_plan(device, g, dtype, weights, entry)
+        known.plans[key] = measured
+        if wrong:
+            text = f"{tuning.user_file()} says for {name(g, dtype, weights)!r}: {wrong}; that is left out"
+            warnings.warn(text, tuning.TuningWarning, stacklevel=2)
+    return next(iter(_plans(device, g, vw, rooms, weights, measured)), None)
+
+
+@contextlib.contextmanager
+def forced(device: Device, g: Geometry, dtype: Any, weights: bool, plan: Plan) -> Iterator[None]:
+    """That convolution goes by `plan`."""
+    known, key = device.tuned or tuning.load(device), (g, dtype, weights)
+    known.plans[key] = plan
+    try:
+        yield
+    finally:
+        del known.plans[key]
+
+
 def _by_clblast(device: Device) -> bool:
     return forced_engine() == "clblast" and engine_name(device) == "clblast"
 
@@ -295,8 +389,9 @@ def apply(
     g = turned(g) if flip else g
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
-    vw, (slab, out, narrow, _) = vector_width(device, dtype), _rooms(device, dtype)
-    plan = plan_forward(g, vw, registers(device), slab, out, narrow) if _alone(device) else None
+    vw, rooms = vector_width(device, dtype), _rooms(device, dtype)
+    slab, out, narrow, _ = rooms
+    plan = _plan(device, g, dtype, vw, rooms)
     if plan is None:
         tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
@@ -337,8 +432,8 @@ def weight_gradients(
     real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
     extra: dict[str, Any] = {}
     lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
-    slab, _, _, room = _rooms(device, dtype)
-    plan = plan_weights(g, vw, registers(device), slab, room, lanes) if _alone(device) else None
+    slab, _, _, room = rooms = _rooms(device, dtype)
+    plan = _plan(device, g, dtype, vw, rooms, weights=True)
     if plan is None:
         kp, tiles, positions = g.k, _up(entries + 1, TILE) * _up(g.k, TILE) * g.groups, n * math.prod(g.out)
         parts = max(1, min(_up(8 * device.compute_units, tiles), positions // 256))
