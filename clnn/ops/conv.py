@@ -319,15 +319,21 @@ def name(g: Geometry, dtype: Any, weights: bool) -> str:
     return " ".join([np.dtype(dtype).name, "weights" if weights else "forward", *sizes])
 
 
-def measured_plan(device: Device, g: Geometry, dtype: Any, weights: bool, entry: Any) -> tuple[Plan | None, str]:
-    """The plan that an entry of a file of measurements holds, or what is wrong with it. Another's might spill, or not fit."""
+def stored_plan(entry: Any) -> Plan | None:
+    """What an entry of a file of measurements holds, if that looks like a plan."""
     values = entry.get("plan") if isinstance(entry, dict) else None
-    types = [str, int, int, int, int, int]
-    if not isinstance(values, list) or [type(value) for value in values] != types:
-        return None, f"{entry!r} holds no plan: a kernel and five whole numbers, {', '.join(Plan._fields[1:])}"
-    plan = Plan(*values)
+    if not isinstance(values, list) or [type(value) for value in values] != [str, int, int, int, int, int]:
+        return None
+    return Plan(*values)
+
+
+def measured_plan(device: Device, g: Geometry, dtype: Any, weights: bool, entry: Any) -> tuple[Plan | None, str]:
+    """The plan that an entry holds, if it is one of this convolution's: others might spill, or not fit; or what is wrong."""
+    plan = stored_plan(entry)
+    if plan is None:
+        return None, f"{entry!r}, which holds no plan: a kernel and five whole numbers, {', '.join(Plan._fields[1:])}"
     if plan not in plans(device, g, dtype, weights, plan)[:1]:
-        return None, f"{shown(plan)} is none of this convolution's plans on this device"
+        return None, f"{shown(plan)}, which is none of this convolution's plans on this device"
     return plan, ""
 
 
@@ -349,7 +355,7 @@ def _plan(
         measured, wrong = (None, "") if entry is None else measured_plan(device, g, dtype, weights, entry)
         known.plans[key] = measured
         if wrong:
-            text = f"{tuning.user_file()} says for {name(g, dtype, weights)!r}: {wrong}; that is left out"
+            text = f"{tuning.user_file()} says for {name(g, dtype, weights)!r}: {wrong}; it is left out"
             warnings.warn(text, tuning.TuningWarning, stacklevel=2)
     return next(iter(_plans(device, g, vw, rooms, weights, measured)), None)
 
