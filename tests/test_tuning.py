@@ -388,7 +388,7 @@ def test_show_and_forget(device, fresh, capsys):
 
 
 # -- convolutions -----------------------------------------------------------------------------------------------------
-TINY = "2x2x9x9,4,3"
+TINY = "2x2x9x9,4,2"
 
 
 def put_plan(path, device, c, plan):
@@ -419,7 +419,7 @@ def tile_of(plan):
 @pytest.mark.parametrize("way", [0, 1, 2], ids=["forward", "dx", "dw"])
 def test_a_measured_plan_is_used(device, fresh, monkeypatch, way):
     """Whatever the batch; and that of this convolution alone."""
-    one, other = tune_conv.parse(TINY)[way], tune_conv.parse("2x2x9x9,5,3")[way]
+    one, other = tune_conv.parse(TINY)[way], tune_conv.parse("2x2x9x9,5,2")[way]
     model, *others = tune_conv.plans(device, one, "float32")
     wanted = next(plan for plan in others if plan[:3] != model[:3])
     put_plan(fresh[0], device, one, list(wanted))
@@ -475,7 +475,7 @@ def test_names_tell_convolutions_apart(device, fresh):
     every = [c for text in texts for c in tune_conv.parse(text)]
     names = [conv.name(tune_conv.geometry(c), "float32", c.way == "dw") for c in every]
     assert len(set(names)) == len(names)
-    assert names[0] == "float32 forward c 2 k 4 space 1x9x9 out 1x7x7 size 1x3x3"
+    assert names[0] == "float32 forward c 2 k 4 space 1x9x9 out 1x8x8 size 1x2x2"
 
 
 def of_plans(device, fake, level="quick", **more):
