@@ -130,9 +130,10 @@ def _parser() -> argparse.ArgumentParser:
 
     command = commands.add_parser(
         "tune",
-        help="find what multiplies matrices fastest on this device, and keep it",
+        help="find what multiplies matrices and convolves fastest on this device, and keep it",
         description="Measure tiles, CLBlast's parameters and both engines for each class of shape on the device in use, "
-        "and keep what wins in the cache folder, where every later run finds it. What is stored is stored class by "
+        "and on CPUs plans of the convolutions that `clnn bench conv` has, or of your own (--conv); keep what wins in the "
+        "cache folder, where every later run finds it. What is stored is stored class by "
         "class: Ctrl-C stops, and the next run goes on.",
     )
     add = command.add_argument
@@ -140,7 +141,15 @@ def _parser() -> argparse.ArgumentParser:
     level.add_argument("--quick", action="store_true", help="few candidates: minutes")
     level.add_argument("--thorough", action="store_true", help="all tiles and many of CLBlast's parameters: hours")
     add("--minutes", type=float, metavar="N", help="stop after that many; the next run goes on")
-    add("--engine", choices=("tile", "clblast", "both"), default="both", help="what to tune (%(default)s)")
+    add("--engine", choices=("tile", "clblast", "conv", "all"), default="all", help="what to tune (%(default)s)")
+    add(
+        "--conv",
+        action="append",
+        default=[],
+        metavar="NxCxHxW,K,SIZE",
+        help="tune this convolution alone, of an input of that shape to K channels, forward and its gradients; behind it "
+        "may stand ,STRIDE,PADDING,GROUPS; several --conv tune several",
+    )
     add("--show", action="store_true", help="print what is known of this device, and measure nothing")
     add("--forget", action="store_true", help="forget what was measured for this device first")
     add(
@@ -324,4 +333,6 @@ def tune(options: argparse.Namespace) -> int:
     from . import tune as search
 
     level = "quick" if options.quick else "thorough" if options.thorough else "default"
-    return search.tune(level, options.minutes, options.engine, options.show, options.forget, options.ship or "")
+    return search.tune(
+        level, options.minutes, options.engine, options.show, options.forget, options.ship or "", options.conv
+    )

@@ -1,4 +1,5 @@
-"""`clnn tune`: measures tiles, CLBlast's parameters and the two engines on this device, and keeps what is fastest.
+"""`clnn tune`: measures tiles, CLBlast's parameters, the two engines and plans of convolutions on this device, and keeps what
+is fastest.
 
 Candidates run in a process of their own, because a compiler can end or hang the process that calls it. Each is compared
 with float64 NumPy before it is timed, in rounds that alternate with the best one so far: a machine's speed drifts, and a
@@ -21,16 +22,20 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import tune_conv
+from .bench.nets import Convolution
 from .errors import ClnnError, ConfigurationError
 from .gemm import Product, Scale, clblast, gemm, tile, tuning
 from .gemm.tuning import Choice
+from .ops import conv_plan
+from .ops.conv_plan import Plan
 from .runtime.device import Device, device, find_device
 from .runtime.program import read_source
 from .runtime.recording import Recorder, Recording
@@ -49,13 +54,14 @@ class Level(NamedTuple):
     parameters: int  # candidates for CLBlast
     rounds: int
     seconds: float  # for one class; CLBlast's parameters take ten times that
+    plans: int  # candidates of a convolution
     dtypes: tuple[str, ...] = ("float32",)
 
 
 LEVELS = {
-    "quick": Level(2, 8, 4, 5, 12),
-    "default": Level(3, 20, 12, 9, 40),
-    "thorough": Level(4, 400, 60, 15, 400, ("float32", "float64")),
+    "quick": Level(2, 8, 4, 5, 12, 6),
+    "default": Level(3, 20, 12, 9, 40, 10),
+    "thorough": Level(4, 400, 60, 15, 400, conv_plan.PLANS, ("float32", "float64")),
 }
 # (batch, out, in) of layers: each is a product forward (nn), one for the weights (tn) and one for the input (nt)
 LAYERS = (
@@ -166,8 +172,9 @@ class Search:
         device: Device,
         level: str = "default",
         minutes: float | None = None,
-        engine: str = "both",
+        engine: str = "all",
         *,
+        convolutions: Sequence[Convolution] | None = None,
         path: Path | None = None,
         shipped: bool = True,
         worker: Worker | None = None,
@@ -180,28 +187,39 @@ class Search:
         self.worker = worker or Worker(device)
         self.deadline = math.inf if minutes is None else time.monotonic() + 60 * minutes
         self.known = tuning.load(device, shipped)  # what was in use before
-        empty: dict[str, Any] = {"kernel": _digest(), "classes": {}, "clblast": {}, "done": {}, "tried": {}}
+        empty: dict[str, Any] = {part: {} for part in ("classes", "clblast", "convolutions", "done", "tried")}
         self.found = empty | tuning.read(self.path, device.identity)
         for name in [name for name, entry in self.found["classes"].items() if not isinstance(entry, dict)]:
             del self.found["classes"][name]  # what load() warned of
         for dtype in [*self.found["clblast"]]:
             if tuning.parameters_problem(device, dtype, self.found["clblast"][dtype]):
                 del self.found["clblast"][dtype]
-        if self.found["kernel"] != empty["kernel"]:  # measured with another kernel: what was found is where to start
-            self.found.update(kernel=empty["kernel"], done={})
+        for part, files in (("kernel", ("gemm",)), ("convolution kernel", ("conv", "winograd"))):
+            if self.found.get(part) != _digest(
+                *files
+            ):  # measured with another kernel: what was found is where to start
+                done = self.found["done"].items()
+                left = {step: name for step, name in done if step.startswith("convolution ") != ("conv" in files)}
+                self.found.update({part: _digest(*files), "done": left})
         self.classes = {
             name: some for dtype in self._dtypes() for name, some in shapes(device, dtype, self.level).items()
         }
+        self.convolutions: dict[str, tuple[Convolution, str]] = {}
+        if engine in ("conv", "all") and shipped:  # the table that ships has none
+            every = tune_conv.of_networks(level == "quick") if convolutions is None else convolutions
+            self.convolutions = tune_conv.named(device, every, self._dtypes())
 
     def _dtypes(self) -> list[str]:
         return [dtype for dtype in self.level.dtypes if dtype == "float32" or self.device.has_fp64]
 
     def steps(self) -> list[str]:
-        """Everything there is to do at this level, in order: tiles of a class, parameters of CLBlast, engine of a class."""
+        """Everything there is to do at this level, in order: tiles of a class, plan of a convolution, parameters of CLBlast,
+        engine of a class."""
         found: list[str] = []
-        if self.engine in ("tile", "both") and self.device.kind == "cpu":
+        if self.engine in ("tile", "all") and self.device.kind == "cpu":
             found += [f"tile {name}" for name in self.classes]
-        if self.engine in ("clblast", "both") and clblast.available():
+        found += [f"convolution {name}" for name in self.convolutions]
+        if self.engine in ("clblast", "all") and clblast.available():
             found += [f"clblast {dtype}" for dtype in self._dtypes()] + [f"engine {name}" for name in self.classes]
         return found
 
@@ -222,7 +240,8 @@ class Search:
                 share = (self.deadline - now) * weights[0] / sum(weights)
                 until = now + min(share, self.level.seconds * weights[0])
                 began = f"[{len(every) - len(left) + at + 1}/{len(every)}] {step}: "
-                said = {"tile": self._tile, "clblast": self._clblast, "engine": self._engine}[kind](name, until)
+                does = {"tile": self._tile, "convolution": self._plan, "clblast": self._clblast, "engine": self._engine}
+                said = does[kind](name, until)
                 done[step] = self.name
                 tuning.write(self.path, self.device.identity, self.found)
                 self.say(began + said)
@@ -257,6 +276,29 @@ class Search:
         if chosen == before:
             return f"{shown(chosen)} stays ({tried} tried{failures})"
         return f"{shown(before)} -> {shown(chosen)}{result.text if result else ''} ({tried} tried{failures})"
+
+    def _plan(self, name: str, until: float) -> str:
+        """Stored is only a plan that beats the model's choice."""
+        c, dtype = self.convolutions[name]
+        stored = self.found["convolutions"].pop(name, None)
+        before, *others = tune_conv.plans(self.device, c, dtype)
+        best = [tune_conv.plans(self.device, c, dtype, stored)[0]]
+        tried, failed = 0, 0
+        for one in others[: self.level.plans - 1]:
+            if time.monotonic() >= until:
+                break
+            if one != best[0]:
+                tried += 1
+                found = self.compare_plans(c, dtype, best[-1], one)
+                failed += found is None
+                if found and found.better:
+                    best.append(one)
+        result = self.compare_plans(c, dtype, before, best[-1], extra=2) if best[-1] != before else None
+        counts = f"({tried} tried{f', {failed} failed' if failed else ''})"
+        if result is None or not result.better:  # luck, not speed
+            return f"{conv_plan.shown(before)} stays {counts}"
+        self.found["convolutions"][name] = {"plan": list(best[-1]), "before": result.before, "after": result.after}
+        return f"{conv_plan.shown(before)} -> {conv_plan.shown(best[-1])}{result.text} {counts}"
 
     def _clblast(self, dtype: str, until: float) -> str:
         """Each set of parameters is measured against `tile`, in a process of its own: changing them back costs seconds.
@@ -321,9 +363,18 @@ class Search:
     ) -> Result | None:
         """Time the candidate against the best one; None where it fails, whatever way."""
         task = dict(shapes=some, dtype=dtype, best=best, candidate=candidate, rounds=extra * self.level.rounds, **more)
+        return self._result(task, seconds, shown(candidate.tile) if candidate.tile else candidate.engine)
+
+    def compare_plans(self, c: Convolution, dtype: str, best: Plan, candidate: Plan, extra: int = 1) -> Result | None:
+        """The same for plans of a convolution."""
+        rounds = extra * self.level.rounds
+        task = {"convolution": c, "dtype": dtype, "best": best, "candidate": candidate, "rounds": rounds}
+        return self._result(task, PATIENCE, conv_plan.shown(candidate))
+
+    def _result(self, task: dict[str, Any], seconds: float, candidate: str) -> Result | None:
         answer = self.worker.ask(task, seconds)
         if "wrong" in answer:
-            self.say(f"    {shown(candidate.tile) if candidate.tile else candidate.engine}: {answer['wrong']}")
+            self.say(f"    {candidate}: {answer['wrong']}")
             return None
         return Result.of(answer["best"], answer["candidate"])
 
@@ -358,8 +409,8 @@ def shown(one: Any) -> str:
     return f"{mr}x{nv}x{vw}" + (f" by {kc}" if kc else "")
 
 
-def _digest() -> str:
-    return hashlib.sha256(read_source("gemm").encode()).hexdigest()[:12]
+def _digest(*files: str) -> str:
+    return hashlib.sha256("".join(map(read_source, files)).encode()).hexdigest()[:12]
 
 
 # -- the process that candidates run in -------------------------------------------------------------------------------
@@ -440,7 +491,7 @@ def work(where: str) -> None:
     for line in sys.stdin:
         task = json.loads(line)
         try:
-            answer = compare(device, **task)
+            answer = (compare_plans if "convolution" in task else compare)(device, **task)
         except (ClnnError, RuntimeError, ValueError) as error:
             answer = {"wrong": f"{type(error).__name__}: {str(error).splitlines()[0]}"}
         print(json.dumps(answer), flush=True)
@@ -473,7 +524,25 @@ def compare(
         for m, n, k in sizes:
             if wrong := error_of(device, np.dtype(dtype), form, m, n, k, two):
                 return {"wrong": wrong}
-    sides = [[Timed(device, dtype, tuple(shape), choice) for shape in shapes] for choice in (one, two)]  # type: ignore[arg-type]
+    products = [(form, m, n, k) for form, m, n, k in shapes]  # lists, after JSON
+    sides = [[timed_product(device, dtype, shape, choice) for shape in products] for choice in (one, two)]
+    return measure(sides, rounds)
+
+
+def compare_plans(
+    device: Device, convolution: list[Any], dtype: str, best: list[Any], candidate: list[Any], rounds: int
+) -> dict[str, Any]:
+    """The same for two plans of a convolution."""
+    c = Convolution.of(convolution)
+    one, two = Plan(*best), Plan(*candidate)
+    if wrong := tune_conv.error_of(device, c, dtype, two):
+        return {"wrong": wrong}
+    work = tune_conv.case(device, c, dtype).run
+    return measure([[Timed(device, partial(work, plan))] for plan in (one, two)], rounds)
+
+
+def measure(sides: list[list[Timed]], rounds: int) -> dict[str, Any]:
+    """Seconds of each in each round, of the best one and the candidate, in turns."""
     counts = [timed.count() for timed in sides[0]]
     times: tuple[list[list[float]], list[list[float]]] = ([], [])
     for number in range(rounds):
@@ -560,21 +629,20 @@ def error_of(device: Device, dtype: Any, form: str, m: int, n: int, k: int, choi
 
 
 class Timed:
-    """One product by one choice, recorded once."""
+    """Launches, such as one product's by one choice, recorded once."""
 
-    def __init__(self, device: Device, dtype: str, shape: Shape, choice: Choice) -> None:
-        self.device, self.used = device, operands(device, np.dtype(dtype), *shape)
+    def __init__(self, device: Device, work: Callable[[], None]) -> None:
+        self.device = device
         device.recorder = recorder = Recorder()
         try:
-            with tuning.forced(device, choice):
-                multiply(device, np.dtype(dtype), *shape, self.used)
+            work()
         finally:
             device.recorder = None
         self.recording = Recording(device, recorder)
         self.seconds(2)
 
     def seconds(self, count: int) -> float:
-        """For one product, of `count` in a row."""
+        """For one of them, of `count` in a row."""
         self.device.finish()
         began = time.perf_counter()
         for _ in range(count):
@@ -587,16 +655,28 @@ class Timed:
         return max(1, min(1000, round(SECONDS / min(self.seconds(3) for _ in range(3)))))
 
 
+def timed_product(device: Device, dtype: str, shape: Shape, choice: Choice) -> Timed:
+    used = operands(device, np.dtype(dtype), *shape)
+    with tuning.forced(device, choice):
+        return Timed(device, lambda: multiply(device, np.dtype(dtype), *shape, used))
+
+
 # -- what people see --------------------------------------------------------------------------------------------------
 def tune(
     level: str = "default",
     minutes: float | None = None,
-    engine: str = "both",
+    engine: str = "all",
     show: bool = False,
     forget: bool = False,
     ship: str = "",
+    convolutions: Sequence[str] = (),
 ) -> int:
-    """Search on the device in use, or show what is known; `ship` adds what was found to a table for others."""
+    """Search on the device in use, or show what is known; `ship` adds what was found to a table for others. With some
+    `convolutions` of the user's it does these alone."""
+    own = [c for text in convolutions for c in tune_conv.parse(text)]
+    if own and (ship or engine not in ("conv", "all")):
+        raise ConfigurationError("--conv measures convolutions alone: leave out --ship and --engine")
+    engine = "conv" if own else engine
     used, path = device(), tuning.user_file()
     if forget:
         tuning.write(path, used.identity, None)
@@ -608,12 +688,15 @@ def tune(
     def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
-    search = Search(used, level, minutes, engine, shipped=not ship, say=say)
+    search = Search(used, level, minutes, engine, convolutions=own or None, shipped=not ship, say=say)
     say(f"{used.name} ({used.platform}); results go to {path}. Ctrl-C stops, and the next run goes on.")
-    if engine in ("clblast", "both") and not clblast.available():
+    if engine in ("clblast", "all") and not clblast.available():
         say(f"CLBlast is left out: {clblast.problem(used)}")
     done = search.run()
-    print(table(used, search.found["classes"]))
+    if engine != "conv":
+        print(table(used, search.found["classes"]))
+    if search.found["convolutions"]:
+        print(table_of_plans(search.found["convolutions"]))
     if ship:
         export(search, Path(ship))
         say(f"added to {ship}")
@@ -662,6 +745,21 @@ def table(used: Device, classes: dict[str, Any]) -> str:
                 shown(entry["tile"]) if entry.get("tile") and not by_clblast else "",
             )
         )
+    return _aligned(rows)
+
+
+def table_of_plans(convolutions: dict[str, Any]) -> str:
+    """The same of convolutions: those whose plan is not the model's choice."""
+    rows = [("convolution", "before (us)", "after (us)", "gain", "plan")]
+    for name, entry in convolutions.items():
+        if plan := conv_plan.stored_plan(entry):
+            before, after = entry.get("before", 0), entry.get("after", 0)
+            gain = f"{before / after:.2f}x" if after else ""
+            rows.append((name, f"{before:,.1f}", f"{after:,.1f}", gain, conv_plan.shown(plan)))
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
@@ -678,6 +776,8 @@ def describe(used: Device) -> str:
         text.append(f"\n{title}, {path}, {key!r}: {len(classes)} classes")
         if classes:
             text.append(table(used, classes))
+        if found.get("convolutions"):
+            text.append(table_of_plans(found["convolutions"]))
         for dtype, kernels in found.get("clblast", {}).items():
             for kernel, values in kernels.items():
                 said = " ".join(f"{name}={value}" for name, value in values.items())

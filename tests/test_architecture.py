@@ -18,7 +18,19 @@ FLOORS = (
     {"step", "functions", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "train", "minimize"},
     {"model", "search"},
-    {"ensemble", "reproduce", "cli", "doctor", "bench", "tune", "sklearn", "onnx", "distributed", "__main__"},
+    {
+        "ensemble",
+        "reproduce",
+        "cli",
+        "doctor",
+        "bench",
+        "tune",
+        "tune_conv",
+        "sklearn",
+        "onnx",
+        "distributed",
+        "__main__",
+    },
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(file for file in (ROOT / "clnn").rglob("*.py") if file != ROOT / "clnn" / "__init__.py")

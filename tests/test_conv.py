@@ -1,6 +1,7 @@
 """Convolution and its transpose against float64 NumPy, every kernel and engine, with gradients by every argument."""
 
 import itertools
+import os
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 import clnn
 from clnn.gemm import clblast
 from clnn.ops import conv as ops
+from clnn.ops import conv_plan
 from clnn.ops.window import paddings, per_axis, slide
 from clnn.tensor import grad_enabled, on_tape
 
@@ -85,19 +87,32 @@ def choose(engine, device, monkeypatch):
     monkeypatch.setenv("CLNN_GEMM", "tile")
     if engine == "gpu":
         monkeypatch.setattr(device, "kind", "gpu")
+    elif engine.startswith("winograd"):  # the smallest tiles and nothing else, where the algorithm can do it
+        monkeypatch.setattr(device, "kind", "cpu")
+        monkeypatch.setenv("CLNN_WINOGRAD", engine[-1])
+        monkeypatch.setattr(conv_plan, "WINOGRAD_CHANNELS", 1)
+        side = int(engine[-1])
+        plans_of = {name: getattr(conv_plan, name) for name in ("_winograd", "_winograd_weights")}
+        for name, plans in plans_of.items():  # the first come with the smallest blocks
+            monkeypatch.setattr(
+                conv_plan, name, lambda *a, plans=plans: ((-1e9, p) for _, p in plans(*a) if p.rb == side)
+            )
     elif engine != "planned":
         monkeypatch.setattr(device, "kind", "cpu")
-        monkeypatch.setattr(ops, "row_tiles", lambda _: [(3, 2)] if engine == "rows" else [])
-        monkeypatch.setattr(ops, "column_tiles", lambda wide, _: [(min(3, wide), 1)] if engine == "columns" else [])
-        monkeypatch.setattr(ops, "SLAB_BYTES", 1 << 12)  # so that channels come in several chunks
-    for plan in (ops.plan_forward, ops.plan_weights):
+        monkeypatch.setenv("CLNN_WINOGRAD", "0")
+        monkeypatch.setattr(conv_plan, "row_tiles", lambda _: [(3, 2)] if engine == "rows" else [])
+        monkeypatch.setattr(
+            conv_plan, "column_tiles", lambda wide, _: [(min(3, wide), 1)] if engine == "columns" else []
+        )
+        monkeypatch.setattr(conv_plan, "SLAB_BYTES", 1 << 12)  # so that channels come in several chunks
+    for plan in (conv_plan.plan_forward, conv_plan.plan_weights):
         plan.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def plans_anew():
     yield
-    for plan in (ops.plan_forward, ops.plan_weights):
+    for plan in (conv_plan.plan_forward, conv_plan.plan_weights):
         plan.cache_clear()
 
 
@@ -140,8 +155,9 @@ def window_taps(window):
 
 
 def bound(terms, dtype):
-    """What a sum of so many products of normal values may be off by."""
-    return 4 * eps(dtype) * terms**0.5 * (terms**0.5 + 6)
+    """What a sum of so many products of normal values may be off by; Winograd's transforms multiply that."""
+    more = {"0": 1, "2": 3, "4": 20}[os.environ.get("CLNN_WINOGRAD", "4")]
+    return 4 * more * eps(dtype) * terms**0.5 * (terms**0.5 + 6)
 
 
 # -- values and gradients ---------------------------------------------------------------------------------------------
@@ -165,8 +181,49 @@ def test_convolution(rng, engine, shape):
     check(rng, np.float32, *shape)
 
 
-@pytest.mark.parametrize("engine", ["rows", "columns"])
-@pytest.mark.parametrize("shape", SHAPES[1:3], ids=str)
+TILED = [  # what winograd takes: edges within a tile, several images in a block, several blocks, channels behind a vector
+    SHAPES[0],
+    (2, (5, 7), 3, 4, (3, 3), (1, 1), ((1, 2), (0, 1)), (1, 1), 2),
+    (7, (8, 8), 20, 35, (3, 3), (1, 1), 1, (1, 1), 1),
+    (70, (4, 3), 9, 8, (3, 3), (1, 1), 2, (1, 1), 1),
+    (1, (3, 3), 17, 16, (3, 3), (1, 1), 0, (1, 1), 1),
+]
+
+
+@pytest.mark.parametrize("engine", ["winograd2", "winograd4"])
+@pytest.mark.parametrize("shape", TILED, ids=str)
+def test_winograd(rng, device, engine, shape, monkeypatch):
+    choose(engine, device, monkeypatch)
+    launched = []
+    launch = type(device).launch
+    monkeypatch.setattr(
+        type(device),
+        "launch",
+        lambda self, file, name, *a, **k: launched.append(name) or launch(self, file, name, *a, **k),
+    )
+    check(rng, np.float32, *shape)
+    assert {"winograd", "winograd_gradients"} <= set(launched)
+
+
+def test_winograd_can_be_refused(device, monkeypatch):
+    """CLNN_WINOGRAD says how large tiles may be; with 0 sums are plain ones."""
+    monkeypatch.setattr(device, "kind", "cpu")
+    g = conv_plan.geometry(slide("test", (2, 32, 16, 16), (3, 3), (1, 1), ((1, 1), (1, 1))), 1, 32, 32)
+    for asked, wanted in (("", 4), ("4", 4), ("2", 2), ("0", None)):
+        monkeypatch.setenv("CLNN_WINOGRAD", asked)
+        for weights in (False, True):
+            plans = conv_plan.plans(device, g, np.float32, weights)
+            assert max((p.rb for p in plans if p.kernel == "winograd"), default=None) == wanted
+    monkeypatch.setenv("CLNN_WINOGRAD", "6")
+    with pytest.raises(clnn.ConfigurationError, match="CLNN_WINOGRAD='6' should be 0, 2 or 4"):
+        conv_plan.plans(device, g, np.float32, False)
+
+
+@pytest.mark.parametrize(
+    ("engine", "shape"),
+    [*itertools.product(("rows", "columns"), SHAPES[1:3]), ("winograd2", TILED[1]), ("winograd4", TILED[1])],
+    ids=str,
+)
 def test_without_bias_and_in_float64(rng, dtype, device, engine, shape, monkeypatch):
     choose(engine, device, monkeypatch)
     check(rng, dtype, *shape, bias=False)
@@ -274,8 +331,15 @@ def test_a_tensor_used_twice_sums_its_gradients(rng, engine):
 
 
 @pytest.mark.oclgrind
-@pytest.mark.parametrize("engine", ["rows", "columns", "gpu"])
-@pytest.mark.parametrize("shape", [SHAPES[1], SHAPES[3]], ids=str)
+@pytest.mark.parametrize(
+    ("engine", "shape"),
+    [
+        *itertools.product(("rows", "columns", "gpu"), (SHAPES[1], SHAPES[3])),
+        ("winograd2", TILED[0]),
+        ("winograd4", TILED[1]),
+    ],
+    ids=str,
+)
 def test_no_race_and_no_access_outside(rng, device, engine, shape, monkeypatch):
     choose(engine, device, monkeypatch)
     check(rng, np.float32, *shape)

@@ -8,9 +8,10 @@ import pytest
 from helpers import normal
 
 import clnn
-from clnn import cli, tune
+from clnn import cli, tune, tune_conv
 from clnn.gemm import Product, clblast, engine_name, gemm, tile, tuning
 from clnn.gemm.tuning import Choice, TuningWarning
+from clnn.ops import conv, conv_plan
 
 
 @pytest.fixture
@@ -384,6 +385,181 @@ def test_show_and_forget(device, fresh, capsys):
     assert "4x1x4 by 64" in capsys.readouterr().out
     assert cli.main(["tune", "--show", "--forget"]) == 0
     assert "4x1x4" not in capsys.readouterr().out and tuning.load(device).classes == {}
+
+
+# -- convolutions -----------------------------------------------------------------------------------------------------
+TINY = "2x2x9x9,4,2"
+
+
+def put_plan(path, device, c, plan):
+    """An entry for a convolution in the user's file."""
+    name = conv_plan.name(tune_conv.geometry(c), "float32", c.way == "dw")
+    tuning.write(path, device.identity, {"convolutions": {name: {"plan": plan}}})
+    return name
+
+
+def launched(device, monkeypatch, c, n):
+    """What a convolution of n images would launch, without compiling it: (kernel, defines)."""
+    found = []
+    monkeypatch.setattr(device, "launch", lambda file, kernel, *a, **defines: found.append((kernel, defines)))
+    g = tune_conv.geometry(c._replace(way="forward"))
+    if c.way == "dw":
+        conv.weight_gradients(device, n, g, None, None, None, None, np.dtype(np.float32))
+    else:
+        conv.apply(device, n, g, None, None, None, np.dtype(np.float32), conv.Epilogue(), c.way == "dx")
+    monkeypatch.undo()
+    return next((kernel, d) for kernel, d in found if kernel not in ("conv_pack", "conv_sum"))
+
+
+def tile_of(plan):
+    names = {"rows": ("KR", "PV"), "lanes": ("MR",)}.get(plan.kernel, ("MR", "NV"))
+    return f"conv_{plan.kernel}", dict(zip(names, (plan.r, plan.v)))
+
+
+@pytest.mark.parametrize("way", [0, 1, 2], ids=["forward", "dx", "dw"])
+def test_a_measured_plan_is_used(device, fresh, monkeypatch, way):
+    """Whatever the batch; and that of this convolution alone."""
+    one, other = tune_conv.parse(TINY)[way], tune_conv.parse("2x2x9x9,5,2")[way]
+    model, *others = tune_conv.plans(device, one, "float32")
+    wanted = next(plan for plan in others if plan[:3] != model[:3])
+    put_plan(fresh[0], device, one, list(wanted))
+    for c, plan in ((one, wanted), (other, tune_conv.plans(device, other, "float32")[0])):
+        for n in (1, 2, 77):
+            with monkeypatch.context() as patch:
+                kernel, defines = launched(device, patch, c, n)
+            assert (kernel, tile_of(plan)[1].items() <= defines.items()) == (tile_of(plan)[0], True)
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        ["rows", 14, 8, 7, 7, 2], ["rows", 4, 2, 700, 700, 2], ["rows", 4, 2, 7, 7, 99], ["fft", 4, 2, 7, 7, 2],
+        ["rows", 4, 2, 7, 7], [4, 4, 2, 7, 7, 2], "rows", 3, None, ["rows", [], 2, 7, 7, 2],
+    ],
+    ids=["spills", "blocks", "channels", "kernel", "short", "no kernel", "text", "number", "nothing", "nested"],
+)  # fmt: skip
+def test_a_plan_that_is_not_valid_is_left_out(device, fresh, monkeypatch, plan):
+    c = tune_conv.parse(TINY)[0]
+    put_plan(fresh[0], device, c, plan)
+    with pytest.warns(TuningWarning, match="left out"):
+        kernel, _ = launched(device, monkeypatch, c, 2)
+    assert kernel == tile_of(tune_conv.plans(device, c, "float32")[0])[0]
+    launched(device, monkeypatch, c, 2)  # it is said once: warnings are errors
+
+
+def test_a_table_of_convolutions_that_is_none(device, fresh):
+    user, _ = fresh
+    user.write_text(json.dumps({"format": 1, "devices": {device.identity: {"convolutions": 3}}}))
+    with pytest.warns(TuningWarning):
+        assert tuning.load(device).convolutions == {}
+
+
+def test_candidates_are_different_and_of_every_kernel(device, fresh):
+    for c in tune_conv.of_networks(quick=False):
+        plans = tune_conv.plans(device, c, "float32")
+        assert 0 < len(set(plans)) == len(plans) <= conv_plan.PLANS, c.name
+    plans = tune_conv.plans(device, tune_conv.parse("2x8x26x26,16,3")[0], "float32")
+    assert {"rows", "columns"} <= {plan.kernel for plan in plans} and len({plan[:3] for plan in plans[:8]}) > 3
+
+
+def test_names_tell_convolutions_apart(device, fresh):
+    texts = [
+        TINY,
+        "2x2x9x9,4,3,2",
+        "2x2x9x9,4,3,1,1",
+        "2x2x9x9,4,3,1,0,2",
+        "2x4x9x9,2,3",
+        "2x2x10x9,4,3",
+        "2x2x9x9,4,1",
+    ]
+    every = [c for text in texts for c in tune_conv.parse(text)]
+    names = [conv_plan.name(tune_conv.geometry(c), "float32", c.way == "dw") for c in every]
+    assert len(set(names)) == len(names)
+    assert names[0] == "float32 forward c 2 k 4 space 1x9x9 out 1x8x8 size 1x2x2"
+
+
+def of_plans(device, fake, level="quick", **more):
+    every = tune_conv.parse(TINY)
+    return tune.Search(device, level, worker=fake, say=lambda text: None, engine="conv", convolutions=every, **more)
+
+
+def test_the_fastest_plan_is_stored_and_used(device, fresh):
+    """And what was done is not done again, but at a higher level or for another kernel."""
+    fast = {c.way: tune_conv.plans(device, c, "float32")[3] for c in tune_conv.parse(TINY)}
+    fake = Fake(lambda plan: 1e-5 if plan in fast.values() else 2e-5)
+    found = of_plans(device, fake)
+    assert found.run() and len(found.steps()) == 3
+    stored = tuning.read(fresh[0], device.identity)["convolutions"]
+    assert [tuple(entry["plan"]) for entry in stored.values()] == [*fast.values()]
+    assert {(entry["before"], entry["after"]) for entry in stored.values()} == {(20.0, 10.0)}
+    again = Fake(fake.times)
+    assert of_plans(device, again).run() and not again.asked
+    assert of_plans(device, again, "default").run() and again.asked
+    assert tuning.read(fresh[0], device.identity)["convolutions"] == stored
+    tuning.write(fresh[0], device.identity, tuning.read(fresh[0], device.identity) | {"kernel": "another"})
+    kept = Fake(fake.times)
+    assert of_plans(device, kept).run() and not kept.asked, "another kernel for products is none for these"
+
+
+def test_a_plan_that_is_not_faster_is_not_stored(device, fresh):
+    models = [tune_conv.plans(device, c, "float32")[0] for c in tune_conv.parse(TINY)]
+    found = of_plans(device, Fake(lambda plan: 1e-5 if plan in models else 0.98e-5))
+    assert found.run()
+    table = tuning.read(fresh[0], device.identity)
+    assert table["convolutions"] == {} and len(table["done"]) == 3
+    assert of_plans(device, Fake(lambda plan: None), "default").run(), "and candidates may fail"
+
+
+def test_convolutions_stopped_and_continued(device, fresh):
+    fake = Fake(lambda plan: 2e-5, stop_after=tune.LEVELS["quick"].plans)
+    with pytest.raises(KeyboardInterrupt):
+        of_plans(device, fake).run()
+    assert len(tuning.read(fresh[0], device.identity)["done"]) == 1
+    rest = Fake(fake.times)
+    assert of_plans(device, rest).run() and {task["convolution"].way for task in rest.asked} == {"dx", "dw"}
+
+
+def test_a_convolution_is_tuned_in_a_real_process(device, fresh, monkeypatch):
+    """Two plans, checked and timed."""
+    monkeypatch.setitem(tune.LEVELS, "quick", tune.LEVELS["quick"]._replace(plans=2))
+    said = []
+    every = tune_conv.parse(TINY)[:1]
+    search = tune.Search(device, "quick", engine="conv", convolutions=every, say=said.append)
+    assert search.run() and "(1 tried)" in said[-1], said
+    assert len(tuning.read(fresh[0], device.identity)["done"]) == 1
+
+
+@pytest.mark.parametrize("way", [0, 1, 2], ids=["forward", "dx", "dw"])
+def test_a_plan_with_wrong_numbers_is_refused(device, fresh, monkeypatch, way):
+    c = tune_conv.parse(TINY)[way]
+    plan = tune_conv.plans(device, c, "float32")[0]
+    case = tune_conv.Case(device, c, "float32")
+    right = tune_conv.expected(c)
+    results = {"": right, "wrong numbers": [1.01 * a for a in right], "past the end": [np.append(a, 0) for a in right]}
+    for wrong, values in results.items():
+        put = [np.array(a, np.float32) for a in values]
+        monkeypatch.setattr(case, "run", lambda plan, put=put: [*map(device.upload, put, case.outs)])
+        assert wrong in case.error_of(plan) and bool(wrong) == bool(case.error_of(plan))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "64,3", "2x2x9,4,3", "2x2x9x9,4,30", "2x2x9x9,4", "2x3x9x9,4,3,1,0,2", "2x2x9x9,4,3,0", "2x2x9x9,4,3,1,0,1,1"],
+)
+def test_convolutions_that_are_none(fresh, text):
+    with pytest.raises(clnn.ConfigurationError, match="NxCxHxW"):
+        tune_conv.parse(text)
+
+
+def test_shown_convolutions(device, fresh, capsys):
+    c = tune_conv.parse(TINY)[0]
+    plan = tune_conv.plans(device, c, "float32")[1]
+    name = put_plan(fresh[0], device, c, list(plan))
+    assert cli.main(["tune", "--show"]) == 0
+    shown = capsys.readouterr().out
+    assert name in shown and conv_plan.shown(plan) in shown
+    assert cli.main(["tune", "--conv", TINY, "--ship", "FILE"]) == 1
+    assert "leave out" in capsys.readouterr().err
 
 
 # -- the process that candidates run in -------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
-"""What measurements say about a device: the tile and the engine for each class of shape, and CLBlast's parameters.
+"""What measurements say about a device: the tile and the engine for each class of shape, CLBlast's parameters, and plans of
+convolutions.
 
 `clnn tune` measures (clnn/tune.py) and keeps what it finds in the user's cache folder, per platform, driver and device.
 That lies over `tuned.json`, the table that ships, which goes by platform, version and vector width. Where neither says
@@ -47,6 +48,8 @@ class Known:
     def __init__(self) -> None:
         self.classes: dict[str, Choice] = {}
         self.clblast: dict[str, dict[str, dict[str, int]]] = {}  # dtype: kernel: parameter: value
+        self.convolutions: dict[str, Any] = {}  # as they are stored: clnn/ops/conv_plan.py reads those that it meets
+        self.plans: dict[Any, Any] = {}  # what it found for each, None for the model's choice
         self.forced: Choice | None = None  # for every class, whatever was measured
         self.found: dict[Any, Choice] = {}
 
@@ -182,7 +185,9 @@ def read(path: Path, key: str) -> dict[str, Any]:
         if table["format"] != FORMAT:
             raise ValueError(f"its format is {table['format']!r}, and this clnn reads {FORMAT}")
         found = table["devices"].get(key, {})
-        if not all(isinstance(found.get(part, {}), dict) for part in ("classes", "clblast", "done", "tried")):
+        if not all(
+            isinstance(found.get(part, {}), dict) for part in ("classes", "clblast", "done", "tried", "convolutions")
+        ):
             raise ValueError("a table is missing in it")
         return found
     except FileNotFoundError:
@@ -238,6 +243,7 @@ def load(device: Device, shipped: bool = True) -> Known:
                 warnings.warn(f"{path} says for CLBlast: {wrong}; that is left out", TuningWarning, stacklevel=2)
             else:
                 known.clblast[dtype] = kernels
+        known.convolutions |= found.get("convolutions", {})
     device.tuned = known
     return known
 

@@ -1,309 +1,42 @@
-"""Convolution and its transpose over 1 to 3 spatial axes: kernels/conv.cl, planned for each shape and device.
+"""Convolution and its transpose over 1 to 3 spatial axes: kernels/conv.cl and winograd.cl, launched as conv_plan.py says.
 
-Arrays are (batch, channels, *space), weights (channels out, channels in / groups, *size). Which registers, blocks and parts
-a kernel works with follows from layer sizes by a small model of what its loops cost; the batch's size is never compiled in.
+Arrays are (batch, channels, *space), weights (channels out, channels in / groups, *size).
 """
 
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigurationError, ShapeError
+from ..errors import ShapeError
 from ..gemm import Scale, engine_name, forced_engine, gemm
 from ..gemm.tile import vector_width
-from ..gemm.tuning import registers
 from ..runtime.device import Device
 from ..runtime.memory import Block
 from .activation import fused
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty, fill
+from .conv_plan import (
+    SIDE,
+    Geometry,
+    Plan,
+    alone,
+    by_lanes,
+    geometry,
+    limits,
+    plan_for,
+    tiles_of,
+    turned,
+    up,
+    winograd_sizes,
+)  # fmt: skip
 from .elementwise import scale_add
 from .reduce import sum_to
 from .window import Window
 
-LOCAL = 256 << 10  # bytes of local memory that these sizes are made for; with less they shrink
-SLAB_BYTES = 96 << 10  # of inputs that a CPU's work-item keeps beside it: they stay in a second-level cache
-OUT = 1024  # outputs of a channel that it computes at once, and (times 64 bytes) what it keeps of dy
-NARROW = 256  # the same where vectors run over channels
-FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
-SIDE, TILE = 16, 64  # of a GPU's groups and of their tiles, as in kernels/conv.cl
-WINOGRAD = 512 << 10  # bytes that kernels/winograd.cl keeps of a block of tiles
-WINOGRAD_CHANNELS = 8  # in a group, from which on it pays
+TILE = 64  # of a GPU's groups, as in kernels/conv.cl
 PARTS = 2  # parts of the batch for each core, in gradients by weights
-
-
-class Geometry(NamedTuple):
-    """A convolution as the kernels see it: `groups` of `c` inputs and `k` outputs, over three axes; `up` - 1 zeros lie
-    between inputs. Padding `before` may be negative: then the input is cut."""
-
-    groups: int
-    c: int
-    k: int
-    space: tuple[int, ...]
-    out: tuple[int, ...]
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    before: tuple[int, ...]
-    dilation: tuple[int, ...]
-    up: tuple[int, ...] = (1, 1, 1)
-
-    @property
-    def taps(self) -> int:
-        return math.prod(self.size)
-
-    def vectors(self, first: int, *last: int) -> tuple[np.ndarray, np.ndarray]:
-        """The two arguments of sizes that every kernel takes."""
-        p = [self.groups, self.c, self.k, *self.space, *self.out, *self.size, *self.stride, first]
-        q = [*self.before, *self.dilation, *self.up, *last]
-        return np.array(p, np.int32), np.array(q + [0] * (16 - len(q)), np.int32)
-
-
-def geometry(window: Window, groups: int, c: int, k: int) -> Geometry:
-    """That of the forward pass: c inputs and k outputs in each group."""
-    w = window.in_3d()
-    space, out = w.space, w.out
-    if w.size == w.stride == w.dilation == (1, 1, 1) and not any(w.before + w.after):  # 1x1: space is one long row
-        space = out = (1, 1, math.prod(space))
-    return Geometry(groups, c, k, space, out, w.size, w.stride, w.before, w.dilation)
-
-
-def turned(g: Geometry) -> Geometry:
-    """That of the gradient by inputs: dy with stride - 1 zeros between, over which the kernel slides turned over."""
-    before = tuple(d * (s - 1) - b for d, s, b in zip(g.dilation, g.size, g.before))
-    return Geometry(g.groups, g.k, g.c, g.out, g.space, g.size, (1, 1, 1), before, g.dilation, g.stride)
-
-
-# -- what a CPU's work-item does --------------------------------------------------------------------------------------
-class Plan(NamedTuple):
-    """A kernel's registers KR x PV (or MR x NV), blocks of rb x cb outputs, channels copied at once."""
-
-    kernel: str
-    r: int
-    v: int
-    rb: int
-    cb: int
-    chunk: int
-
-
-def _up(a: int, b: int) -> int:
-    return -(-a // b)
-
-
-def _even(n: int) -> list[int]:
-    """The sizes of blocks that divide n as evenly as blocks can, each once."""
-    return sorted({_up(n, parts) for parts in range(1, min(n, 64) + 1)} | {1})
-
-
-def _spread(g: Geometry, axis: int, stride: int) -> tuple[int, int]:
-    """(phases, outputs that the window reaches over) along an axis of a copy."""
-    reach = (g.size[axis] - 1) * g.dilation[axis]
-    return min(stride, reach + 1), reach // stride
-
-
-def row_tiles(most_registers: int) -> list[tuple[int, int]]:
-    """KR x PV of conv_rows: sums, a vector of inputs each and one weight fit the registers, and hide what an addition takes."""
-    return [
-        (r, v) for v in range(1, 9) for r in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14)
-        if r * v + v + 1 < most_registers and r * v >= min(8, most_registers // 2)
-    ]  # fmt: skip
-
-
-def column_tiles(wide: int, most_registers: int) -> list[tuple[int, int]]:
-    """MR x NV of conv_columns, MR no more than a row (of a phase) has outputs."""
-    return [
-        (r, v) for v in (1, 2, 3, 4) for r in range(1, min(wide, 16) + 1)
-        if r * v + v + 1 < most_registers and r * v >= min(8, wide)
-    ]  # fmt: skip
-
-
-@lru_cache(maxsize=4096)
-def plan_forward(
-    g: Geometry, vw: int, most_registers: int, slab: int, out: int, narrow: int, room: int, largest: int
-) -> Plan | None:
-    """The cheapest of conv_rows, conv_columns and winograd, in cycles of a processor that does two vector multiply-adds a
-    cycle; None where the kernel reaches over more than `slab` holds. `room`: elements that winograd may keep, in tiles of at most
-    `largest`."""
-    found = [*_rows(g, vw, most_registers, slab, out), *_columns(g, vw, most_registers, slab, narrow)]
-    found += _winograd(g, vw, most_registers, room, largest)
-    return min(found)[1] if found else None
-
-
-def _rows(g: Geometry, vw: int, most_registers: int, slab: int, out: int) -> Iterator[tuple[float, Plan]]:
-    """Plans for conv_rows: what they cost an image, and what they are."""
-    tiles = row_tiles(most_registers)
-    (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
-    for cb in _even(g.out[2]):
-        for rb in _even(g.out[1]):
-            pitch = cb + over_w
-            positions = (rb - 1) * pitch + cb
-            plane = g.size[0] * phases_h * phases_w * (rb + over_h) * pitch
-            if positions > out - 8 * vw or plane > slab:
-                continue
-            chunk = min(g.c, slab // plane)
-            blocks = _up(g.out[1], rb) * _up(g.out[2], cb)
-            each = 1 / vw if g.stride[2] == 1 else 2  # cycles for an element that is copied
-            copy = g.c * (plane * each + 3 * g.size[0] * phases_h * phases_w * (rb + over_h))
-            finish = g.k * rb * (6 * _up(cb, vw) + 4)
-            for r, v in tiles:
-                k_blocks, strips = _up(g.k, r), _up(positions, v * vw)
-                step = max(r * v / 2, (2 * v + r) / 2 if vw >= 16 else (v + r) / 2) + 1
-                work = k_blocks * strips * (g.c * g.taps * step + 2 * r * v)
-                again = 1 if chunk == g.c else k_blocks
-                yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("rows", r, v, rb, cb, chunk)
-
-
-def _columns(g: Geometry, vw: int, most_registers: int, slab: int, narrow: int) -> Iterator[tuple[float, Plan]]:
-    """Plans for conv_columns, likewise."""
-    wide, cb = g.out[2] // g.up[2], g.out[2]
-    if wide < 1:
-        return
-    low, left = (-g.before[1]) // g.up[1], (-g.before[2]) // g.up[2]
-    reach = [u - 1 + (k - 1) * d - b for u, k, d, b in zip(g.up, g.size, g.dilation, g.before)]
-    pitch = (cb - 1) // g.up[2] * g.stride[2] + reach[2] // g.up[2] - left + 1
-    seen = 1.0  # the share of taps whose row is none of the padding's
-    if g.size[0] == 1:
-        at = [r * g.stride[1] + i * g.dilation[1] - g.before[1] for r in range(g.out[1]) for i in range(g.size[1])]
-        seen = sum(0 <= a < (g.space[1] - 1) * g.up[1] + 1 for a in at) / len(at)
-    tiles = column_tiles(wide, most_registers)
-    for rb in {_up(rows, g.up[1]) * g.up[1] for rows in _even(g.out[1])}:
-        high = (rb - 1) // g.up[1] * g.stride[1] + reach[1] // g.up[1] - low + 1
-        plane, positions = g.size[0] * high * pitch, rb * cb
-        if positions > narrow - 4 or plane > slab:
-            continue
-        chunk, blocks = min(g.c, slab // plane), _up(g.out[1], rb)
-        copy = g.c * (plane / vw + 3 * g.size[0] * high)
-        for r, v in tiles:
-            strips = _up(g.k, v * vw)
-            step = max(r * v / 2, (r + v) / 2, 4) + 1
-            count = rb * sum(_up(_up(cb - b, g.up[2]), r) for b in range(g.up[2]))
-            taps = g.taps / (g.up[1] * g.up[2]) * seen
-            work = 1.1 * strips * count * (g.c * taps * step + 3 * r * v)  # its weights come from further away
-            finish = g.k * positions * (1 + 6 / vw)
-            again = 1 if chunk == g.c else strips
-            yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
-
-
-def largest_tile() -> int:
-    """What CLNN_WINOGRAD says: 4, 2, or 0 for none. F(4 x 4, 3 x 3) rounds about twenty times as much as a plain sum."""
-    asked = os.environ.get("CLNN_WINOGRAD", "").strip() or "4"
-    if asked not in ("0", "2", "4"):
-        raise ConfigurationError(
-            f"CLNN_WINOGRAD={asked!r} should be 0, 2 or 4: the side of the output tiles that Winograd's algorithm may use, "
-            "0 for none"
-        )
-    return int(asked)
-
-
-def _suits_winograd(g: Geometry) -> bool:
-    """3 x 3 over an image, one step at a time, with channels enough for vectors to run over them."""
-    slides = g.size == (1, 3, 3) and g.stride == g.dilation == g.up == (1, 1, 1) and g.space[0] == 1
-    return slides and min(g.c, g.k) >= WINOGRAD_CHANNELS
-
-
-def _tiles(g: Geometry, m: int) -> int:
-    """Of m x m outputs, an image."""
-    return _up(g.out[1], m) * _up(g.out[2], m)
-
-
-def winograd_sizes(g: Geometry, vw: int, m: int, r: int, v: int, tiles: int) -> tuple[int, int]:
-    """Elements of the block's transformed inputs, and of what lies turned: inputs, and later outputs."""
-    a, across = m + 2, min(tiles, _up(g.out[2], m))
-    return a * a * (tiles * _up(g.c, vw) * vw + vw), max(a * (m * across + 2), v * m * (m * across + 3)) * vw + vw
-
-
-def _winograd(g: Geometry, vw: int, most_registers: int, room: int, largest: int) -> Iterator[tuple[float, Plan]]:
-    """Plans for winograd: r tiles x v vectors of channels at once, rb = 2 or 4 for F(rb x rb, 3 x 3), cb tiles a block."""
-    if not _suits_winograd(g):
-        return
-    for m in range(largest, 0, -2):
-        a, tiles = m + 2, _tiles(g, m)
-        for v in (1, 2, 3, 4):
-            strips = _up(g.k, v * vw)
-            for r in range(4, 17):
-                if r * v + v + 1 >= most_registers or r * v < 8:
-                    continue
-                for block in range(r, 65, r):
-                    if sum(winograd_sizes(g, vw, m, r, v, block)) + a * a * (block * v + 1) * vw > room:
-                        break
-                    step = max(r * v / 2, (r + v) / 2) + 1
-                    again = 1 + 12 / block  # weights are read anew for each block
-                    multiply = a * a * strips * (g.c * step + 2 * r * v) * again / r
-                    back = strips * v * (2.5 * a * a + 16 * m * m / 2 + 6 * m * m)
-                    yield (
-                        tiles * (multiply + _transformed(g, vw, m, block) + back),
-                        Plan("winograd", r, v, m, block, g.c),
-                    )
-
-
-def _transformed(g: Geometry, vw: int, m: int, tiles: int) -> float:
-    """What it costs to turn and transform a tile's inputs."""
-    a = m + 2
-    return _up(g.c, vw) * (16 * a * (m + 2 / min(tiles, _up(g.out[2], m))) / 2 + 3 * a * a)
-
-
-def _winograd_weights(
-    g: Geometry, vw: int, most_registers: int, room: int, largest: int
-) -> Iterator[tuple[float, Plan]]:
-    """Plans for winograd_gradients: r input channels x v vectors of output channels at once."""
-    if not _suits_winograd(g):
-        return
-    for m in range(largest, 0, -2):
-        a = m + 2
-        for v in (1, 2, 3, 4):
-            strips = _up(g.k, v * vw)
-            for r in range(4, 17):
-                if r * v + v + 1 >= most_registers or r * v < 8 or _up(g.c, r) * r > _up(g.c, vw) * vw:
-                    continue
-                for block in (8, 16, 24, 32, 48, 64):
-                    if sum(winograd_sizes(g, vw, m, r, v, block)) + a * a * (block * strips * v + 1) * vw > room:
-                        break
-                    step = max(r * v / 2, (r + v) / 2) + 1
-                    multiply = a * a * _up(g.c, r) * strips * (step + 4 * r * v / block)
-                    gradients = strips * v * (16 * m * m / 2 + 3 * a * a)
-                    cost = multiply + _transformed(g, vw, m, block) + gradients
-                    yield _tiles(g, m) * cost, Plan("winograd", r, v, m, block, g.c)
-
-
-@lru_cache(maxsize=4096)
-def plan_weights(
-    g: Geometry, vw: int, most_registers: int, slab: int, room: int, lanes: bool, tiles_room: int, largest: int
-) -> Plan | None:
-    """The cheapest plan for conv_weights or conv_lanes, or winograd_gradients; `room`: elements of dy that fit."""
-    (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
-    found = [] if lanes else list(_winograd_weights(g, vw, most_registers, tiles_room, largest))
-    work: float
-    for v in (1,) if lanes else (1, 2, 3, 4):
-        r = min(g.taps, 12) if lanes else min((most_registers - v - 1) // v, {1: 14, 2: 12, 3: 9, 4: 6}[v])
-        strips = _up(g.k, v * vw)
-        if r < 2 and not lanes:
-            continue
-        for cb in _even(g.out[2]):
-            for rb in _even(g.out[1]):
-                if lanes:
-                    pitch = cb + over_w
-                    plane, kept = g.size[0] * phases_h * phases_w * (rb + over_h) * pitch, (rb - 1) * pitch + cb + vw
-                    plane_rows, chunk = rb + over_h, 1
-                else:
-                    plane_rows = (rb - 1) * g.stride[1] + (g.size[1] - 1) * g.dilation[1] + 1
-                    plane = g.size[0] * plane_rows * ((cb - 1) * g.stride[2] + (g.size[2] - 1) * g.dilation[2] + 1)
-                    kept = rb * cb * strips * v * vw
-                    chunk = min(g.c, slab // plane)
-                if plane > slab or kept > room:
-                    continue
-                blocks = _up(g.out[1], rb) * _up(g.out[2], cb)
-                copy = g.c * (plane / vw + 3 * g.size[0] * plane_rows) + (g.k * rb * cb / 2)
-                if lanes:
-                    work = g.c * g.k * _up(g.taps, r) * (_up(kept, vw) * (r + 2) + 12 * r)
-                else:
-                    step = max(r * v / 2, (r + v) / 2) + 1
-                    work = _up(g.c, chunk) * _up(chunk * g.taps, r) * strips * (rb * cb * step + 3 * r * v + 4 * rb)
-                found.append((blocks * (work + copy + 300), Plan("lanes" if lanes else "weights", r, v, rb, cb, chunk)))
-    return min(found)[1] if found else None
 
 
 # -- launches ---------------------------------------------------------------------------------------------------------
@@ -344,23 +77,9 @@ def _most_taps(g: Geometry) -> int:
     return max(64, 1 << (g.taps - 1).bit_length())
 
 
-def _rooms(device: Device, dtype: Any) -> tuple[int, int, int, int, int]:
-    """What fits local memory: elements of inputs, outputs of a channel in conv_rows and in conv_columns, elements of dy, and
-    what winograd may keep."""
-    size, share = np.dtype(dtype).itemsize, min(1.0, device.local_memory / LOCAL)
-    slab, kept = int(SLAB_BYTES * share) // size, int(64 * OUT * share) // size
-    tiles = min(WINOGRAD, device.local_memory) // size
-    return slab, int(OUT * share) * 4 // size, int(NARROW * share) * 4 // size // 4 * 4, kept, tiles
-
-
-def _alone(device: Device) -> bool:
-    """Whether work-items work by themselves: on CPUs, and where groups are too small for conv_local."""
-    return device.kind == "cpu" or device.cl_device.max_work_group_size < SIDE * SIDE
-
-
 def _one(device: Device) -> tuple[int] | None:
     """Work-items of a group where few items do much each: one on a CPU, so that all cores get some."""
-    return (1,) if _alone(device) else None
+    return (1,) if alone(device) else None
 
 
 def _by_clblast(device: Device) -> bool:
@@ -387,10 +106,9 @@ def apply(
     g = turned(g) if flip else g
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
-    vw, (slab, out, narrow, _, room) = vector_width(device, dtype), _rooms(device, dtype)
-    plan = plan_forward(g, vw, registers(device), slab, out, narrow, room, largest_tile()) if _alone(device) else None
+    plan = plan_for(device, g, dtype)
     if plan is None:
-        tiles = _up(n * math.prod(g.out), TILE) * _up(g.k, TILE) * g.groups
+        tiles = up(n * math.prod(g.out), TILE) * up(g.k, TILE) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
         device.launch(
             "conv", "conv_local", (tiles * SIDE * SIDE,), p, q, n, x, w, *epilogue.arguments(y),
@@ -400,16 +118,17 @@ def apply(
     if plan.kernel == "winograd":
         _by_winograd(device, n, g, plan, x, w, y, dtype, epilogue, extra)
         return
+    vw, _, slab, out, narrow, *_ = limits(device, dtype)
     columns = plan.kernel == "columns"
     width = plan.v * vw if columns else plan.r  # output channels whose weights lie together
-    blocks = _up(g.k, width)
+    blocks = up(g.k, width)
     packed = device.allocate(g.groups * blocks * width * g.c * g.taps * size)
     device.launch(
         "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, packed,
         local=_one(device), real=real, PACK=1, KR=width, **extra,
     )  # fmt: skip
-    items = n * g.groups * g.out[0] * _up(g.out[1], plan.rb) * _up(g.out[2], plan.cb)
-    parts = min(blocks, _up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
+    items = n * g.groups * g.out[0] * up(g.out[1], plan.rb) * up(g.out[2], plan.cb)
+    parts = min(blocks, up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
     p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, epilogue.column)
     kernel: dict[str, Any] = (
         {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": narrow}
@@ -435,14 +154,14 @@ def _by_winograd(
     flip: Any,
 ) -> None:
     real, vw, a = device.real(dtype), vector_width(device, dtype), plan.rb + 2
-    strips = _up(g.k, plan.v * vw)
+    strips = up(g.k, plan.v * vw)
     u = device.allocate(g.groups * strips * plan.v * vw * g.c * a * a * np.dtype(dtype).itemsize)
     device.launch(
         "winograd", "winograd_weights", (g.groups * strips * g.c,), g.groups, g.c, g.k, w, u,
         local=_one(device), real=real, VW=vw, NV=plan.v, M=plan.rb, PACK=1, **flip,
     )  # fmt: skip
-    items = _up(n * _tiles(g, plan.rb), plan.cb) * g.groups
-    parts = min(strips, _up(2 * device.compute_units, items))
+    items = up(n * tiles_of(g, plan.rb), plan.cb) * g.groups
+    parts = min(strips, up(2 * device.compute_units, items))
     kept, slab = winograd_sizes(g, vw, plan.rb, plan.r, plan.v, plan.cb)
     p, q = g.vectors(0, 0, 0, parts, 0, epilogue.column)
     device.launch(
@@ -460,21 +179,15 @@ def weight_gradients(
         return
     real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
     extra: dict[str, Any] = {}
-    lanes, vw = g.k < FEW_CHANNELS, vector_width(device, dtype)
-    slab, _, _, room, tiles_room = _rooms(device, dtype)
-    plan = (
-        plan_weights(g, vw, registers(device), slab, room, lanes, tiles_room, largest_tile())
-        if _alone(device)
-        else None
-    )
+    plan = plan_for(device, g, dtype, weights=True)
     if plan is not None and plan.kernel == "winograd":
         _gradients_by_winograd(device, n, g, plan, x, dy, for_w, for_b, dtype)
         return
     if plan is None:
-        kp, tiles, positions = g.k, _up(entries + 1, TILE) * _up(g.k, TILE) * g.groups, n * math.prod(g.out)
-        parts = max(1, min(_up(8 * device.compute_units, tiles), positions // 256))
-        depth = max(1, _up(_up(positions, parts), 16) * 16)
-        parts = max(1, _up(positions, depth))
+        kp, tiles, positions = g.k, up(entries + 1, TILE) * up(g.k, TILE) * g.groups, n * math.prod(g.out)
+        parts = max(1, min(up(8 * device.compute_units, tiles), positions // 256))
+        depth = max(1, up(up(positions, parts), 16) * 16)
+        parts = max(1, up(positions, depth))
         partial = device.allocate(parts * g.groups * (entries + 1) * kp * size)
         p, q = g.vectors(0, 0, 0, 0, 0, 0, depth)
         device.launch(
@@ -482,10 +195,11 @@ def weight_gradients(
             local=(SIDE * SIDE,), real=real, LOCAL=1, WEIGHTS=1,
         )  # fmt: skip
     else:
-        kp = 1 if lanes else _up(g.k, plan.v * vw) * plan.v * vw
+        lanes, (vw, _, slab, _, _, room, *_) = by_lanes(g), limits(device, dtype)
+        kp = 1 if lanes else up(g.k, plan.v * vw) * plan.v * vw
         wanted = PARTS * device.compute_units
-        splits = min(g.c, _up(wanted, g.groups)) if entries * g.k > 1 << 18 or n == 1 else 1
-        parts = max(1, min(n, _up(wanted, g.groups * splits)))
+        splits = min(g.c, up(wanted, g.groups)) if entries * g.k > 1 << 18 or n == 1 else 1
+        parts = max(1, min(n, up(wanted, g.groups * splits)))
         partial = device.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp) * size)
         p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
         extra = {"VW": vw, "LANES": 1} if lanes else {"VW": vw}
@@ -497,7 +211,7 @@ def weight_gradients(
         )  # fmt: skip
     columns, sinks = _sinks(for_w, for_b)
     device.launch(
-        "conv", "conv_sum", (g.groups * _up(entries + 1, 16),), g.groups, g.k, entries, kp, parts, *columns, partial,
+        "conv", "conv_sum", (g.groups * up(entries + 1, 16),), g.groups, g.k, entries, kp, parts, *columns, partial,
         *sinks, local=_one(device), real=real, SUM=1, **extra,
     )  # fmt: skip
 
@@ -526,8 +240,8 @@ def _gradients_by_winograd(
 ) -> None:
     real, vw, a, size = device.real(dtype), vector_width(device, dtype), plan.rb + 2, np.dtype(dtype).itemsize
     width = plan.v * vw
-    kp, cr = _up(g.k, width) * width, _up(g.c, plan.r) * plan.r
-    parts = max(1, min(_up(n * _tiles(g, plan.rb), plan.cb), _up(PARTS * device.compute_units, g.groups)))
+    kp, cr = up(g.k, width) * width, up(g.c, plan.r) * plan.r
+    parts = max(1, min(up(n * tiles_of(g, plan.rb), plan.cb), up(PARTS * device.compute_units, g.groups)))
     partial = device.allocate(parts * g.groups * (a * a * cr + 1) * kp * size)
     kept, slab = winograd_sizes(g, vw, plan.rb, plan.r, plan.v, plan.cb)
     p, q = g.vectors(0, 0, 0, parts)

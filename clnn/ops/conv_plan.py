@@ -1,0 +1,421 @@
+"""Plans for convolutions on CPUs: which kernel, registers and blocks, by a model of what loops cost or by measurement.
+
+They follow from layer sizes alone, so that the batch's size is never compiled in. A measured plan (`clnn tune`) counts only
+where it is one that would be made here for that geometry: any other might spill, or not fit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..errors import ConfigurationError
+from ..gemm import tuning
+from ..gemm.tile import vector_width
+from ..gemm.tuning import registers
+from ..runtime.device import Device
+from .window import Window
+
+LOCAL = 256 << 10  # bytes of local memory that these sizes are made for; with less they shrink
+SLAB_BYTES = 96 << 10  # of inputs that a CPU's work-item keeps beside it: they stay in a second-level cache
+OUT = 1024  # outputs of a channel that it computes at once, and (times 64 bytes) what it keeps of dy
+NARROW = 256  # the same where vectors run over channels
+FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
+WINOGRAD = 512 << 10  # bytes that kernels/winograd.cl keeps of a block of tiles
+WINOGRAD_CHANNELS = 8  # in a group, from which on it pays
+SIDE = 16  # of a GPU's groups, as in kernels/conv.cl
+PLANS = 16  # of a convolution, that are worth measuring
+PLAIN = {"groups": 1, "stride": (1, 1, 1), "before": (0, 0, 0), "dilation": (1, 1, 1), "up": (1, 1, 1)}  # not in names
+
+
+class Geometry(NamedTuple):
+    """A convolution as the kernels see it: `groups` of `c` inputs and `k` outputs, over three axes; `up` - 1 zeros lie
+    between inputs. Padding `before` may be negative: then the input is cut."""
+
+    groups: int
+    c: int
+    k: int
+    space: tuple[int, ...]
+    out: tuple[int, ...]
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    before: tuple[int, ...]
+    dilation: tuple[int, ...]
+    up: tuple[int, ...] = (1, 1, 1)
+
+    @property
+    def taps(self) -> int:
+        return math.prod(self.size)
+
+    def vectors(self, first: int, *last: int) -> tuple[np.ndarray, np.ndarray]:
+        """The two arguments of sizes that every kernel takes."""
+        p = [self.groups, self.c, self.k, *self.space, *self.out, *self.size, *self.stride, first]
+        q = [*self.before, *self.dilation, *self.up, *last]
+        return np.array(p, np.int32), np.array(q + [0] * (16 - len(q)), np.int32)
+
+
+def geometry(window: Window, groups: int, c: int, k: int) -> Geometry:
+    """That of the forward pass: c inputs and k outputs in each group."""
+    w = window.in_3d()
+    space, out = w.space, w.out
+    if w.size == w.stride == w.dilation == (1, 1, 1) and not any(w.before + w.after):  # 1x1: space is one long row
+        space = out = (1, 1, math.prod(space))
+    return Geometry(groups, c, k, space, out, w.size, w.stride, w.before, w.dilation)
+
+
+def turned(g: Geometry) -> Geometry:
+    """That of the gradient by inputs: dy with stride - 1 zeros between, over which the kernel slides turned over."""
+    before = tuple(d * (s - 1) - b for d, s, b in zip(g.dilation, g.size, g.before))
+    return Geometry(g.groups, g.k, g.c, g.out, g.space, g.size, (1, 1, 1), before, g.dilation, g.stride)
+
+
+# -- what a CPU's work-item does --------------------------------------------------------------------------------------
+class Plan(NamedTuple):
+    """A kernel's registers KR x PV (or MR x NV), blocks of rb x cb outputs, channels copied at once."""
+
+    kernel: str
+    r: int
+    v: int
+    rb: int
+    cb: int
+    chunk: int
+
+
+def up(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _even(n: int) -> list[int]:
+    """The sizes of blocks that divide n as evenly as blocks can, each once."""
+    return sorted({up(n, parts) for parts in range(1, min(n, 64) + 1)} | {1})
+
+
+def _spread(g: Geometry, axis: int, stride: int) -> tuple[int, int]:
+    """(phases, outputs that the window reaches over) along an axis of a copy."""
+    reach = (g.size[axis] - 1) * g.dilation[axis]
+    return min(stride, reach + 1), reach // stride
+
+
+def row_tiles(most_registers: int) -> list[tuple[int, int]]:
+    """KR x PV of conv_rows: sums, a vector of inputs each and one weight fit the registers, and hide what an addition takes."""
+    return [
+        (r, v) for v in range(1, 9) for r in (1, 2, 3, 4, 5, 6, 8, 10, 12, 14)
+        if r * v + v + 1 < most_registers and r * v >= min(8, most_registers // 2)
+    ]  # fmt: skip
+
+
+def column_tiles(wide: int, most_registers: int) -> list[tuple[int, int]]:
+    """MR x NV of conv_columns, MR no more than a row (of a phase) has outputs."""
+    return [
+        (r, v) for v in (1, 2, 3, 4) for r in range(1, min(wide, 16) + 1)
+        if r * v + v + 1 < most_registers and r * v >= min(8, wide)
+    ]  # fmt: skip
+
+
+def largest_tile() -> int:
+    """What CLNN_WINOGRAD says: 4, 2, or 0 for none. F(4 x 4, 3 x 3) rounds about twenty times as much as a plain sum."""
+    asked = os.environ.get("CLNN_WINOGRAD", "").strip() or "4"
+    if asked not in ("0", "2", "4"):
+        raise ConfigurationError(
+            f"CLNN_WINOGRAD={asked!r} should be 0, 2 or 4: the side of the output tiles that Winograd's algorithm may use, "
+            "0 for none"
+        )
+    return int(asked)
+
+
+class Limits(NamedTuple):
+    """What a plan may use: lanes of a vector, registers, and elements of local memory."""
+
+    vw: int
+    registers: int
+    slab: int  # inputs
+    out: int  # outputs of a channel in conv_rows
+    narrow: int  # and in conv_columns
+    kept: int  # dy, in gradients by weights
+    tiles: int  # all that winograd keeps of a block of tiles
+    largest: int  # the side of its tiles, or 0
+
+
+def limits(device: Device, dtype: Any) -> Limits:
+    """Those of a CPU."""
+    size, share = np.dtype(dtype).itemsize, min(1.0, device.local_memory / LOCAL)
+    return Limits(
+        vector_width(device, dtype),
+        registers(device),
+        int(SLAB_BYTES * share) // size,
+        int(OUT * share) * 4 // size,
+        int(NARROW * share) * 4 // size // 4 * 4,
+        int(64 * OUT * share) // size,
+        min(WINOGRAD, device.local_memory) // size,
+        largest_tile(),
+    )
+
+
+def _ranked(found: list[tuple[float, Plan]], measured: Plan | None) -> tuple[Plan, ...]:
+    """`measured`, if it is one of those found; then the cheapest, each other kernel's cheapest, and more, PLANS in all: few
+    with the same registers or the same blocks, since the model is wrong about those together."""
+    order = [plan for _, plan in sorted(found)]
+    of_kernel = {plan.kernel: plan for plan in reversed(order)}
+    ranked = [measured] if measured in order else []
+    few = sorted(of_kernel.values(), key=order.index)
+    used = Counter(part for plan in few for part in (plan[:3], plan[3:]))
+    for plan in order:
+        if len(few) < PLANS and plan not in few and used[plan[:3]] < 3 and used[plan[3:]] < 4:
+            few.append(plan)
+            used.update((plan[:3], plan[3:]))
+    return (*ranked, *few)
+
+
+@lru_cache(maxsize=4096)
+def plan_forward(g: Geometry, limits: Limits, measured: Plan | None = None) -> tuple[Plan, ...]:
+    """The best of conv_rows, conv_columns and winograd, in cycles of a processor that does two vector multiply-adds a cycle;
+    () where the kernel reaches over more than `limits.slab` holds."""
+    return _ranked([*_rows(g, limits), *_columns(g, limits), *_winograd(g, limits)], measured)
+
+
+def _rows(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
+    """Plans for conv_rows: what they cost an image, and what they are."""
+    vw, slab, tiles = limits.vw, limits.slab, row_tiles(limits.registers)
+    (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
+    for cb in _even(g.out[2]):
+        for rb in _even(g.out[1]):
+            pitch = cb + over_w
+            positions = (rb - 1) * pitch + cb
+            plane = g.size[0] * phases_h * phases_w * (rb + over_h) * pitch
+            if positions > limits.out - 8 * vw or plane > slab:
+                continue
+            chunk = min(g.c, slab // plane)
+            blocks = up(g.out[1], rb) * up(g.out[2], cb)
+            each = 1 / vw if g.stride[2] == 1 else 2  # cycles for an element that is copied
+            copy = g.c * (plane * each + 3 * g.size[0] * phases_h * phases_w * (rb + over_h))
+            finish = g.k * rb * (6 * up(cb, vw) + 4)
+            for r, v in tiles:
+                k_blocks, strips = up(g.k, r), up(positions, v * vw)
+                step = max(r * v / 2, (2 * v + r) / 2 if vw >= 16 else (v + r) / 2) + 1
+                work = k_blocks * strips * (g.c * g.taps * step + 2 * r * v)
+                again = 1 if chunk == g.c else k_blocks
+                yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("rows", r, v, rb, cb, chunk)
+
+
+def _columns(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
+    """Plans for conv_columns, likewise."""
+    vw, slab = limits.vw, limits.slab
+    wide, cb = g.out[2] // g.up[2], g.out[2]
+    if wide < 1:
+        return
+    low, left = (-g.before[1]) // g.up[1], (-g.before[2]) // g.up[2]
+    reach = [u - 1 + (k - 1) * d - b for u, k, d, b in zip(g.up, g.size, g.dilation, g.before)]
+    pitch = (cb - 1) // g.up[2] * g.stride[2] + reach[2] // g.up[2] - left + 1
+    seen = 1.0  # the share of taps whose row is none of the padding's
+    if g.size[0] == 1:
+        at = [r * g.stride[1] + i * g.dilation[1] - g.before[1] for r in range(g.out[1]) for i in range(g.size[1])]
+        seen = sum(0 <= a < (g.space[1] - 1) * g.up[1] + 1 for a in at) / len(at)
+    tiles = column_tiles(wide, limits.registers)
+    for rb in {up(rows, g.up[1]) * g.up[1] for rows in _even(g.out[1])}:
+        high = (rb - 1) // g.up[1] * g.stride[1] + reach[1] // g.up[1] - low + 1
+        plane, positions = g.size[0] * high * pitch, rb * cb
+        if positions > limits.narrow - 4 or plane > slab:
+            continue
+        chunk, blocks = min(g.c, slab // plane), up(g.out[1], rb)
+        copy = g.c * (plane / vw + 3 * g.size[0] * high)
+        for r, v in tiles:
+            strips = up(g.k, v * vw)
+            step = max(r * v / 2, (r + v) / 2, 4) + 1
+            count = rb * sum(up(up(cb - b, g.up[2]), r) for b in range(g.up[2]))
+            taps = g.taps / (g.up[1] * g.up[2]) * seen
+            work = 1.1 * strips * count * (g.c * taps * step + 3 * r * v)  # its weights come from further away
+            finish = g.k * positions * (1 + 6 / vw)
+            again = 1 if chunk == g.c else strips
+            yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
+
+
+def _suits_winograd(g: Geometry) -> bool:
+    """3 x 3 over an image, one step at a time, with channels enough for vectors to run over them."""
+    slides = g.size == (1, 3, 3) and g.stride == g.dilation == g.up == (1, 1, 1) and g.space[0] == 1
+    return slides and min(g.c, g.k) >= WINOGRAD_CHANNELS
+
+
+def tiles_of(g: Geometry, m: int) -> int:
+    """Of m x m outputs, an image."""
+    return up(g.out[1], m) * up(g.out[2], m)
+
+
+def winograd_sizes(g: Geometry, vw: int, m: int, r: int, v: int, tiles: int) -> tuple[int, int]:
+    """Elements of the block's transformed inputs, and of what lies turned: inputs, and later outputs."""
+    a, across = m + 2, min(tiles, up(g.out[2], m))
+    return a * a * (tiles * up(g.c, vw) * vw + vw), max(a * (m * across + 2), v * m * (m * across + 3)) * vw + vw
+
+
+def _winograd(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
+    """Plans for winograd: r tiles x v vectors of channels at once, rb = 2 or 4 for F(rb x rb, 3 x 3), cb tiles a block."""
+    if not _suits_winograd(g):
+        return
+    vw = limits.vw
+    for m in range(limits.largest, 0, -2):
+        a, tiles = m + 2, tiles_of(g, m)
+        for v in (1, 2, 3, 4):
+            strips = up(g.k, v * vw)
+            for r in range(4, 17):
+                if r * v + v + 1 >= limits.registers or r * v < 8:
+                    continue
+                for block in range(r, 65, r):
+                    if sum(winograd_sizes(g, vw, m, r, v, block)) + a * a * (block * v + 1) * vw > limits.tiles:
+                        break
+                    step = max(r * v / 2, (r + v) / 2) + 1
+                    again = 1 + 12 / block  # weights are read anew for each block
+                    multiply = a * a * strips * (g.c * step + 2 * r * v) * again / r
+                    back = strips * v * (2.5 * a * a + 16 * m * m / 2 + 6 * m * m)
+                    yield (
+                        tiles * (multiply + _transformed(g, vw, m, block) + back),
+                        Plan("winograd", r, v, m, block, g.c),
+                    )
+
+
+def _transformed(g: Geometry, vw: int, m: int, tiles: int) -> float:
+    """What it costs to turn and transform a tile's inputs."""
+    a = m + 2
+    return up(g.c, vw) * (16 * a * (m + 2 / min(tiles, up(g.out[2], m))) / 2 + 3 * a * a)
+
+
+def _winograd_weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
+    """Plans for winograd_gradients: r input channels x v vectors of output channels at once."""
+    if not _suits_winograd(g):
+        return
+    vw = limits.vw
+    for m in range(limits.largest, 0, -2):
+        a = m + 2
+        for v in (1, 2, 3, 4):
+            strips = up(g.k, v * vw)
+            for r in range(4, 17):
+                if r * v + v + 1 >= limits.registers or r * v < 8 or up(g.c, r) * r > up(g.c, vw) * vw:
+                    continue
+                for block in (8, 16, 24, 32, 48, 64):
+                    if (
+                        sum(winograd_sizes(g, vw, m, r, v, block)) + a * a * (block * strips * v + 1) * vw
+                        > limits.tiles
+                    ):
+                        break
+                    step = max(r * v / 2, (r + v) / 2) + 1
+                    multiply = a * a * up(g.c, r) * strips * (step + 4 * r * v / block)
+                    gradients = strips * v * (16 * m * m / 2 + 3 * a * a)
+                    cost = multiply + _transformed(g, vw, m, block) + gradients
+                    yield tiles_of(g, m) * cost, Plan("winograd", r, v, m, block, g.c)
+
+
+@lru_cache(maxsize=4096)
+def plan_weights(g: Geometry, limits: Limits, measured: Plan | None = None) -> tuple[Plan, ...]:
+    """The best plans for conv_weights and winograd_gradients, or conv_lanes."""
+    vw, slab, lanes = limits.vw, limits.slab, by_lanes(g)
+    (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
+    found = [] if lanes else list(_winograd_weights(g, limits))
+    work: float
+    for v in (1,) if lanes else (1, 2, 3, 4):
+        r = min(g.taps, 12) if lanes else min((limits.registers - v - 1) // v, {1: 14, 2: 12, 3: 9, 4: 6}[v])
+        strips = up(g.k, v * vw)
+        if r < 2 and not lanes:
+            continue
+        for cb in _even(g.out[2]):
+            for rb in _even(g.out[1]):
+                if lanes:
+                    pitch = cb + over_w
+                    plane, kept = g.size[0] * phases_h * phases_w * (rb + over_h) * pitch, (rb - 1) * pitch + cb + vw
+                    plane_rows, chunk = rb + over_h, 1
+                else:
+                    plane_rows = (rb - 1) * g.stride[1] + (g.size[1] - 1) * g.dilation[1] + 1
+                    plane = g.size[0] * plane_rows * ((cb - 1) * g.stride[2] + (g.size[2] - 1) * g.dilation[2] + 1)
+                    kept = rb * cb * strips * v * vw
+                    chunk = min(g.c, slab // plane)
+                if plane > slab or kept > limits.kept:
+                    continue
+                blocks = up(g.out[1], rb) * up(g.out[2], cb)
+                copy = g.c * (plane / vw + 3 * g.size[0] * plane_rows) + (g.k * rb * cb / 2)
+                if lanes:
+                    work = g.c * g.k * up(g.taps, r) * (up(kept, vw) * (r + 2) + 12 * r)
+                else:
+                    step = max(r * v / 2, (r + v) / 2) + 1
+                    work = up(g.c, chunk) * up(chunk * g.taps, r) * strips * (rb * cb * step + 3 * r * v + 4 * rb)
+                found.append((blocks * (work + copy + 300), Plan("lanes" if lanes else "weights", r, v, rb, cb, chunk)))
+    return _ranked(found, measured)
+
+
+def alone(device: Device) -> bool:
+    """Whether work-items work by themselves: on CPUs, and where groups are too small for conv_local."""
+    return device.kind == "cpu" or device.cl_device.max_work_group_size < SIDE * SIDE
+
+
+def by_lanes(g: Geometry) -> bool:
+    """Whether vectors run over positions in gradients by weights: where a group has few outputs."""
+    return g.k < FEW_CHANNELS
+
+
+def plans(device: Device, g: Geometry, dtype: Any, weights: bool, measured: Plan | None = None) -> tuple[Plan, ...]:
+    """The plans of a convolution, or of a gradient by `weights`: `measured` if it is one, then what the model finds best."""
+    if not alone(device):
+        return ()
+    return (plan_weights if weights else plan_forward)(g, limits(device, dtype), measured)
+
+
+# -- what was measured -------------------------------------------------------------------------------------------------
+def name(g: Geometry, dtype: Any, weights: bool) -> str:
+    """What a measured plan is stored under: "float32 forward c 32 k 64 space 1x26x26 out 1x24x24 size 1x3x3"."""
+    parts = ((field, value) for field, value in g._asdict().items() if value != PLAIN.get(field))
+    sizes = (f"{field} {'x'.join(map(str, value)) if isinstance(value, tuple) else value}" for field, value in parts)
+    return " ".join([np.dtype(dtype).name, "weights" if weights else "forward", *sizes])
+
+
+def stored_plan(entry: Any) -> Plan | None:
+    """What an entry of a file of measurements holds, if that looks like a plan."""
+    values = entry.get("plan") if isinstance(entry, dict) else None
+    if not isinstance(values, list) or [type(value) for value in values] != [str, int, int, int, int, int]:
+        return None
+    return Plan(*values)
+
+
+def measured_plan(device: Device, g: Geometry, dtype: Any, weights: bool, entry: Any) -> tuple[Plan | None, str]:
+    """The plan that an entry holds, if it is one of this convolution's: others might spill, or not fit; or what is wrong."""
+    plan = stored_plan(entry)
+    if plan is None:
+        return None, f"{entry!r}, which holds no plan: a kernel and five whole numbers, {', '.join(Plan._fields[1:])}"
+    if plan not in plans(device, g, dtype, weights, plan)[:1]:
+        return None, f"{shown(plan)}, which is none of this convolution's plans on this device"
+    return plan, ""
+
+
+def shown(plan: Plan) -> str:
+    """A plan in words."""
+    return f"{plan.kernel} {plan.r}x{plan.v} by {plan.rb}x{plan.cb}x{plan.chunk}"
+
+
+def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False) -> Plan | None:
+    """The plan that was measured, or else the model's; None where conv_local does it."""
+    known, key = device.tuned or tuning.load(device), (g, dtype, weights)
+    measured = known.plans.get(key)
+    if measured is None and known.convolutions and key not in known.plans:
+        if len(known.plans) >= 4096:
+            known.plans.clear()
+        entry = known.convolutions.get(name(g, dtype, weights))
+        measured, wrong = (None, "") if entry is None else measured_plan(device, g, dtype, weights, entry)
+        known.plans[key] = measured
+        if wrong:
+            text = f"{tuning.user_file()} says for {name(g, dtype, weights)!r}: {wrong}; it is left out"
+            warnings.warn(text, tuning.TuningWarning, stacklevel=2)
+    return next(iter(plans(device, g, dtype, weights, measured)), None)
+
+
+@contextlib.contextmanager
+def forced(device: Device, g: Geometry, dtype: Any, weights: bool, plan: Plan) -> Iterator[None]:
+    """That convolution goes by `plan`."""
+    known, key = device.tuned or tuning.load(device), (g, dtype, weights)
+    known.plans[key] = plan
+    try:
+        yield
+    finally:
+        del known.plans[key]
