@@ -270,9 +270,9 @@ def _winograd(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
                     if sum(winograd_sizes(g, vw, m, r, v, block)) + a * a * (block * v + 1) * vw > limits.tiles:
                         break
                     step = max(r * v / 2, (r + v) / 2) + 1
-                    again = 1 + 12 / block  # weights are read anew for each block
+                    again = 1 + 4 / block  # weights are read anew for each block
                     multiply = a * a * strips * (g.c * step + 2 * r * v) * again / r
-                    back = strips * v * (2.5 * a * a + 16 * m * m / 2 + 6 * m * m)
+                    back = strips * v * (4 * a * a + 20 * m * m)
                     yield (
                         tiles * (multiply + _transformed(g, vw, m, block) + back),
                         Plan("winograd", r, v, m, block, g.c),
@@ -282,7 +282,7 @@ def _winograd(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
 def _transformed(g: Geometry, vw: int, m: int, tiles: int) -> float:
     """What it costs to turn and transform a tile's inputs."""
     a = m + 2
-    return up(g.c, vw) * (16 * a * (m + 2 / min(tiles, up(g.out[2], m))) / 2 + 3 * a * a)
+    return up(g.c, vw) * (14 * a * (m + 2 / min(tiles, up(g.out[2], m))) + 5 * a * a)
 
 
 def _winograd_weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
@@ -305,7 +305,7 @@ def _winograd_weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan
                         break
                     step = max(r * v / 2, (r + v) / 2) + 1
                     multiply = a * a * up(g.c, r) * strips * (step + 4 * r * v / block)
-                    gradients = strips * v * (16 * m * m / 2 + 3 * a * a)
+                    gradients = strips * v * (14 * m * m + 5 * a * a)
                     cost = multiply + _transformed(g, vw, m, block) + gradients
                     yield tiles_of(g, m) * cost, Plan("winograd", r, v, m, block, g.c)
 
