@@ -176,7 +176,15 @@ SHAPES = [  # n, space, c, k, size, stride, padding, dilation, groups
 ]
 
 
-@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize(
+    ("engine", "shape"),
+    [
+        pytest.param(engine, shape, marks=[pytest.mark.slow] * (engine in ("gpu", "clblast") and i not in (0, 1, 3, 7)))
+        for engine, (i, shape) in itertools.product(ENGINES, enumerate(SHAPES))
+    ],
+    ids=str,
+    indirect=["engine"],
+)
 def test_convolution(rng, engine, shape):
     check(rng, np.float32, *shape)
 

@@ -31,6 +31,7 @@ NARROW = 256  # the same where vectors run over channels
 FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
 WINOGRAD = 512 << 10  # bytes that kernels/winograd.cl keeps of a block of tiles
 WINOGRAD_CHANNELS = 8  # in a group, from which on it pays
+WINOGRAD_SUMS = 1 << 20  # elements that each part of a gradient by weights may sum up: more leave the caches
 SIDE = 16  # of a GPU's groups, as in kernels/conv.cl
 PLANS = 16  # of a convolution, that are worth measuring
 PLAIN = {"groups": 1, "stride": (1, 1, 1), "before": (0, 0, 0), "dilation": (1, 1, 1), "up": (1, 1, 1)}  # not in names
@@ -154,7 +155,7 @@ def limits(device: Device, dtype: Any) -> Limits:
         int(OUT * share) * 4 // size,
         int(NARROW * share) * 4 // size // 4 * 4,
         int(64 * OUT * share) // size,
-        min(WINOGRAD, device.local_memory) // size,
+        (min(WINOGRAD, device.local_memory) - 1024) // size,  # arrays are aligned
         largest_tile(),
     )
 
@@ -297,16 +298,15 @@ def _winograd_weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan
             for r in range(4, 17):
                 if r * v + v + 1 >= limits.registers or r * v < 8 or up(g.c, r) * r > up(g.c, vw) * vw:
                     continue
+                if a * a * up(g.c, r) * r * strips * v * vw > WINOGRAD_SUMS:
+                    continue
                 for block in (8, 16, 24, 32, 48, 64):
-                    if (
-                        sum(winograd_sizes(g, vw, m, r, v, block)) + a * a * (block * strips * v + 1) * vw
-                        > limits.tiles
-                    ):
+                    gradients = (a * a * (block * strips * v + 1) + strips * v) * vw  # transformed, and their sums
+                    if sum(winograd_sizes(g, vw, m, r, v, block)) + gradients > limits.tiles:
                         break
                     step = max(r * v / 2, (r + v) / 2) + 1
                     multiply = a * a * up(g.c, r) * strips * (step + 4 * r * v / block)
-                    gradients = strips * v * (14 * m * m + 5 * a * a)
-                    cost = multiply + _transformed(g, vw, m, block) + gradients
+                    cost = multiply + _transformed(g, vw, m, block) + strips * v * (14 * m * m + 5 * a * a)
                     yield tiles_of(g, m) * cost, Plan("winograd", r, v, m, block, g.c)
 
 
