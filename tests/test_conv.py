@@ -198,8 +198,14 @@ TILED = [  # what winograd takes: edges within a tile, several images in a block
 ]
 
 
-@pytest.mark.parametrize("engine", ["winograd2", "winograd4"])
-@pytest.mark.parametrize("shape", TILED, ids=str)
+@pytest.mark.parametrize(
+    ("engine", "shape"),
+    [
+        pytest.param(engine, shape, marks=[pytest.mark.slow] * ((engine, shape) != ("winograd4", TILED[2])))
+        for engine, shape in itertools.product(("winograd2", "winograd4"), TILED)
+    ],
+    ids=str,
+)
 def test_winograd(rng, device, engine, shape, monkeypatch):
     choose(engine, device, monkeypatch)
     launched = []
@@ -229,7 +235,11 @@ def test_winograd_can_be_refused(device, monkeypatch):
 
 @pytest.mark.parametrize(
     ("engine", "shape"),
-    [*itertools.product(("rows", "columns"), SHAPES[1:3]), ("winograd2", TILED[1]), ("winograd4", TILED[1])],
+    [
+        *itertools.product(("rows", "columns"), SHAPES[1:3]),
+        pytest.param("winograd2", TILED[1], marks=pytest.mark.slow),
+        pytest.param("winograd4", TILED[1], marks=pytest.mark.slow),
+    ],
     ids=str,
 )
 def test_without_bias_and_in_float64(rng, dtype, device, engine, shape, monkeypatch):
@@ -278,7 +288,7 @@ REAL = [  # tiles and blocks as training has them: MNIST, CIFAR, a depthwise blo
 
 @pytest.mark.parametrize(
     "shape",
-    [pytest.param(shape, marks=[pytest.mark.slow] * (i not in (2, 3, 5))) for i, shape in enumerate(REAL)],
+    [pytest.param(shape, marks=[pytest.mark.slow] * (i != 3)) for i, shape in enumerate(REAL)],
     ids=str,
 )
 def test_layers_of_real_networks(rng, device, shape):
@@ -344,7 +354,7 @@ def test_a_tensor_used_twice_sums_its_gradients(rng, engine):
     [
         *itertools.product(("rows", "columns", "gpu"), (SHAPES[1], SHAPES[3])),
         ("winograd2", TILED[0]),
-        ("winograd4", TILED[1]),
+        pytest.param("winograd4", TILED[1], marks=pytest.mark.slow),
     ],
     ids=str,
 )

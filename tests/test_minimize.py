@@ -93,6 +93,7 @@ def test_the_curvature_of_a_quadratic(rng, device, dtype):
     assert objective.evaluations == 2
 
 
+@pytest.mark.slow
 def test_the_curvature_of_a_network(rng, device):
     """H is symmetric: u H v = v H u."""
     if not device.has_fp64:
@@ -116,6 +117,7 @@ def test_as_few_evaluations_as_scipy(device):
 
 
 # -- networks ---------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_lower_than_gradient_descent(rng, device, kind):
     task = Task(rng)
     start = task.net.state_dict()

@@ -130,14 +130,14 @@ def test_any_windows(kernels, case, kind, include_pad, seed):
         ((24, 24), 2, 2, 0, False),
         ((25, 23), 2, 2, 0, True),
         ((13, 37), 3, 2, 1, False),
-        ((9, 21), 3, 1, 1, False),
+        pytest.param((9, 21), 3, 1, 1, False, marks=pytest.mark.slow),
         ((11, 29), (5, 4), (2, 5), ((2, 1), (3, 0)), True),
         ((200,), 100, 7, 60, True),
-        ((3,), 3, 1, 2, False),
+        pytest.param((3,), 3, 1, 2, False, marks=pytest.mark.slow),
         ((1, 1), 3, 3, 1, False),
         ((5, 7, 18), 2, (1, 2, 3), 1, True),
-        ((70,), 1, 1, 0, False),
-        ((70,), 20, 20, 0, False),  # more combs than are unrolled
+        pytest.param((70,), 1, 1, 0, False, marks=pytest.mark.slow),
+        pytest.param((70,), 20, 20, 0, False, marks=pytest.mark.slow),  # more combs than are unrolled
         ((70,), 3, 20, 0, True),  # and elements between windows
     ],
     ids=str,

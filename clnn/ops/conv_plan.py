@@ -30,6 +30,7 @@ OUT = 1024  # outputs of a channel that it computes at once, and (times 64 bytes
 NARROW = 256  # the same where vectors run over channels
 FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
 WINOGRAD = 512 << 10  # bytes that kernels/winograd.cl keeps of a block of tiles
+TURNED = 4  # channels that leave together where vectors ran over them
 WINOGRAD_CHANNELS = 8  # in a group, from which on it pays
 WINOGRAD_SUMS = 1 << 20  # elements that each part of a gradient by weights may sum up: more leave the caches
 SIDE = 16  # of a GPU's groups, as in kernels/conv.cl
@@ -228,6 +229,8 @@ def _columns(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
         chunk, blocks = min(g.c, slab // plane), up(g.out[1], rb)
         copy = g.c * (plane / vw + 3 * g.size[0] * high)
         for r, v in tiles:
+            if v * vw % TURNED:
+                continue
             strips = up(g.k, v * vw)
             step = max(r * v / 2, (r + v) / 2, 4) + 1
             count = rb * sum(up(up(cb - b, g.up[2]), r) for b in range(g.up[2]))
@@ -265,7 +268,7 @@ def _winograd(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
         for v in (1, 2, 3, 4):
             strips = up(g.k, v * vw)
             for r in range(4, 17):
-                if r * v + v + 1 >= limits.registers or r * v < 8:
+                if r * v + v + 1 >= limits.registers or r * v < 8 or v * vw % TURNED:
                     continue
                 for block in range(r, 65, r):
                     if sum(winograd_sizes(g, vw, m, r, v, block)) + a * a * (block * v + 1) * vw > limits.tiles:
