@@ -63,6 +63,7 @@ def test_devices_without_any_says_how_to_get_one(tmp_path):
 
 
 # -- doctor ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_doctor_finds_this_machine_well():
     code, out, _ = run("doctor", CLNN_GEMM=None)
     assert code == 0, out

@@ -105,7 +105,11 @@ def test_cifar10(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "said"), [("saliency", "ten digits"), ("book/feature_maps", "filters and feature maps")]
+    ("name", "said"),
+    [
+        ("saliency", "ten digits"),
+        pytest.param("book/feature_maps", "filters and feature maps", marks=pytest.mark.slow),
+    ],
 )
 def test_pictures_of_what_is_learned(name, said, without_mnist, tmp_path):
     pytest.importorskip("matplotlib")
@@ -114,6 +118,7 @@ def test_pictures_of_what_is_learned(name, said, without_mnist, tmp_path):
     assert (tmp_path / "new.png").stat().st_size > 5000
 
 
+@pytest.mark.slow
 def test_squeeze_excitation(without_mnist):
     out = run("squeeze_excitation", "6", **without_mnist)
     assert float(re.search(ACCURACY, out).group(1)) > 90
@@ -169,7 +174,9 @@ def test_network2_saves_loads_and_stops(monkeypatch, tmp_path, without_mnist, ca
     assert again.sizes == [64, 20, 10] and again.accuracy(validation) == net.accuracy(validation)
 
 
-@pytest.mark.parametrize(("epochs", "layers"), [(40, []), (8, ["fc"])], ids=["convolution", "fc"])
+@pytest.mark.parametrize(
+    ("epochs", "layers"), [(40, []), pytest.param(8, ["fc"], marks=pytest.mark.slow)], ids=["convolution", "fc"]
+)
 def test_network3(epochs, layers, without_mnist):
     out = run("book/network3", epochs, *layers, **without_mnist)
     assert len(re.findall(r"^Epoch \d+: validation accuracy [\d.]+%$", out, re.M)) == epochs
