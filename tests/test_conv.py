@@ -216,7 +216,8 @@ def test_winograd(rng, device, engine, shape, monkeypatch):
         lambda self, file, name, *a, **k: launched.append(name) or launch(self, file, name, *a, **k),
     )
     check(rng, np.float32, *shape)
-    assert {"winograd", "winograd_gradients"} <= set(launched)
+    if device.local_memory > 1 << 16:  # else a block of tiles may not fit
+        assert {"winograd", "winograd_gradients"} <= set(launched)
 
 
 def test_winograd_can_be_refused(device, monkeypatch):
