@@ -30,7 +30,7 @@ from .conv_plan import (
     turned,
     up,
     winograd_sizes,
-)  # fmt: skip
+)
 from .elementwise import scale_add
 from .reduce import sum_to
 from .window import Window
@@ -162,7 +162,7 @@ def _by_winograd(
     )  # fmt: skip
     items = up(n * tiles_of(g, plan.rb), plan.cb) * g.groups
     parts = min(strips, up(2 * device.compute_units, items))
-    kept, slab = winograd_sizes(g, vw, plan.rb, plan.r, plan.v, plan.cb)
+    kept, slab = winograd_sizes(g, vw, plan.rb, plan.v, plan.cb)
     p, q = g.vectors(0, 0, 0, parts, 0, epilogue.column)
     device.launch(
         "winograd", "winograd", (items * parts,), p, q, n, x, u, *epilogue.arguments(y), local=(1,), real=real, VW=vw,
@@ -243,7 +243,7 @@ def _gradients_by_winograd(
     kp, cr = up(g.k, width) * width, up(g.c, plan.r) * plan.r
     parts = max(1, min(up(n * tiles_of(g, plan.rb), plan.cb), up(PARTS * device.compute_units, g.groups)))
     partial = device.allocate(parts * g.groups * (a * a * cr + 1) * kp * size)
-    kept, slab = winograd_sizes(g, vw, plan.rb, plan.r, plan.v, plan.cb)
+    kept, slab = winograd_sizes(g, vw, plan.rb, plan.v, plan.cb)
     p, q = g.vectors(0, 0, 0, parts)
     common: dict[str, Any] = {"real": real, "VW": vw, "NV": plan.v, "M": plan.rb, "MR": plan.r}
     device.launch(

@@ -252,7 +252,7 @@ def tiles_of(g: Geometry, m: int) -> int:
     return up(g.out[1], m) * up(g.out[2], m)
 
 
-def winograd_sizes(g: Geometry, vw: int, m: int, r: int, v: int, tiles: int) -> tuple[int, int]:
+def winograd_sizes(g: Geometry, vw: int, m: int, v: int, tiles: int) -> tuple[int, int]:
     """Elements of the block's transformed inputs, and of what lies turned: inputs, and later outputs."""
     a, across = m + 2, min(tiles, up(g.out[2], m))
     return a * a * (tiles * up(g.c, vw) * vw + vw), max(a * (m * across + 2), v * m * (m * across + 3)) * vw + vw
@@ -271,7 +271,7 @@ def _winograd(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
                 if r * v + v + 1 >= limits.registers or r * v < 8 or v * vw % TURNED:
                     continue
                 for block in range(r, 65, r):
-                    if sum(winograd_sizes(g, vw, m, r, v, block)) + a * a * (block * v + 1) * vw > limits.tiles:
+                    if sum(winograd_sizes(g, vw, m, v, block)) + a * a * (block * v + 1) * vw > limits.tiles:
                         break
                     step = max(r * v / 2, (r + v) / 2) + 1
                     again = 1 + 4 / block  # weights are read anew for each block
@@ -305,7 +305,7 @@ def _winograd_weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan
                     continue
                 for block in (8, 16, 24, 32, 48, 64):
                     gradients = (a * a * (block * strips * v + 1) + strips * v) * vw  # transformed, and their sums
-                    if sum(winograd_sizes(g, vw, m, r, v, block)) + gradients > limits.tiles:
+                    if sum(winograd_sizes(g, vw, m, v, block)) + gradients > limits.tiles:
                         break
                     step = max(r * v / 2, (r + v) / 2) + 1
                     multiply = a * a * up(g.c, r) * strips * (step + 4 * r * v / block)
