@@ -10,7 +10,10 @@
 // conv_columns   the same with vectors over output channels, for narrow images and strides: MR positions of a row times NV
 //                vectors of weights. Results are turned while they leave. With UP, outputs of one phase share their taps, and
 //                the zeros between inputs are never touched.
-// conv_pack      the weights in the order in which these two read them; turned over for gradients by input.
+// conv_scatter   the same with stride 1, seen from the inputs: a tap of KR output channels times all inputs, summed up over
+//                input channels in registers, is added to those outputs where the tap puts it. It multiplies no padding, so
+//                it suits gradients by input of large windows over small images.
+// conv_pack      the weights in the order in which these three read them; turned over for gradients by input.
 // conv_weights   the gradient by weights, for CPUs: vectors run over output channels (dy is turned while it is copied), the
 //                MR rows of the register tile are (channel, tap) pairs. Parts of the batch go to parts of `partial`.
 // conv_lanes     the same where a group has few output channels (depthwise): vectors run over positions.
@@ -238,20 +241,97 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
 }
 #endif
 
+#ifdef SCATTER
+// ---- the same, from inputs to outputs -----------------------------------------------------------------------------------
+#define NR (PV * VW)
+
+// o (KR, plane) += the sum over channels of KR weights times NR inputs
+INLINE void conv_tile(local const real *x, int channels, int stride, global const real *w, local real *o, int plane) {
+  T acc[KR][PV];
+  UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] = (T)(0);
+  for (int c = 0; c < channels; c++, x += stride, w += KR) {
+    T b[PV];
+    UNROLL for (int v = 0; v < PV; v++) b[v] = VLOAD(v, x);
+    UNROLL for (int r = 0; r < KR; r++) {
+      const T a = (T)(w[r]);
+      UNROLL for (int v = 0; v < PV; v++) acc[r][v] += a * b[v];
+    }
+  }
+  UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) VSTORE(VLOAD(v, o + r * plane) + acc[r][v], v, o + r * plane);
+}
+
+// each: blocks of KR output channels that are kept at once; parts: in how many all of them are split; chunk as above.
+// Planes of outputs are kept with all that taps reach, so that rows are as far apart as those of x, which has zeros between.
+kernel GROUP_SIZE void conv_scatter(int16 p, int16 q, int N, global const real *x, global const real *w, global const real *factor,
+                                    global const real *bias, global real *y, global real *saved, global const real2 *scale, global const int *at) {
+  UNPACK
+  const int each = q.s9, parts = q.sb, chunk = q.sc, column = q.sd, blocks = (K + KR - 1) / KR;
+  local real slab[SLAB] __attribute__((aligned(64)));
+  local real o[OUT] __attribute__((aligned(64)));
+  int item = get_global_id(0);
+  const int part = item % parts; item /= parts;
+  const int d0 = item % OD; item /= OD;
+  const int g = item % G, n = item / G;
+  if (n >= N) return;
+  const int pitch = IW + (KW - 1) * DW, positions = (IH - 1) * pitch + IW, stride = (positions + NR - 1) / NR * NR;
+  const int plane = (KH - 1) * DH * pitch + (KW - 1) * DW + stride;
+  const int b_first = blocks * part / parts, b_last = blocks * (part + 1) / parts;
+  const real2 pair = PAIR;
+  for (int b0 = b_first; b0 < b_last; b0 += each) {
+    const int b1 = min(b0 + each, b_last);
+    for (int z = 0; z < (b1 - b0) * KR * plane; z += VW) VSTORE((T)(0), 0, o + z);
+    for (int c0 = 0; c0 < C; c0 += chunk) {
+      const int channels = min(chunk, C - c0);
+      if (C > chunk || b0 == b_first)
+        for (int c = 0; c < channels; c++) {
+          local real *d = slab + c * stride;
+          global const real *from = x + ((((size_t)n * G + g) * C + c0 + c) * ID + d0) * IH * IW;
+          for (int h = 0; h < IH; h++) copy_columns(d + h * pitch, from + h * IW, h < IH - 1 ? pitch : IW, 0, 1, 1, IW);
+          for (int z = positions; z < stride; z++) d[z] = 0;
+        }
+      for (int b = b0; b < b1; b++) {
+        global const real *packed = w + (((size_t)g * blocks + b) * TAPS * C + c0) * KR;
+        for (int i = 0; i < KH; i++) for (int j = 0; j < KW; j++, packed += (size_t)C * KR) {
+          local real *to = o + (b - b0) * KR * plane + (KH - 1 - i) * DH * pitch + (KW - 1 - j) * DW;
+          for (int z = 0; z < positions; z += NR) conv_tile(slab + z, channels, stride, packed, to + z, plane);
+        }
+      }
+    }
+    for (int k = b0 * KR; k < min(K, b1 * KR); k++) {
+      const size_t to = ((((size_t)n * G + g) * K + k) * OD + d0) * OH * OW;
+      const real by = FACTOR_OF(g * K + k), b = BIAS_OF(g * K + k);
+      local const real *sums = o + (k - b0 * KR) * plane + ((KH - 1) * DH - PH) * pitch + (KW - 1) * DW - PW;
+      for (int h = 0; h < OH; h++)
+        for (int c = 0; c < OW; c += VW) {
+          const size_t i = to + h * OW + c;
+          store_n(epilogue(VLOAD(0, sums + h * pitch + c), by, b, saved + i, saved + i, y + i, OW - c, pair), y + i, OW - c);
+        }
+    }
+  }
+}
+#endif
+
 #ifdef PACK
-// d[g][block][c][tap][r] = w[g K + block KR + r][c][tap], zeros for r behind K; FLIP: c and k change places, and taps turn over
+// d[g][block][c][tap][r] = w[g K + block KR + r][c][tap], zeros for r behind K; FLIP: c and k change places, and taps turn over;
+// TAPS_FIRST: d[g][block][tap][c][r]
 kernel void conv_pack(int G, int C, int K, int taps, global const real *w, global real *d) {
   const int blocks = (K + KR - 1) / KR, item = get_global_id(0), c = item % C, block = item / C % blocks, g = item / C / blocks;
   if (g >= G) return;
-  d += (size_t)item % C * taps * KR + (size_t)(item / C) * C * taps * KR;
+#ifdef TAPS_FIRST
+  const int apart = C * KR;
+  d += ((size_t)item / C * C * taps + c) * KR;
+#else
+  const int apart = KR;
+  d += (size_t)item * taps * KR;
+#endif
   for (int r = 0; r < KR; r++) {
     const int k = block * KR + r;
 #ifdef FLIP
     global const real *from = w + (((size_t)g * C + c) * K + k) * taps + taps - 1;
-    for (int t = 0; t < taps; t++) d[t * KR + r] = k < K ? from[-t] : 0;
+    for (int t = 0; t < taps; t++) d[(size_t)t * apart + r] = k < K ? from[-t] : 0;
 #else
     global const real *from = w + (((size_t)g * K + k) * C + c) * taps;
-    for (int t = 0; t < taps; t++) d[t * KR + r] = k < K ? from[t] : 0;
+    for (int t = 0; t < taps; t++) d[(size_t)t * apart + r] = k < K ? from[t] : 0;
 #endif
   }
 }
@@ -334,8 +414,10 @@ kernel GROUP_SIZE void conv_lanes(int16 p, int16 q, int N, global const real *x,
   }
 }
 #else
-// partial: [part][g][e][KP], e = (channel, tap) or, behind them, the sum of dy; KP: K up to whole strips of NR
+// partial: [part][g][e][KP], e = (channel, tap) or, behind them, the sum of dy; KP: K up to whole strips of NR. RUN taps of a
+// row, KW of them or one, share a pointer, DX inputs from one to the next: there are fewer pointers than accumulators.
 #define NR (NV * VW)
+#define RUNS (MR / RUN)
 kernel GROUP_SIZE void conv_weights(int16 p, int16 q, int N, global const real *x, global const real *dy, global real *partial) {
   UNPACK
   ITEM
@@ -358,16 +440,18 @@ kernel GROUP_SIZE void conv_weights(int16 p, int16 q, int N, global const real *
       }
     if (split == 0)
       for (int k = 0; k < KP; k += VW) {
-        T sum = (T)(0);
+        T sums[4] = {(T)(0), (T)(0), (T)(0), (T)(0)};  // four, or each addition would wait for the one before
         local const real *b = turned + k / NR * positions * NR + k % NR;
-        for (int i = 0; i < positions; i++, b += NR) sum += VLOAD(0, b);
+        int i = 0;
+        for (; i < positions - 3; i += 4, b += 4 * NR) UNROLL for (int z = 0; z < 4; z++) sums[z] += VLOAD(0, b + z * NR);
+        for (; i < positions; i++, b += NR) sums[0] += VLOAD(0, b);
         global real *to = partial + (size_t)entries * KP + k;
-        VSTORE(VLOAD(0, to) + sum, 0, to);
+        VSTORE(VLOAD(0, to) + ((sums[0] + sums[1]) + (sums[2] + sums[3])), 0, to);
       }
     for (int kd = 0, t = 0; kd < KD; kd++) for (int i = 0; i < KH; i++) for (int j = 0; j < KW; j++, t++)
       offset[t] = (kd * high + i * DH) * pitch + j * DW;
     for (int c0 = c_first; c0 < c_last; c0 += chunk) {
-      const int channels = min(chunk, c_last - c0), mine = channels * TAPS;
+      const int channels = min(chunk, c_last - c0), mine = channels * (TAPS / RUN);
       local real *d = slab;
       for (int c = c0; c < c0 + channels; c++)
         for (int kd = 0; kd < KD; kd++) {
@@ -379,10 +463,10 @@ kernel GROUP_SIZE void conv_weights(int16 p, int16 q, int N, global const real *
             else for (int z = 0; z < pitch; z++) d[z] = 0;
           }
         }
-      for (int e0 = 0; e0 < mine; e0 += MR) {
-        local const real *a[MR];
-        UNROLL for (int r = 0; r < MR; r++) {
-          const int e = min(e0 + r, mine - 1);
+      for (int e0 = 0; e0 < mine; e0 += RUNS) {
+        local const real *a[RUNS];
+        UNROLL for (int r = 0; r < RUNS; r++) {
+          const int e = min(e0 + r, mine - 1) * RUN;
           a[r] = slab + e / TAPS * KD * high * pitch + offset[e % TAPS];
         }
         for (int strip = 0; strip < strips; strip++) {
@@ -394,12 +478,12 @@ kernel GROUP_SIZE void conv_weights(int16 p, int16 q, int N, global const real *
               T bv[NV];
               UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, b);
               UNROLL for (int r = 0; r < MR; r++) {
-                const T s = (T)(a[r][i]);
+                const T s = (T)(a[r / RUN][i + r % RUN * DX]);
                 UNROLL for (int v = 0; v < NV; v++) acc[r][v] += s * bv[v];
               }
             }
-          global real *to = partial + ((size_t)c0 * TAPS + e0) * KP + strip * NR;
-          UNROLL for (int r = 0; r < MR; r++) if (e0 + r < mine)
+          global real *to = partial + ((size_t)c0 * TAPS + e0 * RUN) * KP + strip * NR;
+          UNROLL for (int r = 0; r < MR; r++) if (e0 + r / RUN < mine)
             UNROLL for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, to + (size_t)r * KP) + acc[r][v], v, to + (size_t)r * KP);
         }
       }
@@ -446,6 +530,22 @@ kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, in
       for (int part = 0; part < parts; part++) sum += partial[((size_t)part * G * (entries + 1) + e) * KP + k0 + k];
       sums[e - e0][k] = sum;
     }
+#endif
+#ifdef VW
+  if (for_w >= 0 && e0 + BLOCK <= entries) {  // a whole block: it is turned, and leaves in vectors
+    const real2 pair = SCALE(scale_w, at_w, for_w);
+    for (int k = k0; k < min(K, k0 + 16); k++) {
+      real row[BLOCK] __attribute__((aligned(64)));
+      UNROLL for (int e = 0; e < BLOCK; e++) row[e] = sums[e][k - k0];
+      global real *to = dw + ((size_t)g * K + k) * entries + e0;
+      UNROLL for (int e = 0; e < BLOCK; e += VW) {
+        T sum = pair.x * VLOAD(0, row + e);
+        if (pair.y != 0) sum += pair.y * VLOAD(0, to + e);
+        VSTORE(sum, 0, to + e);
+      }
+    }
+    continue;
+  }
 #endif
 #define SUMS(e, k) sums[(e) - e0][(k) - k0]
   for (int k = k0; k < min(K, k0 + 16); k++) for (int e = e0; e < min(entries + 1, e0 + BLOCK); e++) {

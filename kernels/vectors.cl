@@ -54,6 +54,8 @@ INLINE void copy_turned(local real *d, int width, global const real *b, size_t l
         vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, o + 2 * width);
         vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, o + 3 * width);
       }
+    else if (c0 >= n)
+      for (int k = 0; k < depth; k++) vstore4((CAT(REAL, 4))(0), 0, d + k * width + c0);
     else
       for (int k = 0; k < depth; k++) for (int c = c0; c < min(c0 + 4, width); c++) d[k * width + c] = c < n ? b[c * ldb + k] : 0;
   }

@@ -100,11 +100,17 @@ def choose(engine, device, monkeypatch):
     elif engine != "planned":
         monkeypatch.setattr(device, "kind", "cpu")
         monkeypatch.setenv("CLNN_WINOGRAD", "0")
-        monkeypatch.setattr(conv_plan, "row_tiles", lambda _: [(3, 2)] if engine == "rows" else [])
+        monkeypatch.setattr(conv_plan, "row_tiles", lambda _: [(3, 2)] if engine in ("rows", "scatter") else [])
         monkeypatch.setattr(
             conv_plan, "column_tiles", lambda wide, _: [(min(3, wide), 1)] if engine == "columns" else []
         )
-        monkeypatch.setattr(conv_plan, "SLAB_BYTES", 1 << 12)  # so that channels come in several chunks
+        scatter = conv_plan._scatter
+        monkeypatch.setattr(
+            conv_plan, "_scatter", lambda *a: ((-1e9, p) for _, p in scatter(*a) if engine == "scatter")
+        )
+        monkeypatch.setattr(conv_plan, "SLAB_BYTES", 1 << (10 if engine == "scatter" else 12))  # channels in chunks
+        if engine == "scatter":
+            monkeypatch.setattr(conv_plan, "SCATTERED", 1 << 9)  # and not all outputs at once
     for plan in (conv_plan.plan_forward, conv_plan.plan_weights):
         plan.cache_clear()
 
@@ -189,6 +195,35 @@ def test_convolution(rng, engine, shape):
     check(rng, np.float32, *shape)
 
 
+SCATTERED = [  # what scatter takes: stride 1, in chunks of inputs and outputs; padding, dilation and groups
+    SHAPES[0],
+    (2, (6, 5), 3, 4, (2, 3), (1, 1), ((1, 0), (0, 2)), (1, 2), 2),
+    (3, (4, 4), 7, 9, (5, 5), (1, 1), 4, (1, 1), 1),
+    (1, (2, 3, 4), 2, 3, (1, 2, 2), (1, 1, 1), 0, (1, 1, 1), 1),
+]
+
+
+@pytest.mark.parametrize(
+    "shape", [pytest.param(shape, marks=[pytest.mark.slow] * (i > 1)) for i, shape in enumerate(SCATTERED)], ids=str
+)
+def test_scatter(rng, device, shape, monkeypatch):
+    choose("scatter", device, monkeypatch)
+    launched = launches(device, monkeypatch)
+    check(rng, np.float32, *shape)
+    assert launched.count("conv_scatter") >= 2
+
+
+def launches(device, monkeypatch):
+    """The names of kernels, as they are launched."""
+    found, launch = [], type(device).launch
+    monkeypatch.setattr(
+        type(device),
+        "launch",
+        lambda self, file, name, *a, **k: found.append(name) or launch(self, file, name, *a, **k),
+    )
+    return found
+
+
 TILED = [  # what winograd takes: edges within a tile, several images in a block, several blocks, channels behind a vector
     SHAPES[0],
     (2, (5, 7), 3, 4, (3, 3), (1, 1), ((1, 2), (0, 1)), (1, 1), 2),
@@ -208,13 +243,7 @@ TILED = [  # what winograd takes: edges within a tile, several images in a block
 )
 def test_winograd(rng, device, engine, shape, monkeypatch):
     choose(engine, device, monkeypatch)
-    launched = []
-    launch = type(device).launch
-    monkeypatch.setattr(
-        type(device),
-        "launch",
-        lambda self, file, name, *a, **k: launched.append(name) or launch(self, file, name, *a, **k),
-    )
+    launched = launches(device, monkeypatch)
     check(rng, np.float32, *shape)
     if device.local_memory > 1 << 16:  # else a block of tiles may not fit
         assert {"winograd", "winograd_gradients"} <= set(launched)
@@ -238,6 +267,7 @@ def test_winograd_can_be_refused(device, monkeypatch):
     ("engine", "shape"),
     [
         *itertools.product(("rows", "columns"), SHAPES[1:3]),
+        pytest.param("scatter", SCATTERED[1], marks=pytest.mark.slow),
         pytest.param("winograd2", TILED[1], marks=pytest.mark.slow),
         pytest.param("winograd4", TILED[1], marks=pytest.mark.slow),
     ],
@@ -249,7 +279,7 @@ def test_without_bias_and_in_float64(rng, dtype, device, engine, shape, monkeypa
 
 
 @pytest.mark.parametrize(
-    "engine", [pytest.param("rows", marks=pytest.mark.slow), pytest.param("columns", marks=pytest.mark.slow), "gpu"]
+    "engine", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("rows", "columns", "scatter")), "gpu"]
 )
 def test_any_arguments(rng, device, engine, monkeypatch):
     """Whatever is drawn: shape, stride, padding, dilation, groups."""

@@ -26,6 +26,7 @@ from .conv_plan import (
     geometry,
     limits,
     plan_for,
+    run_of,
     tiles_of,
     turned,
     up,
@@ -118,26 +119,26 @@ def apply(
     if plan.kernel == "winograd":
         _by_winograd(device, n, g, plan, x, w, y, dtype, epilogue, extra)
         return
-    vw, _, slab, out, narrow, *_ = limits(device, dtype)
-    columns = plan.kernel == "columns"
+    limit = limits(device, dtype)
+    vw, columns, scatter = limit.vw, plan.kernel == "columns", plan.kernel == "scatter"
     width = plan.v * vw if columns else plan.r  # output channels whose weights lie together
     blocks = up(g.k, width)
     packed = device.allocate(g.groups * blocks * width * g.c * g.taps * size)
     device.launch(
         "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, packed,
-        local=_one(device), real=real, PACK=1, KR=width, **extra,
+        local=_one(device), real=real, PACK=1, KR=width, **extra, **({"TAPS_FIRST": 1} if scatter else {}),
     )  # fmt: skip
-    items = n * g.groups * g.out[0] * up(g.out[1], plan.rb) * up(g.out[2], plan.cb)
+    items = n * g.groups * g.out[0] * (1 if scatter else up(g.out[1], plan.rb) * up(g.out[2], plan.cb))
     parts = min(blocks, up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
     p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, epilogue.column)
     kernel: dict[str, Any] = (
-        {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": narrow}
+        {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": limit.narrow}
         if columns
-        else {"ROWS": 1, "KR": plan.r, "PV": plan.v, "OUT": out}
+        else {plan.kernel.upper(): 1, "KR": plan.r, "PV": plan.v, "OUT": limit.scattered if scatter else limit.out}
     )
     device.launch(
         "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, *epilogue.arguments(y),
-        local=(1,), real=real, VW=vw, SLAB=slab + 9 * vw, MOST_TAPS=_most_taps(g), **kernel, **epilogue.defines(),
+        local=(1,), real=real, VW=vw, SLAB=limit.slab + 9 * vw, MOST_TAPS=_most_taps(g), **kernel, **epilogue.defines(),
     )  # fmt: skip
 
 
@@ -195,25 +196,36 @@ def weight_gradients(
             local=(SIDE * SIDE,), real=real, LOCAL=1, WEIGHTS=1,
         )  # fmt: skip
     else:
-        lanes, (vw, _, slab, _, _, room, *_) = by_lanes(g), limits(device, dtype)
+        lanes, limit = by_lanes(g), limits(device, dtype)
+        vw = limit.vw
         kp = 1 if lanes else up(g.k, plan.v * vw) * plan.v * vw
         wanted = PARTS * device.compute_units
         splits = min(g.c, up(wanted, g.groups)) if entries * g.k > 1 << 18 or n == 1 else 1
-        parts = max(1, min(n, up(wanted, g.groups * splits)))
+        parts = _batch_parts(device, n, g.groups * splits)
         partial = device.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp) * size)
         p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
         extra = {"VW": vw, "LANES": 1} if lanes else {"VW": vw}
-        registers_used = {"MR": plan.r} if lanes else {"MR": plan.r, "NV": plan.v}
+        run = run_of(g)
+        tile = (
+            {"MR": plan.r} if lanes else {"MR": plan.r, "NV": plan.v, "RUN": run, "DX": g.dilation[2] if run > 1 else 1}
+        )
         device.launch(
             "conv", f"conv_{plan.kernel}", (parts * g.groups * splits,), p, q, n, x, dy, partial,
-            local=(1,), real=real, WEIGHTS=1, SLAB=slab + 9 * vw, OUT=room + vw, MOST_TAPS=_most_taps(g),
-            **registers_used, **extra,
+            local=(1,), real=real, WEIGHTS=1, SLAB=limit.slab + 9 * vw, OUT=limit.kept + vw, MOST_TAPS=_most_taps(g),
+            **tile, **extra,
         )  # fmt: skip
     columns, sinks = _sinks(for_w, for_b)
     device.launch(
         "conv", "conv_sum", (g.groups * up(entries + 1, 16),), g.groups, g.k, entries, kp, parts, *columns, partial,
         *sinks, local=_one(device), real=real, SUM=1, **extra,
     )  # fmt: skip
+
+
+def _batch_parts(device: Device, n: int, items: int) -> int:
+    """In how many parts the batch goes, each `items` work-items: enough that no core waits long for the last one."""
+    units = device.compute_units
+    choices = {max(1, min(n, up(times * units, items))) for times in (1, PARTS)}
+    return min(choices, key=lambda parts: (up(parts * items, units) * up(n, parts), -parts))
 
 
 def _sinks(for_w: Sink | None, for_b: Sink | None) -> tuple[list[int], list[Any]]:

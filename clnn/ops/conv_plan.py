@@ -27,9 +27,11 @@ from .window import Window
 LOCAL = 256 << 10  # bytes of local memory that these sizes are made for; with less they shrink
 SLAB_BYTES = 96 << 10  # of inputs that a CPU's work-item keeps beside it: they stay in a second-level cache
 OUT = 1024  # outputs of a channel that it computes at once, and (times 64 bytes) what it keeps of dy
+SCATTERED = 1 << 14  # outputs that it keeps where they are added up in local memory
 NARROW = 256  # the same where vectors run over channels
 FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
 WINOGRAD = 512 << 10  # bytes that kernels/winograd.cl keeps of a block of tiles
+MOST_RUN = 8  # taps of a row that share a pointer in conv_weights
 TURNED = 4  # channels that leave together where vectors ran over them
 WINOGRAD_CHANNELS = 8  # in a group, from which on it pays
 WINOGRAD_SUMS = 1 << 20  # elements that each part of a gradient by weights may sum up: more leave the caches
@@ -81,7 +83,8 @@ def turned(g: Geometry) -> Geometry:
 
 # -- what a CPU's work-item does --------------------------------------------------------------------------------------
 class Plan(NamedTuple):
-    """A kernel's registers KR x PV (or MR x NV), blocks of rb x cb outputs, channels copied at once."""
+    """A kernel's registers KR x PV (or MR x NV), blocks of rb x cb outputs (for conv_scatter rb blocks of KR channels), and
+    channels copied at once."""
 
     kernel: str
     r: int
@@ -141,6 +144,7 @@ class Limits(NamedTuple):
     slab: int  # inputs
     out: int  # outputs of a channel in conv_rows
     narrow: int  # and in conv_columns
+    scattered: int  # outputs of all channels in conv_scatter
     kept: int  # dy, in gradients by weights
     tiles: int  # all that winograd keeps of a block of tiles
     largest: int  # the side of its tiles, or 0
@@ -155,6 +159,7 @@ def limits(device: Device, dtype: Any) -> Limits:
         int(SLAB_BYTES * share) // size,
         int(OUT * share) * 4 // size,
         int(NARROW * share) * 4 // size // 4 * 4,
+        int(SCATTERED * share) * 4 // size,
         int(64 * OUT * share) // size,
         (min(WINOGRAD, device.local_memory) - 1024) // size,  # arrays are aligned
         largest_tile(),
@@ -178,9 +183,10 @@ def _ranked(found: list[tuple[float, Plan]], measured: Plan | None) -> tuple[Pla
 
 @lru_cache(maxsize=4096)
 def plan_forward(g: Geometry, limits: Limits, measured: Plan | None = None) -> tuple[Plan, ...]:
-    """The best of conv_rows, conv_columns and winograd, in cycles of a processor that does two vector multiply-adds a cycle;
+    """The best of the forward kernels, in cycles of a processor that does two vector multiply-adds a cycle;
     () where the kernel reaches over more than `limits.slab` holds."""
-    return _ranked([*_rows(g, limits), *_columns(g, limits), *_winograd(g, limits)], measured)
+    found = [*_rows(g, limits), *_columns(g, limits), *_scatter(g, limits), *_winograd(g, limits)]
+    return _ranked(found, measured)
 
 
 def _rows(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
@@ -239,6 +245,37 @@ def _columns(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
             finish = g.k * positions * (1 + 6 / vw)
             again = 1 if chunk == g.c else strips
             yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
+
+
+def scattered(g: Geometry, width: int) -> tuple[int, int]:
+    """Elements of a channel that conv_scatter keeps: of inputs, whole vectors of `width`, and of outputs."""
+    reach = [(s - 1) * d for s, d in zip(g.size[1:], g.dilation[1:])]
+    pitch = g.space[2] + reach[1]
+    stride = up((g.space[1] - 1) * pitch + g.space[2], width) * width
+    return stride, reach[0] * pitch + reach[1] + stride
+
+
+def _scatter(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
+    """Plans for conv_scatter, likewise; its windows slide by one, and no more lies around its inputs than they reach."""
+    reach = [(s - 1) * d for s, d in zip(g.size, g.dilation)]
+    around = [out + r - before - space for out, r, before, space in zip(g.out, reach, g.before, g.space)]
+    inside = all(b <= r and a <= r for a, b, r in zip(around, g.before, reach))
+    if not inside or g.size[0] > 1 or not g.stride == g.up == (1, 1, 1):
+        return
+    vw = limits.vw
+    for r, v in row_tiles(limits.registers):
+        stride, plane = scattered(g, v * vw)
+        blocks = up(g.k, r)
+        kept = min(blocks, (limits.scattered - vw) // (plane * r))
+        if kept < 1 or stride > limits.slab:
+            continue
+        chunk = min(g.c, limits.slab // stride)
+        strips, step = stride // (v * vw), max(r * v / 2, (r + v) / 2) + 1
+        work = blocks * g.taps * strips * (g.c * step + up(g.c, chunk) * 4 * r * v)
+        copy = g.c * (stride / vw + 3 * g.space[1])
+        finish = g.k * (plane / vw + g.out[1] * (6 * up(g.out[2], vw) + 4))
+        again = 1 if chunk == g.c else up(blocks, kept)
+        yield g.out[0] * (work + again * copy + finish + 300), Plan("scatter", r, v, kept, 1, chunk)
 
 
 def _suits_winograd(g: Geometry) -> bool:
@@ -316,37 +353,58 @@ def _winograd_weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan
 @lru_cache(maxsize=4096)
 def plan_weights(g: Geometry, limits: Limits, measured: Plan | None = None) -> tuple[Plan, ...]:
     """The best plans for conv_weights and winograd_gradients, or conv_lanes."""
-    vw, slab, lanes = limits.vw, limits.slab, by_lanes(g)
-    (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
-    found = [] if lanes else list(_winograd_weights(g, limits))
-    work: float
-    for v in (1,) if lanes else (1, 2, 3, 4):
-        r = min(g.taps, 12) if lanes else min((limits.registers - v - 1) // v, {1: 14, 2: 12, 3: 9, 4: 6}[v])
-        strips = up(g.k, v * vw)
-        if r < 2 and not lanes:
-            continue
+    found = _lanes(g, limits) if by_lanes(g) else [*_weights(g, limits), *_winograd_weights(g, limits)]
+    return _ranked(list(found), measured)
+
+
+def run_of(g: Geometry) -> int:
+    """How many taps of a row share a pointer in conv_weights."""
+    return g.size[2] if 1 < g.size[2] <= MOST_RUN else 1
+
+
+def weight_tiles(g: Geometry, most_registers: int) -> list[tuple[int, int]]:
+    """MR x NV of conv_weights, MR whole runs: sums, vectors of dy and one input fit the registers, and pointers theirs."""
+    run, found = run_of(g), []
+    for v in (1, 2, 3, 4):
+        most = min((most_registers - v - 1) // v // run, {1: 14, 2: 12, 3: 9, 4: 6}[v])
+        found += [(runs * run, v) for runs in range(1, most + 1) if runs * run * v >= min(12, most_registers // 2)]
+    return found
+
+
+def _weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
+    """Plans for conv_weights."""
+    for r, v in weight_tiles(g, limits.registers):
+        strips, step = up(g.k, v * limits.vw), max(r * v / 2, 0.6 * (r + v)) + 1
         for cb in _even(g.out[2]):
             for rb in _even(g.out[1]):
-                if lanes:
-                    pitch = cb + over_w
-                    plane, kept = g.size[0] * phases_h * phases_w * (rb + over_h) * pitch, (rb - 1) * pitch + cb + vw
-                    plane_rows, chunk = rb + over_h, 1
-                else:
-                    plane_rows = (rb - 1) * g.stride[1] + (g.size[1] - 1) * g.dilation[1] + 1
-                    plane = g.size[0] * plane_rows * ((cb - 1) * g.stride[2] + (g.size[2] - 1) * g.dilation[2] + 1)
-                    kept = rb * cb * strips * v * vw
-                    chunk = min(g.c, slab // plane)
-                if plane > slab or kept > limits.kept:
+                high = (rb - 1) * g.stride[1] + (g.size[1] - 1) * g.dilation[1] + 1
+                plane = g.size[0] * high * ((cb - 1) * g.stride[2] + (g.size[2] - 1) * g.dilation[2] + 1)
+                if plane > limits.slab or rb * cb * strips * v * limits.vw > limits.kept:
                     continue
-                blocks = up(g.out[1], rb) * up(g.out[2], cb)
-                copy = g.c * (plane / vw + 3 * g.size[0] * plane_rows) + (g.k * rb * cb / 2)
-                if lanes:
-                    work = g.c * g.k * up(g.taps, r) * (up(kept, vw) * (r + 2) + 12 * r)
-                else:
-                    step = max(r * v / 2, (r + v) / 2) + 1
-                    work = up(g.c, chunk) * up(chunk * g.taps, r) * strips * (rb * cb * step + 3 * r * v + 4 * rb)
-                found.append((blocks * (work + copy + 300), Plan("lanes" if lanes else "weights", r, v, rb, cb, chunk)))
-    return _ranked(found, measured)
+                chunk = min(g.c, limits.slab // plane)
+                tiles = up(g.c, chunk) * up(chunk * g.taps, r) * strips
+                work = tiles * (rb * cb * step + 3 * r * v + 4 * rb)
+                yield _of_blocks(g, limits, rb, cb, work, plane, high), Plan("weights", r, v, rb, cb, chunk)
+
+
+def _lanes(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
+    """Plans for conv_lanes."""
+    vw, r = limits.vw, min(g.taps, 12)
+    (phases_h, over_h), (phases_w, over_w) = _spread(g, 1, g.stride[1]), _spread(g, 2, g.stride[2])
+    for cb in _even(g.out[2]):
+        for rb in _even(g.out[1]):
+            pitch, high = cb + over_w, rb + over_h
+            plane, kept = g.size[0] * phases_h * phases_w * high * pitch, (rb - 1) * pitch + cb + vw
+            if plane > limits.slab or kept > limits.kept:
+                continue
+            work = g.c * g.k * up(g.taps, r) * (up(kept, vw) * (r + 2) + 12 * r)
+            yield _of_blocks(g, limits, rb, cb, work, plane, high), Plan("lanes", r, 1, rb, cb, 1)
+
+
+def _of_blocks(g: Geometry, limits: Limits, rb: int, cb: int, work: float, plane: int, high: int) -> float:
+    """What an image costs: for each block `work`, and the copies of its inputs, planes of `high` rows, and of dy."""
+    copies = g.c * (plane / limits.vw + 3 * g.size[0] * high) + g.k * rb * cb / 2
+    return up(g.out[1], rb) * up(g.out[2], cb) * (work + copies + 300)
 
 
 def alone(device: Device) -> bool:
