@@ -225,6 +225,7 @@ def test_single_convolutions_are_right(name, layer):
 def test_a_wrong_loss_is_seen():
     assert "in epoch 2 is 1.1, and 1 in float64" in run.wrong_losses([2.0, 1.1], [2.0, 1.0])
     assert run.wrong_losses([float("nan")], [1.0])
+    assert run.wrong_losses([2.0], [1.0], [2.0]) == "" and run.wrong_losses([3.0], [1.0], [2.0])
 
 
 def test_training_beside_numpy_gives_rows():

@@ -436,17 +436,17 @@ class Reference:
         return self.note(x.reshape(len(x), -1), lambda dy: iter([(x, dy.reshape(x.shape))]))
 
 
-def reference_losses(net: ConvNet, epochs: int) -> list[float]:
-    """The mean loss of each epoch in float64, of a net without dropout."""
+def reference_losses(net: ConvNet, epochs: int, dtype: Any = np.float64) -> list[float]:
+    """The mean loss of each epoch, of a net without dropout."""
     x, labels = net.data()
-    parameters = [p.astype(np.float64) for p in net.weights()]
+    parameters = [p.astype(dtype) for p in net.weights()]
     moments = [[np.zeros_like(p), np.zeros_like(p)] for p in parameters]
     picked, losses, step = np.arange(net.batch), [], 0
     for epoch in range(epochs):
         total = 0.0
         for rows in net.order(epoch).reshape(net.steps, net.batch):
             step, side = step + 1, Reference()
-            z = read(net.layers, x[rows].astype(np.float64), iter(parameters).__next__, side)
+            z = read(net.layers, x[rows].astype(dtype), iter(parameters).__next__, side)
             z = z - z.max(1, keepdims=True)
             p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
             total -= np.log(p[picked, labels[rows]]).mean()
