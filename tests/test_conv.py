@@ -386,6 +386,7 @@ def test_a_tensor_used_twice_sums_its_gradients(rng, engine):
     ("engine", "shape"),
     [
         *itertools.product(("rows", "columns", "gpu"), (SHAPES[1], SHAPES[3])),
+        ("scatter", SCATTERED[1]),
         ("winograd2", TILED[0]),
         pytest.param("winograd4", TILED[1], marks=pytest.mark.slow),
     ],

@@ -128,6 +128,17 @@ def test_every_device_can_be_named_by_its_indices(device):
     assert device.kind in ("cpu", "gpu", "accelerator", "other") and device.name in repr(device)
 
 
+@pytest.mark.parametrize(("name", "helps"), [("Intel(R) OpenCL", True), ("Portable Computing Language", False)])
+def test_the_host_computes_along_where_a_driver_leaves_it_a_core(device, monkeypatch, name, helps):
+    """With Intel's CPU runtime it has to wait in clFinish for that: a copy that waits leaves a core idle."""
+    waits = []
+    tensor = clnn.tensor(np.arange(1000, dtype=np.float32), device=device)
+    monkeypatch.setattr(device, "platform", name)
+    monkeypatch.setattr(device, "kind", "cpu")
+    monkeypatch.setattr(type(device), "finish", lambda self: waits.append(self))
+    assert np.array_equal(tensor.numpy(), np.arange(1000)) and waits == [device] * helps
+
+
 def test_tensors_on_two_devices_do_not_mix(device):
     # the same device once more, with a context of its own
     other = clnn.Device(device.cl_device, device.platform_index, device.device_index)

@@ -412,7 +412,7 @@ def launched(device, monkeypatch, c, n):
 
 
 def tile_of(plan):
-    names = {"rows": ("KR", "PV"), "lanes": ("MR",)}.get(plan.kernel, ("MR", "NV"))
+    names = {"rows": ("KR", "PV"), "scatter": ("KR", "PV"), "lanes": ("MR",)}.get(plan.kernel, ("MR", "NV"))
     return f"conv_{plan.kernel}", dict(zip(names, (plan.r, plan.v)))
 
 
@@ -445,6 +445,20 @@ def test_a_plan_that_is_not_valid_is_left_out(device, fresh, monkeypatch, plan):
         kernel, _ = launched(device, monkeypatch, c, 2)
     assert kernel == tile_of(tune_conv.plans(device, c, "float32")[0])[0]
     launched(device, monkeypatch, c, 2)  # it is said once: warnings are errors
+
+
+def test_a_plan_that_is_ruled_out_for_now(device, fresh, monkeypatch):
+    """CLNN_WINOGRAD=0 leaves a measured plan alone, without a word, and later it counts again."""
+    monkeypatch.setattr(device, "kind", "cpu")
+    c = tune_conv.parse("2x16x9x9,16,3")[0]
+    plan = next((p for p in tune_conv.plans(device, c, "float32") if p.kernel == "winograd"), None)
+    if plan is None:
+        pytest.skip("its tiles do not fit this device's local memory")
+    put_plan(fresh[0], device, c, list(plan))
+    g = tune_conv.geometry(c)
+    for asked, used in (("0", False), ("4", True), ("0", False)):
+        monkeypatch.setenv("CLNN_WINOGRAD", asked)
+        assert (conv_plan.plan_for(device, g, np.dtype(np.float32)).kernel == "winograd") is used
 
 
 def test_a_table_of_convolutions_that_is_none(device, fresh):

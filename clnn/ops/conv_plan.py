@@ -202,7 +202,9 @@ def _rows(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
                 continue
             chunk = min(g.c, slab // plane)
             blocks = up(g.out[1], rb) * up(g.out[2], cb)
-            each = 1 / vw if g.stride[2] == 1 else 2  # cycles for an element that is copied
+            each = (
+                2 if g.stride[2] > 1 else 1 / vw + (1.5 / g.up[1] if g.up[2] > 1 else 0)
+            )  # cycles for a copied element
             copy = g.c * (plane * each + 3 * g.size[0] * phases_h * phases_w * (rb + over_h))
             finish = g.k * rb * (6 * up(cb, vw) + 4)
             for r, v in tiles:
@@ -455,19 +457,26 @@ def shown(plan: Plan) -> str:
     return f"{plan.kernel} {plan.r}x{plan.v} by {plan.rb}x{plan.cb}x{plan.chunk}"
 
 
+def _refused(entry: Any) -> bool:
+    """Whether an entry holds a plan that CLNN_WINOGRAD rules out for now."""
+    plan = stored_plan(entry)
+    return plan is not None and plan.kernel == "winograd" and plan.rb > largest_tile()
+
+
 def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False) -> Plan | None:
     """The plan that was measured, or else the model's; None where conv_local does it."""
     known, key = device.tuned or tuning.load(device), (g, dtype, weights)
     measured = known.plans.get(key)
     if measured is None and known.convolutions and key not in known.plans:
-        if len(known.plans) >= 4096:
-            known.plans.clear()
         entry = known.convolutions.get(name(g, dtype, weights))
-        measured, wrong = (None, "") if entry is None else measured_plan(device, g, dtype, weights, entry)
-        known.plans[key] = measured
-        if wrong:
-            text = f"{tuning.user_file()} says for {name(g, dtype, weights)!r}: {wrong}; it is left out"
-            warnings.warn(text, tuning.TuningWarning, stacklevel=2)
+        if not _refused(entry):
+            if len(known.plans) >= 4096:
+                known.plans.clear()
+            measured, wrong = (None, "") if entry is None else measured_plan(device, g, dtype, weights, entry)
+            known.plans[key] = measured
+            if wrong:
+                text = f"{tuning.user_file()} says for {name(g, dtype, weights)!r}: {wrong}; it is left out"
+                warnings.warn(text, tuning.TuningWarning, stacklevel=2)
     return next(iter(plans(device, g, dtype, weights, measured)), None)
 
 

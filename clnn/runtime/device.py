@@ -180,6 +180,7 @@ class Device:
         if self._dry and not constant:  # constants are kept, and so needed later
             return
         if array.nbytes > SOON:
+            self._help()
             cl.enqueue_copy(self.queue, block.buffer, array, is_blocking=True)
         else:
             self.upload_soon(array, block)
@@ -199,8 +200,15 @@ class Device:
         if self._dry:
             raise ValuesWanted
         if array.nbytes:
+            self._help()
             cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
         return array
+
+    def _help(self) -> None:
+        """Before a copy that waits for everything before it. Intel's runtime leaves one core to the host's thread, which
+        computes along while it waits in clFinish, and idles while it waits for a copy of a queue that is under way."""
+        if self.platform.startswith("Intel") and self.kind == "cpu":
+            self.finish()
 
     @contextlib.contextmanager
     def dry(self, dry: bool = True) -> Iterator[None]:
