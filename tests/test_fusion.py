@@ -1,10 +1,13 @@
 """Steps fused into one kernel: when, and to the same bits."""
 
+import re
+
 import numpy as np
 import pytest
 
 import clnn
 from clnn.runtime import fusion, recording
+from clnn.runtime.program import kernel_folder
 
 LOSSES = [("quadratic", "sigmoid"), ("cross_entropy", "linear"), ("binary_cross_entropy", "sigmoid")]
 
@@ -105,10 +108,63 @@ def test_a_users_step_is_fused_too(device, rng, fusing):
     assert any(fusing)
 
 
-def test_a_large_step_is_not_fused(device, rng, fusing):
-    x, y = rng.random((256, 4000), dtype=np.float32), rng.integers(0, 4, 256).astype(np.int32)
-    trained(device, x, y, "cross_entropy", "linear", batch_size=128)
-    assert not any(fusing)
+@pytest.mark.parametrize("share", [1, 5])
+def test_cores_share_out_a_larger_step_to_the_same_bits(device, rng, fusing, monkeypatch, share):
+    """And so do more workers than can run at once: nobody waits for one who does not run."""
+    many = share * max(2, device.cl_device.max_compute_units)
+    monkeypatch.setattr(fusion, "cores", lambda device: many)
+    x, y = rng.random((256, 500), dtype=np.float32), rng.integers(0, 4, 256).astype(np.int32)
+    found = []
+    for record in (True, False):
+        with clnn.use(device):
+            net = clnn.Sequential([clnn.Dense(260, "relu"), clnn.Dense(4)], input_shape=500, seed=4)
+            given = {"optimizer": clnn.Adam(), "epochs": 20, "batch_size": 128, "seed": 2, "record": record}
+            losses = net.fit(x, y, loss="cross_entropy", **given)["loss"]
+        found.append((np.concatenate([p.numpy().ravel() for p in net.parameters()]), losses))
+    assert len(fusing) == 1 and min(many, 4) <= fusing[0].workers <= many
+    assert np.array_equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+@pytest.mark.slow
+def test_convolutions_pooling_and_normalisation(device, rng, fusing):
+    x, y = rng.random((40, 2, 13, 13), dtype=np.float32), rng.integers(0, 4, 40).astype(np.int32)
+    found = []
+    for record in (True, False):
+        with clnn.use(device):
+            body = [clnn.Conv2D(7, 3, padding=1, bias=False), clnn.BatchNorm("relu"), clnn.MaxPool2D(2)]
+            layers = [*body, clnn.Conv2D(9, 5, "relu"), clnn.Flatten(), clnn.Dropout(0.2), clnn.Dense(4)]
+            net = clnn.Sequential(layers, input_shape=x.shape[1:], seed=4)
+            given = {"optimizer": clnn.SGD(0.05), "epochs": 5, "batch_size": 10, "seed": 2, "record": record}
+            losses = net.fit(x, y, loss="cross_entropy", **given)["loss"]
+        found.append((np.concatenate([p.numpy().ravel() for p in net.parameters()]), losses))
+    assert fusing and all(fusing)
+    assert np.array_equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
+
+
+def test_a_long_step_is_not_fused(device, rng, fusing, monkeypatch):
+    monkeypatch.setattr(fusion, "SECONDS", 1e-7)
+    x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)
+    trained(device, x, y, "cross_entropy", "linear")
+    assert fusing and not any(fusing)
+
+
+def test_one_launch_takes_no_longer_than_that(device, rng, fusing, monkeypatch):
+    """Whoever waits for a launch, or interrupts it, waits for all of its steps."""
+    x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)
+    trained(device, x, y, "cross_entropy", "linear")
+    assert all(1 <= one.most <= fusion.STEPS for one in fusing)
+    for seconds, most in ((fusion.SECONDS / 3.5, 3), (fusion.SECONDS, 1), (1e-9, fusion.STEPS)):
+        assert fusion.most_steps(seconds) == most
+
+
+def test_parts_of_one_file_share_no_name(device):
+    """state.cl has two kernels, and losses.cl includes it: all of them may become parts of one step."""
+    text = fusion.part("state", "advance", "float", "part_3")
+    assert "#define end_step(...) part_3_end_step(" in text and "#define advance(...) part_3(" in text
+    for path in kernel_folder().glob("*.cl"):
+        text = path.read_text()
+        names = fusion.KERNEL.findall(text)
+        assert len(names) == len(re.findall(r"^kernel\b", text, re.MULTILINE)), path
 
 
 def test_it_can_be_switched_off(device, rng, fusing, monkeypatch):

@@ -76,6 +76,7 @@ class Side(NamedTuple):
 
 CLNN = Side("clnn", "clnn")
 UNFUSED = Side("clnn, not fused", "clnn", variables=(("CLNN_FUSE", "0"),))
+FUSED = ("nielsen", "mlp", "mlp1", "lenet")  # whose steps are short enough for that
 CLBLAST = Side("CLBlast", "clnn", variables=(("CLNN_GEMM", "clblast"), ("CLNN_FUSE", "0")))
 
 
@@ -333,7 +334,7 @@ def training(bench: Bench, name: str, net: w.Net | nets.ConvNet) -> None:
     notes: dict[str, str] = {}
     images = isinstance(net, nets.ConvNet)
     peers = bench.with_layouts() if images else {peer: PEERS[peer].forms for peer in bench.versions}
-    groups = [[CLNN], *([[UNFUSED]] if name == "nielsen" else []), *(bench.settings(*peer) for peer in peers.items())]
+    groups = [[CLNN], *([[UNFUSED]] if name in FUSED else []), *(bench.settings(*peer) for peer in peers.items())]
     for peer in bench.versions:
         if peer not in peers:
             bench.note(f"{peer} trains no convolutional networks here")

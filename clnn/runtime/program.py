@@ -52,7 +52,8 @@ def read_source(name: str, seen: set[str] | None = None) -> str:
     return "\n".join(lines)
 
 
-def _source(file: str, real: str) -> str:
+def source_for(file: str, real: str) -> str:
+    """The text of a kernel file, its literals of the type `real`."""
     source = read_source(file)
     return _LITERAL.sub(r"\1f", source) if real == "float" else source
 
@@ -73,10 +74,9 @@ class Programs:
             program = self._programs[key] = self._compile(file, options)
         return program
 
-    def compile_part(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
-        """A file compiled but not linked, to become a part of another program."""
-        options = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines)]
-        return self._unlinked(_source(file, real), options)
+    def compile_part(self, source: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
+        """A text compiled but not linked, to become a part of another program."""
+        return self._unlinked(source, [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines)])
 
     def link(self, source: str, parts: list[cl.Program], name: str) -> cl.Kernel:
         """The kernel `name` of a generated source linked with its parts."""
@@ -95,7 +95,7 @@ class Programs:
                 raise BuildError(f"a part does not compile on {self.context.devices[0].name}: {error}") from error
 
     def _compile(self, file: str, options: list[str]) -> cl.Program:
-        source = _source(file, "float" if "-DREAL=float" in options else "double")
+        source = source_for(file, "float" if "-DREAL=float" in options else "double")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # drivers print notes that no user can act on
             try:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyopencl as cl
 
-from .fusion import STEPS, WORTH, Fused, fuse
+from .fusion import WORTH, Fused, fuse
 from .memory import SLACK, Block, align
 
 if TYPE_CHECKING:
@@ -184,7 +184,7 @@ class Recording:
 
     def most(self) -> int:
         """How many steps one replay can do."""
-        return STEPS if self.fused is not None else 1
+        return self.fused.most if self.fused is not None else 1
 
     def replay(self, times: int = 1) -> None:
         """Enqueue every launch again; several times only up to `most()`."""
@@ -195,12 +195,17 @@ class Recording:
             self.fused.run(times)
             self.device.launches += 1
             return
+        self.replays += 1
+        decides = self.replays in (1, WORTH) and max(self.replays, self.steps_to_come) >= WORTH
+        if decides:
+            self.device.finish()
+        began = time.perf_counter()
         for call in self.calls:
             call()
         self.device.launches += len(self.calls)
-        self.replays += 1
-        if self.replays in (1, WORTH) and max(self.replays, self.steps_to_come) >= WORTH:
-            self.fused = fuse(self.device, self.launches)
+        if decides:
+            self.device.finish()
+            self.fused = fuse(self.device, self.launches, time.perf_counter() - began)
             self.arena = None  # bound anew at the next replay
             self.calls = []
 
