@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 WORTH = 30_000
 MOST_PARTS = 64  # launches of a step
 STEPS = 64  # at most, in one launch
-SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long. A step that takes longer gains too little.
+SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long. A longer step gains too little.
 TICKETS = 8  # of a stage, for each core: more, and neighbouring items part; fewer, and some core waits
 TURN = np.zeros(128, np.int32)  # the counters of kernels/fusion.cl
 
