@@ -324,16 +324,18 @@ kernel void conv_pack(int G, int C, int K, int taps, global const real *w, globa
   const int apart = KR;
   d += (size_t)item * taps * KR;
 #endif
-  for (int r = 0; r < KR; r++) {
-    const int k = block * KR + r;
 #ifdef FLIP
-    global const real *from = w + (((size_t)g * C + c) * K + k) * taps + taps - 1;
-    for (int t = 0; t < taps; t++) d[(size_t)t * apart + r] = k < K ? from[-t] : 0;
+#define NEXT taps            // from k to k + 1
+#define FROM_TAP(t) (taps - 1 - (t))
+  global const real *from = w + (((size_t)g * C + c) * K + block * KR) * taps;
 #else
-    global const real *from = w + (((size_t)g * K + k) * C + c) * taps;
-    for (int t = 0; t < taps; t++) d[(size_t)t * apart + r] = k < K ? from[t] : 0;
+#define NEXT ((size_t)C * taps)
+#define FROM_TAP(t) (t)
+  global const real *from = w + (((size_t)g * K + block * KR) * C + c) * taps;
 #endif
-  }
+  const int n = min(KR, K - block * KR);
+  if (n == KR) for (int t = 0; t < taps; t++) UNROLL for (int r = 0; r < KR; r++) d[(size_t)t * apart + r] = from[r * NEXT + FROM_TAP(t)];
+  else for (int t = 0; t < taps; t++) for (int r = 0; r < KR; r++) d[(size_t)t * apart + r] = r < n ? from[r * NEXT + FROM_TAP(t)] : 0;
 }
 #endif
 
