@@ -76,7 +76,7 @@ class Side(NamedTuple):
 
 CLNN = Side("clnn", "clnn")
 UNFUSED = Side("clnn, not fused", "clnn", variables=(("CLNN_FUSE", "0"),))
-FUSED = ("nielsen", "mlp", "mlp1", "lenet")  # whose steps are short enough for that
+FUSED = ("nielsen", "lenet")  # whose launches are short enough for that
 CLBLAST = Side("CLBlast", "clnn", variables=(("CLNN_GEMM", "clblast"), ("CLNN_FUSE", "0")))
 
 

@@ -4,7 +4,7 @@ The kernels of a recording (on a CPU, each work-item a group of its own) are com
 its work-item, and linked with a kernel that calls them in order, with the recorded numbers as constants, in a loop over
 steps. One work-item per core runs it, and they share out each launch's items (kernels/fusion.cl). What moves from step to
 step is on the device already. The results are the same bits. Compiling takes seconds, so a step has to be replayed often
-before it pays (`WORTH`).
+before it pays (`WORTH`), and its launches have to be short (`SHORT`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,10 @@ if TYPE_CHECKING:
 WORTH = 30_000
 MOST_PARTS = 64  # launches of a step
 STEPS = 64  # at most, in one launch
-SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long. A longer step gains too little.
+SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long
+# On average, of a launch of a step that is fused. With longer ones there is little to gain by not sleeping between them, and
+# something to lose where other processes want the same cores.
+SHORT = 100e-6
 TICKETS = 8  # of a stage, for each core: more, and neighbouring items part; fewer, and some core waits
 TURN = np.zeros(128, np.int32)  # the counters of kernels/fusion.cl
 
@@ -135,11 +138,11 @@ class Fused:
 
     @staticmethod
     def possible(device: Device, launches: list[Launch], seconds: float) -> bool:
-        """Whether these launches can become one kernel, and a step is short enough to gain by it."""
+        """Whether these launches can become one kernel, and are short enough to gain by it."""
         return (
             allowed(device)
             and len(launches) <= MOST_PARTS
-            and seconds <= SECONDS
+            and seconds <= SHORT * len(launches)
             and all(launch.kernel is not None and _apart(launch) for launch in launches)
         )
 
