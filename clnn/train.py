@@ -555,6 +555,7 @@ class Evaluation:
         self.results: Results | None = None
         self.record = record
         self.step: Step | None = None
+        self.moved = True  # whether the feed may be elsewhere than at its first row
 
     def run(self, xs: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
         """The mean loss and metrics."""
@@ -582,7 +583,9 @@ class Evaluation:
         """The model's outputs, chunk by chunk."""
         found = []
         for rows in self._chunks(xs, None, None):
-            found += [out.numpy() for out in [self._run(int(rows_now), False) for rows_now in _rows(rows, self.batch)]]
+            plan = _rows(rows, self.batch)
+            alone = len(plan) == 1  # what is read at once needs no counter and no copy
+            found += [out.numpy() for out in [self._run(int(rows_now), False, alone) for rows_now in plan]]
         return found
 
     def _chunks(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None):
@@ -596,26 +599,32 @@ class Evaluation:
             self.feed = feed = Feed(device, capacity, xs, y, weighted, ordered=False)
             self.results = Results(device, -(-capacity // self.batch), self.model.dtype, self.metrics)
             self.step = Step(self._forward, self.record)
+            self.moved = True
         for start in range(0, n, feed.capacity):
             part = slice(start, start + feed.capacity)
             feed.load([a[part] for a in xs], None if y is None else y[part], weight if weight is None else weight[part])
-            feed.rewind()
+            if self.moved:
+                feed.rewind()
+                self.moved = False
             yield len(xs[0][part])
 
-    def _run(self, rows: int, classes: bool) -> Any:
+    def _run(self, rows: int, classes: bool, alone: bool = False) -> Any:
+        """The step on the next rows. `alone`: the rows are all there are, and the result is read before the next call."""
         assert self.step is not None
         device = self.model.device
+        self.moved = self.moved or not alone
         with no_grad():
-            key = self.step.key(device, (rows, classes))
-            result, fixed = self.step.run(device, key, lambda context: self._forward(context, rows, classes))
-        return copied(result) if fixed else result
+            key = self.step.key(device, (rows, classes, alone))
+            result, fixed = self.step.run(device, key, lambda context: self._forward(context, rows, classes, alone))
+        return copied(result) if fixed and not alone else result
 
-    def _forward(self, context: Any, rows: int, classes: bool) -> Tensor | None:
+    def _forward(self, context: Any, rows: int, classes: bool, alone: bool) -> Tensor | None:
         assert self.feed is not None and self.results is not None
         batch, t, w = self.feed.batch(rows)
         out = self.model.forward(*batch)
         if t is None:
-            advance_cells(out.device, [(self.feed.state, rows)])
+            if not alone:
+                advance_cells(out.device, [(self.feed.state, rows)])
             return out
         _record_metrics(self.feed, self.results, out, t)
         _loss(self.loss, out, t, w, classes, self.feed, self.results, self.batch, context)

@@ -241,6 +241,18 @@ def test_a_model_of_several_inputs_and_a_loss_of_ones_own(device, rng):
     assert net.predict((a, b)).shape == (90, 1)
 
 
+def test_predictions_of_one_batch_and_of_several_in_any_order(device, rng):
+    """One batch is read where the step left it; of several each is copied. Neither may see the other's rows or results."""
+    net = net_on(device, clnn.Dense(5, "tanh"), clnn.Dense(3))
+    x = rng.random((40, 8), dtype=np.float32)
+    want = np.concatenate([net(clnn.tensor(x[i : i + 1], device=device)).numpy() for i in range(40)])
+    found = []
+    for start, rows in [(0, 3), (1, 20), (2, 3), (5, 1), (0, 40), (7, 3), (3, 17), (9, 8), (1, 1), (4, 20), (6, 3)] * 2:
+        found.append((start, net.predict(x[start : start + rows], batch_size=8)))
+    for start, y in found:
+        assert np.allclose(y, want[start : start + len(y)], rtol=1e-5, atol=1e-6)
+
+
 def test_frozen_layers_do_not_move(device, blobs):
     x, y = blobs
     net = net_on(device)

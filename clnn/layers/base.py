@@ -146,9 +146,9 @@ class Layer:
     def layers_inside(self) -> Iterator[Layer]:
         """This layer and all layers inside it."""
         yield self
-        for _, value in self._walk(""):
-            if isinstance(value, Layer):
-                yield value
+        for key, value in vars(self).items():
+            if not key.startswith("_"):
+                yield from _layers_of(value)
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Any]]:
         """Every parameter and layer below, depth first, with its dotted name."""
@@ -234,6 +234,14 @@ def through(layers: Sequence[Layer], x: Any) -> Any:
 
 def _is_int(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dtype == np.int32
+
+
+def _layers_of(value: Any) -> Iterator[Layer]:
+    if isinstance(value, Layer):
+        yield from value.layers_inside()
+    elif isinstance(value, (list, tuple, dict)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _layers_of(item)
 
 
 def _walk_value(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -88,7 +88,7 @@ def allowed(device: Device) -> bool:
 
 def cores(device: Device) -> int:
     """How many work-items share out a step."""
-    return int(device.cl_device.max_compute_units)
+    return device.compute_units
 
 
 def most_steps(seconds: float) -> int:
@@ -104,16 +104,17 @@ class Fused:
         self.most = most_steps(seconds)
         self._names: dict[Any, str] = {}
         self._args: list[Any] = []
-        parts: dict[Any, cl.Program] = {}  # by what was compiled: layers of the same kind share one
+        names: dict[Any, str] = {}  # of what is compiled: layers of the same kind share it
+        parts: list[cl.Program] = []
         prototypes: list[str] = []
         stages: list[tuple[int, list[str]]] = []  # tickets, and what is called for each
         shares = cores(device)
         for launch in launches:
             file, kernel, real, defines = launch.source
-            name = f"part_{list(parts).index(launch.source) if launch.source in parts else len(parts)}"
             written = [self._written(arg, real) for arg in launch.args]
-            if launch.source not in parts:
-                parts[launch.source] = device.programs.compile_part(part(file, kernel, real, name), real, defines)
+            name = names.setdefault(launch.source, f"part_{len(names)}")
+            if len(names) > len(parts):
+                parts.append(device.programs.compile_part(part(file, kernel, real, name), real, defines))
                 prototypes.append(f"kernel void {name}(int, int, int, {', '.join(kind for kind, _ in written)});")
             tickets, call = _call(name, launch.size, ", ".join(text for _, text in written), shares)
             if tickets == 1 and stages and stages[-1][0] == 1:
@@ -132,7 +133,7 @@ class Fused:
             ),
             workers=self.workers,
         )
-        self.kernel = device.programs.link(read_source("fusion") + main, list(parts.values()), "steps")
+        self.kernel = device.programs.link(read_source("fusion") + main, parts, "steps")
         self.turn = device.memory.allocate(TURN.nbytes, pooled=False)
         device.upload(TURN, self.turn, constant=True)
 
@@ -152,8 +153,8 @@ class Fused:
             return "global void *", "0"
         if isinstance(arg, np.ndarray):
             return f"int{len(arg)}", f"(int{len(arg)})({', '.join(str(int(v)) for v in arg)})"
-        if type(arg) is float:
-            return real, f"(({real}){arg!r}{'f' if real == 'float' else ''})"
+        if isinstance(arg, float):
+            return real, f"(({real}){float(arg)!r}{'f' if real == 'float' else ''})"
         if isinstance(arg, int):
             return "int", str(int(arg))
         if isinstance(arg, np.generic):
