@@ -34,7 +34,7 @@ STEPS = 64  # at most, in one launch
 SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long
 # On average, of a launch of a step that is fused. With longer ones there is little to gain by not sleeping between them, and
 # something to lose where other processes want the same cores.
-SHORT = 100e-6
+SHORT = 150e-6
 TICKETS = 8  # of a stage, for each core: more, and neighbouring items part; fewer, and some core waits
 TURN = np.zeros(128, np.int32)  # the counters of kernels/fusion.cl
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from .device import Device
 
 MOST_RECORDINGS = 8  # a step keeps that many, least recently used goes
-TIMED = 3  # replays that are timed before a step is fused, or is not
+TIMED = 10  # replays, of which the fastest says whether a step is worth fusing
 MOST_HELD = 1024  # uploads under way
 IN_FLIGHT = 0.050  # seconds of enqueued work, at most about that
 
