@@ -7,6 +7,13 @@
 #define DONE 32
 #define GONE 64                            // how many work-items have left this launch
 
+// Denormal numbers are zero, as in the launches: PoCL switches that on for a program that was built so, not for a linked one.
+void flush_denormals() {
+#if defined(__x86_64__) || defined(__i386__)
+  __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040);
+#endif
+}
+
 int take(global int *turn) { return __sync_fetch_and_add(turn + TAKEN, 1); }
 
 void done(global int *turn) { __sync_fetch_and_add(turn + DONE, 1); }

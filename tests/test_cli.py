@@ -191,7 +191,8 @@ def test_ctrl_c_is_exit_code_130(digits):
             _, error = process.communicate(timeout=30)
         finally:
             process.kill()
-    assert process.returncode == 130 and error == "clnn: interrupted\n"
+    # LLVM, interrupted while it compiles in this process, has a line of its own
+    assert process.returncode == 130 and error.removeprefix("1 error generated.\n") == "clnn: interrupted\n"
 
 
 # -- help --------------------------------------------------------------------------------------------------------------

@@ -67,6 +67,7 @@ MAIN = """
 #endif
 {prototypes}
 kernel __attribute__((reqd_work_group_size(1, 1, 1))) void steps(int count, global int *turn{buffers}) {{
+  flush_denormals();
   int t = take(turn);
   for (int step = 0; step < count; step++) {{
     const int base = step * {tickets};{stages}
@@ -203,10 +204,5 @@ def _call(name: str, size: tuple[int, ...], args: str, shares: int) -> tuple[int
 
 
 def fuse(device: Device, launches: list[Launch], seconds: float) -> Fused | None:
-    """The launches as one kernel, or None where that cannot be: then they are replayed one by one, to the same bits."""
-    if not Fused.possible(device, launches, seconds):
-        return None
-    try:
-        return Fused(device, launches, seconds)
-    except BuildError:  # a driver that cannot link has lost nothing but speed
-        return None
+    """The launches as one kernel, or None where that cannot be. `BuildError` where the driver cannot link them."""
+    return Fused(device, launches, seconds) if Fused.possible(device, launches, seconds) else None

@@ -18,6 +18,9 @@ from ..errors import BuildError
 _PACKAGE = Path(__file__).resolve().parent.parent
 # An unsuffixed 0.5 in a formula is a float in float programs. (Oclgrind ignores -cl-single-precision-constant.)
 _LITERAL = re.compile(r"(?<![\w.])(\d+\.\d+(?:[eE][+-]?\d+)?)(?![\w.])")
+# Adam's moments of weights that get no gradients any more shrink into denormal numbers and, rounded, stay there. On x86 each
+# of those costs a hundred times as much: steps of 784-512-256-10 took twice as long from some 600 on.
+FLUSH = "-cl-denorms-are-zero"
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"\s*$')
 
 
@@ -90,7 +93,7 @@ class Programs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pyopencl's own, that such programs are not cached
             try:
-                return cl.Program(self.context, source).compile(options)
+                return cl.Program(self.context, source).compile([FLUSH, *options])
             except cl.Error as error:
                 raise BuildError(f"a part does not compile on {self.context.devices[0].name}: {error}") from error
 
@@ -99,10 +102,10 @@ class Programs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # drivers print notes that no user can act on
             try:
-                return cl.Program(self.context, source).build(options)
+                return cl.Program(self.context, source).build([FLUSH, *options])
             except cl.RuntimeError:
                 try:  # a stale or damaged binary cache is the one failure that a second try mends
-                    return cl.Program(self.context, source).build(options, cache_dir=cast(Any, False))
+                    return cl.Program(self.context, source).build([FLUSH, *options], cache_dir=cast(Any, False))
                 except cl.RuntimeError as error:
                     raise BuildError(
                         f"kernels/{file}.cl does not build on {self.context.devices[0].name} "

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyopencl as cl
 
+from ..errors import BuildError
 from .fusion import WORTH, Fused, fuse
 from .memory import SLACK, Block, align
 
@@ -210,9 +211,20 @@ class Recording:
             self.seconds = min(self.seconds, time.perf_counter() - began)
             self.timed += 1
             if self.timed == TIMED:
-                self.fused = fuse(self.device, self.launches, self.seconds)
+                self._fuse()
                 self.arena = None  # bound anew at the next replay
                 self.calls = []
+
+    def _fuse(self) -> None:
+        try:
+            self.fused = fuse(self.device, self.launches, self.seconds)
+        except BuildError as error:
+            warnings.warn(
+                f"a step's {len(self.launches)} launches do not become one kernel, and are replayed one by one, with the "
+                f"same results: {error}. CLNN_FUSE=0 says that this is meant.",
+                RecordingWarning,
+                stacklevel=6,
+            )
 
     def _bind(self) -> None:
         device = self.device
