@@ -8,6 +8,15 @@
 #endif
 // For functions that are given pointers to local memory: PoCL 3.1 hands them other memory where it does not inline them.
 #define INLINE static inline __attribute__((always_inline))
+// For large functions in kernels whose groups are single work-items: inlined into the loops there, they take PoCL up to three
+// times as long to compile. STACK (see Device.local_on_stack) says that local memory is the work-item's own stack; then
+// they can stay apart.
+#ifdef STACK
+#define APART static __attribute__((noinline))
+#define local
+#else
+#define APART INLINE
+#endif
 #define CAT_(a, b) a##b
 #define CAT(a, b) CAT_(a, b)
 typedef REAL real;

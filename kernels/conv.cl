@@ -27,7 +27,7 @@
 // ---- what CPU kernels copy ----------------------------------------------------------------------------------------------
 // d[c] = row[(first + c * step) / up] for c in [0, n), 0 where that is no element of the row. d is written up to VW - 1
 // values further: what lies behind is written later. Of step and up one is 1.
-INLINE void copy_columns(local real *d, global const real *row, int n, int first, int step, int up, int width) {
+APART void copy_columns(local real *d, global const real *row, int n, int first, int step, int up, int width) {
   if (step == 1 && up == 1) {
     const int left = clamp(-first, 0, n), right = clamp(width - first, left, n);
     for (int c = 0; c < left; c++) d[c] = 0;
@@ -48,8 +48,8 @@ INLINE void copy_columns(local real *d, global const real *row, int n, int first
 #define NR (PV * VW)
 
 // o (KR, OUT) at position 0 ... = or += the sum over channels and taps of KR weights times NR positions
-INLINE void conv_tile(local const real *slab, local const int *tap, int taps, int channels, int stride, global const real *w,
-                             local real *o, int more) {
+APART void conv_tile(local const real *slab, local const int *tap, int taps, int channels, int stride, global const real *w,
+                     local real *o, int more) {
   T acc[KR][PV];
   if (more) UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] = VLOAD(v, o + r * OUT);
   else UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] = (T)(0);
@@ -131,8 +131,8 @@ kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, 
 INLINE int down(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }  // a / b, rounded down
 
 // o: MR positions, `apart` values from one to the next, of NR channels = or += the sum over input channels and taps
-INLINE void conv_tile(local const real *slab, local const int *tap, local const int *which, int taps, int all, int channels,
-                             int stride, global const real *w, local real *o, int apart, int more) {
+APART void conv_tile(local const real *slab, local const int *tap, local const int *which, int taps, int all, int channels,
+                     int stride, global const real *w, local real *o, int apart, int more) {
   T acc[MR][NV];
   if (more) UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = VLOAD(v, o + r * apart);
   else UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
@@ -246,7 +246,7 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
 #define NR (PV * VW)
 
 // o (KR, plane) += the sum over channels of KR weights times NR inputs
-INLINE void conv_tile(local const real *x, int channels, int stride, global const real *w, local real *o, int plane) {
+APART void conv_tile(local const real *x, int channels, int stride, global const real *w, local real *o, int plane) {
   T acc[KR][PV];
   UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] = (T)(0);
   for (int c = 0; c < channels; c++, x += stride, w += KR) {

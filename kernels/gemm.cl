@@ -56,7 +56,7 @@
 
 // What becomes of the sum x of one vector of C at row, col. `later`: C already holds the products of earlier k.
 INLINE T epilogue(T x, int later, int last, global const real *c, global const real *bias, global real *saved, int N,
-                         int row, int col, int n, real2 pair) {
+                  int row, int col, int n, real2 pair) {
 #ifdef SCALED
   x *= pair.x;
 #endif
@@ -228,7 +228,7 @@ INLINE T gather(global const real *b, int ldb, int first, int n) {  // one value
 
 // t (MR, NR) = MR rows of A from i, times n columns of B, over kc values of k from k0. Of the last tile of rows some are not
 // A's: they are read, from what lies behind it, computed and dropped.
-INLINE void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t) {
+APART void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t) {
   A_ROWS
   T acc[MR][NV], bv[NV];
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
@@ -246,7 +246,7 @@ INLINE void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real
 
 // rows x n of C from t
 INLINE void finish(real *t, int rows, int n, int part, int later, int last, global real *C, int ldc,
-                          global const real *bias, global real *saved, int N, int row, int col, real2 pair) {
+                   global const real *bias, global real *saved, int N, int row, int col, real2 pair) {
   for (int r = 0; r < rows; r++)
     for (int c = 0; c < n; c += VW) {
       global real *o = C + (size_t)(row + r) * ldc + col + c;

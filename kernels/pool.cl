@@ -83,7 +83,7 @@ static inline void forward_one(int16 s, global const real *plane, int d0, int h0
 // `inside`: none of them sticks out. Else taps that are outside are read from rows beside, or (before the first row of all)
 // from somewhere near, and do not count.
 INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, int h0, int w0, int n, int inside,
-                                 size_t i, global real *y, global INDEX *index) {
+                          size_t i, global real *y, global INDEX *index) {
   UNPACK
   const int d1 = inside ? 0 : max(0, -d0), d2 = inside ? K_D : min(K_D, D - d0);
   const int h1 = inside ? 0 : max(0, -h0), h2 = inside ? K_H : min(K_H, H - h0);
@@ -171,7 +171,7 @@ static inline real backward_one(int16 s, global const real *dy, global const IND
 // dx of n groups of STEP inputs, the first of which are those of window j that no later window holds; row d, h of a plane.
 // Tap w of a window is comb w % STEP of the group w / STEP further on.
 INLINE void backward_lanes(int16 s, global const real *dy, global const INDEX *index, size_t from, int d, int h, int j,
-                                  int n, int inside, global const real *saved, global real *dx, real2 pair) {
+                           int n, int inside, global const real *saved, global real *dx, real2 pair) {
   UNPACK
   T sum[STEP];
   EACH_COMB sum[r] = (T)(0);

@@ -33,7 +33,7 @@ INLINE void store_n(T x, global real *p, int n) {
   PARTS(n, p, t)
 }
 
-INLINE void copy_row(local real *d, global const real *p, int n, int total) {  // n values, then zeros
+APART void copy_row(local real *d, global const real *p, int n, int total) {  // n values, then zeros
   int x = 0;
   for (; x + VW <= n; x += VW) VSTORE(VLOAD(0, p + x), 0, d + x);
   for (; x < n; x++) d[x] = p[x];
@@ -41,7 +41,7 @@ INLINE void copy_row(local real *d, global const real *p, int n, int total) {  /
 }
 
 // d (depth, width) = n rows of B, turned, and zeros beside; 4 x 4 at a time, of which the compiler makes shuffles
-INLINE void copy_turned(local real *d, int width, global const real *b, size_t ldb, int n, int depth) {
+APART void copy_turned(local real *d, int width, global const real *b, size_t ldb, int n, int depth) {
   for (int c0 = 0; c0 < width; c0 += 4) {
     if (c0 + 4 <= n && depth >= 4)
       for (int z = 0; z < depth; z += 4) {

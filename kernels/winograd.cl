@@ -80,7 +80,7 @@ kernel void winograd_weights(int G, int C, int K, global const real *w, global r
     run = min(count - t, TW - tw);
 
 // d (rows, columns, VW) = rows from `top` and columns from `left` on of n channels of height x width; 0 outside
-INLINE void turn(local real *d, global const real *x, int n, int height, int width, int top, int left, int rows, int columns) {
+APART void turn(local real *d, global const real *x, int n, int height, int width, int top, int left, int rows, int columns) {
   const int begin = clamp(-left, 0, columns), end = clamp(width - left, begin, columns);
   for (int r = 0; r < rows; r++, d += columns * VW) {
     const int there = top + r >= 0 && top + r < height, from = there ? begin : columns;
@@ -92,7 +92,7 @@ INLINE void turn(local real *d, global const real *x, int n, int height, int wid
 }
 
 // v[A * A], `apart` values from one to the next = BT x B of the A x A inputs at x, rows `pitch` apart, vectors of channels
-INLINE void transform(local const real *x, int pitch, local real *v, int apart) {
+APART void transform(local const real *x, int pitch, local real *v, int apart) {
   T between[A][A], d[A], o[A];
   UNROLL for (int j = 0; j < A; j++) {
     UNROLL for (int i = 0; i < A; i++) d[i] = VLOAD(j, x + i * pitch);
@@ -117,7 +117,7 @@ INLINE void put_inputs(local real *v, int pitch, int apart, local real *slab, gl
 
 #ifdef FORWARD
 // m[M * M] = AT m A of m[A * A], in place
-INLINE void transform_back(local real *m, int apart) {
+APART void transform_back(local real *m, int apart) {
   T between[M][A], d[A], o[M];
   UNROLL for (int j = 0; j < A; j++) {
     UNROLL for (int i = 0; i < A; i++) d[i] = VLOAD(0, m + (i * A + j) * apart);
@@ -131,7 +131,7 @@ INLINE void transform_back(local real *m, int apart) {
 }
 
 // m (MR tiles, NR) = v (MR tiles, C), rows `pitch` apart, times u (C, NR)
-INLINE void multiply(local const real *v, int pitch, global const real *u, int C, local real *m) {
+APART void multiply(local const real *v, int pitch, global const real *u, int C, local real *m) {
   T acc[MR][NV];
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int c = 0; c < NV; c++) acc[r][c] = (T)(0);
   for (int k = 0; k < C; k++, u += NR) {
@@ -198,7 +198,7 @@ kernel GROUP_SIZE void winograd(int16 p, int16 q, int N, global const real *x, g
 
 #ifdef GRADIENTS
 // d[A * A] = A y AT of the M x M gradients at y, as `transform`; adds their sum to `sum`
-INLINE void transform_gradients(local const real *y, int pitch, local real *d, int apart, local real *sum) {
+APART void transform_gradients(local const real *y, int pitch, local real *d, int apart, local real *sum) {
   T between[A][M], e[M], o[A], total = VLOAD(0, sum);
   UNROLL for (int j = 0; j < M; j++) {
     UNROLL for (int i = 0; i < M; i++) { e[i] = VLOAD(j, y + i * pitch); total += e[i]; }
@@ -213,7 +213,7 @@ INLINE void transform_gradients(local const real *y, int pitch, local real *d, i
 }
 
 // to (MR, NR), rows KP apart, = or += v (count, MR), rows CP apart, turned, times d (count, NR), rows KP apart
-INLINE void accumulate(local const real *v, int CP, local const real *d, int KP, int count, global real *to, int more) {
+APART void accumulate(local const real *v, int CP, local const real *d, int KP, int count, global real *to, int more) {
   T acc[MR][NV];
   if (more) UNROLL for (int r = 0; r < MR; r++) UNROLL for (int c = 0; c < NV; c++) acc[r][c] = VLOAD(c, to + r * KP);
   else UNROLL for (int r = 0; r < MR; r++) UNROLL for (int c = 0; c < NV; c++) acc[r][c] = (T)(0);

@@ -244,3 +244,21 @@ if child == 0:
 assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 """
     run(code)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no limits to read")
+def test_local_memory_is_the_stack_only_where_that_is_large_enough(device, monkeypatch):
+    """PoCL's threads have it with glibc: 128 KiB with musl would not do."""
+    import resource
+
+    asked = type(device).local_on_stack.func
+    pocl = device.kind == "cpu" and device.pocl_version > (0, 0)
+    for libc, limit, enough in [
+        ("glibc", 8 << 20, True),
+        ("glibc", resource.RLIM_INFINITY, True),
+        ("glibc", 1 << 20, False),
+        ("", 8 << 20, False),
+    ]:
+        monkeypatch.setattr(runtime, "libc_ver", lambda libc=libc: (libc, ""))
+        monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
+        assert asked(device) is (pocl and enough)

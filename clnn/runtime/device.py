@@ -15,6 +15,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
+from platform import libc_ver
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +102,18 @@ class Device:
         """PoCL's version, (0, 0) for other platforms."""
         match = re.search(r"PoCL (\d+)\.(\d+)", self.version)
         return (int(match.group(1)), int(match.group(2))) if match else (0, 0)
+
+    @cached_property
+    def local_on_stack(self) -> bool:
+        """Whether the local memory of a work-item that is a group of its own may be its stack (STACK in kernels/common.cl):
+        where PoCL's threads have at least 2 MiB of it, as with glibc; musl gives them 128 KiB, macOS 512.
+        """
+        if self.kind != "cpu" or self.pocl_version == (0, 0) or libc_ver()[0] != "glibc":
+            return False
+        import resource  # not on Windows
+
+        most = resource.getrlimit(resource.RLIMIT_STACK)[0]
+        return most == resource.RLIM_INFINITY or most >= 1 << 21
 
     def _find_linker(self) -> None:
         """pip's PoCL links kernels with `ld`, and without one ends the whole process: look for it first."""
@@ -250,6 +263,8 @@ class Device:
         check_not_forked()
         if local is None:
             size, local = self.grid(size)
+        elif self.local_on_stack and set(local) == {1}:
+            defines["STACK"] = 1
         key = tuple(sorted(defines.items()))
         types, values = _argument_types(args, real)
         for value in values:  # a buffer of another device goes unnoticed by some drivers

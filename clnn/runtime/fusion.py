@@ -77,14 +77,15 @@ kernel __attribute__((reqd_work_group_size(1, 1, 1))) void steps(int count, glob
 
 
 def allowed(device: Device) -> bool:
-    """Whether steps may be fused: on CPUs, by PoCL 3.1 or later (an older one might not survive the linking).
+    """Whether steps may be fused: on CPUs, by PoCL 3.1 or later (an older one might not survive the linking), whose
+    threads have the stack for it.
 
     `CLNN_FUSE=0` switches it off.
     """
     wish = os.environ.get("CLNN_FUSE", "1").strip()
     if wish not in ("0", "1"):
         raise ConfigurationError(f"CLNN_FUSE={wish!r} should be 1 or 0")
-    return wish == "1" and device.kind == "cpu" and device.pocl_version >= (3, 1)
+    return wish == "1" and device.local_on_stack and device.pocl_version >= (3, 1)
 
 
 def cores(device: Device) -> int:
