@@ -121,6 +121,17 @@ INLINE void column_sums(int N, int K, int j, int end, global const real *B, int 
 #define FROM(r) (r)
 #endif
 
+// The rows of the next mini-batch, which follow in `order`, are fetched from memory while those of this one, a few, are last
+// used. Numbers behind the order's end (in the SLACK that every block has) are no rows: nothing is read of those.
+#if defined(FROM_SET) && defined(STACK) && TA
+#define FEW_ROWS 32
+#define FETCH_AHEAD(A, lda, i, rows)                                                                                      \
+  if (rows <= FEW_ROWS)                                                                                                   \
+    for (int r = rows; r < 2 * rows; r++) __builtin_prefetch((const void *)(size_t)(A + (size_t)FROM(r) * lda + i), 0, 2);
+#else
+#define FETCH_AHEAD(A, lda, i, rows) ;
+#endif
+
 #ifdef GROUP
 #define GROUP_SIZE
 #else
@@ -205,15 +216,20 @@ kernel GROUP_SIZE void gemm_row(ARGS) {
 #define A_AT(r, k) a[r][k]
 #endif
 
+// Where among n columns vector v of a row starts. Of less than NR columns, the last vectors overlap those before: then a row
+// is read and written in whole vectors, and what is computed twice comes out the same. (A copy is made of whole strips.)
 #if COPY
+#define FIRST(v) ((v) * VW)
 #define B_SPACE local
 #define B_VECTOR(v) VLOAD(v, b)
-#elif TB
-#define B_SPACE global
-#define B_VECTOR(v) gather(b + k, ldb, (v) * VW, n)
 #else
+#define FIRST(v) max(0, min((v) * VW, n - VW))
 #define B_SPACE global
-#define B_VECTOR(v) VLOAD(v, b)
+#if TB
+#define B_VECTOR(v) gather(b + k, ldb, FIRST(v), n)
+#else
+#define B_VECTOR(v) VLOAD(0, b + FIRST(v))
+#endif
 #endif
 #if TB && !COPY
 #define B_NEXT
@@ -247,14 +263,28 @@ APART void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real 
 // rows x n of C from t
 INLINE void finish(real *t, int rows, int n, int part, int later, int last, global real *C, int ldc,
                    global const real *bias, global real *saved, int N, int row, int col, real2 pair) {
-  for (int r = 0; r < rows; r++)
-    for (int c = 0; c < n; c += VW) {
-      global real *o = C + (size_t)(row + r) * ldc + col + c;
-      T x = VLOAD(0, t + r * NR + c);
-      if (!part) x = epilogue(x, later, last, o, bias, saved, N, row + r, col + c, n - c, pair);
-      else if (later) x += load_n(o, n - c);
-      store_n(x, o, n - c);
+#define FINISHED(x, c, n)                                                                         \
+  if (!part) x = epilogue(x, later, last, o + (c), bias, saved, N, row + r, col + (c), n, pair); \
+  else if (later) x += load_n(o + (c), n);
+  for (int r = 0; r < rows; r++, t += NR) {
+    global real *o = C + (size_t)(row + r) * ldc + col;
+#if !COPY
+    if (n >= VW) {
+      T x[NV];
+      UNROLL for (int v = 0; v < NV; v++) {  // all are read before the first is written
+        x[v] = VLOAD(v, t);
+        FINISHED(x[v], FIRST(v), VW)
+      }
+      UNROLL for (int v = 0; v < NV; v++) VSTORE(x[v], 0, o + FIRST(v));
+      continue;
     }
+#endif
+    for (int c = 0; c < n; c += VW) {
+      T x = VLOAD(0, t + c);
+      FINISHED(x, c, n - c)
+      store_n(x, o + c, n - c);
+    }
+  }
 }
 
 kernel GROUP_SIZE void gemm_tile(ARGS) {
@@ -323,6 +353,7 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
 #endif
         for (int i = i0; i < i1; i += MR) {
           const int rows = min(MR, i1 - i);
+          if (j == j0) FETCH_AHEAD(A, lda, i, K)
           multiply(A_USED, B_USED);
           finish(t, rows, n, depth, k0 > begin, k0 + kc >= end, C, ldc, bias, saved, N, i, j, pair);
         }

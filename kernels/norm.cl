@@ -34,32 +34,17 @@
 #define ACT linear
 #endif
 #include "activation.cl"
+#include "vectors.cl"
 
-#define VLOAD CAT(vload, VW)
-#define VSTORE CAT(vstore, VW)
 #define VECTORS (COLUMNS / VW)
 #define GROUP_OF(width) __attribute__((reqd_work_group_size(width, 1, 1)))
 
-// ---- vectors that hang over an end ---------------------------------------------------------------------------------------
-// Inputs are read whole: every block of memory has SLACK bytes behind it (clnn/runtime/memory.py). Outputs end where they end.
 static inline T first_n(T x, int n) {                 // 0 in the other lanes
   if (n >= VW) return x;
   real t[VW];
   VSTORE(x, 0, t);
   for (int l = n; l < VW; l++) t[l] = 0;
   return VLOAD(0, t);
-}
-static inline T load_n(global const real *p, int n) { // for what others may be writing behind the end
-  if (n >= VW) return VLOAD(0, p);
-  real t[VW];
-  for (int l = 0; l < VW; l++) t[l] = l < n ? p[l] : 0;
-  return VLOAD(0, t);
-}
-static inline void store_n(T x, global real *p, int n) {
-  if (n >= VW) { VSTORE(x, 0, p); return; }
-  real t[VW];
-  VSTORE(x, 0, t);
-  for (int l = 0; l < n; l++) p[l] = t[l];
 }
 static inline real lanes(T x) {                       // their sum, by halves
   real t[VW];

@@ -113,10 +113,10 @@ INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, in
   store_n(best, y + i, n);
 #ifdef KEEP
   const CAT(INDEX, VW) kept = CAT(CAT(convert_, INDEX), VW)(taps);
-  if (n >= VW) VSTORE(kept, 0, index + i);
+  if (n >= VW) CAT(vstore, VW)(kept, 0, index + i);
   else {
     INDEX t[VW] __attribute__((aligned(64)));
-    VSTORE(kept, 0, t);
+    CAT(vstore, VW)(kept, 0, t);
     PARTS(n, index + i, t)
   }
 #endif
@@ -310,7 +310,7 @@ static inline real bin_forward(int H, int W, global const real *x, int d1, int d
     VSTORE(ys, 0, lane);
 #ifdef MAX
     INT there[VW];
-    VSTORE(wheres, 0, there);
+    CAT(vstore, VW)(wheres, 0, there);
     for (int l = 0; l < VW; l++)
       if (BETTER(lane[l], y) || ((lane[l] == y || (lane[l] != lane[l] && y != y)) && there[l] < *where)) {
         y = lane[l];

@@ -3,7 +3,22 @@
 // written up to the edge, in parts of 8, 4, 2 and 1.
 #include "common.cl"
 #define VLOAD CAT(vload, VW)
+#if VW > 4
+// PoCL's vstore8 and vstore16 write 16 bytes at a time, and a load of the whole vector soon after waits for all of them.
+typedef T __attribute__((aligned(sizeof(real)))) UNALIGNED;
+#define PUT(space)                                                                                         \
+  static inline __attribute__((always_inline, overloadable)) void put(T x, size_t i, space real *p) { \
+    *(space UNALIGNED *)(p + i * VW) = x;                                                                  \
+  }
+PUT(global)
+PUT(private)
+#ifndef STACK
+PUT(local)
+#endif
+#define VSTORE put
+#else
 #define VSTORE CAT(vstore, VW)
+#endif
 #define UNROLL _Pragma("unroll")
 
 #define PART(n, width, to, from) \
@@ -20,11 +35,15 @@
 #endif
 #define PARTS(n, to, from) { int l = 0; PART_8(n, to, from) PART_4(n, to, from) PART(n, 2, to, from) if ((n) & 1) (to)[l] = (from)[l]; }
 INLINE T load_n(global const real *p, int n) {
-  if (n >= VW) return VLOAD(0, p);
-  real t[VW] __attribute__((aligned(64)));
-  VSTORE((T)(0), 0, t);
-  PARTS(n, t, p)
-  return VLOAD(0, t);
+#ifndef STACK  // on PoCL they are read whole too, whatever others write there meanwhile: a vector put together is slow to come by
+  if (n < VW) {
+    real t[VW] __attribute__((aligned(64)));
+    VSTORE((T)(0), 0, t);
+    PARTS(n, t, p)
+    return VLOAD(0, t);
+  }
+#endif
+  return VLOAD(0, p);
 }
 INLINE void store_n(T x, global real *p, int n) {
   if (n >= VW) { VSTORE(x, 0, p); return; }
