@@ -16,6 +16,8 @@ from pathlib import Path
 from shutil import which
 from typing import Any, NamedTuple
 
+from .errors import BuildError
+
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"  # a problem stops clnn; a note stops a part of it at most
 BROKEN_PYOPENCL = ("2026.1", "2026.1.1", "2026.1.2")  # they break their own program cache (pyopencl issue 892)
 VARIABLES = (
@@ -201,7 +203,7 @@ def devices() -> Iterator[Finding]:
         stage = answers[-1]["stage"] if answers else ""
         if stage != "done":
             failed, remedy = AFTER[stage]
-            yield Finding(verdict, f"{text}\n{failed}: {wrong}", remedy or _remedy(one))
+            yield Finding(verdict, f"{text}\n{failed}: {wrong}", remedy or BuildError.remedy(wrong) or _remedy(one))
         elif problem := answers[-1]["problem"]:
             yield Finding(verdict, f"{text}\n{problem}")
         else:

@@ -35,6 +35,16 @@ class DeviceError(ClnnError):
 class BuildError(ClnnError):
     """An OpenCL program did not compile; the message holds the build log."""
 
+    @staticmethod
+    def remedy(log: str) -> str:
+        """What a user can do about it, or "" where only we can."""
+        if "unknown target CPU" not in log:
+            return ""
+        return (
+            "The driver is older than this processor and does not know it: install a newer PoCL (Debian 12 and Ubuntu 24.04 "
+            "have one as pocl-opencl-icd), or on x86 Intel's runtime from pip (CONTRIBUTING.md says how)"
+        )
+
 
 class ShapeError(ClnnError, ValueError):
     """Arrays whose shapes do not fit each other or the layer they were given to."""

@@ -109,6 +109,10 @@ def test_doctor_outlives_a_crash_and_a_hang(monkeypatch):
     assert finding.verdict == "PROBLEM" and "a small kernel does not run: the process was ended" in finding.text
     assert "CLNN_DEVICE_EXCLUDE='X'" in finding.remedy
 
+    answers["try", "0:0"] = answers["try", "0:0"][0], "error: unknown target CPU 'generic'"
+    (finding,) = doctor.devices()
+    assert finding.remedy.startswith("The driver is older than this processor")
+
 
 # -- train -------------------------------------------------------------------------------------------------------------
 @pytest.fixture

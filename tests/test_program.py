@@ -70,6 +70,7 @@ def test_build_errors_carry_the_log(device, folder):
     text = str(error.value)
     assert "kernels/wrong.cl does not build on" in text and device.name in text and "-DWITH=3" in text
     assert "undeclared" in text and re.search(r"wrong\.cl\D+2", text), text
+    assert text.endswith("Please report this with the output of `clnn doctor`.")
 
 
 def test_folder_with_a_space(device, folder):

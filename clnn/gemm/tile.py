@@ -76,7 +76,7 @@ def choose(device: Device, p: Product) -> Tile:
         if fixed < 1 << 14 or p.n < 32 or device.cl_device.max_work_group_size < SIDE * SIDE:
             return Tile(4, 1, vw)
         return Tile(8, 2, vw, 16, local=True) if fixed >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
-    if p.m < FEW and fixed >= 1 << 18 and not (p.transpose_a or p.transpose_b or p.sums):
+    if p.m < FEW and fixed >= 1 << 15 and not (p.transpose_a or p.transpose_b or p.sums):
         return Tile(1, 1, vw, row=True)
     if measured := tuning.find(device, p).tile:
         return Tile(*measured)

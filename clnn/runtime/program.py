@@ -109,7 +109,8 @@ class Programs:
                 except cl.RuntimeError as error:
                     raise BuildError(
                         f"kernels/{file}.cl does not build on {self.context.devices[0].name} "
-                        f"with {' '.join(options)}:\n{error}\nPlease report this with the output of `clnn doctor`."
+                        f"with {' '.join(options)}:\n{error}\n"
+                        f"{BuildError.remedy(str(error)) or 'Please report this with the output of `clnn doctor`'}."
                     ) from error
 
     def new_kernel(
