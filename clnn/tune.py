@@ -704,7 +704,7 @@ def tune(
 
 
 def export(search: Search, path: Path) -> None:
-    """Put what was found into the table that ships with clnn, under the name of the device's family: what is not the rule."""
+    """Put what was found into the table that ships with clnn, under what the device is and its maker: what is not the rule."""
     used, found, classes = search.device, search.found, {}
     for name, some in search.classes.items():
         entry = dict(found["classes"].get(name, {}))
@@ -720,11 +720,12 @@ def export(search: Search, path: Path) -> None:
         "clblast": {dtype: kernels for dtype, kernels in found["clblast"].items() if kernels},
     }
     about = (
-        "Tiles, engines and CLBlast's parameters by platform, version and vector width, made by `clnn tune --ship FILE`. "
-        "tile: mr, nv, vw, kc. before, after, clblast: microseconds by clnn's rule, by this tile and by CLBlast, the "
-        "geometric mean of the shapes of a class (clnn/tune.py). Where the rule stays, a class is not listed."
+        "Tiles, engines and CLBlast's parameters by platform, version, vector width and maker, made by "
+        "`clnn tune --ship FILE`; without a maker, for those that are not listed. tile: mr, nv, vw, kc. before, after, "
+        "clblast: microseconds by clnn's rule, by this tile and by CLBlast, the geometric mean of the shapes of a class "
+        "(clnn/tune.py). Where the rule stays, a class is not listed."
     )
-    tuning.write(path, tuning.family(used), kept, about=about)
+    tuning.write(path, tuning.families(used)[1], kept, about=about)
 
 
 def table(used: Device, classes: dict[str, Any]) -> str:
@@ -767,13 +768,12 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> str:
 def describe(used: Device) -> str:
     """What is known of a device, and where from."""
     text = [f"{used.name} ({used.platform})"]
-    for title, path, key in (
-        ("measured here", tuning.user_file(), used.identity),
-        ("shipped with clnn", tuning.SHIPPED, tuning.family(used)),
+    for title, path, found in (
+        ("measured here", tuning.user_file(), tuning.read(tuning.user_file(), used.identity)),
+        ("shipped with clnn", tuning.SHIPPED, tuning.shipped_for(used)),
     ):
-        found = tuning.read(path, key)
-        classes = found.get("classes", {})
-        text.append(f"\n{title}, {path}, {key!r}: {len(classes)} classes")
+        classes, by = found.get("classes", {}), found.get("measured")
+        text.append(f"\n{title}, {path}: {len(classes)} classes{f', by {by}' if by else ''}")
         if classes:
             text.append(table(used, classes))
         if found.get("convolutions"):

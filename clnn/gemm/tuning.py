@@ -168,10 +168,18 @@ def clblast_problem(device: Device, dtype: Any, kernel: str, values: Any) -> str
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
-def family(device: Device) -> str:
-    """What the table that ships goes by: it is for machines other than those it was measured on."""
+def families(device: Device) -> tuple[str, str]:
+    """What the table that ships goes by, since it is for machines other than those it was measured on: what a device is, and
+    the same with its maker."""
     version = ".".join(map(str, device.pocl_version)) if device.pocl_version > (0, 0) else device.driver.split(".")[0]
-    return f"{device.platform} {version}, {device.kind}, {device.cl_device.native_vector_width_float} lanes"
+    any_maker = f"{device.platform} {version}, {device.kind}, {device.cl_device.native_vector_width_float} lanes"
+    return any_maker, f"{any_maker}, {device.cl_device.vendor.strip()}"
+
+
+def shipped_for(device: Device) -> dict[str, Any]:
+    """What the table that ships says of a device: what was measured on one of its maker's, else on another's."""
+    any_maker, own = families(device)
+    return read(SHIPPED, any_maker) | {part: found for part, found in read(SHIPPED, own).items() if found}
 
 
 def user_file() -> Path:
@@ -227,10 +235,8 @@ def _written(value: Any, indent: str = "") -> str:
 def load(device: Device, shipped: bool = True) -> Known:
     """The user's measurements over the table that ships; kept on the device."""
     known = Known()
-    for path, key in ((SHIPPED, family(device)), (user_file(), device.identity)):
-        if path is SHIPPED and not shipped:
-            continue
-        found = read(path, key)
+    tables = [(SHIPPED, shipped_for(device))] if shipped else []
+    for path, found in [*tables, (user_file(), read(user_file(), device.identity))]:
         for name, entry in found.get("classes", {}).items():
             choice, wrong = _choice(device, name, entry)
             if wrong:
