@@ -393,7 +393,7 @@ def net_on(device, **options):
         )
 
 
-def data_of(rng, n=50):
+def data_of(rng, n=58):  # of 16 each, a rest of 10: what two samples give to batch normalization is nearly chance
     x = rng.standard_normal((n, 6)).astype(np.float32)
     return x, (x[:, 0] + x[:, 1] ** 2 > 0.5).astype(np.int32) + (x[:, 2] > 0.7)
 
