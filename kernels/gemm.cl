@@ -242,9 +242,19 @@ INLINE T gather(global const real *b, int ldb, int first, int n) {  // one value
 #define B_NEXT b += ldb
 #endif
 
+// A weight gradient's sums, of which the epilogue makes little, go to C from their registers where the tile is whole
+#if defined(SCALED) && !defined(TIMES) && !COPY
+#define DIRECT
+#define C_ARGS , int whole, global real *c, int ldc, real2 pair
+#define C_USED , whole, C + (size_t)i * ldc + j, ldc, pair
+#else
+#define C_ARGS
+#define C_USED
+#endif
+
 // t (MR, NR) = MR rows of A from i, times n columns of B, over kc values of k from k0. Of the last tile of rows some are not
 // A's: they are read, from what lies behind it, computed and dropped.
-APART void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t) {
+APART void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t C_ARGS) {
   A_ROWS
   T acc[MR][NV], bv[NV];
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
@@ -257,6 +267,15 @@ APART void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real 
     }
     B_NEXT;
   }
+#ifdef DIRECT
+  if (whole) {
+    UNROLL for (int r = 0; r < MR; r++, c += ldc) {
+      UNROLL for (int v = 0; v < NV; v++) acc[r][v] = epilogue(acc[r][v], 0, 1, c + FIRST(v), 0, 0, 0, 0, 0, VW, pair);
+      UNROLL for (int v = 0; v < NV; v++) VSTORE(acc[r][v], 0, c + FIRST(v));
+    }
+    return;
+  }
+#endif
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) VSTORE(acc[r][v], r * NV + v, t);
 }
 
@@ -354,8 +373,13 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
         for (int i = i0; i < i1; i += MR) {
           const int rows = min(MR, i1 - i);
           if (j == j0) FETCH_AHEAD(A, lda, i, K)
-          multiply(A_USED, B_USED);
-          finish(t, rows, n, depth, k0 > begin, k0 + kc >= end, C, ldc, bias, saved, N, i, j, pair);
+#ifdef DIRECT
+          const int whole = rows == MR && n >= VW && !depth && kc == K;
+#else
+          const int whole = 0;
+#endif
+          multiply(A_USED, B_USED C_USED);
+          if (!whole) finish(t, rows, n, depth, k0 > begin, k0 + kc >= end, C, ldc, bias, saved, N, i, j, pair);
         }
       }
     }

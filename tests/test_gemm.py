@@ -147,6 +147,15 @@ def products(rng, device, dtype, ta, tb, scaled, columns, depths):
         check(rng, device, dtype, m, n, k, ta, tb, scale=scales[i % len(scales)], padded=i % 2 == 0)
 
 
+@pytest.mark.parametrize("form", ["nn", "tn", "nt"])
+def test_rows_that_end_within_a_vector(rng, device, engine, form):
+    """Of few columns the last vectors overlap: each element is still read and written once. 23 rows: whole tiles and a rest."""
+    lanes = tile.vector_width(device, np.float32)
+    for n in (lanes - 1, lanes, lanes + 1, 2 * lanes - 1, 2 * lanes, 3 * lanes + 1):
+        for scale in ((1.0, 0.0), (-0.5, 2.0)):
+            check(rng, device, np.float32, 23, n, 10, form[0] == "t", form[1] == "t", scale=scale, padded=n % 2 == 0)
+
+
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 7), (5, 0, 7), (0, 0, 0), (5, 7, 0), (1, 1, 1), (1, 1, 0)])
 def test_empty_and_single(rng, device, engine, m, n, k):
     check(rng, device, np.float32, m, n, k)
