@@ -2,14 +2,13 @@
 // inputs so, and whatever makes STEP elements of one writes its results so. For STEP 1 and 2 these are vectors, evened out.
 #include "vectors.cl"
 #if VW == 2
-#define VW_2 4
 #define LANES (INTS)(0, 1)
 #elif VW == 4
-#define VW_2 8
 #define LANES (INTS)(0, 1, 2, 3)
-#else
-#define VW_2 16   // of VW 8, the most that two make a vector of
+#elif VW == 8
 #define LANES (INTS)(0, 1, 2, 3, 4, 5, 6, 7)
+#else
+#define LANES (INTS)(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)
 #endif
 #if STEP <= 8
 #define EACH_COMB _Pragma("unroll") for (int r = 0; r < STEP; r++)
@@ -31,12 +30,13 @@ static inline T comb_gather(global const real *p, int at, int first, int end) {
   return VLOAD(0, t);
 }
 
-// the same, where everything from p[at] on, up to VW_2 elements, may be read, and one before; fast where `at` is a constant
+// the same, where everything from p[at] on, up to 2 VW elements, may be read, and one before; fast where `at` is a constant
 static inline T comb_load(global const real *p, int at, int first, int end) {
 #if STEP == 1
   return VLOAD(0, p + at);
 #elif STEP == 2
-  return at & 1 ? CAT(vload, VW_2)(0, p + at - 1).odd : CAT(vload, VW_2)(0, p + at).even;
+  const T t0 = VLOAD(0, p + (at & ~1)), t1 = VLOAD(1, p + (at & ~1));
+  return at & 1 ? (T)(t0.odd, t1.odd) : (T)(t0.even, t1.even);
 #else
   return comb_gather(p, at, first, end);
 #endif
@@ -47,11 +47,10 @@ static inline void combs_join(const T *x, T *y) {
 #if STEP == 1
   y[0] = x[0];
 #elif STEP == 2
-  CAT(REAL, VW_2) both;
-  both.even = x[0];
-  both.odd = x[1];
-  y[0] = both.lo;
-  y[1] = both.hi;
+  y[0].even = x[0].lo;
+  y[0].odd = x[1].lo;
+  y[1].even = x[0].hi;
+  y[1].odd = x[1].hi;
 #else
   real t[STEP * VW] __attribute__((aligned(64)));
   EACH_COMB {

@@ -8,7 +8,16 @@
 // FORWARD compiles the forward kernels, otherwise the gradients'.
 // MAX keeps the largest, the first of equals, NaN above all, and with KEEP where it lies: its number in the window, or
 // (adaptive) in the plane. Else the mean; with INCLUDE_PAD padding counts as zeros, as far as there is padding.
-// Gradients are gathered, one sum for each element of x, and written once (sink.cl).
+// Gradients are gathered, one sum for each element of x, and written once (sink.cl). FROM_Y: `saved` are the outputs y, which
+// are fewer than the inputs, and the same numbers where a gradient goes.
+#ifdef FROM_Y
+#undef TIMES
+#define BELOW(i) 0
+#define DIFFERENTIATED(g, before) ((g) * DERIVATIVE(before))
+#else
+#define BELOW(i) (i)
+#define DIFFERENTIATED(g, before) (g)
+#endif
 #ifndef INDEX
 #define INDEX int
 #endif
@@ -18,6 +27,8 @@
 #include "sink.cl"
 #ifdef VW
 #include "combs.cl"
+#define INDICES CAT(INDEX, VW)
+typedef INDICES __attribute__((aligned(sizeof(INDEX)))) INDICES_ANYWHERE;   // PoCL's vstore writes bytes one by one
 #endif
 
 #define BETTER(v, best) (!((v) <= (best)) && (best) == (best))
@@ -51,6 +62,12 @@
     for (int oh = FIRST(h, PH, K_H, S_H); oh <= LAST(h, PH, S_H, OH); oh++)
 #define TAP_ABOVE TAP(d + PD - od * S_D, h + PH - oh * S_H, 0)
 #define COUNT_ABOVE (EXTENT(int, od * S_D - PD, K_D, D, s.s9) * EXTENT(int, oh * S_H - PH, K_H, H, s.sa))
+
+// Row after row of a work-item's: `row` of all, and plane, d, h
+#define EACH_ROW(depth, height)                                                                                       \
+  for (int row = get_global_id(0) * each, last = min(rows, row + each), h = row % (height),                           \
+           d = row / (height) % (depth), plane = row / (height) / (depth); row < last;                                \
+       row++, h++, d += h == (height), h = h == (height) ? 0 : h, plane += d == (depth), d = d == (depth) ? 0 : d)
 
 #ifdef FORWARD
 #ifndef VW
@@ -112,11 +129,11 @@ INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, in
 #ifdef MAX
   store_n(best, y + i, n);
 #ifdef KEEP
-  const CAT(INDEX, VW) kept = CAT(CAT(convert_, INDEX), VW)(taps);
-  if (n >= VW) CAT(vstore, VW)(kept, 0, index + i);
+  const INDICES kept = CAT(CAT(convert_, INDEX), VW)(taps);
+  if (n >= VW) *(global INDICES_ANYWHERE *)(index + i) = kept;
   else {
     INDEX t[VW] __attribute__((aligned(64)));
-    CAT(vstore, VW)(kept, 0, t);
+    *(INDICES *)t = kept;
     PARTS(n, index + i, t)
   }
 #endif
@@ -131,12 +148,12 @@ INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, in
 kernel void pool_forward(int16 s, global const real *restrict x, global real *restrict y, global INDEX *restrict index) {
   UNPACK
 #ifdef VW
-  for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
-    const int plane = row / OH / OD, d0 = row / OH % OD * S_D - PD, h0 = row % OH * S_H - PH;
+  EACH_ROW(OD, OH) {
+    const int d0 = d * S_D - PD, h0 = h * S_H - PH;
     const size_t from = (size_t)plane * D * H * W, to = (size_t)row * OW;
     const int whole = d0 >= 0 && d0 + K_D <= D && h0 >= 0 && h0 + K_H <= H;
-    for (int o = 0; o < OW; o += VW) {
-      const int n = min(VW, OW - o), w0 = o * STEP - PW;
+    for (int next = 0; next < OW; next += VW) {
+      const int o = max(0, min(next, OW - VW)), n = min(VW, OW - o), w0 = o * STEP - PW;   // the last ones overlap
       if (whole && w0 >= 0 && w0 + (n - 1) * STEP + K_W <= W) forward_lanes(s, x, from, d0, h0, w0, n, 1, to + o, y, index);
       else forward_lanes(s, x, from, d0, h0, w0, n, 0, to + o, y, index);
     }
@@ -153,13 +170,14 @@ kernel void pool_forward(int16 s, global const real *restrict x, global real *re
 
 // the gradient by element w of row d, h of a plane
 #ifndef VW
-static inline real backward_one(int16 s, global const real *dy, global const INDEX *index, int d, int h, int w) {
+static inline real backward_one(int16 s, global const real *dy, global const INDEX *index, global const real *y, int d, int h,
+                                int w) {
   UNPACK
   real sum = 0;
   EACH_ROW_ABOVE for (int o = FIRST(w, PW, K_W, STEP); o <= LAST(w, PW, STEP, OW); o++) {
     const int i = (od * OH + oh) * OW + o;
 #ifdef MAX
-    sum += index[i] == TAP_ABOVE + w + PW - o * STEP ? dy[i] : 0;
+    sum += index[i] == TAP_ABOVE + w + PW - o * STEP ? DIFFERENTIATED(dy[i], y[i]) : 0;
 #else
     sum += dy[i] / (real)(COUNT_ABOVE * EXTENT(int, o * STEP - PW, K_W, W, s.sb));
 #endif
@@ -167,6 +185,14 @@ static inline real backward_one(int16 s, global const real *dy, global const IND
   return sum;
 }
 #else
+
+// p[first] and those behind it; anything in place of what lies before p
+INLINE T lanes_from(global const real *p, long first, int inside) {
+  if (inside || first >= 0) return VLOAD(0, p + first);
+  real t[VW];
+  UNROLL for (int l = 0; l < VW; l++) t[l] = p[max(first + l, 0L)];
+  return VLOAD(0, t);
+}
 
 // dx of n groups of STEP inputs, the first of which are those of window j that no later window holds; row d, h of a plane.
 // Tap w of a window is comb w % STEP of the group w / STEP further on.
@@ -184,21 +210,18 @@ INLINE void backward_lanes(int16 s, global const real *dy, global const INDEX *i
       const int o = j - w / STEP;
       const long first = (long)from + row + o;
       if (!inside && (o >= OW || o + VW <= 0)) continue;
-      T g = VLOAD(0, dy + max(first, 0L));
+      T g = lanes_from(dy, first, inside);
+#ifdef FROM_Y
+      const T before = lanes_from(saved, first, inside);
+      g = DIFFERENTIATED(g, before);
+#endif
 #ifdef MAX
       INTS there = TO_INTS(VLOAD(0, index + max(first, 0L)));
-#endif
       if (!inside && first < 0) {          // before the first row of all
-        real t[VW];
-        UNROLL for (int l = 0; l < VW; l++) t[l] = dy[max(first + l, 0L)];
-        g = VLOAD(0, t);
-#ifdef MAX
         INDEX k[VW];
         UNROLL for (int l = 0; l < VW; l++) k[l] = index[max(first + l, 0L)];
         there = TO_INTS(VLOAD(0, k));
-#endif
       }
-#ifdef MAX
       there = there == (INTS)(tap + w);
       if (!inside) there &= o + LANES >= 0 && o + LANES < OW;
       sum[w % STEP] += WHERE(there, g, 0);
@@ -217,12 +240,12 @@ INLINE void backward_lanes(int16 s, global const real *dy, global const INDEX *i
   combs_join(sum, joined);
   if (inside) EACH_COMB {
     const int i = VW * r;
-    if (i < STEP * n) write_lanes(joined[r], saved + x0 + i, dx + x0 + i, STEP * n - i, pair);
+    if (i < STEP * n) write_lanes(joined[r], saved + BELOW(x0 + i), dx + x0 + i, STEP * n - i, pair);
   } else {
     real t[(STEP + 1) * VW] __attribute__((aligned(64)));
     EACH_COMB VSTORE(joined[r], r, t);
     for (int i = max(0, -x0), end = min(STEP * VW, W - x0); i < end; i += VW)
-      write_lanes(VLOAD(0, t + i), saved + x0 + i, dx + x0 + i, end - i, pair);
+      write_lanes(VLOAD(0, t + i), saved + BELOW(x0 + i), dx + x0 + i, end - i, pair);
   }
 }
 #endif
@@ -232,8 +255,7 @@ kernel void pool_backward(int16 s, global const real *restrict dy, global const 
   const real2 pair = PAIR;
 #ifdef VW
   const int groups = (W + PW + STEP - 1) / STEP, before = (K_W - 1) / STEP;
-  for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
-    const int plane = row / H / D, d = row / H % D, h = row % H;
+  EACH_ROW(D, H) {
     const size_t from = (size_t)plane * OD * OH * OW, to = (size_t)row * W;
     for (int j = 0; j < groups; j += VW) {
       const int n = min(VW, groups - j);
@@ -241,15 +263,15 @@ kernel void pool_backward(int16 s, global const real *restrict dy, global const 
 #ifndef MAX
       inside = inside && (j - before) * STEP >= PW && (j + n - 1) * STEP - PW + K_W <= W;
 #endif
-      if (inside) backward_lanes(s, dy, index, from, d, h, j, n, 1, saved + to, dx + to, pair);
-      else backward_lanes(s, dy, index, from, d, h, j, n, 0, saved + to, dx + to, pair);
+      if (inside) backward_lanes(s, dy, index, from, d, h, j, n, 1, saved + BELOW(to), dx + to, pair);
+      else backward_lanes(s, dy, index, from, d, h, j, n, 0, saved + BELOW(to), dx + to, pair);
     }
   }
 #else
   const int i = get_global_id(0), row = i / W;
   if (row >= rows) return;
   const size_t from = (size_t)(row / H / D) * OD * OH * OW;
-  WRITE_ONE(backward_one(s, dy + from, index + from, row / H % D, row % H, i % W), saved + i, dx + i, pair);
+  WRITE_ONE(backward_one(s, dy + from, index + from, saved + from, row / H % D, row % H, i % W), saved + BELOW(i), dx + i, pair);
 #endif
 }
 #endif
@@ -344,7 +366,8 @@ kernel void adaptive_forward(int8 s, global const int *bins, global const real *
 
 // dx of the elements from w1 up to w2 of row d, h, which all lie in the bins from o1 to o2; in vectors on CPUs
 static inline void bin_backward(int8 s, global const int *bins, global const real *dy, global const int *index, int d, int h,
-                                int w1, int w2, int o1, int o2, global const real *saved, global real *dx, real2 pair) {
+                                int w1, int w2, int o1, int o2, global const real *y, global const real *saved,
+                                global real *dx, real2 pair) {
   UNPACK_BINS
 #define EACH_BIN                                                                                                      \
   for (int od = low_d[d]; od <= high_d[d]; od++) for (int oh = low_h[h]; oh <= high_h[h]; oh++)                       \
@@ -361,18 +384,18 @@ static inline void bin_backward(int8 s, global const int *bins, global const rea
     T sum = (T)(0);
     EACH_BIN {
       const INTS there = here == (INTS)(index[i]);
-      sum += WHERE(there, dy[i], 0);
+      sum += WHERE(there, DIFFERENTIATED(dy[i], y[i]), 0);
     }
 #endif
-    write_lanes((T)(sum), saved + w, dx + w, w2 - w, pair);
+    write_lanes((T)(sum), saved + BELOW(w), dx + w, w2 - w, pair);
   }
 #else
   for (; w < w2; w++) {
 #ifdef MAX
     real sum = 0;
-    EACH_BIN sum += index[i] == (d * H + h) * W + w ? dy[i] : 0;
+    EACH_BIN sum += index[i] == (d * H + h) * W + w ? DIFFERENTIATED(dy[i], y[i]) : 0;
 #endif
-    WRITE_ONE(sum, saved + w, dx + w, pair);
+    WRITE_ONE(sum, saved + BELOW(w), dx + w, pair);
   }
 #endif
 }
@@ -388,14 +411,16 @@ kernel void adaptive_backward(int8 s, global const int *bins, global const real 
     for (int w = 0, next; w < W; w = next) {
       const int low = low_w[w], high = high_w[w];
       next = high + 1 < OW ? min(end_w[low], start_w[high + 1]) : end_w[low];   // where one bin ends or another begins
-      bin_backward(s, bins, dy + from, index + from, d, h, w, next, low, high, saved + to, dx + to, pair);
+      bin_backward(s, bins, dy + from, index + from, d, h, w, next, low, high, saved + from, saved + BELOW(to),
+                   dx + to, pair);
     }
   }
 #else
   const int i = get_global_id(0), row = i / W, w = i % W;
   if (row >= all) return;
   const size_t from = (size_t)(row / H / D) * OD * OH * OW, to = (size_t)row * W;
-  bin_backward(s, bins, dy + from, index + from, row / H % D, row % H, w, w + 1, low_w[w], high_w[w], saved + to, dx + to, pair);
+  bin_backward(s, bins, dy + from, index + from, row / H % D, row % H, w, w + 1, low_w[w], high_w[w], saved + from,
+               saved + BELOW(to), dx + to, pair);
 #endif
 }
 #endif

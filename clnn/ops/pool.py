@@ -53,25 +53,33 @@ def pool(
     elif include_pad:
         defines["INCLUDE_PAD"] = 1
 
-    def launch(kernel: str, space: tuple[int, ...], *arguments: Any, **how: Any) -> None:
+    def launch(kernel: str, space: tuple[int, ...], step: int, *arguments: Any, **how: Any) -> None:
         rows = planes * space[0] * space[1]
-        each, size, local, vectors = divided(device, x.dtype, rows, space[2])
+        each, size, local, vectors = divided(device, x.dtype, rows, space[2], step)
         sizes = [*w.space, *w.out, *w.before, *w.after, rows, each, 0, 0]
         device.launch(
             "pool", kernel, size, np.array(sizes, np.int32), *arguments,
             local=local, real=x.real, **defines, **vectors, **how,
         )  # fmt: skip
 
-    launch("pool_forward", w.out, x.block, y.block, index, FORWARD=1, **({} if index is None else {"KEEP": 1}))
+    launch("pool_forward", w.out, 1, x.block, y.block, index, FORWARD=1, **({} if index is None else {"KEEP": 1}))
 
     def backward(dy):
         def write(sink: Sink):
-            arguments, how = sink_of(sink)
-            launch("pool_backward", w.space, dy.block, index, *arguments, **how)
+            arguments, how = _sink_of(sink, x, y, kind)
+            launch("pool_backward", w.space, w.stride[2], dy.block, index, *arguments, **how)
 
         yield x, write
 
     return y, backward
+
+
+def _sink_of(sink: Sink, x: Array, y: Array, kind: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`sink_of`, with y in place of x where an activation's derivative reads x: the largest are the same numbers, and fewer."""
+    if kind == "max" and sink.times is not None and sink.times[1].block is x.block:
+        arguments, how = sink_of(sink._replace(times=(sink.times[0], y)))
+        return arguments, how | {"FROM_Y": 1}
+    return sink_of(sink)
 
 
 def _bins(device: Device, sides: Sequence[int], bins: Sequence[int]) -> Block:
@@ -125,7 +133,7 @@ def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = 
 
     def backward(dy):
         def write(sink: Sink):
-            arguments, how = sink_of(sink)
+            arguments, how = _sink_of(sink, x, y, kind)
             launch("adaptive_backward", planes * sides[0] * sides[1], sides[2], dy.block, index, *arguments, **how)
 
         yield x, write

@@ -13,21 +13,20 @@ WORTH = 1 << 12  # elements that are worth a CPU's work-item (a few us)
 PARTS = 16  # work-items for each core, at most: the last ones to finish are not long waited for
 
 
-def comb_width(device: Device, dtype: Any) -> int:
-    """Lanes of the vectors of kernels/combs.cl: twice as many make a vector still."""
-    return min(8, vector_width(device, dtype))
-
-
-def divided(device: Device, dtype: Any, n: int, width: int) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
+def divided(
+    device: Device, dtype: Any, n: int, width: int, step: int = 1
+) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
     """How a launch goes over n rows of `width` elements: the rows of a work-item, global and local size, defines.
 
-    A CPU's work-item does several rows in vectors (VW); elsewhere each does one element.
+    A CPU's work-item does several rows in vectors (VW), of which one holds the row, or every `step`th element of it, if any
+    does; elsewhere each does one element.
     """
     if device.kind != "cpu":
         return 1, (n * width,), None, {}
     parts = max(1, min(n, n * width // WORTH, PARTS * device.compute_units))
     each = max(1, -(-n // parts))
-    return each, (-(-n // each),), (1,), {"VW": comb_width(device, dtype)}
+    lanes = 1 << max(1, (-(-width // step) - 1).bit_length())
+    return each, (-(-n // each),), (1,), {"VW": min(lanes, vector_width(device, dtype))}
 
 
 def sink_of(sink: Sink) -> tuple[tuple[Any, ...], dict[str, Any]]:
