@@ -248,19 +248,26 @@ def network(kind, activation):
     return [clnn.Activation(activation), clnn.AdaptiveMaxPool((4, 6)), clnn.AdaptiveAvgPool(3), clnn.GlobalAvgPool()]
 
 
+@pytest.mark.parametrize("held", [True, False])
 @pytest.mark.parametrize("activation", ["tanh", "swish"])
 @pytest.mark.parametrize("kind", ["windows", "bins"])
-def test_the_derivative_before_it_and_two_uses(rng, kernels, kind, activation):
+def test_the_derivative_before_it_and_two_uses(rng, kernels, monkeypatch, kind, activation, held):
     """The gradient is multiplied by the derivative of the activation before it in the same launch, and added where the
-    activation's output is used twice."""
+    activation's output is used twice. The derivative is read at the largest themselves where these are in memory still."""
+    seen, launch = [], kernels.launch
+    monkeypatch.setattr(kernels, "launch", lambda *args, **how: (seen.append("FROM_Y" in how), launch(*args, **how))[1])
     x = normal(rng, (3, 2, 11, 13))
     layers = network(kind, activation)
     t = parameter(x)
-    y = h = layers[0].forward(t)
-    for layer in layers[1:]:
+    h = layers[0].forward(t)
+    pooled = layers[1].forward(h), clnn.max_pool(h, 2)
+    y, total = pooled[0], pooled[1].sum()
+    if not held:
+        del pooled
+    for layer in layers[2:]:
         y = layer.forward(y)
-    total = y.sum() + clnn.max_pool(h, 2).sum()
-    total.backward()
+    (y.sum() + total).backward()
+    assert seen.count(True) == (2 if held and activation == "tanh" else 0)
 
     def value(x):
         h = np.tanh(x) if activation == "tanh" else x / (1 + np.exp(-x))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -64,9 +65,11 @@ def pool(
 
     launch("pool_forward", w.out, 1, x.block, y.block, index, FORWARD=1, **({} if index is None else {"KEEP": 1}))
 
+    largest = weakref.ref(y.block) if kind == "max" else None
+
     def backward(dy):
         def write(sink: Sink):
-            arguments, how = _sink_of(sink, x, y, kind)
+            arguments, how = _sink_of(sink, x, largest)
             launch("pool_backward", w.space, w.stride[2], dy.block, index, *arguments, **how)
 
         yield x, write
@@ -74,12 +77,14 @@ def pool(
     return y, backward
 
 
-def _sink_of(sink: Sink, x: Array, y: Array, kind: str) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`sink_of`, with y in place of x where an activation's derivative reads x: the largest are the same numbers, and fewer."""
-    if kind == "max" and sink.times is not None and sink.times[1].block is x.block:
-        arguments, how = sink_of(sink._replace(times=(sink.times[0], y)))
-        return arguments, how | {"FROM_Y": 1}
-    return sink_of(sink)
+def _sink_of(sink: Sink, x: Array, largest: weakref.ref[Block] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """`sink_of`; where an activation's derivative would read x, it reads the largest of x, the same numbers and fewer, if
+    something else keeps them in memory."""
+    (saved, *rest), how = sink_of(sink)
+    kept = largest and largest()
+    if kept is not None and saved is x.block:
+        return (kept, *rest), how | {"FROM_Y": 1}
+    return (saved, *rest), how
 
 
 def _bins(device: Device, sides: Sequence[int], bins: Sequence[int]) -> Block:
@@ -131,9 +136,11 @@ def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = 
     how = {} if index is None else {"KEEP": 1}
     launch("adaptive_forward", y.size, read, x.block, y.block, index, FORWARD=1, **how)
 
+    largest = weakref.ref(y.block) if kind == "max" else None
+
     def backward(dy):
         def write(sink: Sink):
-            arguments, how = _sink_of(sink, x, y, kind)
+            arguments, how = _sink_of(sink, x, largest)
             launch("adaptive_backward", planes * sides[0] * sides[1], sides[2], dy.block, index, *arguments, **how)
 
         yield x, write
