@@ -110,7 +110,7 @@ class Model(Layer):
             header["frozen"] = frozen
         if isinstance(self.loss, Loss):
             header["loss"] = self.loss.config()
-        if self.optimizer is not None and self.optimizer.parameters:
+        if self.optimizer is not None and (self.optimizer.parameters or self.optimizer.steps):
             kind = type(self.optimizer)
             name = next((n for n, known in OPTIMIZERS.items() if known is kind), None)
             if name:

@@ -489,7 +489,7 @@ class Optimizer:
     # -- saving -------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, Any]:
         """Step and epoch counts, and the kept buffers as arrays by parameter's index: what an exact resume needs."""
-        arrays: dict[str, np.ndarray] = {}
+        arrays: dict[str, np.ndarray] = dict(self._pending)  # what was loaded, and no parameters were attached since
         for index, p in enumerate(self.parameters):
             blocks = [p.store.gradients()] if p.store in self._fused else self._state.get(p.store, [])[: self.states]
             named: list[tuple[Any, Block]] = list(enumerate(blocks))
