@@ -1,5 +1,6 @@
 """fit, evaluate and predict: what they compute, what they report, and what bad input gets."""
 
+import gc
 import warnings
 
 import numpy as np
@@ -136,6 +137,19 @@ def test_saving_in_the_middle_resumes_exactly(device, blobs, tmp_path, make):
         again = clnn.load(tmp_path / "copy.safetensors")
     again.fit(x, y, optimizer=again.optimizer, epochs=2, **options)
     assert np.array_equal(weights(whole), weights(again))
+
+
+def test_the_data_leave_the_device_with_fit(device, rng):
+    """Whether Python's collector of cycles runs or not."""
+    x = rng.standard_normal((1000, 500)).astype(np.float32)
+    net = net_on(device, clnn.Dense(3), input_shape=500)
+    before = device.memory_in_use
+    gc.disable()
+    try:
+        net.fit(x, np.zeros(1000, np.int32), loss="cross_entropy", optimizer=clnn.Adam(), epochs=2, batch_size=50)
+        assert device.memory_in_use - before < x.nbytes / 4
+    finally:
+        gc.enable()
 
 
 def test_a_second_fit_with_the_same_optimizer_goes_on_and_a_new_one_starts_afresh(device, blobs):

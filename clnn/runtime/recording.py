@@ -52,10 +52,10 @@ def structure_version() -> int:
 class Temporary:
     """A block made inside a step, as recordings know it: its size, and whether it outlived the step."""
 
-    __slots__ = ("recorder", "nbytes", "alive", "first", "last", "offset")
+    __slots__ = ("call", "nbytes", "alive", "first", "last", "offset")
 
-    def __init__(self, recorder: Recorder, block: Block) -> None:
-        self.recorder, self.nbytes, self.alive = recorder, block.nbytes, weakref.ref(block)
+    def __init__(self, call: object, block: Block) -> None:
+        self.call, self.nbytes, self.alive = call, block.nbytes, weakref.ref(block)
         self.first = self.last = -1
         self.offset = 0
 
@@ -85,13 +85,14 @@ class Recorder:
 
     def __init__(self) -> None:
         self.launches: list[Launch] = []
+        self.call = object()  # known to its temporaries, which would be in a cycle with the recorder itself
         self.reason: str | None = None  # why this call cannot be replayed
 
     def abort(self, reason: str) -> None:
         self.reason = self.reason or reason
 
     def add_temporary(self, block: Block) -> None:
-        block.ticket = Temporary(self, block)
+        block.ticket = Temporary(self.call, block)
 
     def add_kernel(self, source: tuple[Any, ...], kernel: Any, size: Any, local: Any, values: list[Any]) -> None:
         """Note a launch of kernel `source[1]` of file `source[0]`, for a type and with defines."""
@@ -106,7 +107,7 @@ class Recorder:
     def _noted(self, value: Any) -> Any:
         """A block as a temporary of this step, or itself (a strong reference: a replay may not outlive it)."""
         ticket = value.ticket if isinstance(value, Block) else None
-        return ticket if ticket is not None and ticket.recorder is self else value
+        return ticket if ticket is not None and ticket.call is self.call else value
 
     def first_difference(self, other: Recorder) -> str | None:
         """In words, where two recordings of the same step differ; None where they are the same."""
