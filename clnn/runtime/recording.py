@@ -30,6 +30,7 @@ MOST_RECORDINGS = 8  # a step keeps that many, least recently used goes
 TIMED = 10  # replays, of which the fastest says whether a step is worth fusing
 MOST_HELD = 1024  # uploads under way
 IN_FLIGHT = 0.050  # seconds of enqueued work, at most about that
+MOST_BETWEEN = 256  # steps between markers: a driver keeps some hundred bytes for every launch that waits
 
 
 class RecordingWarning(UserWarning):
@@ -322,7 +323,7 @@ class Pacer:
         self.held_before, self.held = self.held, []  # what goes here lies before the marker that was waited for
         now = time.perf_counter()
         if now - self.last < IN_FLIGHT / 4:
-            self.every = min(2 * self.every, 1 << 16)
+            self.every = min(2 * self.every, MOST_BETWEEN)
         elif now - self.last > IN_FLIGHT / 2:
             self.every = max(1, self.every // 2)
         self.last = now
