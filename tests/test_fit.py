@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import clnn
+from clnn.gemm import clblast
 
 
 @pytest.fixture
@@ -411,3 +412,90 @@ def test_no_samples(device):
     with pytest.raises(clnn.DataError, match="no samples"):
         fit(net_on(device), np.zeros((0, 8), np.float32), np.zeros(0, np.int32))
     assert net_on(device).predict(np.zeros((0, 8), np.float32)).shape == (0, 3)
+
+
+class _Product(clnn.Layer):
+    """y = x w, by the operator."""
+
+    def build(self, *shapes):
+        self.w = self.parameter((shapes[0][-1], 5))
+
+    def forward(self, x):
+        return x @ self.w
+
+
+class _Transposed(clnn.Layer):
+    """A product with the mini-batch on its right: y = w x for each sample."""
+
+    def build(self, *shapes):
+        self.w = self.parameter((5, shapes[0][-2]))
+
+    def forward(self, x):
+        w = self.w.broadcast_to((*x.shape[:-2], *self.w.shape))
+        return w @ x
+
+
+_WAYS_TO_READ_A_BATCH = {
+    "dense": lambda: [clnn.Dense(5, "tanh")],
+    "after dropout": lambda: [clnn.Dropout(0.2), clnn.Dense(5)],
+    "residual": lambda: [clnn.Residual([clnn.Dense(6, "relu")])],
+    "shortcut": lambda: [clnn.Residual([clnn.Dense(5, "relu")], shortcut=clnn.Dense(5))],
+    "operator": lambda: [_Product()],
+    "on the right": lambda: [_Transposed()],
+    "nested": lambda: [clnn.Sequential([clnn.Dropout(0.1), clnn.Dense(5, "sigmoid")])],
+}
+
+
+@pytest.mark.parametrize("engine", ["tile", "clblast"])
+@pytest.mark.parametrize("inner", [(6,), (3, 6), (2, 3, 6)], ids=["2 axes", "3 axes", "4 axes"])
+@pytest.mark.parametrize("way", _WAYS_TO_READ_A_BATCH)
+def test_a_batch_of_any_axes_is_the_rows_that_it_should_be(device, rng, monkeypatch, way, inner, engine):
+    """fit, evaluate and predict read mini-batches out of the data set: as if each had been given by itself."""
+    if engine == "clblast" and clblast.problem(device):
+        pytest.skip("no CLBlast here")
+    if way == "on the right" and len(inner) == 1:
+        pytest.skip("a product of matrices")
+    monkeypatch.setenv("CLNN_GEMM", engine)
+    n, batch = 43, 10
+    x = rng.standard_normal((n, *inner)).astype(np.float32)
+    nets = [net_on(device, *_WAYS_TO_READ_A_BATCH[way](), input_shape=inner, seed=3) for _ in range(2)]
+    shape = nets[0].predict(x[:1]).shape[1:]
+    y = rng.standard_normal((n, *shape)).astype(np.float32)
+    fitted, twin = nets
+
+    def by_hand(rows):
+        with clnn.no_grad():
+            return twin(clnn.tensor(x[rows], device=device)).numpy()
+
+    def check(what):
+        expected = by_hand(slice(None))
+        for size in (batch, 7, n):
+            assert np.allclose(fitted.predict(x, batch_size=size), expected, atol=1e-5), f"predict {what}"
+            found = fitted.evaluate(x, y, loss="mse", batch_size=size)["loss"]
+            assert found == pytest.approx(np.mean((expected.astype(np.float64) - y) ** 2), rel=1e-4), f"loss {what}"
+
+    check("before fit")
+    epochs = 3  # eager, recorded and replayed steps of whole and of remainder batches
+    history = fitted.fit(
+        x,
+        y,
+        loss="mse",
+        optimizer=clnn.SGD(0.05),
+        epochs=epochs,
+        batch_size=batch,
+        seed=11,
+        validation=(x[:23], y[:23]),
+    )
+    optimizer = clnn.SGD(0.05)
+    clnn.random.generator(device).reseed(11)
+    for epoch in range(epochs):
+        order = np.random.default_rng((11, epoch)).permutation(n)
+        for start in range(0, n, batch):
+            rows = order[start : start + batch]
+            loss = clnn.losses.mse(twin(clnn.tensor(x[rows], device=device)), clnn.tensor(y[rows], device=device))
+            loss.backward()
+            optimizer.step(twin.parameters())
+        expected = np.mean((by_hand(slice(0, 23)).astype(np.float64) - y[:23]) ** 2)
+        assert history["val_loss"][epoch] == pytest.approx(expected, rel=1e-4)
+    assert np.allclose(weights(fitted), weights(twin), atol=1e-5)  # dropout draws the same numbers
+    check("after fit")

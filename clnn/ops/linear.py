@@ -28,7 +28,8 @@ def linear(
     m, device, dtype = math.prod(x.shape[:-1]), x.device, x.dtype
     y = empty(device, (*x.shape[:-1], n), dtype)
     saved = fused(y, activation, keep)
-    rows = x.rows if engine_name(device) == "tile" else None  # read where they lie in the data set
+    # a mini-batch of two axes is read where it lies in the data set; with more axes a sample is several rows of the matrix
+    rows = x.rows if x.ndim == 2 and engine_name(device) == "tile" else None
     source = x.block if rows is None else rows.source
     gemm(
         device, m, n, k, source, w.block, y.block,
