@@ -118,3 +118,18 @@ def test_a_launch_that_fails_says_what_it_was(device):
 def test_sizes_end_at_two_to_the_31(device):
     with pytest.raises(clnn.DeviceError, match="sizes end at 2\\*\\*31"):
         device.launch("elementwise", "fill", (1,), 2**31, device.allocate(4), 1.0)
+
+
+def test_options_that_a_driver_refuses(device, monkeypatch):
+    """A driver that knows no -cl-std is not given it; one that takes it is, since newer compilers need it."""
+
+    def run(programs):
+        return programs.new_kernel("elementwise", "fill", "float", (), (np.int32, None, np.float32))
+
+    programs = program.Programs(device.context, device.has_fp64)
+    assert run(programs).function_name == "fill"
+    assert program.STANDARD in programs._usual
+    monkeypatch.setattr(program, "STANDARD", "-cl-std=CL9.9")
+    programs = program.Programs(device.context, device.has_fp64)
+    assert run(programs).function_name == "fill"
+    assert not any("9.9" in option for option in programs._usual)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +22,9 @@ _LITERAL = re.compile(r"(?<![\w.])(\d+\.\d+(?:[eE][+-]?\d+)?)(?![\w.])")
 # Adam's moments of weights that get no gradients any more shrink into denormal numbers and, rounded, stay there. On x86 each
 # of those costs a hundred times as much: steps of 784-512-256-10 took twice as long from some 600 on.
 FLUSH = "-cl-denorms-are-zero"
+# Without a version newer compilers take OpenCL C 3, where a plain pointer may point anywhere and fits no function that is
+# overloaded by address space. No kernel needs more than 1.2.
+STANDARD = "-cl-std=CL1.2"
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"\s*$')
 
 
@@ -66,6 +70,7 @@ class Programs:
 
     def __init__(self, context: cl.Context, has_fp64: bool) -> None:
         self.context, self.has_fp64 = context, has_fp64
+        self._usual = [STANDARD, FLUSH]  # options of every program
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
 
@@ -93,7 +98,7 @@ class Programs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pyopencl's own, that such programs are not cached
             try:
-                return cl.Program(self.context, source).compile([FLUSH, *options])
+                return self._with_usual(lambda usual: cl.Program(self.context, source).compile([*usual, *options]))
             except cl.Error as error:
                 raise BuildError(f"a part does not compile on {self.context.devices[0].name}: {error}") from error
 
@@ -102,16 +107,34 @@ class Programs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # drivers print notes that no user can act on
             try:
-                return cl.Program(self.context, source).build([FLUSH, *options])
+                return self._with_usual(lambda usual: cl.Program(self.context, source).build([*usual, *options]))
             except cl.RuntimeError:
                 try:  # a stale or damaged binary cache is the one failure that a second try mends
-                    return cl.Program(self.context, source).build([FLUSH, *options], cache_dir=cast(Any, False))
+                    return cl.Program(self.context, source).build([*self._usual, *options], cache_dir=cast(Any, False))
                 except cl.RuntimeError as error:
                     raise BuildError(
                         f"kernels/{file}.cl does not build on {self.context.devices[0].name} "
                         f"with {' '.join(options)}:\n{error}\n"
                         f"{BuildError.remedy(str(error)) or 'Please report this with the output of `clnn doctor`'}."
                     ) from error
+
+    def _with_usual(self, build: Callable[[list[str]], cl.Program]) -> cl.Program:
+        """A program built with the usual options, as far as the driver takes them: it is asked when a build has failed."""
+        try:
+            return build(self._usual)
+        except (cl.Error, KeyError):  # pyopencl's cache ends in a KeyError where a driver refuses an option
+            taken = [option for option in self._usual if self._takes(option)]
+            if taken == self._usual:
+                raise
+            self._usual = taken
+            return build(taken)
+
+    def _takes(self, option: str) -> bool:
+        try:
+            cl.Program(self.context, "kernel void nothing() {}").build([option], cache_dir=cast(Any, False))
+        except cl.Error:
+            return False
+        return True
 
     def new_kernel(
         self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...], types: Any
