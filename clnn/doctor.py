@@ -23,6 +23,7 @@ BROKEN_PYOPENCL = ("2026.1", "2026.1.1", "2026.1.2")  # they break their own pro
 VARIABLES = (
     "CLNN_DEVICE",
     "CLNN_DEVICE_EXCLUDE",
+    "CLNN_DEVICE_AS",
     "CLNN_GEMM",
     "CLNN_WINOGRAD",
     "CLNN_MEMORY_LIMIT",

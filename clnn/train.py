@@ -505,7 +505,7 @@ def _capacity(device: Device, n: int, batch: int, xs: Any, y: Any, weighted: boo
     """Whether all data may stay on the device, and the rows of a chunk (whole batches) if not."""
     row = Feed.row_bytes(xs, y, weighted)
     free = device.memory.limit - device.memory.in_use
-    largest = device.cl_device.max_mem_alloc_size
+    largest = device.max_piece
     if n * row <= free // 2 and n * max(1, row) <= largest:
         return True, n
     rows = min(free // 8, largest // 2) // max(1, row) // batch * batch

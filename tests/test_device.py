@@ -128,6 +128,58 @@ def test_every_device_can_be_named_by_its_indices(device):
     assert device.kind in ("cpu", "gpu", "accelerator", "other") and device.name in repr(device)
 
 
+@pytest.mark.parametrize(
+    ("form", "attributes"),
+    [
+        ("", {}),
+        ("kind=gpu", {"kind": "gpu", "local_on_stack": False}),
+        (" units = 36 , lanes=8,", {"compute_units": 36, "lanes": 8}),
+        ("group=16", {"max_group": 16, "group_width": 16}),
+        ("group=1000000000,piece=1000000G", {}),  # no more than there is
+        ("piece=12M", {"max_piece": 12 << 20}),
+        ("piece=1.5m,fp64=0", {"max_piece": 3 << 19, "has_fp64": False}),
+        ("kind=accelerator,lanes=4", {"kind": "accelerator", "lanes": 4, "local_on_stack": False}),
+    ],
+)
+def test_a_device_of_another_form(device, monkeypatch, form, attributes):
+    monkeypatch.setenv("CLNN_DEVICE_AS", "")
+    plain = clnn.Device(device.cl_device, 0, 0)
+    monkeypatch.setenv("CLNN_DEVICE_AS", form)
+    other = clnn.Device(device.cl_device, 0, 0)
+    names = ["kind", "compute_units", "lanes", "max_group", "group_width", "max_piece", "has_fp64", "local_on_stack"]
+    assert {name: getattr(other, name) for name in names} == {name: getattr(plain, name) for name in names} | attributes
+    assert (other.identity == plain.identity) is (form == "")  # what was measured on one is nothing for the other
+    assert (clnn.tensor([1.0, 2.0], device=other) + 1).numpy().tolist() == [2, 3]
+
+
+@pytest.mark.parametrize(
+    ("form", "said"),
+    [
+        ("kind=tpu", "'kind=tpu', and kind should be one of gpu, accelerator, cpu"),
+        ("cores=4", "'cores'; there are kind, units, group, lanes, piece, fp64"),
+        ("kind=gpu,units=0", "'units=0', and units should be a number above 0"),
+        ("units", "'units', and units should be a number"),
+        ("group=-1", "group should be a number above 0"),
+        ("lanes=3", "lanes should be 1, 2, 4, 8 or 16"),
+        ("piece=12%", "piece should be a size such as 12M"),
+        ("fp64=1", "fp64 should be 0"),
+    ],
+)
+def test_a_form_that_is_none(device, monkeypatch, form, said):
+    monkeypatch.setenv("CLNN_DEVICE_AS", form)
+    monkeypatch.setattr(runtime, "_found", None)
+    for _ in range(2):  # a first error leaves nothing half-found
+        with pytest.raises(clnn.ConfigurationError, match=f"CLNN_DEVICE_AS='{form}' .*{said}"):
+            clnn.devices()
+
+
+def test_a_group_larger_than_the_devices_is_an_error(device, monkeypatch):
+    monkeypatch.setenv("CLNN_DEVICE_AS", "group=4")
+    other = clnn.Device(device.cl_device, 0, 0)
+    with pytest.raises(clnn.DeviceError, match=r"fill asks for groups of \(4, 2\), and .* has at most 4 work-items"):
+        other.launch("shape", "fill", (4, 2), local=(4, 2))
+
+
 @pytest.mark.parametrize(("name", "helps"), [("Intel(R) OpenCL", True), ("Portable Computing Language", False)])
 def test_the_host_computes_along_where_a_driver_leaves_it_a_core(device, monkeypatch, name, helps):
     """With Intel's CPU runtime it has to wait in clFinish for that: a copy that waits leaves a core idle."""

@@ -114,7 +114,7 @@ def test_a_users_step_is_fused_too(device, rng, fusing):
 @pytest.mark.parametrize("share", [1, 5])
 def test_cores_share_out_a_larger_step_to_the_same_bits(device, rng, fusing, monkeypatch, share):
     """And so do more workers than can run at once: nobody waits for one who does not run."""
-    many = share * max(2, device.cl_device.max_compute_units)
+    many = share * max(2, device.compute_units)
     monkeypatch.setattr(fusion, "cores", lambda device: many)
     x, y = rng.random((256, 500), dtype=np.float32), rng.integers(0, 4, 256).astype(np.int32)
     found = []

@@ -253,7 +253,7 @@ def test_the_same_bits_again(rng, device, engine):
 @pytest.mark.oclgrind
 def test_as_on_a_gpu(rng, device, monkeypatch):
     """The tile of GPUs, in groups of 8 x 8 work-items, runs on any device."""
-    if device.cl_device.max_work_group_size < 64:
+    if device.max_group < 64:
         pytest.skip("work-groups of 64 do not fit")
     monkeypatch.setenv("CLNN_GEMM", "tile")
     monkeypatch.setattr(device, "kind", "gpu")
@@ -328,7 +328,7 @@ def test_groups_of_a_gpu(rng, device, monkeypatch, ta, tb):
     """Work-groups that stage their operands, with tiles that hang over every edge, and K split."""
     monkeypatch.setenv("CLNN_GEMM", "tile")
     monkeypatch.setattr(device, "kind", "gpu")
-    if device.cl_device.max_work_group_size < 256:
+    if device.max_group < 256:
         pytest.skip("small work-groups")
     monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(2, 2, 4, 16, local=True))
     for m, n, k in ((1, 1, 1), (33, 70, 17), (5, 200, 70)):

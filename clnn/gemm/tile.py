@@ -61,7 +61,7 @@ def vector_width(device: Device, dtype: Any) -> int:
     """
     if device.kind != "cpu":
         return 4
-    width = max(4, min(16, device.cl_device.native_vector_width_float))
+    width = max(4, min(16, device.lanes))
     if (0, 0) < device.pocl_version < (3, 1):
         width = min(width, 8)
     return width if dtype != np.float64 else max(2, width // 2)
@@ -73,7 +73,7 @@ def choose(device: Device, p: Product) -> Tile:
     vw = vector_width(device, p.dtype)
     fixed = p.n * (p.m if p.transpose_a else p.k)  # of a layer's weights
     if device.kind != "cpu":
-        if fixed < 1 << 14 or p.n < 32 or device.cl_device.max_work_group_size < SIDE * SIDE:
+        if fixed < 1 << 14 or p.n < 32 or device.max_group < SIDE * SIDE:
             return Tile(4, 1, vw)
         return Tile(8, 2, vw, 16, local=True) if fixed >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
     if p.m < FEW and fixed >= 1 << 15 and not (p.transpose_a or p.transpose_b or p.sums):

@@ -95,7 +95,7 @@ def forced(device: Device, choice: Choice) -> Iterator[None]:
 # -- what is valid ----------------------------------------------------------------------------------------------------
 def registers(device: Device) -> int:
     """Vector registers of a CPU: 32 with 512-bit vectors, else 16."""
-    return 32 if device.cl_device.native_vector_width_float >= 16 else 16
+    return 32 if device.lanes >= 16 else 16
 
 
 def tile_problem(device: Device, dtype: Any, tile: Any) -> str:
@@ -161,7 +161,7 @@ def clblast_problem(device: Device, dtype: Any, kernel: str, values: Any) -> str
     ):
         if whole % part:
             return f"{what} is not whole"
-    if threads > device.cl_device.max_work_group_size:
+    if threads > device.max_group:
         return f"groups of {threads} work-items do not fit the device"
     copies = v["KWG"] * (v["MWG"] * v["SA"] + v["NWG"] * v["SB"]) * np.dtype(dtype).itemsize
     return f"copies of {copies} bytes do not fit local memory" if copies > device.local_memory else ""
@@ -172,7 +172,7 @@ def families(device: Device) -> tuple[str, str]:
     """What the table that ships goes by, since it is for machines other than those it was measured on: what a device is, and
     the same with its maker."""
     version = ".".join(map(str, device.pocl_version)) if device.pocl_version > (0, 0) else device.driver.split(".")[0]
-    any_maker = f"{device.platform} {version}, {device.kind}, {device.cl_device.native_vector_width_float} lanes"
+    any_maker = f"{device.platform} {version}, {device.kind}, {device.lanes} lanes"
     return any_maker, f"{any_maker}, {device.cl_device.vendor.strip()}"
 
 

@@ -2,18 +2,23 @@
 
 A `Device` opens its context at first use, so `import clnn` needs no driver. The default is a GPU before an
 accelerator before a CPU, then the fastest by compute units x clock; `CLNN_DEVICE` chooses another.
+
+`CLNN_DEVICE_AS` has every device say that it is of another form, so that clnn runs there what it would run on such a one: any
+of `kind=gpu` (or cpu, accelerator), `units=36` (compute units), `group=64` (the largest work-group), `lanes=8` (floats in a
+vector, twice as many as doubles), `piece=12M` (the largest single allocation) and `fp64=0` (no float64), with commas between.
 """
 
 from __future__ import annotations
 
 import atexit
 import contextlib
+import math
 import os
 import re
 import shutil
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property
 from platform import libc_ver
 from typing import TYPE_CHECKING, Any
@@ -21,8 +26,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyopencl as cl
 
-from ..errors import DeviceError
-from .memory import Block, Memory
+from ..errors import ConfigurationError, DeviceError
+from .memory import Block, Memory, parse_size
 from .program import Programs
 
 if TYPE_CHECKING:
@@ -30,6 +35,15 @@ if TYPE_CHECKING:
 
 SOON = 1 << 14  # bytes up to which an upload is a copy that nobody waits for
 KINDS = {"gpu": cl.device_type.GPU, "accelerator": cl.device_type.ACCELERATOR, "cpu": cl.device_type.CPU}
+# What CLNN_DEVICE_AS may say: its name there, the attribute, the values (a pattern, and in words), and how one is read
+FORMS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
+    "kind": ("kind", "|".join(KINDS), "one of " + ", ".join(KINDS), str),
+    "units": ("compute_units", "[1-9][0-9]*", "a number above 0", int),
+    "group": ("max_group", "[1-9][0-9]*", "a number above 0", int),
+    "lanes": ("lanes", "1|2|4|8|16", "1, 2, 4, 8 or 16", int),
+    "piece": ("max_piece", r"[1-9][0-9]*(\.[0-9]+)?[kKmMgG]?", "a size such as 12M", parse_size),
+    "fp64": ("has_fp64", "0", "0", lambda text: text != "0"),
+}
 HOW_TO_GET_ONE = (
     "A driver is installed as a system package (Debian, Ubuntu: pocl-opencl-icd for any CPU, mesa-opencl-icd or "
     "rocm-opencl-runtime for AMD, intel-opencl-icd for Intel; Nvidia's driver brings its own), or, without root on "
@@ -70,6 +84,10 @@ class Device:
         extensions = cl_device.extensions.split()
         self.has_fp64 = "cl_khr_fp64" in extensions or "cl_amd_fp64" in extensions
         self.has_fp16 = "cl_khr_fp16" in extensions
+        self.lanes = cl_device.native_vector_width_float  # of a vector of floats
+        self.max_group = cl_device.max_work_group_size  # work-items
+        self.max_piece = cl_device.max_mem_alloc_size  # bytes of one allocation
+        self.form = _take_form(self, os.environ.get("CLNN_DEVICE_AS", ""))
         self.launches = 0  # kernels, copies and fills enqueued so far; steps fused into one kernel count once
         self.recorder: Recorder | None = None
         self._dry = False
@@ -83,8 +101,8 @@ class Device:
 
     @property
     def identity(self) -> str:
-        """Platform, its version, driver and device: what stored tuning and self-tests are remembered by."""
-        return " | ".join((self.platform, self.version, self.driver, self.name))
+        """Platform, its version, driver, device and any other form: what stored tuning and self-tests are remembered by."""
+        return " | ".join(filter(None, (self.platform, self.version, self.driver, self.name, self.form)))
 
     # -- opened at first use ------------------------------------------------------------------------------------------
     @cached_property
@@ -265,6 +283,10 @@ class Device:
             size, local = self.grid(size)
         elif self.local_on_stack and set(local) == {1}:
             defines["STACK"] = 1
+        if math.prod(local) > self.max_group:
+            raise DeviceError(
+                f"{file}.{name} asks for groups of {tuple(local)}, and {self!r} has at most {self.max_group} work-items in one"
+            )
         key = tuple(sorted(defines.items()))
         types, values = _argument_types(args, real)
         for value in values:  # a buffer of another device goes unnoticed by some drivers
@@ -306,7 +328,7 @@ class Device:
     @cached_property
     def group_width(self) -> int:
         """Work-items in a group along the first axis: one number a device, so that nothing is compiled twice."""
-        return min(128, self.cl_device.max_work_group_size)
+        return min(128, self.max_group)
 
     def finish(self) -> None:
         """Wait for all work enqueued so far."""
@@ -341,6 +363,22 @@ def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], li
             types.append(None)
         values.append(value)
     return tuple(types), values
+
+
+def _take_form(device: Device, text: str) -> str:
+    """Set on `device` what CLNN_DEVICE_AS says, though no more of a group or a piece than there is; the same text in order."""
+    form = {}
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = (side.strip() for side in part.partition("="))
+        if name not in FORMS:
+            raise ConfigurationError(f"CLNN_DEVICE_AS={text!r} names {name!r}; there are {', '.join(FORMS)}")
+        attribute, pattern, words, read = FORMS[name]
+        if not re.fullmatch(pattern, value):
+            raise ConfigurationError(f"CLNN_DEVICE_AS={text!r} says {part!r}, and {name} should be {words}")
+        form[name] = value
+        most = getattr(device, attribute) if name in ("group", "piece", "fp64") else None
+        setattr(device, attribute, read(value) if most is None else min(most, read(value)))
+    return ",".join(f"{name}={value}" for name, value in sorted(form.items()))
 
 
 @contextlib.contextmanager
@@ -388,7 +426,7 @@ def devices() -> list[Device]:
     global _found
     with _lock:
         if _found is None:
-            _found = []
+            every: list[Device] = []
             try:
                 with _pinned_pocl_threads():
                     platforms = cl.get_platforms()
@@ -400,7 +438,8 @@ def devices() -> list[Device]:
                         found = platform.get_devices()
                 except cl.Error:  # a platform without devices
                     continue
-                _found += [Device(device, p, d) for d, device in enumerate(found)]
+                every += [Device(device, p, d) for d, device in enumerate(found)]
+            _found = every
     unwanted = [part.strip().lower() for part in os.environ.get("CLNN_DEVICE_EXCLUDE", "").split(",") if part.strip()]
     return [device for device in _found if not any(part in _label(device) for part in unwanted)]
 

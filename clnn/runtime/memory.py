@@ -71,7 +71,7 @@ class Memory:
         self._sizes: dict[int, int] = {}  # bytes asked for: bytes that the pool really takes
         self.in_use = self.peak = self.plain = 0
         self.limit = memory_limit(device.cl_device)
-        self._largest = device.cl_device.max_mem_alloc_size
+        self._largest = device.max_piece
 
     @property
     def held(self) -> int:
@@ -136,11 +136,19 @@ def memory_limit(device: cl.Device) -> int:
     text = os.environ.get("CLNN_MEMORY_LIMIT", "").strip()
     if not text:
         return int(total * 0.9)
+    limit = parse_size(text, total)
+    if limit is None:
+        raise ConfigurationError(f"CLNN_MEMORY_LIMIT={text!r} is not a size; write 2G, 512M, 80% or a number of bytes")
+    return limit
+
+
+def parse_size(text: str, whole: int = 0) -> int | None:
+    """The bytes that 2G, 1.5m, 512 KiB, 4096 or 80% (of `whole`) mean; None for anything else."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[kKmMgGtT]?)(?:i?[bB])?", text)
     if not match:
-        raise ConfigurationError(f"CLNN_MEMORY_LIMIT={text!r} is not a size; write 2G, 512M, 80% or a number of bytes")
+        return None
     number, unit = float(match.group(1)), match.group(2).lower()
-    return int(total * number / 100) if unit == "%" else int(number * 1024 ** " kmgt".index(unit or " "))
+    return int(whole * number / 100) if unit == "%" else int(number * 1024 ** " kmgt".index(unit or " "))
 
 
 def _host_available(default: int) -> int:
