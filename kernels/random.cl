@@ -5,12 +5,26 @@
 #include "common.cl"
 #pragma OPENCL FP_CONTRACT OFF   // a fused multiply-add on some devices only would give other uniform numbers there
 #define EACH 32
-#define R8 CAT(REAL, 8)
-#define TO_REAL(x) CAT(convert_, R8)(x)
+// No vector here is larger than 32 bytes: pip's PoCL 3.0 knows no Zen 4, compiles kernels for an older processor than it did its
+// library of built-ins, and the two hand vectors of 64 bytes to each other in different registers.
+#define LANES_float 8
+#define LANES_double 4
+#define LANES CAT(LANES_, REAL)
+#define HALF_float float4
+#define HALF_double double2
+#define HALF CAT(HALF_, REAL)
+#define RN CAT(REAL, LANES)
+#define TO_REAL(x) CAT(convert_, RN)(x)
+#define VLOAD CAT(vload, LANES)
+#define VSTORE CAT(vstore, LANES)
 #define mask_float(x) (x)        // the lanes of a comparison of floats as select wants them for REAL
-#define mask_double(x) convert_long8(x)
+#define mask_double(x) convert_long4(x)
 
-static inline uint8 mul_high(uint8 x, uint by) { return convert_uint8((convert_ulong8(x) * (ulong8)(by)) >> (ulong8)(32)); }
+// the high words of eight products, made in pairs: of the low and of the high halves of four long words, whichever way these lie
+static inline uint8 mul_high(uint8 x, uint by) {
+  const ulong4 pairs = as_ulong4(x), low = (pairs & 0xFFFFFFFFul) * (ulong)by, high = (pairs >> 32ul) * (ulong)by;
+  return as_uint8((low >> 32ul) | (high & 0xFFFFFFFF00000000ul));
+}
 
 // ten rounds on eight counters (x, y, z, w), all with one key
 static inline void philox(uint8 *x, uint8 *y, uint8 *z, uint8 *w, uint low, uint high) {
@@ -36,16 +50,16 @@ static inline void bits(int i, int stream, global const int *generator, uint *v)
 }
 
 // [0, 1) with 24 bits: exact in float, so that every device gives the same number
-static inline R8 unit(const uint *v, int part) { return TO_REAL(vload8(part, v) >> (uint8)(8)) * (R8)(5.9604644775390625e-8); }
+static inline RN unit(const uint *v, int part) { return TO_REAL(VLOAD(part, v) >> 8u) * (RN)(5.9604644775390625e-8); }
 
-static inline void put(R8 x, global real *y, int n) {  // the first n of eight
-  if (n >= 8) { vstore8(x, 0, y); return; }
-  real t[8];
-  vstore8(x, 0, t);
+static inline void put(RN x, global real *y, int n) {  // the first n of LANES
+  if (n >= LANES) { VSTORE(x, 0, y); return; }
+  real t[LANES];
+  VSTORE(x, 0, t);
   for (int l = 0; l < n; l++) y[l] = t[l];
 }
 #define PARTS const int first = EACH * (int)get_global_id(0); uint v[EACH]; bits(get_global_id(0), stream, generator, v); \
-  for (int part = 0, at = first; part < EACH / 8 && at < n; part++, at += 8)
+  for (int part = 0, at = first; part < EACH / LANES && at < n; part++, at += LANES)
 
 kernel void random_bits(int n, int stream, global const int *generator, global uint *y) {
   const int first = EACH * (int)get_global_id(0);
@@ -56,18 +70,19 @@ kernel void random_bits(int n, int stream, global const int *generator, global u
 
 kernel void uniform(int n, int stream, global const int *generator, global real *y, real low, real high) {
   PARTS {
-    const R8 u = (R8)(low) + (R8)(high - low) * unit(v, part);
-    put(select((R8)(nextafter(high, low)), u, u < (R8)(high)), y + at, n - at);   // where rounding came up to high
+    const RN u = (RN)(low) + (RN)(high - low) * unit(v, part);
+    put(select((RN)(nextafter(high, low)), u, u < (RN)(high)), y + at, n - at);   // where rounding came up to high
   }
 }
 
 // Box and Muller 1958: two normals from two uniforms, the first in (0, 1]
 kernel void normal(int n, int stream, global const int *generator, global real *y, real mean, real deviation) {
   PARTS {
-    const R8 u = unit(v, part);
-    const CAT(REAL, 4) radius = sqrt(-2 * log(1 - u.even)), turn = 2 * u.odd;
-    const CAT(REAL, 4) a = (CAT(REAL, 4))(mean) + deviation * radius * cospi(turn), b = (CAT(REAL, 4))(mean) + deviation * radius * sinpi(turn);
-    put((R8)(a.s0, b.s0, a.s1, b.s1, a.s2, b.s2, a.s3, b.s3), y + at, n - at);
+    RN u = unit(v, part);
+    const HALF radius = sqrt(-2 * log(1 - u.even)), turn = 2 * u.odd;
+    u.even = (HALF)(mean) + deviation * radius * cospi(turn);
+    u.odd = (HALF)(mean) + deviation * radius * sinpi(turn);
+    put(u, y + at, n - at);
   }
 }
 
@@ -75,14 +90,15 @@ kernel void normal(int n, int stream, global const int *generator, global real *
 kernel void dropout_forward(int n, int stream, global const int *generator, global const real *x, global real *y,
                             global uchar *mask, real keep) {
   PARTS {
-    const int8 kept = convert_float8(vload8(part, v) >> (uint8)(8)) * 5.9604644775390625e-8f < (float8)((float)keep);
-    const R8 scaled = vload8(0, x + at) / (R8)(keep);
-    const uchar8 one = convert_uchar8(kept & 1);
-    put(select((R8)(0), scaled, CAT(mask_, REAL)(kept)), y + at, n - at);
-    if (n - at >= 8) vstore8(one, 0, mask + at);
+    const CAT(int, LANES) kept =
+        CAT(convert_float, LANES)(VLOAD(part, v) >> 8u) * 5.9604644775390625e-8f < (CAT(float, LANES))((float)keep);
+    const RN scaled = VLOAD(0, x + at) / (RN)(keep);
+    const CAT(uchar, LANES) one = CAT(convert_uchar, LANES)(kept & 1);
+    put(select((RN)(0), scaled, CAT(mask_, REAL)(kept)), y + at, n - at);
+    if (n - at >= LANES) VSTORE(one, 0, mask + at);
     else {
-      uchar t[8];
-      vstore8(one, 0, t);
+      uchar t[LANES];
+      VSTORE(one, 0, t);
       for (int l = 0; l < n - at; l++) mask[at + l] = t[l];
     }
   }
