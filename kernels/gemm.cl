@@ -243,7 +243,7 @@ INLINE T gather(global const real *b, int ldb, int first, int n) {  // one value
 #endif
 
 // A weight gradient's sums, of which the epilogue makes little, go to C from their registers where the tile is whole
-#if defined(SCALED) && !defined(TIMES) && !COPY
+#if defined(SCALED) && !defined(TIMES) && !defined(BIAS) && !defined(KEEP) && !COPY
 #define DIRECT
 #define C_ARGS , int whole, global real *c, int ldc, real2 pair
 #define C_USED , whole, C + (size_t)i * ldc + j, ldc, pair

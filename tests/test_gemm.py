@@ -107,21 +107,19 @@ def check(
         assert_close(D.read()[0], total, (k / 2 + 4) * eps(dtype) * most, f"sums of {what}")
 
 
-# Columns of C that select each tile of a CPU with 16 lanes; where K x N is above 2^20 there is one more
-NARROW, MIDDLE, WIDE = (1, 5, 16), (17, 30), (33, 67, 130)
-FORMS = {  # form: (transposed a, transposed b, whether scaled, columns, depths)
-    "nn-narrow": (False, False, False, NARROW, (1, 7, 65)),
-    "nn-middle": (False, False, True, MIDDLE, (1, 7, 65)),
-    "nn-wide": (False, False, True, WIDE, (1, 7, 65)),
-    "nn-large": (False, False, False, (1300,), (811,)),
-    "tn-narrow": (True, False, True, NARROW, (1, 7, 65)),
-    "tn-middle": (True, False, False, MIDDLE, (1, 7, 65)),
-    "tn-wide": (True, False, False, WIDE, (1, 7, 65)),
-    "tn-large": (True, False, True, (1300,), (811,)),
-    "nt-shallow": (False, True, True, (1, 30), (1, 7, 15)),
-    "nt-deep": (False, True, True, (1, 30, 130), (16, 65, 300)),
-    "tt-shallow": (True, True, True, (1, 30), (1, 7, 15)),
-    "tt-deep": (True, True, False, (1, 30, 130), (16, 65, 300)),
+FORMS = {  # form: (transposed a, transposed b, whether scaled, columns as in `products`, depths)
+    "nn-narrow": (False, False, False, "narrow", (1, 7, 65)),
+    "nn-middle": (False, False, True, "middle", (1, 7, 65)),
+    "nn-wide": (False, False, True, "wide", (1, 7, 65)),
+    "nn-large": (False, False, False, "large", (811,)),
+    "tn-narrow": (True, False, True, "narrow", (1, 7, 65)),
+    "tn-middle": (True, False, False, "middle", (1, 7, 65)),
+    "tn-wide": (True, False, False, "wide", (1, 7, 65)),
+    "tn-large": (True, False, True, "large", (811,)),
+    "nt-shallow": (False, True, True, "one-middle", (1, 7, 15)),
+    "nt-deep": (False, True, True, "one-wide", (16, 65, 300)),
+    "tt-shallow": (True, True, True, "one-middle", (1, 7, 15)),
+    "tt-deep": (True, True, False, "one-wide", (16, 65, 300)),
 }
 DOUBLE = ("nn-wide", "tn-middle", "nt-deep", "tt-shallow")
 SCALES = ((1.0, 0.0), (1.0, 1.0), (-0.5, 2.0), (0.0, 0.5))
@@ -141,19 +139,38 @@ def test_products_in_float64(rng, device, engine, form):
 
 
 def products(rng, device, dtype, ta, tb, scaled, columns, depths):
-    rows = (1, 2, 7, 66) if columns[0] < 1000 else (3, 70)
+    """`columns` of C that select each of a CPU's tiles, and rows that fill a part of a tile, or several and a part."""
+    lanes = tile.vector_width(device, dtype)
+    every = {
+        "narrow": (1, lanes // 2 - 1, lanes),
+        "middle": (lanes + 1, 2 * lanes - 2),
+        "wide": (2 * lanes + 1, 4 * lanes + 3, 8 * lanes + 2),
+        "large": (1300,),
+        "one-middle": (1, 2 * lanes - 2),
+        "one-wide": (1, 2 * lanes - 2, 8 * lanes + 2),
+    }[columns]
     scales = SCALES if scaled else (None,)
-    for i, (m, n, k) in enumerate((m, n, k) for m in rows for n in columns for k in depths):
+    for i, (n, k, part) in enumerate((n, k, part) for n in every for k in depths for part in range(4)):
+        if columns == "large" and part in (0, 2):
+            continue
+        rows = tile.choose(device, product(7, n, k, dtype=dtype, transpose_a=ta, transpose_b=tb)).mr
+        m = (1, 3, max(1, rows - 1), 6 * rows + 3)[part]
         check(rng, device, dtype, m, n, k, ta, tb, scale=scales[i % len(scales)], padded=i % 2 == 0)
 
 
 @pytest.mark.parametrize("form", ["nn", "tn", "nt"])
 def test_rows_that_end_within_a_vector(rng, device, engine, form):
-    """Of few columns the last vectors overlap: each element is still read and written once. 23 rows: whole tiles and a rest."""
-    lanes = tile.vector_width(device, np.float32)
+    """Of few columns the last vectors overlap: each element is still read and written once."""
+    lanes, (ta, tb) = tile.vector_width(device, np.float32), (letter == "t" for letter in form)
     for n in (lanes - 1, lanes, lanes + 1, 2 * lanes - 1, 2 * lanes, 3 * lanes + 1):
+        m = whole_tiles_and_a_rest(device, n, 10, ta, tb)
         for scale in ((1.0, 0.0), (-0.5, 2.0)):
-            check(rng, device, np.float32, 23, n, 10, form[0] == "t", form[1] == "t", scale=scale, padded=n % 2 == 0)
+            check(rng, device, np.float32, m, n, 10, ta, tb, scale=scale, padded=n % 2 == 0)
+
+
+def whole_tiles_and_a_rest(device, n, k, ta=False, tb=False):
+    """Rows of C that fill two of the tiles in use, and a part of a third."""
+    return 2 * tile.choose(device, product(7, n, k, transpose_a=ta, transpose_b=tb)).mr + 1
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 7), (5, 0, 7), (0, 0, 0), (5, 7, 0), (1, 1, 1), (1, 1, 0)])
@@ -172,9 +189,13 @@ def test_forward_epilogue(rng, device, engine, padded):
     check(rng, device, np.float32, 3, 1300, 811, bias=True, act="tanh", padded=padded)
 
 
-def test_epilogue_in_its_order(rng, device, engine):
-    """Everything at once: f(alpha A B + beta C + bias)."""
-    check(rng, device, np.float32, 9, 35, 12, scale=(0.5, -2.0), bias=True, act="gelu", keep=True)
+@pytest.mark.parametrize(("bias", "keep"), [(True, True), (True, False), (False, True), (False, False)])
+def test_epilogue_in_its_order(rng, device, engine, bias, keep):
+    """Everything at once, f(alpha A B + beta C + bias), and each part left out, on whole tiles and on parts of one."""
+    lanes = tile.vector_width(device, np.float32)
+    for n in (lanes - 1, 2 * lanes, 2 * lanes + 3):
+        for m in (whole_tiles_and_a_rest(device, n, 12), 3):
+            check(rng, device, np.float32, m, n, 12, scale=(0.5, -2.0), bias=bias, act="gelu", keep=keep)
 
 
 @pytest.mark.parametrize("scale", [(1.0, 0.0), (1.0, 1.0)])
