@@ -4,6 +4,7 @@ ClnnError
 ├── DeviceError            no such device, or one that cannot do what was asked
 ├── BuildError             an OpenCL program did not compile; carries the build log
 ├── ShapeError             (also ValueError)
+│   └── OutOfRangeError    (also IndexError): what ends an iteration, too
 ├── OutOfDeviceMemory      (also MemoryError)
 ├── CheckpointError        a model file that is missing, damaged or does not fit
 ├── DataError              (also ValueError)
@@ -20,6 +21,7 @@ __all__ = [
     "DeviceError",
     "Diverged",
     "OutOfDeviceMemory",
+    "OutOfRangeError",
     "ShapeError",
 ]
 
@@ -48,6 +50,10 @@ class BuildError(ClnnError):
 
 class ShapeError(ClnnError, ValueError):
     """Arrays whose shapes do not fit each other or the layer they were given to."""
+
+
+class OutOfRangeError(ShapeError, IndexError):
+    """An index that an axis does not have."""
 
 
 class OutOfDeviceMemory(ClnnError, MemoryError):

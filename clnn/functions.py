@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import whole, whole_numbers
 from .errors import ShapeError
 from .layers.base import Layer
 from .layers.pool import AvgPool1D, AvgPool2D, AvgPool3D, MaxPool1D, MaxPool2D, MaxPool3D
@@ -88,16 +89,18 @@ def split(x: Any, parts: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     ShapeError where a number of parts does not divide the axis, or sizes do not add up to it.
     """
     x = tensor(x)
+    (axis,) = whole_numbers("split's axis", axis)
     if not -x.ndim <= axis < x.ndim:
         raise ShapeError(f"split: axis {axis} is out of range for an array of shape {x.shape}")
     axis %= x.ndim
     n = x.shape[axis]
-    if isinstance(parts, (int, np.integer)):
-        if parts < 1 or n % parts:
+    if (count := whole(parts)) is not None:
+        if count < 1 or n % count:
             raise ShapeError(
                 f"split: axis {axis} of an array of shape {x.shape} has {n} elements, not {parts} equal parts"
             )
-        parts = [n // int(parts)] * int(parts)
+        parts = [n // count] * count
+    parts = whole_numbers("split", parts)
     if any(size < 0 for size in parts) or sum(parts) != n:
         raise ShapeError(
             f"split: sizes {list(parts)} add up to {sum(parts)}, and axis {axis} of an array of shape {x.shape} has {n}"

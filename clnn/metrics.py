@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import check_count, whole
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
 from .ops.array import empty
@@ -45,8 +46,9 @@ def accuracy(output: Any, target: Any) -> Tensor:
 
 def top_k(k: int) -> Metric:
     """1 where the class is among the k largest outputs."""
-    if not isinstance(k, int) or k < 1:
+    if (whole(k) or 0) < 1:
         raise ConfigurationError(f"top_k's k should be 1 or more, {k!r} was provided instead")
+    k = int(k)
 
     def metric(output: Any, target: Any) -> Tensor:
         output = tensor(output)
@@ -103,8 +105,8 @@ def confusion_matrix(predicted: Any, labels: Any, classes: int | None = None) ->
         classes = int(max(found.max(initial=-1), true.max(initial=-1))) + 1
         if not classes:
             raise DataError("there are no samples to count: give some, or classes=")
-    elif isinstance(classes, bool) or not isinstance(classes, (int, np.integer)) or classes < 1:
-        raise ConfigurationError(f"classes should be an integer of 1 or more, {classes!r} was provided instead")
+    else:
+        classes = check_count("classes", classes)
     for name, array in arrays.items():
         check_labels(array, classes, name)
     pairs = true.astype(np.int64) * classes + found.astype(np.int64)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint, train
+from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, ShapeError
 from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through
 from .losses import Loss, find_loss
@@ -161,7 +162,7 @@ class Sequential(Model):
             raise ConfigurationError(f"a model's dtype is float32 or float64, {dtype!r} was provided instead")
         self.output_shapes: list[tuple[int, ...]] = []
         if input_shape is not None:
-            shape = (int(input_shape),) if isinstance(input_shape, (int, np.integer)) else tuple(input_shape)
+            shape = whole_numbers("input_shape", input_shape)
             if any(s < 1 for s in shape):
                 raise ConfigurationError(f"input_shape has sizes of 1 or more, {input_shape!r} was provided instead")
             self.place(device(), self.dtype)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from .checks import whole
 from .errors import ConfigurationError
 from .ops.random import Generator
 from .runtime.device import Device
@@ -20,7 +21,7 @@ _host: np.random.Generator | None = None
 def seed(number: int) -> None:
     """Make everything random from here on the same in every run: weights, dropout, shuffling."""
     global _seed, _host
-    if not isinstance(number, (int, np.integer)) or number < 0:
+    if whole(number) is None or number < 0:
         raise ConfigurationError(f"a seed is an integer of 0 or more, and {number!r} was given")
     _seed, _host = int(number), None
     for generator in _generators.values():

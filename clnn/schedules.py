@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import check_count
 from .errors import ConfigurationError
 
 
@@ -30,13 +31,6 @@ def check(name: str, value: Any, low: float, high: float, closed: str = "[)") ->
             f"{name} should be in {closed[0]}{low:g}, {high:g}{closed[1]}, {value!r} was provided instead"
         )
     return float(value)
-
-
-def check_count(name: str, value: Any, least: int) -> int:
-    """`value` as an int, if it is a whole number of `least` or more."""
-    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < least:
-        raise ConfigurationError(f"{name} should be an integer of {least} or more, {value!r} was provided instead")
-    return int(value)
 
 
 def _between(first: float, last: float, share: float) -> float:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import spread, whole_numbers
 from .errors import ClnnError, ShapeError
 from .gemm import Scale
 from .ops.activation import through, unary
@@ -226,18 +227,17 @@ class Tensor(Array):
         return _wrap(argmax(self, axis))
 
     def reshape(self, *shape: Any) -> Tensor:
-        return apply(reshape, self, shape=shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
+        return apply(reshape, self, shape=spread("reshape", shape))
 
     def transpose(self, *axes: Any) -> Tensor:
-        order = axes[0] if len(axes) == 1 and not isinstance(axes[0], int) else axes
-        return apply(transpose, self, axes=order or None)
+        return apply(transpose, self, axes=spread("transpose", axes) if axes and axes != (None,) else None)
 
     @property
     def T(self) -> Tensor:
         return self.transpose()
 
     def broadcast_to(self, shape: Sequence[int]) -> Tensor:
-        return apply(broadcast_to, self, shape=shape)
+        return apply(broadcast_to, self, shape=whole_numbers("broadcast_to", shape))
 
     def __getitem__(self, key: Any) -> Tensor:
         return apply(take_slice, self, key=key)
@@ -402,14 +402,14 @@ def constant(value: Any, dtype: Any = None, device: str | Device | None = None) 
     return Tensor(block, array.shape, array.dtype, where)
 
 
-def zeros(shape: Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
+def zeros(shape: int | Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
     """A tensor of zeros."""
-    return _wrap(fill(empty(resolve(device), shape, dtype), 0.0))
+    return _wrap(fill(empty(resolve(device), whole_numbers("zeros", shape), dtype), 0.0))
 
 
-def ones(shape: Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
+def ones(shape: int | Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
     """A tensor of ones."""
-    return _wrap(fill(empty(resolve(device), shape, dtype), 1.0))
+    return _wrap(fill(empty(resolve(device), whole_numbers("ones", shape), dtype), 1.0))
 
 
 def _wrap(y: Array) -> Tensor:

@@ -16,6 +16,7 @@ import numpy as np
 
 from . import random
 from .callbacks import Progress
+from .checks import check_count
 from .data.validate import check_features, check_labels
 from .errors import ConfigurationError, DataError, Diverged, ShapeError
 from .gemm import RowsOf
@@ -361,15 +362,7 @@ def fit(
     losses. With `seed`, shuffling and dropout repeat from run to run. `record=False` keeps every step eager.
     A second fit with the same optimizer object goes on where the first ended.
     """
-    for name, value in (("epochs", epochs), ("batch_size", batch_size)):
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, np.integer))
-            or value < (0 if name == "epochs" else 1)
-        ):
-            raise ConfigurationError(
-                f"{name} should be an integer of {0 if name == 'epochs' else 1} or more, {value!r} was provided instead"
-            )
+    epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
     loss, optimizer = find_loss(loss), find_optimizer(optimizer)
     found_metrics = [find_metric(m) for m in metrics or ()]
     device, dtype = model.device, model.dtype
@@ -653,6 +646,7 @@ def evaluate(
     sample_weight: Any = None,
 ) -> dict[str, float]:
     """The mean loss (by default the last fit's), the accuracy for class labels, and metrics, as a dict."""
+    batch_size = check_count("batch_size", batch_size)
     loss = find_loss(loss if loss is not None else getattr(model, "loss", None) or _no_loss())
     xs = as_inputs(x, model.dtype)
     output = build_for(model, xs)
@@ -668,7 +662,7 @@ def _no_loss() -> Any:
 
 def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> np.ndarray:
     """The model's raw outputs as an array, in batches."""
-    xs = as_inputs(x, model.dtype)
+    xs, batch_size = as_inputs(x, model.dtype), check_count("batch_size", batch_size)
     output = build_for(model, xs)
     if len(xs[0]) == 0:
         return np.empty((0, *output), model.dtype)

@@ -10,7 +10,7 @@ import clnn
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    {"errors", "files"},
+    {"errors", "files", "checks"},
     {"runtime"},
     {"gemm"},
     {"ops"},

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from .. import random
+from ..checks import numbers, whole, whole_numbers
 from ..errors import ConfigurationError, DataError, ShapeError
 from ..gemm import constant_block
 from ..ops.array import FLOATS, Array, check_float, check_together, empty
@@ -83,14 +84,15 @@ def crop(
     likely. An integer is a square's side."""
     x = _images(images)
     _, _, h, w = _sizes(x)
-    size_h, size_w = (size, size) if isinstance(size, (int, np.integer)) else size
+    (padding,), (size_h, *size_w) = whole_numbers("crop's padding", padding), whole_numbers("crop's size", size)
+    (size_w,) = size_w or (size_h,)
     places = (w + 2 * padding - size_w + 1, h + 2 * padding - size_h + 1)
     if padding < 0 or min(size_h, size_w) < 1 or min(places) < 1:
         raise ShapeError(
             f"crop: a piece of {size_h} x {size_w} does not fit into {h} x {w} pixels with padding {padding}; "
             "size is 1 or more, padding 0 or more"
         )
-    return _random_place(x, int(size_h), int(size_w), (-padding, -padding), places, (0.0, 0.0), fill, seed)
+    return _random_place(x, size_h, size_w, (-padding, -padding), places, (0.0, 0.0), fill, seed)
 
 
 # -- warped: bilinear -------------------------------------------------------------------------------------------------
@@ -180,7 +182,7 @@ def cutout(images: Any, size: int, fill: float = 0.0, seed: int | None = None) -
     """A square of `size` pixels set to `fill`, its middle anywhere in the image (DeVries and Taylor 2017)."""
     x = _images(images)
     n, channels, h, w = _sizes(x)
-    if not isinstance(size, (int, np.integer)) or size < 0:
+    if whole(size) is None or size < 0:
         raise ConfigurationError(f"cutout's size should be a whole number of pixels, {size!r} was provided instead")
     y, u = empty(x.device, x.shape, x.dtype), _generator(x.device, seed).uniform((n, 2), dtype=x.dtype)
     size = min(int(size), 2 * max(h, w) + 1)
@@ -248,6 +250,7 @@ def _images(images: Any) -> Tensor:
             raise DataError(
                 f"images are arrays of numbers, and {array.dtype} was given; convert with .astype('float32')"
             )
+        numbers(images, "images")
         images = tensor(array, dtype=array.dtype if array.dtype in FLOATS else np.float32)
     check_float("augmentation", images)
     if images.ndim not in (3, 4):

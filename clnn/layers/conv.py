@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..checks import check_count
 from ..errors import ConfigurationError, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
@@ -14,7 +15,6 @@ from ..ops.elementwise import binary
 from ..ops.window import Paddings, Window, check_axes, paddings, per_axis, slide
 from ..tensor import Tensor, grad_enabled, on_tape
 from .base import Layer, register
-from .core import check_size
 from .norm import BatchNorm
 
 Size = int | Sequence[int]
@@ -41,13 +41,13 @@ class _Convolution(Layer):
         bias_init: str | float | Initialiser = "zeros",
     ) -> None:
         kind = type(self).__name__
-        self.channels = check_size(f"{kind}'s channels", channels)
+        self.channels = check_count(f"{kind}'s channels", channels)
         self.kernel = per_axis(f"{kind}'s kernel", kernel, self.axes)
         self.activation = activation_name(activation)
         self.stride = per_axis(f"{kind}'s stride", stride, self.axes)
         self.padding: Paddings = paddings(f"{kind}'s padding", padding, self.axes)
         self.dilation = per_axis(f"{kind}'s dilation", dilation, self.axes)
-        self.groups = check_size(f"{kind}'s groups", groups)
+        self.groups = check_count(f"{kind}'s groups", groups)
         self.bias = bias
         self.weight_init, self.bias_init = weight_init, bias_init
         find_initialiser(weight_init), find_initialiser(bias_init)
@@ -265,7 +265,7 @@ class DepthwiseConv2D(_Convolution):
                 "DepthwiseConv2D has as many groups as its input has channels; leave groups and channels out"
             )
         super().__init__(1, kernel, activation, **options)
-        self.multiplier = check_size("DepthwiseConv2D's multiplier", multiplier)
+        self.multiplier = check_count("DepthwiseConv2D's multiplier", multiplier)
 
     def build(self, *shapes: tuple[int, ...]) -> None:
         check_axes(self.label, ("batch", *shapes[0]), self.axes)  # type: ignore[arg-type]

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import ConfigurationError, ShapeError
+from ..checks import check_count, whole_numbers
+from ..errors import ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
 from ..ops.random import dropout, gaussian_dropout, spatial_dropout
@@ -17,12 +18,6 @@ from ..tensor import Tensor, apply, function, grad_enabled, linear_layer, softma
 from .base import Layer, register
 
 SOFTMAX = ("softmax", "log_softmax")
-
-
-def check_size(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigurationError(f"{name} should be an integer of 1 or more, {value!r} was provided instead")
-    return value
 
 
 @register
@@ -45,7 +40,7 @@ class Dense(Layer):
         bias_init: str | float | Initialiser = "zeros",
         max_norm: float | None = None,
     ) -> None:
-        self.size = check_size("Dense's size", size)
+        self.size = check_count("Dense's size", size)
         self.max_norm = max_norm
         self.activation = activation if activation in SOFTMAX else activation_name(activation)
         self.bias = bias
@@ -129,7 +124,7 @@ class Reshape(Layer):
     """(batch, ...) -> (batch, *shape); one axis of `shape` may be -1."""
 
     def __init__(self, shape: int | Sequence[int]) -> None:
-        self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self.shape = whole_numbers("Reshape", shape)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
@@ -153,9 +148,7 @@ class Dropout(Layer):
     op = staticmethod(dropout)
 
     def __init__(self, rate: float) -> None:
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 <= rate < 1:
-            raise ConfigurationError(f"{type(self).__name__}'s rate should be in [0, 1), {rate!r} was provided instead")
-        self.rate = float(rate)
+        self.rate = check(f"{type(self).__name__}'s rate", rate, 0.0, 1.0)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs

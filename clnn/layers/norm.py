@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
+from ..checks import check_count, whole
 from ..errors import ConfigurationError, ShapeError
 from ..ops.activation import activation_name
 from ..ops.array import Array
@@ -24,7 +23,7 @@ from ..ops.norm import (
 from ..schedules import check
 from ..tensor import Parameter, Tensor, grad_enabled, on_tape
 from .base import Layer, register
-from .core import SOFTMAX, check_size
+from .core import SOFTMAX
 
 
 def _activation(kind: str, name: str | None) -> str:
@@ -121,12 +120,13 @@ class _OverLast(_Norm):
 
     def __init__(self, axis: int | Sequence[int], epsilon: float, affine: bool) -> None:
         super().__init__(epsilon, affine)
-        axes = tuple(axis) if isinstance(axis, (tuple, list)) else (axis,)
-        if not axes or not all(isinstance(a, (int, np.integer)) and not isinstance(a, bool) for a in axes):
+        one = whole(axis)
+        axes = [whole(a) for a in axis] if isinstance(axis, (tuple, list)) else [one]
+        if not axes or None in axes:
             raise ConfigurationError(
                 f"{type(self).__name__}'s axis should be a whole number, or several, {axis!r} was provided instead"
             )
-        self.axis: int | tuple[int, ...] = tuple(map(int, axes)) if isinstance(axis, (tuple, list)) else int(axes[0])
+        self.axis: int | tuple[int, ...] = tuple(axes) if one is None else one  # type: ignore[arg-type]
 
     def trailing(self, shape: tuple[int, ...]) -> int:
         """How many axes, the last ones, `axis` means for inputs of `shape` (without the batch)."""
@@ -201,7 +201,7 @@ class GroupNorm(_Norm):
         self, groups: int, activation: str | None = None, *, epsilon: float = 1e-5, affine: bool = True
     ) -> None:
         super().__init__(epsilon, affine)
-        self.groups = check_size("GroupNorm's groups", groups)
+        self.groups = check_count("GroupNorm's groups", groups)
         self.activation = _activation("GroupNorm", activation)
 
     def build(self, *shapes: tuple[int, ...]) -> None:
@@ -249,7 +249,7 @@ class LocalResponseNorm(_Norm):
     c + (size - 1) // 2: x (batch, channels, *space) (Krizhevsky et al. 2012, with alpha divided by size as in PyTorch)."""
 
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
-        self.size = check_size("LocalResponseNorm's size", size)
+        self.size = check_count("LocalResponseNorm's size", size)
         self.alpha = check("LocalResponseNorm's alpha", alpha, 0.0, math.inf)
         self.power = check("LocalResponseNorm's beta", beta, 0.0, math.inf)
         self.k = check("LocalResponseNorm's k", k, 0.0, math.inf)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ..checks import whole
 from ..errors import ClnnError, ConfigurationError, ShapeError
 from ..ops.pool import adaptive_pool, pool
 from ..ops.window import paddings, per_axis, slide
@@ -141,11 +142,11 @@ class _Adaptive(Layer):
     kind = "max"
 
     def __init__(self, size: Size) -> None:
-        axes = 1 if isinstance(size, int) else len(size)
+        self.every = whole(size) is not None  # the same for every spatial axis
+        axes = 1 if self.every or not isinstance(size, (tuple, list)) else len(size)
         if not 1 <= axes <= 3:
             raise ConfigurationError(f"{type(self).__name__}'s size has 1 to 3 axes, {size!r} was provided instead")
         self.size = per_axis(f"{type(self).__name__}'s size", size, axes)
-        self.every = isinstance(size, int)  # the same for every spatial axis
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs

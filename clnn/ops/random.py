@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import whole
 from ..errors import ConfigurationError, ShapeError
 from ..runtime.device import Device
 from ..runtime.recording import advance_cells
@@ -34,8 +35,9 @@ class Generator:
         """Start again from `seed` (None: from the system's entropy), in place: recordings follow."""
         if seed is None:
             seed = secrets.randbits(62)
-        if not isinstance(seed, (int, np.integer)) or seed < 0:
+        if whole(seed) is None or seed < 0:
             raise ConfigurationError(f"a seed is an integer of 0 or more, and {seed!r} was given")
+        seed = int(seed)
         words = np.array([position, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], np.uint32)
         self.device.upload(words, self.cell)
 

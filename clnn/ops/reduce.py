@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ..checks import whole_numbers
 from ..errors import ShapeError
 from .array import Array, check_float, empty, fill
 
@@ -18,11 +19,11 @@ def normal_axes(ndim: int, axis: int | Sequence[int] | None) -> tuple[int, ...]:
     """Axes as sorted numbers from 0; None means all."""
     if axis is None:
         return tuple(range(ndim))
-    axes = [axis] if isinstance(axis, (int, np.integer)) else list(axis)
+    axes = whole_numbers("axis", axis)
     for a in axes:
         if not -ndim <= a < ndim:
             raise ShapeError(f"axis {a} is out of range for an array of {ndim} axes")
-    found = sorted({int(a) % ndim for a in axes})
+    found = sorted({a % ndim for a in axes})
     if len(found) != len(axes):
         raise ShapeError(f"axes {axes} name one axis twice")
     return tuple(found)

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ShapeError
+from ..checks import whole, whole_numbers
+from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale
 from .array import Array, Backward, Sink, block_of, check_together, empty, vector8
 from .elementwise import broadcast_shape, broadcast_strides, scale_add
@@ -93,7 +94,8 @@ def contiguous_strides(shape: Sequence[int]) -> list[int]:
 
 def transpose(x: Array, axes: Sequence[int] | None = None) -> tuple[Array, Backward]:
     """Axes in another order, reversed if none is given."""
-    order = list(range(x.ndim))[::-1] if axes is None else [a % x.ndim if x.ndim else a for a in axes]
+    given = range(x.ndim)[::-1] if axes is None else axes
+    order = [a + x.ndim if a < 0 else a for a in given]
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(f"transpose: {axes} is no order of the {x.ndim} axes of an array of shape {x.shape}")
     strides = contiguous_strides(x.shape)
@@ -132,10 +134,10 @@ def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
             shape.append(count)
             kept.append(count)
             strides.append(step * stride)
-        elif isinstance(k, (int, np.integer)) and not isinstance(k, bool):
-            if not -size <= k < size:
-                raise ShapeError(f"index {k} is out of range for axis {axis} of an array of shape {x.shape}")
-            offset += int(k) % size * stride
+        elif (number := whole(k)) is not None:
+            if not -size <= number < size:
+                raise OutOfRangeError(f"index {k} is out of range for axis {axis} of an array of shape {x.shape}")
+            offset += number % size * stride
         else:
             raise ShapeError(
                 f"an array is indexed by integers, slices, None and ..., not by {k!r}; clnn.take_rows takes rows"
@@ -185,7 +187,7 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> tuple[Array, Backward
     if not arrays:
         raise ShapeError("concatenate needs at least one array")
     check_together("concatenate", *arrays)
-    first = arrays[0]
+    first, (axis,) = arrays[0], whole_numbers("concatenate's axis", axis)
     if not -first.ndim <= axis < first.ndim:
         raise ShapeError(f"concatenate: axis {axis} is out of range for shapes {[x.shape for x in arrays]}")
     axis %= first.ndim

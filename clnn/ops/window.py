@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-import numpy as np
-
+from ..checks import whole
 from ..errors import ConfigurationError, ShapeError
 
 
@@ -30,14 +29,15 @@ class Window(NamedTuple):
 
 def per_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
     """`value`, a whole number or one for each spatial axis, as a tuple of `axes` numbers of at least `least`."""
-    values = (value,) * axes if isinstance(value, (int, np.integer)) else value
-    fits = isinstance(values, (tuple, list)) and len(values) == axes
-    if not fits or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v >= least for v in values):
+    one = whole(value)
+    given = value if isinstance(value, (tuple, list)) else ()
+    values = [whole(v) for v in given] if one is None else [one] * axes
+    if len(values) != axes or any(v is None or v < least for v in values):
         several = f", or {axes} of them" if axes > 1 else ""
         raise ConfigurationError(
             f"{name} should be a whole number of {least} or more{several}; {value!r} was provided instead"
         )
-    return tuple(int(v) for v in values)
+    return tuple(values)  # type: ignore[arg-type]
 
 
 Paddings = Literal["same"] | tuple[tuple[int, int], ...]

@@ -272,8 +272,8 @@ class Device:
     ) -> None:
         """Run kernel `name` of `kernels/<file>.cl` over `size` work-items.
 
-        Arguments in the kernel's order: `Block` (or None for a null pointer), int (int32), float (`real`), NumPy
-        scalars, and short int32 arrays for vector arguments. Without `local`, `size` is padded to whole work-groups,
+        Arguments in the kernel's order: `Block` (or None for a null pointer), whole numbers (int32) and floats (`real`),
+        Python's or NumPy's, and short int32 arrays for vector arguments. Without `local`, `size` is padded to whole work-groups,
         and the kernel must guard its edges.
         """
         if 0 in size or self._dry:
@@ -351,16 +351,18 @@ def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], li
     for value in args:
         if value is None or isinstance(value, Block):
             types.append(None)
-        elif isinstance(value, np.generic):
-            types.append(type(value))
-        elif isinstance(value, (bool, int)):
+        elif isinstance(value, (bool, int, np.bool_, np.integer)):
             if not -(2**31) <= value < 2**31:
                 raise DeviceError(f"a kernel was given the size {value}, and sizes end at 2**31: use smaller arrays")
             types.append(np.int32)
-        elif isinstance(value, float):
+            value = int(value)
+        elif isinstance(value, (float, np.floating)):
             types.append(scalar)
-        else:  # a short vector, passed as its bytes
+            value = float(value)
+        elif isinstance(value, np.ndarray) and value.dtype == np.int32:  # a short vector, passed as its bytes
             types.append(None)
+        else:
+            raise DeviceError(f"a kernel takes buffers, numbers and short vectors of int32, and was given {value!r}")
         values.append(value)
     return tuple(types), values
 

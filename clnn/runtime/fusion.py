@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyopencl as cl
 
-from ..errors import BuildError, ConfigurationError
+from ..errors import ConfigurationError
 from .memory import Block
 from .program import read_source, source_for
 
@@ -159,8 +159,6 @@ class Fused:
             return real, f"(({real}){float(arg)!r}{'f' if real == 'float' else ''})"
         if isinstance(arg, int):
             return "int", str(int(arg))
-        if isinstance(arg, np.generic):
-            raise BuildError(f"a part takes {arg!r}, and how a kernel declares that is not known here")
         key = arg.role if isinstance(arg, Block) else arg
         if key not in self._names:
             self._names[key] = f"b{len(self._names)}"

@@ -145,8 +145,8 @@ class Programs:
         return kernel
 
     def kernel(self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...], types: Any) -> cl.Kernel:
-        """The shared kernel instance of eager launches: its arguments are set anew at each."""
-        key = (file, name, real, defines)
+        """The shared kernel instance of eager launches of such arguments: they are set anew at each."""
+        key = (file, name, real, defines, types)
         kernel = self._kernels.get(key)
         if kernel is None:
             kernel = self._kernels[key] = self.new_kernel(file, name, real, defines, types)

@@ -1,0 +1,76 @@
+"""What users give, checked: whole numbers, sizes and shapes, and arrays of numbers."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from .errors import ConfigurationError, DataError, ShapeError
+
+
+def whole(value: Any) -> int | None:
+    """`value` as an int where it is a whole number, Python's or NumPy's; None where it is not. A bool is none."""
+    if type(value) is int:
+        return value
+    if isinstance(value, (bool, np.bool_)):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """`value` as an int, if it is a whole number of `least` or more."""
+    number = whole(value)
+    if number is None or number < least:
+        raise ConfigurationError(f"{name} should be an integer of {least} or more, {value!r} was provided instead")
+    return number
+
+
+def whole_numbers(what: str, value: Any) -> tuple[int, ...]:
+    """One whole number, or several, as a tuple of ints: a shape, or axes."""
+    if (one := whole(value)) is not None:
+        return (one,)
+    try:
+        given = tuple(value)
+    except TypeError:
+        given = (value,)
+    found = tuple(number for number in map(whole, given) if number is not None)
+    if len(found) != len(given):
+        raise ShapeError(f"{what} takes whole numbers, and {value!r} was given")
+    return found
+
+
+def spread(what: str, values: Sequence[Any]) -> tuple[int, ...]:
+    """The arguments of a call such as `reshape(2, 3)` or `reshape((2, 3))` as a tuple of ints."""
+    return whole_numbers(what, values[0] if len(values) == 1 else values)
+
+
+def numbers(value: Any, name: str = "the array") -> np.ndarray:
+    """`value` as a NumPy array of real numbers or bools. DataError for masked values, complex numbers, objects, text."""
+    if type(value) is not np.ndarray:
+        if _masked(value):
+            raise DataError(
+                f"{name} is a masked array, and there is no mask here: what lies under it would be used; "
+                "give .filled(value), or leave the samples out that it hides"
+            )
+        try:
+            value = np.asarray(value)
+        except ValueError as error:  # rows of different lengths
+            raise DataError(f"{name} is no array of numbers: {error}") from error
+    if value.dtype.kind not in "fiub":
+        raise DataError(
+            f"{name} should be an array of numbers, not of {value.dtype}: convert it, for instance with "
+            ".astype('float32') or, in pandas, .to_numpy('float32')"
+        )
+    return value
+
+
+def _masked(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return any(_masked(item) for item in value if not isinstance(item, (int, float)))
+    return isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value)
