@@ -57,7 +57,13 @@ class OutOfRangeError(ShapeError, IndexError):
 
 
 class OutOfDeviceMemory(ClnnError, MemoryError):
-    """A buffer would exceed the device's memory or the budget set for it."""
+    """A buffer would exceed the device's memory, the largest piece that it gives, or the budget set for it."""
+
+    def inside(self, layer: str) -> None:
+        """Say which layer it was that wanted the memory: the innermost, whose call comes first."""
+        if not getattr(self, "layer", ""):
+            self.layer = layer
+            self.args = (f"{layer}: {self}",)
 
 
 class CheckpointError(ClnnError):

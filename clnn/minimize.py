@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import ConfigurationError, Diverged
+from .errors import ConfigurationError, Diverged, OutOfDeviceMemory
 from .ops.array import FLOATS
 from .parameters import consolidate, runs
 from .schedules import check, check_count
@@ -85,7 +85,11 @@ class Objective:
 
     def weights(self) -> Tensor:
         """A copy of the parameters."""
-        return _gathered(self._weights)
+        try:
+            return _gathered(self._weights)
+        except OutOfDeviceMemory as error:
+            error.inside("minimize(), which has all parameters in one array")
+            raise
 
     def put(self, w: Tensor, gradient: Tensor | None = None) -> None:
         """Give the parameters the values w, and leave that gradient as their `grad`, which the next one replaces."""

@@ -20,9 +20,9 @@ from .gemm import SCALE_PAIRS, Scale, constant_block
 from .gemm.tile import vector_width
 from .ops.array import Array, empty_like, fill
 from .ops.elementwise import scale_add
-from .parameters import Run, Store, consolidate, runs
+from .parameters import Run, Store, consolidate, room, runs
 from .runtime.device import Device
-from .runtime.memory import Block, align
+from .runtime.memory import Block
 from .runtime.recording import StepContext, advance_cells, structure_changed
 from .schedules import Schedule, check, describe, find_rate, is_known
 from .tensor import Parameter
@@ -281,7 +281,7 @@ class Optimizer:
         swaps = []
         for run in runs(self.parameters):
             w, average = run.part(run.store.block), run.part(self.average(run.store))
-            swaps.append((run.store.device.memory.allocate(w.nbytes), w, average))
+            swaps.append((run.store.device.memory.allocate(w.nbytes, pooled=False), w, average))
         for aside, w, average in swaps:
             w.device.copy(w, aside, w.nbytes)
             w.device.copy(average, w, w.nbytes)
@@ -709,7 +709,7 @@ class LAMB(Adam):
             for p in sorted(self.parameters, key=lambda p: p.position):
                 if p.store is not run.store or not run.start <= p.position < run.stop:
                     continue
-                start, stop = ((at - run.start) // per for at in (p.position, p.position + align(max(p.nbytes, 1))))
+                start, stop = ((at - run.start) // per for at in (p.position, p.position + room(p)))
                 first = len(chunks)
                 for at in range(start, stop, stretch):
                     chunks.append((at, min(stop, at + stretch), len(parameters), int(p.decays)))

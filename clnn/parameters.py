@@ -1,8 +1,9 @@
 """The flat store: all parameters of a model in one buffer, their gradients in another, each a view.
 
-So an optimizer is one launch, a checkpoint one copy. Views start on 512 bytes with zeros between; parameters that
-decay lie first, those that do not learn last. A parameter without a store, or models with stores of their own, work as
-well: `runs` finds what is contiguous.
+So an optimizer is one launch, a checkpoint one copy. Views start where the device allows it (on 512 bytes, on most) with
+zeros between; parameters that decay lie first, those that do not learn last. What the device does not give in one piece
+becomes several stores. A parameter without a store, or models with stores of their own, work as well: `runs` finds what is
+contiguous.
 """
 
 from __future__ import annotations
@@ -13,28 +14,27 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 from .gemm import Scale
-from .runtime.memory import Block, align
+from .runtime.memory import Block
 from .runtime.recording import structure_changed
 from .tensor import Parameter
 
 
 class Store:
-    """One buffer of parameters and, made at first need, one of their gradients."""
+    """One buffer of parameters and, made at first need, one of their gradients. The parameters: in the order in which they
+    shall lie, as many as fit."""
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         first = parameters[0]
         self.device, self.dtype = first.device, first.dtype
-        ordered = sorted(parameters, key=lambda p: (not p.learns, not p.decays))  # stable: else as given
-        starts, end = [], 0
-        for p in ordered:
-            starts.append(end)
-            end += align(max(p.nbytes, 1))
-        self.nbytes = end
-        self.block = self.device.memory.allocate(end, pooled=False)
+        starts, self.nbytes = [], 0
+        for p in parameters:
+            starts.append(self.nbytes)
+            self.nbytes += room(p)
+        self.block = self.device.memory.allocate(self.nbytes, pooled=False)
         self.device.fill_zero(self.block)
         self._gradients: Block | None = None
         self.velocity_of: Any = None  # the optimizer whose velocities lie in the gradients' buffer
-        for p, start in zip(ordered, starts):
+        for p, start in zip(parameters, starts):
             view, gradient = self.block.view(start, p.nbytes), p._grad
             self.device.copy(p.block, view, p.nbytes)
             p.block, p.store, p.position, p._grad = view, self, start, None
@@ -55,6 +55,11 @@ class Store:
         """Gradients are to be written plainly: an optimizer whose velocities lie there takes them away first."""
         if self.velocity_of is not None:
             self.velocity_of.separate(self)
+
+
+def room(p: Parameter) -> int:
+    """The bytes that a parameter takes in its store, with the zeros behind it."""
+    return p.device.memory.align(max(p.nbytes, 1))
 
 
 class Run(NamedTuple):
@@ -78,21 +83,32 @@ class Run(NamedTuple):
 
 
 def consolidate(parameters: Sequence[Parameter]) -> None:
-    """Give every parameter that has none a place in a flat store, one store per device and type."""
+    """Give every parameter that has none a place in a flat store: one store per device and type, or as many as it takes."""
     groups: dict[Any, list[Parameter]] = {}
     for p in parameters:
         if p.store is None:
             groups.setdefault((p.device, p.dtype), []).append(p)
     for group in groups.values():
-        Store(group)
+        part: list[Parameter] = []
+        size = 0
+        for p in sorted(group, key=lambda p: (not p.learns, not p.decays)):  # stable: else as given
+            size += room(p)
+            if part and not p.device.memory.fits(size):
+                Store(part)
+                part, size = [], room(p)
+            part.append(p)
+        Store(part)
         structure_changed()
 
 
 def runs(parameters: Sequence[Parameter]) -> list[Run]:
     """The stretches that `parameters` cover, neighbours merged."""
     found: list[Run] = []
-    for p in sorted(parameters, key=lambda p: (id(p.store), p.position)):
-        size = align(max(p.nbytes, 1))
+    stores = {
+        store: i for i, store in enumerate(dict.fromkeys(p.store for p in parameters))
+    }  # the same order in every run
+    for p in sorted(parameters, key=lambda p: (stores[p.store], p.position)):
+        size = room(p)
         last = found[-1] if found else None
         decays = size if p.decays else 0
         if (

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from . import random
 from .callbacks import Progress
 from .checks import check_count
 from .data.validate import check_features, check_labels
-from .errors import ConfigurationError, DataError, Diverged, ShapeError
+from .errors import ConfigurationError, DataError, Diverged, OutOfDeviceMemory, ShapeError
 from .gemm import RowsOf
 from .layers.base import Layer, for_shapes
 from .losses import Loss, find_loss, host_target
@@ -184,9 +184,10 @@ class Feed:
         self.state = hold((3,), np.int32)
 
     @staticmethod
-    def row_bytes(xs: Sequence[np.ndarray], y: np.ndarray | None, weighted: bool) -> int:
+    def row_bytes(xs: Sequence[np.ndarray], y: np.ndarray | None, weighted: bool) -> list[int]:
+        """The bytes of one row in each array, the order and the weights included."""
         arrays = [*xs] if y is None else [*xs, y]
-        return sum(math.prod(a.shape[1:]) * a.dtype.itemsize for a in arrays) + 4 + (8 if weighted else 0)
+        return [*(math.prod(a.shape[1:]) * a.dtype.itemsize for a in arrays), 4, *([8] if weighted else [])]
 
     def fits(self, rows: int, xs: Sequence[np.ndarray], y: np.ndarray | None) -> bool:
         """Whether this feed can carry `rows` rows of such data."""
@@ -496,12 +497,11 @@ def consolidated(model: Layer) -> list[Any]:
 
 def _capacity(device: Device, n: int, batch: int, xs: Any, y: Any, weighted: bool) -> tuple[bool, int]:
     """Whether all data may stay on the device, and the rows of a chunk (whole batches) if not."""
-    row = Feed.row_bytes(xs, y, weighted)
-    free = device.memory.limit - device.memory.in_use
-    largest = device.max_piece
-    if n * row <= free // 2 and n * max(1, row) <= largest:
+    row, memory = Feed.row_bytes(xs, y, weighted), device.memory
+    free = memory.limit - memory.in_use
+    if n * sum(row) <= free // 2 and memory.fits(n * max(row)):
         return True, n
-    rows = min(free // 8, largest // 2) // max(1, row) // batch * batch
+    rows = min(free // 8 // sum(row), memory.largest // 2 // max(row)) // batch * batch
     return False, max(batch, rows)
 
 
@@ -552,6 +552,24 @@ class Evaluation:
 
     def run(self, xs: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
         """The mean loss and metrics."""
+        return self._in_batches_that_fit(len(xs[0]), lambda: self._measured(xs, y, weight))
+
+    def outputs(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """The model's outputs, chunk by chunk."""
+        return self._in_batches_that_fit(len(xs[0]), lambda: self._outputs(xs))
+
+    def _in_batches_that_fit(self, n: int, passes: Callable[[], Any]) -> Any:
+        """What `passes()` returns. Where memory does not do for a batch, it goes on in smaller ones, with the same results:
+        who trained in small batches has not chosen those of an evaluation."""
+        while True:
+            try:
+                return passes()
+            except OutOfDeviceMemory:
+                if min(self.batch, n) <= 1:
+                    raise
+                self.batch, self.feed, self.step = min(self.batch, n) // 2, None, None
+
+    def _measured(self, xs: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray | None) -> dict[str, float]:
         n, classes = len(xs[0]), y.dtype == np.int32
         if n == 0:
             raise DataError(f"x has no samples: its shape is {xs[0].shape}")
@@ -572,8 +590,7 @@ class Evaluation:
                 sums[name] = sums.get(name, 0.0) + float(value)
         return sums
 
-    def outputs(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The model's outputs, chunk by chunk."""
+    def _outputs(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
         found = []
         for rows in self._chunks(xs, None, None):
             plan = _rows(rows, self.batch)
@@ -582,8 +599,9 @@ class Evaluation:
         return found
 
     def _chunks(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None):
-        n, row = len(xs[0]), Feed.row_bytes(xs, y, weight is not None)
-        most = max(1, CHUNK_BYTES // max(1, row) // self.batch) * self.batch
+        n, row = len(xs[0]), sum(Feed.row_bytes(xs, y, weight is not None))
+        room = min(CHUNK_BYTES, self.model.device.memory.largest // 2)
+        most = max(1, room // row // self.batch) * self.batch
         weighted = weight is not None
         feed = self.feed
         if feed is None or not feed.fits(min(n, most), xs, y) or (feed.weight is not None) != weighted:

@@ -1,13 +1,15 @@
 """Device memory: counted, returned, limited."""
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
+import pyopencl as cl
 import pytest
 from helpers import parameter
 
 import clnn
-from clnn.runtime.memory import ALIGNMENT, Memory, align, human, memory_limit
+from clnn.runtime.memory import ALIGNMENT, Memory, human, memory_limit
 
 MIB = 1 << 20
 
@@ -110,23 +112,27 @@ def test_blocks(device, at_rest):
     assert device.read(memory.allocate(0), np.empty(0, np.float32)).size == 0
 
 
-def test_alignment():
-    assert [align(n) for n in (0, 1, 511, 512, 513)] == [0, 512, 512, 512, 1024]
+@pytest.mark.parametrize(("asked", "used"), [(1, 512), (128, 512), (512, 512), (1024, 1024), (4096, 4096)])
+def test_alignment(device, monkeypatch, asked, used):
+    """Views start where the device allows it, and on 512 bytes at least: the layout is the same on most devices."""
+    monkeypatch.setattr(device, "alignment", asked)
+    memory = Memory(device)
+    assert [memory.align(n) for n in (0, 1, used - 1, used, used + 1)] == [0, used, used, used, 2 * used]
 
 
 # -- the budget -------------------------------------------------------------------------------------------------------
 class FakeDevice:
     """What memory_limit() asks of a device that has its own memory."""
 
-    global_mem_size, type, host_unified_memory = 1000 * MIB, 4, False
+    global_mem_size, type, host_unified_memory, name = 3000 * MIB, 4, False, " Fake "
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("", 900 * MIB), ("100", 100), ("2k", 2048), ("3M", 3 * MIB), ("3MiB", 3 * MIB), ("3 mb", 3 * MIB),
-        ("2G", 2048 * MIB), ("0.5G", 512 * MIB), ("80%", 800 * MIB), ("12.5 %", 125 * MIB),
-        (" 7M ", 7 * MIB), ("1T", 1 << 40),
+        ("", 2700 * MIB), ("100", 100), ("2k", 2048), ("3M", 3 * MIB), ("3MiB", 3 * MIB), ("3 mb", 3 * MIB),
+        ("2G", 2048 * MIB), ("0.5G", 512 * MIB), ("80%", 2400 * MIB), ("12.5 %", 375 * MIB),
+        (" 7M ", 7 * MIB), ("0.002T", int(0.002 * (1 << 40))), ("100%", 3000 * MIB), ("3000M", 3000 * MIB), ("0", 0),
     ],
 )  # fmt: skip
 def test_limit(monkeypatch, text, expected):
@@ -138,6 +144,15 @@ def test_limit(monkeypatch, text, expected):
 def test_wrong_limit(monkeypatch, text):
     monkeypatch.setenv("CLNN_MEMORY_LIMIT", text)
     with pytest.raises(clnn.ConfigurationError, match="CLNN_MEMORY_LIMIT=.*is not a size; write 2G, 512M, 80%"):
+        memory_limit(FakeDevice)
+
+
+@pytest.mark.parametrize("text", ["200%", "100.5%", "1T", "3001M", "4000000000"])
+def test_a_limit_above_what_there_is(monkeypatch, text):
+    monkeypatch.setenv("CLNN_MEMORY_LIMIT", text)
+    with pytest.raises(
+        clnn.ConfigurationError, match=f"CLNN_MEMORY_LIMIT='{text}' is more than the 2.9 GiB .* Fake has"
+    ):
         memory_limit(FakeDevice)
 
 
@@ -182,7 +197,7 @@ def test_a_budget_of_garbage_in_cycles(device, monkeypatch):
 def test_more_than_the_device_gives_in_one_piece(device):
     before = device.memory_in_use
     with pytest.raises(clnn.OutOfDeviceMemory, match="in one piece"):
-        device.memory.allocate(device.memory._largest + (1 << 20))
+        device.memory.allocate(device.memory.largest + (1 << 20))
     assert device.memory_in_use == before
 
 
@@ -190,3 +205,104 @@ def test_sizes_for_people():
     assert [human(n) for n in (0, 1023, 1024, 1536 * 1024, 5 << 30, 5 << 40)] == [
         "0 bytes", "1023 bytes", "1.0 KiB", "1.5 MiB", "5.0 GiB", "5120.0 GiB",
     ]  # fmt: skip
+
+
+# -- drivers that allocate at first use, and say late that there is none ----------------------------------------------
+class LateDriver:
+    """Stands for a function of pyopencl's that works `after` times and then ends `failures` times without memory."""
+
+    def __init__(self, function, failures, code="MEM_OBJECT_ALLOCATION_FAILURE"):
+        self.function, self.failures, self.code, self.calls, self.after = function, failures, code, 0, 0
+
+    def __call__(self, *args, **kwargs):
+        self.calls += 1
+        if self.after < self.calls <= self.after + self.failures:
+            raise cl.MemoryError(f"{self.function.__name__} failed: {self.code}")
+        return self.function(*args, **kwargs)
+
+
+SMALL, LARGE = np.arange(10, dtype=np.float32), np.arange(10_000, dtype=np.float32)
+LATE = {
+    "launch": ("enqueue_nd_range_kernel", lambda x: (x + 1.0).numpy() - 1, "elementwise"),
+    "small upload": ("enqueue_copy", lambda x: clnn.tensor(SMALL).numpy(), "an upload"),
+    "large upload": ("enqueue_copy", lambda x: clnn.tensor(LARGE).numpy(), "an upload"),
+    "fill": ("enqueue_fill_buffer", lambda x: x.device.fill_zero(x.block) or x.numpy(), "fill"),
+}
+
+
+@pytest.mark.parametrize("code", ["MEM_OBJECT_ALLOCATION_FAILURE", "OUT_OF_RESOURCES", "OUT_OF_HOST_MEMORY"])
+@pytest.mark.parametrize("what", ["launch", "small upload", "large upload", "fill"])
+def test_a_driver_without_memory_is_asked_once_more(device, monkeypatch, what, code):
+    name, act, said = LATE[what]
+    x = clnn.tensor(SMALL)
+    expected = act(x)
+    kept = device.memory.allocate(MIB)
+    held = device.memory.held
+    del kept
+    late = LateDriver(getattr(cl, name), 1, code)
+    monkeypatch.setattr(cl, name, late)
+    np.testing.assert_array_equal(act(x), expected)
+    assert late.calls >= 2 and device.memory.held <= held - MIB, "what the pool keeps went back first"
+    late.calls, late.failures = 0, 1000
+    with pytest.raises(clnn.OutOfDeviceMemory) as error:
+        act(x)
+    assert late.calls == 2
+    assert f"{name} failed: {code}" in str(error.value) and said in str(error.value)
+    assert " found no memory on " in str(error.value) and "use a smaller batch or model" in str(error.value)
+    late.failures = 0
+    np.testing.assert_array_equal(act(x), expected)
+
+
+def test_reading_back_is_not_tried_again(device, monkeypatch):
+    """What failed may be the work before it: a second read would return what that has not written."""
+    x = clnn.tensor(SMALL) + 1.0
+    late = LateDriver(cl.enqueue_copy, 1, "OUT_OF_RESOURCES")
+    monkeypatch.setattr(cl, "enqueue_copy", late)
+    with pytest.raises(clnn.OutOfDeviceMemory, match="^reading back found no memory on .*OUT_OF_RESOURCES"):
+        x.numpy()
+    assert late.calls == 1
+    monkeypatch.setattr(
+        type(device), "queue", property(lambda self: SimpleNamespace(finish=LateDriver(x.device.finish, 9)))
+    )
+    with pytest.raises(clnn.OutOfDeviceMemory, match="^work enqueued before found no memory"):
+        device.finish()
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3])
+def test_a_replay_without_memory_goes_on_where_it_was(device, monkeypatch, failing):
+    """The launch that failed is run once more, and those before it are not."""
+
+    def step(x):
+        total = x
+        for factor in (2.0, 3.0, 5.0):
+            total = clnn.tanh(total * factor) + x
+        return total
+
+    monkeypatch.setenv("CLNN_FUSE", "0")
+    monkeypatch.setattr(cl, "enqueue_nd_range_kernel", late := LateDriver(cl.enqueue_nd_range_kernel, 0))
+    run, x = clnn.step(step), clnn.tensor(np.linspace(-1, 1, 100, dtype=np.float32))
+    expected = [run(x).numpy() for _ in range(4)][-1]
+    (labels,) = run.replays.launches()
+    late.calls, late.failures, late.after = 0, 1, failing
+    np.testing.assert_array_equal(run(x).numpy(), expected)
+    assert late.calls == len(labels) + 1
+    late.calls, late.failures = 0, 1000
+    with pytest.raises(clnn.OutOfDeviceMemory, match="^a replayed step found no memory"):
+        run(x)
+    late.failures = 0
+    np.testing.assert_array_equal(run(x).numpy(), expected)
+
+
+def test_an_allocation_that_fails_is_tried_again_without_the_pools_reserve(device, monkeypatch):
+    memory = Memory(device)
+    allocate = memory._allocator
+    kept = memory.allocate(MIB)
+    del kept
+    held = memory.held
+    late = LateDriver(lambda size: allocate(size), 1)
+    monkeypatch.setattr(memory, "_allocator", late)
+    block = memory.allocate(MIB, pooled=False)
+    assert late.calls == 2 and memory.held - block.counted <= held - MIB
+    late.calls, late.failures = 0, 2
+    with pytest.raises(clnn.OutOfDeviceMemory, match="2.0 MiB asked for .*the driver says: .*MEM_OBJECT_ALLOCATION"):
+        memory.allocate(2 * MIB, pooled=False)

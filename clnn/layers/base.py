@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..checks import whole_numbers
-from ..errors import CheckpointError, ConfigurationError, DeviceError, ShapeError
+from ..errors import CheckpointError, ConfigurationError, DeviceError, OutOfDeviceMemory, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS
 from ..random import generator
@@ -76,8 +76,12 @@ class Layer:
                     "move one with .to(device)"
                 )
         given = [tensor(x, device=self.device, dtype=None if _is_int(x) else self.dtype) for x in inputs]
-        self.ensure_built(*[x.shape[1:] for x in given])
-        return self.forward(*given)
+        try:
+            self.ensure_built(*[x.shape[1:] for x in given])
+            return self.forward(*given)
+        except OutOfDeviceMemory as error:
+            error.inside(self.name or type(self).__name__)
+            raise
 
     def with_next(self, following: Layer, x: Tensor) -> Tensor | None:
         """What `following` makes of this layer's output, where one launch does both: at inference. None where it does not."""

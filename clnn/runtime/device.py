@@ -5,7 +5,8 @@ accelerator before a CPU, then the fastest by compute units x clock; `CLNN_DEVIC
 
 `CLNN_DEVICE_AS` has every device say that it is of another form, so that clnn runs there what it would run on such a one: any
 of `kind=gpu` (or cpu, accelerator), `units=36` (compute units), `group=64` (the largest work-group), `lanes=8` (floats in a
-vector, twice as many as doubles), `piece=12M` (the largest single allocation) and `fp64=0` (no float64), with commas between.
+vector, twice as many as doubles), `piece=12M` (the largest single allocation), `align=1024` (bytes to which sub-buffers
+align) and `fp64=0` (no float64), with commas between.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from platform import libc_ver
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +43,7 @@ FORMS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
     "group": ("max_group", "[1-9][0-9]*", "a number above 0", int),
     "lanes": ("lanes", "1|2|4|8|16", "1, 2, 4, 8 or 16", int),
     "piece": ("max_piece", r"[1-9][0-9]*(\.[0-9]+)?[kKmMgG]?", "a size such as 12M", parse_size),
+    "align": ("alignment", "128|256|512|1024|2048|4096|8192", "a power of 2 from 128 to 8192", int),
     "fp64": ("has_fp64", "0", "0", lambda text: text != "0"),
 }
 HOW_TO_GET_ONE = (
@@ -87,6 +89,7 @@ class Device:
         self.lanes = cl_device.native_vector_width_float  # of a vector of floats
         self.max_group = cl_device.max_work_group_size  # work-items
         self.max_piece = cl_device.max_mem_alloc_size  # bytes of one allocation
+        self.alignment = max(1, cl_device.mem_base_addr_align // 8)  # bytes, of a sub-buffer's start
         self.form = _take_form(self, os.environ.get("CLNN_DEVICE_AS", ""))
         self.launches = 0  # kernels, copies and fills enqueued so far; steps fused into one kernel count once
         self.recorder: Recorder | None = None
@@ -171,7 +174,7 @@ class Device:
     def pacer(self) -> Any:
         from .recording import Pacer  # recording.py builds on this file
 
-        return Pacer(self.queue)
+        return Pacer(self)
 
     @property
     def memory_in_use(self) -> int:
@@ -212,15 +215,22 @@ class Device:
             return
         if array.nbytes > SOON:
             self._help()
-            cl.enqueue_copy(self.queue, block.buffer, array, is_blocking=True)
+            with self.waiting("an upload"):
+                self._write(array, block).wait()
         else:
             self.upload_soon(array, block)
 
     def upload_soon(self, array: np.ndarray, block: Block) -> None:
         """Like `upload`, without waiting for work enqueued before; the array is copied first, and may change at once."""
         if array.nbytes:
-            event = cl.enqueue_copy(self.queue, block.buffer, array.copy(), is_blocking=False)
-            self.pacer.hold(event)  # dropping the event would wait for it
+            self.pacer.hold(self._write(array.copy(), block))  # dropping the event would wait for it
+
+    def _write(self, array: np.ndarray, block: Block) -> cl.Event:
+        write = partial(cl.enqueue_copy, self.queue, block.buffer, array, is_blocking=False)
+        try:
+            return write()
+        except cl.MemoryError as error:
+            return self.once_more("an upload", write, error)
 
     def read(self, block: Block, array: np.ndarray) -> np.ndarray:
         """Copy the start of `block` into a contiguous host array, after all work enqueued so far."""
@@ -232,7 +242,8 @@ class Device:
             raise ValuesWanted
         if array.nbytes:
             self._help()
-            cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
+            with self.waiting("reading back"):
+                cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
         return array
 
     def _help(self) -> None:
@@ -301,7 +312,11 @@ class Device:
             else:
                 kernel = self.programs.new_kernel(file, name, real, key, types)
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
-            cl.enqueue_nd_range_kernel(self.queue, kernel, tuple(size), tuple(local))
+            run = partial(cl.enqueue_nd_range_kernel, self.queue, kernel, tuple(size), tuple(local))
+            try:
+                run()
+            except cl.MemoryError as error:
+                self.once_more(f"{file}.{name}", run, error)
         except cl.Error as error:
             raise DeviceError(
                 f"launching {file}.{name} over {tuple(size)} (groups of {tuple(local)}) on {self!r} failed: {error}"
@@ -314,7 +329,11 @@ class Device:
         """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch."""
         if self._dry:
             return
-        function(self.queue, *[block.buffer for block in blocks], *scalars)
+        run = partial(function, self.queue, *[block.buffer for block in blocks], *scalars)
+        try:
+            run()
+        except cl.MemoryError as error:
+            self.once_more(label, run, error)
         self.launches += 1
         if self.recorder is not None:
             self.recorder.add_call(label, function, blocks, scalars)
@@ -332,7 +351,27 @@ class Device:
 
     def finish(self) -> None:
         """Wait for all work enqueued so far."""
-        self.queue.finish()
+        with self.waiting("work enqueued before"):
+            self.queue.finish()
+
+    # -- a driver without memory: those that allocate at first use say so late -----------------------------------------
+    def once_more(self, what: str, enqueue: Callable[[], Any], error: cl.MemoryError) -> Any:
+        """Enqueue what the driver had no memory for again, after it got back what the pool keeps; `OutOfDeviceMemory` if it
+        still has none. Nothing that failed was run, so nothing is run twice."""
+        try:
+            self.queue.finish()
+            self.memory.free_held()
+            return enqueue()
+        except cl.Error:
+            raise self.memory.out_of_memory(what, f"the driver says: {error}") from error
+
+    @contextlib.contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """Inside, the driver is waited for. What it had no memory for may be anything before, so nothing is tried again."""
+        try:
+            yield
+        except cl.MemoryError as error:
+            raise self.memory.out_of_memory(what, f"the driver says: {error}") from error
 
 
 def _copy(queue: cl.CommandQueue, source: Any, target: Any, nbytes: int) -> None:
@@ -368,7 +407,8 @@ def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], li
 
 
 def _take_form(device: Device, text: str) -> str:
-    """Set on `device` what CLNN_DEVICE_AS says, though no more of a group or a piece than there is; the same text in order."""
+    """Set on `device` what CLNN_DEVICE_AS says, though no more of a group or a piece than there is, and no less of an
+    alignment; the same text in order."""
     form = {}
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, _, value = (side.strip() for side in part.partition("="))
@@ -378,8 +418,11 @@ def _take_form(device: Device, text: str) -> str:
         if not re.fullmatch(pattern, value):
             raise ConfigurationError(f"CLNN_DEVICE_AS={text!r} says {part!r}, and {name} should be {words}")
         form[name] = value
-        most = getattr(device, attribute) if name in ("group", "piece", "fp64") else None
-        setattr(device, attribute, read(value) if most is None else min(most, read(value)))
+        real, said = getattr(device, attribute), read(value)
+        limited = (
+            min(real, said) if name in ("group", "piece", "fp64") else max(real, said) if name == "align" else said
+        )
+        setattr(device, attribute, limited)
     return ",".join(f"{name}={value}" for name, value in sorted(form.items()))
 
 

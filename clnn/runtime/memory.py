@@ -1,8 +1,10 @@
-"""Device memory: blocks from pyopencl's pool or of their own, counted in bytes really allocated, within a budget."""
+"""Device memory: blocks from pyopencl's pool or of their own, counted in bytes really allocated, within a budget, none of
+them larger than what the device gives in one piece."""
 
 from __future__ import annotations
 
 import gc
+import math
 import os
 import re
 from typing import TYPE_CHECKING, Any
@@ -16,12 +18,7 @@ if TYPE_CHECKING:
     from .device import Device
 
 SLACK = 256  # bytes behind every block that kernels may read (never write): whole vectors at an array's end
-ALIGNMENT = 512  # bytes; where views and arena regions start: every device allows sub-buffers there
-
-
-def align(nbytes: int) -> int:
-    """`nbytes` rounded up to the next multiple of 512."""
-    return -(-nbytes // ALIGNMENT) * ALIGNMENT
+ALIGNMENT = 512  # bytes; where views and arena regions start, unless the device wants more: then at multiples of both
 
 
 class Block:
@@ -35,7 +32,7 @@ class Block:
         self.ticket: Any = None  # set by a recorder that it was made under: then it is a temporary of that step
 
     def view(self, start: int, nbytes: int) -> Block:
-        """A sub-range as a block of its own; `start` must be a multiple of 512 bytes, the parent not pooled."""
+        """A sub-range as a block of its own; `start` must be aligned (`Memory.align`), the parent not pooled."""
         return _View(self, start, nbytes)
 
     @property
@@ -67,11 +64,13 @@ class Memory:
 
     def __init__(self, device: Device) -> None:
         self._device = device
-        self._pool = cl_tools.MemoryPool(cl_tools.ImmediateAllocator(device.queue))
+        self._allocator = cl_tools.ImmediateAllocator(device.queue)  # drivers that allocate at first use do so at once
+        self._pool = cl_tools.MemoryPool(self._allocator)
         self._sizes: dict[int, int] = {}  # bytes asked for: bytes that the pool really takes
         self.in_use = self.peak = self.plain = 0
         self.limit = memory_limit(device.cl_device)
-        self._largest = device.max_piece
+        self.largest = device.max_piece
+        self.alignment = math.lcm(ALIGNMENT, device.alignment)
 
     @property
     def held(self) -> int:
@@ -80,19 +79,32 @@ class Memory:
 
     def allocate(self, nbytes: int, pooled: bool = True) -> Block:
         """A block of at least `nbytes`. Pooled blocks are cheap; plain ones can have views."""
-        size = self._rounded(nbytes) if pooled else align(nbytes + SLACK)
+        pooled = pooled and self._rounded(nbytes) <= self.largest
+        size = self._rounded(nbytes) if pooled else self.align(nbytes + SLACK)
         self._make_room(nbytes, size)
         try:
-            if pooled:
-                buffer: Any = self._pool.allocate(nbytes + SLACK)
-            else:
-                buffer = cl.Buffer(self._device.context, cl.mem_flags.READ_WRITE, size)
+            buffer: Any = self._pool.allocate(nbytes + SLACK) if pooled else self._plain(size)
         except (cl.MemoryError, cl.RuntimeError) as error:
-            raise self._out_of_memory(nbytes, f"the driver says: {error}") from error
+            raise self.out_of_memory(nbytes, f"the driver says: {error}") from error
         self.in_use += size
         self.plain += 0 if pooled else size
         self.peak = max(self.peak, self.in_use)
         return Block(self._device, nbytes, buffer, self, size, not pooled)
+
+    def _plain(self, size: int) -> cl.Buffer:
+        try:
+            return self._allocator(size)
+        except cl.MemoryError:  # for its own blocks the pool does the same
+            self.free_held()
+            return self._allocator(size)
+
+    def align(self, nbytes: int) -> int:
+        """`nbytes` rounded up to where the next view may start."""
+        return -(-nbytes // self.alignment) * self.alignment
+
+    def fits(self, nbytes: int) -> bool:
+        """Whether so many bytes can be one block: what is larger has to be cut into several."""
+        return self.align(nbytes + SLACK) <= self.largest
 
     def _rounded(self, nbytes: int) -> int:
         size = self._sizes.get(nbytes)
@@ -101,20 +113,24 @@ class Memory:
         return size
 
     def _make_room(self, nbytes: int, size: int) -> None:
-        if size > self._largest:
-            raise self._out_of_memory(nbytes, f"the device gives at most {human(self._largest)} in one piece")
+        if size > self.largest:
+            raise self.out_of_memory(
+                nbytes, f"the device gives at most {human(self.largest)} in one piece, and an array is one piece"
+            )
         if self.held + size <= self.limit:
             return
         self._pool.free_held()
         if self.held + size > self.limit:
             self.free_held()
         if self.held + size > self.limit:
-            raise self._out_of_memory(nbytes, "the budget is CLNN_MEMORY_LIMIT, by default 90% of what there is")
+            raise self.out_of_memory(nbytes, "the budget is CLNN_MEMORY_LIMIT, by default 90% of what there is")
 
-    def _out_of_memory(self, nbytes: int, why: str) -> OutOfDeviceMemory:
+    def out_of_memory(self, asked: int | str, why: str) -> OutOfDeviceMemory:
+        """The error: how many bytes were asked for, or what was done when the driver had none left."""
         free = max(0, self.limit - self.held)
+        asked = f"{human(asked)} asked for" if isinstance(asked, int) else f"{asked} found no memory"
         return OutOfDeviceMemory(
-            f"{human(nbytes)} asked for on {self._device.name}, where {human(self.in_use)} are in use, "
+            f"{asked} on {self._device.name}, where {human(self.in_use)} are in use, "
             f"{human(self.held)} held and {human(free)} free of a budget of {human(self.limit)} ({why}); "
             "use a smaller batch or model, or drop tensors that are no longer needed"
         )
@@ -128,9 +144,10 @@ class Memory:
 def memory_limit(device: cl.Device) -> int:
     """The budget in bytes: `CLNN_MEMORY_LIMIT` (as 2G, 512M, 80% or bytes), or 90% of what there is.
 
-    What there is: the device's memory, and for devices that share the host's memory no more than the host has free.
+    What there is: the device's memory, and for devices that share the host's memory no more than the host has free. A budget
+    above the device's memory is a `ConfigurationError`.
     """
-    total = device.global_mem_size
+    most = total = device.global_mem_size
     if device.type & cl.device_type.CPU or device.host_unified_memory:
         total = min(total, _host_available(total))
     text = os.environ.get("CLNN_MEMORY_LIMIT", "").strip()
@@ -139,6 +156,11 @@ def memory_limit(device: cl.Device) -> int:
     limit = parse_size(text, total)
     if limit is None:
         raise ConfigurationError(f"CLNN_MEMORY_LIMIT={text!r} is not a size; write 2G, 512M, 80% or a number of bytes")
+    if limit > (total if "%" in text else most):
+        raise ConfigurationError(
+            f"CLNN_MEMORY_LIMIT={text!r} is more than the {human(most)} of memory that {device.name.strip()} has; write at most "
+            "100%, or a smaller size, or unset it for 90%"
+        )
     return limit
 
 

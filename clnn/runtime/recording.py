@@ -12,7 +12,7 @@ import time
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ import pyopencl as cl
 
 from ..errors import BuildError
 from .fusion import WORTH, Fused, fuse
-from .memory import SLACK, Block, align
+from .memory import SLACK, Block
 
 if TYPE_CHECKING:
     from .device import Device
@@ -53,12 +53,12 @@ def structure_version() -> int:
 class Temporary:
     """A block made inside a step, as recordings know it: its size, and whether it outlived the step."""
 
-    __slots__ = ("call", "nbytes", "alive", "first", "last", "offset")
+    __slots__ = ("call", "nbytes", "alive", "first", "last", "piece", "offset")
 
     def __init__(self, call: object, block: Block) -> None:
         self.call, self.nbytes, self.alive = call, block.nbytes, weakref.ref(block)
         self.first = self.last = -1
-        self.offset = 0
+        self.piece = self.offset = 0  # where it lies in the arena
 
 
 class Launch:
@@ -140,11 +140,12 @@ def _shown(value: Any) -> str:
 
 
 class Arena:
-    """The bytes in which the temporaries of all recordings of a device lie (replays follow each other in one queue)."""
+    """The bytes in which the temporaries of all recordings of a device lie (replays follow each other in one queue): as
+    many pieces as it takes, none larger than the device allows."""
 
-    def __init__(self, device: Device, nbytes: int) -> None:
-        self.nbytes = nbytes
-        self.block = device.memory.allocate(nbytes, pooled=False)
+    def __init__(self, device: Device, sizes: Sequence[int]) -> None:
+        self.sizes = list(sizes)
+        self.blocks = [device.memory.allocate(size, pooled=False) for size in sizes]
 
 
 class Recording:
@@ -153,7 +154,11 @@ class Recording:
     def __init__(self, device: Device, recorder: Recorder) -> None:
         self.device, self.launches = device, recorder.launches
         self.temporaries = self._plan()
-        self.nbytes = max((t.offset + align(t.nbytes) for t in self.temporaries), default=0)
+        self.sizes: list[int] = []  # of the arena's pieces
+        for t in self.temporaries:
+            self.sizes += [0] * (t.piece + 1 - len(self.sizes))
+            self.sizes[t.piece] = max(self.sizes[t.piece], t.offset + t.nbytes)
+        self.nbytes = sum(self.sizes)
         self.arena: Arena | None = None
         self.calls: list[Callable[[], Any]] = []
         self.fused: Fused | None = None
@@ -162,7 +167,8 @@ class Recording:
         self.timed, self.seconds = 0, float("inf")  # replays timed so far, and the fastest of them
 
     def _plan(self) -> list[Temporary]:
-        """Pin what outlived the step; give every other temporary an offset that no overlapping lifetime shares."""
+        """Pin what outlived the step; give every other temporary a place that no overlapping lifetime shares."""
+        memory = self.device.memory
         found: dict[Temporary, None] = {}
         for index, launch in enumerate(self.launches):
             for at, arg in enumerate(launch.args):
@@ -178,12 +184,15 @@ class Recording:
         placed: list[Temporary] = []
         for one in sorted(found, key=lambda t: -t.nbytes):
             rivals = [t for t in placed if t.first <= one.last and one.first <= t.last]
-            offset = 0
-            for rival in sorted(rivals, key=lambda t: t.offset):
-                if offset + align(one.nbytes) <= rival.offset:
+            for piece in itertools.count():
+                offset = 0
+                for rival in sorted((t for t in rivals if t.piece == piece), key=lambda t: t.offset):
+                    if memory.align(offset + one.nbytes) <= rival.offset:
+                        break
+                    offset = max(offset, memory.align(rival.offset + rival.nbytes))
+                if not offset or memory.fits(offset + one.nbytes):
                     break
-                offset = max(offset, rival.offset + align(rival.nbytes))
-            one.offset = offset
+            one.piece, one.offset = piece, offset
             placed.append(one)
         return placed
 
@@ -197,7 +206,10 @@ class Recording:
         if not self.calls or self.arena is not current:
             self._bind()
         if self.fused is not None:
-            self.fused.run(times)
+            try:
+                self.fused.run(times)
+            except cl.MemoryError as error:
+                self.device.once_more("a replayed step", partial(self.fused.run, times), error)
             self.device.launches += 1
             return
         self.replays += 1
@@ -206,7 +218,10 @@ class Recording:
             self.device.finish()
         began = time.perf_counter()
         for call in self.calls:
-            call()
+            try:
+                call()
+            except cl.MemoryError as error:
+                self.device.once_more("a replayed step", call, error)
         self.device.launches += len(self.calls)
         if timed:
             self.device.finish()
@@ -231,12 +246,14 @@ class Recording:
     def _bind(self) -> None:
         device = self.device
         arena = device.arena and device.arena()
-        if arena is None or arena.nbytes < self.nbytes:
-            self.arena = None  # let go of the old one first
-            arena = Arena(device, self.nbytes)
+        there = arena.sizes if arena is not None else []
+        sizes = [max(pair) for pair in itertools.zip_longest(there, self.sizes, fillvalue=0)]
+        if arena is None or sizes != there:
+            self.arena = arena = None  # let go of the old one first
+            arena = Arena(device, sizes)
             device.arena = weakref.ref(arena)
         self.arena = arena
-        views = {t: arena.block.buffer.get_sub_region(t.offset, t.nbytes + SLACK) for t in self.temporaries}
+        views = {t: arena.blocks[t.piece].buffer.get_sub_region(t.offset, t.nbytes + SLACK) for t in self.temporaries}
 
         def resolve(arg: Any) -> Any:
             if isinstance(arg, Temporary):
@@ -296,8 +313,8 @@ def advance_cells(device: Device, cells: list[tuple[Block, int]]) -> None:
 class Pacer:
     """Keeps the host from running more than about 50 ms ahead: a marker every few steps, waited for one later."""
 
-    def __init__(self, queue: cl.CommandQueue) -> None:
-        self.queue, self.every, self.count = queue, 1, 0
+    def __init__(self, device: Device) -> None:
+        self.device, self.queue, self.every, self.count = device, device.queue, 1, 0
         self.marker: Any = None
         self.held: list[Any] = []  # uploads since the last marker, and those before it
         self.held_before: list[Any] = []
@@ -307,7 +324,8 @@ class Pacer:
         """Keep an upload alive until a later marker has been waited for."""
         self.held.append(event)
         if len(self.held) >= MOST_HELD:
-            event.wait()
+            with self.device.waiting("an upload"):
+                event.wait()
             self.held.clear()
 
     def step(self) -> None:
@@ -319,7 +337,8 @@ class Pacer:
         previous, self.marker = self.marker, cl.enqueue_marker(self.queue)
         self.queue.flush()
         if previous is not None:
-            previous.wait()
+            with self.device.waiting("work enqueued before"):
+                previous.wait()
         self.held_before, self.held = self.held, []  # what goes here lies before the marker that was waited for
         now = time.perf_counter()
         if now - self.last < IN_FLIGHT / 4:
