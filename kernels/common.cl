@@ -17,6 +17,7 @@
 #else
 #define APART INLINE
 #endif
+#include "denormals.cl"
 #define CAT_(a, b) a##b
 #define CAT(a, b) CAT_(a, b)
 typedef REAL real;

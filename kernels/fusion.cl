@@ -6,13 +6,7 @@
 #define TAKEN 0                            // the next ticket, and how many are done; each in a cache line of its own
 #define DONE 32
 #define GONE 64                            // how many work-items have left this launch
-
-// Denormal numbers are zero, as in the launches: PoCL switches that on for a program that was built so, not for a linked one.
-void flush_denormals() {
-#if defined(__x86_64__) || defined(__i386__)
-  __builtin_ia32_ldmxcsr(__builtin_ia32_stmxcsr() | 0x8040);
-#endif
-}
+#include "denormals.cl"
 
 int take(global int *turn) { return __sync_fetch_and_add(turn + TAKEN, 1); }
 

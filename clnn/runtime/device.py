@@ -168,7 +168,7 @@ class Device:
 
     @cached_property
     def programs(self) -> Programs:
-        return Programs(self.context, self.has_fp64)
+        return Programs(self.context, self.has_fp64, self.pocl_version)
 
     @cached_property
     def pacer(self) -> Any:

@@ -22,6 +22,11 @@ _LITERAL = re.compile(r"(?<![\w.])(\d+\.\d+(?:[eE][+-]?\d+)?)(?![\w.])")
 # Adam's moments of weights that get no gradients any more shrink into denormal numbers and, rounded, stay there. On x86 each
 # of those costs a hundred times as much: steps of 784-512-256-10 took twice as long from some 600 on.
 FLUSH = "-cl-denorms-are-zero"
+# PoCL from 4.0 on does not inline its own vload16, min, ... into a program that was built so (newer LLVMs inline no function
+# of another denormal mode), which costs a product three quarters of its speed. There the kernels whose work-items are groups
+# of their own are built without the option and begin with this call; in others it would stand in the loop over a group.
+FLUSH_HERE = " flush_denormals();"
+KERNEL = re.compile(r"^kernel\b[^{;]*\{", re.MULTILINE)
 # Without a version newer compilers take OpenCL C 3, where a plain pointer may point anywhere and fits no function that is
 # overloaded by address space. No kernel needs more than 1.2.
 STANDARD = "-cl-std=CL1.2"
@@ -68,8 +73,9 @@ def source_for(file: str, real: str) -> str:
 class Programs:
     """The built programs of one context, by (file, real, defines), and one reusable kernel each."""
 
-    def __init__(self, context: cl.Context, has_fp64: bool) -> None:
+    def __init__(self, context: cl.Context, has_fp64: bool, pocl_version: tuple[int, int] = (0, 0)) -> None:
         self.context, self.has_fp64 = context, has_fp64
+        self._flush_here = pocl_version >= (4, 0)
         self._usual = [STANDARD, FLUSH]  # options of every program
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
@@ -98,36 +104,41 @@ class Programs:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # pyopencl's own, that such programs are not cached
             try:
-                return self._with_usual(lambda usual: cl.Program(self.context, source).compile([*usual, *options]))
+                # kernels/fusion.cl flushes denormal numbers for all parts
+                build = lambda usual: cl.Program(self.context, source).compile([*usual, *options])  # noqa: E731
+                return self._with_usual(build, flush=not self._flush_here)
             except cl.Error as error:
                 raise BuildError(f"a part does not compile on {self.context.devices[0].name}: {error}") from error
 
     def _compile(self, file: str, options: list[str]) -> cl.Program:
         source = source_for(file, "float" if "-DREAL=float" in options else "double")
+        here = self._flush_here and "-DSTACK=1" in options and "flush_denormals" in source
+        if here:
+            source = KERNEL.sub(lambda found: found.group() + FLUSH_HERE, source)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # drivers print notes that no user can act on
-            try:
-                return self._with_usual(lambda usual: cl.Program(self.context, source).build([*usual, *options]))
-            except cl.RuntimeError:
-                try:  # a stale or damaged binary cache is the one failure that a second try mends
-                    return cl.Program(self.context, source).build([*self._usual, *options], cache_dir=cast(Any, False))
+            for cached in (None, cast(Any, False)):  # a stale or damaged binary cache is mended by a second try
+                try:
+                    build = lambda usual: cl.Program(self.context, source).build([*usual, *options], cache_dir=cached)  # noqa: B023, E731
+                    return self._with_usual(build, flush=not here)
                 except cl.RuntimeError as error:
-                    raise BuildError(
-                        f"kernels/{file}.cl does not build on {self.context.devices[0].name} "
-                        f"with {' '.join(options)}:\n{error}\n"
-                        f"{BuildError.remedy(str(error)) or 'Please report this with the output of `clnn doctor`'}."
-                    ) from error
+                    failure = error
+        raise BuildError(
+            f"kernels/{file}.cl does not build on {self.context.devices[0].name} with {' '.join(options)}:\n{failure}\n"
+            f"{BuildError.remedy(str(failure)) or 'Please report this with the output of `clnn doctor`'}."
+        ) from failure
 
-    def _with_usual(self, build: Callable[[list[str]], cl.Program]) -> cl.Program:
+    def _with_usual(self, build: Callable[[list[str]], cl.Program], flush: bool) -> cl.Program:
         """A program built with the usual options, as far as the driver takes them: it is asked when a build has failed."""
+        wanted = [option for option in self._usual if flush or option != FLUSH]
         try:
-            return build(self._usual)
+            return build(wanted)
         except (cl.Error, KeyError):  # pyopencl's cache ends in a KeyError where a driver refuses an option
             taken = [option for option in self._usual if self._takes(option)]
             if taken == self._usual:
                 raise
             self._usual = taken
-            return build(taken)
+            return build([option for option in wanted if option in taken])
 
     def _takes(self, option: str) -> bool:
         try:
