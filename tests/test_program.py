@@ -1,6 +1,11 @@
 """Programs: `.cl` files and their includes, errors that name the file, and what is built once."""
 
+import os
+import platform
 import re
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -133,3 +138,71 @@ def test_options_that_a_driver_refuses(device, monkeypatch):
     programs = program.Programs(device.context, device.has_fp64)
     assert run(programs).function_name == "fill"
     assert not any("9.9" in option for option in programs._usual)
+
+
+def test_denormal_numbers_are_zero_where_they_would_be_slow(device):
+    """Moments of weights without gradients shrink to denormal numbers; on x86 each costs a hundred times as much. Whether the
+    driver has them be zero or the kernel does (PoCL from 4.0 on), an optimizer's kernel leaves none, and reads none."""
+    if platform.machine() not in ("x86_64", "AMD64") or device.pocl_version == (0, 0) or not device.local_on_stack:
+        pytest.skip("for PoCL on x86")
+    w = clnn.tensor(np.ones((40, 40), np.float32), requires_grad=True)
+    optimizer = clnn.RMSprop(0.0, alpha=0.5)
+    for _ in range(2):
+        (w * 2.0**-62).sum().backward()  # moments of 1.5 * 2**-125; below 2**-126 numbers are denormal
+        optimizer.step([w])
+    (moment,) = [v for k, v in optimizer.state_dict()["arrays"].items() if k.endswith("0")]
+    assert (moment > 0).all()
+    for _ in range(2):  # halved, they would be denormal
+        (w * 0.0).sum().backward()
+        optimizer.step([w])
+    (moment,) = [v for k, v in optimizer.state_dict()["arrays"].items() if k.endswith("0")]
+    assert (moment == 0).all()
+
+
+CALLS = """
+import os, re, subprocess, sys
+import numpy as np
+import clnn
+
+rng = np.random.default_rng(0)
+net = clnn.Sequential(
+    [clnn.Conv2D(32, 3, "relu"), clnn.Conv2D(24, 5, "relu"), clnn.BatchNorm(), clnn.MaxPool2D(2), clnn.Flatten(),
+     clnn.Dense(128, "tanh"), clnn.Dense(10)], input_shape=(3, 20, 20), seed=0)
+loss = clnn.losses.cross_entropy(net(rng.standard_normal((32, 3, 20, 20))), np.arange(32) % 10)
+loss.backward()
+clnn.Adam().step(net.parameters())
+clnn.device().finish()
+own = set(re.findall(r"^APART \\w+ (?:\\w+ )*?(\\w+)\\(", "".join(open(f).read() for f in sys.argv[2:]), re.M))
+looked_at = set()
+for folder, _, files in os.walk(sys.argv[1]):
+    for file in files:
+        if not file.endswith(".so"):
+            continue
+        code = subprocess.run(["objdump", "-d", os.path.join(folder, file)], capture_output=True, text=True, check=True).stdout
+        for name, body in re.findall(r"^[0-9a-f]+ <(\\w+)>:\\n((?:.+\\n)*)", code, re.M):
+            kernel = re.match(r"_pocl_kernel_(gemm_tile|conv_rows|conv_columns|conv_weights|update|pool_forward)", name)
+            if kernel or name in own:
+                looked_at.add(kernel.group(1) if kernel else name)
+                called = set(re.findall(r"\\bcall\\w*\\s+\\w+ <(\\w+)", body)) - own - {"memset", "memcpy"}
+                print(*[f"{name} calls {other}" for other in called if not other.startswith("_pocl_kernel_")], sep="\\n", end="")
+print("looked at", *sorted(looked_at))
+"""
+
+
+def test_hot_kernels_call_nothing_of_the_driver(device, tmp_path):
+    """A call to vload16 or min within a product's loop costs most of its speed, and a driver's new version may begin to make
+    some. What PoCL compiled is read in its cache."""
+    if device.pocl_version < (3, 1) or not device.local_on_stack or not shutil.which("objdump"):
+        pytest.skip("for PoCL, where objdump is there")
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    environment = os.environ | {"POCL_CACHE_DIR": str(cache), "CLNN_GEMM": "tile", "PYOPENCL_NO_CACHE": "1"}
+    environment["CLNN_DEVICE"] = f"{device.platform_index}:{device.device_index}"
+    kernels = sorted(map(str, program.kernel_folder().glob("*.cl")))
+    run = [sys.executable, "-W", "ignore", "-c", CALLS, str(cache), *kernels]
+    done = subprocess.run(run, env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    *calls, looked_at = done.stdout.strip().splitlines()
+    assert {"gemm_tile", "update", "multiply"} <= set(looked_at.split()), looked_at
+    assert any(name.startswith("conv_") for name in looked_at.split()), looked_at
+    assert not calls

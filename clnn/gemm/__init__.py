@@ -181,8 +181,8 @@ def _unfused(device: Device, p: Product) -> None:
         assert value in ((1.0, 0.0), (1.0, 1.0)), "gradients of activations are assigned or added"
         extra: dict[str, Any] = {"ACCUMULATE": 1} if value[1] else {}
         device.launch(
-            "elementwise", "unary_backward", (size,), size, p.saved, target, p.c, real=real, ACT=p.activation, **extra
-        )
+            "elementwise", "unary_backward", (size,), size, 1, p.saved, target, p.c, real=real, ACT=p.activation, **extra
+        )  # fmt: skip
     else:
         clblast.run(device, p)
         if p.bias or p.saved or p.activation != "linear":

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import ConfigurationError
 from .array import Array, Backward, check_float, empty_like
+from .rows import elements
 
 
 class Function(NamedTuple):
@@ -79,7 +80,10 @@ def unary(x: Array, name: str) -> tuple[Array, Backward]:
     """y = f(x), elementwise."""
     check_float(name, x)
     y = empty_like(x)
-    x.device.launch("elementwise", "unary_forward", (x.size,), x.size, x.block, y.block, real=x.real, ACT=name)
+    each, size, local, vectors = elements(x.device, x.dtype, x.size)
+    x.device.launch(
+        "elementwise", "unary_forward", size, x.size, each, x.block, y.block, local=local, real=x.real, ACT=name, **vectors
+    )  # fmt: skip
     y.made_by = name
     y.activation = (name, (y if FUNCTIONS[name].saves == "y" else x).alias())
 
@@ -94,16 +98,9 @@ def through(activation: tuple[str, Array], dy: Array, into: Array | None = None)
     name, saved = activation
     out = empty_like(dy) if into is None else into
     extra: dict[str, Any] = {} if into is None else {"ACCUMULATE": 1}
+    each, size, local, vectors = elements(dy.device, dy.dtype, dy.size)
     dy.device.launch(
-        "elementwise",
-        "unary_backward",
-        (dy.size,),
-        dy.size,
-        saved.block,
-        dy.block,
-        out.block,
-        real=dy.real,
-        ACT=name,
-        **extra,
-    )
+        "elementwise", "unary_backward", size, dy.size, each, saved.block, dy.block, out.block,
+        local=local, real=dy.real, ACT=name, **vectors, **extra,
+    )  # fmt: skip
     return out

@@ -29,6 +29,16 @@ def divided(
     return each, (-(-n // each),), (1,), {"VW": min(lanes, vector_width(device, dtype))}
 
 
+def elements(device: Device, dtype: Any, n: int) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
+    """How a launch goes over n elements: those of a work-item, global and local size, defines; as `divided`."""
+    if device.kind != "cpu":
+        return 1, (n,), None, {}
+    width = vector_width(device, dtype)
+    parts = max(1, min(n // WORTH, PARTS * device.compute_units))
+    each = -(-n // (parts * width)) * width
+    return each, (-(-n // each) if n else 0,), (1,), {"VW": width}
+
+
 def sink_of(sink: Sink) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """A gradient's last arguments (saved, dx, the scale's table, row and column), and the defines that go with them."""
     defines: dict[str, Any] = {}
