@@ -24,6 +24,7 @@ VARIABLES = (
     "CLNN_DEVICE",
     "CLNN_DEVICE_EXCLUDE",
     "CLNN_DEVICE_AS",
+    "CLNN_SELF_TEST",
     "CLNN_GEMM",
     "CLNN_WINOGRAD",
     "CLNN_MEMORY_LIMIT",
@@ -206,7 +207,7 @@ def devices() -> Iterator[Finding]:
             failed, remedy = AFTER[stage]
             yield Finding(verdict, f"{text}\n{failed}: {wrong}", remedy or BuildError.remedy(wrong) or _remedy(one))
         elif problem := answers[-1]["problem"]:
-            yield Finding(verdict, f"{text}\n{problem}")
+            yield Finding(verdict, f"{text}\n{problem}", _remedy(one) if answers[-1].get("untrusted") else "")
         else:
             yield Finding(OK, f"{text}\n{', '.join(answer['text'] for answer in answers if answer['text'])}")
 
@@ -293,11 +294,19 @@ def _try(index: str) -> None:
 
     from .errors import ClnnError
     from .gemm import clblast, engine_name
+    from .runtime import selftest
     from .runtime.device import find_device
 
     device = find_device(index)
+    wrong, turns, untested = selftest.run(device)
+    os.environ["CLNN_SELF_TEST"] = "0"  # not once more
+    if wrong:
+        _answer(stage="done", text="", problem=f"it fails clnn's self-test: {wrong}", untrusted=True)
+        return
+    limit = f", whose loops end after {turns:,} turns: clnn gives it short ones" if turns else ""
+    passed = f"the self-test could not run ({untested})" if untested else f"the self-test passes{limit}"
     device.queue  # noqa: B018 - opens the device
-    _answer(stage="opened", text="")
+    _answer(stage="opened", text=passed)
 
     source = (
         "__kernel void f(__global const float *x, __global float *y) { int i = get_global_id(0); y[i] = 2*x[i] + 1; }"

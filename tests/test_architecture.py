@@ -23,6 +23,7 @@ FLOORS = (
         "reproduce",
         "cli",
         "doctor",
+        "selftest",
         "bench",
         "tune",
         "tune_conv",
@@ -67,7 +68,7 @@ def test_imports_go_downward_only(file):
     mine = Path(short(file)).parts[1].removesuffix(".py")
     assert mine in FLOOR, f"{short(file)} has no floor: give it one in FLOORS"
     for line, part in imports(file):
-        if part == "__version__" and mine in FLOORS[-1]:
+        if part == "__version__":  # a word that any floor may ask for
             continue
         assert part in FLOOR, f"{short(file)}:{line} imports {part}, which has no floor"
         assert FLOOR[part] <= FLOOR[mine], (

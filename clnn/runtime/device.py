@@ -28,6 +28,7 @@ import numpy as np
 import pyopencl as cl
 
 from ..errors import ConfigurationError, DeviceError
+from . import selftest
 from .memory import Block, Memory, parse_size
 from .program import Programs
 
@@ -112,11 +113,18 @@ class Device:
     def context(self) -> cl.Context:
         check_not_forked()
         self._find_linker()
+        self._turns = selftest.check(self)
         with _pinned_pocl_threads():
             try:
                 return cl.Context([self.cl_device])
             except cl.Error as error:
                 raise DeviceError(f"{self!r} does not open: {error}; see `clnn doctor`") from error
+
+    @cached_property
+    def most_turns(self) -> int:
+        """How many turns the loops of a work-item can take in all; 0 for any number. A fact that the self-test found out."""
+        self.context  # noqa: B018 - opens the device
+        return selftest.count_turns(self) if self._turns is None else self._turns
 
     @cached_property
     def pocl_version(self) -> tuple[int, int]:

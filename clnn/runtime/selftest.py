@@ -1,0 +1,128 @@
+"""Whether a device may be trusted, and what its loops can do: a self-test when it is first opened, in a process of its own.
+
+A driver that does not know its processor, or has a faulty compiler, gives wrong numbers without a word, or ends the process.
+So a device is tested once for each platform, version, driver and clnn version, by `clnn/selftest.py`; that it passed is
+remembered in the cache folder, and where that cannot be written, each process tests anew. A device that fails is refused.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..errors import DeviceError
+from ..files import cache_folder, write_atomically
+
+if TYPE_CHECKING:
+    from .device import Device
+
+SECONDS = 180  # that a self-test may take; a GPU's compiler takes some 20, a hung driver for ever
+TURNS = 100_000  # of the loop that is tried
+FACTOR = 1664525
+FEW_TURNS = 1 << 15  # a loop that ends earlier is a fault that no choice of kernels gets round
+# what the process runs: first of all it forgets the working folder, whose modules may have any name
+CHILD = r"import sys; sys.path[:] = sys.argv[1].split('\n'); from clnn.selftest import main; main(sys.argv[2])"
+
+
+class SelfTestWarning(UserWarning):
+    """A device is used untested."""
+
+
+def check(device: Device) -> int | None:
+    """The most turns that loops of a work-item can take in all (0: any number), None where that was not tested; a
+    `DeviceError` if the device fails its self-test.
+
+    `CLNN_SELF_TEST=0` has devices used untested. Oclgrind is: it checks kernels, slowly, and is no driver of a device.
+    """
+    if os.environ.get("CLNN_SELF_TEST", "").strip() == "0" or device.platform == "Oclgrind":
+        return None
+    path, key = _place(device)
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none there, or a damaged one
+        remembered = json.loads(path.read_text(encoding="utf-8"))
+        if remembered["passed"] == key:
+            return int(remembered["turns"])
+    problem, turns, untested = run(device)
+    if untested:
+        warnings.warn(
+            f"clnn could not test {device!r}, and uses it untested: {untested}", SelfTestWarning, stacklevel=2
+        )
+        return None
+    if problem:
+        raise DeviceError(
+            f"{device!r} ({device.version}) fails clnn's self-test, and so is not used: {problem}. Update its driver, or take "
+            "another driver or device (CLNN_DEVICE); `clnn doctor` says more. CLNN_SELF_TEST=0 has clnn use it regardless."
+        )
+    with contextlib.suppress(OSError):  # a read-only cache folder costs a self-test per process, nothing else
+        write_atomically(path, json.dumps({"passed": key, "turns": turns}).encode())
+    return turns
+
+
+def _place(device: Device) -> tuple[Path, str]:
+    """The file that remembers, and what it says of a device that passed."""
+    from .. import __version__
+
+    key = f"{device.identity} | clnn {__version__}"
+    return cache_folder() / f"self-test-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json", key
+
+
+def run(device: Device) -> tuple[str, int, str]:
+    """Test the device in a process of its own: (what is wrong or "", the most turns of its loops, why it was not tested)."""
+    import subprocess
+    from multiprocessing.spawn import get_executable  # an embedding program may have set another
+
+    if getattr(sys, "frozen", False) or not get_executable():
+        return "", 0, "this program has no Python interpreter of its own to do so"
+    home, paths = str(Path(__file__).resolve().parents[2]), [part for part in sys.path if isinstance(part, str)]
+    path = "\n".join(paths if home in paths else [*paths, home])
+    environ = {**os.environ, "CLNN_SELF_TEST": "0", "CLNN_GEMM": "tile", "PYTHONIOENCODING": "utf-8"}
+    environ |= {"CLNN_DEVICE_EXCLUDE": "", "CLNN_DEVICE_AS": device.form}
+    try:
+        done = subprocess.run(
+            [os.fsdecode(get_executable()), "-W", "ignore", "-c", CHILD, path, device.identity],
+            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS, env=environ,
+        )  # fmt: skip
+        said, code, errors = done.stdout, done.returncode, done.stderr.strip().splitlines()[-3:]
+    except subprocess.TimeoutExpired as late:
+        said = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
+        code, errors = None, []
+    except OSError as error:  # no memory or no right to start a process
+        return "", 0, str(error)
+    answers: list[dict[str, Any]] = []
+    for line in said.splitlines():  # drivers print things of their own
+        with contextlib.suppress(ValueError):
+            answers += [answer] if isinstance(answer := json.loads(line), dict) else []
+    problems = [answer["wrong"].rstrip(".") for answer in answers if "wrong" in answer]
+    if answers and "turns" in answers[-1]:
+        return "; ".join(dict.fromkeys(problems)), answers[-1]["turns"], ""
+    how = f"gave no answer for {SECONDS} s" if code is None else f"ended with signal {-code}" if code < 0 else "failed"
+    if errors:
+        how += f" ({' '.join(errors)})"
+    at = [answer["test"] for answer in answers if "test" in answer]
+    if not at:
+        return "", 0, f"the process that was to do so {how}"
+    return "; ".join([*problems, f"at {at[-1]} its process {how}"]), 0, ""
+
+
+def count_turns(device: Device) -> int:
+    """How many turns the loops of a work-item take before the driver ends them, up to `TURNS`; 0 if it does not.
+
+    llvmpipe ends them after 65,535, without a word.
+    """
+    block = device.memory.allocate(4)
+    device.launch("selftest", "turns", (1,), TURNS, np.uint32(FACTOR), block)
+    got, value = int(device.read(block, np.empty(1, np.uint32))[0]), 1
+    for turn in range(TURNS):
+        if got == value and turn >= FEW_TURNS:
+            return turn
+        value = (value * FACTOR + turn) & 0xFFFFFFFF
+    if got != value:
+        raise DeviceError(f"a loop of {TURNS:,} turns comes to {got}, and {value} is right")
+    return 0

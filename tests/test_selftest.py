@@ -1,0 +1,289 @@
+"""The self-test of a device: what it finds, what it remembers, and that whatever a driver does is survived."""
+
+import json
+import multiprocessing.spawn
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_random import philox
+
+import clnn
+from clnn import doctor
+from clnn import selftest as tests
+from clnn.runtime import program, selftest
+
+
+@pytest.fixture
+def cache(monkeypatch, tmp_path):
+    """An empty cache folder, so that nothing is remembered."""
+    monkeypatch.setenv("CLNN_CACHE_DIR", str(tmp_path))
+    monkeypatch.delenv("CLNN_SELF_TEST", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def other(device):
+    """The device once more, not yet opened."""
+    return clnn.Device(device.cl_device, device.platform_index, device.device_index)
+
+
+@pytest.mark.parametrize("test", tests.TESTS, ids=lambda test: test.__name__)
+def test_each_part_passes_here(device, test):
+    assert list(test(device)) == []
+
+
+def test_the_checksum_is_that_of_philox_in_python():
+    key = [tests.SEED & 0xFFFFFFFF, tests.SEED >> 32]
+    words = [word for i in range(tests.MANY // 4) for word in philox([i, 0, 0, 0], key)]
+    assert zlib.crc32(np.array(words, "<u4").tobytes()) == tests.CRC
+    assert philox([0] * 4, [0] * 2) == tests.PHILOX
+
+
+FAULTS = [  # the part that finds it, the kernel file, what it says, what a compiler might make of that, and the finding
+    (tests.random_numbers, "random", "0xD2511F53u", "0xD2511F51u", "Philox' first random numbers are .* are right"),
+    (tests.sums, "reduce", "((s) + (x))", "((s) + 2 * (x))", "a sum of 60,000 numbers is "),
+    (
+        tests.conversions,
+        "selftest",
+        "(v < 0, -v, v)",
+        "(v < 0, v, v)",
+        "absolute values .float32.: .* where .* is right",
+    ),
+    (tests.conversions, "selftest", "(k & 255)", "(0 * k)", "bytes of whole numbers .float32.: .* where .* is right"),
+    (tests.functions, "selftest", "tanh(v)", "tanh(v) * (T)(1.0001)", "^tanh .float32.: .* where .* is right"),
+    (
+        tests.functions,
+        "selftest",
+        "exp(v)",
+        "v / 0",
+        "^exp .float32.: np.float32.(inf|-inf|nan)|^exp .float32.: -?(inf|nan)",
+    ),
+    (tests.groups, "selftest", "h > 0", "h > 1", "sums in local memory: .* is right"),
+    (tests.products, "gemm", "begin = part * depth", "begin = part * depth + 1", "a matrix product: .* is right"),
+]
+
+
+@pytest.fixture
+def compiles(monkeypatch):
+    """compiles(file, right, wrong): from now on `right` in a kernel file comes out as `wrong`."""
+    real = program.source_for
+
+    def become(file, right, wrong):
+        def source_for(name, dtype):
+            source = real(name, dtype)
+            assert name != file or right in source
+            return source.replace(right, wrong) if name == file else source
+
+        monkeypatch.setattr(program, "source_for", source_for)
+
+    return become
+
+
+@pytest.mark.parametrize(("test", "file", "right", "wrong", "said"), FAULTS, ids=lambda v: getattr(v, "__name__", ""))
+def test_each_part_finds_a_fault(other, monkeypatch, compiles, test, file, right, wrong, said):
+    compiles(file, right, wrong)
+    monkeypatch.setenv("CLNN_SELF_TEST", "0")
+    with clnn.use(other):
+        found = list(test(other))
+    assert found and re.search(said, found[0]), found
+
+
+@pytest.mark.parametrize(
+    ("right", "wrong", "turns"),
+    [
+        ("i < n", "i < min(n, 65535)", 65535),
+        ("i < n", "i < min(n, 40000)", 40000),
+        ("i < n", "i < min(n, 99999)", 99999),
+    ],
+)
+def test_loops_that_a_driver_ends_are_counted(other, monkeypatch, compiles, right, wrong, turns):
+    compiles("selftest", right, wrong)
+    monkeypatch.setenv("CLNN_SELF_TEST", "0")
+    assert other.most_turns == turns
+
+
+@pytest.mark.parametrize("wrong", ["i < min(n, 100)", "i < n + 1"])
+def test_loops_that_a_driver_gets_wrong_are_a_fault(other, monkeypatch, compiles, wrong):
+    compiles("selftest", "i < n", wrong)
+    monkeypatch.setenv("CLNN_SELF_TEST", "0")
+    with pytest.raises(clnn.DeviceError, match="a loop of 100,000 turns comes to .* is right"):
+        selftest.count_turns(other)
+
+
+# -- what is made of the result ----------------------------------------------------------------------------------------
+def says(monkeypatch, *lines, end=""):
+    """The process of the self-test prints these lines, and ends like that."""
+    code = "".join(f"print({json.dumps(line) if isinstance(line, dict) else line!r}, flush=True)\n" for line in lines)
+    code = code.replace("print({", "print(json.dumps({").replace("}, flush", "}), flush")
+    monkeypatch.setattr(selftest, "CHILD", f"import json, os, sys, time\n{code}{end}")
+
+
+def test_a_device_that_passes_is_remembered(other, cache, monkeypatch):
+    assert selftest.check(other) == other.most_turns
+    (file,) = cache.iterdir()
+    known = json.loads(file.read_text())
+    assert known == {"passed": f"{other.identity} | clnn {clnn.__version__}", "turns": other.most_turns}
+    monkeypatch.setattr(selftest, "run", None)  # not called any more
+    file.write_text(json.dumps(known | {"turns": 77}))
+    assert selftest.check(other) == 77
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"passed": "another", "turns": 0}', '{"passed": 1}', '"passed"']
+)
+def test_a_damaged_file_is_as_good_as_none(other, cache, monkeypatch, text):
+    says(monkeypatch, {"test": "sums"}, {"turns": 0})
+    assert selftest.check(other) == 0
+    (file,) = cache.iterdir()
+    file.write_text(text)
+    says(monkeypatch, {"test": "sums"}, {"turns": 65535})
+    assert selftest.check(other) == 65535
+
+
+@pytest.mark.parametrize("field", ["platform", "version", "driver", "name", "form", "clnn"])
+def test_another_driver_or_clnn_is_tested_anew(other, cache, monkeypatch, field):
+    says(monkeypatch, {"test": "sums"}, {"turns": 0})
+    selftest.check(other)
+    if field == "clnn":
+        monkeypatch.setattr(clnn, "__version__", "99.0")
+    else:
+        setattr(other, field, "kind=gpu" if field == "form" else "another")
+    says(monkeypatch, {"test": "sums"}, {"wrong": "2 + 2 = 5"}, {"turns": 0})
+    with pytest.raises(clnn.DeviceError, match="2 . 2 = 5"):
+        selftest.check(other)
+
+
+def test_a_device_that_fails_is_refused_with_the_way_out(other, cache, monkeypatch):
+    says(
+        monkeypatch, "a driver's own words", {"test": "sums"}, {"wrong": "2 + 2 = 5"}, {"wrong": "3 = 4."}, {"turns": 0}
+    )
+    with clnn.use(other):
+        for use in (lambda: clnn.tensor([1.0]), lambda: clnn.Sequential([clnn.Dense(1)], input_shape=1)):
+            with pytest.raises(clnn.DeviceError) as error:
+                use()
+            for part in (
+                repr(other),
+                other.version,
+                "fails clnn's self-test",
+                "2 + 2 = 5; 3 = 4. ",
+                "CLNN_SELF_TEST=0",
+            ):
+                assert part in str(error.value)
+        assert list(cache.iterdir()) == []  # a fault is not remembered: what mends it may be out of clnn's sight
+        monkeypatch.setenv("CLNN_SELF_TEST", "0")
+        assert (clnn.tensor([1.0]) + 1).numpy() == 2
+
+
+@pytest.mark.parametrize(
+    ("end", "said"),
+    [
+        ("os.abort()", "at matrix products its process ended with signal 6"),
+        ("time.sleep(60)", "at matrix products its process gave no answer for 2 s"),
+        ("sys.exit('out of luck')", r"at matrix products its process failed \(out of luck\)"),
+    ],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals")
+def test_whatever_a_driver_does_to_its_process_is_survived(other, cache, monkeypatch, end, said):
+    monkeypatch.setattr(selftest, "SECONDS", 2)
+    says(monkeypatch, {"test": "sums"}, {"test": "matrix products"}, end=end)
+    with pytest.raises(clnn.DeviceError, match=said):
+        selftest.check(other)
+
+
+@pytest.mark.parametrize("why", ["frozen", "no interpreter", "no process", "another program", "an error of its own"])
+def test_a_device_that_cannot_be_tested_is_used_with_a_warning(other, cache, monkeypatch, why):
+    """A frozen program would start itself again, for ever."""
+    if why == "frozen":
+        monkeypatch.setattr(sys, "frozen", True, raising=False)
+    elif why == "no interpreter":
+        monkeypatch.setattr(multiprocessing.spawn, "get_executable", lambda: None)
+    elif why == "no process":
+        monkeypatch.setattr(
+            subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(BlockingIOError("no more processes"))
+        )
+    elif why == "another program":
+        monkeypatch.setattr(multiprocessing.spawn, "get_executable", lambda: b"/bin/true")
+    else:
+        says(monkeypatch, end="import nothing_of_that_name")
+    with pytest.warns(selftest.SelfTestWarning, match="uses it untested"), clnn.use(other):
+        assert (clnn.tensor([1.0]) + 1).numpy() == 2
+    assert other.most_turns in (0, 65535) and list(cache.iterdir()) == []
+
+
+def test_without_a_cache_folder_to_write_to_each_process_tests(other, monkeypatch, tmp_path):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CLNN_CACHE_DIR", str(tmp_path / "file" / "folder"))
+    monkeypatch.delenv("CLNN_SELF_TEST", raising=False)
+    for turns in (0, 65535):
+        says(monkeypatch, {"test": "sums"}, {"turns": turns})
+        assert selftest.check(other) == turns
+
+
+def test_oclgrind_is_not_tested(other, cache, monkeypatch):
+    monkeypatch.setattr(selftest, "run", None)
+    other.platform = "Oclgrind"
+    assert selftest.check(other) is None
+
+
+def test_the_doctor_names_a_device_that_fails(monkeypatch):
+    answers = {
+        ("list",): ([{"devices": [{"index": "0:0", "used": True, "name": "X", "text": "0:0 gpu X"}], "error": ""}], ""),
+        ("try", "0:0"): (
+            [{"stage": "done", "text": "", "problem": "it fails clnn's self-test: 2 + 2 = 5", "untrusted": True}],
+            "",
+        ),
+    }
+    monkeypatch.setattr(doctor, "_ask", lambda *arguments: answers[arguments])
+    (finding,) = doctor.devices()
+    assert finding.verdict == "PROBLEM" and "2 + 2 = 5" in finding.text and "CLNN_DEVICE_EXCLUDE='X'" in finding.remedy
+
+
+# -- in processes of their own -----------------------------------------------------------------------------------------
+USE = "import clnn; print((clnn.tensor([1.0]) + 1).numpy())"
+
+
+def start(folder, cwd, **variables):
+    """A script that uses clnn, lying in a folder and running in another."""
+    (folder / "script.py").write_text(USE)
+    environ = {name: value for name, value in os.environ.items() if name != "CLNN_SELF_TEST"} | variables
+    return subprocess.Popen(
+        [sys.executable, str(folder / "script.py")], cwd=cwd, env=environ, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_two_processes_at_once_and_modules_of_the_working_folder(tmp_path):
+    """Neither waits for the other, and a json.py in the working folder is none of the self-test's business."""
+    scripts, here = tmp_path / "scripts", tmp_path / "here"
+    scripts.mkdir()
+    here.mkdir()
+    for name in ("json", "numpy", "clnn"):
+        (here / f"{name}.py").write_text("raise SystemExit('the wrong module')")
+    both = [start(scripts, here, CLNN_CACHE_DIR=str(tmp_path / "cache")) for _ in range(2)]
+    for process in both:
+        out, errors = process.communicate(timeout=200)
+        assert (process.returncode, out, errors) == (0, "[2.]\n", "")
+    assert len(list((tmp_path / "cache").glob("self-test-*.json"))) == 1
+
+
+def test_a_device_whose_random_numbers_are_wrong_is_refused(tmp_path):
+    """From a copy of clnn whose random.cl is as wrong as one driver makes the right one."""
+    home = Path(clnn.__file__).parent.parent
+    shutil.copytree(home / "clnn", tmp_path / "clnn", ignore=shutil.ignore_patterns("__pycache__", "kernels"))
+    shutil.copytree(program.kernel_folder(), tmp_path / "kernels")
+    (tmp_path / "pyproject.toml").touch()
+    file = tmp_path / "kernels" / "random.cl"
+    file.write_text(file.read_text().replace("return as_uint8(", "return 0 * as_uint8("))
+    process = start(tmp_path, tmp_path, CLNN_CACHE_DIR=str(tmp_path / "cache"), PYTHONPATH=str(tmp_path))
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 1
+    assert re.search(
+        "DeviceError: .* fails clnn's self-test, .*: Philox' first random numbers are .* CLNN_SELF_TEST=0", errors
+    )
