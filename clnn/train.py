@@ -530,7 +530,7 @@ def _epoch_logs(results: Results, plan: np.ndarray, classes: bool, epoch: int, f
     rows = plan.astype(np.float64)
     logs = {"loss": float(losses @ rows / rows.sum())}
     if classes:
-        logs["accuracy"] = float(main[:, 1].sum() / rows.sum())
+        logs["accuracy"] = float(main[:, 1].sum(dtype=np.float64) / rows.sum())
     for i, metric in enumerate(results.metrics):
         logs[metric_name(metric)] = float(extra[:, i].astype(np.float64) @ rows / rows.sum())
     return logs
@@ -583,7 +583,7 @@ class Evaluation:
             share = plan / n
             values: dict[str, Any] = {"loss": main[:, 0].astype(np.float64) @ share}
             if classes:
-                values["accuracy"] = float(main[:, 1].sum()) / n
+                values["accuracy"] = float(main[:, 1].sum(dtype=np.float64)) / n
             for i, metric in enumerate(self.metrics):
                 values[metric_name(metric)] = extra[:, i].astype(np.float64) @ share
             for name, value in values.items():

@@ -12,11 +12,11 @@ FUNCTION(step,         WHERE(x > 0, 1, WHERE(x <= 0, 0, x)),            (T)(0))
 FUNCTION(sigmoid,      1 / (1 + exp(-x)),                               y * (1 - y))
 FUNCTION(tanh,         tanh(x),                                         1 - y * y)
 FUNCTION(relu,         WHERE(x < 0, 0, x),                              WHERE(y > 0, 1, 0 * y))
-FUNCTION(leaky_relu,   WHERE(x < 0, 0.01 * x, x),                       WHERE(y < 0, 0.01, 1))
+FUNCTION(leaky_relu,   WHERE(x < 0, 0.01 * x, x),                       WHERE(y > 0, 1, 0.01))
 FUNCTION(elu,          WHERE(x < 0, expm1(x), x),                       WHERE(y < 0, y + 1, 1))
 #define SELU_SCALE 1.0507009873554804934193349852946
 #define SELU_ALPHA 1.6732632423543772848170429916717
-FUNCTION(selu,         SELU_SCALE * WHERE(x < 0, SELU_ALPHA * expm1(x), x), WHERE(y < 0, y + SELU_SCALE * SELU_ALPHA, SELU_SCALE))
+FUNCTION(selu,         SELU_SCALE * WHERE(x < 0, SELU_ALPHA * expm1(x), x), WHERE(y > 0, SELU_SCALE, y + SELU_SCALE * SELU_ALPHA))
 FUNCTION(softplus,     log1p(exp(-fabs(x))) + relu_f(x),                -expm1(-y))
 FUNCTION(softsign,     x / (1 + fabs(x)),                               (1 - fabs(y)) * (1 - fabs(y)))
 FUNCTION(hard_sigmoid, WHERE(x < -3, 0, WHERE(x > 3, 1, x / 6 + 0.5)),  WHERE(y > 0 && y < 1, 1.0 / 6.0, 0 * y))

@@ -31,6 +31,21 @@ typedef REAL T;
 #define WHERE(condition, a, b) ((condition) ? (T)(a) : (T)(b))
 #endif
 
+// Long sums. n numbers added one after another lose up to n eps / 2 of their sum: percents, for a million floats. So sums go
+// in spans: SPAN numbers at most are added in a row, and each span's sum goes to a TOTAL by two-sum (Knuth 1969; Ogita et al.
+// 2005), which keeps beside it what rounding takes from every addition. What is lost then does not grow with n. Parts that
+// work-items or launches leave for another to join are added the same way. (Only reduce.cl and products of matrices, whose
+// parts are whole matrices, add parts of up to 1,024 numbers plainly, level upon level.)
+#define SPAN 256
+#define TOTAL(type, name) type name = (type)(0), name##_lost = (type)(0)
+#define ADD_TO(type, name, x) {                                                     \
+  const type x_ = (x), sum_ = name + x_, got_ = sum_ - name;                         \
+  name##_lost += (name - (sum_ - got_)) + (x_ - got_);                               \
+  name = sum_; }
+#define WHOLE(name) (name##_lost == name##_lost ? name + name##_lost : name)  // lost is NaN once the sum is not finite
+#define EACH_SPAN(first, n) int first = 0; first < (n); first += SPAN            // for (EACH_SPAN(first, n))
+#define IN_SPAN(i, first, n) int i = (first); i < min((n), (first) + SPAN); i++  //   for (IN_SPAN(i, first, n)) ...
+
 // A sink's pair (alpha, beta) for out = alpha * gradient + beta * out. Pairs lie in rows of SCALE_PAIRS, one row a step;
 // `at` holds the row's number, so a replay reads this step's learning rate from device memory.
 #define SCALE_PAIRS 5

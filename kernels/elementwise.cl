@@ -17,7 +17,7 @@
 BINARY(add,           a + b,                                               1,                               1)
 BINARY(subtract,      a - b,                                               1,                               -1)
 BINARY(multiply,      a * b,                                               b,                               a)
-BINARY(divide,        a / b,                                               1 / b,                           -a / (b * b))
+BINARY(divide,        a / b,                                               1 / b,                           -a / b / b)
 BINARY(power,         pow(a, b),                                           WHERE(b == 0, 0, b * pow(a, b - 1)), WHERE(a == 0 && b >= 0, 0, pow(a, b) * log(a)))
 BINARY(maximum,       WHERE(a >= b, a, WHERE(a < b, b, a + b)),            WHERE(a > b, 1, WHERE(a == b, 0.5, 0)), WHERE(a < b, 1, WHERE(a == b, 0.5, 0)))
 BINARY(minimum,       WHERE(a <= b, a, WHERE(a > b, b, a + b)),            WHERE(a < b, 1, WHERE(a == b, 0.5, 0)), WHERE(a > b, 1, WHERE(a == b, 0.5, 0)))

@@ -20,7 +20,12 @@ kernel void column_sums(int n, int rows, global const real *x, global real *out,
   const int c = get_global_id(0);
   if (c >= n) return;
   const real2 pair = SCALE(scale, at, column);
-  real sum = 0;
-  for (int r = 0; r < rows; r++) sum += x[(size_t)r * n + c];
-  out[c] = pair.y == 0 ? pair.x * sum : pair.x * sum + pair.y * out[c];
+  TOTAL(real, all);
+  for (EACH_SPAN(first, rows)) {
+    real part = 0;
+    for (IN_SPAN(r, first, rows)) part += x[(size_t)r * n + c];
+    ADD_TO(real, all, part)
+  }
+  const real sum = pair.x * WHOLE(all);
+  out[c] = pair.y == 0 ? sum : sum + pair.y * out[c];
 }

@@ -86,17 +86,26 @@ INLINE T epilogue(T x, int later, int last, global const real *c, global const r
 INLINE void column_sums(int N, int K, int j, int end, global const real *B, int ldb, global real *D, real2 pair) {
   for (int c = j; c < end; c += 4 * VW) {
     const int vectors = min(4, (end - c + VW - 1) / VW);
-    T x[4];
-    UNROLL for (int v = 0; v < 4; v++) x[v] = (T)(0);
+    real t[4 * VW] __attribute__((aligned(64))), lost[4 * VW] __attribute__((aligned(64)));
+    UNROLL for (int v = 0; v < 4; v++) { VSTORE((T)(0), v, t); VSTORE((T)(0), v, lost); }
     global const real *b = B + c;
-    if (vectors == 4) for (int k = 0; k < K; k++, b += ldb) UNROLL for (int v = 0; v < 4; v++) x[v] += VLOAD(v, b);
-    else for (int k = 0; k < K; k++, b += ldb) UNROLL for (int v = 0; v < 3; v++) if (v < vectors) x[v] += VLOAD(v, b);
-    real t[4 * VW] __attribute__((aligned(64)));
-    UNROLL for (int v = 0; v < 4; v++) VSTORE(x[v], v, t);
+    for (EACH_SPAN(first, K)) {
+      T x[4];
+      UNROLL for (int v = 0; v < 4; v++) x[v] = (T)(0);
+      if (vectors == 4) for (IN_SPAN(k, first, K), b += ldb) UNROLL for (int v = 0; v < 4; v++) x[v] += VLOAD(v, b);
+      else for (IN_SPAN(k, first, K), b += ldb) UNROLL for (int v = 0; v < 3; v++) if (v < vectors) x[v] += VLOAD(v, b);
+      UNROLL for (int v = 0; v < 4; v++) {
+        T all = VLOAD(v, t), all_lost = VLOAD(v, lost);
+        ADD_TO(T, all, x[v])
+        VSTORE(all, v, t);
+        VSTORE(all_lost, v, lost);
+      }
+    }
     for (int v = 0; v < vectors; v++) {
       global real *d = D + c + v * VW;
       const int n = N - c - v * VW;
-      T sum = VLOAD(v, t) * pair.x;
+      const T all = VLOAD(v, t), all_lost = VLOAD(v, lost);
+      T sum = WHOLE(all) * pair.x;
       if (pair.y != 0) sum += pair.y * load_n(d, n);
       store_n(sum, d, n);
     }
@@ -145,10 +154,10 @@ kernel void gemm_sum(int16 s, int parts, global const real *partial, global real
   const int M = s.s0, N = s.s1, ldc = s.s5, col = get_global_id(0) * VW, row = get_global_id(1);
   if (col >= N || row >= M) return;
   const real2 pair = PAIR;
-  T x = (T)(0);
-  for (int part = 0; part < parts; part++) x += VLOAD(0, partial + ((size_t)part * M + row) * N + col);
+  TOTAL(T, sum);
+  for (int part = 0; part < parts; part++) ADD_TO(T, sum, VLOAD(0, partial + ((size_t)part * M + row) * N + col))
   global real *o = C + s.s8 + (size_t)row * ldc + col;
-  store_n(epilogue(x, 0, 1, o, bias, saved, N, row, col, N - col, pair), o, N - col);
+  store_n(epilogue(WHOLE(sum), 0, 1, o, bias, saved, N, row, col, N - col, pair), o, N - col);
 }
 
 #elif defined(ROW)
@@ -169,12 +178,8 @@ kernel GROUP_SIZE void gemm_row(ARGS) {
       const T a0 = (T)(a[k]), a1 = (T)(a[k + 1]), a2 = (T)(a[k + 2]), a3 = (T)(a[k + 3]);
       global const real *b1 = b + ldb, *b2 = b1 + ldb, *b3 = b2 + ldb;
       for (int c = 0; c < n; c += VW) {
-        T x = VLOAD(0, sums + c);
-        x += a0 * VLOAD(0, b + c);
-        x += a1 * VLOAD(0, b1 + c);
-        x += a2 * VLOAD(0, b2 + c);
-        x += a3 * VLOAD(0, b3 + c);
-        VSTORE(x, 0, sums + c);
+        const T x = a0 * VLOAD(0, b + c) + a1 * VLOAD(0, b1 + c), y = a2 * VLOAD(0, b2 + c) + a3 * VLOAD(0, b3 + c);
+        VSTORE(VLOAD(0, sums + c) + (x + y), 0, sums + c);
       }
     }
     for (; k < end; k++, b += ldb)
@@ -423,6 +428,21 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
     next_b[f] = j < N && k < end ? B_FROM(k, j) : 0;                                               \
   }
 
+// What a work-item has summed up goes to C every LONGEST of k: no more products are added in a row (long sums: common.cl)
+#define LONGEST 1024
+#define WRITE(later, last)                                                                                               \
+  UNROLL for (int v = 0; v < NV; v++) {                                                                                  \
+    const int col = j0 + (v * SIDE + tx) * VW, n = N - col;                                                              \
+    if (n > 0) UNROLL for (int r = 0; r < MR; r++) {                                                                     \
+      const int row = i0 + ty * MR + r;                                                                                  \
+      global real *o = C + (size_t)row * ldc + col;                                                                      \
+      if (row >= M) continue;                                                                                            \
+      if (!depth) acc[r][v] = epilogue(acc[r][v], later, last, o, bias, saved, N, row, col, n, pair);                    \
+      else if (later) acc[r][v] += load_n(o, n);                                                                         \
+      store_n(acc[r][v], o, n);                                                                                          \
+    }                                                                                                                    \
+  }
+
 kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1))) void gemm_local(ARGS) {
   UNPACK
   local real at_a[KC][TILE_M + VW], at_b[KC][TILE_N];
@@ -434,8 +454,13 @@ kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1))) void gemm_local(
   real next_a[FETCH_A], next_b[FETCH_B];
   T acc[MR][NV];
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+  C += (size_t)part * M * N;
   FETCH(begin)
   for (int k0 = begin; k0 < end; k0 += KC) {
+    if (k0 > begin && (k0 - begin) % LONGEST == 0) {
+      WRITE(k0 - begin > LONGEST, 0)
+      UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+    }
     UNROLL for (int f = 0; f < FETCH_A; f++) { const int e = f * SIDE * SIDE + me; at_a[A_KK(e)][A_I(e)] = next_a[f]; }
     UNROLL for (int f = 0; f < FETCH_B; f++) { const int e = f * SIDE * SIDE + me; at_b[B_KK(e)][B_J(e)] = next_b[f]; }
     barrier(CLK_LOCAL_MEM_FENCE);
@@ -450,20 +475,14 @@ kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1))) void gemm_local(
     }
     barrier(CLK_LOCAL_MEM_FENCE);
   }
-  C += (size_t)part * M * N;
-  UNROLL for (int v = 0; v < NV; v++) {
-    const int col = j0 + (v * SIDE + tx) * VW, n = N - col;
-    if (n > 0) {
-      UNROLL for (int r = 0; r < MR; r++) {
-        const int row = i0 + ty * MR + r;
-        global real *o = C + (size_t)row * ldc + col;
-        if (row < M) store_n(depth ? acc[r][v] : epilogue(acc[r][v], 0, 1, o, bias, saved, N, row, col, n, pair), o, n);
-      }
+  WRITE(end - begin > LONGEST, 1)
 #ifdef SUMS
-      if (i0 == 0 && begin == 0 && ty == 0) column_sums(N, K, col, min(N, col + VW), B, ldb, D, SCALE(scale, at, s.sb));
-#endif
+  if (i0 == 0 && begin == 0 && ty == 0)
+    UNROLL for (int v = 0; v < NV; v++) {
+      const int col = j0 + (v * SIDE + tx) * VW;
+      if (col < N) column_sums(N, K, col, min(N, col + VW), B, ldb, D, SCALE(scale, at, s.sb));
     }
-  }
+#endif
 }
 #endif
 #endif

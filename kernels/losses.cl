@@ -75,13 +75,17 @@ static inline void elementwise_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
   const real w = weight ? weight[row] : (real)1, scale = w * factor / rows;
   const int label = LABEL;
-  real sum = 0;
-  for (int c = 0; c < n; c++) {
-    const real v = y[at + c], t = TARGET(c);
-    sum += CAT(LOSS, _l)(v, t, p);
-    if (dy) dy[at + c] = FOLD(scale * CAT(LOSS, _d)(v, t, p), at + c);
+  TOTAL(real, sum);
+  for (EACH_SPAN(first, n)) {
+    real part = 0;
+    for (IN_SPAN(c, first, n)) {
+      const real v = y[at + c], t = TARGET(c);
+      part += CAT(LOSS, _l)(v, t, p);
+      if (dy) dy[at + c] = FOLD(scale * CAT(LOSS, _d)(v, t, p), at + c);
+    }
+    ADD_TO(real, sum, part)
   }
-  losses[r] = w * factor * sum;
+  losses[r] = w * factor * WHOLE(sum);
   if (hits) { const int best = largest(n, y + at); hits[r] = best >= 0 && best == label; }
 }
 
@@ -96,16 +100,26 @@ static inline void softmax_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
   const real w = weight ? weight[row] : (real)1;
   const int label = LABEL;
-  real top = y[at], sum = 0, dot = 0, total = 0;
+  real top = y[at];
   int best = 0;
   for (int c = 1; c < n; c++) if (y[at + c] > top) { top = y[at + c]; best = c; }
-  for (int c = 0; c < n; c++) {
-    const real v = y[at + c] - top, t = (1 - p) * TARGET(c) + p / n, e = exp(v);
-    sum += e;
-    dot += t == 0 ? 0 : t * v;            // a logit of -inf that is nobody's target costs nothing
-    total += t;
-    if (dy) dy[at + c] = e;
+  TOTAL(real, all_e);
+  TOTAL(real, all_tv);
+  TOTAL(real, all_t);
+  for (EACH_SPAN(first, n)) {
+    real es = 0, tvs = 0, ts = 0;
+    for (IN_SPAN(c, first, n)) {
+      const real v = y[at + c] - top, t = (1 - p) * TARGET(c) + p / n, e = exp(v);
+      es += e;
+      tvs += t == 0 ? 0 : t * v;          // a logit of -inf that is nobody's target costs nothing
+      ts += t;
+      if (dy) dy[at + c] = e;
+    }
+    ADD_TO(real, all_e, es)
+    ADD_TO(real, all_tv, tvs)
+    ADD_TO(real, all_t, ts)
   }
+  const real sum = WHOLE(all_e), dot = WHOLE(all_tv), total = WHOLE(all_t);
   losses[r] = w * (total * log(sum) - dot);
   if (hits) hits[r] = best == label && sum == sum;   // with a NaN among the outputs nothing is right
   if (dy)

@@ -41,7 +41,11 @@ kernel void top_k(int rows, int n, int k, global const real *y, TARGETS, global 
 
 // out[step, column] = mean of values (n); state = (first row, step)
 kernel void record_mean(int n, int columns, int column, global const real *values, global const int *state, global real *out) {
-  real sum = 0;
-  for (int i = 0; i < n; i++) sum += values[i];
-  out[state[1] * columns + column] = sum / n;
+  TOTAL(real, sum);
+  for (EACH_SPAN(first, n)) {
+    real part = 0;
+    for (IN_SPAN(i, first, n)) part += values[i];
+    ADD_TO(real, sum, part)
+  }
+  out[state[1] * columns + column] = WHOLE(sum) / n;
 }

@@ -1,15 +1,12 @@
 // Reductions of an array seen as (outer, n, inner) over n. One work-item sums a chunk of n for one (outer, inner):
-// neighbours read neighbours where inner > 1; long reductions take two launches, chunks first.
+// neighbours read neighbours where inner > 1; long reductions take more launches, chunks first.
 #include "common.cl"
 
 #if defined(MAX)
-#define START(x) (x)
 #define JOIN(s, x) ((x) > (s) || (x) != (x) ? (x) : (s))      // NaN wins
 #elif defined(MIN)
-#define START(x) (x)
 #define JOIN(s, x) ((x) < (s) || (x) != (x) ? (x) : (s))
 #else
-#define START(x) (x)
 #define JOIN(s, x) ((s) + (x))
 #endif
 
@@ -20,8 +17,12 @@ kernel void reduce(int outer, int n, int inner, int chunk, int chunks, global co
   const int i = at % inner, p = at / inner % chunks, o = at / inner / chunks;
   const int first = p * chunk, last = min(n, first + chunk);
   global const real *row = x + (size_t)o * n * inner + i;
-  real s = START(row[(size_t)first * inner]);
-  for (int k = first + 1; k < last; k++) { const real v = row[(size_t)k * inner]; s = JOIN(s, v); }
+  real s = 0;
+  for (int span = first; span < last; span += SPAN) {
+    real part = row[(size_t)span * inner];
+    for (int k = span + 1; k < min(last, span + SPAN); k++) { const real v = row[(size_t)k * inner]; part = JOIN(part, v); }
+    s = span == first ? part : JOIN(s, part);
+  }
   y[at] = s * scale;
 }
 

@@ -6,14 +6,20 @@ kernel void softmax_forward(int rows, int n, global const real *x, global real *
   if (r >= rows) return;
   x += (size_t)r * n;
   y += (size_t)r * n;
-  real top = x[0], sum = 0;
+  real top = x[0];
   for (int c = 1; c < n; c++) top = x[c] > top ? x[c] : top;
-  for (int c = 0; c < n; c++) { const real e = exp(x[c] - top); y[c] = e; sum += e; }
+  TOTAL(real, sum);
+  for (EACH_SPAN(first, n)) {
+    real part = 0;
+    for (IN_SPAN(c, first, n)) { const real e = exp(x[c] - top); y[c] = e; part += e; }
+    ADD_TO(real, sum, part)
+  }
 #ifdef LOG
-  const real shift = top + log(sum);
-  for (int c = 0; c < n; c++) y[c] = x[c] - shift;
+  const real shift = log(WHOLE(sum));
+  for (int c = 0; c < n; c++) y[c] = (x[c] - top) - shift;    // top + shift would round shift away where logits are large
 #else
-  for (int c = 0; c < n; c++) y[c] /= sum;
+  const real whole = WHOLE(sum);
+  for (int c = 0; c < n; c++) y[c] /= whole;
 #endif
 }
 
@@ -24,12 +30,20 @@ kernel void softmax_backward(int rows, int n, global const real *y, global const
   y += (size_t)r * n;
   dy += (size_t)r * n;
   dx += (size_t)r * n;
-  real sum = 0;
+  TOTAL(real, sum);
+  for (EACH_SPAN(first, n)) {
+    real part = 0;
 #ifdef LOG
-  for (int c = 0; c < n; c++) sum += dy[c];
-  for (int c = 0; c < n; c++) dx[c] = dy[c] - exp(y[c]) * sum;
+    for (IN_SPAN(c, first, n)) part += dy[c];
 #else
-  for (int c = 0; c < n; c++) sum += dy[c] * y[c];
-  for (int c = 0; c < n; c++) dx[c] = y[c] * (dy[c] - sum);
+    for (IN_SPAN(c, first, n)) part += dy[c] * y[c];
+#endif
+    ADD_TO(real, sum, part)
+  }
+  const real whole = WHOLE(sum);
+#ifdef LOG
+  for (int c = 0; c < n; c++) dx[c] = dy[c] - exp(y[c]) * whole;
+#else
+  for (int c = 0; c < n; c++) dx[c] = y[c] * (dy[c] - whole);
 #endif
 }

@@ -12,12 +12,16 @@ kernel void advance(global int *a, global int *b, global int *c, global int *d, 
 // number of hits go to results[step], and the counters move on. One work-item, so that the order of summation never changes.
 static inline void record_step(int batch, int rows, global const real *losses, global const int *hits, global real *results,
                                global int *state, global int *a, global int *b, int2 by) {
-  real sum = 0;
+  TOTAL(real, sum);
   int count = 0;
-  for (int r = 0; r < rows; r++) sum += losses[r];
+  for (EACH_SPAN(first, rows)) {
+    real part = 0;
+    for (IN_SPAN(r, first, rows)) part += losses[r];
+    ADD_TO(real, sum, part)
+  }
   if (hits) for (int r = 0; r < rows; r++) count += hits[r];
   const int step = state[1];
-  results[2 * step] = sum / rows;
+  results[2 * step] = WHOLE(sum) / rows;
   results[2 * step + 1] = count;
   state[2] = state[0];
   state[0] += batch;

@@ -142,8 +142,8 @@ def test_derivative_at_a_kink_is_between_its_sides(device, name):
     x = np.array(KINKS[name], np.float64)
     p = parameter(x)
     function(p, name).backward(np.ones(x.size))
-    sides = [derivative(name, x - 0.01), derivative(name, x + 0.01)] if name != "step" else [np.zeros(1)] * 2
-    slack = 0.01 if name == "hard_swish" else 1e-6
+    sides = [derivative(name, x - 1e-4), derivative(name, x + 1e-4)] if name != "step" else [np.zeros(1)] * 2
+    slack = 1e-3  # of curves, so near the kink
     assert (p.grad.numpy() >= np.minimum(*sides) - slack).all()
     assert (p.grad.numpy() <= np.maximum(*sides) + slack).all()
 

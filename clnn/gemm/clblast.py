@@ -21,6 +21,7 @@ from . import tuning
 if TYPE_CHECKING:
     from . import Product
 
+LONGEST = 4096  # of K in one call: CLBlast adds all of it in a row (long sums: kernels/common.cl)
 _lock = threading.Lock()  # CLBlast before 1.6.1 is not safe across threads
 _problems: dict[str, str] = {}
 
@@ -57,13 +58,15 @@ def _multiply(queue: Any, a: Any, b: Any, c: Any, dtype: Any, p: tuple[Any, ...]
     m, n, k, transpose_a, transpose_b, lda, ldb, ldc, a_offset, b_offset, c_offset = p
     alpha, beta = value() if value else (1.0, 0.0)
     operand = _operand()
-    with _lock:
-        event = _library()[0].gemm(
-            queue, m, n, k, operand(a, dtype), operand(b, dtype), operand(c, dtype), lda, ldb, ldc,
-            alpha, beta, transpose_a, transpose_b, a_offset, b_offset, c_offset,
-        )  # fmt: skip
-    # pyclblast's event is one reference too many: taking it over once more and dropping it frees it
-    cl.Event.from_int_ptr(event.int_ptr, retain=False)
+    for k0 in range(0, k, LONGEST):
+        a_at, b_at = a_offset + k0 * (lda if transpose_a else 1), b_offset + k0 * (1 if transpose_b else ldb)
+        with _lock:
+            event = _library()[0].gemm(
+                queue, m, n, min(LONGEST, k - k0), operand(a, dtype), operand(b, dtype), operand(c, dtype), lda, ldb, ldc,
+                alpha, 1.0 if k0 else beta, transpose_a, transpose_b, a_at, b_at, c_offset,
+            )  # fmt: skip
+        # pyclblast's event is one reference too many: taking it over once more and dropping it frees it
+        cl.Event.from_int_ptr(event.int_ptr, retain=False)
 
 
 def run(device: Device, p: Product) -> None:

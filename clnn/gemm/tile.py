@@ -24,6 +24,7 @@ MOST_RUN = 1 << 14  # bytes of sums that gemm_row keeps: half a first-level cach
 FEW = 4  # fewer rows than this are done one by one, where B is large: a column of memory is slow to read
 UNBROKEN = 1024  # K is gone through at once up to here, else in steps of DEEP, so that what is read again is near
 DEEP = 256  # at least so much of K has a work-item where K is split
+LONGEST = 1024  # products, or sums of steps, that are added in a row; beyond, K is split (long sums: kernels/common.cl)
 
 
 class Tile(NamedTuple):
@@ -120,6 +121,9 @@ def share(device: Device, p: Product, tile: Tile) -> Share:
     if items < enough:
         parts = min(wanted // items, p.k // (DEEP if device.kind == "cpu" else DEEP // 4), _up(4 * enough, items))
         depth = _up(_up(p.k, parts), 16) * 16 if parts > 1 else 0
+    longest = LONGEST * (4 if tile.row else LONGEST if tile.local else tile.kc or DEEP)  # gemm_row adds four at a time
+    if (depth or p.k) > longest:
+        depth = longest
     parts = _up(p.k, depth) if depth else 1
     return Share(rows, columns, depth, items * parts, parts, along <= down)
 

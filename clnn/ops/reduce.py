@@ -12,7 +12,9 @@ from ..checks import whole_numbers
 from ..errors import ShapeError
 from .array import Array, check_float, empty, fill
 
-CHUNK = 1024  # elements one work-item joins before a second launch joins the chunks
+CHUNK = (
+    1024  # elements that one work-item joins at most; another launch joins the chunks (long sums: kernels/common.cl)
+)
 
 
 def normal_axes(ndim: int, axis: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -33,8 +35,7 @@ def _one(x: Array, kind: str, outer: int, n: int, inner: int, scale: float) -> A
     """x as (outer, n, inner), joined over n, times scale."""
     extra: dict[str, Any] = {} if kind == "sum" else {kind.upper(): 1}
     while True:
-        chunk = n if outer * inner >= 64 or n <= CHUNK else CHUNK
-        chunks = -(-n // chunk)
+        chunks = -(-n // CHUNK)
         y = empty(x.device, (outer * chunks * inner,), x.dtype)
         factor = scale if chunks == 1 else 1.0
         x.device.launch(
@@ -44,7 +45,7 @@ def _one(x: Array, kind: str, outer: int, n: int, inner: int, scale: float) -> A
             outer,
             n,
             inner,
-            chunk,
+            CHUNK,
             chunks,
             x.block,
             y.block,

@@ -1,0 +1,197 @@
+"""Sums over a million numbers and more: what rounding loses must not grow with their number (kernels/common.cl)."""
+
+import numpy as np
+import pytest
+from helpers import parameter
+
+import clnn
+from clnn.gemm import clblast
+from clnn.tensor import linear_layer
+
+VALUE = np.float32(0.1)  # rounded up at each addition to a sum of like size: one by one, a million of them are 1% off
+V = float(VALUE)
+BOUND = 5e-5  # a run of at most 1,024 equal numbers: 1024 eps / 4 and as much again; one by one 1e6 are off by 1e-2
+N = [10**6, pytest.param(10**7, id="1e7")]
+
+
+def full(*shape):
+    return clnn.tensor(np.full(shape, VALUE))
+
+
+def check(got, expected, bound=BOUND):
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    worst = np.abs(got - expected).max() / np.abs(expected).max()
+    assert worst <= bound, f"off by {worst:.2g}"
+
+
+@pytest.fixture(params=["own", "gpu"])
+def form(request, device, monkeypatch):
+    """The device as it is, and the forms of kernels that GPUs run."""
+    if request.param == "gpu":
+        if device.kind == "gpu":
+            pytest.skip("it is one already")
+        monkeypatch.setattr(device, "kind", "gpu")
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    return device
+
+
+@pytest.mark.parametrize("n", N)
+def test_sum_and_mean(form, n):
+    check(full(n).sum().numpy(), n * V)
+    check(full(n).mean().numpy(), V)
+    rows = n // 64
+    check(full(rows, 64).sum(0).numpy(), rows * V)  # enough columns to fill a device with one work-item each
+    check(full(2, rows, 32).mean(1).numpy(), V)
+    check(full(32, 2, n // 64).sum(axis=(1, 2)).numpy(), n // 64 * 2 * V)
+
+
+def test_sum_of_the_issue(form):
+    check(full(300_000, 64).sum(0).numpy(), 30_000)
+
+
+@pytest.mark.parametrize("n", N)
+@pytest.mark.parametrize("k, columns", [(1, 2), (3, 40)])
+def test_gradients_by_weights_and_bias(form, n, k, columns):
+    if n * columns > 10**8:
+        pytest.skip("a gigabyte")
+    w, b = parameter(np.ones((k, columns))), parameter(np.zeros(columns))
+    x = full(n, k)
+    y = linear_layer(x, w, b, "linear")
+    y.backward(np.full(y.shape, VALUE))
+    check(w.grad.numpy(), n * V * V)
+    check(b.grad.numpy(), n * V)
+
+
+def test_bias_gradient_alone(form):
+    """Where the weights are frozen, or another engine multiplies."""
+    w, b = parameter(np.ones((1, 3))), parameter(np.zeros(3))
+    w.trainable = False
+    linear_layer(full(10**6, 1), w, b, "linear").backward(np.full((10**6, 3), VALUE))
+    check(b.grad.numpy(), 10**6 * V)
+
+
+@pytest.mark.parametrize("n", N)
+@pytest.mark.parametrize("m, columns", [(1, 2), (2, 40), (5, 40)])
+def test_products_of_long_rows(form, n, m, columns):
+    k = n // (1 if columns < 40 else 20)
+    check((full(m, k) @ full(k, columns)).numpy(), k * V * V)
+
+
+def test_products_by_clblast(device, monkeypatch):
+    """CLBlast adds a product's terms in a row: long ones come in several calls."""
+    if clblast.problem(device):
+        pytest.skip(clblast.problem(device))
+    monkeypatch.setenv("CLNN_GEMM", "clblast")
+    k = 10**6
+    check((full(2, k) @ full(k, 3)).numpy(), k * V * V, 4 * BOUND)
+    w, b = parameter(np.ones((2, 3))), parameter(np.zeros(3))
+    linear_layer(full(k, 2), w, b, "linear").backward(np.full((k, 3), VALUE))
+    check(w.grad.numpy(), k * V * V, 4 * BOUND)
+    check(b.grad.numpy(), k * V)
+
+
+def test_products_in_place(form):
+    """Beta, bias and activation come once, however many parts a long product has."""
+    k = 5000
+    x = np.random.default_rng(0).standard_normal((3, k)).astype(np.float32)
+    for columns in (2, 70):
+        w, b = parameter(np.full((k, columns), 1e-2)), parameter(np.arange(columns))
+        y = linear_layer(clnn.tensor(x), w, b, "relu")
+        check(
+            y.numpy(),
+            np.maximum(
+                x.astype(np.float64) @ np.full((k, columns), np.float32(1e-2), np.float64) + np.arange(columns), 0
+            ),
+        )
+        long = parameter(np.full((columns, 2), 0.1))
+        rows = clnn.tensor(np.full((k, columns), VALUE))
+        for _ in range(2):  # the second gradient is added to the first
+            linear_layer(rows, long, None, "linear").backward(np.full((k, 2), VALUE))
+        check(long.grad.numpy(), 2 * k * V * V)
+
+
+@pytest.mark.parametrize("n", [50_257, 1 << 20, 10**7])
+def test_softmax_and_cross_entropy(device, n):
+    logits = clnn.tensor(np.zeros((1, n), np.float32))
+    check(clnn.softmax(logits).numpy(), 1 / n)
+    check(clnn.log_softmax(logits).numpy(), -np.log(n))
+    learning = parameter(np.zeros((1, n)))
+    loss = clnn.losses.cross_entropy(learning, np.zeros(1, np.int32))
+    check(loss.numpy(), np.log(n))
+    loss.backward()
+    check(learning.grad.numpy()[0, 1:], 1 / n)
+    for f in (clnn.softmax, clnn.log_softmax):
+        learning.zero_grad()
+        f(learning).backward(np.full((1, n), VALUE))
+        assert np.abs(learning.grad.numpy()).max() <= BOUND * V
+
+
+@pytest.mark.parametrize("n", N)
+@pytest.mark.parametrize("loss, value", [("mse", V * V), ("mae", V), ("huber", V * V / 2)])
+def test_losses_of_many_outputs(device, n, loss, value):
+    check(clnn.losses.find_loss(loss)(full(2, n), np.zeros((2, n), np.float32)).numpy(), value)
+
+
+def test_losses_summed_over_outputs(device):
+    n = 10**6
+    zeros = np.zeros((1, n), np.float32)
+    check(clnn.losses.quadratic(full(1, n), zeros).numpy(), n * V * V / 2)
+    check(clnn.losses.binary_cross_entropy(clnn.tensor(zeros), zeros).numpy(), n * np.log(2))
+
+
+def test_loss_and_metrics_of_a_large_batch(device):
+    """fit's and evaluate's mean over the rows of a step."""
+    n = 60_000
+    net = clnn.Sequential([clnn.Dense(1)], input_shape=1)  # its outputs for zeros are its bias, 0
+    x, y = np.zeros((n, 1), np.float32), np.full((n, 1), VALUE)
+
+    def off(output, target):
+        return ((output - target) * (output - target)).reshape(-1)
+
+    found = net.fit(x, y, loss="mse", optimizer=clnn.SGD(0.0), epochs=1, batch_size=n, metrics=[off], progress=False)
+    check(found["loss"][0], V * V)
+    check(found["off"][0], V * V)
+    got = net.evaluate(x, y, metrics=[off], batch_size=n)
+    check(got["loss"], V * V)
+    check(got["off"], V * V)
+
+
+def test_infinities_stay_infinities(device):
+    """What rounding takes from an addition is not a number once the sum is infinite; the sum has to stay so."""
+    x = np.zeros((2, 3000), np.float32)
+    x[0, 5], x[1, 2999] = np.inf, -np.inf
+    np.testing.assert_array_equal(clnn.tensor(x).sum(1).numpy(), [np.inf, -np.inf])
+    np.testing.assert_array_equal(clnn.losses.mse(clnn.tensor(x), np.zeros_like(x)).numpy(), np.inf)
+    b = parameter(np.zeros(2))
+    linear_layer(clnn.tensor(np.ones((3000, 1), np.float32)), parameter(np.ones((1, 2))), b, "linear").backward(
+        x.T.copy()
+    )
+    np.testing.assert_array_equal(b.grad.numpy(), [np.inf, -np.inf])
+    x[0, 6] = np.nan
+    assert np.isnan(clnn.tensor(x).sum(1).numpy()).tolist() == [True, False]
+
+
+def test_log_softmax_of_large_logits(device):
+    """(x - max) - log(sum): x - (max + log(sum)) loses what the largest logit rounds away."""
+    x = np.array([[1e4, 1e4 - 1, 1e4 - 2], [-3e7, -3e7, -3e7]], np.float32)
+    e = x.astype(np.float64) - x.max(1, keepdims=True)
+    check(clnn.log_softmax(clnn.tensor(x)).numpy(), e - np.log(np.exp(e).sum(1, keepdims=True)), 1e-6)
+
+
+def test_derivative_of_a_quotient_does_not_overflow(device):
+    """-a / b / b, where b * b would be 0 or infinite."""
+    a, b = np.float32([1e-30, 1e30, 3.0]), np.float32([1e-25, 1e25, 2.0])
+    p = parameter(b)
+    (clnn.tensor(a) / p).backward(np.ones(3, np.float32))
+    expected = -a.astype(np.float64) / b / b
+    np.testing.assert_allclose(p.grad.numpy(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name, at_zero", [("leaky_relu", 0.01), ("selu", 1.7580993408473766), ("elu", 1.0), ("relu", 0.0)]
+)
+def test_derivatives_at_zero(device, name, at_zero):
+    """PyTorch's convention: zero belongs to the left branch."""
+    x = parameter(np.zeros(3))
+    getattr(clnn, name)(x).backward(np.ones(3, np.float32))
+    np.testing.assert_allclose(x.grad.numpy(), at_zero, rtol=1e-6)
