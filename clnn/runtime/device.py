@@ -396,7 +396,7 @@ def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], li
     types: list[Any] = []
     values: list[Any] = []
     for value in args:
-        if value is None or isinstance(value, Block):
+        if value is None or isinstance(value, (Block, cl.LocalMemory)):
             types.append(None)
         elif isinstance(value, (bool, int, np.bool_, np.integer)):
             if not -(2**31) <= value < 2**31:
