@@ -16,10 +16,11 @@ from .ops.aggregate import reduce
 from .ops.array import Array
 from .ops.elementwise import binary
 from .ops.loss import Record, Rows, rows
+from .runtime.watch import Watched
 from .tensor import Tensor, grad_enabled, host_array, on_tape, tensor
 
 
-class Loss:
+class Loss(Watched):
     """A loss by row of kernels/losses.cl. `takes` says what targets it has: "values", or "classes" for distributions
     over classes, which class numbers stand for."""
 

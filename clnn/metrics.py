@@ -6,6 +6,7 @@ That is counting, and done on the host.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,8 +49,11 @@ def top_k(k: int) -> Metric:
     """1 where the class is among the k largest outputs."""
     if (whole(k) or 0) < 1:
         raise ConfigurationError(f"top_k's k should be 1 or more, {k!r} was provided instead")
-    k = int(k)
+    return _top(int(k))
 
+
+@functools.cache  # the same function again: evaluations are kept by it
+def _top(k: int) -> Metric:
     def metric(output: Any, target: Any) -> Tensor:
         output = tensor(output)
         return _per_row("top_k", output, _target(output, target), k)

@@ -23,7 +23,8 @@ from .ops.elementwise import scale_add
 from .parameters import Run, Store, consolidate, room, runs
 from .runtime.device import Device
 from .runtime.memory import Block
-from .runtime.recording import StepContext, advance_cells, structure_changed
+from .runtime.recording import StepContext, advance_cells, structure_changed, structure_version
+from .runtime.watch import Restored, Watch, Watched, rebinds
 from .schedules import Schedule, check, describe, find_rate, is_known
 from .tensor import Parameter
 
@@ -35,7 +36,7 @@ ITEM = 1 << 15  # elements that a CPU thread updates at once: fewer are not wort
 Rate = float | Callable[[int], float] | Sequence[Sequence[float]]
 
 
-class _Clock:
+class _Clock(Restored):
     """Where an optimizer is: steps prepared so far, its row in the table of rates, and rows left there."""
 
     __slots__ = ("steps", "row", "left")
@@ -74,7 +75,7 @@ def _strips(device: Device, rows: int) -> tuple[int, int, int]:
     return device.group_width, across, across
 
 
-class Optimizer:
+class Optimizer(Watched):
     """What all optimizers share: the table of rates, where gradients go, and the launch.
 
     `lr` is a number, a schedule (clnn.schedules), a list of pairs (epochs, rate), or a function of the step's number from
@@ -86,6 +87,8 @@ class Optimizer:
     steps (as they were before clipping).
     """
 
+    tells = True
+    unwatched = frozenset(("epochs", "parameters", "lr"))  # rates are no part of a recording
     rule = ""  # the function in kernels/optimizer.cl
     states = 0  # buffers of the parameters' size that it keeps
     decoupled = False
@@ -113,6 +116,9 @@ class Optimizer:
         self.ema = None if ema is None else check("ema", ema, 0.0, 1.0)
         self.epochs = 0  # trained so far by fit, which orders its samples by this number
         self.parameters: list[Parameter] = []
+        self._given: list[Parameter] = []  # those, and the frozen ones
+        self._seen = -1  # the structure under which they were chosen
+        self._rates_of: Watch | None = None  # what the function lr read when the table was filled
         self._stores: list[Store] = []
         self._state: dict[Store, list[Block]] = {}
         self._averages: dict[Store, Block] = {}
@@ -131,7 +137,8 @@ class Optimizer:
                 value.bind(*self._fit)
             self._clock.left = 0  # the table is made anew before the next step
         elif not name.startswith("_") and name not in ("epochs", "parameters") and getattr(self, "_ready", False):
-            structure_changed()
+            if rebinds(self, name, value):
+                structure_changed()
             object.__setattr__(self, "_runs", None)
             self._clock.left = 0  # momentum and betas stand in the table as well
         object.__setattr__(self, name, value)
@@ -172,13 +179,14 @@ class Optimizer:
 
     def observe(self, loss: float) -> None:
         """An epoch is over, with this loss: what `ReduceOnPlateau` waits for. fit says it by itself."""
-        if isinstance(self.lr, Schedule) and self.lr.observe(loss):
-            self._clock.left = 0
+        if callable(self.lr) and (not isinstance(self.lr, Schedule) or self.lr.observe(loss)):
+            self._clock.left = 0  # a function of one's own may read what nobody sees change
 
     def _fill_table(self) -> None:
         """The next rows of the table: pairs for sinks of weights and of biases, and what the rule reads."""
         steps = np.arange(self.steps, self.steps + ROWS)
         lr = np.array([self.rate(int(i)) for i in steps]) if callable(self.lr) else np.full(ROWS, self.lr)
+        self._rates_of = Watch([self.lr]) if callable(self.lr) else None
         rows = np.zeros((ROWS, 2 * SCALE_PAIRS))
         for column, values in enumerate((-lr, 1.0 - lr * self.weight_decay, -lr, 1.0, *self.numbers(lr, steps + 1))):
             rows[:, column] = values
@@ -197,6 +205,8 @@ class Optimizer:
         if self._put_aside is not None:
             raise ClnnError("a step within optimizer.averaged() would train the averages: leave the with block first")
         clock = self._clock
+        if self._rates_of is not None and self._rates_of.changed():
+            clock.left = 0
         if not clock.left:
             self._fill_table()
             clock.row, clock.left = -1, ROWS
@@ -221,7 +231,7 @@ class Optimizer:
     # -- parameters and what is kept of them --------------------------------------------------------------------------
     def attach(self, parameters: Sequence[Parameter]) -> None:
         """Take charge of `parameters`: they move into a flat store where they have none."""
-        wanted = [p for p in parameters if p.trainable]
+        self._given, wanted = list(parameters), [p for p in parameters if p.trainable]
         if not wanted:
             raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
         if (
@@ -295,10 +305,19 @@ class Optimizer:
 
     def fuse(self) -> None:
         """Before a step that is or will be recorded: velocities move to where such steps expect them."""
+        self._look()
         if self.fuses:
             for store in self._stores:
                 if store not in self._fused:
                     self._fuse(store)
+
+    def _look(self) -> None:
+        """Take charge of the parameters that are trainable now, with their factors of the rate as they are now."""
+        if self._seen != structure_version():
+            self._runs = None
+            if self._given:
+                self.attach(self._given)
+            self._seen = structure_version()
 
     def enter(self, uses: dict[Parameter, int]) -> None:
         """A step begins whose launches may be recorded: choose where gradients go. `uses`: how often each parameter is
@@ -352,6 +371,7 @@ class Optimizer:
         """
         if parameters is not None:
             self.attach(list(parameters))
+        self._look()
         if not self.parameters:
             raise ConfigurationError("step() needs the parameters at its first call: optimizer.step(net.parameters())")
         if not any(p.uses for p in self.parameters):

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 from .gemm import Scale
 from .runtime.memory import Block
 from .runtime.recording import structure_changed
+from .runtime.watch import Restored
 from .tensor import Parameter
 
 
-class Store:
+class Store(Restored):
     """One buffer of parameters and, made at first need, one of their gradients. The parameters: in the order in which they
     shall lie, as many as fit."""
 

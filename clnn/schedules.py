@@ -16,6 +16,7 @@ import numpy as np
 
 from .checks import check_count
 from .errors import ConfigurationError
+from .runtime.watch import Watched
 
 
 def check(name: str, value: Any, low: float, high: float, closed: str = "[)") -> float:
@@ -38,7 +39,7 @@ def _between(first: float, last: float, share: float) -> float:
     return last + (first - last) * (1.0 + math.cos(math.pi * share)) / 2.0
 
 
-class Schedule:
+class Schedule(Watched):
     """A learning rate that moves: derive from it, keep the arguments as attributes, and write `rate(t)`.
 
     `self.steps(epochs)` says how many steps that is, `self.length()` how many steps the schedule spans.

@@ -28,6 +28,8 @@ from .ops.shape import broadcast_to, concatenate, reshape, take_rows, take_slice
 from .ops.softmax import softmax
 from .runtime.device import Device, resolve
 from .runtime.memory import Block
+from .runtime.recording import structure_changed
+from .runtime.watch import Restored
 
 _mode = threading.local()
 _order = itertools.count()
@@ -243,7 +245,18 @@ class Tensor(Array):
         return apply(take_slice, self, key=key)
 
 
-class Parameter(Tensor):
+def _told(slot: str) -> Any:
+    """An attribute kept in `slot` whose change recordings hear of."""
+
+    def write(self: Any, value: Any) -> None:
+        if getattr(self, slot, value) != value:
+            structure_changed()
+        setattr(self, slot, value)
+
+    return property(lambda self: getattr(self, slot), write)
+
+
+class Parameter(Tensor, Restored):
     """A tensor that learns, or with `learns=False` one that is kept with those that do: statistics, which no optimizer
     touches, and which are saved, loaded and moved as all parameters are.
 
@@ -256,9 +269,9 @@ class Parameter(Tensor):
         "name",
         "learns",
         "_trainable",
-        "decays",
-        "rate_factor",
-        "max_norm",
+        "_decays",
+        "_rate_factor",
+        "_max_norm",
         "sink",
         "uses",
         "forward_uses",
@@ -290,7 +303,11 @@ class Parameter(Tensor):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
+        if self._trainable != bool(value):
+            structure_changed()
         self._trainable = bool(value)
+
+    decays, rate_factor, max_norm = _told("_decays"), _told("_rate_factor"), _told("_max_norm")
 
     @property
     def requires_grad(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from .data.validate import check_features, check_labels
 from .errors import ConfigurationError, DataError, Diverged, OutOfDeviceMemory, ShapeError
 from .gemm import RowsOf
 from .layers.base import Layer, for_shapes
-from .losses import Loss, find_loss, host_target
+from .losses import LOSSES, Loss, find_loss, host_target
 from .metrics import Metric, find_metric, metric_name
 from .ops.array import block_of
 from .ops.loss import Record
@@ -29,7 +30,8 @@ from .optim import Optimizer, find_optimizer
 from .parameters import consolidate, statistics_kept
 from .runtime.device import Device
 from .runtime.memory import Block
-from .runtime.recording import advance_cells, structure_version
+from .runtime.recording import advance_cells, structure_changed, structure_version
+from .runtime.watch import Watch
 from .step import Step, copied
 from .tensor import Node, Tensor, backpropagate, grad_enabled, no_grad, tensor
 
@@ -101,10 +103,11 @@ def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
     """Build the model if it is not, and the output's shape for one sample, which the model remembers."""
 
     def key() -> Any:
-        layers = tuple((id(layer), layer.built) for layer in model.layers_inside())
-        return structure_version(), model.device, layers, [(x.shape[1:], x.dtype) for x in xs]
+        return structure_version(), model.device, [(x.shape[1:], x.dtype) for x in xs]
 
     known = model.__dict__.get("_output_shape")
+    if known and known[2].changed():
+        structure_changed()  # recordings hold the old layers
     if known and known[0] == key():
         return known[1]
     samples = [np.zeros((1, *x.shape[1:]), x.dtype) for x in xs]
@@ -112,7 +115,7 @@ def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
         y = for_shapes(model.device, lambda: model(*[tensor(x, device=model.device) for x in samples]))
     if not isinstance(y, Tensor):
         raise ConfigurationError(f"forward() returned {type(y).__name__}; fit, evaluate and predict need one tensor")
-    model.__dict__["_output_shape"] = key(), y.shape[1:]
+    model.__dict__["_output_shape"] = key(), y.shape[1:], Watch([model])
     return y.shape[1:]
 
 
@@ -411,7 +414,8 @@ def fit(
         optimizer.step()
 
     uses = _uses(model, xs) if isinstance(loss, Loss) else {}
-    step = Step(train, record, [optimizer], uses, moves_counters=True)
+    step = Step(train, record, [optimizer], uses, moves_counters=True, reads=[model, loss, *found_metrics])
+    structure = structure_version()
     if seed is not None:  # where an uninterrupted run would be
         random.generator(device).reseed(seed, position=optimizer.steps)
     history = History()
@@ -428,6 +432,13 @@ def fit(
             for callback in callbacks:
                 callback.on_epoch_begin(model, epoch)
             began = time.perf_counter()
+            output = build_for(model, xs)
+            if structure != structure_version():  # a callback has changed something
+                if isinstance(loss, Loss):
+                    loss.check((n, *output), target.shape, target.dtype)
+                optimizer.attach(consolidated(model))
+                step.expect({})
+                structure = structure_version()
             order = _permutation(n, shuffle, seed, optimizer.epochs)
             first_step = optimizer.steps
             done = 0
@@ -441,11 +452,15 @@ def fit(
                     feed.rewind(step=done)
                 for rows_now, count in _steps(len(part), batch_size):
                     key = step.key(device, rows_now)
+                    run = partial(train, rows=rows_now)
                     steps_to_come = (epochs - epoch) * count
                     end = done + count
+                    step.verify(device, key, run, bool(callbacks) or step.foreign)
                     while done < end:
                         times = step.ahead(key, end - done, steps_to_come)
-                        step.run(device, key, lambda context, rows=rows_now: train(context, rows), times)  # type: ignore[misc]
+                        step.run(device, key, run, times)
+                        if step.foreign:  # code that is not clnn's may see something new between callbacks, too
+                            step.verify(device, key, run)
                         bar.step(times)
                         done += times
             logs = _epoch_logs(results, plan, classes, epoch, first_step)
@@ -609,7 +624,7 @@ class Evaluation:
             device = self.model.device
             self.feed = feed = Feed(device, capacity, xs, y, weighted, ordered=False)
             self.results = Results(device, -(-capacity // self.batch), self.model.dtype, self.metrics)
-            self.step = Step(self._forward, self.record)
+            self.step = Step(self._forward, self.record, reads=[self.model, self.loss, *self.metrics])
             self.moved = True
         for start in range(0, n, feed.capacity):
             part = slice(start, start + feed.capacity)
@@ -626,7 +641,9 @@ class Evaluation:
         self.moved = self.moved or not alone
         with no_grad():
             key = self.step.key(device, (rows, classes, alone))
-            result, fixed = self.step.run(device, key, lambda context: self._forward(context, rows, classes, alone))
+            forward = partial(self._forward, rows=rows, classes=classes, alone=alone)
+            self.step.verify(device, key, forward)
+            result, fixed = self.step.run(device, key, forward)
         return copied(result) if fixed and not alone else result
 
     def _forward(self, context: Any, rows: int, classes: bool, alone: bool) -> Tensor | None:
@@ -645,11 +662,13 @@ class Evaluation:
 def evaluation_of(model: Any, kind: str, loss: Any, metrics: Sequence[Metric], batch: int) -> Evaluation:
     """The evaluation that a model keeps for a loss and metrics, so that a second call replays the first's recordings."""
     kept: dict[Any, Evaluation] = model.__dict__.setdefault("_evaluations", {})
-    key = (kind, id(loss), tuple(map(id, metrics)), batch)
+    same = (type(loss), repr(loss.config())) if type(loss) in LOSSES.values() else id(loss)  # what is kept is held
+    key = (kind, same, tuple(map(id, metrics)), batch)
     if key not in kept:
         while len(kept) >= 4:
             kept.pop(next(iter(kept)))
         kept[key] = Evaluation(model, loss, metrics, batch=batch)
+    kept[key].loss = loss  # an equal one may have been changed since
     return kept[key]
 
 

@@ -16,6 +16,7 @@ from ..ops.array import FLOATS
 from ..random import generator
 from ..runtime.device import Device, ValuesWanted, device
 from ..runtime.recording import structure_changed
+from ..runtime.watch import Watched, rebinds
 from ..tensor import Parameter, Tensor, grad_enabled, tensor
 
 REGISTRY: dict[str, type[Layer]] = {}
@@ -36,7 +37,7 @@ def for_shapes(device: Device, forward: Callable[[], Any]) -> Any:
         return forward()
 
 
-class Layer:
+class Layer(Watched):
     """Write `build(*input_shapes)`, which makes parameters, and `forward(*inputs)`, which computes with tensors.
 
     Gradients come from the tape. `build` is called once, at the first call, with the inputs' shapes without the batch:
@@ -49,6 +50,8 @@ class Layer:
                 return x * self.factor
     """
 
+    tells = True
+    unwatched = frozenset(("name", "built", "stop_training", "loss", "optimizer", "_trainable", "_input_shapes"))
     name = ""
     built = False
     dtype = np.dtype(np.float32)
@@ -90,6 +93,7 @@ class Layer:
     def ensure_built(self, *shapes: tuple[int, ...]) -> None:
         """Build for inputs of these shapes, unless that has been done."""
         if not self.built:
+            self.device.ends_audit("a layer was built inside the step")
             with self.device.dry(False):  # parameters get their values even where only shapes are asked for
                 self.build(*shapes)
             self.built = True
@@ -180,14 +184,18 @@ class Layer:
         if isinstance(value, Parameter):
             value.name = value.name or key
             value.trainable = value.trainable and self._trainable
-        elif (
-            self.built
-            and isinstance(value, (int, float, str, bool))
-            and not key.startswith("_")
-            and key != "stop_training"
-        ):
-            structure_changed()  # a rate, a size: recordings have the old one
+        if rebinds(self, key, value):
+            self._rebound(key)
         object.__setattr__(self, key, value)
+
+    def __delattr__(self, key: str) -> None:
+        object.__delattr__(self, key)
+        self._rebound(key)
+
+    def _rebound(self, key: str) -> None:
+        """An attribute changes, and recordings have the old one; what a step itself changes is compared from call to call."""
+        if self.built and key not in self.unwatched and not (self._device is not None and self._device.within):
+            structure_changed()
 
     # -- state --------------------------------------------------------------------------------------------------------
     def state_dict(self) -> dict[str, np.ndarray]:

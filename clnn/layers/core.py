@@ -12,7 +12,6 @@ from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
 from ..ops.random import dropout, gaussian_dropout, spatial_dropout
 from ..random import generator
-from ..runtime.recording import structure_changed
 from ..schedules import check
 from ..tensor import Tensor, apply, function, grad_enabled, linear_layer, softmax_of
 from .base import Layer, register
@@ -76,7 +75,6 @@ class Dense(Layer):
         self._max_norm = None if value is None else check("Dense's max_norm", value, 0.0, math.inf, "()")
         if self.built:
             self.w.max_norm = self._max_norm
-            structure_changed()  # recordings have the launch, or have it not
 
     def config(self) -> dict[str, Any]:
         initialisers = {

@@ -206,15 +206,34 @@ class Device:
         return "float"
 
     # -- memory -------------------------------------------------------------------------------------------------------
+    @property
+    def auditing(self) -> bool:
+        """Whether launches are only noted, to be compared with a recording's."""
+        return self.recorder is not None and self.recorder.audit
+
+    @property
+    def within(self) -> bool:
+        """Whether a step, or a pass for shapes alone, is under way: what Python changes now is its own doing."""
+        return self.step is not None or self._dry
+
+    def ends_audit(self, what: str) -> None:
+        """Python is about to do what a recorded step never does: an audit that is under way is at its end."""
+        if self.recorder is not None and self.recorder.audit:
+            from .recording import AuditEnded  # recording.py builds on this file
+
+            self.recorder.abort(what)
+            raise AuditEnded
+
     def allocate(self, nbytes: int) -> Block:
         """A temporary from the pool. Under a recording it is noted as such and planned into the arena."""
-        block = self.memory.allocate(nbytes)
+        block = Block(self, nbytes, None, self.memory, 0, False) if self.auditing else self.memory.allocate(nbytes)
         if self.recorder is not None:
             self.recorder.add_temporary(block)
         return block
 
     def upload(self, array: np.ndarray, block: Block, constant: bool = False) -> None:
         """Copy a contiguous host array to the start of `block`. Inside a recording only constants may be uploaded."""
+        self.ends_audit("an array was uploaded inside the step")
         if self.recorder is not None and not constant:
             self.recorder.abort(
                 "an array was uploaded inside the step: pass it as an argument, or make it once with clnn.constant()"
@@ -242,6 +261,7 @@ class Device:
 
     def read(self, block: Block, array: np.ndarray) -> np.ndarray:
         """Copy the start of `block` into a contiguous host array, after all work enqueued so far."""
+        self.ends_audit("a result was read back to the host inside the step")
         if self.recorder is not None:
             self.recorder.abort(
                 "a result was read back to the host inside the step (numpy(), float() or print): return it instead"
@@ -314,6 +334,9 @@ class Device:
                     f"{file}.{name}: arrays on two devices, {self!r} and {value.device!r}; move one with .to(device)"
                 )
         recorder = self.recorder
+        if recorder is not None and recorder.audit:
+            recorder.add_kernel((file, name, real, key), None, tuple(size), tuple(local), values)
+            return
         try:
             if recorder is None:
                 kernel = self.programs.kernel(file, name, real, key, types)
@@ -337,12 +360,13 @@ class Device:
         """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch."""
         if self._dry:
             return
-        run = partial(function, self.queue, *[block.buffer for block in blocks], *scalars)
-        try:
-            run()
-        except cl.MemoryError as error:
-            self.once_more(label, run, error)
-        self.launches += 1
+        if not self.auditing:
+            run = partial(function, self.queue, *[block.buffer for block in blocks], *scalars)
+            try:
+                run()
+            except cl.MemoryError as error:
+                self.once_more(label, run, error)
+            self.launches += 1
         if self.recorder is not None:
             self.recorder.add_call(label, function, blocks, scalars)
 

@@ -79,6 +79,7 @@ class Memory:
 
     def allocate(self, nbytes: int, pooled: bool = True) -> Block:
         """A block of at least `nbytes`. Pooled blocks are cheap; plain ones can have views."""
+        self._device.ends_audit("memory that outlives the step was taken inside it")
         pooled = pooled and self._rounded(nbytes) <= self.largest
         size = self._rounded(nbytes) if pooled else self.align(nbytes + SLACK)
         self._make_room(nbytes, size)

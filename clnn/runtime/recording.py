@@ -12,7 +12,7 @@ import time
 import warnings
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -42,12 +42,17 @@ class _Structure:
 
 
 def structure_changed() -> None:
-    """Something that recordings froze has changed (what is trainable, a rate of dropout): they are made anew."""
+    """Something that recordings froze has changed (what is trainable, a rate of dropout): each is checked before its
+    next replay."""
     _Structure.version += 1
 
 
 def structure_version() -> int:
     return _Structure.version
+
+
+class AuditEnded(BaseException):
+    """The Python of a step does what no recording does, so that its launches need no comparison."""
 
 
 class Temporary:
@@ -82,10 +87,12 @@ class Launch:
 
 
 class Recorder:
-    """Notes the launches of one call of a step."""
+    """Notes the launches of one call of a step. An `audit` only notes: nothing runs, and no memory is taken."""
 
-    def __init__(self) -> None:
+    def __init__(self, audit: bool = False) -> None:
+        self.audit = audit
         self.launches: list[Launch] = []
+        self.result: Any = None
         self.call = object()  # known to its temporaries, which would be in a cycle with the recorder itself
         self.reason: str | None = None  # why this call cannot be replayed
 
@@ -110,6 +117,18 @@ class Recorder:
         ticket = value.ticket if isinstance(value, Block) else None
         return ticket if ticket is not None and ticket.call is self.call else value
 
+    def role(self, value: Any, seen: dict[Any, int]) -> Any:
+        """What an argument is in this recording: equal for arguments that are the same in another one."""
+        if isinstance(value, Block):
+            value = self._noted(value)
+        if isinstance(value, Temporary):
+            return ("temporary", seen.setdefault(value, len(seen)), value.nbytes)
+        if isinstance(value, np.ndarray):
+            return value.tobytes()
+        if isinstance(value, float):
+            return value.hex()
+        return value.role if isinstance(value, Block) else value
+
     def first_difference(self, other: Recorder) -> str | None:
         """In words, where two recordings of the same step differ; None where they are the same."""
         roles: tuple[dict[Any, int], dict[Any, int]] = ({}, {})
@@ -119,20 +138,31 @@ class Recorder:
                 return f"the {longer} call has a launch more, number {index}: {extra.label}"
             if (mine.label, mine.size, mine.local) != (theirs.label, theirs.size, theirs.local):
                 return f"launch {index} is {mine.label} over {mine.size}, then {theirs.label} over {theirs.size}"
+            if mine.source != theirs.source:
+                return f"launch {index}, {mine.label}, is by {mine.source}, then by {theirs.source}"
             for at, (a, b) in enumerate(zip(mine.args, theirs.args, strict=True)):
-                if _role(a, roles[0]) != _role(b, roles[1]):
+                if self.role(a, roles[0]) != other.role(b, roles[1]):
                     return f"argument {at} of launch {index}, {mine.label}, is {_shown(a)}, then {_shown(b)}"
+        for a, b in itertools.zip_longest(_leaves(self.result), _leaves(other.result)):
+            same = self.role(a, roles[0]) == other.role(b, roles[1])
+            if not (same if isinstance(same, bool) else a is b):
+                return f"it returned {_shown(a)}, then {_shown(b)}"
         return None
 
 
-def _role(value: Any, seen: dict[Any, int]) -> Any:
-    if isinstance(value, Temporary):
-        return ("temporary", seen.setdefault(value, len(seen)), value.nbytes)
-    if isinstance(value, np.ndarray):
-        return value.tobytes()
-    if isinstance(value, float):
-        return value.hex()
-    return value.role if isinstance(value, Block) else value
+def _leaves(result: Any) -> Iterator[Any]:
+    """What a step returned, one by one: blocks and shapes for tensors, other values as they are."""
+    if isinstance(result, dict):
+        yield from result
+        result = list(result.values())
+    if isinstance(result, (list, tuple)):
+        yield len(result)
+        for item in result:
+            yield from _leaves(item)
+    elif hasattr(result, "block"):
+        yield from (result.block, result.shape, result.dtype)
+    else:
+        yield result
 
 
 def _shown(value: Any) -> str:
@@ -351,14 +381,16 @@ class Pacer:
 class _Entry:
     """What is known of a step under one key."""
 
-    __slots__ = ("called", "recorder", "recording", "result", "eager")
+    __slots__ = ("called", "recorder", "recording", "result", "eager", "version", "replays", "checked", "restarts")
 
     def __init__(self) -> None:
         self.called = False
-        self.recorder: Recorder | None = None
+        self.recorder: Recorder | None = None  # of the call before, or of the recording
         self.recording: Recording | None = None
         self.result: Any = None
         self.eager = False
+        self.version: Any = None  # of what the step's Python reads, when it last ran
+        self.replays = self.checked = self.restarts = 0
 
 
 class Replays:
@@ -372,6 +404,16 @@ class Replays:
         """The finished recording under `key`, if there is one."""
         entry = self._entries.get(key)
         return entry.recording if entry else None
+
+    def entry(self, key: Hashable) -> _Entry | None:
+        """What is known of the step under `key`, if it was called."""
+        return self._entries.get(key)
+
+    def restart(self, key: Hashable, eager: bool = False) -> None:
+        """Forget the recording under `key`: the next calls make a new one, or `eager` ones none."""
+        restarts = self._entries[key].restarts
+        self._entries[key] = entry = _Entry()
+        entry.restarts, entry.eager = restarts + 1, eager
 
     def launches(self) -> list[list[str]]:
         """The labels of the launches of every finished recording."""
@@ -414,15 +456,15 @@ class Replays:
         return result, recorder is not None and self._note(device, entry, recorder, result)
 
     def _note(self, device: Device, entry: _Entry, recorder: Recorder, result: Any) -> bool:
-        reason = recorder.reason
+        reason, recorder.result = recorder.reason, result
         if reason is None and entry.recorder is None:
             entry.recorder = recorder
             return False
         if reason is None and entry.recorder is not None:
             reason = entry.recorder.first_difference(recorder)
-        entry.recorder = None
+        entry.recorder = recorder
         if reason is not None:
-            entry.eager = True
+            entry.eager, entry.recorder = True, None
             warnings.warn(
                 f"the step {self.name!r} cannot be replayed and runs eagerly, with the same results: {reason}. "
                 "record=False says that this is meant.",

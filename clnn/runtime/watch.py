@@ -1,0 +1,320 @@
+"""What recorded steps read on the host, watched: when something of it has changed, a recording is checked before its replay.
+
+A replay runs no Python, so whatever the step's Python read is frozen in it: layers and their attributes, lists, numbers in
+a closure, globals. `Watch` finds these from the step's function, model, loss and optimizer, and says in a few microseconds
+whether they are what they were. It says nothing of the step: that takes an audit (clnn/step.py), which runs the Python
+again without launching anything, and afterwards has `Watch` put everything back.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+import types
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from operator import itemgetter
+from typing import Any
+
+import numpy as np
+
+SMALL = 1000  # entries of a container, and bytes of an array: larger ones are left to audits
+MOST = 20_000  # objects that are looked at
+OURS = frozenset(("clnn", "numpy", "pyopencl"))
+# Their code is nobody's to change; everything else is a user's
+KNOWN = OURS | (sys.stdlib_module_names - {"test"})
+MISSING = object()
+PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice)
+
+
+class Restored:
+    """Its attributes are put back after an audit."""
+
+    __slots__ = ()
+
+
+class Watched(Restored):
+    """What steps read on the host: layers, losses, optimizers, schedules. Everything that they hold is watched.
+
+    One that `tells` calls `structure_changed()` when an attribute is rebound; of others the attributes are compared.
+    """
+
+    tells = False
+    unwatched: frozenset[str] = frozenset()  # attributes that no step reads
+
+
+def rebinds(one: Any, name: str, value: Any) -> bool:
+    """Whether setting the attribute changes anything."""
+    before = vars(one).get(name, MISSING)
+    same = type(before) is type(value) and isinstance(value, (bool, int, float, str)) and before == value
+    return not same and before is not value
+
+
+def _package(thing: Any) -> str:
+    return (getattr(thing, "__module__", None) or "").partition(".")[0]
+
+
+def _entries(one: Any) -> dict[str, Any]:
+    """The attributes of an object, those in slots as well."""
+    slots = {name for kind in type(one).__mro__ for name in _listed(vars(kind).get("__slots__", ()))}
+    found = {name: getattr(one, name) for name in slots if not name.startswith("__") and hasattr(one, name)}
+    return {**found, **getattr(one, "__dict__", {})}
+
+
+def _listed(slots: Any) -> Iterable[str]:
+    return (slots,) if isinstance(slots, str) else slots
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The globals and attributes that a function names, with the functions inside it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
+
+
+class _Note:
+    """A container, or some attributes, as they were: `read()` gives what is in it now, `write` puts entries back."""
+
+    __slots__ = ("read", "write", "kept", "ids", "what")
+
+    def __init__(self, what: str, read: Callable[[], Iterable[Any]], write: Callable[[list[Any]], Any]) -> None:
+        self.what, self.read, self.write = what, read, write
+        self.kept = list(read())  # held, so that no other object gets their identity
+        self.ids = list(map(id, self.kept))
+
+    def moved(self) -> bool:
+        try:
+            return list(map(id, self.read())) != self.ids
+        except (KeyError, ValueError, RuntimeError):  # a name or a cell is gone, or another thread changes it now
+            return True
+
+    def restore(self) -> None:
+        if self.moved():
+            self.write(self.kept)
+
+
+class Watch:
+    """Everything that can be reached from `roots` and that their Python may read, as it is now."""
+
+    def __init__(self, roots: Iterable[Any]) -> None:
+        self.objects: list[Any] = []  # whose attributes an audit may change
+        self.generators: list[Any] = []  # NumPy's and Python's, which the step may draw from
+        self.foreign = False  # whether there is code that is not clnn's
+        self._notes: list[_Note] = []
+        self._arrays: list[tuple[np.ndarray, bytes]] = []
+        self._names: set[str] = set()  # attributes that the code reads
+        self._owners: list[tuple[Any, dict[str, Any], set[str]]] = []  # an object's attributes, and which were followed
+        self._seen: dict[int, Any] = {}
+        self._waiting: deque[Any] = deque(roots)
+        while self._waiting:
+            while self._waiting:
+                self._visit(self._waiting.popleft())
+            for _, entries, followed in self._owners:  # more names are known now
+                for name in (self._names & entries.keys()) - followed:
+                    followed.add(name)
+                    self._waiting.append(entries[name])
+        for owner, entries, followed in self._owners:
+            self._note_names(type(owner).__name__, entries, followed, owner)
+        del self._seen, self._owners, self._waiting
+
+    # -- afterwards ---------------------------------------------------------------------------------------------------
+    def changed(self) -> bool:
+        """Whether anything is no longer what it was."""
+        for note in self._notes:
+            if note.moved():
+                return True
+        return any(array.tobytes() != before for array, before in self._arrays)
+
+    def random_state(self) -> list[Any]:
+        """Where the generators on the host are: Python's, NumPy's, and those that the step holds."""
+        found = [_state(one) for one in self.generators]
+        for name, read in (("random", "getstate"), ("numpy.random", "get_state")):
+            if name in sys.modules:
+                found.append(repr(getattr(sys.modules[name], read)()))
+        return found
+
+    def saved(self) -> Callable[[], None]:
+        """A function that puts back what is here now: attributes, entries of containers, the positions of generators."""
+        attributes = [(one, _entries(one)) for one in self.objects]
+        inside = [
+            (value, value.copy())
+            for _, entries in attributes
+            for value in entries.values()
+            if type(value) in (list, dict, set)
+        ]
+        states = [(one, _state(one)) for one in self.generators]
+        python, legacy = sys.modules.get("random"), sys.modules.get("numpy.random")
+        drawn = python and python.getstate(), legacy and legacy.get_state()
+
+        def restore() -> None:
+            for one, entries in attributes:
+                for name in _entries(one).keys() - entries.keys():
+                    object.__delattr__(one, name)
+                for name, value in entries.items():
+                    if name in getattr(one, "__dict__", ()):
+                        one.__dict__[name] = value
+                    else:
+                        object.__setattr__(one, name, value)
+            for value, copy in inside:
+                _refill(value, copy)
+            for note in self._notes:
+                note.restore()
+            for one, state in states:
+                _set_state(one, state)
+            if python:
+                python.setstate(drawn[0])
+            if legacy:
+                legacy.set_state(drawn[1])
+
+        return restore
+
+    # -- the walk -----------------------------------------------------------------------------------------------------
+    def _visit(self, value: Any) -> None:
+        if isinstance(value, PLAIN) or id(value) in self._seen or len(self._seen) >= MOST:
+            return
+        self._seen[id(value)] = value
+        if isinstance(value, (tuple, frozenset)):
+            self._waiting += value if len(value) <= SMALL else ()
+        elif isinstance(value, (list, deque, set, dict)):
+            self._container(value)
+        elif isinstance(value, np.ndarray):
+            if value.nbytes <= SMALL:
+                self._arrays.append((value, value.tobytes()))
+        elif isinstance(value, types.FunctionType):
+            self._function(value)
+        elif isinstance(value, type):
+            self._methods(value)
+        elif isinstance(value, types.MethodType):
+            self._waiting += (value.__func__, value.__self__)
+        elif isinstance(value, functools.partial):
+            self._waiting += (value.func, value.args, value.keywords)
+        elif isinstance(value, property):
+            self._waiting.append(value.fget)
+        elif isinstance(value, (staticmethod, classmethod)) or hasattr(value, "__wrapped__"):
+            self._waiting.append(value.__wrapped__)
+        elif isinstance(value, types.ModuleType):
+            self._owners.append((value, vars(value), set()))
+        elif _state(value) is not None:
+            self.generators.append(value)
+        elif isinstance(value, Restored):
+            self._restored(value)
+        elif _package(type(value)) not in OURS:
+            self._owners.append((value, getattr(value, "__dict__", None) or _entries(value), set()))
+            self._methods(type(value))
+
+    def _container(self, value: Any) -> None:
+        if len(value) > SMALL:
+            return
+        entries = functools.partial(_refill, value)
+        self._notes.append(
+            _Note("a container", value.__iter__, (lambda _: None) if isinstance(value, dict) else entries)
+        )
+        if isinstance(value, dict):
+            keys = list(value)
+            self._notes.append(_Note("a dict", value.values, lambda kept: entries(dict(zip(keys, kept)))))
+        self._waiting += value.values() if isinstance(value, dict) else value
+
+    def _function(self, f: types.FunctionType) -> None:
+        if _package(f) in KNOWN:
+            return
+        self.foreign = True
+        names = set(_names(f.__code__))
+        self._names |= names
+        self._note_names(f.__name__, f.__globals__, names & f.__globals__.keys())
+        self._waiting += (f.__globals__[name] for name in names & f.__globals__.keys())
+        self._waiting += (f.__defaults__, f.__kwdefaults__)
+        if f.__closure__:
+            cells = [cell for cell in f.__closure__ if _filled(cell)]
+
+            def write(kept: list[Any]) -> None:
+                for cell, content in zip(cells, kept):
+                    cell.cell_contents = content
+
+            self._notes.append(_Note(f.__name__, lambda: [cell.cell_contents for cell in cells], write))
+            self._waiting += (cell.cell_contents for cell in cells)
+
+    def _restored(self, value: Any) -> None:
+        self.objects.append(value)
+        entries = _entries(value)
+        if not isinstance(value, Watched):  # a parameter and the like
+            self._waiting += (one for one in entries.values() if isinstance(one, Restored))
+            return
+        public = {name for name in entries if not name.startswith("_") and name not in value.unwatched}
+        if not value.tells:
+            self._notes.append(_Note(type(value).__name__, vars(value).values, lambda kept: None))
+        self._waiting += (entries[name] for name in public)
+        self._waiting += (one for one in entries.values() if isinstance(one, Restored))
+        self._owners.append((value, {n: v for n, v in entries.items() if n not in public}, set()))
+        self._methods(type(value))
+
+    def _methods(self, kind: type) -> None:
+        """What a user's class says: methods that the code names, or that clnn calls, and values of the class."""
+        ours = [base for base in kind.__mro__ if _package(base) in OURS]
+        for base in kind.__mro__:
+            if _package(base) in KNOWN or id(base) in self._seen:
+                continue
+            self._seen[id(base)] = base
+            self._owners.append((base, dict(vars(base)), set()))
+            for name, value in vars(base).items():
+                if name == "__call__" or (any(hasattr(one, name) for one in ours) and not name.startswith("__")):
+                    self._waiting.append(value)
+
+    def _note_names(self, what: str, entries: Any, names: Iterable[str], owner: Any = None) -> None:
+        """Note some names of a namespace."""
+        wanted = sorted(names)
+        if not wanted or (owner is not None and _silent(owner)):
+            return
+        space = entries
+        if owner is not None and isinstance(owner, type):
+            space = vars(owner)  # as it is now, not as it was
+        fetch = itemgetter(*wanted) if len(wanted) > 1 else lambda d, name=wanted[0]: (d[name],)
+
+        def write(kept: list[Any]) -> None:
+            if isinstance(space, dict):
+                space.update(zip(wanted, kept))
+
+        self._notes.append(_Note(what, functools.partial(fetch, space), write))
+
+
+def _silent(owner: Any) -> bool:
+    """Whether a change of its attributes is told, or nobody's business."""
+    if isinstance(owner, Watched):
+        return True
+    return isinstance(owner, types.ModuleType) and owner.__name__.partition(".")[0] in KNOWN
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+        return True
+    except ValueError:
+        return False
+
+
+def _refill(container: Any, entries: Any) -> None:
+    """Have the container hold these entries again."""
+    if isinstance(container, list):
+        container[:] = entries
+        return
+    container.clear()
+    getattr(container, "extend" if isinstance(container, deque) else "update")(entries)
+
+
+def _state(one: Any) -> Any:
+    """The position of a generator of random numbers on the host; None for everything else."""
+    random, numpy = sys.modules.get("random"), sys.modules.get("numpy.random")
+    if random is not None and isinstance(one, random.Random):
+        return one.getstate()
+    if numpy is not None and isinstance(one, numpy.Generator):
+        return one.bit_generator.state
+    if numpy is not None and isinstance(one, numpy.RandomState):
+        return one.get_state(legacy=False)
+    return None
+
+
+def _set_state(one: Any, state: Any) -> None:
+    if hasattr(one, "bit_generator"):
+        one.bit_generator.state = state
+    else:
+        (one.setstate if hasattr(one, "setstate") else one.set_state)(state)
