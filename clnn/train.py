@@ -516,16 +516,16 @@ def _capacity(device: Device, n: int, batch: int, xs: Any, y: Any, weighted: boo
     free = memory.limit - memory.in_use
     if n * sum(row) <= free // 2 and memory.fits(n * max(row)):
         return True, n
-    rows = min(free // 8 // sum(row), memory.largest // 2 // max(row)) // batch * batch
+    rows = min(free // 8 // sum(row), memory.piece // 2 // max(row)) // batch * batch
     return False, max(batch, rows)
 
 
 def _permutation(n: int, shuffle: bool, seed: int | None, epoch: int) -> np.ndarray:
     """The order of samples in an epoch: by (seed, epoch), so that a resumed run sees what an uninterrupted one sees."""
     if not shuffle:
-        return np.arange(n, dtype=np.int32)
+        return np.arange(n)
     generator = random.host() if seed is None else np.random.default_rng((seed, epoch))
-    return generator.permutation(n).astype(np.int32)
+    return generator.permutation(n)
 
 
 def _epoch_logs(results: Results, plan: np.ndarray, classes: bool, epoch: int, first_step: int) -> dict[str, float]:
@@ -615,7 +615,7 @@ class Evaluation:
 
     def _chunks(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None):
         n, row = len(xs[0]), sum(Feed.row_bytes(xs, y, weight is not None))
-        room = min(CHUNK_BYTES, self.model.device.memory.largest // 2)
+        room = min(CHUNK_BYTES, self.model.device.memory.piece // 2)
         most = max(1, room // row // self.batch) * self.batch
         weighted = weight is not None
         feed = self.feed

@@ -6,10 +6,14 @@ import sys
 from types import SimpleNamespace
 
 import numpy as np
+import pyopencl as cl
 import pytest
 
 import clnn
+from clnn.ops.array import fill
 from clnn.runtime import device as runtime
+from clnn.runtime.device import MOST, int_vector
+from clnn.runtime.memory import Block, Memory
 
 
 def made_up(platform, index, kind, name, maker, units, mhz, platform_name="Portable Computing Language"):
@@ -317,3 +321,76 @@ def test_local_memory_is_the_stack_only_where_that_is_large_enough(device, monke
         monkeypatch.setattr(runtime, "libc_ver", lambda libc=libc: (libc, ""))
         monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
         assert asked(device) is (pocl and enough)
+
+
+# -- sizes that 32 bits do not hold ------------------------------------------------------------------------------------
+allocate = Memory.allocate
+
+
+class Huge(Block):
+    """Claims `nbytes` and has few: what is launched over it would write somewhere else."""
+
+    def __init__(self, device, nbytes):
+        few = allocate(device.memory, 1024)
+        super().__init__(device, nbytes, few.buffer, device.memory, 0, False)
+
+
+def huge(device, elements, dtype=np.float32):
+    dtype = np.dtype(dtype)
+    return clnn.Tensor(Huge(device, elements * dtype.itemsize), (elements,), dtype, device)
+
+
+@pytest.mark.parametrize("elements", [2**31 - 1, 2**31, 2**31 + 7, 2**32, 2**32 + 5, 2**33 + 1])
+def test_more_elements_than_kernels_count(device, monkeypatch, elements):
+    monkeypatch.setattr(Memory, "allocate", lambda self, nbytes, pooled=True: Huge(device, nbytes))
+    monkeypatch.setattr(cl, "enqueue_nd_range_kernel", lambda *args: pytest.fail(f"launched over {args[2]}"))
+    x = huge(device, elements)
+    rows = clnn.Tensor(x.block, (elements // 8, 8), x.dtype, device)
+    small = huge(device, 8)
+    monkeypatch.setitem(vars(device), "constants", {})
+    for act in (
+        lambda: x + 1.0,
+        lambda: x * x,
+        lambda: clnn.relu(x),
+        lambda: x.sum(),
+        lambda: clnn.softmax(rows),
+        lambda: rows + small,
+        lambda: small + rows,
+        lambda: rows.T.sum(0),
+        lambda: rows[:, 3:5] + 1.0,
+        lambda: rows @ clnn.Tensor(huge(device, 16).block, (8, 2), x.dtype, device),
+        lambda: clnn.concatenate([x, x]),
+        lambda: fill(x, 1.0),
+    ):
+        with pytest.raises(clnn.DeviceError, match=r"[\d,]{12,}.*, and the most is 2,147,418,112.*use smaller arrays"):
+            act()
+
+
+def test_a_product_whose_result_alone_is_too_large(device, monkeypatch):
+    a, b = huge(device, 2**20), huge(device, 2**20)
+    a, b = (clnn.Tensor(t.block, shape, t.dtype, device) for t, shape in ((a, (2**16, 16)), (b, (16, 2**16))))
+    monkeypatch.setattr(Memory, "allocate", lambda self, nbytes, pooled=True: Huge(device, nbytes))
+    monkeypatch.setattr(cl, "enqueue_nd_range_kernel", lambda *args: pytest.fail(f"launched over {args[2]}"))
+    with pytest.raises(clnn.DeviceError, match="an array of 4,294,967,296 elements, and the most is"):
+        a @ b
+
+
+@pytest.mark.parametrize("value", [2**31, -(2**31) - 1, 2**40, 2**63, np.int64(2**31), np.uint32(2**32 - 1)])
+def test_a_size_that_would_wrap(device, value):
+    with pytest.raises(clnn.DeviceError, match=f"the size {int(value):,}, and the most is"):
+        device.launch("shape", "fill", (4,), value)
+    with pytest.raises(clnn.DeviceError, match=f"the sizes 1, {int(value):,}, and the most is"):
+        int_vector([1, value])
+    if value > 0:
+        with pytest.raises(clnn.DeviceError, match=f"shape.fill was given {int(value):,} work-items along an axis"):
+            device.launch("shape", "fill", (1, int(value)))
+    assert int_vector([2**31 - 1, -(2**31)]).tolist() == [2**31 - 1, -(2**31)]
+
+
+def test_as_many_elements_as_kernels_count_are_launched(device, monkeypatch):
+    launched = []
+    monkeypatch.setattr(cl, "enqueue_nd_range_kernel", lambda *args: launched.append(args[2]))
+    fill(huge(device, MOST), 0.0)
+    if device.has_fp64:
+        fill(huge(device, MOST, np.float64), 0.0)
+    assert launched and all(max(size) <= MOST for size in launched)

@@ -28,7 +28,7 @@ from ..gemm import constant_block
 from ..ops.array import FLOATS, Array, check_float, check_together, empty
 from ..ops.linear import matmul
 from ..ops.random import Generator
-from ..runtime.device import Device
+from ..runtime.device import Device, int_vector
 from ..tensor import Tensor, tensor
 from .validate import check_features
 
@@ -343,7 +343,7 @@ def _random_place(
     x: Tensor, h: int, w: int, start: Any, places: Any, chance: Any, fill: float, seed: int | None
 ) -> Tensor:
     """Pieces (h, w) from one of `places` columns and rows on from `start`, mirrored by `chance`."""
-    n, (start, places) = len(x), np.array([start, places], np.int32)
+    n, (start, places) = len(x), (int_vector(v) for v in (start, places))
     u = _generator(x.device, seed).uniform((n, 4), dtype=x.dtype)
     moves = empty(x.device, (n, 4), np.int32)
     chances = np.array(chance, x.dtype)

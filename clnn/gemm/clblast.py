@@ -76,6 +76,7 @@ def run(device: Device, p: Product) -> None:
     )  # fmt: skip
     value = p.scale.value if p.scale else None
     label = f"clblast.gemm{(p.m, p.n, p.k, p.transpose_a, p.transpose_b)}"
+    device.check_blocks(label, (p.a, p.b, p.c), device.real(p.dtype))
     try:
         device.call(label, _Call(np.dtype(p.dtype), sizes, value), (p.a, p.b, p.c), ())
     except (RuntimeError, ValueError) as error:

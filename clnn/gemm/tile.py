@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from ..runtime.device import Device
+from ..runtime.device import Device, int_vector
 from . import tuning
 
 if TYPE_CHECKING:
@@ -206,11 +206,11 @@ def run(device: Device, p: Product) -> None:
         to = [*sizes[:5], p.n, *sizes[6:8], 0, *sizes[9:]]
     device.launch(
         "gemm", "gemm_row" if tile.row else "gemm_local" if tile.local else "gemm_tile", (items,),
-        np.array(to, np.int32), p.a, p.b, c, p.bias, p.saved, total, table, at, *(p.rows[1:] if p.rows else ()),
+        int_vector(to), p.a, p.b, c, p.bias, p.saved, total, table, at, *(p.rows[1:] if p.rows else ()),
         local=(local,), real=real, **defines,
     )  # fmt: skip
     if part.parts > 1:
         device.launch(
             "gemm", "gemm_sum", (_up(p.n, tile.vw), p.m),
-            np.array(sizes, np.int32), part.parts, c, p.c, p.bias, p.saved, table, at, real=real, VW=tile.vw, SUM=1, **epilogue,
+            int_vector(sizes), part.parts, c, p.c, p.bias, p.saved, table, at, real=real, VW=tile.vw, SUM=1, **epilogue,
         )  # fmt: skip

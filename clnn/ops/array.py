@@ -10,7 +10,7 @@ import numpy as np
 
 from ..errors import DeviceError, ShapeError
 from ..gemm import RowsOf, Scale
-from ..runtime.device import Device
+from ..runtime.device import Device, int_vector
 from ..runtime.memory import Block
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
@@ -116,4 +116,4 @@ def vector8(values: Sequence[int], fill: int) -> np.ndarray:
     """Up to eight numbers as an int8 argument, `fill` in front."""
     if len(values) > 8:
         raise ShapeError(f"arrays have at most 8 axes here, and this one has {len(values)}")
-    return np.array([fill] * (8 - len(values)) + list(values), np.int32)
+    return int_vector([fill] * (8 - len(values)) + list(values))

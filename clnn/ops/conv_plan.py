@@ -21,7 +21,7 @@ from ..errors import ConfigurationError
 from ..gemm import tuning
 from ..gemm.tile import vector_width
 from ..gemm.tuning import registers
-from ..runtime.device import Device
+from ..runtime.device import Device, int_vector
 from .window import Window
 
 LOCAL = 256 << 10  # bytes of local memory that these sizes are made for; with less they shrink
@@ -63,7 +63,7 @@ class Geometry(NamedTuple):
         """The two arguments of sizes that every kernel takes."""
         p = [self.groups, self.c, self.k, *self.space, *self.out, *self.size, *self.stride, first]
         q = [*self.before, *self.dilation, *self.up, *last]
-        return np.array(p, np.int32), np.array(q + [0] * (16 - len(q)), np.int32)
+        return int_vector(p), int_vector(q + [0] * (16 - len(q)))
 
 
 def geometry(window: Window, groups: int, c: int, k: int) -> Geometry:

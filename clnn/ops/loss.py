@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..runtime.device import int_vector
 from ..runtime.memory import Block
 from .array import Array, Backward, block_of, check_together, empty, empty_like
 
@@ -30,7 +31,7 @@ class Record(NamedTuple):
     def args(self) -> tuple[Any, ...]:
         """Arguments for kernels/state.cl's record_step."""
         (a, i), (b, j) = (self.cells + [(None, 0), (None, 0)])[:2]
-        return self.results, self.state, a, b, np.array([i, j], np.int32)
+        return self.results, self.state, a, b, int_vector([i, j])
 
 
 def rows(

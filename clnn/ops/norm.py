@@ -13,7 +13,7 @@ import numpy as np
 
 from ..errors import ShapeError
 from ..gemm.tile import vector_width
-from ..runtime.device import Device
+from ..runtime.device import Device, int_vector
 from .activation import fused
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty, empty_like
 
@@ -27,7 +27,7 @@ JOINED = 1 << 12  # parts that one work-item adds up
 
 def _sizes(*values: int) -> np.ndarray:
     """An int8 argument, zeros behind."""
-    return np.array([*values, *[0] * (8 - len(values))], np.int32)
+    return int_vector([*values, *[0] * (8 - len(values))])
 
 
 class _Blocks(NamedTuple):

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import ConfigurationError, ShapeError
 from ..gemm import constant_block
-from ..runtime.device import Device
+from ..runtime.device import Device, int_vector
 from ..runtime.memory import Block
 from .array import Array, Backward, Sink, check_float, empty
 from .rows import divided, sink_of
@@ -59,7 +59,7 @@ def pool(
         each, size, local, vectors = divided(device, x.dtype, rows, space[2], step)
         sizes = [*w.space, *w.out, *w.before, *w.after, rows, each, 0, 0]
         device.launch(
-            "pool", kernel, size, np.array(sizes, np.int32), *arguments,
+            "pool", kernel, size, int_vector(sizes), *arguments,
             local=local, real=x.real, **defines, **vectors, **how,
         )  # fmt: skip
 
@@ -128,7 +128,7 @@ def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = 
     def launch(kernel: str, n: int, width: int, *arguments: Any, **how: Any) -> None:
         each, size, local, vectors = divided(device, x.dtype, n, width)
         device.launch(
-            "pool", kernel, size, np.array([*sides, *bins, n, each], np.int32), table, *arguments,
+            "pool", kernel, size, int_vector([*sides, *bins, n, each]), table, *arguments,
             local=local, real=x.real, **defines, **vectors, **how,
         )  # fmt: skip
 

@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ..errors import ConfigurationError, ShapeError
+from ..runtime.device import int_vector
 from .array import Array, Backward, Sink, check_float, empty
 from .rows import divided, sink_of
 
@@ -42,7 +41,7 @@ def _resized(
         each, size, local, vectors = divided(device, x.dtype, rows, over[2])
         sizes = [*space, *sides, *before, rows, each, 0, 0, 0, 0, 0]
         device.launch(
-            "resize", kernel, size, np.array(sizes, np.int32), *arguments,
+            "resize", kernel, size, int_vector(sizes), *arguments,
             local=local, real=x.real, **defines, **vectors, **how,
         )  # fmt: skip
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..checks import whole, whole_numbers
 from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale
+from ..runtime.device import int_vector
 from .array import Array, Backward, Sink, block_of, check_together, empty, vector8
 from .elementwise import broadcast_shape, broadcast_strides, scale_add
 from .reduce import sum_to
@@ -77,7 +78,7 @@ def _move(
             each = min(run, RUN), max(1, RUN // run)
             size, local = (-(-run // each[0]), -(-outer // each[1])), (1, 1)
         device.launch(
-            "shape", f"runs_{kernel}", size, outer, run, pitch, offset, np.array(each, np.int32), *blocks,
+            "shape", f"runs_{kernel}", size, outer, run, pitch, offset, int_vector(each), *blocks,
             local=local, **defines,
         )  # fmt: skip
 

@@ -35,6 +35,7 @@ from .program import Programs
 if TYPE_CHECKING:
     from .recording import Recorder, StepContext
 
+MOST = 2**31 - 2**16  # elements of an array, and items along an axis: kernels count in 32 bits, in steps of up to 2**16
 SOON = 1 << 14  # bytes up to which an upload is a copy that nobody waits for
 KINDS = {"gpu": cl.device_type.GPU, "accelerator": cl.device_type.ACCELERATOR, "cpu": cl.device_type.CPU}
 # What CLNN_DEVICE_AS may say: its name there, the attribute, the values (a pattern, and in words), and how one is read
@@ -328,11 +329,9 @@ class Device:
             )
         key = tuple(sorted(defines.items()))
         types, values = _argument_types(args, real)
-        for value in values:  # a buffer of another device goes unnoticed by some drivers
-            if isinstance(value, Block) and value.device is not self:
-                raise DeviceError(
-                    f"{file}.{name}: arrays on two devices, {self!r} and {value.device!r}; move one with .to(device)"
-                )
+        if max(size) > MOST:
+            raise too_large(f"{file}.{name} was given {max(size):,} work-items along an axis")
+        self.check_blocks(f"{file}.{name}", values, real)
         recorder = self.recorder
         if recorder is not None and recorder.audit:
             recorder.add_kernel((file, name, real, key), None, tuple(size), tuple(local), values)
@@ -355,6 +354,20 @@ class Device:
         self.launches += 1
         if recorder is not None:
             recorder.add_kernel((file, name, real, key), kernel, tuple(size), tuple(local), values)
+
+    def check_blocks(self, what: str, values: Sequence[Any], real: str = "float") -> None:
+        """`DeviceError` where a block has more elements than kernels can count, or lies on another device, which some drivers
+        do not notice."""
+        size = 8 if real == "double" else 4
+        for value in values:
+            if not isinstance(value, Block):
+                continue
+            if value.nbytes > MOST * size:
+                raise too_large(f"{what} was given an array of {value.nbytes // size:,} elements")
+            if value.device is not self:
+                raise DeviceError(
+                    f"{what}: arrays on two devices, {self!r} and {value.device!r}; move one with .to(device)"
+                )
 
     def call(self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...]) -> None:
         """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch."""
@@ -415,6 +428,19 @@ def _fill_zero(queue: cl.CommandQueue, buffer: Any, nbytes: int) -> None:
         cl.enqueue_fill_buffer(queue, buffer, np.zeros(1, np.int32), 0, nbytes)
 
 
+def too_large(what: str) -> DeviceError:
+    return DeviceError(
+        f"{what}, and the most is {MOST:,}, because kernels count in 32 bits; use smaller arrays, such as a smaller batch"
+    )
+
+
+def int_vector(values: Sequence[int]) -> np.ndarray:
+    """Sizes as one argument of a kernel; a `DeviceError` for one that 32 bits do not hold (NumPy 1 would cut it down)."""
+    if max(values) >= 2**31 or min(values) < -(2**31):
+        raise too_large(f"a kernel was given the sizes {', '.join(f'{value:,}' for value in values)}")
+    return np.array(values, np.int32)
+
+
 def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], list[Any]]:
     scalar = np.float64 if real == "double" else np.float32
     types: list[Any] = []
@@ -424,7 +450,7 @@ def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], li
             types.append(None)
         elif isinstance(value, (bool, int, np.bool_, np.integer)):
             if not -(2**31) <= value < 2**31:
-                raise DeviceError(f"a kernel was given the size {value}, and sizes end at 2**31: use smaller arrays")
+                raise too_large(f"a kernel was given the size {value:,}")
             types.append(np.int32)
             value = int(value)
         elif isinstance(value, (float, np.floating)):

@@ -17,6 +17,7 @@ from ..errors import ConfigurationError, OutOfDeviceMemory
 if TYPE_CHECKING:
     from .device import Device
 
+MOST_BYTES = 4 * (2**31 - 2**16)  # of what is cut into pieces: kernels count an array's elements in 31 bits
 SLACK = 256  # bytes behind every block that kernels may read (never write): whole vectors at an array's end
 ALIGNMENT = 512  # bytes; where views and arena regions start, unless the device wants more: then at multiples of both
 
@@ -70,6 +71,7 @@ class Memory:
         self.in_use = self.peak = self.plain = 0
         self.limit = memory_limit(device.cl_device)
         self.largest = device.max_piece
+        self.piece = min(self.largest, MOST_BYTES)  # what is cut into pieces is cut into those
         self.alignment = math.lcm(ALIGNMENT, device.alignment)
 
     @property
@@ -105,7 +107,7 @@ class Memory:
 
     def fits(self, nbytes: int) -> bool:
         """Whether so many bytes can be one block: what is larger has to be cut into several."""
-        return self.align(nbytes + SLACK) <= self.largest
+        return self.align(nbytes + SLACK) <= self.piece
 
     def _rounded(self, nbytes: int) -> int:
         size = self._sizes.get(nbytes)
