@@ -456,7 +456,7 @@ def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], li
         elif isinstance(value, (float, np.floating)):
             types.append(scalar)
             value = float(value)
-        elif isinstance(value, np.ndarray) and value.dtype == np.int32:  # a short vector, passed as its bytes
+        elif isinstance(value, cl.LocalMemory) or (isinstance(value, np.ndarray) and value.dtype == np.int32):
             types.append(None)
         else:
             raise DeviceError(f"a kernel takes buffers, numbers and short vectors of int32, and was given {value!r}")
