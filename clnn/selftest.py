@@ -133,14 +133,11 @@ def _inputs(device: Device, dtype: Any, most: float) -> Any:
 
 def groups(device: Device) -> Iterator[str]:
     """local memory: sums within groups of work-items that wait for each other."""
-    import pyopencl as cl
-
     width = 1 << (min(64, device.max_group).bit_length() - 1)
     x = np.arange(10 * width - 3, dtype=np.float32) % 50
     on, y = device.allocate(x.nbytes), device.allocate(40)
     device.upload(x, on)
-    local = cl.LocalMemory(4 * width)
-    device.launch("selftest", "groups", (10 * width,), x.size, on, y, local, local=(width,))
+    device.launch("selftest", "groups", (10 * width,), x.size, on, y, local=(width,), GROUP=width)
     yield from _far(
         "sums in local memory:",
         device.read(y, np.empty(10, np.float32)),

@@ -27,8 +27,10 @@ kernel void functions(int n, global const real *x, global real *y) {
 }
 #endif
 
+#ifdef GROUP
 // y[group] = the sum of what the group's work-items read
-kernel void groups(int n, global const real *x, global real *y, local real *t) {
+kernel void groups(int n, global const real *x, global real *y) {
+  local real t[GROUP];
   const int i = get_global_id(0), l = get_local_id(0);
   t[l] = i < n ? x[i] : 0;
   barrier(CLK_LOCAL_MEM_FENCE);
@@ -38,6 +40,7 @@ kernel void groups(int n, global const real *x, global real *y, local real *t) {
   }
   if (l == 0) y[get_group_id(0)] = t[0];
 }
+#endif
 
 // y[0] = the number that n turns of a loop come to; each turn needs the one before
 kernel void turns(int n, uint factor, global uint *y) {

@@ -456,10 +456,14 @@ def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], li
         elif isinstance(value, (float, np.floating)):
             types.append(scalar)
             value = float(value)
-        elif isinstance(value, cl.LocalMemory) or (isinstance(value, np.ndarray) and value.dtype == np.int32):
+        elif isinstance(value, cl.LocalMemory) or (
+            isinstance(value, np.ndarray) and value.dtype in (np.int32, scalar)
+        ):  # a short vector is passed as its bytes
             types.append(None)
         else:
-            raise DeviceError(f"a kernel takes buffers, numbers and short vectors of int32, and was given {value!r}")
+            raise DeviceError(
+                f"a kernel of {real} takes buffers, numbers and short vectors of int32 or {real}, and was given {value!r}"
+            )
         values.append(value)
     return tuple(types), values
 
