@@ -20,6 +20,7 @@ import pytest
 import clnn
 from clnn.runtime import device as runtime
 from clnn.runtime.memory import Memory
+from clnn.runtime.program import Programs
 
 SEED = int(os.environ.get("CLNN_TEST_SEED") or secrets.randbits(32))
 
@@ -66,6 +67,32 @@ def poisoned(monkeypatch):
         return block
 
     monkeypatch.setattr(Memory, "allocate", poisoned_block)
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_call(item):
+    """A test marked `platform` has to launch kernels of every file that its mark names."""
+    mark, files = item.get_closest_marker("platform"), {}
+    launch, link = runtime.Device.launch, Programs.link
+
+    def noted_launch(self, file, *args, **options):
+        files[file] = True
+        return launch(self, file, *args, **options)
+
+    def noted_link(self, *args):  # steps made one kernel
+        files["fusion"] = True
+        return link(self, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        if mark:
+            patch.setattr(runtime.Device, "launch", noted_launch)
+            patch.setattr(Programs, "link", noted_link)
+        outcome = yield
+    missing = {*mark.args} - files.keys() if mark else {}
+    if missing and outcome.excinfo is None:
+        outcome.force_exception(
+            AssertionError(f"{item.name} launched nothing of {', '.join(missing)}, only {[*files]}")
+        )
 
 
 def pytest_report_header():

@@ -83,6 +83,7 @@ def test_formulas(rng, device, dtype, name, vectors, kernels_and_every, monkeypa
     )
 
 
+@pytest.mark.platform("elementwise")
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_op(rng, device, name, dtype=np.float32):
     """Forward, backward, and backward added to what is there already; sizes that fill no work-group."""
@@ -156,6 +157,7 @@ FUSED = (
 )  # by y, by x, a name that drivers take for a macro; the formulas are tested above
 
 
+@pytest.mark.platform
 @pytest.mark.parametrize("name", [n if n in FUSED else pytest.param(n, marks=pytest.mark.slow) for n in ACTIVATIONS])
 def test_fused(rng, device, name, monkeypatch):
     """f(x w + b) v, with f in the first product's epilogue and f' in that of the second's gradient."""

@@ -2,11 +2,13 @@
 
 import ast
 import inspect
+import re
 from pathlib import Path
 
 import pytest
 
 import clnn
+from clnn.runtime.program import read_source
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
@@ -100,6 +102,22 @@ def test_every_module_opens_with_a_sentence(file):
 @pytest.mark.parametrize("file", sorted((ROOT / "kernels").glob("*.cl")), ids=lambda file: file.name)
 def test_every_kernel_file_opens_with_a_comment(file):
     assert file.read_text(encoding="utf-8").startswith(("//", "/*"))
+
+
+def test_a_few_tests_for_every_platform_touch_each_kernel_file(request):
+    """They are marked with the files that they launch (conftest.py holds them to it), and files include others."""
+    every, marked = {file.stem for file in (ROOT / "kernels").glob("*.cl")}, set()
+    for file in (ROOT / "tests").glob("test_*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.platform":
+                marked |= {argument.value for argument in node.args}
+    assert marked <= every
+    for name in sorted(marked):
+        read_source(name, marked)
+    assert marked == every, "mark a small test with @pytest.mark.platform(file)"
+    items = (one for one in request.session.items if one.get_closest_marker("platform"))
+    chosen = {re.sub(r"\d+:\d+-\w+", "", one.nodeid) for one in items if not one.get_closest_marker("slow")}
+    assert len(chosen) <= 200
 
 
 @pytest.mark.parametrize("name", clnn.__all__)

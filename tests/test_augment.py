@@ -421,6 +421,7 @@ def test_errors_name_the_value_and_the_remedy(device, call, error, says):
         call(np.zeros((2, 3, 4), np.float32))
 
 
+@pytest.mark.platform("augment")
 @pytest.mark.oclgrind
 @pytest.mark.parametrize("size", [(1, 1), (3, 5), (1, 4)])
 def test_every_kernel_stays_inside(device, size):

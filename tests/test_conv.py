@@ -203,6 +203,7 @@ SCATTERED = [  # what scatter takes: stride 1, in chunks of inputs and outputs; 
 ]
 
 
+@pytest.mark.platform("conv")
 @pytest.mark.parametrize(
     "shape", [pytest.param(shape, marks=[pytest.mark.slow] * (i > 1)) for i, shape in enumerate(SCATTERED)], ids=str
 )
@@ -233,6 +234,7 @@ TILED = [  # what winograd takes: edges within a tile, several images in a block
 ]
 
 
+@pytest.mark.platform("winograd")
 @pytest.mark.parametrize(
     ("engine", "shape"),
     [
@@ -317,6 +319,7 @@ REAL = [  # tiles and blocks as training has them: MNIST, CIFAR, a depthwise blo
 ]
 
 
+@pytest.mark.platform("conv")
 @pytest.mark.parametrize(
     "shape",
     [pytest.param(shape, marks=[pytest.mark.slow] * (i != 3)) for i, shape in enumerate(REAL)],
@@ -381,6 +384,7 @@ def test_a_tensor_used_twice_sums_its_gradients(rng, engine):
     check_op(rng, twice, wanted, x, w, rounding=400)
 
 
+@pytest.mark.platform
 @pytest.mark.oclgrind
 @pytest.mark.parametrize(
     ("engine", "shape"),

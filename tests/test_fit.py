@@ -54,6 +54,7 @@ def test_fit_learns_and_reports_what_evaluate_finds(device, blobs):
     assert found["loss"] == pytest.approx(picked.mean(), rel=1e-4)
 
 
+@pytest.mark.platform("losses", "state")
 @pytest.mark.parametrize("record", [True, False])
 def test_an_epoch_is_numpys_epoch(device, rng, record):
     """Losses and weights of two epochs with a remainder batch against float64 NumPy."""
@@ -204,6 +205,7 @@ def test_sample_and_class_weights_multiply_losses(device, blobs):
     assert net.evaluate(x, y, sample_weight=weight)["loss"] == pytest.approx((losses * weight).mean(), rel=1e-5)
 
 
+@pytest.mark.platform("metrics")
 def test_metrics_and_one_hot_targets(device, blobs):
     x, y = blobs
     net = net_on(device)
@@ -235,6 +237,7 @@ def test_validation_split_takes_the_end(device, blobs):
     assert history["loss"][0] == pytest.approx(net.evaluate(x[:kept], y[:kept])["loss"], rel=1e-5)
 
 
+@pytest.mark.platform("data")
 def test_a_model_of_several_inputs_and_a_loss_of_ones_own(device, rng):
     class Both(clnn.Model):
         def __init__(self):

@@ -40,6 +40,7 @@ def trained(device, x, y, loss, last, **options):
     return np.concatenate([p.numpy().ravel() for p in net.parameters()]), history["loss"], history["accuracy"]
 
 
+@pytest.mark.platform("fusion")
 @pytest.mark.parametrize(("loss", "last"), LOSSES)
 def test_the_same_bits_as_eager_steps(device, rng, fusing, loss, last):
     x, y = rng.random((407, 17), dtype=np.float32), rng.integers(0, 4, 407).astype(np.int32)

@@ -125,6 +125,7 @@ DOUBLE = ("nn-wide", "tn-middle", "nt-deep", "tt-shallow")
 SCALES = ((1.0, 0.0), (1.0, 1.0), (-0.5, 2.0), (0.0, 0.5))
 
 
+@pytest.mark.platform
 @pytest.mark.parametrize("form", FORMS)
 def test_products(rng, device, engine, form):
     products(rng, device, np.float32, *FORMS[form])
@@ -181,6 +182,7 @@ def test_empty_and_single(rng, device, engine, m, n, k):
     check(rng, device, np.float32, m, n, k, ta=True, scale=(2.0, 0.5), sums=(0.5, 2.0))
 
 
+@pytest.mark.platform
 @pytest.mark.parametrize("padded", [False, True])
 def test_forward_epilogue(rng, device, engine, padded):
     """Bias, activation and the kept input, as linear() asks for them, by each tile that it can meet."""
@@ -189,6 +191,7 @@ def test_forward_epilogue(rng, device, engine, padded):
     check(rng, device, np.float32, 3, 1300, 811, bias=True, act="tanh", padded=padded)
 
 
+@pytest.mark.platform
 @pytest.mark.parametrize(("bias", "keep"), [(True, True), (True, False), (False, True), (False, False)])
 def test_epilogue_in_its_order(rng, device, engine, bias, keep):
     """Everything at once, f(alpha A B + beta C + bias), and each part left out, on whole tiles and on parts of one."""
@@ -198,6 +201,7 @@ def test_epilogue_in_its_order(rng, device, engine, bias, keep):
             check(rng, device, np.float32, m, n, 12, scale=(0.5, -2.0), bias=bias, act="gelu", keep=keep)
 
 
+@pytest.mark.platform
 @pytest.mark.parametrize("scale", [(1.0, 0.0), (1.0, 1.0)])
 def test_times_a_derivative(rng, device, engine, scale):
     """dx = dy w^T f'(saved), assigned or added; 300 deep takes two steps of the blocked kernel."""
@@ -205,6 +209,7 @@ def test_times_a_derivative(rng, device, engine, scale):
         check(rng, device, np.float32, m, n, k, tb=True, act="gelu", times=True, scale=scale)
 
 
+@pytest.mark.platform
 def test_sums_beside_the_product(rng, device, engine):
     """dw and db in one launch, each with its own alpha and beta."""
     for m, n, k in ((9, 5, 33), (33, 67, 12), (1, 1, 1)):
@@ -224,6 +229,7 @@ def test_sums_of_two_tables(rng, device, engine):
     assert_close(device.read(total, np.empty(6, np.float32)), 2 * dy.sum(axis=0), 1e-5)
 
 
+@pytest.mark.platform("epilogue")
 @pytest.mark.parametrize("rows", [0, 1, 37])
 def test_column_sums(rng, device, rows):
     x = normal(rng, (rows, 9))
@@ -234,6 +240,7 @@ def test_column_sums(rng, device, rows):
     assert_close(out.read()[0], -x.sum(axis=0), (rows + 1) * eps(np.float32) * (1 + np.abs(x).sum(axis=0)))
 
 
+@pytest.mark.platform
 @pytest.mark.oclgrind
 @pytest.mark.parametrize("ordered", [False, True])
 def test_rows_where_they_lie(rng, device, engine, ordered):
@@ -358,6 +365,7 @@ def test_groups_of_a_gpu(rng, device, monkeypatch, ta, tb):
         check(rng, device, np.float32, 33, 70, 17, ta, scale=(1.0, 1.0), sums=(0.5, 1.0))
 
 
+@pytest.mark.platform("gemm")
 @pytest.mark.oclgrind
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_split_along_k(rng, device, monkeypatch, kind):

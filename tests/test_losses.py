@@ -164,6 +164,7 @@ ACTIVATED = {
 }
 
 
+@pytest.mark.platform("losses")
 @pytest.mark.parametrize(("name", "activation"), ACTIVATED)
 @pytest.mark.parametrize("axes", [2, 3])
 def test_through_an_activation(rng, device, name, activation, axes):
@@ -362,6 +363,7 @@ def test_names():
             CrossEntropy(wrong)
 
 
+@pytest.mark.platform("losses")
 @pytest.mark.oclgrind
 def test_small_under_a_simulator(rng, device):
     z, labels = normal(rng, (3, 4)), rng.integers(0, 4, 3)

@@ -23,6 +23,7 @@ def test_accuracy(rng, device, rows, n):
         np.testing.assert_array_equal(accuracy(y.astype(np.float32), np.eye(n)[labels]).numpy(), expected)
 
 
+@pytest.mark.platform("metrics")
 def test_ties_go_to_the_first(device):
     y = np.zeros((3, 4), np.float32)
     np.testing.assert_array_equal(accuracy(y, np.array([0, 1, 3])).numpy(), [1, 0, 0])
@@ -49,6 +50,7 @@ def test_float64(rng, device):
     np.testing.assert_array_equal(got, y.argmax(axis=1) == labels)
 
 
+@pytest.mark.platform("metrics")
 @pytest.mark.oclgrind
 @pytest.mark.parametrize("k", [1, 3, 10, 11])
 def test_top_k(rng, device, k):

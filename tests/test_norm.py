@@ -91,6 +91,7 @@ def test_any_shape(rng, dtype, kind, data):
     check_op(rng, lambda *a: apply(op, *a), reference, *arrays, dtype=dtype, rounding=256, gradients=not close)
 
 
+@pytest.mark.platform("norm")
 @drawn
 @given(
     batches=st.integers(1, 5), groups=st.integers(1, 4), each=st.integers(1, 4), space=st.integers(1, 40)
@@ -141,6 +142,7 @@ def test_without_gamma_and_beta(rng, device):
     check_op(rng, lambda x: apply(ops.group_norm, x, None, None, 2), lambda x: group(x, one, zero, 2), x, rounding=64)
 
 
+@pytest.mark.platform("norm")
 @pytest.mark.oclgrind
 def test_small_under_a_simulator(rng, device):
     x, g, b = spread_out(rng, (5, 3, 3)), normal(rng, 3), normal(rng, 3)
@@ -156,6 +158,7 @@ def test_small_under_a_simulator(rng, device):
     check_op(rng, lambda x: apply(ops.local_response_norm, x), lambda x: response(x, 5, 1e-4, 0.75, 1.0), x)
 
 
+@pytest.mark.platform("norm")
 @pytest.mark.oclgrind
 def test_statistics_under_a_simulator(rng, device):
     layer, x = clnn.BatchNorm(), spread_out(rng, (6, 5))
@@ -596,6 +599,7 @@ LAYERS = {
 }
 
 
+@pytest.mark.platform("norm")
 @pytest.mark.parametrize("kind", LAYERS)
 def test_layers(rng, device, kind, tmp_path):
     make, reference = LAYERS[kind]

@@ -41,6 +41,7 @@ def test_every_function_has_a_reference():
     assert set(REFERENCES) == set(BINARY)
 
 
+@pytest.mark.platform("elementwise")
 @pytest.mark.parametrize("name", BINARY)
 def test_binary(rng, device, name):
     for shape in ((0,), (1,), (131,), (3, 5)):
@@ -149,6 +150,7 @@ def distinct(rng, shape, dtype=np.float32):
     return rng.permutation(np.prod(shape, dtype=int)).reshape(shape).astype(dtype).astype(np.float64) / 4 - 1
 
 
+@pytest.mark.platform("reduce")
 @pytest.mark.parametrize("kind", ["sum", "mean", "max", "min"])
 @pytest.mark.parametrize("keepdims", [False, True])
 def test_reductions(rng, device, kind, keepdims):
@@ -272,6 +274,7 @@ def test_softmax(rng, dtype, name, shape):
     )
 
 
+@pytest.mark.platform("softmax")
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_softmax_of_extremes(device, name):
     inf, nan = np.inf, np.nan
@@ -320,6 +323,7 @@ def test_wrong_slices(device, key):
         clnn.zeros((4, 3, 5))[key]
 
 
+@pytest.mark.platform("shape")
 @pytest.mark.parametrize("axes", [None, *itertools.permutations(range(3)), (-1, 0, 1)], ids=str)
 def test_transpose(rng, device, axes):
     x = normal(rng, (2, 3, 5))
@@ -354,6 +358,7 @@ def test_broadcast_to(rng, device, shape, target):
         clnn.zeros((2, 3)).broadcast_to((2, 4))
 
 
+@pytest.mark.platform("shape")
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_concatenate(rng, device, axis):
     shapes = [[2, 3, 4] for _ in range(3)]
@@ -434,6 +439,7 @@ def test_shapes_of_integers_and_float64(rng, device):
             np.testing.assert_array_equal(got.numpy(), expected)
 
 
+@pytest.mark.platform
 @pytest.mark.oclgrind
 def test_small_under_a_simulator(rng, device):
     """One tiny case of each family of kernels."""

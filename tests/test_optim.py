@@ -774,6 +774,7 @@ def test_names():
     assert type(find_optimizer("AdamW")) is clnn.AdamW
 
 
+@pytest.mark.platform("optimizer")
 @pytest.mark.oclgrind
 def test_small_under_a_simulator(rng, device, monkeypatch):
     grid = staticmethod(lambda device, dtype, sums=False: clnn.optim._Grid(4, 2, 8))  # groups that share something

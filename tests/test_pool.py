@@ -230,6 +230,7 @@ def test_any_bins(kernels, space, out, kind, seed):
     compare(rng, x, lambda t: apply(adaptive_pool, t, out=out, kind=kind), found, kind)
 
 
+@pytest.mark.platform("pool")
 @pytest.mark.parametrize("kind", KINDS)
 def test_bins_in_both_types(rng, kernels, dtype, kind):
     for space, out in (((14, 37), (7, 5)), ((100,), (3,)), ((5, 6, 7), (1, 1, 1)), ((2, 3), (4, 5)), ((50,), (50,))):
@@ -387,6 +388,7 @@ def test_wrong_arguments(make):
         make()
 
 
+@pytest.mark.platform("pool")
 @pytest.mark.oclgrind
 def test_small_under_a_simulator(rng, kernels):
     for shape, size, stride, padding in (((1, 2, 5, 9), 2, 2, 0), ((1, 1, 3, 4), 3, 1, 1), ((1, 1, 11), 3, 3, 2)):

@@ -206,3 +206,20 @@ def test_hot_kernels_call_nothing_of_the_driver(device, tmp_path):
     assert {"gemm_tile", "update", "multiply"} <= set(looked_at.split()), looked_at
     assert any(name.startswith("conv_") for name in looked_at.split()), looked_at
     assert not calls
+
+
+@pytest.mark.platform("bench")
+def test_what_the_peaks_are_measured_with_is_right(device, dtype):
+    """Multiply-adds are the recurrence that they should be, and each vector is copied once."""
+    real, width, x = device.real(dtype), 4, 0.75
+    out = device.allocate(5 * np.dtype(dtype).itemsize)
+    device.launch("bench", "multiply_add", (5,), 7, out, x, local=(1,), real=real, VW=width, SUMS=3)
+    s = np.arange(5)[:, None] + np.arange(3.0)
+    for _ in range(7):
+        s = s * x + 0.5
+    assert np.allclose(device.read(out, np.empty(5, dtype)), width * s.sum(axis=1), rtol=1e-5)
+    values = np.arange(5 * 3 * width, dtype=dtype)
+    source, target = device.allocate(values.nbytes), device.allocate(values.nbytes)
+    device.upload(values, source)
+    device.launch("bench", "copy", (5,), 3, source, target, local=(1,), real=real, VW=width)
+    assert np.array_equal(device.read(target, np.empty_like(values)), values)

@@ -45,6 +45,7 @@ kernel void known(global const uint *c, global uint *y) {
 """
 
 
+@pytest.mark.platform
 @pytest.mark.parametrize(("counter", "key", "result"), KNOWN)
 def test_known_answers(device, counter, key, result, monkeypatch, tmp_path):
     """The kernel's own function, whatever counters the library gives it."""
@@ -124,6 +125,7 @@ def test_uniform(device, dtype, low, high):
     assert ((counts - N / 16) ** 2 / (N / 16)).sum() < 60  # chi squared of 15 degrees: beyond it once in 10^6 runs
 
 
+@pytest.mark.platform("random")
 @pytest.mark.parametrize(("mean", "deviation"), [(0.0, 1.0), (3.0, 0.1)])
 def test_normal(device, dtype, mean, deviation):
     x = host(Generator(device).normal((N,), mean, deviation, dtype))
@@ -166,6 +168,7 @@ def test_draws_differ_and_seeds_repeat_them(device):
 
 
 # -- dropout ----------------------------------------------------------------------------------------------------------
+@pytest.mark.platform("random")
 @pytest.mark.parametrize("rate", [0.0, 0.25, 0.9])
 def test_dropout(rng, dtype, device, rate):
     """Kept values are divided by the chance to be kept, and the same go through backwards."""
@@ -224,6 +227,7 @@ def test_dropout_in_a_recorded_step(device):
     assert all((a != b).any() for a, b in zip(drawn[True], drawn[True][1:]))
 
 
+@pytest.mark.platform("planes")
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
 def test_spatial_dropout(rng, dtype, device, kind, monkeypatch):
     """Whole channels, forwards and backwards, by either kernel; a channel that is dropped is 0 whatever it held."""

@@ -63,6 +63,7 @@ def test_the_third_call_is_compared_and_later_ones_replayed(device, rng):
     assert len(replays(train)[0]) < 15
 
 
+@pytest.mark.platform
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("engine", ["tile", "clblast"])
 def test_replayed_and_eager_steps_give_the_same_bits(device, rng, momentum, engine, monkeypatch):

@@ -98,6 +98,7 @@ def test_any_padding(kernels, space, amounts, mode, seed):
     compare(rng, normal(rng, (2, 3, *space)), lambda t: clnn.pad(t, amounts, mode, -1.5), matrices, beside=-1.5)
 
 
+@pytest.mark.platform("resize")
 def test_in_both_types(rng, device, dtype):
     x = normal(rng, (2, 3, 5, 19), dtype)
     for linear in (False, True):
@@ -212,6 +213,7 @@ def test_wrong_arguments(make):
         make()
 
 
+@pytest.mark.platform("resize")
 @pytest.mark.oclgrind
 def test_small_under_a_simulator(rng, kernels):
     x = normal(rng, (1, 2, 2, 9))
