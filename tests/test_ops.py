@@ -41,7 +41,6 @@ def test_every_function_has_a_reference():
     assert set(REFERENCES) == set(BINARY)
 
 
-@pytest.mark.platform("elementwise")
 @pytest.mark.parametrize("name", BINARY)
 def test_binary(rng, device, name):
     for shape in ((0,), (1,), (131,), (3, 5)):

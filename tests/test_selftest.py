@@ -34,7 +34,14 @@ def other(device):
     return clnn.Device(device.cl_device, device.platform_index, device.device_index)
 
 
-@pytest.mark.parametrize("test", tests.TESTS, ids=lambda test: test.__name__)
+@pytest.mark.parametrize(
+    "test",
+    [
+        pytest.param(one, marks=pytest.mark.platform("selftest") if one is tests.conversions else pytest.mark.platform)
+        for one in tests.TESTS
+    ],
+    ids=lambda test: test.__name__,
+)
 def test_each_part_passes_here(device, test):
     assert list(test(device)) == []
 
