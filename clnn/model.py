@@ -19,6 +19,7 @@ from .optim import OPTIMIZERS, Optimizer
 from .parameters import consolidate, count
 from .random import drawing_from
 from .runtime.device import Device, resolve
+from .runtime.lock import exclusive
 from .tensor import Parameter, Tensor, no_grad, tensor
 
 
@@ -92,6 +93,7 @@ class Model(Layer):
         return self
 
     # -- files --------------------------------------------------------------------------------------------------------
+    @exclusive("device.lock")
     def save(self, path: str | Path) -> None:
         """Write architecture, parameters, loss and, after fit, the optimizer's state to one file, whole or not at all.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import numpy as np
@@ -13,7 +14,7 @@ from .ops.random import Generator
 from .runtime.device import Device
 
 _generators: dict[Device, Generator] = {}
-_stack: list[Generator] = []
+_drawing = threading.local()  # of each thread: the generators that `drawing_from` has put in place
 _seed: int | None = None
 _host: np.random.Generator | None = None
 
@@ -30,12 +31,13 @@ def seed(number: int) -> None:
 
 def generator(device: Device) -> Generator:
     """The generator that draws on `device`: the innermost `drawing_from`'s, else the device's own."""
-    for one in reversed(_stack):
+    for one in reversed(getattr(_drawing, "stack", ())):
         if one.device is device:
             return one
-    if device not in _generators:
-        _generators[device] = Generator(device, _seed)
-    return _generators[device]
+    with device.lock:
+        if device not in _generators:
+            _generators[device] = Generator(device, _seed)
+        return _generators[device]
 
 
 def host() -> np.random.Generator:
@@ -52,8 +54,9 @@ def drawing_from(one: Generator | None) -> Iterator[None]:
     if one is None:
         yield
         return
-    _stack.append(one)
+    stack = _drawing.__dict__.setdefault("stack", [])
+    stack.append(one)
     try:
         yield
     finally:
-        _stack.pop()
+        stack.pop()

@@ -75,7 +75,14 @@ class Step:
         where = where or device()
         if where.step is not None:  # a step within a step is part of it
             return self.function(*args, **kwargs)
-        key = self.key(where, tuple(shape))
+        with where.lock:  # until the result lies where no other call writes
+            return self._on_copies(where, arrays, tuple(shape), args, kwargs)
+
+    def _on_copies(
+        self, where: Device, arrays: list[Any], shape: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """One call, whose arrays are copied to where recordings read them."""
+        key = self.key(where, shape)
         inputs = self._inputs.get(key)
         if inputs is None:
             if len(self._inputs) >= 2 * MOST_RECORDINGS:  # recordings read their inputs, so both go together
@@ -223,7 +230,7 @@ class Step:
         self, where: Device, key: Hashable, function: Callable[[StepContext], Any], times: int = 1
     ) -> tuple[Any, bool]:
         """Run or replay `function` under `key`, which was verified: its result, and whether a later replay overwrites it.
-        `times` is 1, or what `ahead` allowed."""
+        `times` is 1, or what `ahead` allowed. The caller holds the device's lock, as for `verify`."""
         optimizers, uses, left = self._known.get(key, self._given)
         for optimizer in optimizers:
             optimizer.fuse()

@@ -29,6 +29,7 @@ from .ops.loss import Record
 from .optim import Optimizer, find_optimizer
 from .parameters import consolidate, statistics_kept
 from .runtime.device import Device
+from .runtime.lock import exclusive
 from .runtime.memory import Block
 from .runtime.recording import advance_cells, structure_changed, structure_version
 from .runtime.watch import Watch
@@ -99,6 +100,7 @@ def as_inputs(x: Any, dtype: Any, name: str = "x") -> list[np.ndarray]:
     return found
 
 
+@exclusive("device.lock")
 def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
     """Build the model if it is not, and the output's shape for one sample, which the model remembers."""
 
@@ -455,12 +457,14 @@ def fit(
                     run = partial(train, rows=rows_now)
                     steps_to_come = (epochs - epoch) * count
                     end = done + count
-                    step.verify(device, key, run, bool(callbacks) or step.foreign)
+                    with device.lock:
+                        step.verify(device, key, run, bool(callbacks) or step.foreign)
                     while done < end:
                         times = step.ahead(key, end - done, steps_to_come)
-                        step.run(device, key, run, times)
-                        if step.foreign:  # code that is not clnn's may see something new between callbacks, too
-                            step.verify(device, key, run)
+                        with device.lock:  # for a replay at a time: other threads come in between
+                            step.run(device, key, run, times)
+                            if step.foreign:  # code that is not clnn's may see something new between callbacks, too
+                                step.verify(device, key, run)
                         bar.step(times)
                         done += times
             logs = _epoch_logs(results, plan, classes, epoch, first_step)
@@ -483,6 +487,7 @@ def fit(
     return history
 
 
+@exclusive("device.lock")
 def _uses(model: Layer, xs: Sequence[np.ndarray]) -> dict[Any, int]:
     """How often a forward pass uses each parameter: it decides where gradients may go from the first step on."""
     parameters = model.parameters()
@@ -503,6 +508,7 @@ def _uses(model: Layer, xs: Sequence[np.ndarray]) -> dict[Any, int]:
     return uses
 
 
+@exclusive("device.lock")
 def consolidated(model: Layer) -> list[Any]:
     """The model's parameters, in a flat store."""
     parameters = model.parameters()
@@ -565,10 +571,12 @@ class Evaluation:
         self.step: Step | None = None
         self.moved = True  # whether the feed may be elsewhere than at its first row
 
+    @exclusive("model.device.lock")
     def run(self, xs: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
         """The mean loss and metrics."""
         return self._in_batches_that_fit(len(xs[0]), lambda: self._measured(xs, y, weight))
 
+    @exclusive("model.device.lock")
     def outputs(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
         """The model's outputs, chunk by chunk."""
         return self._in_batches_that_fit(len(xs[0]), lambda: self._outputs(xs))
@@ -672,6 +680,7 @@ def evaluation_of(model: Any, kind: str, loss: Any, metrics: Sequence[Metric], b
     return kept[key]
 
 
+@exclusive("device.lock")
 def evaluate(
     model: Any,
     x: Any,
@@ -697,6 +706,7 @@ def _no_loss() -> Any:
     raise ConfigurationError('evaluate needs a loss: fit the model first, or give one, such as loss="cross_entropy"')
 
 
+@exclusive("device.lock")
 def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> np.ndarray:
     """The model's raw outputs as an array, in batches."""
     xs, batch_size = as_inputs(x, model.dtype), check_count("batch_size", batch_size)

@@ -15,6 +15,7 @@ from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS
 from ..random import generator
 from ..runtime.device import Device, ValuesWanted, device
+from ..runtime.lock import exclusive
 from ..runtime.recording import structure_changed
 from ..runtime.watch import Watched, rebinds
 from ..tensor import Parameter, Tensor, grad_enabled, tensor
@@ -198,10 +199,12 @@ class Layer(Watched):
             structure_changed()
 
     # -- state --------------------------------------------------------------------------------------------------------
+    @exclusive("device.lock")
     def state_dict(self) -> dict[str, np.ndarray]:
         """All parameters as arrays on the host, by name."""
         return {name: p.numpy() for name, p in self.named_parameters()}
 
+    @exclusive("device.lock")
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy arrays into the parameters, in place; names and shapes must fit exactly, or nothing is changed."""
         mine = dict(self.named_parameters())

@@ -29,6 +29,7 @@ import pyopencl as cl
 
 from ..errors import ConfigurationError, DeviceError
 from . import selftest
+from .lock import FairLock, exclusive
 from .memory import Block, Memory, parse_size
 from .program import Programs
 
@@ -60,6 +61,8 @@ _forked = False
 def _after_fork() -> None:
     global _forked
     _forked = _found is not None
+    for one in _found or ():  # a thread that is not in this process may have had it
+        one.lock = FairLock()
 
 
 if hasattr(os, "register_at_fork"):
@@ -70,8 +73,30 @@ class ValuesWanted(Exception):
     """Something read from a device on which nothing is launched for now."""
 
 
+class _opened(cached_property):  # noqa: N801 - used as a decorator
+    """A cached property that one thread makes while others wait (Python's own has no lock since 3.12)."""
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        with instance.lock:
+            return super().__get__(instance, owner)
+
+
+class _Now(threading.local):
+    """What a thread is doing on a device: recording a step, running one, working out shapes without launching."""
+
+    recorder: Recorder | None = None
+    step: StepContext | None = None
+    dry = False
+
+
 class Device:
-    """One OpenCL device: its properties, and, opened at first use, its context, in-order queue, programs and memory."""
+    """One OpenCL device: its properties, and, opened at first use, its context, in-order queue, programs and memory.
+
+    Threads may share it: whoever uses the queue, a shared kernel, the arena or the pool holds `lock`, and a step holds it
+    from its first launch to its last. What a thread records, runs or leaves out, no other sees.
+    """
 
     def __init__(self, cl_device: cl.Device, platform_index: int, device_index: int) -> None:
         self.cl_device = cl_device
@@ -94,9 +119,7 @@ class Device:
         self.alignment = max(1, cl_device.mem_base_addr_align // 8)  # bytes, of a sub-buffer's start
         self.form = _take_form(self, os.environ.get("CLNN_DEVICE_AS", ""))
         self.launches = 0  # kernels, copies and fills enqueued so far; steps fused into one kernel count once
-        self.recorder: Recorder | None = None
-        self._dry = False
-        self.step: StepContext | None = None  # the step that runs now
+        self.lock, self._now = FairLock(), _Now()
         self.arena: Any = None  # a weak reference to the arena that the recordings share
         self.constants: dict[Any, Block] = {}  # small read-only blocks, by what they hold
         self.tuned: Any = None  # what measurements say about its matrix products (clnn/gemm/tuning.py)
@@ -109,8 +132,26 @@ class Device:
         """Platform, its version, driver, device and any other form: what stored tuning and self-tests are remembered by."""
         return " | ".join(filter(None, (self.platform, self.version, self.driver, self.name, self.form)))
 
+    @property
+    def recorder(self) -> Recorder | None:
+        """What notes this thread's launches."""
+        return self._now.recorder
+
+    @recorder.setter
+    def recorder(self, one: Recorder | None) -> None:
+        self._now.recorder = one
+
+    @property
+    def step(self) -> StepContext | None:
+        """The step that this thread runs."""
+        return self._now.step
+
+    @step.setter
+    def step(self, one: StepContext | None) -> None:
+        self._now.step = one
+
     # -- opened at first use ------------------------------------------------------------------------------------------
-    @cached_property
+    @_opened
     def context(self) -> cl.Context:
         check_not_forked()
         self._find_linker()
@@ -162,7 +203,7 @@ class Device:
         check_not_forked()
         return self._queue
 
-    @cached_property
+    @_opened
     def _queue(self) -> cl.CommandQueue:
         return cl.CommandQueue(self.context)
 
@@ -171,15 +212,15 @@ class Device:
         check_not_forked()
         return self._memory
 
-    @cached_property
+    @_opened
     def _memory(self) -> Memory:
         return Memory(self)
 
-    @cached_property
+    @_opened
     def programs(self) -> Programs:
         return Programs(self.context, self.has_fp64, self.pocl_version)
 
-    @cached_property
+    @_opened
     def pacer(self) -> Any:
         from .recording import Pacer  # recording.py builds on this file
 
@@ -215,7 +256,7 @@ class Device:
     @property
     def within(self) -> bool:
         """Whether a step, or a pass for shapes alone, is under way: what Python changes now is its own doing."""
-        return self.step is not None or self._dry
+        return self.step is not None or self._now.dry
 
     def ends_audit(self, what: str) -> None:
         """Python is about to do what a recorded step never does: an audit that is under way is at its end."""
@@ -232,6 +273,7 @@ class Device:
             self.recorder.add_temporary(block)
         return block
 
+    @exclusive("lock")
     def upload(self, array: np.ndarray, block: Block, constant: bool = False) -> None:
         """Copy a contiguous host array to the start of `block`. Inside a recording only constants may be uploaded."""
         self.ends_audit("an array was uploaded inside the step")
@@ -239,7 +281,7 @@ class Device:
             self.recorder.abort(
                 "an array was uploaded inside the step: pass it as an argument, or make it once with clnn.constant()"
             )
-        if self._dry and not constant:  # constants are kept, and so needed later
+        if self._now.dry and not constant:  # constants are kept, and so needed later
             return
         if array.nbytes > SOON:
             self._help()
@@ -248,6 +290,7 @@ class Device:
         else:
             self.upload_soon(array, block)
 
+    @exclusive("lock")
     def upload_soon(self, array: np.ndarray, block: Block) -> None:
         """Like `upload`, without waiting for work enqueued before; the array is copied first, and may change at once."""
         if array.nbytes:
@@ -260,6 +303,7 @@ class Device:
         except cl.MemoryError as error:
             return self.once_more("an upload", write, error)
 
+    @exclusive("lock")
     def read(self, block: Block, array: np.ndarray) -> np.ndarray:
         """Copy the start of `block` into a contiguous host array, after all work enqueued so far."""
         self.ends_audit("a result was read back to the host inside the step")
@@ -267,7 +311,7 @@ class Device:
             self.recorder.abort(
                 "a result was read back to the host inside the step (numpy(), float() or print): return it instead"
             )
-        if self._dry:
+        if self._now.dry:
             raise ValuesWanted
         if array.nbytes:
             self._help()
@@ -284,11 +328,11 @@ class Device:
     @contextlib.contextmanager
     def dry(self, dry: bool = True) -> Iterator[None]:
         """Nothing is launched inside, so nothing is compiled either: for shapes alone. Reading raises `ValuesWanted`."""
-        before, self._dry = self._dry, dry
+        before, self._now.dry = self._now.dry, dry
         try:
             yield
         finally:
-            self._dry = before
+            self._now.dry = before
 
     def copy(self, source: Block, target: Block, nbytes: int) -> None:
         """Copy `nbytes` from block to block on the device."""
@@ -300,6 +344,7 @@ class Device:
         self.call("fill", _fill_zero, (block,), (block.nbytes // 4 * 4,))
 
     # -- work ---------------------------------------------------------------------------------------------------------
+    @exclusive("lock")
     def launch(
         self,
         file: str,
@@ -316,7 +361,7 @@ class Device:
         Python's or NumPy's, and short int32 arrays for vector arguments. Without `local`, `size` is padded to whole work-groups,
         and the kernel must guard its edges.
         """
-        if 0 in size or self._dry:
+        if 0 in size or self._now.dry:
             return
         check_not_forked()
         if local is None:
@@ -369,9 +414,10 @@ class Device:
                     f"{what}: arrays on two devices, {self!r} and {value.device!r}; move one with .to(device)"
                 )
 
+    @exclusive("lock")
     def call(self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...]) -> None:
         """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch."""
-        if self._dry:
+        if self._now.dry:
             return
         if not self.auditing:
             run = partial(function, self.queue, *[block.buffer for block in blocks], *scalars)

@@ -7,12 +7,14 @@ import gc
 import math
 import os
 import re
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pyopencl as cl
 import pyopencl.tools as cl_tools
 
 from ..errors import ConfigurationError, OutOfDeviceMemory
+from .lock import exclusive
 
 if TYPE_CHECKING:
     from .device import Device
@@ -41,10 +43,8 @@ class Block:
         """What tells this range of memory from another, and is equal for two views of the same range."""
         return id(self)
 
-    def __del__(self) -> None:
-        self.memory.in_use -= self.counted
-        if self.plain:
-            self.memory.plain -= self.counted
+    def __del__(self) -> None:  # in whatever thread, at whatever place: nothing here may wait
+        self.memory.freed.append((self.counted, self.plain))
 
 
 class _View(Block):
@@ -68,17 +68,35 @@ class Memory:
         self._allocator = cl_tools.ImmediateAllocator(device.queue)  # drivers that allocate at first use do so at once
         self._pool = cl_tools.MemoryPool(self._allocator)
         self._sizes: dict[int, int] = {}  # bytes asked for: bytes that the pool really takes
-        self.in_use = self.peak = self.plain = 0
+        self._in_use = self._plain_in_use = self.peak = 0
+        self.freed: deque[tuple[int, bool]] = (
+            deque()
+        )  # (bytes, whether of its own) of blocks that went since the last look
         self.limit = memory_limit(device.cl_device)
         self.largest = device.max_piece
         self.piece = min(self.largest, MOST_BYTES)  # what is cut into pieces is cut into those
         self.alignment = math.lcm(ALIGNMENT, device.alignment)
 
     @property
+    def in_use(self) -> int:
+        """Bytes of blocks that are alive."""
+        return self._settled()[0]
+
+    def _settled(self) -> tuple[int, int]:
+        """Bytes in use, and those of them in blocks of their own, without what has gone by now."""
+        with self._device.lock:
+            while self.freed:
+                counted, plain = self.freed.popleft()
+                self._in_use -= counted
+                self._plain_in_use -= counted if plain else 0
+            return self._in_use, self._plain_in_use
+
+    @property
     def held(self) -> int:
         """Bytes taken from the driver: those in use and those that the pool keeps for reuse."""
-        return self._pool.managed_bytes + self.plain
+        return self._pool.managed_bytes + self._settled()[1]
 
+    @exclusive("_device.lock")
     def allocate(self, nbytes: int, pooled: bool = True) -> Block:
         """A block of at least `nbytes`. Pooled blocks are cheap; plain ones can have views."""
         self._device.ends_audit("memory that outlives the step was taken inside it")
@@ -89,8 +107,8 @@ class Memory:
             buffer: Any = self._pool.allocate(nbytes + SLACK) if pooled else self._plain(size)
         except (cl.MemoryError, cl.RuntimeError) as error:
             raise self.out_of_memory(nbytes, f"the driver says: {error}") from error
-        self.in_use += size
-        self.plain += 0 if pooled else size
+        self._in_use += size
+        self._plain_in_use += 0 if pooled else size
         self.peak = max(self.peak, self.in_use)
         return Block(self._device, nbytes, buffer, self, size, not pooled)
 

@@ -1,0 +1,306 @@
+"""Threads that share a device, a model or a step: each gets the answer that it would get alone."""
+
+import gc
+import http.client
+import http.server
+import json
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from helpers import normal, parameter
+
+import clnn
+from clnn.runtime import device as runtime
+
+THREADS = 4
+
+
+def together(*works):
+    """Run functions in a thread each, all started at once, and give back what they return."""
+    start = threading.Barrier(len(works))
+
+    def run(work):
+        start.wait()
+        return work()
+
+    with ThreadPoolExecutor(len(works)) as pool:
+        return [one.result(timeout=120) for one in [pool.submit(run, work) for work in works]]
+
+
+def network(seed=1, outputs=3):
+    return clnn.Sequential([clnn.Dense(16, "tanh"), clnn.Dense(outputs)], input_shape=8, seed=seed)
+
+
+def answers(net, xs, times=30):
+    """Whether all predictions are those of the first, alone."""
+
+    def work():
+        return [net.predict(xs[i % len(xs)]) for i in range(times)]
+
+    return work
+
+
+def wrong(got, expected):
+    return sum(not np.array_equal(y, expected[i % len(expected)]) for i, y in enumerate(got))
+
+
+@pytest.fixture
+def inputs(device, rng):
+    return [normal(rng, (n, 8)).astype(np.float32) for n in (1, 1, 5, 5, 600)]
+
+
+def test_predictions_with_one_model(inputs):
+    net = network()
+    expected = [net.predict(x) for x in inputs]
+    for got in together(*[answers(net, inputs)] * THREADS):
+        assert wrong(got, expected) == 0
+
+
+def test_predictions_with_a_model_each(inputs):
+    nets = [network(seed) for seed in range(THREADS)]
+    for net, got in zip(nets, together(*[answers(net, inputs) for net in nets])):
+        assert wrong(got, [net.predict(x) for x in inputs]) == 0
+
+
+def test_a_model_is_built_and_compiled_by_whoever_comes_first(inputs):
+    net = clnn.Sequential([clnn.Dense(7, "gelu"), clnn.Residual([clnn.Dense(7, "mish")]), clnn.Dense(2)], input_shape=8)
+    got = together(*[answers(net, inputs, 5)] * THREADS)
+    for one in got:
+        assert wrong(one, [net.predict(x) for x in inputs]) == 0
+
+
+def test_evaluations(device, rng):
+    net = network()
+    x, y = normal(rng, (700, 8)).astype(np.float32), rng.integers(0, 3, 700)
+    expected = net.evaluate(x, y, loss="cross_entropy")
+    found = together(*[lambda: [net.evaluate(x, y, loss="cross_entropy") for _ in range(10)]] * THREADS)
+    assert all(one == expected for part in found for one in part)
+
+
+def trained(seed, x, y, **options):
+    net = network(seed)
+    net.fit(x, y, loss="cross_entropy", optimizer=clnn.Adam(0.01), batch_size=10, seed=seed, progress=False, **options)
+    return net.state_dict()
+
+
+def same(a, b):
+    return all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_fits_in_two_threads(device, rng):
+    x, y = normal(rng, (205, 8)).astype(np.float32), rng.integers(0, 3, 205)
+    alone = [trained(seed, x, y, epochs=5) for seed in (1, 2)]
+    found = together(lambda: trained(1, x, y, epochs=5), lambda: trained(2, x, y, epochs=5))
+    assert all(same(a, b) for a, b in zip(alone, found))
+
+
+def test_a_fit_beside_predictions(inputs, rng):
+    x, y = normal(rng, (205, 8)).astype(np.float32), rng.integers(0, 3, 205)
+    alone, served = trained(1, x, y, epochs=10), network(5)
+    expected = [served.predict(x) for x in inputs]
+    weights, *found = together(lambda: trained(1, x, y, epochs=10), answers(served, inputs), answers(served, inputs))
+    assert same(alone, weights)
+    assert sum(wrong(got, expected) for got in found) == 0
+
+
+def test_predictions_of_the_model_that_is_trained(inputs, rng):
+    """Each is that of the weights after some step, here always the same: the rate is 0."""
+    x, y = normal(rng, (205, 8)).astype(np.float32), rng.integers(0, 3, 205)
+    net = network()
+    expected = [net.predict(x) for x in inputs]
+    options = {"loss": "cross_entropy", "optimizer": clnn.SGD(0.0, momentum=0.9), "batch_size": 10, "progress": False}
+    _, *found = together(lambda: net.fit(x, y, epochs=10, **options), answers(net, inputs), answers(net, inputs))
+    assert sum(wrong(got, expected) for got in found) == 0
+
+
+def test_whole_steps_are_seen(device):
+    """Both layers move together: a prediction between the two halves of a step would show."""
+    net = clnn.Sequential([clnn.Dense(1, bias=False)], input_shape=2)
+    net.load_state_dict({name: np.zeros_like(value) for name, value in net.state_dict().items()})
+    x, y = np.ones((40, 2), np.float32), np.ones((40, 1), np.float32)
+    stop = threading.Event()
+
+    def look():
+        seen = []
+        while not stop.is_set():
+            seen.append(net.state_dict())
+        return seen
+
+    def fit():
+        try:
+            net.fit(x, y, loss="mse", optimizer=clnn.SGD(1e-4), epochs=30, batch_size=2, progress=False)
+        finally:
+            stop.set()
+
+    _, seen = together(fit, look)
+    for state in seen:
+        (w,) = state.values()
+        assert w[0] == w[1]
+
+
+def test_eager_operations_beside_recorded_steps(device, rng):
+    """What one thread computes eagerly is no part of what another is recording."""
+    a = normal(rng, (30, 20)).astype(np.float32)
+
+    def eager():
+        for _ in range(40):
+            t = clnn.tensor(a)
+            y = (t @ clnn.tensor(a.T.copy())).sum(1) + clnn.tanh(t).sum(1) * 2.0
+            np.testing.assert_allclose(y.numpy(), a @ a.T @ np.ones(30) + 2 * np.tanh(a).sum(1), rtol=2e-4, atol=2e-4)
+
+    def recorded():
+        w = parameter(np.ones(20))
+        optimizer = clnn.SGD(0.125)
+
+        @clnn.step
+        def train(x):
+            loss = (w * x).sum()
+            loss.backward()
+            optimizer.step([w])
+            return loss
+
+        losses = [float(train(np.ones(20, np.float32))) for _ in range(40)]
+        np.testing.assert_array_equal(losses, [20 - 2.5 * i for i in range(40)])
+
+    together(eager, recorded, eager, recorded)
+
+
+def test_one_step_from_many_threads(device):
+    @clnn.step
+    def doubled(x):
+        return x * 2.0
+
+    def work(k):
+        return lambda: [doubled(np.full(5, k + i, np.float32)).numpy() for i in range(40)]
+
+    for k, got in enumerate(together(*map(work, range(0, 400, 100)))):
+        np.testing.assert_array_equal(got, np.repeat(2.0 * (100 * k + np.arange(40)), 5).reshape(40, 5))
+
+
+def test_drawing_from_a_generator_is_the_threads_own(device):
+    from clnn.ops.random import Generator
+    from clnn.random import drawing_from, generator
+
+    mine = Generator(device, 7)
+    inside, outside = threading.Event(), threading.Event()
+
+    def draw():
+        with drawing_from(mine):
+            inside.set()
+            assert outside.wait(60)
+            return generator(device)
+
+    def other():
+        assert inside.wait(60)
+        try:
+            return generator(device)
+        finally:
+            outside.set()
+
+    first, second = together(draw, other)
+    assert first is mine and second is not mine
+
+
+def test_two_devices(device, rng):
+    """The second is the same one, opened once more."""
+    other = runtime.Device(device.cl_device, device.platform_index, device.device_index)
+    x = normal(rng, (5, 8)).astype(np.float32)
+    nets = []
+    for one in (device, other):
+        with clnn.use(one):
+            nets.append(network())
+    expected = nets[0].predict(x)
+
+    def work(net):
+        return lambda: [net.predict(x) for _ in range(20)]
+
+    for got in together(*map(work, nets * 2)):
+        assert wrong(got, [expected]) == 0
+
+
+def test_memory_is_counted_whoever_lets_it_go(device):
+    gc.collect()
+    before = device.memory_in_use
+    kept = []
+
+    def work():
+        for _ in range(300):
+            kept.append([clnn.tensor(np.ones(100, np.float32)), kept])  # in a cycle: the collector frees it, anywhere
+            if len(kept) > 20:
+                kept.clear()
+                gc.collect(0)
+
+    together(*[work] * THREADS)
+    kept.clear()
+    gc.collect()
+    assert device.memory_in_use == before
+
+
+def test_a_thread_that_comes_back_at_once_lets_others_in(device):
+    """A loop that takes the lock again and again, as fit does, leaves it to whoever waits."""
+    stop, turns = threading.Event(), []
+
+    def greedy():
+        while not stop.is_set():
+            with device.lock, device.lock:
+                time.sleep(0.001)
+
+    def patient():
+        for _ in range(50):
+            with device.lock:
+                turns.append(1)
+        stop.set()
+
+    began = time.monotonic()
+    together(greedy, patient)
+    assert len(turns) == 50 and time.monotonic() - began < 30
+
+
+def test_a_web_server_answers_while_another_thread_trains(device, rng):
+    served = network(3)
+    x, y = normal(rng, (205, 8)).astype(np.float32), rng.integers(0, 3, 205)
+    expected, alone, stop = served.predict(x), trained(1, x, y, epochs=1), threading.Event()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            rows = np.array(json.loads(self.rfile.read(int(self.headers["Content-Length"]))), np.float32)
+            answer = json.dumps(served.predict(rows).tolist()).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_):
+            pass
+
+    def ask(server, first):
+        found = []
+        for i in range(first, first + 8):
+            connection = http.client.HTTPConnection(*server.server_address, timeout=60)
+            connection.request("POST", "/", json.dumps(x[i : i + 1].tolist()))
+            found.append((i, json.loads(connection.getresponse().read())))
+            connection.close()
+        return found
+
+    def train():
+        found = []
+        while not stop.is_set():
+            found.append(trained(1, x, y, epochs=1))
+        return found
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server, ThreadPoolExecutor(6) as pool:
+        serving, training = pool.submit(server.serve_forever), pool.submit(train)
+        try:
+            asked = [pool.submit(ask, server, 8 * k) for k in range(4)]
+            found = [one for part in asked for one in part.result(timeout=120)]
+        finally:
+            stop.set()
+            server.shutdown()
+        weights = training.result(timeout=120)
+        serving.result(timeout=60)
+    for i, answer in found:
+        np.testing.assert_allclose(np.float32(answer)[0], expected[i], rtol=1e-5, atol=1e-6)
+    assert weights and all(same(alone, one) for one in weights)
