@@ -19,6 +19,7 @@ from .errors import (
     DeviceError,
     Diverged,
     OutOfDeviceMemory,
+    OutOfRangeError,
     ShapeError,
 )
 from .functions import *  # noqa: F403
@@ -144,6 +145,7 @@ __all__ = [
     "OneCycle",
     "Optimizer",
     "OutOfDeviceMemory",
+    "OutOfRangeError",
     "Padding",
     "Parameter",
     "Piecewise",

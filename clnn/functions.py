@@ -45,11 +45,10 @@ def _layer(name: str, layer: Layer, x: Any) -> Tensor:
 
 
 def _by_axes(name: str, kinds: Sequence[type[Layer]], x: Any) -> type[Layer]:
-    axes = np.ndim(x) - 2
+    shape = x.shape if isinstance(x, Tensor) else np.shape(x)
+    axes = len(shape) - 2
     if not 1 <= axes <= 3:
-        raise ShapeError(
-            f"{name}: an input has a batch, channels and 1 to 3 spatial axes, and this one has {np.shape(x)}"
-        )
+        raise ShapeError(f"{name}: an input has a batch, channels and 1 to 3 spatial axes, and this one has {shape}")
     return kinds[axes - 1]
 
 

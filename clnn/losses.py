@@ -1,6 +1,7 @@
 """Losses: each a mean over samples, with its gradient computed in the same launch.
 
 Targets are class numbers, integers of shape (n,), or values of the output's shape; values (n,) go with outputs (n, 1).
+Class numbers of one output alone are 0 for no and 1 for yes. Gradients go to the outputs only.
 A loss is an object that is called: `clnn.losses.cross_entropy(net(x), y)`, or `CrossEntropy(label_smoothing=0.1)`.
 """
 
@@ -11,13 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ConfigurationError, ShapeError
+from .checks import numbers
+from .data.validate import check_labels
+from .errors import ClnnError, ConfigurationError, DataError, ShapeError
 from .ops.aggregate import reduce
 from .ops.array import Array
 from .ops.elementwise import binary
 from .ops.loss import Record, Rows, rows
 from .runtime.watch import Watched
 from .tensor import Tensor, grad_enabled, host_array, on_tape, tensor
+
+ROUNDING = 1e-5  # by which a probability may miss [0, 1]
 
 
 class Loss(Watched):
@@ -28,6 +33,7 @@ class Loss(Watched):
     takes = "values"
     mean_over_outputs = False
     parameter = 0.0
+    between: tuple[float, float] | None = None  # where target values lie
 
     def __call__(self, output: Any, target: Any, sample_weight: Any = None) -> Tensor:
         """The mean loss over samples, a tensor of one number. With `sample_weight` (n,) each sample's loss is multiplied
@@ -35,7 +41,10 @@ class Loss(Watched):
         output = tensor(output)
         target, weight = self.prepare(output, target), None
         if sample_weight is not None:
-            weight = tensor(sample_weight, dtype=output.dtype, device=output.device)
+            self.refuse_history("sample_weight", sample_weight)
+            weight = sample_weight
+            if not isinstance(weight, Tensor):
+                weight = tensor(numbers(weight, "sample_weight"), dtype=output.dtype, device=output.device)
             if weight.shape != output.shape[:1]:
                 raise ShapeError(
                     f"sample_weight has the shape {weight.shape}; the output {output.shape} needs {output.shape[:1]}"
@@ -53,6 +62,11 @@ class Loss(Watched):
         """The losses by row, and the tensor that their gradient is by."""
         name, source, folded = self.line(output)
         flat = source if source.ndim == 2 else _as_rows(source)
+        if target.dtype == np.int32 and flat.shape[1] == 1 and name == "quadratic" and flat.made_by != "sigmoid":
+            raise ConfigurationError(
+                "quadratic: class numbers say no (0) or yes (1) to one output where it is a sigmoid's; of other outputs give "
+                "the targets as floats, such as y.astype('float32')"
+            )
         if target.dtype != np.int32 and target.ndim != 2:
             target = target.reshape(flat.shape)
         factor = 1.0 / max(1, flat.shape[1]) if self.mean_over_outputs else 1.0
@@ -81,12 +95,16 @@ class Loss(Watched):
 
     def prepare(self, output: Tensor, target: Any) -> Tensor:
         """The target as a tensor that fits the output; everything that does not fit is an error."""
+        self.refuse_history("the target", target)
         array = target if isinstance(target, Tensor) else host_target(target, output.dtype)
         self.check(output.shape, array.shape, array.dtype)
         if isinstance(array, Tensor):
-            return array if array.dtype == np.int32 or array.shape == output.shape else array.reshape(output.shape)
-        if array.dtype == np.int32:
-            check_range(array, output.shape[-1])
+            if array.dtype != np.int32:
+                return array if array.shape == output.shape else array.reshape(output.shape)
+            if output.device.reads:  # where it is recorded, wrong labels make the loss NaN
+                self.check_values(array.numpy(), output.shape, "the labels")
+            return array
+        self.check_values(array, output.shape, "the labels" if array.dtype == np.int32 else "the targets")
         return tensor(array.reshape(output.shape) if array.dtype != np.int32 else array, device=output.device)
 
     def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
@@ -103,6 +121,27 @@ class Loss(Watched):
                 )
         elif target != output and target + (1,) != output:
             raise ShapeError(f"{self.name}: targets of shape {target} do not fit outputs of shape {output}")
+
+    def check_values(self, target: np.ndarray, output: tuple[int, ...], name: str) -> None:
+        """Whether targets on the host are in range: class numbers are classes of outputs of that shape."""
+        if target.dtype == np.int32:
+            check_labels(target, output[-1] if output[-1] > 1 else 2, name)
+        elif target.size and self.between:
+            low, high = self.between
+            if low - ROUNDING <= target.min() and target.max() <= high + ROUNDING:
+                return
+            raise DataError(
+                f"{self.name}: {name} go from {target.min():g} to {target.max():g}, and should lie in [{low:g}, {high:g}]; "
+                "rescale them"
+            )
+
+    def refuse_history(self, name: str, value: Any) -> None:
+        """A gradient by a target or a weight would be wanted, and there is none."""
+        if isinstance(value, Tensor) and value.requires_grad and grad_enabled():
+            raise ClnnError(
+                f"{self.name}: {name} depends on a parameter, and a loss has a gradient by its outputs alone: give "
+                f"{name.removeprefix('the ')}.detach(), or write the loss with tensors, such as ((a - b) ** 2).mean()"
+            )
 
     def check_activation(self, name: str) -> None:
         """An error if this loss makes no sense on the outputs of that activation."""
@@ -122,18 +161,10 @@ def _as_rows(x: Tensor) -> Array:
 
 def host_target(target: Any, dtype: Any) -> np.ndarray:
     """Targets on the host: integers of one axis are class numbers (int32), everything else becomes floats."""
-    array = np.asarray(target)
+    array = numbers(target, "the target")
     if array.dtype.kind in "iu" and array.ndim == 1:
         return host_array(array, np.int32)
     return host_array(array, dtype)
-
-
-def check_range(labels: np.ndarray, classes: int) -> None:
-    """Labels of a batch lie in [0, classes)."""
-    if labels.size and (labels.min() < 0 or labels.max() >= classes):
-        from .data.validate import check_labels
-
-        check_labels(labels, classes, "the labels")
 
 
 def mean_of(found: tuple[Rows, Tensor], output: Tensor) -> Tensor:
@@ -186,9 +217,10 @@ class Huber(Loss):
 class BinaryCrossEntropy(Loss):
     """-t log a - (1 - t) log(1 - a), a = sigmoid(z), summed over outputs: the book's cross-entropy (chapter 3).
 
-    The output is that of a sigmoid, or its input z (linear, and then exact however large z is).
+    The output is that of a sigmoid, or its input z (linear, and then exact however large z is). Targets lie in [0, 1].
     """
 
+    between = (0.0, 1.0)
     name = "binary_cross_entropy"
 
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
@@ -217,6 +249,7 @@ class CrossEntropy(Loss):
     """
 
     name, takes = "cross_entropy", "classes"
+    between = (0.0, math.inf)
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
         if not 0 <= label_smoothing < 1:
@@ -229,6 +262,11 @@ class CrossEntropy(Loss):
             raise ShapeError(
                 f"{self.name}: outputs of shape {output} are not (n, classes); reshape them to that, "
                 f"and the targets of shape {target}"
+            )
+        if output[-1] == 1 and (self.name == "cross_entropy" or dtype == np.int32):
+            raise ShapeError(
+                f"{self.name}: outputs of shape {output} are of one class, whose probability is always 1, so that nothing is "
+                "learned; take binary_cross_entropy for one output, or give the model an output for each class"
             )
 
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
@@ -264,7 +302,7 @@ class LogLikelihood(CrossEntropy):
         super().__init__()
 
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
-        if output.logits is not None:
+        if output.logits is not None or output.made_by == "softmax":
             return super().line(output)
         return "log_likelihood", output, False
 

@@ -16,7 +16,9 @@ import numpy as np
 from .checks import check_count, whole
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
+from .losses import host_target
 from .ops.array import empty
+from .ops.loss import yes_above
 from .tensor import Tensor, tensor
 
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -38,11 +40,12 @@ def _per_row(kernel: str, output: Tensor, target: Tensor, *scalars: Any, after: 
 def accuracy(output: Any, target: Any) -> Tensor:
     """1 where the largest output is that of the class (a number, or the largest of a row of targets).
 
-    One output alone is compared with 0.5 if it comes from a sigmoid, with 0 (the sigmoid's input) if not.
+    One output alone is compared with 0.5 if it comes from a sigmoid, with 0 (the sigmoid's input) if not; its classes are 0
+    and 1. DataError for class numbers on the host that are no class.
     """
     output = tensor(output)
     target = _target(output, target)
-    return _per_row("accuracy", output, target, 0.5 if output.made_by == "sigmoid" else 0.0, after=True)
+    return _per_row("accuracy", output, target, yes_above(output.made_by), after=True)
 
 
 def top_k(k: int) -> Metric:
@@ -65,10 +68,10 @@ def _top(k: int) -> Metric:
 def _target(output: Tensor, target: Any) -> Tensor:
     if isinstance(target, Tensor):
         return target
-    array = np.asarray(target)
-    return tensor(
-        array, dtype=np.int32 if array.dtype.kind in "iu" and array.ndim == 1 else output.dtype, device=output.device
-    )
+    array = host_target(target, output.dtype)
+    if array.dtype == np.int32 and output.ndim:
+        check_labels(array, max(2, output.shape[-1]), "the labels")
+    return tensor(array, device=output.device)
 
 
 def find_metric(which: str | Metric) -> Metric:

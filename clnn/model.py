@@ -14,6 +14,7 @@ from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, ShapeError
 from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through
 from .losses import Loss, find_loss
+from .ops.loss import yes_above
 from .ops.random import Generator
 from .optim import OPTIMIZERS, Optimizer
 from .parameters import consolidate, count
@@ -42,15 +43,11 @@ class Model(Layer):
     fit.__signature__ = inspect.signature(train.fit)  # type: ignore[attr-defined]
     evaluate.__signature__ = inspect.signature(train.evaluate)  # type: ignore[attr-defined]
 
-    def last_activation(self) -> str:
-        """The activation that the outputs come from, where that is known."""
-        return ""
-
     def predict_proba(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
-        """Probabilities of the classes, or of yes: the outputs of a softmax or sigmoid as they are; of a linear last
-        layer by what the loss of the last fit implies (softmax for cross_entropy, sigmoid for binary_cross_entropy)."""
+        """Probabilities of the classes, or of yes: the outputs of a softmax or sigmoid as they are; others by what the loss
+        of the last fit takes them for (softmax for cross_entropy, sigmoid for binary_cross_entropy)."""
         y = self.predict(x, batch_size=batch_size)
-        last, loss = self.last_activation(), getattr(self.loss, "name", "")
+        last, loss = train.made_by(self), getattr(self.loss, "name", "")
         if last in ("softmax", "sigmoid"):
             return y
         z = y.astype(np.float64)
@@ -67,12 +64,19 @@ class Model(Layer):
         )
 
     def predict_classes(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
-        """Class numbers (int32): the largest output, or for one output whether it says yes."""
+        """Class numbers (int32): the largest output; of one output 1 for yes: where it exceeds 1/2 if it is a sigmoid's, or 0
+        if it was trained as a sigmoid's input (binary_cross_entropy) or has not been trained."""
         y = self.predict(x, batch_size=batch_size)
         if y.ndim < 2:
             raise ShapeError(f"outputs of shape {y.shape} name no classes")
         if y.shape[-1] == 1:
-            return (y[..., 0] > (0.5 if self.last_activation() == "sigmoid" else 0.0)).astype(np.int32)
+            last, loss = train.made_by(self), getattr(self.loss, "name", "")
+            if last != "sigmoid" and loss not in ("", "binary_cross_entropy"):
+                raise ConfigurationError(
+                    f"one output of {last or 'an unknown activation'}, trained with {loss}, may say yes above 0 or above 1/2; "
+                    "compare it yourself: net.predict(x)[..., 0] > 0.5"
+                )
+            return (y[..., 0] > yes_above(last)).astype(np.int32)
         return y.argmax(-1).astype(np.int32)
 
     def to(self, device: str | Device) -> Model:
@@ -190,12 +194,6 @@ class Sequential(Model):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return through(self.layers, *inputs)
-
-    def last_activation(self) -> str:
-        last = self.layers[-1]
-        if isinstance(last, Model):
-            return last.last_activation()
-        return getattr(last, "activation", "")
 
     def named_parameters(self, prefix: str = "") -> Any:
         for name, p in super().named_parameters(prefix):

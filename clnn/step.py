@@ -62,6 +62,7 @@ class Step:
         shape: list[Any] = []
         for name, value in [*enumerate(args), *kwargs.items()]:
             if isinstance(value, Tensor):
+                value.refuse_history("an argument of a step, which is a copy,")
                 where = where or value.device
                 arrays.append(value)
             elif isinstance(value, np.ndarray):

@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 
-from .checks import spread, whole_numbers
-from .errors import ClnnError, ShapeError
+from .checks import numbers, spread, whole_numbers
+from .errors import ClnnError, OutOfRangeError, ShapeError
 from .gemm import Scale
-from .ops.activation import through, unary
+from .ops.activation import FUNCTIONS, through, unary
 from .ops.aggregate import reduce
 from .ops.array import FLOATS, Array, Gradient, Sink, empty, empty_like, fill
-from .ops.elementwise import binary, scale_add
+from .ops.elementwise import BINARY, binary, scale_add
 from .ops.linear import linear, matmul
 from .ops.reduce import argmax
 from .ops.shape import broadcast_to, concatenate, reshape, take_rows, take_slice, transpose
@@ -112,6 +112,11 @@ class Tensor(Array):
         return self.shape[0]
 
     def __bool__(self) -> bool:
+        if self.size != 1:
+            raise ShapeError(
+                f"a tensor of shape {self.shape} is neither true nor false: take its .max() or .min(), or compare tensors "
+                "by `is`"
+            )
         return bool(self.item())
 
     def __repr__(self) -> str:
@@ -120,11 +125,13 @@ class Tensor(Array):
         return f"{type(self).__name__}({inside}, {self.dtype}, {self.device.name})"
 
     def to(self, device: str | Device) -> Tensor:
-        """A copy on another device, without its history."""
+        """A copy on another device. ClnnError where it has a history, which would not come along."""
+        self.refuse_history("to()")
         return tensor(self.numpy(), device=device, dtype=self.dtype)
 
     def astype(self, dtype: Any) -> Tensor:
-        """A copy of another type, by way of the host, without its history."""
+        """A copy of another type, by way of the host. ClnnError where it has a history, which would not come along."""
+        self.refuse_history("astype()")
         return tensor(self.numpy(), device=self.device, dtype=dtype)
 
     def detach(self) -> Tensor:
@@ -132,6 +139,14 @@ class Tensor(Array):
         y = Tensor(self.block, self.shape, self.dtype, self.device)
         y.made_by = self.made_by
         return y
+
+    def refuse_history(self, what: str, instead: str = "give it ") -> None:
+        """An error if `what`, which takes no gradient back, would silently cut this tensor off from what it depends on."""
+        if self.requires_grad and grad_enabled():
+            raise ClnnError(
+                f"{what} takes no gradient back, and this tensor of shape {self.shape} depends on a parameter: {instead}"
+                ".detach() to cut it off there"
+            )
 
     # -- gradients ----------------------------------------------------------------------------------------------------
     @property
@@ -211,6 +226,35 @@ class Tensor(Array):
 
     def __ge__(self, other: Any) -> Tensor:
         return _binary("greater_equal", self, other)
+
+    def __eq__(self, other: Any) -> Any:
+        return _binary("equal", self, other) if _is_number(other) else NotImplemented
+
+    def __ne__(self, other: Any) -> Any:
+        return _binary("not_equal", self, other) if _is_number(other) else NotImplemented
+
+    __hash__ = object.__hash__  # dicts and sets hold tensors by identity
+
+    # -- as NumPy and Python know arrays ------------------------------------------------------------------------------
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """`array + tensor` is the tensor's own; other functions of NumPy get the values of tensors without a history."""
+        name = UFUNCS.get(ufunc.__name__)
+        if name and method == "__call__" and not options:
+            return _matmul(*inputs) if name == "matmul" else _binary(name, *inputs)
+        return _by_numpy(ufunc.__name__, getattr(ufunc, method), inputs, options)
+
+    def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
+        return _by_numpy(function.__name__, function, inputs, options)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        if not self.shape:
+            raise TypeError("a tensor without axes has no rows to go through")
+        return (self[i] for i in range(len(self)))
+
+    def __contains__(self, value: Any) -> bool:
+        """Whether an element equals `value`."""
+        equal = self == value
+        return bool(equal.size and equal.max()) if isinstance(equal, Tensor) else False
 
     # -- reductions and shapes ----------------------------------------------------------------------------------------
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
@@ -375,17 +419,17 @@ def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, re
     `Parameter`: `backward()` leaves its gradient in `.grad`.
     """
     if requires_grad:
+        if isinstance(value, Tensor) and value.node is not None:
+            value.refuse_history("a copy that learns")
         array, where = host_array(value, dtype), resolve(device)
         p = Parameter(where.memory.allocate(array.nbytes), array.shape, array.dtype, where)
         where.real(array.dtype)
         where.upload(array, p.block)
         return p
-    if (
-        isinstance(value, Tensor)
-        and dtype in (None, value.dtype)
-        and (device is None or value.device is resolve(device))
-    ):
-        return value
+    if isinstance(value, Tensor):
+        if dtype in (None, value.dtype) and (device is None or value.device is resolve(device)):
+            return value
+        value.refuse_history(f"a conversion of {value.dtype} on {value.device.name} to another type or device")
     array, where = host_array(value, dtype), resolve(device)
     where.real(array.dtype)
     y = _wrap(empty(where, array.shape, array.dtype))
@@ -395,13 +439,17 @@ def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, re
 
 def host_array(value: Any, dtype: Any = None) -> np.ndarray:
     """A contiguous NumPy array of a type that tensors have."""
-    array = np.asarray(value)
+    if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
+        for v in value:
+            if isinstance(v, Tensor):
+                v.refuse_history("an array made of tensors", "clnn.concatenate does, or give it ")
+    array = numbers(value)
     if dtype is None:
         dtype = array.dtype if array.dtype in FLOATS else np.int32 if array.dtype.kind in "iub" else np.float32
         if isinstance(value, (float, list, tuple)) and array.dtype.kind == "f":
             dtype = np.float32
     dtype = np.dtype(dtype)
-    if array.dtype.kind not in "fiub" or (dtype not in FLOATS and dtype != np.int32):
+    if dtype not in FLOATS and dtype != np.int32:
         raise ShapeError(f"a tensor holds float32, float64 or int32, and {array.dtype} as {dtype} was given")
     if dtype == np.int32 and array.dtype.kind in "iu" and array.size:
         low, high = array.min(), array.max()
@@ -412,6 +460,8 @@ def host_array(value: Any, dtype: Any = None) -> np.ndarray:
 
 def constant(value: Any, dtype: Any = None, device: str | Device | None = None) -> Tensor:
     """A tensor that a recorded step may upload: made at the first call, the same at every replay."""
+    if isinstance(value, Tensor):
+        value.refuse_history("constant()")
     where = resolve(device)
     array = host_array(value, dtype)
     block = where.memory.allocate(array.nbytes)
@@ -454,11 +504,52 @@ def on_tape(y: Array, inputs: Sequence[Any], backward: Any) -> Tensor:
     return t
 
 
+# What NumPy calls our functions of two tensors.
+UFUNCS = {
+    "add": "add", "subtract": "subtract", "multiply": "multiply", "divide": "divide", "true_divide": "divide",
+    "power": "power", "matmul": "matmul", "maximum": "maximum", "minimum": "minimum", "equal": "equal",
+    "not_equal": "not_equal", "less": "less", "less_equal": "less_equal", "greater": "greater",
+    "greater_equal": "greater_equal",
+}  # fmt: skip
+# Functions of NumPy through which nobody expects a gradient to go.
+READERS = ("array_equal", "array_equiv", "allclose", "isclose", "array2string", "array_repr", "array_str", "argmax", "argmin",
+           "argsort", "count_nonzero", "iscomplexobj", "isrealobj", "result_type", "save", "savez", "savetxt")  # fmt: skip
+
+
+def _by_numpy(name: str, function: Any, inputs: Sequence[Any], options: dict[str, Any]) -> Any:
+    """What NumPy makes of tensors' values. ClnnError where that would cut off a history."""
+    ours = name if name in FUNCTIONS else ""
+    instead = (
+        f"clnn.{ours}(t) does, or give it "
+        if ours
+        else f"t.{name}() does, or give it "
+        if hasattr(Tensor, name)
+        else None
+    )
+
+    def value(x: Any) -> Any:
+        if isinstance(x, Tensor):
+            if name in ("shape", "ndim", "size"):
+                return np.broadcast_to(np.empty((), x.dtype), x.shape)
+            if name not in READERS:
+                x.refuse_history(f"np.{name}", *(filter(None, [instead])))
+            return x.numpy()
+        return [value(item) for item in x] if isinstance(x, (list, tuple)) else x
+
+    return function(*map(value, inputs), **{key: value(item) for key, item in options.items()})
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a value can be compared with a tensor's elements."""
+    return isinstance(value, (Tensor, int, float, list, tuple, np.ndarray, np.bool_, np.number))
+
+
 def _operand(value: Any, like: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, (int, float, np.generic)) or (isinstance(value, np.ndarray) and value.ndim == 0):
-        return float(value)
+    if isinstance(value, (int, float)) or np.ndim(value) == 0:
+        number = value if isinstance(value, (int, float)) else numbers(value, "an operand").item()
+        return number if like.dtype == np.int32 else float(number)
     return tensor(value, dtype=like.dtype, device=like.device)
 
 
@@ -466,7 +557,8 @@ def _binary(name: str, a: Any, b: Any) -> Tensor:
     like = a if isinstance(a, Tensor) else b
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         like = a = tensor(a)
-    return apply(lambda p, q: binary(name, p, q), _operand(a, like), _operand(b, like))
+    y, backward = binary(name, p := _operand(a, like), q := _operand(b, like))
+    return on_tape(y, (p, q), backward) if BINARY[name] else _wrap(y)  # a comparison has no gradient, and so no history
 
 
 def _matmul(a: Any, b: Any) -> Tensor:
@@ -521,9 +613,23 @@ def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
 
 
 def rows_of(x: Tensor, index: Any) -> Tensor:
-    """x[index] for an array of row numbers; no gradient goes through."""
-    index = tensor(index, dtype=np.int32, device=x.device)
-    return _wrap(take_rows(x, index))
+    """x[index] for whole numbers of any shape that name rows of x, negative ones from the end.
+
+    No gradient goes through: ClnnError for an x with a history. OutOfRangeError for a row that x does not have; where the
+    index lies on the device and a step is recorded, that row becomes NaN (of int32 the least number) instead.
+    """
+    x = tensor(x)
+    x.refuse_history("take_rows")
+    if not x.shape:
+        raise ShapeError("take_rows: a tensor without axes has no rows")
+    on_host = not isinstance(index, Tensor)
+    given = numbers(index, "take_rows' index") if on_host else index.numpy() if x.device.reads else None
+    if (index.dtype if given is None else given.dtype).kind not in "iu" and (given is None or given.size):
+        raise ShapeError(f"take_rows: rows are named by whole numbers, not by {index!r}")
+    if given is not None and given.size and not -len(x) <= given.min() <= given.max() < len(x):
+        bad = given[(given < -len(x)) | (given >= len(x))].flat[0]
+        raise OutOfRangeError(f"take_rows: there is no row {bad} in an array of shape {x.shape}")
+    return _wrap(take_rows(x, tensor(given, dtype=np.int32, device=x.device) if on_host else index))
 
 
 # -- the tape ---------------------------------------------------------------------------------------------------------

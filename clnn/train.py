@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,8 +17,8 @@ import numpy as np
 
 from . import random
 from .callbacks import Progress
-from .checks import check_count
-from .data.validate import check_features, check_labels
+from .checks import check_count, numbers, whole
+from .data.validate import check_features
 from .errors import ConfigurationError, DataError, Diverged, OutOfDeviceMemory, ShapeError
 from .gemm import RowsOf
 from .layers.base import Layer, for_shapes
@@ -33,6 +33,7 @@ from .runtime.lock import exclusive
 from .runtime.memory import Block
 from .runtime.recording import advance_cells, structure_changed, structure_version
 from .runtime.watch import Watch
+from .schedules import check
 from .step import Step, copied
 from .tensor import Node, Tensor, backpropagate, grad_enabled, no_grad, tensor
 
@@ -85,12 +86,10 @@ def as_inputs(x: Any, dtype: Any, name: str = "x") -> list[np.ndarray]:
     arrays = list(x) if isinstance(x, tuple) else [x]
     found = []
     for i, value in enumerate(arrays):
-        array = np.asarray(value)
         label = name if len(arrays) == 1 else f"{name}[{i}]"
-        if array.ndim < 1 or array.dtype.kind not in "fiub":
-            raise DataError(
-                f"{label} should be an array of numbers with one row a sample, not {array.dtype} of shape {array.shape}"
-            )
+        array = numbers(value, label)
+        if array.ndim < 1:
+            raise DataError(f"{label} should be an array of numbers with one row a sample, not one number")
         if array.dtype != dtype or not array.flags.c_contiguous:
             array = np.ascontiguousarray(array, dtype)
         check_features(array, label)
@@ -102,7 +101,8 @@ def as_inputs(x: Any, dtype: Any, name: str = "x") -> list[np.ndarray]:
 
 @exclusive("device.lock")
 def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Build the model if it is not, and the output's shape for one sample, which the model remembers."""
+    """Build the model if it is not, and the output's shape for one sample, which the model remembers, with the activation
+    that its values come from."""
 
     def key() -> Any:
         return structure_version(), model.device, [(x.shape[1:], x.dtype) for x in xs]
@@ -117,48 +117,79 @@ def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
         y = for_shapes(model.device, lambda: model(*[tensor(x, device=model.device) for x in samples]))
     if not isinstance(y, Tensor):
         raise ConfigurationError(f"forward() returned {type(y).__name__}; fit, evaluate and predict need one tensor")
-    model.__dict__["_output_shape"] = key(), y.shape[1:], Watch([model])
+    model.__dict__["_output_shape"] = key(), y.shape[1:], Watch([model]), y.made_by
     return y.shape[1:]
+
+
+def made_by(model: Layer) -> str:
+    """The activation that the outputs of the last `build_for` come from, where that is known."""
+    return model.__dict__["_output_shape"][3]
 
 
 def as_target(y: Any, loss: Any, output: tuple[int, ...], n: int, dtype: Any, name: str = "y") -> np.ndarray:
     """The targets for n outputs of that shape, checked."""
     array = host_target(y, dtype)
-    if len(array) != n:
-        raise ShapeError(f"{name} has {len(array)} samples and x has {n}")
-    if isinstance(loss, Loss):
-        loss.check((n, *output), array.shape, array.dtype)
-        if array.dtype == np.int32:
-            check_labels(array, output[-1], name)
-        else:
-            array = array.reshape(n, *output)
+    if array.ndim < 1 or len(array) != n:
+        raise ShapeError(f"{name} has {len(array) if array.ndim else 'no'} samples and x has {n}")
     if array.dtype != np.int32:
         check_features(array, name)
+    if isinstance(loss, Loss):
+        loss.check((n, *output), array.shape, array.dtype)
+        loss.check_values(array, (n, *output), name)
+        array = array if array.dtype == np.int32 else array.reshape(n, *output)
     return np.ascontiguousarray(array)
 
 
-def as_weights(
-    sample_weight: Any, class_weight: dict[int, float] | None, y: np.ndarray, dtype: Any
-) -> np.ndarray | None:
+def as_weights(sample_weight: Any, y: np.ndarray, dtype: Any, name: str = "sample_weight") -> np.ndarray | None:
     """One weight a sample, or None."""
-    weight = None
-    if sample_weight is not None:
-        weight = np.asarray(sample_weight, dtype)
-        if weight.shape != (len(y),):
-            raise ShapeError(f"sample_weight has the shape {weight.shape}; {len(y)} samples need {(len(y),)}")
-        check_features(weight, "sample_weight")
-    if class_weight is not None:
-        labels = y if y.dtype == np.int32 else y.reshape(len(y), -1).argmax(1)
-        by_class = np.ones(int(labels.max(initial=0)) + 1, dtype)
-        for label, value in class_weight.items():
-            if not isinstance(label, (int, np.integer)) or label < 0 or not math.isfinite(value):
-                raise ConfigurationError(
-                    f"class_weight maps class numbers to weights, and {label!r}: {value!r} was given"
-                )
-            if label < len(by_class):
-                by_class[label] = value
-        weight = by_class[labels] * (1 if weight is None else weight)
-    return None if weight is None else np.ascontiguousarray(weight, dtype)
+    if sample_weight is None:
+        return None
+    weight = np.ascontiguousarray(numbers(sample_weight, name), dtype)
+    if weight.shape != (len(y),):
+        raise ShapeError(f"{name} has the shape {weight.shape}; {len(y)} samples need {(len(y),)}")
+    check_features(weight, name)
+    return weight
+
+
+def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: Any) -> np.ndarray:
+    """The weight of each sample's class, 1 for a class that `class_weight` does not name."""
+    if not isinstance(class_weight, Mapping):
+        raise ConfigurationError(
+            f"class_weight maps class numbers to weights, such as {{0: 1.0, 1: 5.0}}; {class_weight!r} was given"
+        )
+    if getattr(loss, "takes", "numbers") == "numbers":
+        raise ConfigurationError(
+            "class_weight needs one of clnn's losses over classes; weight samples by sample_weight"
+        )
+    classes = max(2, outputs)
+    weights = np.ones(classes, dtype)
+    for label, value in class_weight.items():
+        number = int(label) if isinstance(label, (bool, np.bool_)) else whole(label)
+        if number is None or not 0 <= number < classes:
+            raise ConfigurationError(
+                f"class_weight names the class {label!r}, and the {classes} classes are numbered 0 to {classes - 1}"
+            )
+        weights[number] = check(f"class_weight's {number}", value, 0.0, math.inf)
+    return weights[classes_of(y)]
+
+
+def classes_of(y: np.ndarray) -> np.ndarray:
+    """The class of each sample whose targets are y: class numbers, a 0 or 1 for one output, or a row by class."""
+    if y.dtype == np.int32:
+        return y
+    rows = y.reshape(len(y), -1)
+    if rows.shape[1] == 1:
+        found, clear = (rows[:, 0] > 0.5).astype(np.int32), np.isin(rows[:, 0], (0, 1))
+    else:
+        found = rows.argmax(1)
+        clear = (rows == rows.max(1, keepdims=True)).sum(1) == 1
+    if not clear.all():
+        at = int(np.flatnonzero(~clear)[0])
+        raise DataError(
+            f"class_weight: the targets y[{at}] = {y[at].tolist()} name no single class; give class numbers, one-hot rows, "
+            "0 or 1 for one output, or sample_weight instead"
+        )
+    return found
 
 
 # -- data on the device -----------------------------------------------------------------------------------------------
@@ -349,7 +380,7 @@ def fit(
     epochs: int = 1,
     batch_size: int = 32,
     metrics: Sequence[str | Metric] | None = None,
-    validation: tuple[Any, Any] | None = None,
+    validation: Sequence[Any] | None = None,
     validation_split: float = 0.0,
     callbacks: Sequence[Any] = (),
     shuffle: bool = True,
@@ -363,9 +394,10 @@ def fit(
 
     x: array (n, ...), or a tuple of arrays for a model of several inputs. y: class numbers (n,), or values of the
     output's shape. loss, optimizer and metrics: by name, or objects. Samples are shuffled anew each epoch, and the
-    remainder batch is trained on too. `validation` = (x, y) is evaluated after each epoch; `validation_split` takes that
-    fraction of the samples from the end instead. `sample_weight` (n,) and `class_weight` {class: weight} multiply
-    losses. With `seed`, shuffling and dropout repeat from run to run. `record=False` keeps every step eager.
+    remainder batch is trained on too. `validation` = (x, y) or (x, y, sample_weight) is evaluated after each epoch;
+    `validation_split` takes that fraction of the samples from the end instead, with their `sample_weight`.
+    `sample_weight` (n,) multiplies losses, and so does `class_weight` {class: weight} those of training. With `seed`,
+    shuffling and dropout repeat from run to run. `record=False` keeps every step eager.
     A second fit with the same optimizer object goes on where the first ended.
     """
     epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
@@ -378,21 +410,28 @@ def fit(
         raise DataError(f"x has no samples: its shape is {xs[0].shape}")
     output = build_for(model, xs)
     target = as_target(y, loss, output, n, dtype)
-    weight = as_weights(sample_weight, class_weight, target, dtype)
+    weight = as_weights(sample_weight, target, dtype)
     if validation is not None and validation_split:
         raise ConfigurationError("give validation or validation_split, not both")
     if not 0 <= validation_split < 1:
         raise ConfigurationError(f"validation_split should be in [0, 1), {validation_split!r} was provided instead")
-    held_out: tuple[list[np.ndarray], np.ndarray] | None = None
+    held_out: tuple[list[np.ndarray], np.ndarray, np.ndarray | None] | None = None
     if validation_split:
         kept = n - max(1, round(n * validation_split))
         if kept < 1:
             raise ConfigurationError(f"validation_split={validation_split} leaves none of {n} samples to train on")
-        held_out = [a[kept:] for a in xs], target[kept:]
+        held_out = [a[kept:] for a in xs], target[kept:], weight if weight is None else weight[kept:]
         xs, target, weight, n = [a[:kept] for a in xs], target[:kept], weight if weight is None else weight[:kept], kept
     elif validation is not None:
-        x_val = as_inputs(validation[0], dtype, "validation x")
-        held_out = x_val, as_target(validation[1], loss, output, len(x_val[0]), dtype, "validation y")
+        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+            raise ConfigurationError("validation is (x, y) or (x, y, sample_weight); several inputs are ((x1, x2), y)")
+        x_val, y_val, w_val = (*validation, None)[:3]
+        x_val = as_inputs(x_val, dtype, "validation x")
+        y_val = as_target(y_val, loss, output, len(x_val[0]), dtype, "validation y")
+        held_out = x_val, y_val, as_weights(w_val, y_val, dtype, "validation sample_weight")
+    if class_weight is not None:
+        of_class = by_class(class_weight, target, loss, output[-1] if output else 1, dtype)
+        weight = of_class if weight is None else weight * of_class
 
     optimizer.attach(consolidated(model))
     model.loss, model.optimizer = loss, optimizer
@@ -698,7 +737,7 @@ def evaluate(
     output = build_for(model, xs)
     target = as_target(y, loss, output, len(xs[0]), model.dtype)
     found = [find_metric(m) for m in metrics or ()]
-    weight = as_weights(sample_weight, None, target, model.dtype)
+    weight = as_weights(sample_weight, target, model.dtype)
     return evaluation_of(model, "evaluate", loss, found, batch_size).run(xs, target, weight)
 
 

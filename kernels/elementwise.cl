@@ -22,6 +22,7 @@ BINARY(power,         pow(a, b),                                           WHERE
 BINARY(maximum,       WHERE(a >= b, a, WHERE(a < b, b, a + b)),            WHERE(a > b, 1, WHERE(a == b, 0.5, 0)), WHERE(a < b, 1, WHERE(a == b, 0.5, 0)))
 BINARY(minimum,       WHERE(a <= b, a, WHERE(a > b, b, a + b)),            WHERE(a < b, 1, WHERE(a == b, 0.5, 0)), WHERE(a > b, 1, WHERE(a == b, 0.5, 0)))
 BINARY(equal,         WHERE(a == b, 1, 0),                                 0,                               0)
+BINARY(not_equal,     WHERE(a == b, 0, 1),                                 0,                               0)
 BINARY(less,          WHERE(a < b, 1, 0),                                  0,                               0)
 BINARY(less_equal,    WHERE(a <= b, 1, 0),                                 0,                               0)
 BINARY(greater,       WHERE(a > b, 1, 0),                                  0,                               0)
@@ -57,20 +58,27 @@ kernel void unary_backward(int n, int each, global const real *saved, global con
 #endif
 
 #ifdef OP
+#ifdef INTS                                // integers are compared by the sign of their difference, which a float keeps
+#define IN int
+#define F2(a, b) CAT(OP, _f2)((T)sub_sat(a, b), (T)0)
+#else
+#define IN real
+#define F2(a, b) CAT(OP, _f2)(a, b)
+#endif
 #ifdef BROADCAST
-#define BINARY_ARGS int n, int8 shape, int8 a_strides, int8 b_strides, global const real *a, global const real *b
+#define BINARY_ARGS int n, int8 shape, int8 a_strides, int8 b_strides, global const IN *a, global const IN *b
 #define A a[strided(i, shape, a_strides)]
 #define B b[strided(i, shape, b_strides)]
 #elif defined(SCALAR)                      // b is a number of the host
-#define BINARY_ARGS int n, global const real *a, real b
+#define BINARY_ARGS int n, global const IN *a, IN b
 #define A a[i]
 #define B b
 #elif defined(SCALAR_FIRST)                // a is
-#define BINARY_ARGS int n, real a, global const real *b
+#define BINARY_ARGS int n, IN a, global const IN *b
 #define A a
 #define B b[i]
 #else
-#define BINARY_ARGS int n, global const real *a, global const real *b
+#define BINARY_ARGS int n, global const IN *a, global const IN *b
 #define A a[i]
 #define B b[i]
 #endif
@@ -79,12 +87,13 @@ kernel void unary_backward(int n, int each, global const real *saved, global con
 kernel void binary_forward(BINARY_ARGS, global real *y) {
   const int i = get_global_id(0);
 #ifdef ACT
-  if (i < n) y[i] = ACTIVATE(CAT(OP, _f2)(A, B));
+  if (i < n) y[i] = ACTIVATE(F2(A, B));
 #else
-  if (i < n) y[i] = CAT(OP, _f2)(A, B);
+  if (i < n) y[i] = F2(A, B);
 #endif
 }
 
+#ifndef INTS
 // The gradient by a and by b, each before it is summed over the axes that were broadcast.
 kernel void binary_backward_a(BINARY_ARGS, global const real *dy, global real *da) {
   const int i = get_global_id(0);
@@ -94,6 +103,7 @@ kernel void binary_backward_b(BINARY_ARGS, global const real *dy, global real *d
   const int i = get_global_id(0);
   if (i < n) db[i] = dy[i] * CAT(OP, _db)(A, B);
 }
+#endif
 #endif
 
 // out = alpha * g + beta * out, with a sink's (alpha, beta); out is not read where beta is 0.

@@ -16,16 +16,29 @@ LOSS_LINE(sigmoid_cross_entropy,    -t * log(CLIP(y)) - (1 - t) * log(CLIP(1 - y
 LOSS_LINE(log_likelihood,           -t * y,                                                        -t)
 
 // What comes before the loss: sizes, outputs y (rows, n), targets as class numbers (rows) or values (rows, n), weights of
-// samples or null. After it: losses (rows), hits (rows) or null, dy (rows, n) or null, the factor of the mean over outputs,
+// samples or null. With YES a single output says class 1 above that number, and class 0 below. After it: losses (rows), hits (rows) or null, dy (rows, n) or null, the factor of the mean over outputs,
 // and the loss's parameter p (huber's delta, or label smoothing).
 #ifdef LABELS
 #define TARGETS global const int *target
-#define TARGET(c) (label == (c) ? (real)1 : (real)0)
 #define LABEL target[row]
+#ifdef YES
+#define TARGET(c) ((real)label)
+#define IN_RANGE (label == 0 || label == 1)
+#define HIT ((y[at] > (real)YES) == label && y[at] == y[at])
+#else
+#define TARGET(c) (label == (c) ? (real)1 : (real)0)
+#define IN_RANGE (label >= 0 && label < n)
+#endif
+// A label that is no class makes the loss and the gradient NaN: where labels come from the device, nobody else looks at them.
+#define WEIGHT (!IN_RANGE ? (real)NAN : weight ? weight[row] : (real)1)
 #else
 #define TARGETS global const real *target
 #define TARGET(c) target[(size_t)row * n + (c)]
 #define LABEL largest(n, target + (size_t)row * n)
+#define WEIGHT (weight ? weight[row] : (real)1)
+#endif
+#ifndef HIT
+#define HIT (best >= 0 && best == label)
 #endif
 #ifdef TIMES                             // y = f(z): the gradient is taken on to z at once
 #define FOLD(d, i) ((d) * DERIVATIVE(saved[i]))
@@ -73,8 +86,8 @@ LOSS_LINE(log_likelihood,           -t * y,                                     
 #ifdef LOSS
 static inline void elementwise_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
-  const real w = weight ? weight[row] : (real)1, scale = w * factor / rows;
   const int label = LABEL;
+  const real w = WEIGHT, scale = w * factor / rows;
   TOTAL(real, sum);
   for (EACH_SPAN(first, n)) {
     real part = 0;
@@ -86,7 +99,7 @@ static inline void elementwise_row(ROW_ARGS) {
     ADD_TO(real, sum, part)
   }
   losses[r] = w * factor * WHOLE(sum);
-  if (hits) { const int best = largest(n, y + at); hits[r] = best >= 0 && best == label; }
+  if (hits) { const int best = largest(n, y + at); hits[r] = HIT; }
 }
 
 kernel void elementwise_loss(ARGS RECORD_ARGS FROM_ARGS) {
@@ -98,8 +111,8 @@ kernel void elementwise_loss(ARGS RECORD_ARGS FROM_ARGS) {
 // y are logits: loss = log(sum exp(y)) - sum t y, with t smoothed to (1 - p) t + p / n; dy = softmax(y) - t
 static inline void softmax_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
-  const real w = weight ? weight[row] : (real)1;
   const int label = LABEL;
+  const real w = WEIGHT;
   real top = y[at];
   int best = 0;
   for (int c = 1; c < n; c++) if (y[at + c] > top) { top = y[at + c]; best = c; }

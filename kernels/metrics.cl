@@ -20,9 +20,7 @@ static inline int label_of(int r, int n, TARGETS) {
 kernel void accuracy(int rows, int n, global const real *y, TARGETS, global real *out, real threshold) {
   const int r = get_global_id(0);
   if (r >= rows) return;
-#ifndef LABELS
-  if (n == 1) { out[r] = (y[r] > threshold) == (target[r] > (real)0.5); return; }
-#endif
+  if (n == 1) { out[r] = y[r] == y[r] && (y[r] > threshold) == (target[r] > (real)0.5); return; }
   const int best = largest(n, y + (size_t)r * n);
   out[r] = best >= 0 && best == label_of(r, n, target);
 }

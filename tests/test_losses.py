@@ -67,6 +67,8 @@ def test_every_loss_has_a_reference():
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (131, 10)], ids=str)
 def test_values(rng, device, name, shape):
+    if name == "cross_entropy" and shape[1] == 1:
+        shape = (1, 2)  # one class is refused
     t = targets(rng, name, shape)
     y = outputs(rng, name, t)
     weight = rng.random(shape[0]).astype(np.float32).astype(np.float64)

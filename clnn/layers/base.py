@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import whole_numbers
+from ..checks import numbers, whole_numbers
 from ..errors import CheckpointError, ConfigurationError, DeviceError, OutOfDeviceMemory, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS
@@ -213,7 +213,7 @@ class Layer(Watched):
             raise CheckpointError(
                 f"the names do not fit: missing are {', '.join(missing) or 'none'}; unknown are {', '.join(extra) or 'none'}"
             )
-        arrays = {name: np.asarray(value) for name, value in state.items()}
+        arrays = {name: numbers(value, name) for name, value in state.items()}
         for name, p in mine.items():
             if arrays[name].shape != p.shape:
                 raise CheckpointError(f"{name} has the shape {arrays[name].shape} there and {p.shape} in this model")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
+
+import numpy as np
 
 from ..errors import ShapeError
 from ..gemm import Scale
@@ -11,7 +14,7 @@ from .reduce import sum_to
 
 BINARY = {
     "add": True, "subtract": True, "multiply": True, "divide": True, "power": True, "maximum": True, "minimum": True,
-    "equal": False, "less": False, "less_equal": False, "greater": False, "greater_equal": False,
+    "equal": False, "not_equal": False, "less": False, "less_equal": False, "greater": False, "greater_equal": False,
 }  # name: whether it has a gradient  # fmt: skip
 
 
@@ -37,7 +40,7 @@ def broadcast_strides(shape: tuple[int, ...], target: tuple[int, ...]) -> list[i
 
 
 def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
-    """y = f(a, b), elementwise; one of them may be a number."""
+    """y = f(a, b), elementwise; one of them may be a number. Comparisons also take int32, and give float32."""
     extra: dict[str, Any] = {}
     operands: tuple[Any, ...]
     if not isinstance(a, Array):
@@ -51,11 +54,15 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
         if a.shape != b.shape:
             strides = [vector8(broadcast_strides(x.shape, shape), 0) for x in (a, b)]
             operands, extra = (vector8(shape, 1), *strides, *operands), {"BROADCAST": 1}
-    check_float(name, one)
-    device = one.device
-    y = empty(device, shape, one.dtype)
+    device, dtype = one.device, one.dtype
+    if dtype == np.int32 and not BINARY[name]:
+        dtype, extra["INTS"] = np.dtype(np.float32), 1
+        operands = tuple(_whole(name, x) if isinstance(x, float) else x for x in operands)
+    else:
+        check_float(name, one)
+    y = empty(device, shape, dtype)
     n = y.size
-    device.launch("elementwise", "binary_forward", (n,), n, *operands, y.block, real=one.real, OP=name, **extra)
+    device.launch("elementwise", "binary_forward", (n,), n, *operands, y.block, real=y.real, OP=name, **extra)
 
     def backward(dy):
         for letter, x in (("a", a), ("b", b)):
@@ -71,6 +78,14 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
                 yield x, sum_to(dx, x.shape)
 
     return y, backward
+
+
+def _whole(name: str, number: float) -> int:
+    if number != math.floor(number) or abs(number) > 2**31 - 1:
+        raise ShapeError(
+            f"{name}: int32 is compared with int32, and {number:g} is none; convert with .astype('float32')"
+        )
+    return int(number)
 
 
 def scale_add(gradient: Array, out, scale: Scale) -> None:

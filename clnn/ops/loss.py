@@ -34,6 +34,11 @@ class Record(NamedTuple):
         return self.results, self.state, a, b, int_vector([i, j])
 
 
+def yes_above(made_by: str) -> float:
+    """What one output alone has to exceed to say yes, class 1: a sigmoid's output 1/2, its input 0."""
+    return 0.5 if made_by == "sigmoid" else 0.0
+
+
 def rows(
     name: str,
     y: Array,
@@ -49,6 +54,7 @@ def rows(
 ) -> Rows:
     """The loss `name` (a line of kernels/losses.cl) of outputs y (rows, n) and targets: labels (rows,) or values (rows, n).
 
+    Labels of one output alone are 0 for no and 1 for yes. A label that is no class makes its row's loss and gradient NaN.
     `factor` is 1 / n for losses that are means over outputs. `folded` says that the line's derivative is already the
     one by the input of y's activation. `gradient` asks for dy (it needs a tape). `record` needs rows that fit one group.
     """
@@ -59,6 +65,8 @@ def rows(
     losses, hit = empty(device, (count,), y.dtype), empty(device, (count,), np.int32) if hits else None
     dy = empty_like(y) if gradient else None
     defines: dict[str, Any] = {"LABELS": 1} if labels else {}
+    if labels and n == 1:
+        defines["YES"] = yes_above(y.made_by)
     kernel = "softmax_cross_entropy"
     if name != "softmax_cross_entropy":
         kernel, defines["LOSS"] = "elementwise_loss", name

@@ -85,6 +85,7 @@ def _move(
 
 def _strided(x: Array, shape: Sequence[int], strides: Sequence[int], offset: int) -> Array:
     y = empty(x.device, shape, x.dtype)
+    y.made_by = x.made_by
     _move("copy", x, shape, strides, offset, x.block, y.block, **_element(x))
     return y
 
@@ -211,11 +212,12 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> tuple[Array, Backward
 
 
 def take_rows(x: Array, index: Array) -> Array:
-    """y[r] = x[index[r]], index int32 (rows,); for data, without a gradient."""
+    """y[i] = x[index[i]], index int32 of any shape, negative from the end; for data, without a gradient. A row that x does not
+    have is NaN, or the least int32."""
     columns = math.prod(x.shape[1:])
-    y = empty(x.device, (index.size, *x.shape[1:]), x.dtype)
+    y = empty(x.device, (*index.shape, *x.shape[1:]), x.dtype)
     x.device.launch(
-        "shape", "take_rows", (columns, index.size), columns, index.size, x.block, index.block, y.block,
-        real="float", **_element(x),
+        "shape", "take_rows", (columns, index.size), columns, index.size, x.shape[0], x.block, index.block, y.block,
+        real="float", NOWHERE="INT_MIN" if x.dtype == np.int32 else "NAN", **_element(x),
     )  # fmt: skip
     return y

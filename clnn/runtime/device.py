@@ -319,6 +319,11 @@ class Device:
                 cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
         return array
 
+    @property
+    def reads(self) -> bool:
+        """Whether values may be read back now: not where a step is recorded, nor where only shapes are computed."""
+        return self.recorder is None and not self._dry
+
     def _help(self) -> None:
         """Before a copy that waits for everything before it. Intel's runtime leaves one core to the host's thread, which
         computes along while it waits in clFinish, and idles while it waits for a copy of a queue that is under way."""

@@ -1,0 +1,446 @@
+"""What was given is used, or refused: labels, weights, targets, masks and indices, with the right values beside them."""
+
+import numpy as np
+import pytest
+
+import clnn
+from clnn import losses
+
+MASKED = np.ma.array(np.ones((4, 3)), mask=np.eye(4, 3))
+
+
+def head(outputs, activation=None, features=3, layers=(), weight=0.0):
+    """A model whose last layer gives the same logits to every sample."""
+    return clnn.Sequential([*layers, clnn.Dense(outputs, activation, weight_init=weight)], input_shape=features, seed=0)
+
+
+def fitted(net, x, y, loss, **options):
+    options = {"optimizer": clnn.SGD(0.0), "epochs": 1, "batch_size": 3, "progress": False, "shuffle": False, **options}
+    return {name: values[-1] for name, values in net.fit(x, y, loss=loss, **options).history.items()}
+
+
+def cross_entropies(z, labels):
+    z = z.astype(np.float64)
+    if z.shape[1] == 1:
+        return np.logaddexp(0, z[:, 0]) - labels * z[:, 0]
+    return np.log(np.exp(z).sum(1)) - z[np.arange(len(z)), labels]
+
+
+# -- class weights and labels of one output ---------------------------------------------------------------------------
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda y: y,
+        lambda y: y.astype(bool),
+        lambda y: y.astype(np.float64),
+        lambda y: y[:, None],
+        lambda y: y[:, None].astype(np.float32),
+        lambda y: y.astype(np.uint8),
+        lambda y: y.tolist(),
+        lambda y: np.asfortranarray(y.astype(np.float64)[:, None]),
+    ],
+    ids=["int", "bool", "float", "column", "float column", "uint8", "list", "fortran"],
+)
+def test_class_weight_with_one_output(device, activation, kind):
+    x, y = np.zeros((4, 3), np.float32), np.array([0, 1, 1, 1])
+    found = fitted(head(1, activation), x, kind(y), "binary_cross_entropy", class_weight={0: 1, 1: 10})
+    assert found["loss"] == pytest.approx(np.log(2) * (1 + 30) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+def test_integers_with_one_output_say_no_and_yes(rng, device, activation, record):
+    x = rng.standard_normal((50, 3)).astype(np.float32)
+    z = 3.0 * x[:, :1]
+    labels = rng.integers(0, 2, 50)
+    net = head(1, activation)
+    net.layers[-1].load_state_dict({"w": np.array([[3.0], [0], [0]]), "b": np.zeros(1)})
+    want, right = cross_entropies(z, labels).mean(), np.mean((z[:, 0] > 0) == labels)
+    for y in (labels, labels.astype(np.int64), labels[:, None].astype(np.float32)):
+        found = net.evaluate(x, y, loss="binary_cross_entropy", metrics=["accuracy"])
+        assert found["loss"] == pytest.approx(want, rel=1e-5) and found["accuracy"] == pytest.approx(right)
+    found = fitted(net, x, labels, "binary_cross_entropy", batch_size=50, record=record)
+    assert found["loss"] == pytest.approx(want, rel=1e-5) and found["accuracy"] == pytest.approx(right)
+    assert np.mean(net.predict_classes(x) == labels) == pytest.approx(right)
+    all_no = np.zeros(50, int)
+    found = net.evaluate(x, all_no, loss="binary_cross_entropy")
+    assert found["loss"] == pytest.approx(cross_entropies(z, all_no).mean(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(np.mean(z <= 0))
+
+
+def test_a_network_learns_from_integers_with_one_output(rng, device):
+    x = rng.standard_normal((200, 4)).astype(np.float32)
+    y = (x[:, 0] > x[:, 1]).astype(int)
+    nets = [clnn.Sequential([clnn.Dense(1)], input_shape=4, seed=1) for _ in range(2)]
+    for net, given in zip(nets, (y, y[:, None].astype(np.float32))):
+        net.fit(
+            x,
+            given,
+            loss="binary_cross_entropy",
+            optimizer=clnn.SGD(0.5),
+            epochs=5,
+            batch_size=10,
+            seed=2,
+            progress=False,
+        )
+    np.testing.assert_array_equal(nets[0].predict(x), nets[1].predict(x))
+    assert nets[0].evaluate(x, y)["accuracy"] > 0.9
+
+
+def test_quadratic_of_one_sigmoid(device):
+    y, t = clnn.sigmoid(clnn.tensor(np.zeros((3, 1)), requires_grad=True)), np.array([0, 1, 1])
+    assert losses.quadratic(y, t).item() == pytest.approx(0.125)
+    with pytest.raises(clnn.ConfigurationError, match=r"where it is a sigmoid's; of other outputs give .* floats"):
+        losses.quadratic(clnn.zeros((3, 1)), t)
+
+
+@pytest.mark.parametrize("y", [[0, 2, 1], [-1, 0, 1], [7, 7, 7]])
+@pytest.mark.parametrize("loss", ["binary_cross_entropy", "quadratic"])
+def test_labels_of_one_output_are_0_and_1(device, y, loss):
+    with pytest.raises(clnn.DataError, match="outside 0 to 1, the labels of 2 classes"):
+        fitted(head(1, "sigmoid"), np.zeros((3, 3)), np.array(y), loss)
+
+
+@pytest.mark.parametrize("y", [[0, 1, 1], [[0.0], [1.0], [1.0]], [0.0, 1.0, 1.0]])
+@pytest.mark.parametrize("loss", ["cross_entropy", losses.CrossEntropy(0.1)])
+def test_cross_entropy_needs_two_classes(device, y, loss):
+    net, x = head(1), np.zeros((3, 3), np.float32)
+    with pytest.raises(clnn.ShapeError, match="take binary_cross_entropy for one output, or give the model an output"):
+        fitted(net, x, np.array(y), loss)
+    with pytest.raises(clnn.ShapeError, match="take binary_cross_entropy"):
+        net.evaluate(x, np.array(y), loss=loss)
+    with pytest.raises(clnn.ShapeError, match="take binary_cross_entropy"):
+        losses.cross_entropy(net(x), np.array(y))
+
+
+def test_class_weight_of_rows(device):
+    x, labels = np.zeros((4, 3), np.float32), np.array([0, 2, 1, 2])
+    weight = {0: 2.0, 2: 5.0}
+    want = np.log(3) * (2 + 5 + 1 + 5) / 4
+    for y in (labels, np.eye(3)[labels], np.eye(3, dtype=int)[labels], np.eye(3)[labels] * 0.9 + 0.1 / 3):
+        assert fitted(head(3), x, y, "cross_entropy", class_weight=weight)["loss"] == pytest.approx(want, rel=1e-5)
+    assert fitted(head(3), x, labels, "cross_entropy", class_weight={})["loss"] == pytest.approx(np.log(3), rel=1e-5)
+    both = fitted(head(3), x, labels, "cross_entropy", class_weight=weight, sample_weight=[1, 2, 3, 4])
+    assert both["loss"] == pytest.approx(np.log(3) * (2 + 10 + 3 + 20) / 4, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("weight", "says"),
+    [
+        ({3: 1.0}, r"names the class 3, and the 3 classes are numbered 0 to 2"),
+        ({-1: 1.0}, r"names the class -1"),
+        ({"cat": 1.0}, r"names the class 'cat'"),
+        ({1.0: 1.0}, r"names the class 1.0"),
+        ({0: -1.0}, r"class_weight's 0 should be in \[0, inf\), -1.0"),
+        ({0: float("nan")}, r"class_weight's 0 should be"),
+        ({0: "2"}, r"class_weight's 0 should be"),
+        ("balanced", r"class_weight maps class numbers to weights.*'balanced' was given"),
+        ([1.0, 2.0, 3.0], r"class_weight maps class numbers"),
+        (np.ones(3), r"class_weight maps class numbers"),
+    ],
+)  # fmt: skip
+def test_class_weights_that_name_no_class(device, weight, says):
+    with pytest.raises(clnn.ConfigurationError, match=says):
+        fitted(head(3), np.zeros((4, 3)), np.array([0, 2, 1, 2]), "cross_entropy", class_weight=weight)
+
+
+def test_class_weight_where_targets_are_no_classes(device):
+    x = np.zeros((3, 3), np.float32)
+    with pytest.raises(clnn.DataError, match=r"y\[0\] = \[1.0, 1.0, 0.0\] name no single class"):
+        fitted(head(3), x, np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]]), "binary_cross_entropy", class_weight={0: 2})
+    with pytest.raises(clnn.DataError, match="y.1. = .0.5. name no single class"):
+        fitted(head(1), x, np.array([0, 0.5, 1]), "binary_cross_entropy", class_weight={0: 2})
+    with pytest.raises(clnn.ConfigurationError, match="one of clnn's losses over classes"):
+        fitted(head(1), x, np.array([0.0, 1.0, 2.0]), "mse", class_weight={0: 2})
+
+
+# -- sample weights and held-out samples ------------------------------------------------------------------------------
+def test_validation_takes_weights(rng, device):
+    x, y = rng.standard_normal((8, 3)).astype(np.float32), rng.integers(0, 3, 8)
+    net, w = clnn.Sequential([clnn.Dense(3)], input_shape=3, seed=0), np.linspace(0, 2, 8)
+    each = cross_entropies(net.predict(x), y)
+    for held_out, want in (((x, y), each.mean()), ([x, y], each.mean()), ((x, y, w), (each * w).mean()),
+                           ((x, y, None), each.mean())):  # fmt: skip
+        assert fitted(net, x, y, "cross_entropy", validation=held_out)["val_loss"] == pytest.approx(want, rel=1e-5)
+    found = fitted(net, x, y, "cross_entropy", validation_split=0.25, sample_weight=w, class_weight={0: 7.0})
+    assert found["val_loss"] == pytest.approx((each * w)[6:].mean(), rel=1e-5)
+    weights = w * np.where(y == 0, 7.0, 1.0)
+    assert found["loss"] == pytest.approx((each * weights)[:6].mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("validation", "error", "says"),
+    [
+        ((np.zeros((2, 3)), [0, 1], np.ones(3)), clnn.ShapeError, r"validation sample_weight has the shape \(3,\)"),
+        ((np.zeros((2, 3)), [0, 1], [1.0, np.nan]), clnn.DataError, r"validation sample_weight\[1\] is nan"),
+        ((np.zeros((2, 3)),), clnn.ConfigurationError, r"validation is \(x, y\) or \(x, y, sample_weight\)"),
+        ((1, 2, 3, 4), clnn.ConfigurationError, r"validation is \(x, y\)"),
+        (np.zeros((2, 3)), clnn.ConfigurationError, r"validation is \(x, y\)"),
+    ],
+)  # fmt: skip
+def test_validation_that_is_none(device, validation, error, says):
+    with pytest.raises(error, match=says):
+        fitted(head(3), np.zeros((4, 3)), np.array([0, 1, 2, 0]), "cross_entropy", validation=validation)
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [np.ones((4, 1)), np.ones(3), 1.0, np.ones(4, complex), ["1"] * 4, MASKED[:, 0], [1.0, np.nan, 1, 1], [None] * 4],
+)
+def test_sample_weights_that_are_none(device, bad):
+    net, x, y = head(3), np.zeros((4, 3), np.float32), np.array([0, 1, 2, 0])
+    for call in (
+        lambda: fitted(net, x, y, "cross_entropy", sample_weight=bad),
+        lambda: net.evaluate(x, y, loss="cross_entropy", sample_weight=bad),
+    ):
+        with pytest.raises((clnn.DataError, clnn.ShapeError), match="sample_weight"):
+            call()
+
+
+# -- arrays that hide something ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, x, y, bad: net.predict(bad),
+        lambda net, x, y, bad: net(bad),
+        lambda net, x, y, bad: clnn.tensor(bad),
+        lambda net, x, y, bad: clnn.tensor([bad, bad]),
+        lambda net, x, y, bad: clnn.constant(bad),
+        lambda net, x, y, bad: clnn.tensor(x) + bad,
+            lambda net, x, y, bad: net.evaluate(x, bad, loss="mse"),
+        lambda net, x, y, bad: fitted(net, bad, y, "cross_entropy"),
+        lambda net, x, y, bad: fitted(net, x, bad, "quadratic"),
+        lambda net, x, y, bad: fitted(net, x, y, "cross_entropy", validation=(bad, y)),
+        lambda net, x, y, bad: losses.mse(net(x), bad),
+        lambda net, x, y, bad: net.layers[0].load_state_dict({"w": bad[:3], "b": np.zeros(3)}),
+        lambda net, x, y, bad: clnn.step(lambda a: a * 2)(bad),
+        lambda net, x, y, bad: clnn.data.augment.shift(bad[None], 1, 0),
+        lambda net, x, y, bad: clnn.take_rows(bad, [0]),
+        lambda net, x, y, bad: clnn.metrics.accuracy(net(x), bad),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "bad",
+    [MASKED, np.ones((4, 3), complex), np.ones((4, 3)).astype(object), np.full((4, 3), "1")],
+    ids=["masked", "complex", "object", "text"],
+)
+def test_arrays_that_hold_no_numbers(device, call, bad):
+    with pytest.raises((clnn.DataError, clnn.ShapeError)):
+        call(head(3), np.ones((4, 3), np.float32), np.array([0, 1, 2, 0]), bad)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        np.asfortranarray,
+        lambda x: np.repeat(x, 2, 0)[::2],
+        lambda x: x[::-1].copy()[::-1],
+        lambda x: x.astype(">f4"),
+        lambda x: x.tolist(),
+        lambda x: x.astype(np.float16),
+        np.ma.array,
+    ],
+)
+def test_arrays_of_every_make(rng, device, kind):
+    x = rng.integers(-8, 8, (6, 3)).astype(np.float32)
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3, seed=3)
+    np.testing.assert_array_equal(net.predict(kind(x)), net.predict(x))
+    np.testing.assert_array_equal(clnn.tensor(kind(x)), x)
+    row = np.broadcast_to(x[0], (6, 3))  # of stride 0
+    np.testing.assert_array_equal(net.predict(row), net.predict(row.copy()))
+    pictures = rng.integers(0, 256, (6, 3), dtype=np.uint8)
+    np.testing.assert_array_equal(net.predict(pictures), net.predict(pictures.astype(np.float32)))
+
+
+# -- labels that are no classes ---------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["cross_entropy", "quadratic", "binary_cross_entropy", "log_likelihood"])
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 1], [0, 2**31 - 1], [-(2**31), 0]])
+def test_labels_out_of_range(device, name, labels):
+    loss = losses.find_loss(name)
+    for given in (np.array(labels), labels, clnn.tensor(np.array(labels))):
+        with pytest.raises(clnn.DataError, match="outside 0 to 2, the labels of 3 classes"):
+            loss(clnn.zeros((2, 3)), given)
+
+
+@pytest.mark.parametrize("as_tensor", [False, True])
+@pytest.mark.parametrize("outputs", [3, 1])
+@pytest.mark.parametrize("name", ["cross_entropy", "binary_cross_entropy"])
+def test_labels_out_of_range_in_a_step(device, name, outputs, as_tensor):
+    if outputs == 1 and name == "cross_entropy":
+        outputs = 2
+    net, loss, optimizer = head(outputs), losses.find_loss(name), clnn.SGD(0.1)
+    x, classes = np.ones((2, 3), np.float32), max(2, outputs)
+
+    @clnn.step
+    def train(x, y):
+        value = loss(net(x), y)
+        value.backward()
+        optimizer.step(net.parameters())
+        return value
+
+    given = clnn.tensor if as_tensor else np.asarray
+    for _ in range(5):
+        assert np.isfinite(train(x, given(np.array([0, 1]))).item())
+    assert train.replays.launches()
+    for bad in ([0, classes], [-1, 0]):
+        before = net.state_dict()
+        try:
+            found = train(x, given(np.array(bad))).item()
+        except clnn.DataError:
+            assert all(np.array_equal(before[name], value) for name, value in net.state_dict().items())
+        else:
+            assert np.isnan(found) and all(np.isnan(p.numpy()).any() for p in net.parameters())
+        net.load_state_dict(before)
+
+
+def test_values_out_of_range(device):
+    z = clnn.zeros((3, 1))
+    for bad in ([-1.0, 1, 1], [0.0, 1, 2], [[1], [2], [1]]):
+        with pytest.raises(
+            clnn.DataError, match=r"binary_cross_entropy: the targets go from .* should lie in \[0, 1\]"
+        ):
+            losses.binary_cross_entropy(z, np.array(bad))
+        with pytest.raises(clnn.DataError, match=r"should lie in \[0, 1\]"):
+            fitted(head(1), np.zeros((3, 3)), np.array(bad), "binary_cross_entropy")
+    with pytest.raises(clnn.DataError, match="cross_entropy: the targets go from -1 to 1"):
+        losses.cross_entropy(clnn.zeros((2, 2)), np.array([[-1.0, 1], [0, 1]]))
+    losses.binary_cross_entropy(z, np.array([0.0, 1.0 + 1e-7, 0.5]))
+
+
+# -- targets that learn -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_targets_and_weights_that_learn_are_refused(device, name):
+    loss = losses.find_loss(name)
+    a, b = (clnn.tensor(np.full((4, 2), 0.5, np.float32), requires_grad=True) for _ in range(2))
+    w = clnn.tensor(np.ones(4, np.float32), requires_grad=True)
+    for call in (lambda: loss(a, b), lambda: loss(a, b * 1.0), lambda: loss(clnn.zeros((4, 2)), b)):
+        with pytest.raises(clnn.ClnnError, match=r"the target depends on a parameter.*give target.detach\(\)"):
+            call()
+    with pytest.raises(clnn.ClnnError, match=r"sample_weight depends on a parameter.*give sample_weight.detach\(\)"):
+        loss(a, b.detach(), w)
+    loss(a, b.detach(), w.detach()).backward()
+    assert a.grad is not None and b.grad is None
+    with clnn.no_grad():
+        assert np.isfinite(loss(a, b, w).item())
+    b.trainable = False
+    loss(a, b).backward()
+
+
+# -- rows by index ----------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize(
+    "index", [[-1], [0, -3, 2], np.array([[0, 1], [2, -1]]), 1, np.array([], int), np.uint8([2]), []]
+)
+def test_take_rows_is_numpys(device, dtype, index):
+    x = np.arange(12, dtype=dtype).reshape(3, 4)
+    want = x[np.array(index, int)]
+    np.testing.assert_array_equal(clnn.take_rows(clnn.tensor(x), index), want)
+    np.testing.assert_array_equal(clnn.take_rows(clnn.tensor(x), clnn.tensor(np.array(index, np.int32))), want)
+    np.testing.assert_array_equal(clnn.take_rows(x, index), want)
+
+
+@pytest.mark.parametrize("bad", [3, -4, 500000000, 2**31 - 1, -(2**31), 2**40])
+def test_take_rows_that_are_not_there(device, bad):
+    x = clnn.tensor(np.arange(12, dtype=np.float32).reshape(3, 4))
+    for index in ([0, bad], bad):
+        with pytest.raises(IndexError, match=f"there is no row {bad} in an array of shape"):
+            clnn.take_rows(x, index)
+        if abs(bad) <= 2**31:
+            with pytest.raises(clnn.OutOfRangeError, match=f"there is no row {bad}"):
+                clnn.take_rows(x, clnn.tensor(np.array(index, np.int32)))
+
+
+def test_take_rows_in_a_recorded_step(device):
+    x = clnn.tensor(np.arange(12, dtype=np.float32).reshape(3, 4))
+    labels = clnn.tensor(np.arange(3, dtype=np.int32))
+    take = clnn.step(lambda index: (clnn.take_rows(x, index), clnn.take_rows(labels, index)))
+    for _ in range(5):
+        rows, names = take(np.array([0, -1]))
+    np.testing.assert_array_equal(rows, x.numpy()[[0, -1]])
+    np.testing.assert_array_equal(names, [0, 2])
+    for bad in (3, -4, 500000000, -(2**31)):
+        rows, names = take(np.array([1, bad]))
+        np.testing.assert_array_equal(rows.numpy()[0], x.numpy()[1])
+        assert np.isnan(rows.numpy()[1]).all() and names.numpy().tolist() == [1, -(2**31)]
+
+
+@pytest.mark.parametrize("bad", [[0.0], [1.7], [True, False, True], ["0"], [None]])
+def test_rows_are_named_by_whole_numbers(device, bad):
+    with pytest.raises((clnn.ShapeError, clnn.DataError), match="take_rows"):
+        clnn.take_rows(clnn.zeros((3, 2)), bad)
+    with pytest.raises(clnn.ShapeError, match="take_rows: rows are named by whole numbers"):
+        clnn.take_rows(clnn.zeros((3, 2)), clnn.zeros(2))
+    with pytest.raises(clnn.ShapeError, match="a tensor without axes has no rows"):
+        clnn.take_rows(clnn.tensor(1.0), [0])
+
+
+# -- classes of what made the output ----------------------------------------------------------------------------------
+class Free(clnn.Model):
+    """A model of one's own with an activation that no attribute names."""
+
+    def __init__(self, outputs, end):
+        self.dense, self.end = clnn.Dense(outputs), end
+
+    def forward(self, x):
+        return self.end(self.dense(x))
+
+
+ENDS = {
+    "flatten": lambda n, f: clnn.Sequential([clnn.Dense(n, f), clnn.Flatten()], input_shape=4, seed=1),
+    "activation": lambda n, f: clnn.Sequential([clnn.Dense(n), clnn.Activation(f)], input_shape=4, seed=1),
+    "reshape": lambda n, f: clnn.Sequential([clnn.Dense(n, f), clnn.Reshape((n, 1)), clnn.Flatten()], input_shape=4, seed=1),
+    "nested": lambda n, f: clnn.Sequential([clnn.Dense(5), clnn.Sequential([clnn.Dense(n, f)])], input_shape=4, seed=1),
+    "dropout": lambda n, f: clnn.Sequential([clnn.Dense(n, f), clnn.Dropout(0.0)], input_shape=4, seed=1),
+    "residual": lambda n, f: clnn.Sequential([clnn.Dense(n), clnn.Residual([clnn.Dense(n)], activation=f)], input_shape=4, seed=1)
+    if f != "softmax" else clnn.Sequential([clnn.Dense(n, f)], input_shape=4, seed=1),
+    "own": lambda n, f: Free(n, getattr(clnn, f)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_classes_and_probabilities_of_what_made_the_output(rng, device, end):
+    x = rng.standard_normal((40, 4)).astype(np.float32)
+    yes = (x[:, 0] > 0).astype(np.float32)[:, None]
+    net = ENDS[end](1, "sigmoid")
+    if end in ("own", "activation", "nested", "residual"):  # the loss wants the sigmoid's own output in training
+        net.fit(x, yes, loss="binary_cross_entropy", optimizer=clnn.SGD(1.0), epochs=4, progress=False)
+    p = net.predict(x)
+    assert 0 < np.mean(p > 0.5) < 1
+    np.testing.assert_array_equal(net.predict_classes(x), (p > 0.5)[:, 0])
+    np.testing.assert_array_equal(net.predict_proba(x), p)
+    net = ENDS[end](3, "softmax")
+    p = net.predict(x)
+    np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
+    np.testing.assert_array_equal(net.predict_proba(x), p)
+    np.testing.assert_array_equal(net.predict_classes(x), p.argmax(1))
+
+
+def test_probabilities_of_linear_outputs_go_by_the_loss(rng, device):
+    x = rng.standard_normal((10, 4)).astype(np.float32)
+    for end in (lambda z: z, lambda z: z[:, :], lambda z: z * 1.0, lambda z: z.transpose().transpose()):
+        net = Free(1, end)
+        fitted(net, x, np.arange(10) % 2, "binary_cross_entropy")
+        z = net.predict(x).astype(np.float64)
+        np.testing.assert_allclose(net.predict_proba(x), 1 / (1 + np.exp(-z)), rtol=1e-5)
+        np.testing.assert_array_equal(net.predict_classes(x), z[:, 0] > 0)
+    net = head(1, features=4)
+    fitted(net, x, np.zeros((10, 1)), "mse")
+    with pytest.raises(clnn.ConfigurationError, match="one output of linear, trained with mse, may say yes above 0 or"):
+        net.predict_classes(x)
+
+
+def test_a_slice_of_a_sigmoid_is_no_logit(rng, device):
+    """Part of a sigmoid's outputs are probabilities still: they are used as such, or refused, and never taken for logits."""
+    x, y = rng.standard_normal((10, 4)).astype(np.float32), np.arange(10.0)[:, None] % 2
+    net = Free(2, lambda z: clnn.sigmoid(z)[:, :1])
+    p = net.predict(x).astype(np.float64)
+    np.testing.assert_array_equal(net.predict_classes(x), p[:, 0] > 0.5)
+    want = -(y * np.log(p) + (1 - y) * np.log(1 - p)).mean()
+    assert net.evaluate(x, y, loss="binary_cross_entropy")["loss"] == pytest.approx(want, rel=1e-5)
+    with pytest.raises(clnn.ConfigurationError, match="the sigmoid's output was reshaped or detached"):
+        fitted(net, x, y, "binary_cross_entropy")
+    with pytest.raises(clnn.ConfigurationError, match="the softmax's output was reshaped or detached"):
+        losses.cross_entropy(clnn.softmax(clnn.zeros((3, 4)))[:, :2], np.array([0, 1, 1]))
+    with pytest.raises(clnn.ConfigurationError, match="the softmax's output was reshaped or detached"):
+        losses.log_likelihood(clnn.softmax(clnn.zeros((3, 4)))[:, :2], np.array([0, 1, 1]))
