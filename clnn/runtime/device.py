@@ -322,7 +322,7 @@ class Device:
     @property
     def reads(self) -> bool:
         """Whether values may be read back now: not where a step is recorded, nor where only shapes are computed."""
-        return self.recorder is None and not self._dry
+        return self.recorder is None and not self._now.dry
 
     def _help(self) -> None:
         """Before a copy that waits for everything before it. Intel's runtime leaves one core to the host's thread, which
