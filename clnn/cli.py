@@ -53,6 +53,25 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_doctor)
 
     command = commands.add_parser(
+        "verify",
+        help="check that this device computes right and how fast, for an issue about it",
+        description="Compare every family of kernels with NumPy in float64, on odd and large sizes, gradients included, and "
+        "measure speed, in at most three minutes. Each family runs in a process of its own, so that a driver's crash ends "
+        "that one only. The text at the end is made to be pasted into an issue: it has no names of users and no paths.",
+    )
+    add = command.add_argument
+    add(
+        "families",
+        nargs="*",
+        metavar="FAMILY",
+        help="gemm, conv, norm, ..., or one of peaks, products, convolutions, nielsen, mlp, cnn (all of them)",
+    )
+    add("--json", metavar="FILE", help="write all that was found")
+    add("--minutes", type=float, default=3.0, metavar="N", help="begin nothing after that many (%(default)g)")
+    add("--limit", type=float, default=60.0, metavar="S", help="seconds that one family may take (%(default)g)")
+    command.set_defaults(run=_verify)
+
+    command = commands.add_parser(
         "train",
         help="train a network on a data set of images",
         description="Train a network of dense layers on a data set of images, and test it. Defaults stand in brackets.",
@@ -174,6 +193,25 @@ def _doctor(options: argparse.Namespace) -> int:
     from .doctor import doctor
 
     return doctor()
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Check families and measure, print the text, and write what was asked for."""
+    from pathlib import Path
+
+    from .files import write_atomically
+    from .verify import report, run
+
+    if not (0 < options.minutes < 1e6 and 0 < options.limit < 1e6):
+        raise ConfigurationError(
+            f"--minutes and --limit should be above 0, {options.minutes:g} and {options.limit:g} were provided instead"
+        )
+    say = lambda text: print(report.private(text), file=sys.stderr, flush=True)  # noqa: E731
+    found = run.verify(options.families, options.minutes, options.limit, say)
+    print(report.text(found))
+    if options.json:
+        write_atomically(Path(options.json), report.as_json(found).encode())
+    return 1 if run.faults(found) else 0
 
 
 # -- devices ----------------------------------------------------------------------------------------------------------

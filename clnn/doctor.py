@@ -11,11 +11,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from ctypes.util import find_library
 from importlib import metadata
 from pathlib import Path
 from shutil import which
 from typing import Any, NamedTuple
 
+from .drivers import NEEDS, VENDORS, loader, registered, vendor_files
+from .drivers import VARIABLES as OF_LOADERS
+from .drivers import cards as cards_here
 from .errors import BuildError
 
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"  # a problem stops clnn; a note stops a part of it at most
@@ -37,10 +41,10 @@ OTHERS = (
     "OCL_ICD_",
     "POCL_",
     "OPENCL_VENDOR_PATH",
+    "RUSTICL_",
     "CUDA_VISIBLE_DEVICES",
     "LD_LIBRARY_PATH",
 )
-VENDORS = "/etc/OpenCL/vendors"
 SECONDS = 180  # that a device may take; a GPU's compiler takes some 20, a hung driver for ever
 # What failed where a device's test went no further than the stage on the left, and what to do about it.
 AFTER = {
@@ -49,6 +53,12 @@ AFTER = {
     "ran": ("clnn's matrix product fails", ""),
     "tile": ("CLBlast fails", "set CLNN_GEMM=tile, which does without CLBlast"),
 }
+
+
+# By what the devices of a maker's cards can be told.
+ALSO_CALLED = {
+    "AMD": ("amd", "radeon", "gfx"), "Intel": ("intel",), "Nvidia": ("nvidia", "geforce", "quadro", "rtx", "tesla"),
+}  # fmt: skip
 
 
 class Finding(NamedTuple):
@@ -67,6 +77,7 @@ def doctor() -> int:
         ("Environment", environment),
         ("OpenCL drivers", drivers),
         ("Devices", devices),
+        *([("Cards", cards)] if sys.platform == "linux" else []),
         ("Folders", folders),
     ):
         print(title, flush=True)
@@ -121,26 +132,37 @@ def _version(name: str) -> str:
 
 def environment() -> Iterator[Finding]:
     """The variables that are set and matter; a misspelt one of clnn's would be ignored silently."""
-    found = False
+    any_set = False
     for name, value in sorted(os.environ.items()):
         if name in VARIABLES or name.startswith(OTHERS):
-            found = True
+            any_set = True
             yield Finding(OK, f"{name}={value}")
         elif name.startswith("CLNN_") and not name.startswith("CLNN_TEST_"):
-            found = True
+            any_set = True
             yield Finding(NOTE, f"{name} is no variable of clnn's", f"there are {', '.join(VARIABLES)}")
-    if not found:
+    if not any_set:
         yield Finding(OK, "no variable is set that has to do with clnn or OpenCL")
 
 
 # -- drivers ----------------------------------------------------------------------------------------------------------
 def drivers() -> Iterator[Finding]:
     """The loader, and every driver that it is told of: a file .icd holds the name of one library."""
-    loader = _loaded("libOpenCL")
-    yield Finding(OK, f"the OpenCL loader is {loader}" if loader else "the OpenCL loader is the system's")
+    used = loader()
+    reads = f"; it reads {', '.join(used.reads)}" if sys.platform == "linux" else ""
+    yield Finding(OK, f"the OpenCL loader is {used}{reads}")
+    for name in OF_LOADERS:
+        if os.environ.get(name) and name not in used.reads:
+            yield Finding(
+                NOTE,
+                f"{name} is set, and this loader does not read it",
+                "write the path of the driver's library into a file NAME.icd in a folder, and set OCL_ICD_VENDORS to it",
+            )
+    if sys.platform == "win32":
+        for library in registered():
+            yield Finding(OK, f"the registry names {library}")
     if sys.platform != "linux":
         return
-    files = _icd_files()
+    files = vendor_files(used)
     for file in files:
         try:
             library = file.read_text(encoding="utf-8").strip()
@@ -149,20 +171,43 @@ def drivers() -> Iterator[Finding]:
             continue
         here = file.parent / library  # a name alone can mean a file beside: pyopencl's wheels do that
         yield _driver(f"{file} names {library}", str(here) if here.is_file() else library)
-    libraries = [name for name in os.environ.get("OCL_ICD_FILENAMES", "").split(":") if name]
+    named = os.environ.get("OCL_ICD_FILENAMES", "") if "OCL_ICD_FILENAMES" in used.reads else ""
+    libraries = [name for name in named.split(":") if name]
     for library in libraries:
         yield _driver(f"OCL_ICD_FILENAMES names {library}", library)
     if not files and not libraries:
         folder = os.environ.get("OCL_ICD_VENDORS") or VENDORS
         yield Finding(NOTE, f"there is no .icd file in {folder}, so no driver is known to the loader")
+    if used.bundled and (missed := _only_by_system(used.path)):
+        yield Finding(
+            NOTE,
+            f"the system's own libOpenCL also finds {', '.join(missed)}, and pyopencl's copy of the loader does not",
+            "write the path of that driver's library into a file in "
+            f"{VENDORS}, or build pyopencl with the system's loader: pip install --no-binary pyopencl pyopencl",
+        )
 
 
-def _icd_files() -> list[Path]:
-    where = Path(os.environ.get("OCL_ICD_VENDORS") or os.environ.get("OPENCL_VENDOR_PATH") or VENDORS)
-    files = [where] if where.is_file() else sorted(where.glob("*.icd"))
-    loader = _loaded("libOpenCL")
-    beside = sorted(Path(loader).parent.glob("*.icd")) if loader else []
-    return files + [file for file in beside if file not in files]
+# Prints the names of the platforms that a libOpenCL finds: a loader by itself, without pyopencl.
+PLATFORMS = """import ctypes, sys
+cl = ctypes.CDLL(sys.argv[1]); n = ctypes.c_uint(); size = ctypes.c_size_t()
+if cl.clGetPlatformIDs(0, None, ctypes.byref(n)) == 0:
+    ids = (ctypes.c_void_p * n.value)(); cl.clGetPlatformIDs(n, ids, None)
+    for one in ids:
+        text = ctypes.create_string_buffer(1024)
+        cl.clGetPlatformInfo(ctypes.c_void_p(one), 0x0902, ctypes.c_size_t(1024), text, None)
+        print("platform", text.value.decode("utf-8", "replace").strip())"""
+
+
+def _only_by_system(bundled: str) -> list[str]:
+    """Platforms that the system's loader finds and pyopencl's does not, as with drivers that are the system's libOpenCL."""
+    system = find_library("OpenCL")
+    by_loader: list[set[str]] = []
+    for library in (system, bundled) if system else ():
+        output: list[str] = []
+        if _run("-c", PLATFORMS, str(library), seconds=60, output=output):
+            return []
+        by_loader.append({line.removeprefix("platform ") for line in output if line.startswith("platform ")})
+    return sorted(by_loader[0] - by_loader[1]) if by_loader else []
 
 
 def _driver(text: str, library: str) -> Finding:
@@ -177,15 +222,6 @@ def _driver(text: str, library: str) -> Finding:
     )
 
 
-def _loaded(name: str) -> str:
-    """The path of a library in this process, where the system tells."""
-    try:
-        lines = Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return ""
-    return next((line.split(maxsplit=5)[-1] for line in lines if name in line.rpartition("/")[2]), "")
-
-
 # -- devices ----------------------------------------------------------------------------------------------------------
 def devices() -> Iterator[Finding]:
     """Every device, tried out; the one that clnn would choose has to work."""
@@ -194,11 +230,11 @@ def devices() -> Iterator[Finding]:
         yield Finding(PROBLEM, f"looking for devices failed: {wrong}", "remove or update the driver that is at fault")
         yield from _culprits()
         return
-    found, error = answers[-1]["devices"], answers[-1]["error"].replace(" `clnn doctor` says more.", "")
+    there, error = answers[-1]["devices"], answers[-1]["error"].replace(" `clnn doctor` says more.", "")
     if error:
-        message, _, remedy = error.partition(". ") if not found else (error, "", "")
+        message, _, remedy = error.partition(". ") if not there else (error, "", "")
         yield Finding(PROBLEM, message, remedy)
-    for one in found:
+    for one in there:
         verdict = PROBLEM if one["used"] else NOTE
         text = one["text"] + (", the one in use" if one["used"] else "")
         answers, wrong = _ask("try", one["index"])
@@ -212,6 +248,39 @@ def devices() -> Iterator[Finding]:
             yield Finding(OK, f"{text}\n{', '.join(answer['text'] for answer in answers if answer['text'])}")
 
 
+def cards() -> Iterator[Finding]:
+    """The cards in this machine (on Linux), what each still needs, and whether this user may open it."""
+    there = cards_here()
+    if not there:
+        yield Finding(OK, "no graphics card by AMD, Intel or Nvidia is seen")
+        return
+    answers, _ = _ask("list")
+    gpus = " ".join(one["text"].lower() for one in answers[-1]["devices"] if one["kind"] == "gpu") if answers else ""
+    for card in there:
+        if card.closed:
+            yield Finding(
+                NOTE,
+                f"{card.maker}'s card (driver {card.driver}): this user may not open {', '.join(card.closed)}",
+                "sudo usermod -aG render,video $USER, then log in again; in a container, pass the files on (--device)",
+            )
+        elif card.maker == "WSL":
+            yield Finding(
+                OK if gpus else NOTE,
+                "Windows' card is behind /dev/dxg",
+                ""
+                if gpus
+                else "Intel's is reached by intel-opencl-icd, AMD's by ROCm for WSL; Nvidia's driver has no OpenCL in WSL",
+            )
+        elif any(name in gpus for name in ALSO_CALLED[card.maker]):
+            yield Finding(OK, f"{card.maker}'s card (driver {card.driver}) has an OpenCL device")
+        else:
+            yield Finding(
+                NOTE,
+                f"{card.maker}'s card (driver {card.driver}) has no OpenCL device",
+                f"install {NEEDS[card.maker]}",
+            )
+
+
 def _remedy(one: dict[str, Any]) -> str:
     linker = "PoCL needs a linker, so install binutils; else " if "Portable" in one["text"] and not which("ld") else ""
     return (
@@ -222,7 +291,7 @@ def _remedy(one: dict[str, Any]) -> str:
 
 def _culprits() -> Iterator[Finding]:
     """Where loading all drivers together fails: each alone."""
-    for file in _icd_files():
+    for file in vendor_files(loader()):
         with tempfile.TemporaryDirectory() as folder:
             Path(folder, file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
             _, wrong = _ask("list", vendors=folder)
@@ -276,16 +345,17 @@ def _list() -> None:
         used = runtime.device()
     except ClnnError as problem:
         error = str(problem)
-    found = [
+    there = [
         {
             "index": f"{d.platform_index}:{d.device_index}",
             "used": d is used,
             "name": d.name,
+            "kind": d.kind,
             "text": repr(d)[len("<Device ") : -1],
         }
         for d in runtime.devices()
     ]
-    _answer(devices=found, error=error)
+    _answer(devices=there, error=error)
 
 
 def _try(index: str) -> None:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import itertools
-import math
 
 import numpy as np
 
 import clnn
 from clnn.ops.array import Array
 from clnn.tensor import Parameter
+from clnn.verify.references import FUNCTIONS as REFERENCES  # noqa: F401 - what the tests take from here
+from clnn.verify.references import KINKS, STEP, derivative  # noqa: F401
 
-STEP = 1e-5  # of central differences; their error is about STEP^2 + eps / STEP
 DIFFERENCES = 1e-8  # what central differences may be off by, relative to the largest value around
 
 
@@ -97,55 +97,3 @@ def check_op(rng, op, reference, *arrays, dtype=np.float32, rounding=16, gradien
             bound = (rounding * eps(dtype) + DIFFERENCES) * scale_of(wanted, seed, *arrays) ** 2
             assert_close(x.grad.numpy(), wanted, bound, f"gradient by argument {i}")
     return y
-
-
-# -- functions of one variable, as their papers write them -------------------------------------------------------------
-def _sigmoid(x):
-    return 1 / (1 + np.exp(-x))
-
-
-def _elu(x, alpha=1.0):
-    return np.where(x > 0, x, alpha * np.expm1(np.minimum(x, 0)))
-
-
-def _erf(x):
-    return np.vectorize(math.erf, otypes=[float])(x)
-
-
-REFERENCES = {
-    "linear": lambda x: x,
-    "step": lambda x: np.where(np.isnan(x), x, np.heaviside(x, 0.0)),
-    "sigmoid": _sigmoid,
-    "tanh": np.tanh,
-    "relu": lambda x: np.maximum(x, 0),
-    "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
-    "elu": _elu,
-    "selu": lambda x: 1.0507009873554805 * _elu(x, 1.6732632423543772),
-    "softplus": lambda x: np.logaddexp(0, x),
-    "softsign": lambda x: x / (1 + np.abs(x)),
-    "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
-    "hard_tanh": lambda x: np.clip(x, -1, 1),
-    "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "swish": lambda x: x * _sigmoid(x),
-    "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
-    "gelu": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
-    "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
-    "exp": np.exp,
-    "log": np.log,
-    "sqrt": np.sqrt,
-    "square": np.square,
-    "abs": np.abs,
-    "negative": np.negative,
-    "sin": np.sin,
-    "cos": np.cos,
-}
-KINKS = {  # where there is no derivative: random inputs keep away
-    "step": (0,), "relu": (0,), "leaky_relu": (0,), "elu": (0,), "selu": (0,), "abs": (0,),
-    "hard_sigmoid": (-3, 3), "hard_tanh": (-1, 1), "hard_swish": (-3, 3),
-}  # fmt: skip
-
-
-def derivative(name, x, h=STEP):
-    """f'(x) by a central difference."""
-    with np.errstate(all="ignore"):
-        return (REFERENCES[name](x + h) - REFERENCES[name](x - h)) / (2 * h)

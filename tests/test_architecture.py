@@ -26,6 +26,8 @@ FLOORS = (
         "cli",
         "doctor",
         "selftest",
+        "drivers",
+        "verify",
         "bench",
         "tune",
         "tune_conv",

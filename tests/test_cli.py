@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -82,6 +83,64 @@ def test_doctor_names_a_driver_that_is_not_there(tmp_path):
     (tmp_path / "gone.icd").write_text("/nowhere/libgone.so\n")
     _, out, _ = run("doctor", OCL_ICD_VENDORS=str(tmp_path))
     assert re.search(r"note +\S*gone.icd names /nowhere/libgone.so, which does not load: .*cannot open", out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the loader's path is read in /proc")
+def test_doctor_names_the_loader_and_what_it_does_not_read(tmp_path):
+    _, out, _ = run("doctor", OCL_ICD_FILENAMES=str(tmp_path / "libx.so"))
+    used = re.search(r"the OpenCL loader is (.*libOpenCL\S*); it reads (.*)", out)
+    assert used, out
+    library = Path(used.group(1).split(", ")[1]).read_bytes()
+    for name in ("OCL_ICD_VENDORS", "OCL_ICD_FILENAMES"):
+        assert (name.encode() in library) == (name in used.group(2))
+    ignored = "OCL_ICD_FILENAMES is set, and this loader does not read it" in out
+    assert ignored != (f"OCL_ICD_FILENAMES names {tmp_path}" in out) == (b"OCL_ICD_FILENAMES" in library)
+
+
+CARDS = [  # vendor, kernel driver, files that may not be opened, what is said, what to do
+    ("0x1002", "amdgpu", (), "AMD's card (driver amdgpu) has no OpenCL device", "rocm-opencl"),
+    ("0x8086", "i915", (), "Intel's card (driver i915) has no OpenCL device", "intel-opencl-icd"),
+    ("0x10de", "nouveau", (), "Nvidia's card (driver nouveau) has no OpenCL device", "Nvidia's own driver"),
+    ("0x1002", "amdgpu", ("renderD128",), "this user may not open", "usermod -aG render,video"),
+    ("0x1af4", "virtio-pci", (), "no graphics card by AMD, Intel or Nvidia is seen", ""),
+]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux' /sys")
+@pytest.mark.parametrize(("vendor", "driver", "closed", "text", "remedy"), CARDS)
+def test_doctor_looks_for_cards(tmp_path, monkeypatch, vendor, driver, closed, text, remedy):
+    from clnn import doctor, drivers
+
+    device = tmp_path / "sys/class/drm/card0/device"
+    (device / "drm/renderD128").mkdir(parents=True)
+    (device.parent.parent / "card0-HDMI-A-1").mkdir()
+    (device / "vendor").write_text(vendor + "\n")
+    (tmp_path / "drivers" / driver).mkdir(parents=True)
+    (device / "driver").symlink_to(tmp_path / "drivers" / driver)
+    (tmp_path / "dev/dri").mkdir(parents=True)
+    (tmp_path / "dev/dri/renderD128").touch()
+    monkeypatch.setattr(drivers, "_closed", lambda file: file.name in closed)
+    monkeypatch.setattr(doctor, "cards_here", lambda: drivers.cards(tmp_path))
+    monkeypatch.setattr(doctor, "_ask", lambda *_: ([{"devices": [{"kind": "cpu", "text": "amd intel nvidia"}]}], ""))
+    (found,) = doctor.cards()
+    assert text in found.text and remedy in found.remedy and bool(remedy) == (found.verdict == doctor.NOTE)
+    names = {"amdgpu": "gfx1100", "i915": "Intel(R) Arc", "nouveau": "NVIDIA RTX"}
+    if driver in names and not closed:
+        gpu = {"kind": "gpu", "text": names[driver]}
+        monkeypatch.setattr(doctor, "_ask", lambda *_: ([{"devices": [gpu]}], ""))
+        (found,) = doctor.cards()
+        assert found.verdict == doctor.OK and "has an OpenCL device" in found.text
+
+
+def test_doctor_in_wsl(tmp_path, monkeypatch):
+    from clnn import doctor, drivers
+
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/dxg").touch()
+    monkeypatch.setattr(doctor, "cards_here", lambda: drivers.cards(tmp_path))
+    monkeypatch.setattr(doctor, "_ask", lambda *_: ([{"devices": []}], ""))
+    (found,) = doctor.cards()
+    assert found.verdict == doctor.NOTE and "/dev/dxg" in found.text and "WSL" in found.remedy
 
 
 def test_doctor_names_bad_variables(tmp_path):

@@ -7,6 +7,7 @@ from helpers import assert_close, eps, normal, parameter
 import clnn
 from clnn.optim import OPTIMIZERS, find_optimizer
 from clnn.tensor import linear_layer
+from clnn.verify.references import Optimization
 
 STEPS = 6
 RULES = {  # name: a way to make the optimizer
@@ -54,101 +55,6 @@ RULES = {  # name: a way to make the optimizer
 }
 
 
-def corrected_adam(o, lr, t, w, g, s, decay):
-    s[0] = o.beta1 * s[0] + (1 - o.beta1) * g
-    s[1] = o.beta2 * s[1] + (1 - o.beta2) * g**2
-    return s[0] / (1 - o.beta1**t), s[1] / (1 - o.beta2**t)
-
-
-def adam(o, lr, t, *rest):
-    m, v = corrected_adam(o, lr, t, *rest)
-    return lr * m / (np.sqrt(v) + o.epsilon)
-
-
-def amsgrad(o, lr, t, w, g, s, decay):
-    m, _ = corrected_adam(o, lr, t, w, g, s, decay)
-    s[2] = np.maximum(s[2], s[1])
-    return lr * m / (np.sqrt(s[2] / (1 - o.beta2**t)) + o.epsilon)
-
-
-def nadam(o, lr, t, w, g, s, decay):
-    corrected_adam(o, lr, t, w, g, s, decay)
-    mu = [o.beta1 * (1 - 0.5 * 0.96 ** (i * o.momentum_decay)) for i in range(1, t + 2)]
-    step = mu[-1] * s[0] / (1 - np.prod(mu)) + (1 - mu[-2]) * g / (1 - np.prod(mu[:-1]))
-    return lr * step / (np.sqrt(s[1] / (1 - o.beta2**t)) + o.epsilon)
-
-
-def lamb(o, lr, t, w, g, s, decay):
-    m, v = corrected_adam(o, lr, t, w, g, s, decay)
-    step = m / (np.sqrt(v) + o.epsilon) + decay * w
-    norms = np.linalg.norm(w), np.linalg.norm(step)
-    return lr * step * (norms[0] / norms[1] if w.ndim > 1 and all(norms) else 1)
-
-
-def rmsprop(o, lr, t, w, g, s, decay):
-    s[0] = o.alpha * s[0] + (1 - o.alpha) * g**2
-    s[1] = o.alpha * s[1] + (1 - o.alpha) * g if o.centered else 0
-    s[2] = o.momentum * s[2] + g / (np.sqrt(s[0] - s[1] ** 2) + o.epsilon)
-    return lr * s[2]
-
-
-def adagrad(o, lr, t, w, g, s, decay):
-    s[0] += g**2
-    return lr / (1 + (t - 1) * o.lr_decay) * g / (np.sqrt(s[0]) + o.epsilon)
-
-
-def adadelta(o, lr, t, w, g, s, decay):
-    s[0] = o.rho * s[0] + (1 - o.rho) * g**2
-    step = np.sqrt(s[1] + o.epsilon) / np.sqrt(s[0] + o.epsilon) * g
-    s[1] = o.rho * s[1] + (1 - o.rho) * step**2
-    return lr * step
-
-
-def lion(o, lr, t, w, g, s, decay):
-    step = lr * np.sign(o.beta1 * s[0] + (1 - o.beta1) * g)
-    s[0] = o.beta2 * s[0] + (1 - o.beta2) * g
-    return step
-
-
-def sgd(o, lr, t, w, g, s, decay):
-    s[0] = o.momentum * s[0] + g
-    return lr * (g + o.momentum * s[0] if o.nesterov else s[0])
-
-
-class Reference:
-    """The same optimizer in NumPy and float64, written from the papers."""
-
-    def __init__(self, o):
-        self.o, self.t, self.state, self.average = o, 0, {}, {}
-        self.max_norm = {}  # by name
-
-    def step(self, parameters, gradients):
-        """`parameters`: (array, whether it decays) by name, updated in place."""
-        o = self.o
-        lr = o.lr(self.t) if callable(o.lr) else o.lr
-        self.t += 1
-        gradients = {name: gradients[name].astype(np.float64) for name in parameters}
-        if o.clip_value is not None:
-            gradients = {name: np.clip(g, -o.clip_value, o.clip_value) for name, g in gradients.items()}
-        if o.clip_norm is not None:
-            norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
-            gradients = {name: g * min(1, o.clip_norm / (norm + 1e-6)) for name, g in gradients.items()}
-        for name, (w, decays) in parameters.items():
-            g, s = gradients[name], self.state.setdefault(name, np.zeros((3, *w.shape)))
-            average, decay = self.average.setdefault(name, w.copy()), o.weight_decay if decays else 0
-            if decays:
-                g = g + o.l1 * np.sign(w)
-            if not o.decoupled:
-                g = g + decay * w
-            elif not isinstance(o, clnn.LAMB):
-                w *= 1 - lr * decay
-            rule = {"adamw": adam}.get(type(o).__name__.lower()) or globals()[type(o).__name__.lower()]
-            w -= rule(o, lr, self.t, w, g, s, decay)
-            if name in self.max_norm:
-                w *= np.minimum(1, self.max_norm[name] / np.linalg.norm(w, axis=0))
-            average += (1 - (o.ema or 0)) * (w - average)
-
-
 class Net(clnn.Layer):
     """x w + b, from given values."""
 
@@ -168,7 +74,7 @@ class Task:
         w, b = normal(rng, shape, dtype), normal(rng, shape[1], dtype)
         self.net, self.optimizer = Net(w, b, dtype), optimizer
         self.expected = {"w": (w, True), "b": (b, False)}
-        self.reference = Reference(optimizer)
+        self.reference = Optimization(optimizer)
 
     def draw(self):
         x, c = self.rng.integers(-3, 4, (7, self.shape[0])), self.rng.integers(-3, 4, (7, self.shape[1]))
@@ -330,7 +236,7 @@ def test_a_factor_of_the_rate(rng, device):
     for rule in ("sgd", "adamw", "nadam", "lamb", "lion decay"):
         task = Task(rng, RULES[rule]())
         task.net.w.rate_factor = 0.5
-        slow, fast = Reference(RULES[rule]()), Reference(RULES[rule]())
+        slow, fast = Optimization(RULES[rule]()), Optimization(RULES[rule]())
         slow.o.lr *= 0.5
         for _ in range(4):
             x, c = task.draw()
@@ -381,7 +287,7 @@ def test_state_goes_on(rng, device, rule, recorded):
     for name in ("w", "b"):
         value = task.expected[name][0]
         device.upload(value.astype(np.float32), getattr(task.net, name).block)
-    before = Reference(task.optimizer)
+    before = Optimization(task.optimizer)
     before.t, before.state = state["steps"], {}
     order = [p.name for p in task.net.parameters()]
     for index, name in enumerate(order):
@@ -561,7 +467,7 @@ def test_the_norm_is_that_of_all_parameters(rng, device, rule, apart, recorded):
         optimizer.step(parameters)
 
     step = clnn.step(train) if recorded else train
-    reference = Reference(optimizer)
+    reference = Optimization(optimizer)
     expected = {(i, n): task.expected[n] for i, task in enumerate(tasks) for n in ("w", "b") if (i, n) != (1, "w")}
     for _ in range(5):
         drawn = [task.draw() for task in tasks]

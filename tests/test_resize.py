@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clnn
+from clnn.verify.references import along_axes, padding, upsampling
 
 
 @pytest.fixture(params=["cpu", "gpu"])
@@ -14,38 +15,6 @@ def kernels(request, device, monkeypatch):
     """The kernels for CPUs, and those for GPUs, whatever the device is."""
     monkeypatch.setattr(device, "kind", request.param)
     return device
-
-
-# -- references: a matrix for each axis ---------------------------------------------------------------------------------
-def upsampling(n, f, linear):
-    """(n f, n): how much of each element there is in each output."""
-    m = np.zeros((n * f, n))
-    for o in range(n * f):
-        if not linear:
-            m[o, o // f] = 1
-            continue
-        at = (o + 0.5) / f - 0.5
-        low, share = int(np.floor(at)), at - np.floor(at)
-        m[o, min(max(low, 0), n - 1)] += 1 - share
-        m[o, min(max(low + 1, 0), n - 1)] += share
-    return m
-
-
-def padding(n, before, after, mode):
-    """(before + n + after, n): which element each output is; all 0 for a constant."""
-    found = np.arange(n)
-    if mode == "constant":
-        found = np.pad(found, (before, after), constant_values=-1)
-    else:
-        found = np.pad(found, (before, after), mode="edge" if mode == "replicate" else mode)
-    return (found[:, None] == np.arange(n)).astype(float)
-
-
-def along_axes(x, matrices):
-    """Each spatial axis of x times its matrix."""
-    for axis, m in enumerate(matrices, 2):
-        x = np.moveaxis(np.tensordot(m, x, (1, axis)), 0, axis)
-    return x
 
 
 def compare(rng, x, op, matrices, dtype=np.float32, beside=0.0):

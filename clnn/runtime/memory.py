@@ -10,6 +10,7 @@ import re
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyopencl as cl
 import pyopencl.tools as cl_tools
 
@@ -61,7 +62,13 @@ class _View(Block):
 
 
 class Memory:
-    """What one device has given out: `in_use`, `peak` and `held` bytes, and the budget that they stay within."""
+    """What one device has given out: `in_use`, `peak` and `held` bytes, and the budget that they stay within.
+
+    With `poisoned` every block starts as NaN (-1 as integers), with whatever it was rounded up by: an element that nobody
+    writes is seen, and so is one that is read from behind the end. The tests and `clnn verify` set it.
+    """
+
+    poisoned = False
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -107,6 +114,8 @@ class Memory:
             buffer: Any = self._pool.allocate(nbytes + SLACK) if pooled else self._plain(size)
         except (cl.MemoryError, cl.RuntimeError) as error:
             raise self.out_of_memory(nbytes, f"the driver says: {error}") from error
+        if self.poisoned:
+            cl.enqueue_fill_buffer(self._device.queue, buffer, np.full(1, -1, np.int32), 0, size // 4 * 4)
         self._in_use += size
         self._plain_in_use += 0 if pooled else size
         self.peak = max(self.peak, self.in_use)
