@@ -25,7 +25,7 @@ from .runtime.recording import (
 from .runtime.watch import Watch
 from .tensor import Tensor, grad_enabled, host_array
 
-MOST_RESTARTS = 16  # of one recording, because what the step reads on the host had changed
+MOST_RESTARTS = 4  # before a recording is made, because what the step reads on the host had changed
 
 
 class Step:
@@ -172,6 +172,7 @@ class Step:
         difference = self._audit(where, key, function, entry.recorder)
         if difference is None:
             entry.version, entry.checked = self._version, entry.replays
+            entry.restarts = 0
             return
         since = entry.replays - entry.checked - 1
         self._forget(key, eager=not moved and not audit)

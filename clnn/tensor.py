@@ -497,7 +497,7 @@ def on_tape(y: Array, inputs: Sequence[Any], backward: Any) -> Tensor:
     if grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
         t.node = Node(y, backward)
         for x in inputs:
-            if isinstance(x, Parameter):
+            if isinstance(x, Parameter) and x.requires_grad:
                 x.forward_uses += 1
     else:
         t.activation = None  # no gradient will come by

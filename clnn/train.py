@@ -113,8 +113,13 @@ def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
     if known and known[0] == key():
         return known[1]
     samples = [np.zeros((1, *x.shape[1:]), x.dtype) for x in xs]
+    built = all(layer.built for layer in model.layers_inside())
+    restore = Watch([model]).saved() if built else lambda: None  # what forward() changes in layers is from no data
     with no_grad():
-        y = for_shapes(model.device, lambda: model(*[tensor(x, device=model.device) for x in samples]))
+        try:
+            y = for_shapes(model.device, lambda: model(*[tensor(x, device=model.device) for x in samples]))
+        finally:
+            restore()
     if not isinstance(y, Tensor):
         raise ConfigurationError(f"forward() returned {type(y).__name__}; fit, evaluate and predict need one tensor")
     model.__dict__["_output_shape"] = key(), y.shape[1:], Watch([model]), y.made_by

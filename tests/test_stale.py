@@ -1,5 +1,8 @@
 """A recording never outlives what it froze: whatever is changed between calls, the next call does what the Python says."""
 
+import functools
+import os
+import random
 import sys
 import types
 import warnings
@@ -222,3 +225,561 @@ def test_fit_follows_a_callback(device, name):
             clnn.seed(5)  # of layers made on the way
             found.append(trained(made(), 0, CHANGES[name], record))
     same(found)
+
+
+# -- read from outside --------------------------------------------------------------------------------------------------
+class Weighted:
+    """A loss with an attribute, called like a function."""
+
+    def __init__(self, weight=1.0):
+        self.weight = weight
+        self.target = clnn.constant(np.float32([0.0]))
+
+    def __call__(self, output, target):
+        return clnn.losses.mse(output - self.target, target) * self.weight
+
+
+class Own(clnn.losses.Loss):
+    """One derived from clnn's, with a weight of the class."""
+
+    name, takes, mean_over_outputs, weight = "mse", "numbers", True, 1.0
+
+    def rows(self, output, target, *args, **options):
+        return super().rows(output * self.weight, target, *args, **options)
+
+
+def closure():
+    weight = 1.0
+
+    def loss(output, target):
+        return clnn.losses.mse(output, target) * weight
+
+    def change(_):
+        nonlocal weight
+        weight = 4.0
+
+    return loss, change
+
+
+def read_from_outside(kind):
+    """A loss, and what changes its weight to 4."""
+    space = sys.modules[__name__].__dict__
+    MODULE.rate, weighted, own, held = 1.0, Weighted(), Own(), {"rate": [1.0]}
+
+    def by(read):
+        return lambda output, target: clnn.losses.mse(output, target) * read()
+
+    def default(output, target, rates=held["rate"]):
+        return clnn.losses.mse(output, target) * rates[0]
+
+    def helper():
+        return RATE
+
+    def partly(weights, output, target):
+        return clnn.losses.mse(output, target) * weights["rate"][0]
+
+    return {
+        "closure": closure(),
+        "global": (by(lambda: RATE), lambda _: space.update(RATE=4.0)),
+        "helper's global": (by(lambda: helper()), lambda _: space.update(RATE=4.0)),
+        "dict": (by(lambda: TABLE["rate"]), lambda _: TABLE.update(rate=4.0)),
+        "deep": (by(lambda: TABLE["deep"][1]["inner"]), lambda _: TABLE["deep"][1].update(inner=4.0)),
+        "module": (by(lambda: MODULE.rate), lambda _: setattr(MODULE, "rate", 4.0)),
+        "class": (by(lambda: Config.rate), lambda _: setattr(Config, "rate", 4.0)),
+        "default argument": (default, lambda _: held["rate"].__setitem__(0, 4.0)),
+        "partial": (functools.partial(partly, held), lambda _: held["rate"].__setitem__(0, 4.0)),
+        "object": (weighted, lambda _: setattr(weighted, "weight", 4.0)),
+        "bound method": (weighted.__call__, lambda _: setattr(weighted, "weight", 4.0)),
+        "tensor of an object": (weighted, lambda _: setattr(weighted, "target", clnn.constant(np.float32([2.0])))),
+        "a Loss": (own, lambda _: setattr(own, "weight", 2.0)),
+        "class of a Loss": (own, lambda _: setattr(Own, "weight", 2.0)),
+        "environment": (
+            by(lambda: float(os.environ.get("STALE_RATE", "1"))),
+            lambda _: os.environ.update(STALE_RATE="4"),
+        ),
+    }[kind]
+
+
+OUTSIDE = (
+    "closure", "global", "helper's global", "dict", "deep", "module", "class", "default argument", "partial", "object",
+    "bound method", "tensor of an object", "a Loss", "class of a Loss",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", (*OUTSIDE, "environment", "huber"))
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_loss_that_a_callback_changes(device, monkeypatch, kind, at):
+    found = []
+    for record in (True, False):
+        monkeypatch.setitem(sys.modules[__name__].__dict__, "RATE", 1.0)
+        monkeypatch.setattr(Config, "rate", 1.0)
+        monkeypatch.setattr(Own, "weight", 1.0)
+        monkeypatch.setenv("STALE_RATE", "1")
+        TABLE.update(rate=1.0, deep=[1.0, {"inner": 2.0}])
+        if kind == "huber":
+            loss = clnn.losses.Huber(1.0)
+            change = lambda _, loss=loss: setattr(loss, "parameter", 0.1)  # noqa: E731
+        else:
+            loss, change = read_from_outside(kind)
+        net = clnn.Sequential([clnn.Dense(3)], input_shape=4, seed=1)
+        with warnings.catch_warnings():
+            if kind == "environment":  # nobody sees it change: the audit finds it, and says so
+                warnings.simplefilter("ignore", clnn.RecordingWarning)
+            found.append(trained(net, 0, change, record, loss, clnn.SGD(0.01), at=at))
+    same(found)
+
+
+def test_what_nobody_sees_change_is_found_and_said(device, monkeypatch):
+    monkeypatch.setenv("STALE_RATE", "1")
+    loss, change = read_from_outside("environment")
+    with pytest.warns(clnn.RecordingWarning, match=r"is 1.0, then 4.0.*Pass what changes as an argument"):
+        trained(clnn.Sequential([clnn.Dense(3)], input_shape=4, seed=1), 0, change, True, loss, clnn.SGD(0.01), 6, at=3)
+
+    @clnn.step
+    def run(x):
+        return x * float(os.environ["STALE_RATE"])
+
+    monkeypatch.setenv("STALE_RATE", "1")
+    x = np.ones(3, np.float32)
+    for _ in range(5):
+        run(x)
+    monkeypatch.setenv("STALE_RATE", "2")
+    found = []
+    with pytest.warns(clnn.RecordingWarning, match=r"the last 1 replays, unchecked, may have been out of date"):
+        for _ in range(4):
+            found.append(float(run(x).numpy()[0]))
+    assert found == [1, 2, 2, 2] or found == [2, 2, 2, 2]
+    monkeypatch.setenv("STALE_RATE", "3")  # eager from here on
+    assert run(x).numpy()[0] == 3
+
+
+@pytest.mark.parametrize("kind", OUTSIDE)
+@pytest.mark.parametrize("calls", [3, 6])
+def test_a_step_that_reads_from_outside(device, monkeypatch, kind, calls):
+    monkeypatch.setattr(Own, "weight", 1.0)
+    loss, change = read_from_outside(kind)
+    run = clnn.step(lambda output, target: loss(output, target))
+    y, t = np.full((2, 3), 3, np.float32), np.ones((2, 3), np.float32)
+    before = [float(run(y, t)) for _ in range(calls)]
+    assert len(run.replays.launches()) == 1
+    change(None)
+    expected = float(loss(clnn.tensor(y), clnn.tensor(t)))
+    assert [float(run(y, t)) for _ in range(6)] == [expected] * 6 and before[0] != expected
+    assert len(run.replays.launches()) == 1  # recorded anew
+
+
+def test_a_global_read_in_a_forward(device, rng):
+    class Reads(clnn.Layer):
+        def forward(self, x):
+            return x * RATE + self.more(x)
+
+        def more(self, x):
+            return x * TABLE["deep"][0] if Config.rate == 1.0 else x
+
+    net, x = clnn.Sequential([Reads()], input_shape=3), rng.standard_normal((2, 3)).astype(np.float32)
+    for _ in range(4):
+        net.predict(x)
+    for change in (
+        lambda: sys.modules[__name__].__dict__.update(RATE=3.0),
+        lambda: TABLE["deep"].__setitem__(0, 9.0),
+        lambda: setattr(Config, "rate", 2.0),
+    ):
+        change()
+        assert [np.array_equal(net.predict(x), eager(net, x)) for _ in range(5)] == [True] * 5
+
+
+class Stochastic(clnn.Layer):
+    """Stochastic depth by a generator on the host."""
+
+    def __init__(self, draw):
+        self.draw = draw
+        self.body = clnn.Dense(4)
+
+    def forward(self, x):
+        return self.body(x) if self.draw() < 0.5 else x
+
+
+@pytest.mark.parametrize("kind", ["random", "numpy", "own numpy", "own random"])
+def test_draws_on_the_host_are_not_recorded(device, kind):
+    draws = {
+        "random": lambda _: random.random,
+        "numpy": lambda _: np.random.random,
+        "own numpy": lambda _: np.random.default_rng(3).random,
+        "own random": lambda _: random.Random(3).random,
+    }[kind]
+    found = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        for record in (True, False):
+            random.seed(1), np.random.seed(1)  # noqa: NPY002
+            net = clnn.Sequential([Stochastic(draws(None)), clnn.Dense(3)], input_shape=4, seed=0)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                found.append(trained(net, 0, lambda model: None, record))
+            assert any("random numbers were drawn inside" in str(w.message) for w in caught) == record
+    same(found)
+
+
+# -- what is trainable ---------------------------------------------------------------------------------------------------
+def frozen(net):
+    net.layers[0].trainable = False
+
+
+def frozen_parameter(net):
+    net.layers[0].w.trainable = False
+
+
+THAWED = {"a layer": frozen, "a parameter": frozen_parameter}
+PARAMETERS = {
+    "rate_factor": lambda net: setattr(net.layers[0].w, "rate_factor", 0.25),
+    "decays": lambda net: setattr(net.layers[0].w, "decays", False),
+    "max_norm": lambda net: setattr(net.layers[0].w, "max_norm", 0.1),
+    "a layer's max_norm": lambda net: setattr(net.layers[0], "max_norm", 0.1),
+    "frozen layer": frozen,
+    "frozen parameter": frozen_parameter,
+    "frozen model but one": lambda net: [setattr(net, "trainable", False), setattr(net.layers[1], "trainable", True)],
+}
+OPTIMIZERS = {
+    "sgd": lambda: clnn.SGD(0.05, weight_decay=0.1),
+    "momentum": lambda: clnn.SGD(0.05, momentum=0.9, weight_decay=0.1),
+    "adam": lambda: clnn.Adam(0.05, weight_decay=0.1),
+    "lamb": lambda: clnn.optim.LAMB(0.05),
+    "clipped": lambda: clnn.SGD(0.05, momentum=0.5, weight_decay=0.1, clip_norm=0.5, ema=0.9),
+}
+
+
+def two_layers():
+    return clnn.Sequential([clnn.Dense(4, "tanh"), clnn.Dense(3)], input_shape=4, seed=1)
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_parameters_that_a_callback_changes(device, name, optimizer):
+    found = []
+    for record in (True, False):
+        found.append(trained(two_layers(), 0, PARAMETERS[name], record, optimizer=OPTIMIZERS[optimizer]()))
+    same(found)
+    unchanged = trained(two_layers(), 0, lambda net: None, True, optimizer=OPTIMIZERS[optimizer]())
+    if (name, optimizer) != ("decays", "lamb"):
+        assert not np.allclose(unchanged[1][0], found[0][1][0], rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", THAWED)
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_freezing_and_thawing_take_effect_at_the_next_step(device, rng, kind, recorded, optimizer):
+    net, optimizer = two_layers(), OPTIMIZERS[optimizer]()
+    x, y = rng.standard_normal((6, 4)).astype(np.float32), rng.standard_normal((6, 3)).astype(np.float32)
+
+    @clnn.step(record=recorded)
+    def train(x, y):
+        loss = clnn.losses.mse(net(x), y)
+        loss.backward()
+        optimizer.step(None if optimizer.parameters else net.parameters())
+        return loss
+
+    w, other = net.layers[0].w, net.layers[1].w
+    for _ in range(2):
+        for moves in (True, False, True):
+            for _ in range(5):
+                before, rest = w.numpy(), other.numpy()
+                train(x, y)
+                assert np.array_equal(w.numpy(), before) != moves
+                assert not np.array_equal(other.numpy(), rest)
+            w.trainable = not moves
+            if kind == "a layer":
+                net.layers[0].trainable = not moves
+        w.trainable = net.layers[0].trainable = True
+
+
+@pytest.mark.parametrize("name", ["closure", "object", "class", "list"])
+@pytest.mark.parametrize("recorded", [True, False])
+def test_a_function_of_the_rate_that_reads_what_changes(device, name, recorded):
+    rates, space = [0.5], types.SimpleNamespace(rate=0.5)
+    Config.rate = 0.5
+
+    class Rate:
+        scale = 0.5
+
+        def __call__(self, step):
+            return self.scale
+
+    rate = Rate()
+    given = {
+        "closure": lambda t: rates[0],
+        "object": rate,
+        "class": lambda t: Config.rate,
+        "list": lambda t: space.rate,
+    }[name]
+    w = clnn.tensor(np.zeros(2, np.float32), requires_grad=True)
+    optimizer = clnn.SGD(given)
+
+    @clnn.step(record=recorded)
+    def train():
+        (w * 1.0).sum().backward()
+        optimizer.step([w])
+
+    for _ in range(5):
+        train()
+    rates[0] = space.rate = Config.rate = rate.scale = 0.25
+    for _ in range(5):
+        train()
+    assert np.allclose(w.numpy(), -5 * 0.5 - 5 * 0.25)
+
+
+def test_schedules_are_followed_when_changed(device):
+    w = clnn.tensor(np.zeros(2, np.float32), requires_grad=True)
+    optimizer = clnn.SGD(clnn.schedules.StepDecay(0.5, 100, steps_per_epoch=1))
+
+    @clnn.step
+    def train():
+        (w * 1.0).sum().backward()
+        optimizer.step([w])
+
+    for _ in range(5):
+        train()
+    optimizer.lr.lr = 0.25
+    for _ in range(5):
+        train()
+    assert np.allclose(w.numpy(), -5 * 0.5 - 5 * 0.25)
+
+
+# -- what must not be given up ---------------------------------------------------------------------------------------------
+def recordings(model):
+    return sum(len(one.step.replays.launches()) for one in model.__dict__["_evaluations"].values())
+
+
+class Counting(clnn.Layer):
+    """Counts its calls, and keeps what it saw last."""
+
+    def __init__(self):
+        self.calls, self.seen = 0, []
+
+    def forward(self, x):
+        self.calls += 1
+        self.last = x.shape
+        self.output = x * 2.0
+        return self.output
+
+
+def test_a_count_in_a_forward_does_not_stop_replays(device, rng):
+    layer = Counting()
+    net = clnn.Sequential([clnn.Dense(3), layer], input_shape=4)
+    x = rng.standard_normal((2, 4)).astype(np.float32)
+    for _ in range(12):
+        assert np.array_equal(net.predict(x), eager(net, x))
+    counted = layer.calls
+    for _ in range(12):
+        net.predict(x)
+        assert np.array_equal(layer.output.numpy(), net.predict(x))
+    assert recordings(net) == 1 and layer.calls == counted  # audits put back what they change
+
+
+def test_evaluate_by_name_replays(device, rng):
+    net, x, y = two_layers(), rng.standard_normal((6, 4)).astype(np.float32), np.zeros((6, 3), np.float32)
+    for make in (lambda: "mse", lambda: clnn.losses.Huber(0.5), lambda: clnn.losses.mse):
+        net.__dict__.pop("_evaluations", None)
+        for _ in range(6):
+            net.evaluate(x, y, loss=make(), metrics=["accuracy"])
+        assert len(net.__dict__["_evaluations"]) == 1 and recordings(net) == 1
+    labels = np.arange(6) % 3
+    net.__dict__.pop("_evaluations")
+    for _ in range(6):
+        net.evaluate(x, labels, loss="cross_entropy", metrics=["top_2"])
+    assert recordings(net) == 1
+    loss = clnn.losses.Huber(1.0)  # equal ones, of which one changes
+    for _ in range(5):
+        first = net.evaluate(x, y + 9, loss=loss)["loss"]
+    loss.parameter = 0.1
+    for _ in range(5):
+        second = net.evaluate(x, y + 9, loss=loss)["loss"]
+        assert net.evaluate(x, y + 9, loss=clnn.losses.Huber(1.0))["loss"] == first
+    assert second < 0.2 * first
+
+
+def test_what_the_step_does_not_read_costs_an_audit_only(device, rng):
+    """A number of the epoch on the model, a list that grows beside: recordings stay."""
+    net, x = two_layers(), rng.standard_normal((2, 4)).astype(np.float32)
+    for epoch in range(12):
+        net.epoch = epoch
+        net.predict(x)
+    (one,) = net.__dict__["_evaluations"].values()
+    (entry,) = one.step.replays._entries.values()
+    assert entry.recording is not None and entry.replays == 5
+
+    class Trainer:
+        def __init__(self):
+            self.net, self.losses, self.count = net, [], 0
+            self.run = clnn.step(self.forward)
+
+        def forward(self, x):
+            with clnn.no_grad():
+                return self.net(x)
+
+        def go(self):
+            for _ in range(8):
+                self.count += 1
+                self.losses.append(self.run(x))
+
+    trainer = Trainer()
+    trainer.go()
+    assert len(trainer.run.replays.launches()) == 1
+    trainer.net = other = clnn.Sequential([clnn.Dense(2)], input_shape=4)
+    assert np.array_equal(trainer.run(x).numpy(), eager(other, x))
+
+
+def test_an_audit_changes_nothing(device, rng):
+    """Statistics, generators, counters, velocities: a run with an audit at every step is one without."""
+    x, y = rng.standard_normal((20, 4)).astype(np.float32), rng.integers(0, 3, 20)
+    found = []
+    for audited in (True, False):
+        clnn.seed(7), random.seed(3), np.random.seed(3)  # noqa: NPY002
+        net = clnn.Sequential(
+            [clnn.Dense(5), clnn.BatchNorm("relu"), clnn.Dropout(0.3), Counting(), clnn.Dense(3)], input_shape=4, seed=2
+        )
+        optimizer = clnn.SGD(clnn.schedules.Cosine(0.1, epochs=20, steps_per_epoch=1), momentum=0.9, ema=0.9)
+
+        @clnn.step
+        def train(x, y, net=net, optimizer=optimizer):
+            loss = clnn.losses.cross_entropy(net(x), y)
+            loss.backward()
+            optimizer.step(net.parameters())
+            return loss
+
+        losses = []
+        for _ in range(10):
+            if audited and train.replays.launches():
+                clnn.runtime.recording.structure_changed()
+            losses.append(float(train(x, y)))
+        (entry,) = train.replays._entries.values()
+        assert entry.recording is not None
+        found.append(
+            (losses, [p.numpy() for p in net.parameters()], optimizer.state_dict(), net.layers[3].calls,
+             random.random(), np.random.random())  # noqa: NPY002
+        )  # fmt: skip
+    a, b = found
+    assert a[0] == b[0] and a[3:] == b[3:] and a[2]["steps"] == b[2]["steps"]
+    assert all(np.array_equal(v, w) for v, w in zip(a[1], b[1]))
+    assert all(np.array_equal(v, b[2]["arrays"][k]) for k, v in a[2]["arrays"].items())
+
+
+def test_a_result_that_is_no_tensor_is_compared(device):
+    calls = []
+
+    @clnn.step
+    def run(x):
+        calls.append(1)
+        return x * 2.0, len(calls)
+
+    with pytest.warns(clnn.RecordingWarning, match="it returned 2, then 3"):
+        assert [run(np.ones(2, np.float32))[1] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+
+
+# -- shapes of models --------------------------------------------------------------------------------------------------------
+class Swapping(clnn.Model):
+    """A model of one's own, whose head is exchanged."""
+
+    def __init__(self):
+        self.trunk, self.head = clnn.Dense(4, "relu"), clnn.Dense(3)
+
+    def forward(self, x):
+        return self.head(self.trunk(x))
+
+
+def convolutions():
+    return clnn.Sequential(
+        [
+            clnn.Residual([clnn.Conv2D(2, 3, padding="same"), clnn.BatchNorm()], activation="relu"),
+            clnn.Conv2D(2, 1),
+            clnn.MaxPool2D(2) if hasattr(clnn, "MaxPool2D") else clnn.Activation("relu"),
+            clnn.Flatten(),
+        ],
+        input_shape=(2, 8, 8),
+        seed=3,
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda net: setattr(net.layers[1], "stride", (2, 2)),
+        lambda net: setattr(net.layers[1], "activation", "tanh"),
+        lambda net: net.layers[0].body.append(clnn.Activation("tanh")),
+        lambda net: net.layers[0].body.__setitem__(0, clnn.Conv2D(2, 1)),
+        lambda net: net.layers[0].body.pop(),
+        lambda net: setattr(net.layers[0], "shortcut", [clnn.Conv2D(2, 1)]),
+        lambda net: setattr(net.layers[0], "activation", "linear"),
+        lambda net: setattr(net.layers[0].body[1], "epsilon", 10.0),
+        lambda net: net.layers.insert(1, clnn.Activation("sigmoid")),
+    ],
+    ids=["stride", "activation", "body grows", "body layer", "body shrinks", "shortcut", "linear", "epsilon", "insert"],
+)
+def test_convolutional_networks_follow(device, rng, change):
+    net, x = convolutions(), rng.standard_normal((2, 2, 8, 8)).astype(np.float32)
+    for _ in range(5):
+        before = net.predict(x)
+    change(net)
+    for _ in range(5):
+        found, expected = net.predict(x), net.predict(np.concatenate([x, x]))[:2]
+        assert found.shape == expected.shape
+        np.testing.assert_allclose(found, eager(net, x), rtol=1e-4, atol=1e-5)
+    assert before.shape != found.shape or not np.allclose(before, found)
+
+
+def test_a_model_of_ones_own_and_a_second_one(device, rng, tmp_path):
+    x = rng.standard_normal((5, 4)).astype(np.float32)
+    nets = [Swapping(), Swapping()]
+    for _ in range(5):
+        found = [net.predict(x) for net in nets]
+    nets[0].head = clnn.Dense(2)
+    for _ in range(5):
+        assert nets[0].predict(x).shape == (5, 2) and np.array_equal(nets[0].predict(x), eager(nets[0], x))
+        assert np.array_equal(nets[1].predict(x), found[1])
+    nets[0].head = nets[1].head  # shared
+    for _ in range(5):
+        assert np.array_equal(nets[0].predict(x), eager(nets[0], x))
+    net = two_layers()
+    net.predict(x)
+    net.save(tmp_path / "net")
+    loaded = clnn.load(tmp_path / "net")
+    for _ in range(5):
+        assert np.array_equal(loaded.predict(x), net.predict(x))
+    loaded.layers.pop()
+    for _ in range(5):
+        assert np.array_equal(loaded.predict(x), eager(loaded, x)) and loaded.predict(x).shape == (5, 4)
+        assert net.predict(x).shape == (5, 3)
+
+
+def test_layers_that_a_callback_adds_are_trained(device):
+    def grow(net):
+        net.layers.append(clnn.Dense(3))
+
+    found = []
+    for record in (True, False):
+        net = two_layers()
+        clnn.seed(11)
+        found.append(trained(net, 0, grow, record))
+        assert len(found[-1][1]) == 6
+    same(found)
+
+    def last(net):
+        net.layers[-1] = clnn.Dense(5)
+
+    with pytest.raises(clnn.ShapeError, match=r"\(22, 3\).*\(22, 5\)"):
+        trained(two_layers(), 0, last, True)
+
+
+def test_metrics_with_attributes(device, rng):
+    class Scaled:
+        scale = 1.0
+
+        def __call__(self, output, target):
+            return abs(output - target).mean(1) * self.scale
+
+    metric, net = Scaled(), two_layers()
+    x, y = rng.standard_normal((6, 4)).astype(np.float32), np.zeros((6, 3), np.float32)
+    for _ in range(5):
+        first = net.evaluate(x, y, loss="mse", metrics=[metric])["Scaled"]
+    metric.scale = 3.0
+    for _ in range(5):
+        assert np.isclose(net.evaluate(x, y, loss="mse", metrics=[metric])["Scaled"], 3 * first)

@@ -106,6 +106,7 @@ class Watch:
         self._names: set[str] = set()  # attributes that the code reads
         self._owners: list[tuple[Any, dict[str, Any], set[str]]] = []  # an object's attributes, and which were followed
         self._seen: dict[int, Any] = {}
+        self._classes: set[type] = set()
         self._waiting: deque[Any] = deque(roots)
         while self._waiting:
             while self._waiting:
@@ -116,7 +117,7 @@ class Watch:
                     self._waiting.append(entries[name])
         for owner, entries, followed in self._owners:
             self._note_names(type(owner).__name__, entries, followed, owner)
-        del self._seen, self._owners, self._waiting
+        del self._seen, self._classes, self._owners, self._waiting
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
     def changed(self) -> bool:
@@ -128,11 +129,9 @@ class Watch:
 
     def random_state(self) -> list[Any]:
         """Where the generators on the host are: Python's, NumPy's, and those that the step holds."""
+        python, legacy = sys.modules.get("random"), sys.modules.get("numpy.random")
         found = [_state(one) for one in self.generators]
-        for name, read in (("random", "getstate"), ("numpy.random", "get_state")):
-            if name in sys.modules:
-                found.append(repr(getattr(sys.modules[name], read)()))
-        return found
+        return _plain([found, python and python.getstate(), legacy and legacy.get_state()])
 
     def saved(self) -> Callable[[], None]:
         """A function that puts back what is here now: attributes, entries of containers, the positions of generators."""
@@ -187,6 +186,9 @@ class Watch:
             self._methods(value)
         elif isinstance(value, types.MethodType):
             self._waiting += (value.__func__, value.__self__)
+        elif isinstance(value, types.BuiltinMethodType):
+            if not isinstance(value.__self__, types.ModuleType):
+                self._waiting.append(value.__self__)
         elif isinstance(value, functools.partial):
             self._waiting += (value.func, value.args, value.keywords)
         elif isinstance(value, property):
@@ -200,7 +202,7 @@ class Watch:
         elif isinstance(value, Restored):
             self._restored(value)
         elif _package(type(value)) not in OURS:
-            self._owners.append((value, getattr(value, "__dict__", None) or _entries(value), set()))
+            self._owners.append((value, vars(value) if hasattr(value, "__dict__") else _entries(value), set()))
             self._methods(type(value))
 
     def _container(self, value: Any) -> None:
@@ -252,22 +254,25 @@ class Watch:
         """What a user's class says: methods that the code names, or that clnn calls, and values of the class."""
         ours = [base for base in kind.__mro__ if _package(base) in OURS]
         for base in kind.__mro__:
-            if _package(base) in KNOWN or id(base) in self._seen:
+            if _package(base) in KNOWN or base in self._classes:
                 continue
-            self._seen[id(base)] = base
+            self._classes.add(base)
             self._owners.append((base, dict(vars(base)), set()))
             for name, value in vars(base).items():
                 if name == "__call__" or (any(hasattr(one, name) for one in ours) and not name.startswith("__")):
                     self._waiting.append(value)
 
-    def _note_names(self, what: str, entries: Any, names: Iterable[str], owner: Any = None) -> None:
-        """Note some names of a namespace."""
-        wanted = sorted(names)
-        if not wanted or (owner is not None and _silent(owner)):
+    def _note_names(self, what: str, space: Any, names: Iterable[str], owner: Any = None) -> None:
+        """Note some names of a namespace, and for an object which it has: one may come to hide the class's."""
+        if owner is not None and _silent(owner):
             return
-        space = entries
-        if owner is not None and isinstance(owner, type):
+        if isinstance(owner, type):
             space = vars(owner)  # as it is now, not as it was
+        if owner is not None and not isinstance(owner, types.ModuleType) and len(space) <= SMALL:
+            self._notes.append(_Note(what, space.__iter__, lambda kept: _drop(space, kept)))
+        wanted = sorted(names)
+        if not wanted:
+            return
         fetch = itemgetter(*wanted) if len(wanted) > 1 else lambda d, name=wanted[0]: (d[name],)
 
         def write(kept: list[Any]) -> None:
@@ -275,6 +280,12 @@ class Watch:
                 space.update(zip(wanted, kept))
 
         self._notes.append(_Note(what, functools.partial(fetch, space), write))
+
+
+def _drop(space: Any, names: Iterable[str]) -> None:
+    """Only these names stay."""
+    for name in set(space) - set(names) if isinstance(space, dict) else ():
+        del space[name]
 
 
 def _silent(owner: Any) -> bool:
@@ -311,6 +322,15 @@ def _state(one: Any) -> Any:
     if numpy is not None and isinstance(one, numpy.RandomState):
         return one.get_state(legacy=False)
     return None
+
+
+def _plain(state: Any) -> Any:
+    """A position as something that can be compared."""
+    if isinstance(state, np.ndarray):
+        return state.tobytes()
+    if isinstance(state, dict):
+        return {name: _plain(value) for name, value in state.items()}
+    return [_plain(one) for one in state] if isinstance(state, (list, tuple)) and len(state) < 100 else state
 
 
 def _set_state(one: Any, state: Any) -> None:
