@@ -35,6 +35,10 @@ class Checks:
         """Normal values of the type under test, as float64: device and reference start from the same numbers."""
         return self.rng.standard_normal(shape).astype(self.dtype).astype(np.float64)
 
+    def tensor(self, array: np.ndarray) -> Tensor:
+        """The array's values on the device."""
+        return tensor(array.astype(self.dtype), device=self.device)
+
     def parameter(self, array: np.ndarray) -> Parameter:
         """A trainable tensor with the array's values."""
         p = tensor(array.astype(self.dtype), device=self.device, requires_grad=True)

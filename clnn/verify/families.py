@@ -53,7 +53,7 @@ def elementwise(c: Checks) -> None:
     for name in ("relu", "leaky_relu", "sigmoid", "tanh"):
         c.case(f"{name} of NaN and infinities")
         with np.errstate(all="ignore"):
-            c.close("y", function(c.parameter(special), name), ref.FUNCTIONS[name](special))
+            c.close("y", function(c.tensor(special), name), ref.FUNCTIONS[name](special))
     a, b = np.abs(c.normal(33, 1031)) + 0.1, np.abs(c.normal(1031)) + 0.1
     two: dict[str, tuple[Any, Any, Any]] = {
         "+": (lambda a, b: a + b, lambda a, b: 1, lambda a, b: 1),
@@ -99,7 +99,7 @@ def _reduced(c: Checks, x: np.ndarray, axis: int | None) -> None:
     check("min", lambda y: x == y)
     if axis is not None:
         c.case(f"argmax of {x.shape} over {axis}")
-        c.same("y", c.parameter(x).argmax(axis=axis), x.argmax(axis=axis))
+        c.same("y", c.tensor(x).argmax(axis=axis), x.argmax(axis=axis))
 
 
 def softmaxes(c: Checks) -> None:
@@ -127,7 +127,7 @@ def _engine(name: str) -> Iterator[None]:
             os.environ["CLNN_GEMM"] = before
 
 
-SHAPES = ((1, 1, 1), (1, 700, 300), (67, 45, 33), (129, 515, 785), (31, 7, 5003), (517, 259, 1031))
+SHAPES = ((1, 1, 1), (1, 700, 300), (67, 45, 33), (129, 515, 785), (31, 7, 5003), (517, 259, 1031), (65, 1031, 1033))
 
 
 def products(c: Checks) -> None:
@@ -151,7 +151,7 @@ def _by_engine(c: Checks, engine: str) -> None:
         for m, n, k in SHAPES:
             for ta, tb in ((False, False), (True, False), (False, True), (True, True)):
                 _product(c, engine, m, n, k, ta, tb)
-        for m, n, k in SHAPES[1:5]:
+        for m, n, k in (*SHAPES[1:5], (1033, 1031, 65)):
             _epilogues(c, engine, m, n, k)
 
 
@@ -450,13 +450,13 @@ def shapes(c: Checks) -> None:
          c.normal(6, 256))  # fmt: skip
     c.case("rows by their numbers")
     rows, index = c.normal(1001, 37), c.rng.integers(0, 1001, 503).astype(np.int32)
-    c.same("rows", rows_of(c.parameter(rows), index), rows[index])
+    c.same("rows", rows_of(c.tensor(rows), index), rows[index])
 
 
 def augmentation(c: Checks) -> None:
     """Images moved, mirrored, warped, cut and mixed."""
     x = c.normal(5, 2, 13, 13)
-    t = c.parameter(x)
+    t = c.tensor(x)
     c.case("shift by (2, -3)")
     moved = np.zeros(x.shape)
     moved[:, :, :10, 2:] = x[:, :, 3:, :11]
@@ -476,14 +476,14 @@ def augmentation(c: Checks) -> None:
     c.close("y", augment.affine(t, rotation=(90.0, 90.0), seed=1), np.rot90(x, axes=(2, 3)), 512)
     c.case("elastic, of one colour")
     one = np.full((3, 9, 9), 0.25)
-    c.close("y", augment.elastic(c.parameter(one), 8.0, 3.0, fill=0.25, seed=1), one, 32)
+    c.close("y", augment.elastic(c.tensor(one), 8.0, 3.0, fill=0.25, seed=1), one, 32)
     c.case("cutout")
     hole = augment.cutout(t, 5, fill=9.0, seed=1).numpy()
     c.same("y outside of the square", np.where(hole == 9, x, hole), x)
     c.true("the square", 0 < (hole == 9).sum() <= 5 * 2 * 25, f"{(hole == 9).sum()} pixels are set")
     c.case("mixup")
     labels = np.eye(5)
-    mixed, targets = augment.mixup(t, c.parameter(labels), alpha=0.4, seed=7)
+    mixed, targets = augment.mixup(t, c.tensor(labels), alpha=0.4, seed=7)
     rng = np.random.default_rng(7)
     order, share = rng.permutation(5), rng.beta(0.4, 0.4, 5)
     k = share.reshape(-1, 1, 1, 1)
@@ -515,7 +515,7 @@ def losses_and_metrics(c: Checks) -> None:
 
             c.op(f"{name} of ({rows}, {n})", loss, reference, y, rounding=64)
         c.case(f"accuracy and top_2 of ({rows}, {n})")
-        output = c.parameter(values)
+        output = c.tensor(values)
         c.same("accuracy", metrics.accuracy(output, labels), values.argmax(1) == labels)
         best = np.argsort(-values, 1)[:, :2]
         c.same("top_2", metrics.top_k(2)(output, labels), (best == labels[:, None]).any(1))
