@@ -427,7 +427,7 @@ def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, re
         where.upload(array, p.block)
         return p
     if isinstance(value, Tensor):
-        if dtype in (None, value.dtype) and (device is None or value.device is resolve(device)):
+        if (dtype is None or np.dtype(dtype) == value.dtype) and (device is None or value.device is resolve(device)):
             return value
         value.refuse_history(f"a conversion of {value.dtype} on {value.device.name} to another type or device")
     array, where = host_array(value, dtype), resolve(device)
@@ -534,7 +534,7 @@ def _by_numpy(name: str, function: Any, inputs: Sequence[Any], options: dict[str
             if name not in READERS:
                 x.refuse_history(f"np.{name}", *(filter(None, [instead])))
             return x.numpy()
-        return [value(item) for item in x] if isinstance(x, (list, tuple)) else x
+        return type(x)(map(value, x)) if type(x) in (list, tuple) else x
 
     return function(*map(value, inputs), **{key: value(item) for key, item in options.items()})
 

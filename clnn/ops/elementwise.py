@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
     device, dtype = one.device, one.dtype
     if dtype == np.int32 and not BINARY[name]:
         dtype, extra["INTS"] = np.dtype(np.float32), 1
-        operands = tuple(_whole(name, x) if isinstance(x, float) else x for x in operands)
+        operands = tuple(_whole(name, x) if isinstance(x, (int, float)) else x for x in operands)
     else:
         check_float(name, one)
     y = empty(device, shape, dtype)
@@ -81,7 +80,7 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
 
 
 def _whole(name: str, number: float) -> int:
-    if number != math.floor(number) or abs(number) > 2**31 - 1:
+    if not float(number).is_integer() or abs(number) >= 2**31:
         raise ShapeError(
             f"{name}: int32 is compared with int32, and {number:g} is none; convert with .astype('float32')"
         )

@@ -1,0 +1,272 @@
+"""A tensor behaves as people expect of an array: compared elementwise, gone through row by row, copied, and never cut off
+from its history without a word."""
+
+
+import numpy as np
+import pytest
+
+import clnn
+
+
+def learning(values):
+    return clnn.tensor(np.asarray(values, np.float32), requires_grad=True)
+
+
+# -- comparisons ------------------------------------------------------------------------------------------------------
+COMPARISONS = {
+    "==": lambda a, b: a == b,
+    "!=": lambda a, b: a != b,
+    "<": lambda a, b: a < b,
+    "<=": lambda a, b: a <= b,
+    ">": lambda a, b: a > b,
+    ">=": lambda a, b: a >= b,
+}
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_comparisons_are_numpys(rng, dtype, device, name):
+    compare = COMPARISONS[name]
+    a, b = rng.integers(0, 3, (5, 4)).astype(dtype), rng.integers(0, 3, (5, 4)).astype(dtype)
+    a[0, 0] = b[0, 1] = np.nan
+    a[1, 0], b[1, 0] = np.inf, np.inf
+    t, u = clnn.tensor(a), clnn.tensor(b)
+    for got, want in (
+        (compare(t, u), compare(a, b)),
+        (compare(t, 1.0), compare(a, 1.0)),
+        (compare(1, t), compare(1, a)),
+        (compare(t, b), compare(a, b)),
+        (compare(a, u), compare(a, b)),
+        (compare(t, b[0].tolist()), compare(a, b[0])),
+        (compare(t, u[:, :1]), compare(a, b[:, :1])),
+        (compare(t, np.float32(2)), compare(a, 2)),
+        (compare(np.float64(2), t), compare(2, a)),
+    ):
+        assert isinstance(got, clnn.Tensor) and got.dtype == dtype
+        np.testing.assert_array_equal(got, want)
+
+
+@pytest.mark.parametrize("name", COMPARISONS)
+def test_integers_are_compared_exactly(rng, device, name):
+    compare = COMPARISONS[name]
+    a = np.array([0, 1, -1, 2**24, 2**24 + 1, -(2**31), 2**31 - 1, 2**31 - 2], np.int32)
+    t = clnn.tensor(a)
+    np.testing.assert_array_equal(compare(t, t), compare(a, a))
+    np.testing.assert_array_equal(compare(t.reshape(8, 1), t), compare(a[:, None], a))
+    for number in (0, 1, -(2**31) + 1, 2**31 - 1, 2**24):
+        np.testing.assert_array_equal(compare(t, number), compare(a, number))
+        np.testing.assert_array_equal(compare(number, t), compare(number, a))
+    np.testing.assert_array_equal(compare(t, float(2**24)), compare(a, 2**24))
+    for bad in (1.5, 2**31, float("nan"), float("inf")):
+        with pytest.raises((clnn.ShapeError, clnn.ClnnError, ValueError), match="int32"):
+            compare(t, bad)
+    with pytest.raises(clnn.ShapeError, match="arrays of two types"):
+        compare(t, clnn.zeros(8))
+    with pytest.raises(clnn.ShapeError, match="takes floats, not int32"):
+        t + 1
+
+
+def test_a_mask_of_what_is_not_zero(device):
+    p, t = learning([1.0, 2.0, 3.0]), clnn.tensor([0.0, 3.0, 0.0])
+    loss = ((p - t) ** 2 * (t != 0)).sum()
+    assert loss.item() == 1.0
+    loss.backward()
+    np.testing.assert_array_equal(p.grad, [0, -2, 0])
+    labels = clnn.tensor(np.array([0, 2, 0], np.int32))
+    assert ((p - t) ** 2 * (labels == 2)).sum().item() == 1.0
+    hit = p == p
+    assert not hit.requires_grad
+    with pytest.raises(clnn.ClnnError, match="has no history"):
+        hit.sum().backward()
+
+
+def test_a_mask_in_a_recorded_step(rng, device):
+    p = learning(np.zeros(6))
+    optimizer = clnn.SGD(0.25)
+
+    @clnn.step
+    def train(t):
+        loss = ((p - t) ** 2 * (t != 0)).sum()
+        loss.backward()
+        optimizer.step([p])
+        return loss
+
+    want = np.zeros(6)
+    for _ in range(6):
+        t = np.float32(rng.integers(-1, 2, 6))
+        assert train(t).item() == pytest.approx(((want - t) ** 2 * (t != 0)).sum(), rel=1e-5, abs=1e-6)
+        want -= 0.25 * 2 * (want - t) * (t != 0)
+    np.testing.assert_allclose(p, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("other", [None, "text", object(), {}, clnn.SGD(0.1)], ids=str)
+def test_what_is_no_number_is_never_equal(device, other):
+    t = clnn.ones(3)
+    assert (t == other) is False and (t != other) is True and t not in [other] and other not in t
+
+
+def test_identity_in_dicts_sets_and_lists(device):
+    a, b = clnn.ones(3), clnn.ones(3)
+    assert len({a, b}) == 2 and {a: 1, b: 2}[a] == 1 and a in {a, b} and hash(a) == hash(a) and a in [a]
+    with pytest.raises(clnn.ShapeError, match="neither true nor false.*compare tensors by `is`"):
+        assert a in [b]
+    with pytest.raises(clnn.ShapeError, match="neither true nor false"):
+        bool(a)
+    with pytest.raises(clnn.ShapeError, match="neither true nor false"):
+        bool(clnn.zeros(0))
+    assert clnn.tensor(1.0) == 1.0 and not clnn.tensor([0.0]) and clnn.tensor(2.0) in [clnn.tensor(2.0)]
+    with pytest.raises(clnn.ShapeError, match="do not broadcast"):
+        a == clnn.ones(2)  # noqa: B015
+
+
+def test_parameters_that_are_equal_are_still_two(rng, device):
+    """Layers of equal weights: nothing inside compares parameters by their values."""
+    net = clnn.Sequential([clnn.Dense(4, weight_init="ones"), clnn.Dense(4, weight_init="ones")], input_shape=4)
+    assert len(net.parameters()) == 4
+    x, y = rng.random((20, 4)).astype(np.float32), rng.integers(0, 4, 20)
+    net.fit(x, y, loss="cross_entropy", optimizer=clnn.Adam(0.01), epochs=2, progress=False)
+    p, q = net.layers[0].w, net.layers[1].w
+    assert (p != q).max().item() == 1.0
+
+
+# -- rows -------------------------------------------------------------------------------------------------------------
+def test_going_through_rows(rng, device):
+    x = rng.random((3, 2)).astype(np.float32)
+    t = clnn.tensor(x)
+    for row, want in zip(t, x, strict=True):
+        np.testing.assert_array_equal(row, want)
+    a, (b, c), d = t
+    assert a.shape == (2,) and b.item() == x[1, 0] and c.item() == x[1, 1] and d[1].item() == x[2, 1]
+    np.testing.assert_allclose(sum(t), x.sum(0), rtol=1e-6)
+    assert [row.shape for row in reversed(t)] == [(2,)] * 3 and len(list(t)) == len(t) == 3
+    assert float(x[1, 1]) in t and 7.0 not in t and 1.0 in clnn.ones((2, 2, 2)) and 1.0 not in clnn.zeros((0, 2))
+    assert max(clnn.tensor([1.0, 3.0, 2.0])).item() == 3.0
+    assert list(clnn.zeros((0, 2))) == []
+    first, *_ = clnn.tensor(np.arange(3))
+    assert first.item() == 0
+    with pytest.raises(ValueError, match="too many values"):
+        a, b = t
+    for call in (lambda: iter(clnn.tensor(1.0)), lambda: len(clnn.tensor(1.0)), lambda: list(clnn.tensor(1.0))):
+        with pytest.raises(TypeError, match="a tensor without axes"):
+            call()
+
+
+@pytest.mark.parametrize("index", [3, -4, (0, 2), (slice(None), 2)])
+def test_an_index_out_of_range_is_an_index_error(device, index):
+    with pytest.raises(IndexError, match="is out of range for axis"):
+        clnn.ones((3, 2))[index]
+    with pytest.raises(clnn.ShapeError):
+        clnn.ones((3, 2))[index]
+
+
+def test_gradients_of_rows(device):
+    p = learning([[1.0, 2.0], [3.0, 4.0]])
+    loss = sum((row * row).sum() * k for k, row in enumerate(p, 1))
+    loss.backward()
+    np.testing.assert_array_equal(p.grad, [[2, 4], [12, 16]])
+
+
+# -- histories are never cut without a word ---------------------------------------------------------------------------
+CUTS = {
+    "astype": lambda t, device: t.astype(np.int32),
+    "astype float64": lambda t, device: t.astype("float64"),
+    "to": lambda t, device: t.to(device),
+    "tensor(dtype=)": lambda t, device: clnn.tensor(t, dtype=np.float64),
+    "tensor(requires_grad=)": lambda t, device: clnn.tensor(t * 1.0, requires_grad=True),
+    "tensor of tensors": lambda t, device: clnn.tensor([t, t]),
+    "tensor of a tuple": lambda t, device: clnn.tensor((t, 1.0 * t)),
+    "constant": lambda t, device: clnn.constant(t),
+    "take_rows": lambda t, device: clnn.take_rows(t, [0]),
+    "take_rows, index on the device": lambda t, device: clnn.take_rows(t, clnn.tensor([0])),
+    "np.exp": lambda t, device: np.exp(t),
+    "np.tanh": lambda t, device: np.tanh(t * 2.0),
+    "np.sqrt": lambda t, device: np.sqrt(t),
+    "np.mod": lambda t, device: np.mod(t, 2),
+    "np.add.reduce": lambda t, device: np.add.reduce(t),
+    "np.add(out=)": lambda t, device: np.add(t, 1, out=np.zeros(2, np.float32)),
+    "+=": lambda t, device: np.ones(2, np.float32).__iadd__(t),
+    "np.sum": lambda t, device: np.sum(t),
+    "np.mean": lambda t, device: np.mean(t, axis=0),
+    "np.where": lambda t, device: np.where(np.array([True, False]), t, 0),
+    "np.concatenate": lambda t, device: np.concatenate([t, t]),
+    "np.stack": lambda t, device: np.stack([t, t]),
+    "np.dot": lambda t, device: np.dot(t, t),
+    "np.clip": lambda t, device: np.clip(t, 0, 1),
+    "np.linalg.norm": lambda t, device: np.linalg.norm(t),
+    "an argument of a step": lambda t, device: clnn.step(lambda a: a * 2)(t),
+    "a layer of another type": lambda t, device: doubled()(t.reshape(1, 2)),
+}
+
+
+def doubled():
+    layer = clnn.Dense(2)
+    layer.dtype = np.dtype(np.float64)
+    return layer
+
+
+@pytest.mark.parametrize("name", CUTS)
+def test_a_history_is_kept_or_refused(device, name):
+    if "float64" in name + "tensor(dtype=) a layer of another type" * ("type" in name) and not device.has_fp64:
+        pytest.skip("no float64")
+    p = learning([0.5, 1.5])
+    for t in (p, p * 1.0, clnn.exp(p)):
+        with pytest.raises(clnn.ClnnError, match=r"depends on a parameter.*\.detach\(\)"):
+            CUTS[name](t, device)
+        with clnn.no_grad():
+            CUTS[name](p, device)
+    CUTS[name](p.detach(), device)
+    CUTS[name](clnn.tensor([0.5, 1.5]), device)
+
+
+def test_the_error_names_what_does_it(device):
+    p = learning([0.5, 1.5])
+    for call, says in (
+        (lambda: np.exp(p), r"np.exp takes .*: clnn.exp\(t\) does, or give it .detach"),
+        (lambda: np.sum(p), r"np.sum takes .*: t.sum\(\) does, or give it .detach"),
+        (lambda: np.sin(p), r"clnn.sin\(t\) does"),
+        (lambda: clnn.tensor([p, p]), "clnn.concatenate does"),
+    ):
+        with pytest.raises(clnn.ClnnError, match=says):
+            call()
+
+
+@pytest.mark.parametrize("call", [
+    lambda a, t: a + t, lambda a, t: a * t, lambda a, t: a - t, lambda a, t: a / t, lambda a, t: a**t, lambda a, t: a @ t,
+    lambda a, t: np.add(a, t), lambda a, t: np.multiply(t, a), lambda a, t: np.maximum(a, t), lambda a, t: a[0] * t,
+    lambda a, t: np.float64(2) * t, lambda a, t: np.float32(2) / t, lambda a, t: t - np.float64(1), lambda a, t: a.tolist() + t,
+])  # fmt: skip
+def test_numpy_on_the_left_keeps_the_gradient(rng, device, call):
+    a, values = rng.random((2, 2)).astype(np.float32) + 1, rng.random((2, 2)).astype(np.float32) + 1
+    p = clnn.tensor(values, requires_grad=True)
+    y = call(a, p)
+    assert isinstance(y, clnn.Tensor) and y.requires_grad
+    y.sum().backward()
+    step = 1e-3
+    for at in np.ndindex(2, 2):
+        moved = [values.astype(np.float64).copy() for _ in range(2)]
+        moved[0][at] += step
+        moved[1][at] -= step
+        b = a.astype(np.float64)
+        high, low = (np.sum(call(b if not isinstance(m, list) else b, m)) for m in moved)
+        assert p.grad.numpy()[at] == pytest.approx((high - low) / (2 * step), rel=1e-3, abs=1e-4)
+
+
+def test_values_are_read_as_before(rng, device):
+    x = rng.random((3, 2)).astype(np.float32)
+    t, p = clnn.tensor(x), learning(x)
+    for one in (t, p, p * 1.0):
+        np.testing.assert_array_equal(one.numpy(), x)
+        np.testing.assert_array_equal(np.asarray(one), x)
+        np.testing.assert_allclose(one, x)
+        assert np.shape(one) == (3, 2) and np.ndim(one) == 2 and np.size(one) == 6 and np.array_equal(one, x)
+        assert np.allclose(one, x) and float(one[0, 0]) == x[0, 0]
+    np.testing.assert_array_equal(np.exp(t), np.exp(x))
+    np.testing.assert_array_equal(np.sum(t, axis=0), x.sum(0))
+    np.testing.assert_array_equal(np.concatenate([t, x]), np.concatenate([x, x]))
+    np.testing.assert_array_equal(np.where(x > 0.5, t, 0), np.where(x > 0.5, x, 0))
+
+
+def test_frozen_parameters_have_no_history(device):
+    p = learning([1.0, 2.0])
+    p.trainable = False
+    np.testing.assert_array_equal(np.exp(p), np.exp(np.float32([1, 2])))
+    clnn.take_rows(p, [0]), p.astype(np.int32)
