@@ -155,6 +155,7 @@ class Sequential(Model):
                 f"Sequential takes a list of one or more layers{f', not {wrong!r}' if wrong is not None else ''}"
             )
         self.layers = list(layers)
+        list(self.layers_inside())  # an error where they are nested too deep
         kinds: dict[str, int] = {}
         for layer in self.layers:
             kind = snake(type(layer).__name__)

@@ -438,12 +438,14 @@ def fit(
         of_class = by_class(class_weight, target, loss, output[-1] if output else 1, dtype)
         weight = of_class if weight is None else weight * of_class
 
+    plan = _rows(n, batch_size)
+    alone = f"of {n} samples in mini-batches of {batch_size} the last has 1" if plan.min() == 1 else ""
+    uses = _uses(model, xs, alone)
     optimizer.attach(consolidated(model))
     model.loss, model.optimizer = loss, optimizer
     classes = target.dtype == np.int32
     resident, capacity = _capacity(device, n, batch_size, xs, target, weight is not None)
     feed = Feed(device, capacity, xs, target, weight is not None, ordered=resident)
-    plan = _rows(n, batch_size)
     optimizer.begin_fit(len(plan), epochs)
     results = Results(device, len(plan), dtype, found_metrics)
 
@@ -459,7 +461,7 @@ def fit(
         backpropagate(start, None)
         optimizer.step()
 
-    uses = _uses(model, xs) if isinstance(loss, Loss) else {}
+    uses = uses if isinstance(loss, Loss) else {}
     step = Step(train, record, [optimizer], uses, moves_counters=True, reads=[model, loss, *found_metrics])
     structure = structure_version()
     if seed is not None:  # where an uninterrupted run would be
@@ -532,8 +534,10 @@ def fit(
 
 
 @exclusive("device.lock")
-def _uses(model: Layer, xs: Sequence[np.ndarray]) -> dict[Any, int]:
-    """How often a forward pass uses each parameter: it decides where gradients may go from the first step on."""
+def _uses(model: Layer, xs: Sequence[np.ndarray], alone: str = "") -> dict[Any, int]:
+    """How often a forward pass uses each parameter: it decides where gradients may go from the first step on. ShapeError
+    where a row `alone`, and there is one for this reason, cannot be trained on.
+    """
     parameters = model.parameters()
 
     def forward(rows: int) -> None:
@@ -544,7 +548,9 @@ def _uses(model: Layer, xs: Sequence[np.ndarray]) -> dict[Any, int]:
     with statistics_kept(parameters):
         try:
             for_shapes(model.device, lambda: forward(1))
-        except ShapeError:  # batch normalisation wants more than one value
+        except ShapeError as error:  # batch normalisation wants more than one value
+            if alone:
+                raise ShapeError(f"{error}; {alone}: take another batch_size") from None
             for_shapes(model.device, lambda: forward(2))
     uses = {p: p.forward_uses for p in parameters}
     for p in parameters:

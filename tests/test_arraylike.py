@@ -1,7 +1,6 @@
 """A tensor behaves as people expect of an array: compared elementwise, gone through row by row, copied, and never cut off
 from its history without a word."""
 
-
 import numpy as np
 import pytest
 

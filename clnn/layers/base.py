@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..runtime.recording import structure_changed
 from ..runtime.watch import Watched, rebinds
 from ..tensor import Parameter, Tensor, grad_enabled, tensor
 
+MOST_NESTED = 64  # layers in layers: each takes up to a dozen calls of Python's thousand
 REGISTRY: dict[str, type[Layer]] = {}
 
 
@@ -41,7 +42,8 @@ def for_shapes(device: Device, forward: Callable[[], Any]) -> Any:
 class Layer(Watched):
     """Write `build(*input_shapes)`, which makes parameters, and `forward(*inputs)`, which computes with tensors.
 
-    Gradients come from the tape. `build` is called once, at the first call, with the inputs' shapes without the batch:
+    Gradients come from the tape. Parameters, and layers inside, are those in its attributes. `build` is called once, at the
+    first call, with the inputs' shapes without the batch:
 
         class Scale(clnn.Layer):
             def build(self, shape):
@@ -95,6 +97,8 @@ class Layer(Watched):
         """Build for inputs of these shapes, unless that has been done."""
         if not self.built:
             self.device.ends_audit("a layer was built inside the step")
+            for _ in self.layers_inside():  # an error where they are nested too deep
+                pass
             with self.device.dry(False):  # parameters get their values even where only shapes are asked for
                 self.build(*shapes)
             self.built = True
@@ -154,18 +158,35 @@ class Layer(Watched):
         return found
 
     def layers_inside(self) -> Iterator[Layer]:
-        """This layer and all layers inside it."""
+        """This layer and all layers inside it, each once."""
         yield self
-        for key, value in vars(self).items():
-            if not key.startswith("_"):
-                yield from _layers_of(value)
+        yield from (value for _, value in self._walk("") if isinstance(value, Layer))
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Any]]:
-        """Every parameter and layer below, depth first, with its dotted name."""
-        for key, value in vars(self).items():
-            if key.startswith("_"):
-                continue
-            yield from _walk_value(f"{prefix}{key}", value)
+        """Every parameter and layer below, depth first, with its dotted name; a layer that is in several places once.
+
+        They are found in all attributes, whatever their names, and in lists, tuples and dicts of those.
+        """
+        seen, waiting = {id(self)}, [(iter([(f"{prefix}{key}", value) for key, value in vars(self).items()]), 1)]
+        while waiting:
+            entries, depth = waiting[-1]
+            name, value = next(entries, (None, None))
+            if name is None:
+                waiting.pop()
+            elif isinstance(value, Parameter):
+                yield name, value
+            elif isinstance(value, (Layer, dict, list, tuple)) and id(value) not in seen:
+                seen.add(id(value))
+                if isinstance(value, Layer):
+                    depth += 1
+                    yield name, value
+                if depth > MOST_NESTED:
+                    raise ConfigurationError(
+                        f"{type(self).__name__} has layers in layers more than {MOST_NESTED} deep, and Python's stack is "
+                        "limited: put them side by side, as in Sequential([*a.layers, *b.layers])"
+                    )
+                inside = vars(value).items() if isinstance(value, Layer) else _entries(value)
+                waiting.append((iter([(f"{name}.{key}", item) for key, item in inside]), depth))
 
     @property
     def trainable(self) -> bool:
@@ -248,30 +269,12 @@ def through(layers: Sequence[Layer], x: Any) -> Any:
     return x
 
 
+def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
+    return value.items() if isinstance(value, dict) else enumerate(value)
+
+
 def _is_int(x: Any) -> bool:
     return isinstance(x, Tensor) and x.dtype == np.int32
-
-
-def _layers_of(value: Any) -> Iterator[Layer]:
-    if isinstance(value, Layer):
-        yield from value.layers_inside()
-    elif isinstance(value, (list, tuple, dict)):
-        for item in value.values() if isinstance(value, dict) else value:
-            yield from _layers_of(item)
-
-
-def _walk_value(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, Parameter):
-        yield name, value
-    elif isinstance(value, Layer):
-        yield name, value
-        yield from value._walk(f"{name}.")
-    elif isinstance(value, (list, tuple)):
-        for i, item in enumerate(value):
-            yield from _walk_value(f"{name}.{i}", item)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _walk_value(f"{name}.{key}", item)
 
 
 def snake(name: str) -> str:

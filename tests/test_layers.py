@@ -1,0 +1,133 @@
+"""Layers as containers: whatever an attribute is called, what it holds trains and is saved; layers in layers, deep and twice."""
+
+import numpy as np
+import pytest
+
+import clnn
+
+
+class Hidden(clnn.Model):
+    """Layers and parameters in attributes of every kind of name and container."""
+
+    def __init__(self):
+        self._dense = clnn.Dense(4, "tanh")
+        self.__own = [clnn.Dense(4, "tanh")]
+        self._by_name = {"a": clnn.Dense(4, "tanh"), "b": (clnn.Dense(4, "tanh"),)}
+        self._empty, self._number, self._itself = [], 3, [self]
+
+    def build(self, shape):
+        self._scale = self.parameter((4,), "ones")
+        self.shift_ = self.parameter((4,), "zeros")
+
+    def forward(self, x):
+        for layer in (self._dense, *self.__own, self._by_name["a"], *self._by_name["b"]):
+            x = layer(x)
+        return x * self._scale + self.shift_
+
+
+def test_an_underscore_hides_nothing(rng, device):
+    x, y = rng.random((30, 3)).astype(np.float32), rng.integers(0, 4, 30)
+    net = Hidden()
+    net.predict(x)
+    names = {name.rpartition(".")[0] or name for name, _ in net.named_parameters()}
+    assert names == {"_dense", "_Hidden__own.0", "_by_name.a", "_by_name.b.0", "_scale", "shift_"}
+    before = net.state_dict()
+    net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.1), epochs=3, batch_size=10, progress=False)
+    after = net.state_dict()
+    assert set(after) == set(before) and all(not np.array_equal(after[name], before[name]) for name in before)
+    twin = Hidden()
+    twin.predict(x)
+    twin.load_state_dict(after)
+    np.testing.assert_array_equal(twin.predict(x), net.predict(x))
+    assert len(list(net.layers_inside())) == 5
+    net.trainable = False
+    assert not any(p.trainable for p in net.parameters())
+
+
+@clnn.register
+class Underscored(clnn.Layer):
+    def __init__(self, size):
+        self._size, self._inner = size, clnn.Dense(size)
+
+    def forward(self, x):
+        return self._inner(x)
+
+    def config(self):
+        return {"size": self._size}
+
+
+def test_layers_behind_an_underscore_are_saved(rng, device, tmp_path):
+    net = clnn.Sequential([Underscored(5), clnn.Dense(2)], input_shape=3)
+    x = rng.random((4, 3)).astype(np.float32)
+    net.save(tmp_path / "net")
+    np.testing.assert_array_equal(clnn.load(tmp_path / "net").predict(x), net.predict(x))
+
+
+def nested(depth, wrap):
+    net = clnn.Dense(3)
+    for _ in range(depth):
+        net = wrap(net)
+    return net
+
+
+class Around(clnn.Model):
+    def __init__(self, inner):
+        self.inner = inner
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+WRAPS = {
+    "Sequential": lambda net: clnn.Sequential([net]),
+    "Residual": lambda net: clnn.Residual([net]),
+    "own": Around,
+    "list": lambda net: Around([net] if not isinstance(net, clnn.Layer) else net),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.parametrize("depth", [70, 200, 2000])
+def test_layers_nested_too_deep_are_refused(device, wrap, depth):
+    with pytest.raises(clnn.ConfigurationError, match="layers in layers more than 64 deep.*put them side by side"):
+        net = nested(depth, WRAPS[wrap])
+        net(np.zeros((2, 3), np.float32))
+
+
+def test_layers_nested_as_deep_as_may_be(rng, device, tmp_path):
+    net = clnn.Sequential([nested(62, WRAPS["Sequential"])], input_shape=4)
+    x, y = rng.random((12, 4)).astype(np.float32), rng.integers(0, 3, 12)
+    net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.1), epochs=4, batch_size=4, progress=False)
+    net.save(tmp_path / "net")
+    again = clnn.load(tmp_path / "net")
+    np.testing.assert_array_equal(again.predict(x), net.predict(x))
+    assert again.evaluate(x, y) == net.evaluate(x, y) and repr(again) == repr(net) and "Sequential" in net.summary()
+
+
+# -- a mini-batch that batch normalisation cannot take ----------------------------------------------------------------
+def normed(*layers, input_shape=3):
+    return clnn.Sequential([*layers, clnn.BatchNorm(), clnn.Dense(2)], input_shape=input_shape, seed=0)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", lambda out, t: (out * out).mean()], ids=["named", "own"])
+@pytest.mark.parametrize(("n", "batch"), [(21, 10), (1, 10), (5, 1), (33, 32)])
+def test_a_mini_batch_of_one_is_refused_before_any_training(rng, device, n, batch, loss):
+    x, y = rng.random((n, 3)).astype(np.float32), rng.integers(0, 2, n)
+    net = normed()
+    before = net.state_dict()
+    calls = []
+    watcher = clnn.Callback()
+    watcher.on_train_begin = calls.append
+    with pytest.raises(clnn.ShapeError, match=f"batch_norm.*of {n} samples in mini-batches of {batch} the last has 1"):
+        net.fit(x, y, loss=loss, optimizer=clnn.SGD(0.1), batch_size=batch, callbacks=[watcher], progress=False)
+    assert not calls and all(np.array_equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_mini_batches_of_one_that_are_no_trouble(rng, device):
+    x, y = rng.random((21, 2, 4)).astype(np.float32), rng.integers(0, 2, 21)
+    options = {"loss": "cross_entropy", "optimizer": clnn.SGD(0.1), "batch_size": 10, "progress": False}
+    clnn.Sequential([clnn.BatchNorm(), clnn.Flatten(), clnn.Dense(2)], input_shape=(2, 4)).fit(x, y, **options)
+    net = normed(clnn.Flatten(), input_shape=(2, 4))
+    net.layers[1].trainable = False
+    net.fit(x, y, **{**options, "optimizer": clnn.SGD(0.1)})
+    normed(clnn.Flatten(), input_shape=(2, 4)).fit(x[:20], y[:20], **{**options, "optimizer": clnn.SGD(0.1)})
