@@ -18,15 +18,15 @@ import numpy as np
 from .errors import ClnnError, ConfigurationError
 from .gemm import SCALE_PAIRS, Scale, constant_block
 from .gemm.tile import vector_width
-from .ops.array import Array, empty_like, fill
+from .ops.array import empty_like, fill
 from .ops.elementwise import scale_add
 from .parameters import Run, Store, consolidate, room, runs
 from .runtime.device import Device
 from .runtime.memory import Block
-from .runtime.recording import StepContext, advance_cells, structure_changed, structure_version
+from .runtime.recording import advance_cells, structure_changed, structure_version
 from .runtime.watch import Restored, Watch, Watched, rebinds
 from .schedules import Schedule, check, describe, find_rate, is_known
-from .tensor import Parameter
+from .tensor import Node, Parameter, backpropagate, moment
 
 ROWS = 1024  # steps in a table of rates
 STRIP, ACROSS = 64, 16  # columns that max-norm passes over at a time: a CPU thread, and a group on other devices
@@ -83,8 +83,8 @@ class Optimizer(Watched):
     biases. `clip_value` limits each element of the gradient to [-clip_value, clip_value]; `clip_norm` then scales all
     gradients together by min(1, clip_norm / (norm + 1e-6)) (Pascanu et al. 2013); neither hides NaN or infinity.
     `ema` keeps a moving average of the weights, average = ema average + (1 - ema) w after each step, that starts at the
-    first weights; see `averaged`. `keep_gradients=True` leaves gradients readable as `parameter.grad` also in recorded
-    steps (as they were before clipping).
+    first weights; see `averaged`. `keep_gradients=True` leaves gradients readable as `parameter.grad` also after fit, which
+    else may spend them as they come (as they were before clipping).
     """
 
     tells = True
@@ -116,7 +116,7 @@ class Optimizer(Watched):
         self.ema = None if ema is None else check("ema", ema, 0.0, 1.0)
         self.epochs = 0  # trained so far by fit, which orders its samples by this number
         self.parameters: list[Parameter] = []
-        self._given: list[Parameter] = []  # those, and the frozen ones
+        self._given: tuple[Parameter, ...] = ()  # those, and the frozen ones
         self._seen = -1  # the structure under which they were chosen
         self._rates_of: Watch | None = None  # what the function lr read when the table was filled
         self._stores: list[Store] = []
@@ -128,6 +128,7 @@ class Optimizer(Watched):
         self._tables: dict[Any, tuple[Block, Block]] = {}  # (device, dtype): rates, the counter of rows
         self._rows = np.zeros((0, 2 * SCALE_PAIRS))
         self._pending: dict[str, Any] = {}
+        self._dropped = 0  # when zero_grad was last called, in the order of the tape
         self._ready = True
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -154,7 +155,7 @@ class Optimizer(Watched):
         return (lr,)
 
     def sink(self, p: Parameter, single: bool) -> tuple[Scale, str] | None:
-        """Where p's gradient may go in a recorded step other than into its own buffer; `single`: it is used once."""
+        """Where p's gradient may go in `descend` other than into its own buffer; `single`: it is used once."""
         return None
 
     def config(self) -> dict[str, Any]:
@@ -200,19 +201,29 @@ class Optimizer(Watched):
         """Steps until the table runs out."""
         return self._clock.left or ROWS
 
+    def reserve(self, times: int) -> None:
+        """On the host, before something is recorded that takes so many steps: have as many rows left in the table."""
+        if self._rates_of is not None and self._rates_of.changed():
+            self._clock.left = 0
+        if self._clock.left < times:
+            if times > ROWS:
+                raise ConfigurationError(f"{times} steps of one optimizer in one recorded step; there may be {ROWS}")
+            self._fill_table()
+            self._clock.row, self._clock.left = -1, ROWS
+
     def prepare(self, times: int = 1) -> None:
-        """On the host, before `times` steps, at most `rows_left()`: move on in the table, and fill it where it ran out."""
+        """On the host, before `times` steps: move on in the table, and fill it where it runs out."""
         if self._put_aside is not None:
             raise ClnnError("a step within optimizer.averaged() would train the averages: leave the with block first")
+        self.reserve(times)
         clock = self._clock
-        if self._rates_of is not None and self._rates_of.changed():
-            clock.left = 0
-        if not clock.left:
-            self._fill_table()
-            clock.row, clock.left = -1, ROWS
         clock.row += times
         clock.left -= times
         clock.steps += times
+
+    def cells(self) -> list[Block]:
+        """The counters of rows that the parameters' rates are read by."""
+        return list(dict.fromkeys(self.table(store)[1] for store in self._stores))
 
     def table(self, p: Parameter | Store) -> tuple[Block, Block]:
         """The rates and the counter on a parameter's device."""
@@ -231,7 +242,7 @@ class Optimizer(Watched):
     # -- parameters and what is kept of them --------------------------------------------------------------------------
     def attach(self, parameters: Sequence[Parameter]) -> None:
         """Take charge of `parameters`: they move into a flat store where they have none."""
-        self._given, wanted = list(parameters), [p for p in parameters if p.trainable]
+        self._given, wanted = tuple(parameters), [p for p in parameters if p.trainable]
         if not wanted:
             raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
         if (
@@ -240,14 +251,27 @@ class Optimizer(Watched):
             and all(a is b for a, b in zip(wanted, self.parameters))
         ):
             return
-        consolidate(wanted)
-        self.parameters = wanted
-        self._stores = list(dict.fromkeys(p.store for p in wanted))
-        self._runs = None
+        known = set(map(id, self.parameters))
         for p in wanted:
-            self.table(p)
+            if p.uses and p.since < self._dropped and id(p) not in known:
+                raise ClnnError(
+                    f"optimizer.zero_grad() came when the optimizer did not know {p.name or 'a parameter'} yet, which still has "
+                    "a gradient from before: call optimizer.zero_grad(net.parameters()) or net.zero_grad()"
+                )
+        consolidate(wanted)
+        self.parameters, self._runs = wanted, None
+        stores = list(dict.fromkeys(p.store for p in wanted))
+        if stores != self._stores:  # of other devices and types the counters may be elsewhere
+            self._stores, self._clock.left = stores, 0
+        for store in self._stores:
+            self.table(store)
         if self._pending:
             self._restore()
+
+    @property
+    def given(self) -> tuple[Parameter, ...]:
+        """The parameters in its charge, those that are frozen for now as well."""
+        return self._given
 
     @property
     def plain(self) -> bool:
@@ -304,14 +328,14 @@ class Optimizer(Watched):
             self._put_aside = None
 
     def fuse(self) -> None:
-        """Before a step that is or will be recorded: velocities move to where such steps expect them."""
-        self._look()
+        """Before `descend`: velocities move to where it expects them."""
+        self.look()
         if self.fuses:
             for store in self._stores:
                 if store not in self._fused:
                     self._fuse(store)
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Take charge of the parameters that are trainable now, with their factors of the rate as they are now."""
         if self._seen != structure_version():
             self._runs = None
@@ -319,49 +343,51 @@ class Optimizer(Watched):
                 self.attach(self._given)
             self._seen = structure_version()
 
-    def enter(self, uses: dict[Parameter, int]) -> None:
-        """A step begins whose launches may be recorded: choose where gradients go. `uses`: how often each parameter is
-        used in this step, where that is known."""
-        for p in self.parameters:
-            p.sink = None if self.plain else self.sink(p, uses.get(p) == 1)
-
-    def advance(self, context: StepContext) -> None:
-        """Have the counters of this step's rates moved on, before anything reads them."""
-        for _, cell in self._tables.values():
-            context.advance(cell)
-
-    def leave(self) -> None:
-        """The step is over: outside of it gradients are plain."""
-        for p in self.parameters:
-            p.sink = None
+    def take_back(self, times: int = 1, done: bool = False) -> None:
+        """`times` steps that were prepared broke off, and do not count. `done`: but for those by which the device has moved
+        on in the table."""
+        clock, taken = self._clock, 0
+        if done and self._stores:
+            with contextlib.suppress(ClnnError):  # the device may be what failed
+                at = self._stores[0].device.read(self.cells()[0], np.empty(1, np.int32))
+                taken = min(max(0, int(at[0]) - (clock.row - times)), times)
+        clock.left = 0
+        clock.steps -= times - taken
 
     def abandon(self) -> None:
-        """A step broke off half-way: its number is taken back, and velocities that it may have half written are zeroed."""
-        self._clock.left = 0
-        self._clock.steps = max(0, self.steps - 1)
+        """`descend` broke off half-way: velocities that may be half written are zeroed."""
         for store in self._fused:
             store.device.fill_zero(store.gradients())
         for p in self.parameters:
             p.zero_grad()
 
     def _fuse(self, store: Store) -> None:
-        """Velocities move into the gradients' buffer."""
+        """Velocities move into the gradients' buffer, where no gradient is left."""
         if store.velocity_of is not None:
             store.velocity_of.separate(store)
-        velocity = self._state.pop(store, [])
+        self._not_recorded(store)
+        velocity = self._state.get(store, [])  # it stays: recordings may have it
         if velocity:
             store.device.copy(velocity[0], store.gradients(), store.nbytes)
         else:
             store.device.fill_zero(store.gradients())
+        for p in self.parameters:
+            if p.store is store and p._last:
+                p.received(0, "velocity")
         store.velocity_of = self
         self._fused.add(store)
 
     def separate(self, store: Store) -> None:
         """Velocities move out of the gradients' buffer, because gradients are wanted there."""
+        self._not_recorded(store)
         for velocity in self.state(store):  # none where momentum has been switched off
             store.device.copy(store.gradients(), velocity, store.nbytes)
         store.velocity_of = None
         self._fused.discard(store)
+
+    def _not_recorded(self, store: Store) -> None:
+        if store.device.recorder is not None:
+            store.device.recorder.abort("gradients were wanted where an optimizer has its velocities, or the reverse")
 
     # -- the step -----------------------------------------------------------------------------------------------------
     def step(self, parameters: Sequence[Parameter] | None = None) -> None:
@@ -371,19 +397,56 @@ class Optimizer(Watched):
         """
         if parameters is not None:
             self.attach(list(parameters))
-        self._look()
+        self.look()
         if not self.parameters:
             raise ConfigurationError("step() needs the parameters at its first call: optimizer.step(net.parameters())")
         if not any(p.uses for p in self.parameters):
             raise ClnnError("optimizer.step() without a gradient: call loss.backward() first")
-        device = self.parameters[0].device
-        context = device.step
-        if context is None or self not in context.optimizers:
-            self.prepare()
-            for _, cell in self._tables.values():
-                advance_cells(device, [(cell, 1)])
+        with self._counted():
+            self._apply()
+
+    def descend(self, start: Node) -> None:
+        """`backward()` from a loss and `step()`, with nothing between them: gradients are spent as they come. Only here do
+        they go anywhere else than into their buffer, since whoever may still drop or read them comes too late."""
+        with self._counted():
+            if not self.plain and not any(p.uses for p in self.parameters):
+                for p in self.parameters:
+                    p.sink = self.sink(p, p.forward_uses == 1)
+            try:
+                backpropagate(start, None)
+                self._apply()
+            finally:
+                for p in self.parameters:
+                    p.sink = None
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """A step, with the table's next row as its rates; who runs it may have seen to that already."""
+        contexts = list({id(store.device.step): store.device.step for store in self._stores}.values())
+        if len(contexts) > 1:
+            raise ConfigurationError(
+                f"an optimizer's step within a @clnn.step is recorded for one device, and its parameters are on "
+                f"{' and '.join(repr(d) for d in dict.fromkeys(s.device for s in self._stores))}: give the parameters of "
+                "each device an optimizer and a step of their own"
+            )
+        (context,) = contexts
+        if context is not None and self in context.prepared:
+            context.finish()  # fit's loss has done that, along with its own work
+            yield
+            return
+        self.prepare()
+        try:
+            for cell in self.cells():
+                advance_cells(cell.device, [(cell, 1)])
             if context is not None:
-                context.optimizers.append(self)
+                context.stepped.append((self, self.given))
+            yield
+        except BaseException:
+            self.take_back()
+            raise
+
+    def _apply(self) -> None:
+        """Update the parameters by the gradients that are there."""
         self._settle_unused()
         clip = self._clip_factor() if self.clip_norm is not None else None
         for run in self._plan():
@@ -391,31 +454,31 @@ class Optimizer(Watched):
         for p in self.parameters:
             if p.max_norm is not None:
                 self._limit(p, p.max_norm)
-            if context is not None:
-                context.uses[p] = p.forward_uses
-                context.received.setdefault(p, p.uses)
-            p.uses = p.forward_uses = 0
+            p._note()
+            p.spent()
 
-    def zero_grad(self) -> None:
-        """Forget gradients received so far. Never needed after `step()`, which does so itself."""
-        for p in self.parameters:
+    def zero_grad(self, parameters: Sequence[Parameter] | None = None) -> None:
+        """Forget gradients received so far. Never needed after `step()`, which does so itself.
+
+        Before the first step an optimizer knows no parameters: give them, `zero_grad(net.parameters())`.
+        """
+        for p in self.parameters if parameters is None else parameters:
             p.zero_grad()
+        if parameters is None:
+            self._dropped = moment()
 
     def _settle_unused(self) -> None:
         """A parameter that this loss did not reach has the gradient 0."""
         for p in self.parameters:
             if p.uses:
                 continue
-            kind = p.sink[1] if p.sink else "plain"
-            if p.sink and kind == "straight":  # w = -lr 0 + (1 - lr decay) w
-                scale_add(fill(empty_like(p), 0.0), p.block, p.sink[0])
-                continue
-            if kind == "plain" and p.store is not None:
+            scale, kind = p.sink or (None, "plain")
+            if scale is None and p.store is not None:
                 p.store.reclaim()
-            block = p.gradient_block()
-            factor = p.sink[0].value()[1] if p.sink else 0.0
-            scale = Scale.constant(p.device, p.dtype, factor, 0.0)
-            scale_add(Array(block, p.shape, p.dtype, p.device), block, scale)
+            if scale is None:
+                p.device.fill_zero(p.gradient_block())
+            else:  # w = -lr 0 + (1 - lr decay) w, or v = 0 + momentum v
+                scale_add(fill(empty_like(p), 0.0), p.block if kind == "straight" else p.gradient_block(), scale)
 
     def _plan(self) -> list[Run]:
         loose = [p for p in self.parameters if not (p.sink and p.sink[1] == "straight")]

@@ -6,7 +6,7 @@ import functools
 import os
 import warnings
 from collections.abc import Callable, Hashable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,32 +28,46 @@ from .tensor import Tensor, grad_enabled, host_array
 MOST_RESTARTS = 4  # before a recording is made, because what the step reads on the host had changed
 
 
+class _Call(NamedTuple):
+    """What the host has to do for a replay, as a call of the function did it."""
+
+    steps: dict[Any, tuple[Any, int]]  # by optimizer: its parameters, and how many steps it takes
+    left: list[
+        tuple[Any, int, str]
+    ]  # parameters, the gradients they have received by the end, and where the last one went
+    stores: list[Any]  # where those gradients lie
+
+    @staticmethod
+    def told_by(context: StepContext) -> _Call:
+        steps: dict[Any, tuple[Any, int]] = {}
+        for optimizer, parameters in context.stepped:
+            steps[optimizer] = parameters, steps.get(optimizer, (None, 0))[1] + 1
+        stores = dict.fromkeys(p.store for p in context.received if p.store is not None)
+        return _Call(steps, [(p, p.uses, p._last) for p in context.received], list(stores))
+
+
+NOTHING = _Call({}, [], [])
+
+
 class Step:
     """A step that is run over and over on arrays of the same shapes. See `step`."""
 
     def __init__(
-        self,
-        function: Callable[..., Any],
-        record: bool = True,
-        optimizers: Any = (),
-        uses: Any = None,
-        moves_counters: bool = False,  # the function moves the optimizers' counters itself, with a launch of its own
-        reads: Iterable[Any] = (),  # what it reads besides what its own code names
+        self, function: Callable[..., Any], record: bool = True, descending: Any = (), reads: Iterable[Any] = ()
     ) -> None:
+        """`descending`: optimizers that each `descend` once in every call. `reads`: what the function reads besides what its
+        own code names."""
         functools.update_wrapper(self, function)
         self.function = function
         name = getattr(function, "__name__", type(function).__name__)
         self.replays = Replays(name, record)
-        self.moves_counters = moves_counters
-        self.reads = dict.fromkeys(map(_Same, (*optimizers, *reads)))
+        self.descending = list(descending)
+        self.reads = dict.fromkeys(map(_Same, (*descending, *reads)))
         self._watch: Watch | None = None  # of what its Python reads
         self._moves = 0  # how often that has changed
-        # what is known before the first call
-        self._given: tuple[list[Any], dict[Any, int], dict[Any, int]] = (list(optimizers), dict(uses or {}), {})
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
-        # by key: optimizers stepped, uses of parameters, and where the number of gradients they have received changed
-        self._known: dict[Hashable, tuple[list[Any], dict[Any, int], dict[Any, int]]] = {}
+        self._known: dict[Hashable, _Call] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         check_not_forked()
@@ -129,7 +143,7 @@ class Step:
         if recording is None:
             return 1
         recording.steps_to_come = to_come
-        return min([wanted, recording.most(), *(o.rows_left() for o in self._known.get(key, self._given)[0])])
+        return min([wanted, recording.most(), *(o.rows_left() for o in self.descending)])
 
     # -- whether a recording is still what the Python does --------------------------------------------------------------
     @property
@@ -157,7 +171,7 @@ class Step:
         entry = self.replays.entry(key)
         if entry is None or not self.replays.record:
             return
-        for optimizer in self._known.get(key, self._given)[0]:
+        for optimizer in self.descending:
             optimizer.fuse()
         moved = entry.version != self._version
         if entry.recording is None:
@@ -169,6 +183,7 @@ class Step:
         entry.replays += 1
         if not (moved or audit or entry.replays & (entry.replays - 1) == 0):
             return
+        self._ready(key)
         difference = self._audit(where, key, function, entry.recorder)
         if difference is None:
             entry.version, entry.checked = self._version, entry.replays
@@ -186,25 +201,19 @@ class Step:
                 stacklevel=4,
             )
 
-    def expect(self, uses: dict[Any, int]) -> None:
-        """How often each parameter is used, for calls under a key of which nothing is known."""
-        self._given = self._given[0], dict(uses), {}
-
     def _forget(self, key: Hashable, eager: bool = False) -> None:
         self.replays.restart(key, eager)
         self._known.pop(key, None)
-        self.expect({})  # how often parameters are used may be what has changed
 
     def _audit(self, where: Device, key: Hashable, function: Callable[[StepContext], Any], recorded: Any) -> str | None:
         """What `function` would now do otherwise than was recorded, in words. Nothing is launched, and what it changes on
         the host is put back."""
-        optimizers, uses, _ = self._known.get(key, self._given)
         recorder = Recorder(audit=True)
         restore = self._watched().saved()
         where.step = context = StepContext(where)
         where.recorder = recorder
         try:
-            recorder.result = self._python(context, function, optimizers, uses)
+            recorder.result = self._python(context, function)
             context.finish()
         except AuditEnded:
             pass
@@ -215,45 +224,56 @@ class Step:
             restore()
         return recorder.reason or recorded.first_difference(recorder)
 
-    def _python(self, context: StepContext, function: Callable[[StepContext], Any], optimizers: Any, uses: Any) -> Any:
-        context.optimizers = list(optimizers)
-        for optimizer in optimizers:
-            optimizer.enter(uses)
-            optimizer.advance(context)
-        if not self.moves_counters:
-            context.finish()
-        try:
-            return function(context)
-        finally:
-            for optimizer in context.optimizers:
-                optimizer.leave()
+    def _python(self, context: StepContext, function: Callable[[StepContext], Any]) -> Any:
+        context.prepared = self.descending
+        for cell in (cell for optimizer in self.descending for cell in optimizer.cells()):
+            context.advance(cell)
+        return function(context)
+
+    def _ready(self, key: Hashable) -> _Call:
+        """Before a call: have the optimizers and the gradients' buffers as recordings under `key` expect them."""
+        known = self._known.get(key, NOTHING)
+        for optimizer in self.descending:
+            optimizer.fuse()
+        for optimizer, (parameters, steps) in known.steps.items():
+            if optimizer.given is not parameters:
+                optimizer.attach(parameters)
+            optimizer.look()
+            optimizer.reserve(steps)
+        if not self.descending:  # its gradients are plain
+            for store in known.stores:
+                store.reclaim()
+        return known
 
     def run(
         self, where: Device, key: Hashable, function: Callable[[StepContext], Any], times: int = 1
     ) -> tuple[Any, bool]:
         """Run or replay `function` under `key`, which was verified: its result, and whether a later replay overwrites it.
         `times` is 1, or what `ahead` allowed. The caller holds the device's lock, as for `verify`."""
-        optimizers, uses, left = self._known.get(key, self._given)
-        for optimizer in optimizers:
-            optimizer.fuse()
+        if where.step is not None:  # a step within a step is part of it
+            return function(where.step), False
+        known = self._ready(key)
+        replayed = self.replays.recording(key) is not None
+        for optimizer in self.descending:
             optimizer.prepare(times)
+        for optimizer, (_, steps) in known.steps.items() if replayed else ():
+            optimizer.prepare(steps)
         touched: list[StepContext] = []
 
         def call(context: StepContext) -> Any:
             touched.append(context)
             recorder = where.recorder
             drawn = self._watched().random_state() if recorder is not None else None
-            result = self._python(context, function, optimizers, uses)
+            result = self._python(context, function)
             if recorder is not None and self._watched().random_state() != drawn:
                 recorder.abort(
                     "Python's or NumPy's random numbers were drawn inside the step, and a replay draws none: draw them "
                     "outside and pass them as arguments, or draw on the device (clnn.Dropout)"
                 )
             if len(self._known) > 64:
-                self._known.clear()
+                self.clear()
             self._received |= dict.fromkeys(context.received)
-            changed = {p: p.uses for p, before in context.received.items() if p.uses != before}
-            self._known[key] = context.optimizers, context.uses, changed
+            self._known[key] = _Call.told_by(context)
             return result
 
         try:
@@ -261,12 +281,16 @@ class Step:
         except BaseException:
             for p in touched[0].received if touched else ():
                 p.discard_gradient()
-            for optimizer in touched[0].optimizers if touched else optimizers:
+            for optimizer in self.descending:
+                optimizer.take_back(times, done=not touched)
                 optimizer.abandon()
+            for optimizer, (_, steps) in known.steps.items() if replayed else ():
+                optimizer.take_back(steps, done=True)
             raise
-        if not touched:  # it was replayed
-            for p, count in left.items():
-                p.uses, p.forward_uses, p._last = count, 0, p._last or "plain"
+        if replayed:
+            for p, uses, kind in () if self.descending else known.left:
+                p.received(uses, kind)
+                p.forward_uses = 0
         elif self.replays.record:
             entry = self.replays.entry(key)
             if entry is not None and not entry.eager:

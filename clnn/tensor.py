@@ -35,6 +35,11 @@ _mode = threading.local()
 _order = itertools.count()
 
 
+def moment() -> int:
+    """The present as a place in the order of all that happens on tape."""
+    return next(_order)
+
+
 def grad_enabled() -> bool:
     """Whether operations are taken on tape: yes, except within `clnn.no_grad()`, evaluate and predict. A layer that does
     something in training only asks this."""
@@ -304,9 +309,10 @@ class Parameter(Tensor, Restored):
     """A tensor that learns, or with `learns=False` one that is kept with those that do: statistics, which no optimizer
     touches, and which are saved, loaded and moved as all parameters are.
 
-    `sink` = (scale, kind) says how its gradient is written: None for plainly into the gradient's buffer; else chosen by
-    the optimizer: "velocity" (into the gradient's buffer, which is the velocity) or "straight" (into the parameter itself).
-    `uses` counts the gradients received since the last step: a later one is added to the first.
+    `sink` = (scale, kind) says how its gradient is written: None for plainly into the gradient's buffer; else, within
+    `Optimizer.descend`, "velocity" (into the gradient's buffer, which is the velocity) or "straight" (into the parameter
+    itself). `uses` counts the gradients received since the last step: a later one is added to the first, of which `since`
+    is the place in the order of all that happened on tape. `forward_uses` counts what has read it since then.
     """
 
     __slots__ = (
@@ -318,6 +324,7 @@ class Parameter(Tensor, Restored):
         "_max_norm",
         "sink",
         "uses",
+        "since",
         "forward_uses",
         "store",
         "position",
@@ -334,7 +341,7 @@ class Parameter(Tensor, Restored):
         self.rate_factor = 1.0  # of the optimizer's learning rate
         self.max_norm: float | None = None  # of a column, which each step ends with
         self.sink: tuple[Scale, str] | None = None
-        self.uses = self.forward_uses = 0
+        self.uses = self.since = self.forward_uses = 0
         self.store: Any = None  # the flat store that it is a view of, see parameters.py
         self.position = 0
         self._grad: Block | None = None
@@ -376,10 +383,30 @@ class Parameter(Tensor, Restored):
             return None
         return Tensor(self.gradient_block(), self.shape, self.dtype, self.device)
 
+    def detach(self) -> Tensor:
+        self.forward_uses += 1  # whoever gets it may read it later than any gradient tells
+        return super().detach()
+
     def zero_grad(self) -> None:
         """Forget the gradients received so far: the next one is assigned, not added."""
-        self.uses = self.forward_uses = 0
+        self._note()
+        self.spent()
         self._last = ""
+
+    def spent(self) -> None:
+        """A step has used the gradients received so far up: the next one is assigned, and until then they can be read."""
+        self.uses = self.forward_uses = 0
+
+    def received(self, uses: int, kind: str) -> None:
+        """Its gradients are `uses` by now, and the last one went where `kind` says."""
+        if uses and not self.uses:
+            self.since = moment()
+        self.uses, self._last = uses, kind
+
+    def _note(self) -> None:
+        """Before `uses` changes within a step: a replay has to leave it as this call does."""
+        if self.device.step is not None:
+            self.device.step.received.setdefault(self, self.uses)
 
     def discard_gradient(self) -> None:
         """A backward pass broke off half-way: what it wrote is zeroed."""
@@ -396,17 +423,10 @@ class Parameter(Tensor, Restored):
         else:
             scale, kind = self.sink
             block = self.block if kind == "straight" else self.gradient_block()
-            if kind == "straight" and self.forward_uses > 1:
-                raise ClnnError(
-                    f"{self.name or 'a parameter'} is used {self.forward_uses} times in this step and was used once in its "
-                    "first call, so its gradient cannot go straight into it; give the optimizer keep_gradients=True"
-                )
         if self.uses:
             scale = Scale.constant(self.device, self.dtype, 1, 1)
-        if self.device.step is not None:
-            self.device.step.received.setdefault(self, self.uses)
-        self.uses += 1
-        self._last = kind
+        self._note()
+        self.received(self.uses + 1, kind)
         return Sink(block, scale)
 
 
@@ -494,11 +514,13 @@ def apply(op: Callable[..., Any], *inputs: Any, **options: Any) -> Tensor:
 def on_tape(y: Array, inputs: Sequence[Any], backward: Any) -> Tensor:
     """`y` as a tensor whose history is `backward` from `inputs`."""
     t = _wrap(y)
-    if grad_enabled() and any(isinstance(x, Tensor) and x.requires_grad for x in inputs):
+    wanted = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
+    for i, x in enumerate(inputs):
+        if isinstance(x, Parameter):  # off the tape too: the result may be its memory
+            # the first input's gradient comes first, and the others' may read that input's values afterwards
+            x.forward_uses += 2 if i == 0 and any(wanted[1:]) else 1
+    if grad_enabled() and any(wanted):
         t.node = Node(y, backward)
-        for x in inputs:
-            if isinstance(x, Parameter) and x.requires_grad:
-                x.forward_uses += 1
     else:
         t.activation = None  # no gradient will come by
     return t

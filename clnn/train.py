@@ -35,7 +35,7 @@ from .runtime.recording import advance_cells, structure_changed, structure_versi
 from .runtime.watch import Watch
 from .schedules import check
 from .step import Step, copied
-from .tensor import Node, Tensor, backpropagate, grad_enabled, no_grad, tensor
+from .tensor import Node, Tensor, grad_enabled, no_grad, tensor
 
 EVALUATION_BATCH = 512
 COPY_BYTES = 1 << 16  # of a batch that one CPU thread gathers
@@ -439,8 +439,8 @@ def fit(
         weight = of_class if weight is None else weight * of_class
 
     plan = _rows(n, batch_size)
-    alone = f"of {n} samples in mini-batches of {batch_size} the last has 1" if plan.min() == 1 else ""
-    uses = _uses(model, xs, alone)
+    if plan.min() == 1:
+        _check_alone(model, xs, f"of {n} samples in mini-batches of {batch_size} the last has 1")
     optimizer.attach(consolidated(model))
     model.loss, model.optimizer = loss, optimizer
     classes = target.dtype == np.int32
@@ -458,11 +458,9 @@ def fit(
         if start is None:
             raise ConfigurationError("the loss depends on no trainable parameter")
         del batch, out, t, w
-        backpropagate(start, None)
-        optimizer.step()
+        optimizer.descend(start)
 
-    uses = uses if isinstance(loss, Loss) else {}
-    step = Step(train, record, [optimizer], uses, moves_counters=True, reads=[model, loss, *found_metrics])
+    step = Step(train, record, [optimizer], reads=[model, loss, *found_metrics])
     structure = structure_version()
     if seed is not None:  # where an uninterrupted run would be
         random.generator(device).reseed(seed, position=optimizer.steps)
@@ -479,13 +477,14 @@ def fit(
         for epoch in range(epochs):
             for callback in callbacks:
                 callback.on_epoch_begin(model, epoch)
+            for p in optimizer.parameters:  # gradients from elsewhere have no part in this
+                p.spent()
             began = time.perf_counter()
             output = build_for(model, xs)
             if structure != structure_version():  # a callback has changed something
                 if isinstance(loss, Loss):
                     loss.check((n, *output), target.shape, target.dtype)
                 optimizer.attach(consolidated(model))
-                step.expect({})
                 structure = structure_version()
             order = _permutation(n, shuffle, seed, optimizer.epochs)
             first_step = optimizer.steps
@@ -534,28 +533,13 @@ def fit(
 
 
 @exclusive("device.lock")
-def _uses(model: Layer, xs: Sequence[np.ndarray], alone: str = "") -> dict[Any, int]:
-    """How often a forward pass uses each parameter: it decides where gradients may go from the first step on. ShapeError
-    where a row `alone`, and there is one for this reason, cannot be trained on.
-    """
-    parameters = model.parameters()
-
-    def forward(rows: int) -> None:
-        for p in parameters:
-            p.zero_grad()
-        model(*[tensor(np.zeros((rows, *x.shape[1:]), x.dtype), device=model.device) for x in xs])
-
-    with statistics_kept(parameters):
+def _check_alone(model: Layer, xs: Sequence[np.ndarray], why: str) -> None:
+    """ShapeError where the model cannot be trained on one row alone, such as batch normalisation; there is one, says `why`."""
+    with statistics_kept(model.parameters()):
         try:
-            for_shapes(model.device, lambda: forward(1))
-        except ShapeError as error:  # batch normalisation wants more than one value
-            if alone:
-                raise ShapeError(f"{error}; {alone}: take another batch_size") from None
-            for_shapes(model.device, lambda: forward(2))
-    uses = {p: p.forward_uses for p in parameters}
-    for p in parameters:
-        p.zero_grad()
-    return uses
+            for_shapes(model.device, lambda: model(*[tensor(x[:1], device=model.device) for x in xs]))
+        except ShapeError as error:
+            raise ShapeError(f"{error}; {why}: take another batch_size") from None
 
 
 @exclusive("device.lock")

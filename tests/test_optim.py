@@ -6,6 +6,7 @@ from helpers import assert_close, eps, normal, parameter
 
 import clnn
 from clnn.optim import OPTIMIZERS, find_optimizer
+from clnn.step import Step
 from clnn.tensor import linear_layer
 from clnn.verify.references import Optimization
 
@@ -103,12 +104,24 @@ class Task:
                 assert_close(average, self.reference.average[name], bound, f"average of {name}")
 
 
+def descending(task, record=True):
+    """What fit does with a task: backward and step in one, so that gradients are spent as they come; recorded."""
+    task.optimizer.attach(task.net.parameters())
+
+    def train(x, c):
+        for p in task.net.parameters():
+            p.spent()
+        task.optimizer.descend((task.net(x) * c).sum().node)
+
+    return Step(train, record, [task.optimizer])
+
+
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("way", ["eager", "recorded", "recorded, gradients kept"])
+@pytest.mark.parametrize("way", ["eager", "recorded", "descending", "descending, gradients kept"])
 def test_rules(rng, device, rule, way):
-    """Some steps of each rule. Recorded: eager, recorded twice, then replayed, gradients fused where possible."""
+    """Some steps of each rule. Recorded: eager, recorded twice, then replayed. Descending: gradients spent where possible."""
     task = Task(rng, RULES[rule](keep_gradients="kept" in way))
-    task.run(task.train if way == "eager" else clnn.step(task.train))
+    task.run({"eager": lambda t: t.train, "recorded": lambda t: clnn.step(t.train)}.get(way, descending)(task))
 
 
 @pytest.mark.slow
@@ -133,7 +146,7 @@ def test_eager_and_recorded_steps_give_the_same_bits(rng, device, rule):
     """Also for parameters that several threads or groups share."""
     seed, found = rng.integers(1 << 32), []
     for recorded in (False, True):
-        task = Task(np.random.default_rng(seed), RULES[rule](keep_gradients=True), shape=(300, 129))
+        task = Task(np.random.default_rng(seed), RULES[rule](), shape=(300, 129))
         train = clnn.step(task.train) if recorded else task.train
         for _ in range(5):
             train(*task.draw())
@@ -160,9 +173,9 @@ def test_parameters_of_several_groups(rng, device, rule, grid, monkeypatch):
 def test_eager_and_recorded_steps_in_turn(rng, device, rule):
     """Velocities move to where each kind of step wants them, and no step is lost."""
     task = Task(rng, RULES[rule]())
-    recorded = clnn.step(task.train)
-    for train, steps in ((recorded, 4), (task.train, 2), (recorded, 3), (task.train, 1), (recorded, 2)):
-        task.run(train, steps)
+    ways = descending(task), task.train, clnn.step(task.train)
+    for way, steps in ((0, 4), (1, 2), (0, 3), (2, 4), (0, 2), (2, 2), (1, 1), (0, 2), (1, 1), (2, 2)):
+        task.run(ways[way], steps)
 
 
 def test_biases_do_not_decay(rng, device):
@@ -378,23 +391,23 @@ def test_a_parameter_that_the_loss_does_not_reach(rng, device, rule, recorded):
 def test_gradients_are_readable_or_say_why_not(rng, device):
     for rule, place in (("sgd", "straight into the weights"), ("momentum", "straight into the velocity")):
         task = Task(rng, RULES[rule]())
-        train = clnn.step(task.train)
-        task.run(train, 4)
+        task.run(descending(task), 4)
         with pytest.raises(clnn.ClnnError, match=f"w has no gradient of its own.*{place}.*keep_gradients=True"):
             task.net.w.grad
-        kept = Task(rng, RULES[rule](keep_gradients=True))
-        train = clnn.step(kept.train)
-        kept.run(train, 4)
-        x, c = kept.draw()
-        train(x, c)
-        assert_close(kept.net.w.grad.numpy(), x.T @ c, 0)
+        for way in (descending, lambda task: clnn.step(task.train)):
+            kept = Task(rng, RULES[rule](keep_gradients=way is descending))
+            train = way(kept)
+            kept.run(train, 4)
+            x, c = kept.draw()
+            train(x, c)
+            assert_close(kept.net.w.grad.numpy(), x.T @ c, 0)
 
 
 @pytest.mark.parametrize("rule", ["momentum", "adam"])
 def test_reading_a_gradient_between_recorded_steps(rng, device, rule):
     """A plain backward() outside of the step does not disturb the velocities that lie in the gradients' place."""
     task = Task(rng, RULES[rule]())
-    train = clnn.step(task.train)
+    train = descending(task)
     task.run(train, 4)
     x, c = task.draw()
     (task.net(x) * clnn.tensor(c)).sum().backward()
@@ -585,11 +598,12 @@ def test_launches_of_a_recorded_step(rng, device, rule, updates):
     optimizer = RULES[rule]()
     net = clnn.Sequential([clnn.Dense(5, "tanh"), clnn.Dense(4), clnn.Dense(3)], input_shape=6)
 
-    @clnn.step
-    def train(x):
-        net(x).sum().backward()
-        optimizer.step(net.parameters())
+    optimizer.attach(net.parameters())
 
+    def train(x):
+        optimizer.descend(net(x).sum().node)
+
+    train = Step(train, descending=[optimizer])
     for _ in range(4):
         train(normal(rng, (7, 6)).astype(np.float32))
     (labels,) = train.replays.launches()
@@ -768,7 +782,7 @@ def test_max_norm_leaves_gradients_where_they_would_go(rng, device):
     for most in (None, 1.0):
         task = Task(rng, clnn.SGD(0.1))
         task.net.w.max_norm = most
-        train = clnn.step(task.train)
+        train = descending(task)
         for _ in range(4):
             train(*map(clnn.tensor, task.draw()))
         with pytest.raises(clnn.ClnnError, match="straight into the weights"):

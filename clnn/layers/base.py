@@ -158,6 +158,11 @@ class Layer(Watched):
             found.append(p)
         return found
 
+    def zero_grad(self) -> None:
+        """Forget the gradients that its parameters have received: the next ones are assigned, not added."""
+        for _, p in self.named_parameters():
+            p.zero_grad()
+
     def layers_inside(self) -> Iterator[Layer]:
         """This layer and all layers inside it, each once."""
         yield self

@@ -303,11 +303,10 @@ class StepContext:
         self.device = device
         self.cells: dict[Block, int] = {}
         self.draws: dict[Block, int] = {}
-        self.optimizers: list[Any] = []  # those whose rates and counters have moved on for it
-        self.uses: dict[Any, int] = {}  # how often each parameter was used
-        self.received: dict[
-            Any, int
-        ] = {}  # gradients that a parameter had received before, for those that this changes
+        self.prepared: list[Any] = []  # optimizers that take one step in it, and whose counters have moved on for that
+        self.stepped: list[tuple[Any, Any]] = []  # other steps that were taken: (optimizer, its parameters)
+        # the gradients that a parameter had received before, for those that this changes
+        self.received: dict[Any, int] = {}
 
     def advance(self, cell: Block, by: int = 1) -> None:
         """Add `by` to the int32 in `cell` when the step ends, once however often this is said."""
