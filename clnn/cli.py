@@ -220,7 +220,7 @@ def devices(options: argparse.Namespace) -> int:
     from .runtime import device as runtime
 
     used = runtime.device()
-    rows = [("", "device", "kind", "name", "platform", "memory", "units", "clock", "fp16", "fp64")]
+    rows = [("", "device", "kind", "name", "platform", "memory", "units", "lanes", "clock", "fp16", "fp64")]
     for d in runtime.devices():
         rows.append(
             (
@@ -228,9 +228,11 @@ def devices(options: argparse.Namespace) -> int:
                 f"{d.platform_index}:{d.device_index}",
                 d.kind,
                 d.name,
-                f"{d.platform}, {d.version.split('  ')[0]}",  # PoCL lists how it was built after two spaces
-                f"{d.global_memory / 2**30:.1f} GiB",
+                f"{d.platform}, {d.version.split('  ')[0]}"  # PoCL lists how it was built after two spaces
+                + (f" ({d.twin.platform_index}:{d.twin.device_index} once more)" if d.twin else ""),
+                f"{d.global_memory / 2**30:.1f} GiB{' of the host' if d.unified else ''}",
                 str(d.compute_units),
+                str(d.unit_lanes) if d.kind == "gpu" else "",
                 f"{d.clock_mhz} MHz",
                 "yes" if d.has_fp16 else "no",
                 "yes" if d.has_fp64 else "no",
@@ -239,17 +241,21 @@ def devices(options: argparse.Namespace) -> int:
     widths = [max(map(len, column)) for column in zip(*rows)]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
-    print(f"\n* {used.platform_index}:{used.device_index} is used, {_why()}.")
+    print(f"\n* {used.platform_index}:{used.device_index} is used, {_why(used)}.")
+    for fault in runtime.faults():
+        print(f"Left out: {fault}")
     return 0
 
 
-def _why() -> str:
+def _why(used: Any) -> str:
+    from .runtime.ranking import reason
+
     for name in ("CLNN_DEVICE", "PYOPENCL_CTX"):
         if value := os.environ.get(name, "").strip():
             return f"because {name} is {value!r}"
     return (
-        "by default: a GPU before an accelerator before a CPU, then the most compute units x clock. "
-        "CLNN_DEVICE chooses another"
+        f"by default: {reason(used)}. A GPU comes before an accelerator before a CPU, then memory of its own, then the most "
+        "units x lanes x clock; CLNN_DEVICE chooses another"
     )
 
 

@@ -10,10 +10,12 @@ import pyopencl as cl
 import pytest
 
 import clnn
+from clnn import cli
 from clnn.ops.array import fill
 from clnn.runtime import device as runtime
 from clnn.runtime.device import MOST, int_vector
 from clnn.runtime.memory import Block, Memory
+from clnn.runtime.program import Programs
 
 
 def made_up(platform, index, kind, name, maker, units, mhz, platform_name="Portable Computing Language"):
@@ -21,7 +23,7 @@ def made_up(platform, index, kind, name, maker, units, mhz, platform_name="Porta
     one = object.__new__(clnn.Device)
     one.platform_index, one.device_index, one.kind, one.name = platform, index, kind, name
     one.platform, one.version, one.driver = platform_name, "OpenCL 3.0", "1.0"
-    one.compute_units, one.clock_mhz = units, mhz
+    one.compute_units, one.clock_mhz, one.unified, one.unit_lanes, one.twin = units, mhz, False, 64, None
     one.cl_device = SimpleNamespace(vendor=maker, platform=SimpleNamespace(vendor=platform_name))
     return one
 
@@ -88,6 +90,184 @@ def test_default_is_the_largest_gpu_then_an_accelerator_then_a_cpu(machine):
         machine.setenv("CLNN_DEVICE_EXCLUDE", out)
         assert clnn.device() is then
     assert clnn.devices() == [CPU]
+
+
+class Platform:
+    """A platform as pyopencl shows it, with cards of `Card`; `error` is what listing them ends in."""
+
+    def __init__(self, name, *cards, version="OpenCL 3.0", error=None):
+        self.name, self.version, self.vendor, self.cards, self.error = name, version, name, cards, error
+
+    def get_devices(self):
+        if self.error:
+            raise self.error
+        for card in self.cards:
+            card.platform = self
+        return list(self.cards)
+
+
+class Card:
+    """A device as pyopencl shows it: of what a driver does not know the question ends in an error."""
+
+    driver_version, extensions, global_mem_size, local_mem_size = "1.0", "cl_khr_fp16", 8 << 30, 32768
+    native_vector_width_float, max_work_group_size, max_mem_alloc_size, mem_base_addr_align = 1, 256, 2 << 30, 4096
+    host_unified_memory = False
+
+    def __init__(self, name, vendor, units, mhz, kind="GPU", **more):
+        self.name, self.vendor, self.max_compute_units, self.max_clock_frequency = name, vendor, units, mhz
+        self.type = getattr(cl.device_type, kind)
+        vars(self).update(more)
+
+    def __getattr__(self, name):
+        raise cl.LogicError(f"clGetDeviceInfo failed: INVALID_VALUE for {name}")
+
+
+def xe(**more):
+    return Card("Intel(R) Iris(R) Xe Graphics", "Intel(R) Corporation", 96, 1300, host_unified_memory=True, **more)
+
+
+def geforce(units=30, mhz=1680, capability=(7, 5), bus=1, **more):
+    major, minor = capability
+    return Card(
+        "NVIDIA GeForce", "NVIDIA Corporation", units, mhz, compute_capability_major_nv=major,
+        compute_capability_minor_nv=minor, pci_bus_id_nv=bus, pci_slot_id_nv=0, **more,
+    )  # fmt: skip
+
+
+def radeon(units=40, mhz=2100, **more):
+    return Card("gfx1030", "Advanced Micro Devices, Inc.", units, mhz, **more)
+
+
+def arc(**more):
+    return Card("Intel(R) Arc(TM) A770 Graphics", "Intel(R) Corporation", 512, 2400, **more)
+
+
+def processor(units=16, mhz=4000):
+    return Card("pthread-Intel", "GenuineIntel", units, mhz, "CPU", host_unified_memory=True)
+
+
+@pytest.fixture
+def platforms(monkeypatch):
+    """A machine that has the given platforms and no variable set."""
+    for name in ("CLNN_DEVICE", "CLNN_DEVICE_EXCLUDE", "CLNN_DEVICE_AS", "PYOPENCL_CTX"):
+        monkeypatch.delenv(name, raising=False)
+
+    def have(*found):
+        monkeypatch.setattr(cl, "get_platforms", lambda: list(found))
+        monkeypatch.setattr(runtime, "_found", None)
+        monkeypatch.setattr(runtime, "_default", None)
+        return [f"{d.platform_index}:{d.device_index}" for d in clnn.devices()]
+
+    return have
+
+
+@pytest.mark.parametrize(
+    ("cards", "best"),
+    [
+        ([xe(), geforce()], 1),  # 96 units at 1.3 GHz are fewer lanes than 30 at 1.7
+        ([geforce(), xe()], 0),
+        ([xe(), geforce(units=3, mhz=900)], 1),  # a small one, with memory of its own
+        ([processor(), xe()], 1),
+        ([processor(128, 5000), geforce(1, 500)], 1),
+        ([geforce(units=40, mhz=1700, capability=(7, 5)), geforce(units=28, mhz=1800, capability=(8, 6), bus=2)], 1),
+        ([radeon(units=40, mhz=2100), geforce(units=28, mhz=1800, capability=(8, 6))], 1),  # 2,560 lanes, and 3,584
+        ([geforce(units=10, mhz=1500, capability=(6, 1)), radeon()], 1),
+        ([arc(), geforce(units=46, mhz=1900, capability=(8, 9))], 1),  # 4,096 lanes, and 5,888
+        ([arc(), geforce(units=20, mhz=1900, capability=(8, 9))], 0),
+        ([Card("Mali-G78", "ARM", 20, 0, host_unified_memory=True), processor()], 0),  # whose driver tells no clock
+        (
+            [
+                Card("Adreno", "QUALCOMM", 2, 0, host_unified_memory=True),
+                Card("x", "y", 3, 0, host_unified_memory=True),
+            ],
+            1,
+        ),
+        ([Card("odd", "Nobody", 9, 9000, "CUSTOM"), processor(1, 100)], 1),
+        ([processor(2, 3000), processor(4, 2000)], 1),
+    ],
+)
+def test_the_default_is_discrete_and_has_the_most_lanes(platforms, cards, best):
+    platforms(*[Platform(f"platform {i}", card) for i, card in enumerate(cards)])
+    assert clnn.device().platform_index == best
+    platforms(Platform("one", *cards))
+    assert clnn.device().device_index == best
+
+
+def test_platforms_that_fail_or_have_nothing_are_left_out_and_named(platforms):
+    broken = xe()
+    del broken.name
+    found = platforms(
+        Platform("empty"),
+        Platform("raises", error=cl.LogicError("clGetDeviceIDs failed: OUT_OF_HOST_MEMORY")),
+        Platform("good", broken, geforce(), Card("odd bytes", "x", 1, 1)),
+        Platform("raises otherwise", error=UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")),
+        Platform("cpu", processor()),
+    )
+    assert found == ["2:1", "2:2", "4:0"]  # indices are pyopencl's
+    assert clnn.device().name == "NVIDIA GeForce" and runtime.find_device("4:0").kind == "cpu"
+    faults = runtime.faults()
+    assert len(faults) == 4 and faults[0] == "platform 0, empty, has no device"
+    assert faults[1] == "platform 1 does not list its devices: clGetDeviceIDs failed: OUT_OF_HOST_MEMORY"
+    assert "device 2:0 does not say what it is: " in faults[2] and "platform 3 does not list its devices: " in faults[3]
+    assert platforms(Platform("empty"), Platform("bad", error=cl.RuntimeError("no"))) == []
+    with pytest.raises(
+        clnn.DeviceError, match="no OpenCL device; platform 0, empty, has no device; platform 1 does not"
+    ):
+        clnn.device()
+
+
+def test_a_device_that_two_vendor_files_list_counts_once(platforms):
+    two = [radeon(), radeon()]  # two cards of one kind are two devices
+    again = [radeon(), radeon()]
+    assert platforms(Platform("AMD", *two), Platform("AMD", *again), Platform("AMD", radeon(), version="OpenCL 2.0")) == [
+        "0:0", "0:1", "1:0", "1:1", "2:0",
+    ]  # fmt: skip
+    at = lambda want: (lambda d: (d.platform_index, d.device_index))(runtime.find_device(want))  # noqa: E731
+    assert [at(f"gpu:{i}") for i in range(3)] == [(0, 0), (0, 1), (2, 0)]
+    with pytest.raises(clnn.DeviceError):
+        at("gpu:3")
+    assert at("1:1") == (1, 1) and at("gfx1030:1") == (0, 1)
+    assert [d.twin and d.twin.device_index for d in clnn.devices()] == [None, None, 0, 1, None]
+
+
+def test_a_card_on_two_platforms_counts_once(platforms):
+    """By its place on the bus, whatever drivers call it; a part of a name still finds the one that is meant."""
+    mesa = Card("NV167", "nouveau", 30, 1680, pci_bus_id_nv=1, pci_slot_id_nv=0)
+    other = geforce(bus=2)
+    amd = radeon(topology_amd=SimpleNamespace(bus=-125, device=0, function=0))
+    card = radeon(topology_amd=SimpleNamespace(bus=131, device=0, function=0))
+    platforms(Platform("NVIDIA CUDA", geforce(), other), Platform("rusticl", mesa, amd), Platform("ROCm", card))
+    twins = {d.name: d.twin and d.twin.platform for d in clnn.devices() if d.platform != "NVIDIA CUDA"}
+    assert twins == {"NV167": "NVIDIA CUDA", "gfx1030": "rusticl"}
+    assert [d.twin for d in clnn.devices()[:2]] == [None, None]
+    assert runtime.find_device("rusticl:0").platform == "rusticl" and runtime.find_device("NV167").name == "NV167"
+    assert len({runtime.find_device(f"gpu:{i}") for i in range(3)}) == 3
+    with pytest.raises(clnn.DeviceError):
+        runtime.find_device("gpu:3")
+
+
+def test_one_name_at_two_places_is_two_devices(platforms):
+    platforms(Platform("NVIDIA CUDA", geforce(bus=1)), Platform("NVIDIA CUDA", geforce(bus=2)))
+    assert [d.twin for d in clnn.devices()] == [None, None]
+    far = [geforce(bus=1, pci_domain_id_nv=domain) for domain in (0, 8)]
+    platforms(Platform("NVIDIA CUDA", far[0]), Platform("NVIDIA CUDA", far[1]))
+    assert [d.twin for d in clnn.devices()] == [None, None]
+
+
+def test_the_command_line_says_why_and_what_was_left_out(platforms, capsys):
+    platforms(Platform("Intel", xe()), Platform("none"), Platform("NVIDIA", geforce()), Platform("NVIDIA", geforce()))
+    assert cli.main(["devices"]) == 0
+    out = capsys.readouterr().out
+    table, sentences = out.split("\n\n")
+    rows = table.splitlines()
+    assert rows[0].split()[5:7] == ["units", "lanes"] and "8.0 GiB of the host  96     8      1300 MHz" in rows[1]
+    assert rows[2].startswith("*  2:0") and "8.0 GiB              30     64     1680 MHz" in rows[2]
+    assert "NVIDIA, OpenCL 3.0 (2:0 once more)" in rows[3]
+    assert (
+        "2:0 is used, by default: gpu, memory of its own, 30 units x 64 lanes x 1680 MHz. A GPU comes before"
+        in sentences
+    )
+    assert sentences.endswith("Left out: platform 1, none, has no device\n")
 
 
 def test_pyopencl_ctx_counts_where_clnn_device_is_not_set(machine):
@@ -394,3 +574,50 @@ def test_as_many_elements_as_kernels_count_are_launched(device, monkeypatch):
     if device.has_fp64:
         fill(huge(device, MOST, np.float64), 0.0)
     assert launched and all(max(size) <= MOST for size in launched)
+
+
+# -- groups of work-items ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("most", "width"), [(4096, 128), (128, 128), (127, 64), (96, 64), (64, 64), (63, 32), (5, 4), (1, 1)]
+)
+def test_groups_are_powers_of_two(device, monkeypatch, most, width):
+    monkeypatch.setattr(device, "max_group", most)
+    monkeypatch.delitem(vars(device), "group_width", raising=False)
+    assert device.group_width == width
+    monkeypatch.delitem(vars(device), "group_width")
+
+
+@pytest.mark.parametrize("most", [100, 33, 7, 1])
+@pytest.mark.parametrize("record", [False, True])
+def test_a_kernel_that_runs_in_small_groups_only(device, monkeypatch, most, record):
+    """What a device says of all kernels may be too much for one that takes many registers: it is asked for each."""
+    asked = cl.Kernel.get_work_group_info
+    info = cl.kernel_work_group_info.WORK_GROUP_SIZE
+    monkeypatch.setattr(
+        cl.Kernel, "get_work_group_info", lambda self, what, *at: most if what == info else asked(self, what, *at)
+    )
+    groups = []
+    enqueue = cl.enqueue_nd_range_kernel
+
+    def spy(queue, kernel, size, local):
+        groups.append((size, local))
+        return enqueue(queue, kernel, size, local)
+
+    monkeypatch.setattr(cl, "enqueue_nd_range_kernel", spy)
+    monkeypatch.setitem(vars(device), "programs", Programs(device.context, device.has_fp64))
+    x = np.arange(1000, dtype=np.float32)
+
+    def step(x):
+        return clnn.concatenate([x.reshape((10, 100)) * 2.0, x.reshape((10, 100)) + 1.0], axis=1)
+
+    run = clnn.step(step) if record else step
+    for _ in range(5):
+        found = run(clnn.tensor(x)).numpy()
+    np.testing.assert_array_equal(found, np.concatenate([x.reshape(10, 100) * 2, x.reshape(10, 100) + 1], 1))
+    assert groups and all(np.prod(local) <= most for _, local in groups)
+    assert all(s % part == 0 for size, local in groups for s, part in zip(size, local))
+    y = device.allocate(4000)
+    with pytest.raises(
+        clnn.DeviceError, match=rf"fill needs groups of 128 .* at most {most}: .*CLNN_DEVICE_AS=group={most}\)"
+    ):
+        device.launch("elementwise", "fill", (1024,), 1000, y, 1.0, local=(128,))

@@ -113,7 +113,7 @@ def share(device: Device, p: Product, tile: Tile) -> Share:
             rows, columns = p.m, _up(_up(p.n, _up(p.n, run_columns(device, p.dtype))), tile.vw) * tile.vw
             enough, wanted = 4 * enough, p.n * p.k // (SMALL // 8)
     else:
-        side, each = (SIDE, 1) if tile.local else (1, GROUP)
+        side, each = (SIDE, 1) if tile.local else (1, min(GROUP, device.group_width))
         rows, columns = side * tile.mr, side * tile.nv * tile.vw
         enough = wanted = 2 * each * device.compute_units
     along, down = _up(p.n, columns), _up(p.m, rows)
@@ -198,8 +198,8 @@ def run(device: Device, p: Product) -> None:
         local = SIDE * SIDE
         items *= local
     elif device.kind != "cpu":
-        defines["GROUP"] = local = GROUP
-        items = _up(items, GROUP) * GROUP
+        defines["GROUP"] = local = min(GROUP, device.group_width)
+        items = _up(items, local) * local
     c, to = p.c, sizes
     if part.parts > 1:
         c = device.allocate(part.parts * p.m * p.n * np.dtype(p.dtype).itemsize)

@@ -1,7 +1,7 @@
 """Devices: which there are, which one is used, and launching kernels on it.
 
 A `Device` opens its context at first use, so `import clnn` needs no driver. The default is a GPU before an
-accelerator before a CPU, then the fastest by compute units x clock; `CLNN_DEVICE` chooses another.
+accelerator before a CPU, then one with memory of its own, then the fastest (ranking.py); `CLNN_DEVICE` chooses another.
 
 `CLNN_DEVICE_AS` has every device say that it is of another form, so that clnn runs there what it would run on such a one: any
 of `kind=gpu` (or cpu, accelerator), `units=36` (compute units), `group=64` (the largest work-group), `lanes=8` (floats in a
@@ -32,6 +32,7 @@ from . import selftest
 from .lock import FairLock, exclusive
 from .memory import Block, Memory, parse_size
 from .program import Programs
+from .ranking import distinct, mark_twins, rank, unit_lanes
 
 if TYPE_CHECKING:
     from .recording import Recorder, StepContext
@@ -49,6 +50,7 @@ FORMS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
     "align": ("alignment", "128|256|512|1024|2048|4096|8192", "a power of 2 from 128 to 8192", int),
     "fp64": ("has_fp64", "0", "0", lambda text: text != "0"),
 }
+BROKEN = (cl.Error, UnicodeDecodeError)  # what asking a broken driver ends in
 HOW_TO_GET_ONE = (
     "A driver is installed as a system package (Debian, Ubuntu: pocl-opencl-icd for any CPU, mesa-opencl-icd or "
     "rocm-opencl-runtime for AMD, intel-opencl-icd for Intel; Nvidia's driver brings its own), or, without root on "
@@ -117,7 +119,10 @@ class Device:
         self.max_group = cl_device.max_work_group_size  # work-items
         self.max_piece = cl_device.max_mem_alloc_size  # bytes of one allocation
         self.alignment = max(1, cl_device.mem_base_addr_align // 8)  # bytes, of a sub-buffer's start
+        self.unified = bool(cl_device.host_unified_memory)  # whether its memory is the host's
+        self.twin: Device | None = None  # the same device on an earlier platform
         self.form = _take_form(self, os.environ.get("CLNN_DEVICE_AS", ""))
+        self.unit_lanes = unit_lanes(cl_device, self.kind)
         self.launches = 0  # kernels, copies and fills enqueued so far; steps fused into one kernel count once
         self.lock, self._now = FairLock(), _Now()
         self.arena: Any = None  # a weak reference to the arena that the recordings share
@@ -369,6 +374,7 @@ class Device:
         if 0 in size or self._now.dry:
             return
         check_not_forked()
+        free = local is None
         if local is None:
             size, local = self.grid(size)
         elif self.local_on_stack and set(local) == {1}:
@@ -382,17 +388,18 @@ class Device:
         if max(size) > MOST:
             raise too_large(f"{file}.{name} was given {max(size):,} work-items along an axis")
         self.check_blocks(f"{file}.{name}", values, real)
-        recorder = self.recorder
+        recorder, source = self.recorder, (file, name, real, key)
         if recorder is not None and recorder.audit:
-            recorder.add_kernel((file, name, real, key), None, tuple(size), tuple(local), values)
+            recorder.add_kernel(source, None, tuple(size), self._group(source, tuple(local), free), values)
             return
         try:
             if recorder is None:
                 kernel = self.programs.kernel(file, name, real, key, types)
             else:
                 kernel = self.programs.new_kernel(file, name, real, key, types)
+            local = self._group(source, tuple(local), free)
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
-            run = partial(cl.enqueue_nd_range_kernel, self.queue, kernel, tuple(size), tuple(local))
+            run = partial(cl.enqueue_nd_range_kernel, self.queue, kernel, tuple(size), local)
             try:
                 run()
             except cl.MemoryError as error:
@@ -403,7 +410,20 @@ class Device:
             ) from error
         self.launches += 1
         if recorder is not None:
-            recorder.add_kernel((file, name, real, key), kernel, tuple(size), tuple(local), values)
+            recorder.add_kernel(source, kernel, tuple(size), local, values)
+
+    def _group(self, source: tuple[Any, ...], local: tuple[int, ...], free: bool) -> tuple[int, ...]:
+        """The work-group of a launch, or a smaller one, where that is `free`, if the kernel as compiled needs one: of one that
+        takes many registers some devices allow less than they say."""
+        most = self.programs.group_limits.get(source, self.max_group)
+        if math.prod(local) <= most:
+            return local
+        if free:
+            return (1 << (most.bit_length() - 1), *local[1:])  # a part of what the size is a multiple of
+        raise DeviceError(
+            f"{source[0]}.{source[1]} needs groups of {math.prod(local)} work-items, and compiled for {self!r} it runs in groups "
+            f"of at most {most}: use another device (CLNN_DEVICE), or groups that small everywhere (CLNN_DEVICE_AS=group={most})"
+        )
 
     def check_blocks(self, what: str, values: Sequence[Any], real: str = "float") -> None:
         """`DeviceError` where a block has more elements than kernels can count, or lies on another device, which some drivers
@@ -443,7 +463,7 @@ class Device:
     @cached_property
     def group_width(self) -> int:
         """Work-items in a group along the first axis: one number a device, so that nothing is compiled twice."""
-        return min(128, self.max_group)
+        return 1 << (min(128, self.max_group).bit_length() - 1)  # a power of 2: groups add up in halves
 
     def finish(self) -> None:
         """Wait for all work enqueued so far."""
@@ -566,6 +586,7 @@ def check_not_forked() -> None:
 # -- which devices there are, and which one is used -------------------------------------------------------------------
 _lock = threading.Lock()
 _found: list[Device] | None = None
+_faults: list[str] = []
 _default: tuple[Any, Device] | None = None
 _chosen = threading.local()
 
@@ -585,6 +606,7 @@ def devices() -> list[Device]:
     with _lock:
         if _found is None:
             every: list[Device] = []
+            _faults.clear()
             try:
                 with _pinned_pocl_threads():
                     platforms = cl.get_platforms()
@@ -594,12 +616,26 @@ def devices() -> list[Device]:
                 try:
                     with _pinned_pocl_threads():
                         found = platform.get_devices()
-                except cl.Error:  # a platform without devices
+                    if not found:
+                        _faults.append(f"platform {p}, {platform.name.strip()}, has no device")
+                except BROKEN as error:
+                    _faults.append(f"platform {p} does not list its devices: {error}")
                     continue
-                every += [Device(device, p, d) for d, device in enumerate(found)]
+                for d, cl_device in enumerate(found):
+                    try:
+                        every.append(Device(cl_device, p, d))
+                    except BROKEN as error:
+                        _faults.append(f"device {p}:{d} does not say what it is: {error}")
+            mark_twins(every)
             _found = every
     unwanted = [part.strip().lower() for part in os.environ.get("CLNN_DEVICE_EXCLUDE", "").split(",") if part.strip()]
     return [device for device in _found if not any(part in _label(device) for part in unwanted)]
+
+
+def faults() -> list[str]:
+    """What was wrong with platforms and devices that `devices()` left out, a sentence each."""
+    devices()
+    return list(_faults)
 
 
 def _label(device: Device) -> str:
@@ -607,24 +643,21 @@ def _label(device: Device) -> str:
     return f"{device.platform} {device.version} {vendor} {device.name} {maker} {device.driver}".lower()
 
 
-def _rank(device: Device) -> tuple[int, int]:
-    order = ["cpu", "accelerator", "gpu"]
-    return (order.index(device.kind) if device.kind in order else -1, device.compute_units * device.clock_mhz)
-
-
 def find_device(want: str = "", source: str = "the name") -> Device:
     """The device that `want` means: a kind (gpu, cpu, accelerator), a part of a name, either with `:index`, or
-    platform:device as two indices; empty means the best one. No match is an error, never another device.
+    platform:device as two indices; empty means the best one. No match is an error, never another device. A device that two
+    platforms have counts once, as that of the first, except where the indices or the name say the other.
     """
     there = devices()
     if not there and _found:
         raise DeviceError("CLNN_DEVICE_EXCLUDE leaves out every OpenCL device. Correct or unset it.")
     if not there:
-        raise DeviceError(f"There is no OpenCL device. {HOW_TO_GET_ONE}")
-    best_first = sorted(there, key=_rank, reverse=True)
+        found_none = f"There is no OpenCL device{''.join(f'; {fault}' for fault in _faults)}"
+        raise DeviceError(f"{found_none}. {HOW_TO_GET_ONE}")
+    best_first = sorted(there, key=rank, reverse=True)
     want = want.strip()
     if not want:
-        return best_first[0]
+        return distinct(best_first)[0]
     head, _, tail = want.partition(":")
     matches: list[Device] = []
     if head.isdigit() and (not tail or tail.isdigit()):
@@ -635,6 +668,7 @@ def find_device(want: str = "", source: str = "the name") -> Device:
         found = [
             d for d in best_first if (d.kind == part.lower() if part.lower() in KINDS else part.lower() in _label(d))
         ]
+        found = distinct(found)
         matches = found if index is None else found[index : index + 1]
     if not matches:
         listing = "\n".join(

@@ -79,6 +79,9 @@ class Programs:
         self._usual = [STANDARD, FLUSH]  # options of every program
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
+        self.group_limits: dict[
+            tuple[Any, ...], int
+        ] = {}  # the most work-items of a group, by (file, kernel, real, defines)
 
     def build(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
         key = (file, real, defines)
@@ -153,6 +156,10 @@ class Programs:
         """A kernel instance of its own, so that its arguments stay bound (a recording needs that)."""
         kernel = cl.Kernel(self.build(file, real, defines), name)
         kernel.set_scalar_arg_dtypes(types)
+        source = (file, name, real, defines)
+        if source not in self.group_limits:
+            most = kernel.get_work_group_info(cl.kernel_work_group_info.WORK_GROUP_SIZE, self.context.devices[0])
+            self.group_limits[source] = most or 1
         return kernel
 
     def kernel(self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...], types: Any) -> cl.Kernel:
