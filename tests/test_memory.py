@@ -156,6 +156,17 @@ def test_a_limit_above_what_there_is(monkeypatch, text):
         memory_limit(FakeDevice)
 
 
+def test_a_limit_for_the_hosts_memory_is_below_that_of_the_host(monkeypatch):
+    """PoCL says less when less is free, which makes no error of a limit that was none before."""
+    monkeypatch.setattr(FakeDevice, "host_unified_memory", True)
+    monkeypatch.setattr("clnn.runtime.memory._host_memory", lambda: 8000 * MIB)
+    monkeypatch.setenv("CLNN_MEMORY_LIMIT", "7000M")
+    assert memory_limit(FakeDevice) == 7000 * MIB
+    monkeypatch.setenv("CLNN_MEMORY_LIMIT", "8001M")
+    with pytest.raises(clnn.ConfigurationError, match="is more than the 7.8 GiB"):
+        memory_limit(FakeDevice)
+
+
 def test_a_shared_memory_counts_what_the_host_has_free(device, monkeypatch):
     monkeypatch.delenv("CLNN_MEMORY_LIMIT", raising=False)
     limit = memory_limit(device.cl_device)

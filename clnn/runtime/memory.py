@@ -175,11 +175,11 @@ def memory_limit(device: cl.Device) -> int:
     """The budget in bytes: `CLNN_MEMORY_LIMIT` (as 2G, 512M, 80% or bytes), or 90% of what there is.
 
     What there is: the device's memory, and for devices that share the host's memory no more than the host has free. A budget
-    above the device's memory is a `ConfigurationError`.
+    above the device's memory (or the host's: what such a device says of it changes with what is free) is a `ConfigurationError`.
     """
     most = total = device.global_mem_size
     if device.type & cl.device_type.CPU or device.host_unified_memory:
-        total = min(total, _host_available(total))
+        most, total = max(most, _host_memory()), min(total, _host_available(total))
     text = os.environ.get("CLNN_MEMORY_LIMIT", "").strip()
     if not text:
         return int(total * 0.9)
@@ -201,6 +201,13 @@ def parse_size(text: str, whole: int = 0) -> int | None:
         return None
     number, unit = float(match.group(1)), match.group(2).lower()
     return int(whole * number / 100) if unit == "%" else int(number * 1024 ** " kmgt".index(unit or " "))
+
+
+def _host_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 0
 
 
 def _host_available(default: int) -> int:
