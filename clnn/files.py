@@ -1,8 +1,17 @@
 """Files of clnn's own: where they are kept, and writing them whole or not at all."""
 
+import contextlib
 import os
+import re
 import secrets
+import stat
 from pathlib import Path
+from typing import BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 
 def cache_folder() -> Path:
@@ -15,14 +24,58 @@ def cache_folder() -> Path:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that others see all of it or nothing, even if the machine stops half-way."""
+    """Writes a file so that others see all of it or nothing, even if the machine stops half-way.
+
+    A symbolic link stays one, and what it points to is written; a file that is there keeps its mode and owner. What a
+    killed process left half-written in the folder goes. OSError for what is no regular file.
+    """
+    path = Path(os.path.realpath(path))
+    if path.exists() and not path.is_file():
+        raise OSError(f"{path} is there, and is no regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    _sweep(path.parent)
+    part, file = _new_part(path)
     try:
-        with open(part, "xb") as file:
+        with file:
             file.write(data)
             file.flush()
+            if path.exists():
+                before = path.stat()
+                with contextlib.suppress(OSError, AttributeError):  # another's file, or Windows
+                    os.chown(part, before.st_uid, before.st_gid)
+                os.chmod(part, stat.S_IMODE(before.st_mode))
             os.fsync(file.fileno())
-        os.replace(part, path)
+            if fcntl is not None:
+                os.replace(part, path)
+        if fcntl is None:  # Windows renames no open file
+            os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+PART = re.compile(r"\.clnn-[0-9a-f]{8}\.part$")  # how the names of half-written files end
+
+
+def _new_part(path: Path) -> tuple[Path, BinaryIO]:
+    """A file beside `path`, open and locked for as long as it is being written: nobody else takes it for left behind."""
+    while True:
+        part = path.with_name(f"{path.name}.clnn-{secrets.token_hex(4)}.part")
+        file = open(part, "xb")  # noqa: SIM115
+        if fcntl is None:
+            return part, file
+        with contextlib.suppress(OSError):  # a file system without locks, on which nobody sweeps either
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if os.fstat(file.fileno()).st_nlink:
+            return part, file
+        file.close()  # swept between being made and being locked
+
+
+def _sweep(folder: Path) -> None:
+    """Removes half-written files that nobody holds a lock on: whoever wrote them was killed."""
+    if fcntl is None:
+        return
+    for name in os.listdir(folder):
+        if PART.search(name):
+            with contextlib.suppress(OSError), open(folder / name, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(folder / name)
