@@ -7,6 +7,7 @@
 import os
 import secrets
 import tempfile
+import weakref
 import zlib
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # two processes must not write one cache of PoCL (its issues 534 and 1480)
@@ -14,11 +15,12 @@ if os.environ.get("PYTEST_XDIST_WORKER"):  # two processes must not write one ca
     os.environ["POCL_CACHE_DIR"] = _programs.name
 
 import numpy as np
+import pyopencl as cl
 import pytest
 
 import clnn
 from clnn.runtime import device as runtime
-from clnn.runtime.memory import Memory
+from clnn.runtime.memory import SLACK, Block, Memory
 from clnn.runtime.program import Programs
 
 SEED = int(os.environ.get("CLNN_TEST_SEED") or secrets.randbits(32))
@@ -54,10 +56,79 @@ def rng(request):
     return np.random.default_rng([SEED, zlib.crc32(request.node.nodeid.encode())])
 
 
+class Guard:
+    """What lies behind every block that a test makes: a signalling NaN, which no computation leaves, and which is copied aside
+    when the block goes, without waiting, so that a write behind an array's end is seen."""
+
+    PATTERN = np.int32(0x7FA0DEAD)
+    MOST = 4096  # blocks whose ends are kept before they are looked at
+
+    def __init__(self):
+        self.alive = {}  # by a block's id: a weak reference to it, and its queue
+        self.aside = {}  # by device: its queue, memory for ends, and the sizes of the blocks whose ends lie there
+
+    def put(self, block):
+        queue, start = block.device.queue, -(-block.nbytes // 4) * 4
+        cl.enqueue_fill_buffer(queue, block.buffer, self.PATTERN, start, block.counted // 4 * 4 - start)
+        self.alive[id(block)] = weakref.ref(block), queue
+
+    def take(self, block):
+        _, queue = self.alive.pop(id(block), (None, None))
+        if queue is None:
+            return
+        device = block.device
+        if device not in self.aside:
+            self.aside[device] = queue, cl.Buffer(device.context, cl.mem_flags.READ_WRITE, self.MOST * SLACK), []
+        _, buffer, sizes = self.aside[device]
+        start = -(-block.nbytes // 4) * 4
+        cl.enqueue_copy(
+            queue, buffer, block.buffer,
+            src_offset=start, dst_offset=len(sizes) * SLACK, byte_count=SLACK - start + block.nbytes,
+        )  # fmt: skip
+        sizes.append(block.nbytes)
+        if len(sizes) == self.MOST:
+            self.look()
+
+    def look(self):
+        for queue, buffer, sizes in self.aside.values():
+            ends = np.empty((len(sizes), SLACK // 4), np.int32)
+            if sizes:
+                cl.enqueue_copy(queue, ends, buffer)
+            written = [
+                (n, int(np.argmax(end != self.PATTERN)))
+                for n, end in zip(sizes, ends[:, :-1])
+                if (end != self.PATTERN).any()
+            ]
+            sizes.clear()
+            assert not written, f"written behind the end of blocks, (bytes, elements behind the end): {written}"
+
+    def end(self):
+        for block in [one() for one, _ in list(self.alive.values())]:
+            if block is not None:
+                self.take(block)
+        self.look()
+
+
 @pytest.fixture(autouse=True)
 def poisoned(monkeypatch):
-    """An element that nobody writes is seen, and so is one that is read from behind the end."""
+    """Every block of device memory starts as NaN (-1 as integers), so that an element that nobody writes is seen; what lies
+    behind it must not be written."""
     monkeypatch.setattr(Memory, "poisoned", True)
+    guard, allocate, gone = Guard(), Memory.allocate, Block.__del__
+
+    def poisoned_block(self, nbytes, pooled=True):
+        block = allocate(self, nbytes, pooled)
+        guard.put(block)
+        return block
+
+    def guarded_end(self):
+        guard.take(self)
+        gone(self)
+
+    monkeypatch.setattr(Memory, "allocate", poisoned_block)
+    monkeypatch.setattr(Block, "__del__", guarded_end)
+    yield
+    guard.end()
 
 
 @pytest.hookimpl(hookwrapper=True)

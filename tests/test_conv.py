@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clnn
-from clnn.gemm import clblast
+from clnn.gemm import Scale, clblast
 from clnn.ops import conv as ops
 from clnn.ops import conv_plan
+from clnn.ops.array import Sink
 from clnn.ops.window import paddings, per_axis, slide
 from clnn.tensor import grad_enabled, on_tape
 
@@ -193,6 +194,21 @@ SHAPES = [  # n, space, c, k, size, stride, padding, dilation, groups
 )
 def test_convolution(rng, engine, shape):
     check(rng, np.float32, *shape)
+
+
+def test_an_input_gradient_goes_where_its_sink_says(rng, engine):
+    """alpha * gradient + beta * what is there: SGD straight into an input that learns."""
+    device = clnn.device()
+    x, w = normal(rng, (2, 3, 6, 5)), normal(rng, (4, 3, 3, 3))
+    window = slide("test", x.shape, (3, 3), (1, 1), paddings("padding", 1, 2), (1, 1))
+    dy, before = normal(rng, (2, 4, *window.out)), normal(rng, x.shape)
+    expected = reference_gradients(x, w, window, 1, dy)[0]
+    for alpha, beta in ((-0.5, 0.0), (0.25, 2.0)):
+        _, backward = ops.conv(parameter(x), parameter(w), None, window)
+        out = parameter(before)
+        (_, write), *_ = backward(parameter(dy))
+        write(Sink(out.block, Scale.constant(device, np.float32, alpha, beta)))
+        assert_close(out.numpy(), alpha * expected + beta * before, bound(64, np.float32), f"{alpha}, {beta}")
 
 
 SCATTERED = [  # what scatter takes: stride 1, in chunks of inputs and outputs; padding, dilation and groups

@@ -502,3 +502,17 @@ def test_a_batch_of_any_axes_is_the_rows_that_it_should_be(device, rng, monkeypa
         assert history["val_loss"][epoch] == pytest.approx(expected, rel=1e-4)
     assert np.allclose(weights(fitted), weights(twin), atol=1e-5)  # dropout draws the same numbers
     check("after fit")
+
+
+def test_a_step_is_recorded_when_all_its_rows_have_a_loss(device, rng, monkeypatch):
+    """On GPUs a work-item a row: the first of them ends the step, after the others."""
+    monkeypatch.setattr(device, "kind", "gpu")
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    rows = min(100, device.group_width)
+    x, y = rng.standard_normal((2 * rows, 8)).astype(np.float32), rng.integers(0, 3, 2 * rows)
+    net = clnn.Sequential([clnn.Dense(3)], input_shape=8)
+    logits = x.astype(np.float64) @ net.layers[0].w.numpy() + net.layers[0].b.numpy()
+    history = net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.0), epochs=5, batch_size=rows, progress=False)
+    expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
+    np.testing.assert_allclose(history["loss"], expected.mean(), rtol=1e-5)
+    np.testing.assert_allclose(history["accuracy"], (logits.argmax(1) == y).mean(), rtol=1e-6)

@@ -502,3 +502,14 @@ def resident():
     except (OSError, AttributeError):
         pytest.skip("needs glibc and Linux")
     return (int(pages[1]) - int(pages[2])) * 4096
+
+
+def test_what_follows_a_product_that_its_engine_does_not_fuse(rng, device, monkeypatch):
+    """Bias and activation in a launch of their own, each with and without the other, as after CLBlast's products."""
+    monkeypatch.setattr("clnn.gemm.engine_name", lambda *_: "clblast")
+    alone = {"bias": None, "activation": "linear", "saved": None, "times": False, "sums": None}
+    monkeypatch.setattr(clblast, "run", lambda device, p: tile.run(device, p._replace(**alone)))
+    for bias in (False, True):
+        for act, keep in (("relu", False), ("gelu", True), ("linear", False)):
+            check(rng, device, np.float32, 5, 70, 9, bias=bias, act=act, keep=keep)
+    check(rng, device, np.float32, 5, 70, 9, True, scale=(-0.5, 2.0), sums=(0.25, 0.5))

@@ -82,6 +82,15 @@ def test_broadcasting_of_random_shapes(rng, device):
         assert_close(got.numpy(), expected, 2 * eps(np.float32) * 10)
 
 
+def test_broadcasting_over_eight_axes(rng, device):
+    """Each axis in turn is the one that only one of them has."""
+    for axis in range(8):
+        shape = [1] * 8
+        shape[axis], shape[(axis + 3) % 8] = 3, 2
+        other = [1 if i == axis else n for i, n in enumerate(shape)]
+        check_op(rng, op("subtract"), REFERENCES["subtract"], normal(rng, shape), normal(rng, other))
+
+
 @pytest.mark.parametrize("name", ["subtract", "power"])
 def test_numbers(rng, device, name):
     """A Python number on either side."""

@@ -447,3 +447,12 @@ def test_fifty_thousand_steps_in_flat_memory(device, rng):
     gc.collect()
     assert device.memory_in_use <= blocks
     assert resident() - before <= 1 << 20
+
+
+def test_counters_move_by_their_own_amounts(device):
+    """Up to four in a launch."""
+    for count in range(1, 5):
+        cells = [clnn.tensor(np.array([10 * i, -1], np.int32)) for i in range(count)]
+        for _ in range(2):
+            recording.advance_cells(device, [(cell.block, i + 1) for i, cell in enumerate(cells)])
+        assert [cell.numpy().tolist() for cell in cells] == [[10 * i + 2 * (i + 1), -1] for i in range(count)]
