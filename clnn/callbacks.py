@@ -161,7 +161,8 @@ class GradientNorms(Callback):
             for start in range(0, len(y), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 more = () if sample_weight is None else (sample_weight[part],)
-                loss = model.loss(model(*[x[part] for x in xs]), tensor(y[part], device=model.device), *more)
+                target = tensor(y[part], None if y.dtype.kind in "iub" else model.dtype, model.device)
+                loss = model.loss(model(*[x[part] for x in xs]), target, *more)
                 loss.backward(np.full(loss.shape, len(y[part]) / len(y), model.dtype))
             for name, own in _by_layer(model).items():
                 for history, axes in ((self.history, (0, 1)), (self.weights, range(2, 9))):

@@ -105,7 +105,8 @@ class Loss(Watched):
                 self.check_values(array.numpy(), output.shape, "the labels")
             return array
         self.check_values(array, output.shape, "the labels" if array.dtype == np.int32 else "the targets")
-        return tensor(array.reshape(output.shape) if array.dtype != np.int32 else array, device=output.device)
+        array = array.reshape(output.shape) if array.dtype != np.int32 else array
+        return tensor(array, dtype=array.dtype, device=output.device)
 
     def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
         """Whether targets of that shape and type go with outputs of that shape (both with the batch)."""

@@ -161,7 +161,7 @@ class Objective:
                     "the state was taken of"
                 )
             host[self.places[p] : self.places[p] + p.size] = array.ravel()
-        return tensor(host, device=self.device)
+        return tensor(host, self.dtype, self.device)
 
 
 def _gathered(parts: Sequence[Tensor]) -> Tensor:

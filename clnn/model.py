@@ -181,7 +181,7 @@ class Sequential(Model):
         generator = None if self.seed is None else Generator(self.device, self.seed)
 
         def forward() -> list[tuple[int, ...]]:
-            x, found = tensor(np.zeros((1, *shape), self.dtype), device=self.device), []
+            x, found = tensor(np.zeros((1, *shape)), self.dtype, self.device), []
             for layer in self.layers:
                 x = layer(x)
                 found.append(x.shape[1:])

@@ -72,7 +72,7 @@ class Node:
 
 
 class Tensor(Array):
-    """An array of float32 or float64 (or int32, for labels) on a device.
+    """An array of float32, or float64 where that was asked for (or int32, for labels), on a device.
 
     Made by `clnn.tensor(array)`; `numpy()`, `float(t)` and `np.asarray(t)` bring it back, and wait for the device.
     """
@@ -434,40 +434,37 @@ class Parameter(Tensor, Restored):
 def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, requires_grad: bool = False) -> Tensor:
     """A tensor from an array, a number or nested lists.
 
-    float64 arrays stay float64, Python's floats become float32 and integers and bools int32, unless `dtype` says
-    otherwise. A tensor that is already there comes back as it is. With `requires_grad` it is a copy that learns, a
+    Floats of any width become float32, NumPy's too (whose default is float64), and integers and bools int32, unless `dtype`
+    says otherwise: the same on every device. `dtype="float64"` keeps float64, and is a `DeviceError` where the device has
+    none. A tensor that is already there comes back as it is. With `requires_grad` it is a copy that learns, a
     `Parameter`: `backward()` leaves its gradient in `.grad`.
     """
     if requires_grad:
         if isinstance(value, Tensor) and value.node is not None:
             value.refuse_history("a copy that learns")
-        array, where = host_array(value, dtype), resolve(device)
+        array, where = _host_array_for(value, dtype, device)
         p = Parameter(where.memory.allocate(array.nbytes), array.shape, array.dtype, where)
-        where.real(array.dtype)
         where.upload(array, p.block)
         return p
     if isinstance(value, Tensor):
         if (dtype is None or np.dtype(dtype) == value.dtype) and (device is None or value.device is resolve(device)):
             return value
         value.refuse_history(f"a conversion of {value.dtype} on {value.device.name} to another type or device")
-    array, where = host_array(value, dtype), resolve(device)
-    where.real(array.dtype)
+    array, where = _host_array_for(value, dtype, device)
     y = _wrap(empty(where, array.shape, array.dtype))
     where.upload(array, y.block)
     return y
 
 
 def host_array(value: Any, dtype: Any = None) -> np.ndarray:
-    """A contiguous NumPy array of a type that tensors have."""
+    """A contiguous NumPy array of a type that tensors have; without `dtype` that of a tensor, else float32 or int32."""
     if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
         for v in value:
             if isinstance(v, Tensor):
                 v.refuse_history("an array made of tensors", "clnn.concatenate does, or give it ")
     array = numbers(value)
     if dtype is None:
-        dtype = array.dtype if array.dtype in FLOATS else np.int32 if array.dtype.kind in "iub" else np.float32
-        if isinstance(value, (float, list, tuple)) and array.dtype.kind == "f":
-            dtype = np.float32
+        dtype = value.dtype if isinstance(value, Array) else np.int32 if array.dtype.kind in "iub" else np.float32
     dtype = np.dtype(dtype)
     if dtype not in FLOATS and dtype != np.int32:
         raise ShapeError(f"a tensor holds float32, float64 or int32, and {array.dtype} as {dtype} was given")
@@ -478,12 +475,17 @@ def host_array(value: Any, dtype: Any = None) -> np.ndarray:
     return np.ascontiguousarray(array, dtype).reshape(array.shape)
 
 
+def _host_array_for(value: Any, dtype: Any, device: str | Device | None) -> tuple[np.ndarray, Device]:
+    array, where = host_array(value, dtype), resolve(device)
+    where.real(array.dtype)  # an error where it has none
+    return array, where
+
+
 def constant(value: Any, dtype: Any = None, device: str | Device | None = None) -> Tensor:
-    """A tensor that a recorded step may upload: made at the first call, the same at every replay."""
+    """A tensor that a recorded step may upload: made at the first call, the same at every replay. Types as for `tensor`."""
     if isinstance(value, Tensor):
         value.refuse_history("constant()")
-    where = resolve(device)
-    array = host_array(value, dtype)
+    array, where = _host_array_for(value, dtype, device)
     block = where.memory.allocate(array.nbytes)
     where.upload(array, block, constant=True)
     return Tensor(block, array.shape, array.dtype, where)

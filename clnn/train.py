@@ -117,7 +117,7 @@ def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
     restore = Watch([model]).saved() if built else lambda: None  # what forward() changes in layers is from no data
     with no_grad():
         try:
-            y = for_shapes(model.device, lambda: model(*[tensor(x, device=model.device) for x in samples]))
+            y = for_shapes(model.device, lambda: model(*[tensor(x, x.dtype, model.device) for x in samples]))
         finally:
             restore()
     if not isinstance(y, Tensor):
@@ -537,7 +537,7 @@ def _check_alone(model: Layer, xs: Sequence[np.ndarray], why: str) -> None:
     """ShapeError where the model cannot be trained on one row alone, such as batch normalisation; there is one, says `why`."""
     with statistics_kept(model.parameters()):
         try:
-            for_shapes(model.device, lambda: model(*[tensor(x[:1], device=model.device) for x in xs]))
+            for_shapes(model.device, lambda: model(*[tensor(x[:1], x.dtype, model.device) for x in xs]))
         except ShapeError as error:
             raise ShapeError(f"{error}; {why}: take another batch_size") from None
 

@@ -80,7 +80,7 @@ def test_shift(rng, dtype, device, shape, apart):
         for r in range(max(0, b), min(h, h + b)):
             for c in range(max(0, a), min(w, w + a)):
                 expected[i, ..., r, c] = x[i, ..., r - b, c - a]
-    y = augment.shift(x, dx, dy, fill=0.5)
+    y = augment.shift(clnn.tensor(x, dtype), dx, dy, fill=0.5)
     assert isinstance(y, clnn.Tensor) and y.device is device
     same_bits(y, expected)
 
@@ -111,10 +111,10 @@ def test_expand(rng, device):
 
 def test_flip(rng, dtype, device, shape):
     x = normal(rng, shape, dtype).astype(dtype)
-    same_bits(augment.flip(x), x[..., ::-1])
-    same_bits(augment.flip(x, horizontal=False, vertical=True), x[..., ::-1, :])
-    same_bits(augment.flip(x, vertical=True), x[..., ::-1, ::-1])
-    same_bits(augment.flip(x, probability=0.0), x)
+    same_bits(augment.flip(clnn.tensor(x, dtype)), x[..., ::-1])
+    same_bits(augment.flip(clnn.tensor(x, dtype), horizontal=False, vertical=True), x[..., ::-1, :])
+    same_bits(augment.flip(clnn.tensor(x, dtype), vertical=True), x[..., ::-1, ::-1])
+    same_bits(augment.flip(clnn.tensor(x, dtype), probability=0.0), x)
 
 
 def test_flip_by_chance(device):
@@ -130,7 +130,7 @@ def test_crop(rng, dtype, device, shape):
     x = normal(rng, shape, dtype).astype(dtype)
     h, w = x.shape[-2:]
     padding, wanted = int(rng.integers(0, 3)) + (h == 0), (max(1, h - 1), max(1, w // 2))
-    y = augment.crop(x, wanted, padding, fill=9.0).numpy()
+    y = augment.crop(clnn.tensor(x, dtype), wanted, padding, fill=9.0).numpy()
     assert y.shape == (*x.shape[:-2], *wanted)
     ends = [(0, 0)] * (x.ndim - 2) + [(padding, padding)] * 2
     padded = np.pad(x, ends, constant_values=9.0)
@@ -138,7 +138,7 @@ def test_crop(rng, dtype, device, shape):
         windows = np.lib.stride_tricks.sliding_window_view(image, wanted, (-2, -1))
         found = (windows == piece[..., None, None, :, :]).all((-1, -2))
         assert (found.all(0) if found.ndim == 3 else found).any()
-    same_bits(augment.crop(x, (max(1, h), w)), x) if h else None
+    same_bits(augment.crop(clnn.tensor(x, dtype), (max(1, h), w)), x) if h else None
 
 
 def test_crop_is_equally_likely_everywhere(device):
@@ -154,23 +154,23 @@ def test_identity_keeps_the_bits(rng, dtype, device, shape):
     x.ravel()[::3] = -0.0
     x.ravel()[1::5] = np.nan
     x.ravel()[2::7] = np.inf
-    same_bits(augment.warp(x, np.eye(2, 3), fill=3.0), x)
-    same_bits(augment.affine(x), x)
-    same_bits(augment.elastic(x, alpha=0, sigma=2), x)
-    same_bits(augment.elastic(x, alpha=0, sigma=0), x)
+    same_bits(augment.warp(clnn.tensor(x, dtype), np.eye(2, 3), fill=3.0), x)
+    same_bits(augment.affine(clnn.tensor(x, dtype)), x)
+    same_bits(augment.elastic(clnn.tensor(x, dtype), alpha=0, sigma=2), x)
+    same_bits(augment.elastic(clnn.tensor(x, dtype), alpha=0, sigma=0), x)
 
 
 def test_warp(rng, dtype, device, shape):
     x = normal(rng, shape, dtype)
     m = normal(rng, (len(x), 2, 3), dtype)
     m[:, :, 2] *= 3
-    got = augment.warp(x.astype(dtype), m, fill=0.5)
+    got = augment.warp(clnn.tensor(x, dtype), m, fill=0.5)
     assert got.dtype == dtype
     assert_close(got, warped(x, m, 0.5), bound(x, dtype, np.abs(m).max(initial=1) * max(shape)))
     if len(x):
         largest = np.abs(m).max() * max(shape)
         one = clnn.tensor(m[0], dtype=dtype)  # on the device already, for all images
-        assert_close(augment.warp(x.astype(dtype), one), warped(x, m[0], 0), bound(x, dtype, largest))
+        assert_close(augment.warp(clnn.tensor(x, dtype), one), warped(x, m[0], 0), bound(x, dtype, largest))
 
 
 def test_warp_is_scipys(rng, device):
@@ -205,7 +205,7 @@ def test_a_nan_stays_local(device):
 def test_rotation_by_right_angles(rng, dtype, device, turns):
     side = int(rng.integers(1, 12))
     x = rng.standard_normal((2, 3, side, side)).astype(dtype)
-    y = augment.affine(x, rotation=(90 * turns, 90 * turns), fill=5.0)
+    y = augment.affine(clnn.tensor(x, dtype), rotation=(90 * turns, 90 * turns), fill=5.0)
     assert_close(y, np.rot90(x, turns, (-2, -1)), 64 * side * eps(dtype) * (np.abs(x).max() + 5))
 
 
@@ -222,7 +222,7 @@ def test_affine_of_given_amounts(rng, dtype, device, shape, ranges):
     h, w = x.shape[-2:]
     p = {"rotation": 0, "skew": 0, "scale": 1, "shift": 0, **{name: low for name, (low, _) in ranges.items()}}
     expected = warped(x, inverse_of(p["rotation"], p["skew"], p["scale"], p["shift"] * w, p["shift"] * h), 0.5)
-    assert_close(augment.affine(x.astype(dtype), **ranges, fill=0.5), expected, bound(x, dtype, 2 * max(shape)))
+    assert_close(augment.affine(clnn.tensor(x, dtype), **ranges, fill=0.5), expected, bound(x, dtype, 2 * max(shape)))
 
 
 def test_affine_of_drawn_amounts(rng, dtype, device):
@@ -232,7 +232,7 @@ def test_affine_of_drawn_amounts(rng, dtype, device):
     low, high = np.array([-20, -0.3, 0.8, -0.1, -0.1]), np.array([20, 0.1, 1.2, 0.1, 0.1])
     p = low + (high - low) * u
     matrices = np.stack([inverse_of(*values) for values in p * [1, 1, 1, 8, 11]])
-    got = augment.affine(x.astype(dtype), rotation=20, skew=(-0.3, 0.1), scale=0.2, shift=0.1, seed=seed)
+    got = augment.affine(clnn.tensor(x, dtype), rotation=20, skew=(-0.3, 0.1), scale=0.2, shift=0.1, seed=seed)
     assert_close(got, warped(x, matrices, 0), bound(x, dtype, 20))
 
 
@@ -249,7 +249,7 @@ def test_elastic(rng, dtype, device, shape, chunk, monkeypatch):
     if field.size:
         field = ndimage.gaussian_filter(field, (0, 0, sigma, sigma), mode="constant", truncate=4)
     columns, rows = np.arange(w) + alpha * field[:, 0], np.arange(h)[:, None] + alpha * field[:, 1]
-    got = augment.elastic(x.astype(dtype), alpha, sigma, fill=0.5, seed=seed)
+    got = augment.elastic(clnn.tensor(x, dtype), alpha, sigma, fill=0.5, seed=seed)
     assert_close(got, sample(x, rows, columns, 0.5), bound(x, dtype, 4 * alpha))
     if n:
         a, at = planes(x)[0, 0], (rows[0], columns[0])
@@ -273,14 +273,14 @@ def test_cutout(rng, dtype, device, shape):
     for image, (a, b) in zip(expected, u):
         c, r = int(a * w) - size // 2, int(b * h) - size // 2
         image[..., max(0, r) : max(0, r + size), max(0, c) : max(0, c + size)] = 7
-    same_bits(augment.cutout(x, size, fill=7.0, seed=seed), expected)
-    same_bits(augment.cutout(x, 10**12, fill=7.0), np.full_like(x, 7))
+    same_bits(augment.cutout(clnn.tensor(x, dtype), size, fill=7.0, seed=seed), expected)
+    same_bits(augment.cutout(clnn.tensor(x, dtype), 10**12, fill=7.0), np.full_like(x, 7))
 
 
 def test_mixup(rng, dtype, device):
     n, alpha = 1500, 0.4
     x, labels = rng.standard_normal((n, 2, 3)).astype(dtype), np.arange(n)
-    y, t = augment.mixup(x, np.eye(n, dtype=dtype)[labels], alpha, seed=3)
+    y, t = augment.mixup(clnn.tensor(x, dtype), np.eye(n, dtype=dtype)[labels], alpha, seed=3)
     assert y.dtype == t.dtype == dtype and y.shape == x.shape
     y, t = y.numpy().astype(np.float64), t.numpy().astype(np.float64)
     assert_close(t.sum(1), np.ones(n), 4 * eps(dtype))
@@ -289,7 +289,7 @@ def test_mixup(rng, dtype, device):
     assert abs(k.mean() - 0.5) < 5 * 0.5 / math.sqrt(n) + 2 / n
     variance = 1 / (4 * (2 * alpha + 1))
     assert abs(k.var() / variance - 1) < 0.1
-    again = augment.mixup(x, np.eye(n, dtype=dtype)[labels], alpha, seed=3)
+    again = augment.mixup(clnn.tensor(x, dtype), np.eye(n, dtype=dtype)[labels], alpha, seed=3)
     same_bits(again[0], y.astype(dtype)), same_bits(again[1], t.astype(dtype))
     assert augment.mixup(x[:0], np.zeros((0, 10)))[1].shape == (0, 10)
 
@@ -402,7 +402,7 @@ def test_types(rng, device):
         (lambda x: augment.crop(x, (0, 2)), clnn.ShapeError, "0 x 2 does not fit"),
         (lambda x: augment.crop(x, 2, padding=-1), clnn.ShapeError, "padding -1"),
         (lambda x: augment.warp(x, np.eye(3)), clnn.ShapeError, r"of shape \(3, 3\) for 2 images; give \(2, 2, 3\)"),
-        (lambda x: augment.warp(x, clnn.tensor(np.eye(2, 3))), (clnn.ShapeError, clnn.DeviceError), "float64"),
+        (lambda x: augment.warp(x, clnn.tensor(np.eye(2, 3), "float64")), (clnn.ShapeError, clnn.DeviceError), "float64"),
         (lambda x: augment.warp(x, np.full((2, 3), np.inf)), clnn.DataError, r"matrices\[0, 0\] is inf"),
         (lambda x: augment.affine(x, rotation=-1), clnn.ConfigurationError, "rotation should be .* -1 was provided"),
         (lambda x: augment.affine(x, shift=(1, 2, 3)), clnn.ConfigurationError, r"shift should be .*\(1, 2, 3\)"),

@@ -46,7 +46,7 @@ def test_float64(rng, device):
     if not device.has_fp64:
         pytest.skip("no float64")
     y, labels = normal(rng, (9, 4), np.float64), rng.integers(0, 4, 9)
-    got = accuracy(y, labels).numpy()
+    got = accuracy(clnn.tensor(y, np.float64), labels).numpy()
     assert got.dtype == np.float64
     np.testing.assert_array_equal(got, y.argmax(axis=1) == labels)
 

@@ -214,13 +214,73 @@ def test_types(rng, device):
     assert clnn.tensor(t) is t
 
 
-def test_float64(device):
-    if device.has_fp64:
-        assert clnn.tensor(np.ones(2)).dtype == np.float64
-        assert clnn.tensor(np.full(1, 0.1)).numpy()[0] == 0.1
-    else:
-        with pytest.raises(clnn.DeviceError, match="no float64"):
-            clnn.tensor(np.ones(2))
+FLOATS = {  # what a program may hold floats in
+    "float": 0.1,
+    "list": [0.1, 0.2],
+    "nested": [[0.1, 0.2], [0.3, 4]],
+    "float16": np.full(2, 0.1, np.float16),
+    "float32": np.full(2, 0.1, np.float32),
+    "float64": np.linspace(0.1, 1, 3),
+    "longdouble": np.full(2, 0.1, np.longdouble),
+    "a number of NumPy's": np.float64(0.1),
+    "an array of none": np.zeros((0, 3)),
+    "a view": np.linspace(0.1, 1, 12).reshape(3, 4).T[::2],
+    "an array of one number": np.array(0.1),
+}
+
+
+@pytest.mark.parametrize("value", FLOATS.values(), ids=FLOATS)
+def test_floats_of_any_width_are_float32_unless_asked(device, value):
+    """On every device alike, so that what runs on a developer's CPU runs on a GPU without float64."""
+    single = np.asarray(value).astype(np.float32)
+    for made in (
+        clnn.tensor(value),
+        clnn.constant(value),
+        clnn.tensor(value, requires_grad=True),
+        clnn.tanh(value) * 1,
+    ):
+        assert made.dtype == np.float32 and made.shape == single.shape
+    np.testing.assert_array_equal(clnn.tensor(value).numpy(), single)
+    seen = []
+    clnn.step(lambda x: seen.append(x.dtype) or x + 1, record=False)(np.asarray(value))
+    assert seen == [np.float32]
+    for make in (clnn.tensor, clnn.constant):
+        if device.has_fp64:
+            made = make(value, "float64")
+            assert made.dtype == np.float64
+            np.testing.assert_array_equal(made.numpy(), np.asarray(value).astype(np.float64))
+            assert clnn.tensor(made) is made and clnn.constant(made).dtype == np.float64
+        else:
+            with pytest.raises(clnn.DeviceError, match="no float64"):
+                make(value, dtype=np.float64)
+
+
+def test_a_host_array_takes_the_type_of_the_tensor_it_meets(device, dtype):
+    t, array = clnn.tensor([[1.0, 2.0]], dtype), np.full((1, 2), 0.1)
+    for y in (t + array, array * t, t - 0.1, clnn.maximum(array, t), clnn.minimum(t, [[0.1, 0.1]]), t @ array.T, 2 / t):
+        assert y.dtype == dtype
+    assert (t + array).numpy()[0, 0] == np.dtype(dtype).type(1) + np.dtype(dtype).type(0.1)
+    p = clnn.tensor([1.0, 2.0], dtype, requires_grad=True)
+    (p * p).backward(np.full(2, 0.1))
+    assert p.grad.dtype == dtype
+
+
+def test_without_float64_it_is_refused_everywhere(device, monkeypatch):
+    monkeypatch.setenv("CLNN_DEVICE_AS", "fp64=0")
+    other = clnn.Device(device.cl_device, device.platform_index, device.device_index)
+    with clnn.use(other):
+        assert (clnn.relu(np.linspace(-1, 1, 5)) + np.ones(5)).numpy().tolist() == [1, 1, 1, 1.5, 2]
+        for make in (
+            lambda: clnn.tensor([1.0], "float64"),
+            lambda: clnn.tensor([1.0], "float64", requires_grad=True),
+            lambda: clnn.constant(np.ones(2), np.float64),
+            lambda: clnn.zeros(3, "float64"),
+            lambda: clnn.ones((0, 2), "float64"),
+            lambda: clnn.tensor([1.0]).astype("float64"),
+            lambda: clnn.Sequential([clnn.Dense(1)], input_shape=1, dtype="float64"),
+        ):
+            with pytest.raises(clnn.DeviceError, match="no float64"):
+                make()
 
 
 def test_numpy_copies(device):

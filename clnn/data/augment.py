@@ -25,7 +25,7 @@ from .. import random
 from ..checks import numbers, whole, whole_numbers
 from ..errors import ConfigurationError, DataError, ShapeError
 from ..gemm import constant_block
-from ..ops.array import FLOATS, Array, check_float, check_together, empty
+from ..ops.array import Array, check_float, check_together, empty
 from ..ops.linear import matmul
 from ..ops.random import Generator
 from ..runtime.device import Device, int_vector
@@ -109,7 +109,7 @@ def warp(images: Any, matrices: Any, fill: float = 0.0) -> Tensor:
         )
     if not isinstance(m, Tensor):
         check_features(m, "matrices")
-        m = tensor(m, device=x.device)
+        m = tensor(m, x.dtype, x.device)
     check_together("warp", x, m)
     return _warp(x, m, fill)
 
@@ -251,7 +251,7 @@ def _images(images: Any) -> Tensor:
                 f"images are arrays of numbers, and {array.dtype} was given; convert with .astype('float32')"
             )
         numbers(images, "images")
-        images = tensor(array, dtype=array.dtype if array.dtype in FLOATS else np.float32)
+        images = tensor(array, np.float32)
     check_float("augmentation", images)
     if images.ndim not in (3, 4):
         raise ShapeError(
