@@ -71,7 +71,7 @@ def _target(output: Tensor, target: Any) -> Tensor:
     array = host_target(target, output.dtype)
     if array.dtype == np.int32 and output.ndim:
         check_labels(array, max(2, output.shape[-1]), "the labels")
-    return tensor(array, device=output.device)
+    return tensor(array, array.dtype, output.device)
 
 
 def find_metric(which: str | Metric) -> Metric:
