@@ -227,7 +227,8 @@ def test_scatter(rng, device, shape, monkeypatch):
     choose("scatter", device, monkeypatch)
     launched = launches(device, monkeypatch)
     check(rng, np.float32, *shape)
-    assert launched.count("conv_scatter") >= 2
+    if device.local_memory > 1 << 16:  # else a block's outputs may not fit
+        assert launched.count("conv_scatter") >= 2
 
 
 def launches(device, monkeypatch):
