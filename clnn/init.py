@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,49 +31,64 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
     return max(1, shape[1] * taps), max(1, shape[0] * taps)
 
 
+# The functions behind the names: of a module, so that models that hold them can be pickled.
+def _constant(value: float, shape: Sequence[int], generator: Generator, dtype: Any) -> Array:
+    return fill(empty(generator.device, shape, dtype), value)
+
+
+def _uniform(low: float, high: float, shape: Sequence[int], generator: Generator, dtype: Any) -> Array:
+    return generator.uniform(shape, low, high, dtype)
+
+
+def _normal(mean: float, deviation: float, shape: Sequence[int], generator: Generator, dtype: Any) -> Array:
+    return generator.normal(shape, mean, deviation, dtype)
+
+
+def _scaled(variance: Any, distribution: str, shape: Sequence[int], generator: Generator, dtype: Any) -> Array:
+    deviation = math.sqrt(variance(*fans(shape)))
+    if distribution == "normal":
+        return generator.normal(shape, 0.0, deviation, dtype)
+    return generator.uniform(shape, -math.sqrt(3) * deviation, math.sqrt(3) * deviation, dtype)
+
+
+def _orthogonal(gain: float, shape: Sequence[int], generator: Generator, dtype: Any) -> Array:
+    if len(shape) < 2:
+        raise ConfigurationError(f"orthogonal weights need two axes, and the shape is {tuple(shape)}")
+    rows, columns = shape[0], math.prod(shape[1:])
+    flat = generator.normal((max(rows, columns), min(rows, columns)), dtype=dtype)
+    q, r = np.linalg.qr(generator.device.read(flat.block, np.empty(flat.shape, flat.dtype)).astype(np.float64))
+    q *= np.sign(np.diag(r))  # makes the distribution uniform (Mezzadri 2007)
+    q = gain * (q if rows >= columns else q.T)
+    y = empty(generator.device, shape, dtype)
+    generator.device.upload(np.ascontiguousarray(q.reshape(shape), dtype), y.block)
+    return y
+
+
 def constant(value: float) -> Initialiser:
     """Every element is `value`."""
-    return lambda shape, generator, dtype: fill(empty(generator.device, shape, dtype), value)
+    return partial(_constant, value)
 
 
 def uniform(low: float = -0.05, high: float = 0.05) -> Initialiser:
     """Uniform in [low, high)."""
-    return lambda shape, generator, dtype: generator.uniform(shape, low, high, dtype)
+    return partial(_uniform, low, high)
 
 
 def normal(mean: float = 0.0, deviation: float = 1.0) -> Initialiser:
     """Normal with mean and standard deviation; the defaults are Nielsen's old weights and biases (chapter 1)."""
-    return lambda shape, generator, dtype: generator.normal(shape, mean, deviation, dtype)
+    return partial(_normal, mean, deviation)
 
 
 def scaled(variance: Callable[[int, int], float], distribution: str) -> Initialiser:
     """Normal or uniform with mean 0 and a variance that is a function of (inputs, outputs)."""
 
-    def initialise(shape: Sequence[int], generator: Generator, dtype: Any) -> Array:
-        deviation = math.sqrt(variance(*fans(shape)))
-        if distribution == "normal":
-            return generator.normal(shape, 0.0, deviation, dtype)
-        return generator.uniform(shape, -math.sqrt(3) * deviation, math.sqrt(3) * deviation, dtype)
-
-    return initialise
+    return partial(_scaled, variance, distribution)
 
 
 def orthogonal(gain: float = 1.0) -> Initialiser:
     """Rows or columns (the fewer) orthonormal, times gain (Saxe et al. 2014)."""
 
-    def initialise(shape: Sequence[int], generator: Generator, dtype: Any) -> Array:
-        if len(shape) < 2:
-            raise ConfigurationError(f"orthogonal weights need two axes, and the shape is {tuple(shape)}")
-        rows, columns = shape[0], math.prod(shape[1:])
-        flat = generator.normal((max(rows, columns), min(rows, columns)), dtype=dtype)
-        q, r = np.linalg.qr(generator.device.read(flat.block, np.empty(flat.shape, flat.dtype)).astype(np.float64))
-        q *= np.sign(np.diag(r))  # makes the distribution uniform (Mezzadri 2007)
-        q = gain * (q if rows >= columns else q.T)
-        y = empty(generator.device, shape, dtype)
-        generator.device.upload(np.ascontiguousarray(q.reshape(shape), dtype), y.block)
-        return y
-
-    return initialise
+    return partial(_orthogonal, gain)
 
 
 def _glorot(n_in: int, n_out: int) -> float:

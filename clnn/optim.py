@@ -397,6 +397,8 @@ class Optimizer(Watched):
         """
         if parameters is not None:
             self.attach(list(parameters))
+        elif self._given and not self.parameters:  # it is a copy
+            self.attach(self._given)
         self.look()
         if not self.parameters:
             raise ConfigurationError("step() needs the parameters at its first call: optimizer.step(net.parameters())")
@@ -583,6 +585,16 @@ class Optimizer(Watched):
                 arrays[f"{index}.{name}"] = p.device.read(view, np.empty(p.shape, p.dtype))
         schedule = {"schedule": self.lr.state_dict()} if isinstance(self.lr, Schedule) else {}
         return {"steps": self.steps, "epochs": self.epochs, "arrays": arrays, **schedule}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: settings, counts, and buffers as arrays; the rest is made again where it is needed."""
+        made_again = {name for name in vars(Optimizer(0.0)) if name.startswith("_") and name != "_fit"} | {"parameters"}
+        settings = {name: value for name, value in vars(self).items() if name not in made_again}
+        return {"settings": settings, "given": self._given, "state": self.state_dict()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(vars(Optimizer(0.0)) | state["settings"] | {"_given": tuple(state["given"])})
+        self.load_state_dict(state["state"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state_dict()`'s counts and buffers; they are taken up when parameters are attached."""
@@ -781,6 +793,11 @@ class LAMB(Adam):
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         root = np.sqrt(1.0 - self.beta2**t)  # here the correction cannot go into lr, which decay has a part in
         return lr, self.beta1, self.beta2, self.epsilon * root, root / (1.0 - self.beta1**t)
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        state["settings"]["_chunks"] = {}
+        return state
 
     def _cut(self, run: Run, grid: _Grid) -> tuple[Block, int, Block, int]:
         """The chunks that groups work on, none longer than a group's stretch and none of two parameters, and the

@@ -69,6 +69,10 @@ class Step:
         self._inputs: dict[Hashable, list[Tensor]] = {}
         self._known: dict[Hashable, _Call] = {}
 
+    def __reduce__(self) -> Any:
+        """A copy has no recordings yet. Its function, as Python's functions are, is the same one."""
+        return Step, (self.function, self.replays.record)
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         check_not_forked()
         arrays: list[Any] = []

@@ -145,6 +145,10 @@ class Tensor(Array):
         y.made_by = self.made_by
         return y
 
+    def __reduce__(self) -> Any:
+        self.refuse_history("a copy or a pickle")
+        return _again, (self.numpy(), self.device, self.made_by)
+
     def refuse_history(self, what: str, instead: str = "give it ") -> None:
         """An error if `what`, which takes no gradient back, would silently cut this tensor off from what it depends on."""
         if self.requires_grad and grad_enabled():
@@ -414,6 +418,11 @@ class Parameter(Tensor, Restored):
             self.device.fill_zero(self._grad)
         self.zero_grad()
 
+    def __reduce__(self) -> Any:
+        """A copy learns as this one does; gradients and where they go stay behind."""
+        settings = {name: getattr(self, name) for name in COPIED}
+        return _parameter_again, (self.numpy(), self.device, settings)
+
     def next_sink(self) -> Sink:
         """Where the next gradient goes."""
         if self.sink is None:
@@ -428,6 +437,26 @@ class Parameter(Tensor, Restored):
         self._note()
         self.received(self.uses + 1, kind)
         return Sink(block, scale)
+
+
+COPIED = ("name", "learns", "_trainable", "decays", "rate_factor", "max_norm")
+
+
+def _again(array: np.ndarray, where: Device, made_by: str) -> Tensor:
+    """A tensor that was copied or pickled."""
+    y = tensor(array, array.dtype, where)
+    y.made_by = made_by
+    return y
+
+
+def _parameter_again(array: np.ndarray, where: Device, settings: dict[str, Any]) -> Parameter:
+    """A parameter that was copied or pickled."""
+    where.real(array.dtype)
+    p = Parameter(where.memory.allocate(array.nbytes), array.shape, array.dtype, where)
+    where.upload(array, p.block)
+    for name, value in settings.items():
+        setattr(p, name, value)
+    return p
 
 
 # -- making tensors ---------------------------------------------------------------------------------------------------

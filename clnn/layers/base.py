@@ -225,6 +225,10 @@ class Layer(Watched):
         if self.built and key not in self.unwatched and not (self._device is not None and self._device.within):
             structure_changed()
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy or a pickle holds: everything but what calls have left here to be faster."""
+        return {name: value for name, value in vars(self).items() if name not in ("_evaluations", "_output_shape")}
+
     # -- state --------------------------------------------------------------------------------------------------------
     @exclusive("device.lock")
     def state_dict(self) -> dict[str, np.ndarray]:

@@ -20,6 +20,13 @@ from .rows import divided, sink_of
 EACH = 32  # numbers that a work-item makes, as in kernels/random.cl
 
 
+def _resumed(device: Device, state: Sequence[int]) -> Generator:
+    """A generator that was copied or pickled."""
+    one = Generator(device, 0)
+    one.set_state(state)
+    return one
+
+
 class Generator:
     """A stream of random numbers that lives on a device as (position, seed low, seed high): replays move on by themselves.
 
@@ -40,6 +47,9 @@ class Generator:
         seed = int(seed)
         words = np.array([position, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], np.uint32)
         self.device.upload(words, self.cell)
+
+    def __reduce__(self) -> Any:
+        return _resumed, (self.device, self.state())
 
     def state(self) -> list[int]:
         """[position, seed low, seed high]"""

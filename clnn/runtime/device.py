@@ -132,6 +132,12 @@ class Device:
     def __repr__(self) -> str:
         return f"<Device {self.platform_index}:{self.device_index} {self.kind} {self.name} ({self.platform})>"
 
+    def __deepcopy__(self, memo: Any) -> Device:
+        return self
+
+    def __reduce__(self) -> Any:  # what was pickled with it comes back on the device in use there
+        return device, ()
+
     @property
     def identity(self) -> str:
         """Platform, its version, driver, device and any other form: what stored tuning and self-tests are remembered by."""

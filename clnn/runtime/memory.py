@@ -14,7 +14,7 @@ import numpy as np
 import pyopencl as cl
 import pyopencl.tools as cl_tools
 
-from ..errors import ConfigurationError, OutOfDeviceMemory
+from ..errors import ClnnError, ConfigurationError, OutOfDeviceMemory
 from .lock import exclusive
 
 if TYPE_CHECKING:
@@ -43,6 +43,12 @@ class Block:
     def role(self) -> object:
         """What tells this range of memory from another, and is equal for two views of the same range."""
         return id(self)
+
+    def __reduce__(self) -> Any:
+        raise ClnnError(
+            "memory of a device is neither copied nor pickled as it is: take what lies in it with .numpy(), and models and "
+            "their optimizers to a file with net.save(path) and clnn.load(path)"
+        )
 
     def __del__(self) -> None:  # in whatever thread, at whatever place: nothing here may wait
         self.memory.freed.append((self.counted, self.plain))
