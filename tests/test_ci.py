@@ -1,0 +1,108 @@
+"""`.ci/platforms` and `.ci/run`, with nothing installed: what they count, report, write and end with."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HOME = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.skipif(not shutil.which("bash") or not (HOME / ".ci").is_dir(), reason="needs bash and .ci")
+
+TESTS = """
+import pytest
+def test_right(): pass
+def test_left_out(): pytest.skip("not here")
+"""
+WRONG = "def test_wrong(): assert False\n"
+
+
+def program(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n", encoding="utf-8")
+    path.chmod(0o755)
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """A checkout in which everything is installed already, and how a script of it runs: its exit code and output."""
+    shutil.copytree(HOME / ".ci", tmp_path / ".ci")
+    program(tmp_path / ".ci" / "setup", "exit 0")
+    program(tmp_path / "bin" / "dpkg", "exit 0")
+    program(tmp_path / ".venvs" / "main" / "bin" / "python", f'exec "{sys.executable}" "$@"')
+    (tmp_path / "pyproject.toml").write_text("[tool.pytest.ini_options]\n", encoding="utf-8")
+
+    def run(script, *arguments, **variables):
+        path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
+        done = subprocess.run(
+            ["bash", f".ci/{script}", *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=300,
+            stdin=subprocess.DEVNULL, env={**os.environ, "PATH": path, "PYTHON": sys.executable, **variables},
+        )  # fmt: skip
+        return done.returncode, done.stdout
+
+    return tmp_path, run
+
+
+@pytest.mark.parametrize("quiet", [[], ["-q"], ["-qq", "--no-header", "--no-summary"]])
+def test_counts_do_not_depend_on_what_pytest_prints(checkout, quiet):
+    folder, run = checkout
+    (folder / "test_it.py").write_text(TESTS, encoding="utf-8")
+    status, said = run("platforms", "pocl", "pocl+lanes=8", "--", *quiet, "test_it.py")
+    assert status == 0
+    for line, name in zip(said.splitlines(), ("pocl", "pocl+lanes=8"), strict=True):
+        assert line.startswith(f"{name:40} passed   1 passed, 1 skipped in ")
+    (folder / "test_it.py").write_text(TESTS + WRONG, encoding="utf-8")
+    status, said = run("platforms", "pocl", "--", *quiet, "test_it.py")
+    assert status == 1 and "FAILED   1 failed, 1 passed, 1 skipped" in said and ".venvs/pocl.log" in said
+
+
+def test_a_run_that_ends_early_fails(checkout):
+    folder, run = checkout
+    (folder / "test_it.py").write_text("import os\ndef test_it(): os._exit(139)\n", encoding="utf-8")
+    assert run("platforms", "pocl", "--", "-q", "test_it.py") == (
+        1, f"{'pocl':40} FAILED   pytest ended with status 139; more in .venvs/pocl.log\n"
+    )  # fmt: skip
+
+
+def test_what_is_not_there_is_said(checkout):
+    folder, run = checkout
+    status, said = run("platforms", "cuda")
+    assert status == 4 and said.split()[:2] == ["cuda", "MISSING"] and "there is no platform cuda" in said
+    status, said = run("platforms", "pocl+fast")
+    assert status == 1 and "FAILED" in said
+    assert "+fast is nothing that can follow a platform" in (folder / ".venvs" / "pocl+fast.log").read_text()
+
+
+def test_the_table_holds_the_last_runs(checkout):
+    folder, run = checkout
+    (folder / "test_it.py").write_text(TESTS, encoding="utf-8")
+    readme = "before\n<!-- .ci/platforms --markdown -->\nold\n<!-- the end of that table -->\nafter\n"
+    (folder / "README.md").write_text(readme, encoding="utf-8")
+    assert run("platforms", "pocl+lanes=8", "--", "-m", "not slow", "test_it.py")[0] == 0
+    assert run("platforms", "--markdown") == (0, "")
+    before, *table, after = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    assert (before, after) == ("before", "after") and "old" not in table
+    assert len(table) == 5 and table[3].startswith("| `pocl+lanes=8` |")
+    assert table[3].endswith("s |") and "1 passed, 1 skipped in" in table[3] and "'not slow'" in table[3]
+    (folder / "README.md").write_text("no table\n", encoding="utf-8")
+    assert run("platforms", "--markdown")[0] == 1
+
+
+@pytest.mark.parametrize(
+    ("suite", "others", "apt", "ends"),
+    [(0, 0, 0, 0), (2, 0, 0, 2), (0, 1, 0, 1), (0, 1, 1, 1), (2, 1, 0, 2), (0, 4, 0, 1), (0, 4, 1, 0)],
+)
+def test_ci_ends_with_what_failed_and_the_suites_own_line(checkout, suite, others, apt, ends):
+    """Platforms that could not be installed are an error only where apt works."""
+    folder, run = checkout
+    line = "=== 7 passed in 3.21s ==="
+    program(folder / "bin" / "make", f"echo tests; echo '{line}'; exit {suite}")
+    program(folder / "bin" / "apt-get", f"exit {apt}")
+    program(folder / ".ci" / "platforms", f'echo "$@"; exit {others}')
+    status, said = run("run")
+    assert status == ends and said.splitlines()[-1] == line
+    assert "debian13 rusticl pocl+lanes=8" in said and "-m platform and not slow" in said
+    assert ("PLATFORMS ARE MISSING" in said) is (others == 4 and apt == 1)
+    assert ("not every platform passed" in said) is (others == 1 or (others == 4 and apt == 0))
