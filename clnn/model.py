@@ -80,7 +80,8 @@ class Model(Layer):
         return y.argmax(-1).astype(np.int32)
 
     def to(self, device: str | Device) -> Model:
-        """Move the parameters to another device, by way of the host; recordings and optimizers start afresh."""
+        """Move the parameters to another device, by way of the host. Recordings are made anew; optimizers go on, with what they
+        keep of the parameters."""
         where = resolve(device)
         where.real(self.dtype)
         parameters = self.parameters()
@@ -91,7 +92,6 @@ class Model(Layer):
         for layer in self.layers_inside():
             layer._device = where
         self.__dict__.pop("_evaluations", None)
-        self.__dict__.pop("optimizer", None)
         if parameters:
             consolidate(parameters)
         return self
@@ -121,7 +121,7 @@ class Model(Layer):
             kind = type(self.optimizer)
             name = next((n for n, known in OPTIMIZERS.items() if known is kind), None)
             if name:
-                state = self.optimizer.state_dict()
+                state = self.optimizer.state_dict(parameters)
                 arrays |= {f"optimizer.{key}": value for key, value in state.pop("arrays").items()}
                 header["optimizer"] = {"name": name, "config": self.optimizer.config(), **state}
         checkpoint.write(path, arrays, header)
@@ -256,6 +256,10 @@ def load(path: str | Path) -> Any:
         kept = {n.removeprefix("optimizer."): a for n, a in arrays.items() if n.startswith("optimizer.")}
         try:
             optimizer = OPTIMIZERS[saved["name"]](**saved["config"])
+            if "names" not in saved:  # an earlier version kept what was trainable, in order
+                trained = sorted(model.named_parameters(), key=lambda named: not named[1].trainable)
+                if len({key.partition(".")[0] for key in kept}) == sum(p.trainable for _, p in trained):
+                    saved["names"] = [name for name, _ in trained]
             optimizer.load_state_dict({**saved, "arrays": kept})
         except (KeyError, TypeError, ValueError) as error:  # ConfigurationError is a ValueError
             raise CheckpointError(f"{path}: the optimizer does not fit this version of clnn: {error}") from error
@@ -265,9 +269,12 @@ def load(path: str | Path) -> Any:
 
 def _freeze(model: Layer, frozen: set[str]) -> None:
     """Freeze the layers whose learning parameters are all named, and those that a file says are (they may have none)."""
+    for name, p in model.named_parameters():
+        if name in frozen:
+            p.trainable = False
     for layer in model.layers_inside():
         own = [p for p in vars(layer).values() if isinstance(p, Parameter) and p.learns]
-        if own and all(p.name in frozen for p in own):
+        if own and not any(p.trainable for p in own):
             layer.trainable = False
         if layer.__dict__.pop("_frozen_in_file", False):
             layer._trainable = False

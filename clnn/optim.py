@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import ClnnError, ConfigurationError
+from .errors import CheckpointError, ClnnError, ConfigurationError
 from .gemm import SCALE_PAIRS, Scale, constant_block
 from .gemm.tile import vector_width
 from .ops.array import empty_like, fill
@@ -90,7 +91,7 @@ class Optimizer(Watched):
     tells = True
     unwatched = frozenset(("epochs", "parameters", "lr"))  # rates are no part of a recording
     rule = ""  # the function in kernels/optimizer.cl
-    states = 0  # buffers of the parameters' size that it keeps
+    states: tuple[str, ...] = ()  # the names of the buffers of the parameters' size that it keeps
     decoupled = False
     fuses = False  # whether velocities may lie in the gradients' buffer
 
@@ -120,22 +121,28 @@ class Optimizer(Watched):
         self._seen = -1  # the structure under which they were chosen
         self._rates_of: Watch | None = None  # what the function lr read when the table was filled
         self._stores: list[Store] = []
-        self._state: dict[Store, list[Block]] = {}
-        self._averages: dict[Store, Block] = {}
+        self._places: dict[Parameter, tuple[Store, int]] = {}  # where what is kept of each parameter lies
+        # By store, so that it goes with the model: what is kept, by name, and where the optimizer was with other models
+        self._kept: weakref.WeakKeyDictionary[Store, dict[str, Block]] = weakref.WeakKeyDictionary()
+        self._left: weakref.WeakKeyDictionary[Store, Any] = weakref.WeakKeyDictionary()
         self._put_aside: list[tuple[Block, Block]] | None = None  # within `averaged`: weights, and where they belong
-        self._fused: set[Store] = set()  # stores whose gradients' buffer holds the velocities
         self._runs: list[Run] | None = None
         self._tables: dict[Any, tuple[Block, Block]] = {}  # (device, dtype): rates, the counter of rows
         self._rows = np.zeros((0, 2 * SCALE_PAIRS))
-        self._pending: dict[str, Any] = {}
+        self._loaded: dict[str, Any] | None = None  # a state that the next parameters take up
+        self._waiting: dict[
+            tuple[str, str], np.ndarray
+        ] = {}  # of parameters that are frozen since before it was loaded
         self._dropped = 0  # when zero_grad was last called, in the order of the tape
         self._ready = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "lr":
             value = find_rate(value)
-            if isinstance(value, Schedule) and self._fit:
-                value.bind(*self._fit)
+            if isinstance(value, Schedule):
+                self._first_rate = value.state_dict()
+                if self._fit:
+                    value.bind(*self._fit)
             self._clock.left = 0  # the table is made anew before the next step
         elif not name.startswith("_") and name not in ("epochs", "parameters") and getattr(self, "_ready", False):
             if rebinds(self, name, value):
@@ -247,8 +254,10 @@ class Optimizer(Watched):
             raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
         if (
             self._runs is not None
+            and self._loaded is None
             and len(wanted) == len(self.parameters)
             and all(a is b for a, b in zip(wanted, self.parameters))
+            and all(self._places[p][0] is p.store for p in wanted)
         ):
             return
         known = set(map(id, self.parameters))
@@ -258,15 +267,46 @@ class Optimizer(Watched):
                     f"optimizer.zero_grad() came when the optimizer did not know {p.name or 'a parameter'} yet, which still has "
                     "a gradient from before: call optimizer.zero_grad(net.parameters()) or net.zero_grad()"
                 )
+        loaded = self._fitting(self._loaded) if self._loaded is not None else None
         consolidate(wanted)
-        self.parameters, self._runs = wanted, None
         stores = list(dict.fromkeys(p.store for p in wanted))
+        if not (set(stores) & set(self._stores) or any(p in self._places for p in wanted)):
+            self._change_model(stores)
+        self.parameters, self._runs = wanted, None
         if stores != self._stores:  # of other devices and types the counters may be elsewhere
             self._stores, self._clock.left = stores, 0
-        for store in self._stores:
+        for store in stores:
             self.table(store)
-        if self._pending:
-            self._restore()
+        for p in wanted:
+            before, self._places[p] = self._places.get(p), (p.store, p.position)
+            if before is not None and before[0] is not p.store:
+                self._follow(p, *before)
+        if loaded is not None:
+            self._loaded, self._waiting = None, loaded
+            self._clear()
+        self._take_up()
+
+    def _change_model(self, stores: Sequence[Store]) -> None:
+        """Another model begins, or goes on where it was left; that of the one before is kept as long as that model."""
+        if self._loaded is None:
+            now = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
+            for store in self._stores:
+                self._left[store] = self.steps, self.epochs, self.lr, now
+            if self._stores:
+                left = next((self._left[store] for store in stores if store in self._left), (0, 0, None, None))
+                self._clock.steps, self.epochs, lr, state = left
+                if isinstance(self.lr, Schedule):
+                    self.lr.load_state_dict(state if lr is self.lr else self._first_rate)
+        self._clock.left = 0
+        self._places, self._waiting = {}, {}
+
+    def _follow(self, p: Parameter, store: Store, position: int) -> None:
+        """What is kept of a parameter goes where that has moved, by way of the host."""
+        if store.velocity_of is self:
+            self.separate(store)
+        for name, block in self._kept.get(store, {}).items():
+            array = store.device.read(block.view(position, p.nbytes), np.empty(p.shape, p.dtype))
+            p.device.upload(array, self.kept(p.store, name).view(p.position, p.nbytes))
 
     @property
     def given(self) -> tuple[Parameter, ...]:
@@ -278,20 +318,28 @@ class Optimizer(Watched):
         """Whether all gradients are wanted in their own buffer: to be read, or clipped."""
         return self.keep_gradients or self.clip_norm is not None or self.clip_value is not None
 
+    def kept(self, store: Store, name: str) -> Block:
+        """What is kept of a store by that name, one of `states`, zero at first, or "average", which begins as the weights."""
+        kept = self._kept.setdefault(store, {})
+        if name not in kept:
+            store.device.ends_audit("an optimizer began to keep something of the parameters")
+            kept[name] = store.device.memory.allocate(store.nbytes, pooled=False)
+            self._reset(store, name)
+        return kept[name]
+
+    def _reset(self, store: Store, name: str) -> None:
+        if name == "average":
+            store.device.copy(store.block, self._kept[store][name], store.nbytes)
+        else:
+            store.device.fill_zero(self._kept[store][name])
+
     def state(self, store: Store) -> list[Block]:
-        """The buffers that the rule keeps for a store, zero at first."""
-        blocks = self._state.setdefault(store, [])
-        while len(blocks) < self.states:
-            blocks.append(store.device.memory.allocate(store.nbytes, pooled=False))
-            store.device.fill_zero(blocks[-1])
-        return blocks[: self.states]
+        """The buffers that the rule keeps for a store."""
+        return [self.kept(store, name) for name in self.states]
 
     def average(self, store: Store) -> Block:
-        """The moving average of a store's weights, which starts at what they are."""
-        if store not in self._averages:
-            self._averages[store] = store.device.memory.allocate(store.nbytes, pooled=False)
-            store.device.copy(store.block, self._averages[store], store.nbytes)
-        return self._averages[store]
+        """The moving average of a store's weights."""
+        return self.kept(store, "average")
 
     @contextlib.contextmanager
     def averaged(self, parameters: Sequence[Parameter] | None = None) -> Iterator[None]:
@@ -304,8 +352,8 @@ class Optimizer(Watched):
             raise ConfigurationError(
                 "averaged() needs an optimizer that keeps averages: give it ema=, such as ema=0.999"
             )
-        if parameters is not None:
-            self.attach(list(parameters))
+        if parameters is not None or self._given:
+            self.attach(self._given if parameters is None else list(parameters))
         if not self.parameters:
             raise ConfigurationError(
                 "averaged() needs the parameters where no step was taken: averaged(net.parameters())"
@@ -332,12 +380,12 @@ class Optimizer(Watched):
         self.look()
         if self.fuses:
             for store in self._stores:
-                if store not in self._fused:
+                if store.velocity_of is not self:
                     self._fuse(store)
 
     def look(self) -> None:
         """Take charge of the parameters that are trainable now, with their factors of the rate as they are now."""
-        if self._seen != structure_version():
+        if self._seen != structure_version() or self._loaded is not None:
             self._runs = None
             if self._given:
                 self.attach(self._given)
@@ -356,8 +404,9 @@ class Optimizer(Watched):
 
     def abandon(self) -> None:
         """`descend` broke off half-way: velocities that may be half written are zeroed."""
-        for store in self._fused:
-            store.device.fill_zero(store.gradients())
+        for store in self._stores:
+            if store.velocity_of is self:
+                store.device.fill_zero(store.gradients())
         for p in self.parameters:
             p.zero_grad()
 
@@ -366,24 +415,21 @@ class Optimizer(Watched):
         if store.velocity_of is not None:
             store.velocity_of.separate(store)
         self._not_recorded(store)
-        velocity = self._state.get(store, [])  # it stays: recordings may have it
-        if velocity:
-            store.device.copy(velocity[0], store.gradients(), store.nbytes)
+        velocity = self._kept.get(store, {}).get("velocity")  # it stays: recordings may have it
+        if velocity is not None:
+            store.device.copy(velocity, store.gradients(), store.nbytes)
         else:
             store.device.fill_zero(store.gradients())
         for p in self.parameters:
             if p.store is store and p._last:
                 p.received(0, "velocity")
         store.velocity_of = self
-        self._fused.add(store)
 
     def separate(self, store: Store) -> None:
         """Velocities move out of the gradients' buffer, because gradients are wanted there."""
         self._not_recorded(store)
-        for velocity in self.state(store):  # none where momentum has been switched off
-            store.device.copy(store.gradients(), velocity, store.nbytes)
+        store.device.copy(store.gradients(), self.kept(store, "velocity"), store.nbytes)
         store.velocity_of = None
-        self._fused.discard(store)
 
     def _not_recorded(self, store: Store) -> None:
         if store.device.recorder is not None:
@@ -542,10 +588,10 @@ class Optimizer(Watched):
         """Launch the rule over a run."""
         store = run.store
         device = store.device
-        fused = store in self._fused
+        fused = store.velocity_of is self
         defines, arguments = self._gradient(run, clip)
-        states = 0 if fused else self.states
-        defines |= {"RULE": "fused_momentum" if fused else self.rule, "STATES": states, **self._common(run)}
+        states = () if fused else self.states
+        defines |= {"RULE": "fused_momentum" if fused else self.rule, "STATES": len(states), **self._common(run)}
         if self.weight_decay and self.decoupled:
             defines["DECOUPLED"] = 1
         if fused and "PENALTY" in defines:
@@ -572,19 +618,37 @@ class Optimizer(Watched):
         )  # fmt: skip
 
     # -- saving -------------------------------------------------------------------------------------------------------
-    def state_dict(self) -> dict[str, Any]:
-        """Step and epoch counts, and the kept buffers as arrays by parameter's index: what an exact resume needs."""
-        arrays: dict[str, np.ndarray] = dict(self._pending)  # what was loaded, and no parameters were attached since
-        for index, p in enumerate(self.parameters):
-            blocks = [p.store.gradients()] if p.store in self._fused else self._state.get(p.store, [])[: self.states]
-            named: list[tuple[Any, Block]] = list(enumerate(blocks))
-            if p.store in self._averages:
-                named.append(("average", self._averages[p.store]))
-            for name, block in named:
-                view = block.view(p.position, p.nbytes)
-                arrays[f"{index}.{name}"] = p.device.read(view, np.empty(p.shape, p.dtype))
+    def state_dict(self, named: Iterable[tuple[str, Parameter]] | None = None) -> dict[str, Any]:
+        """Step and epoch counts, and what is kept of the parameters: what an exact resume needs.
+
+        "arrays" are "<i>.<k>" for parameter number i of "names" and buffer number k of "states", or "<i>.average". `named`:
+        the names to use, as `net.named_parameters()` gives them; by default each parameter's own.
+        """
         schedule = {"schedule": self.lr.state_dict()} if isinstance(self.lr, Schedule) else {}
-        return {"steps": self.steps, "epochs": self.epochs, "arrays": arrays, **schedule}
+        if self._loaded is not None:  # no parameters were attached since
+            return {**self._loaded, **schedule}
+        own = _names(self._given)
+        called = own if named is None else own | {p: name for name, p in named}
+        listed = list(dict.fromkeys((*self.parameters, *self._given)))
+        arrays: dict[str, np.ndarray] = {}
+        for index, p in enumerate(listed):
+            store, position = self._places.get(p, (None, 0))
+            kept: dict[str, Block] = dict(self._kept.get(store, {})) if store is not None else {}
+            if store is not None and store.velocity_of is self:
+                kept["velocity"] = store.gradients()
+            for name in self._wanted():
+                key = f"{index}.{self.states.index(name) if name in self.states else name}"
+                if (own[p], name) in self._waiting:
+                    arrays[key] = self._waiting[own[p], name]
+                elif name in kept:
+                    view = kept[name].view(position, p.nbytes)
+                    arrays[key] = p.device.read(view, np.empty(p.shape, p.dtype))
+        names = {"names": [called[p] for p in listed], "states": list(self.states), "rule": type(self).__name__}
+        return {"steps": self.steps, "epochs": self.epochs, **names, "arrays": arrays, **schedule}
+
+    def _wanted(self) -> tuple[str, ...]:
+        """The names of all that is kept of a parameter."""
+        return self.states if self.ema is None else (*self.states, "average")
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: settings, counts, and buffers as arrays; the rest is made again where it is needed."""
@@ -597,30 +661,77 @@ class Optimizer(Watched):
         self.load_state_dict(state["state"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from `state_dict()`'s counts and buffers; they are taken up when parameters are attached."""
+        """Continue from `state_dict()`'s counts and buffers; the next parameters to be attached take these up, by name.
+
+        CheckpointError then if they are others, or the state is another rule's.
+        """
+        if state.get("rule", type(self).__name__) != type(self).__name__:
+            raise CheckpointError(f"this is the state of an optimizer {state['rule']}, not of {type(self).__name__}")
+        for store in self._stores:
+            self._left[store] = self.steps, self.epochs, None, None
         self._clock.steps, self._clock.left, self.epochs = int(state["steps"]), 0, int(state["epochs"])
         if isinstance(self.lr, Schedule) and "schedule" in state:
             self.lr.load_state_dict(state["schedule"])
-        self._pending = dict(state["arrays"])
-        if self.parameters:
-            self._restore()
+        known = ("steps", "epochs", "names", "states", "rule", "arrays", "schedule")
+        self._loaded = {"states": list(self.states), **{key: state[key] for key in known if key in state}}
 
-    def _restore(self) -> None:
-        arrays, self._pending = self._pending, {}
-        for store in list(self._fused):
-            self.separate(store)
-        for key, array in arrays.items():
-            index, _, name = key.partition(".")
-            p = self.parameters[int(index)]
-            if p.shape != array.shape:
-                raise ConfigurationError(
-                    f"the optimizer's state {key} has the shape {array.shape}, its parameter {p.shape}"
+    def _fitting(self, state: dict[str, Any]) -> dict[tuple[str, str], np.ndarray]:
+        """The arrays of a state by names of parameters and of buffers, if it is one of the parameters that were given."""
+        arrays, names = state["arrays"], _names(self._given)
+        saved = state.get("names")
+        if saved is None:  # of an earlier version, which kept what was trainable, in order
+            saved = [name for p, name in names.items() if p.trainable]
+            count = len({key.partition(".")[0] for key in arrays})
+            if count not in (0, len(saved)):
+                raise CheckpointError(
+                    f"the optimizer's state is that of {count} parameters, and {len(saved)} were given"
                 )
-            if name == "average" and self.ema is None:  # it is no longer wanted
-                continue
-            block = self.average(p.store) if name == "average" else self.state(p.store)[int(name)]
-            view = block.view(p.position, p.nbytes)
-            p.device.upload(np.ascontiguousarray(array, p.dtype), view)
+        elif set(saved) != set(names.values()):
+            there, here = set(saved), set(names.values())
+            missing, extra = (", ".join(sorted(some)[:9]) or "none" for some in (there - here, here - there))
+            raise CheckpointError(
+                f"the optimizer's state is that of {len(saved)} parameters, and {len(names)} were given: only the state has "
+                f"{missing}; only the parameters have {extra}. Give net.parameters(), those that are frozen as well, or a new "
+                "optimizer"
+            )
+        shapes = {name: p.shape for p, name in names.items()}
+        found = {}
+        for key, array in arrays.items():
+            index, _, which = key.partition(".")
+            name = saved[int(index)]
+            if shapes[name] != array.shape:
+                raise ConfigurationError(
+                    f"the optimizer's state {key} has the shape {array.shape}, its parameter {name} {shapes[name]}"
+                )
+            found[name, state["states"][int(which)] if which.isdigit() else which] = array
+        return found
+
+    def _clear(self) -> None:
+        """Nothing is kept of the parameters but what is loaded next; buffers stay, since recordings have them."""
+        for store in self._stores:
+            if store.velocity_of is self:
+                self.separate(store)
+            for name in self._kept.get(store, {}):
+                self._reset(store, name)
+
+    def _take_up(self) -> None:
+        """Bring what was loaded to the parameters that are trained now."""
+        names = _names(self._given)
+        for p in self.parameters:
+            for name in self._wanted():
+                array = self._waiting.pop((names[p], name), None)
+                if array is not None:
+                    if p.store.velocity_of is self:
+                        self.separate(p.store)
+                    view = self.kept(p.store, name).view(p.position, p.nbytes)
+                    p.device.upload(np.ascontiguousarray(array, p.dtype), view)
+
+
+def _names(parameters: Sequence[Parameter]) -> dict[Parameter, str]:
+    """The parameters' names, or their numbers where these are not unique."""
+    names = [p.name for p in parameters]
+    unique = len(set(names)) == len(names) and "" not in names
+    return {p: p.name if unique else str(i) for i, p in enumerate(parameters)}
 
 
 class SGD(Optimizer):
@@ -652,8 +763,8 @@ class SGD(Optimizer):
         return "nesterov" if self.nesterov else "momentum" if self.momentum else "sgd"
 
     @property
-    def states(self) -> int:  # type: ignore[override]
-        return 1 if self.momentum else 0
+    def states(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("velocity",) if self.momentum else ()
 
     @property
     def fuses(self) -> bool:  # type: ignore[override]
@@ -679,7 +790,7 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam with bias correction (Kingma and Ba 2015, algorithm 1); `weight_decay` is L2, in the gradient."""
 
-    rule, states = "adam", 2
+    rule, states = "adam", ("mean", "square")
 
     def __init__(
         self,
@@ -720,7 +831,7 @@ class AMSGrad(Adam):
     The largest of the uncorrected moments is kept and then corrected, as in PyTorch's Adam(amsgrad=True).
     """
 
-    rule, states = "amsgrad", 3
+    rule, states = "amsgrad", ("mean", "square", "largest")
 
 
 class Nadam(Adam):
@@ -788,7 +899,7 @@ class LAMB(Adam):
     ) -> None:
         super().__init__(lr, beta1, beta2, epsilon, weight_decay, **options)
         check("LAMB epsilon", epsilon, 0.0, math.inf, "()")  # the zeros between parameters are divided by it
-        self._chunks: dict[Run, tuple[Block, int, Block, int]] = {}
+        self._chunks: weakref.WeakKeyDictionary[Store, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         root = np.sqrt(1.0 - self.beta2**t)  # here the correction cannot go into lr, which decay has a part in
@@ -802,7 +913,9 @@ class LAMB(Adam):
     def _cut(self, run: Run, grid: _Grid) -> tuple[Block, int, Block, int]:
         """The chunks that groups work on, none longer than a group's stretch and none of two parameters, and the
         parameters of the run: two tables on the device, and how many rows they have."""
-        if run not in self._chunks:
+        known = self._chunks.setdefault(run.store, {})
+        key = run.start, run.stop, tuple(p.position for p in self.parameters if p.store is run.store)
+        if key not in known:
             per, stretch = grid.vector * run.store.dtype.itemsize, grid.each * grid.width
             chunks: list[tuple[int, ...]] = []
             parameters: list[tuple[int, ...]] = []
@@ -815,8 +928,8 @@ class LAMB(Adam):
                     chunks.append((at, min(stop, at + stretch), len(parameters), int(p.decays)))
                 parameters.append((first, len(chunks), int(p.decays), 0))
             tables = [constant_block(run.store.device, np.array(rows, np.int32)) for rows in (chunks, parameters)]
-            self._chunks[run] = tables[0], len(chunks), tables[1], len(parameters)
-        return self._chunks[run]
+            known[key] = tables[0], len(chunks), tables[1], len(parameters)
+        return known[key]
 
     def _update(self, run: Run, clip: Block | None = None) -> None:
         store, size = run.store, run.store.dtype.itemsize
@@ -870,8 +983,8 @@ class RMSprop(Optimizer):
         return f"rmsprop{'_centered' * self.centered}{'_momentum' * bool(self.momentum)}"
 
     @property
-    def states(self) -> int:  # type: ignore[override]
-        return 1 + self.centered + bool(self.momentum)
+    def states(self) -> tuple[str, ...]:  # type: ignore[override]
+        return ("square", *(["mean"] if self.centered else []), *(["velocity"] if self.momentum else []))
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         return lr, self.alpha, self.momentum, self.epsilon
@@ -884,7 +997,7 @@ class RMSprop(Optimizer):
 class Adagrad(Optimizer):
     """s += g^2, w -= lr g / (sqrt(s) + epsilon) (Duchi et al. 2011); lr is divided by 1 + lr_decay t, t = 0, 1, ..."""
 
-    rule, states = "adagrad", 1
+    rule, states = "adagrad", ("square",)
 
     def __init__(self, lr: Rate = 0.01, lr_decay: float = 0.0, epsilon: float = 1e-10, **options: Any) -> None:
         super().__init__(lr, **options)
@@ -902,7 +1015,7 @@ class Adadelta(Optimizer):
     """v = rho v + (1 - rho) g^2, u = sqrt(d + epsilon) / sqrt(v + epsilon) g, d = rho d + (1 - rho) u^2, w -= lr u
     (Zeiler 2012, algorithm 1)."""
 
-    rule, states = "adadelta", 2
+    rule, states = "adadelta", ("square", "change")
 
     def __init__(self, lr: Rate = 1.0, rho: float = 0.9, epsilon: float = 1e-6, **options: Any) -> None:
         super().__init__(lr, **options)
@@ -920,7 +1033,7 @@ class Lion(Optimizer):
     """w -= lr sign(beta1 m + (1 - beta1) g), m = beta2 m + (1 - beta2) g; decay is decoupled (Chen et al. 2023,
     algorithm 2). Its rates are 3 to 10 times smaller than Adam's, and its decay as many times larger."""
 
-    rule, states, decoupled = "lion", 1, True
+    rule, states, decoupled = "lion", ("mean",), True
 
     def __init__(
         self, lr: Rate = 0.0001, beta1: float = 0.9, beta2: float = 0.99, weight_decay: float = 0.0, **options: Any

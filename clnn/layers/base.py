@@ -154,7 +154,8 @@ class Layer(Watched):
         """All parameters of this layer and the layers inside."""
         found = []
         for name, p in self.named_parameters():
-            p.name = p.name or name
+            if not p.name or name.endswith(f".{p.name}"):  # the whole way to it, as seen from the outermost layer
+                p.name = name
             found.append(p)
         return found
 
