@@ -125,6 +125,7 @@ class Optimizer(Watched):
         # By store, so that it goes with the model: what is kept, by name, and where the optimizer was with other models
         self._kept: weakref.WeakKeyDictionary[Store, dict[str, Block]] = weakref.WeakKeyDictionary()
         self._left: weakref.WeakKeyDictionary[Store, Any] = weakref.WeakKeyDictionary()
+        self._chunks: weakref.WeakKeyDictionary[Store, dict[Any, Any]] = weakref.WeakKeyDictionary()  # of LAMB
         self._put_aside: list[tuple[Block, Block]] | None = None  # within `averaged`: weights, and where they belong
         self._runs: list[Run] | None = None
         self._tables: dict[Any, tuple[Block, Block]] = {}  # (device, dtype): rates, the counter of rows
@@ -899,16 +900,10 @@ class LAMB(Adam):
     ) -> None:
         super().__init__(lr, beta1, beta2, epsilon, weight_decay, **options)
         check("LAMB epsilon", epsilon, 0.0, math.inf, "()")  # the zeros between parameters are divided by it
-        self._chunks: weakref.WeakKeyDictionary[Store, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         root = np.sqrt(1.0 - self.beta2**t)  # here the correction cannot go into lr, which decay has a part in
         return lr, self.beta1, self.beta2, self.epsilon * root, root / (1.0 - self.beta1**t)
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = super().__getstate__()
-        state["settings"]["_chunks"] = {}
-        return state
 
     def _cut(self, run: Run, grid: _Grid) -> tuple[Block, int, Block, int]:
         """The chunks that groups work on, none longer than a group's stretch and none of two parameters, and the
