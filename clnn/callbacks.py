@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import numbers
 from .errors import ConfigurationError, ShapeError
 from .layers.base import Layer, snake
 from .losses import host_target
@@ -128,7 +129,7 @@ class GradientNorms(Callback):
             raise ConfigurationError("GradientNorms takes x and y, or neither for the training samples")
         self.batch_size = check_count("GradientNorms' batch_size", batch_size, 1)
         self.given = (
-            None if x is None else ([np.asarray(a) for a in (x if isinstance(x, tuple) else (x,))], np.asarray(y))
+            None if x is None else ([numbers(a, "x") for a in (x if isinstance(x, tuple) else (x,))], numbers(y, "y"))
         )
         if self.given and {len(a) for a in self.given[0]} != {len(self.given[1])}:
             lengths = [len(a) for a in self.given[0]]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import numbers
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
 from .model import Model
@@ -67,7 +68,7 @@ class Ensemble:
 
     def evaluate(self, x: Any, y: Any, *, batch_size: int = EVALUATION_BATCH) -> dict[str, float]:
         """{"accuracy": the share of samples whose class, y (n,), the ensemble finds}."""
-        labels = np.asarray(y)
+        labels = numbers(y, "y")
         if labels.ndim == 2 and labels.shape[1] == 1:
             labels = labels[:, 0]
         if labels.dtype.kind in "fb" and np.isin(labels, (0, 1)).all():  # the targets of one output

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_count, whole
+from .checks import check_count, numbers, whole
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
 from .losses import host_target
@@ -98,7 +98,7 @@ def confusion_matrix(predicted: Any, labels: Any, classes: int | None = None) ->
     without it they go up to the largest number given. DataError where a value is no class number, ShapeError where the
     two have different shapes.
     """
-    arrays = {"predicted": np.asarray(predicted), "labels": np.asarray(labels)}
+    arrays = {"predicted": numbers(predicted, "predicted"), "labels": numbers(labels, "labels")}
     for name, array in arrays.items():
         if array.dtype.kind not in "iu" or array.ndim != 1:
             raise DataError(

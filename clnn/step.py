@@ -80,7 +80,6 @@ class Step:
         shape: list[Any] = []
         for name, value in [*enumerate(args), *kwargs.items()]:
             if isinstance(value, Tensor):
-                value.refuse_history("an argument of a step, which is a copy,")
                 where = where or value.device
                 arrays.append(value)
             elif isinstance(value, np.ndarray):
@@ -109,6 +108,7 @@ class Step:
             inputs = self._inputs[key] = [_tensor(empty(where, a.shape, a.dtype)) for a in arrays]
         for array, fixed in zip(arrays, inputs):
             if isinstance(array, Tensor):
+                array.refuse_history("an argument of a step, which is a copy,")
                 if array.device is not where:
                     raise ConfigurationError(
                         f"the arguments of one step lie on two devices, {where!r} and {array.device!r}"

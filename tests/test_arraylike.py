@@ -192,6 +192,7 @@ CUTS = {
     "np.clip": lambda t, device: np.clip(t, 0, 1),
     "np.linalg.norm": lambda t, device: np.linalg.norm(t),
     "an argument of a step": lambda t, device: clnn.step(lambda a: a * 2)(t),
+    "augmentation": lambda t, device: clnn.data.augment.shift(t.reshape(1, 1, 2), 1, 0),
     "a layer of another type": lambda t, device: doubled()(t.reshape(1, 2)),
 }
 
@@ -214,6 +215,21 @@ def test_a_history_is_kept_or_refused(device, name):
             CUTS[name](p, device)
     CUTS[name](p.detach(), device)
     CUTS[name](clnn.tensor([0.5, 1.5]), device)
+
+
+def test_a_step_within_a_step_keeps_the_history(device):
+    p = learning([0.5, 1.5])
+    inner = clnn.step(lambda t: t * t)
+
+    @clnn.step
+    def outer(x):
+        loss = (inner(p * x) + inner(p)).sum()
+        loss.backward()
+        return p.grad
+
+    for _ in range(5):
+        np.testing.assert_allclose(outer(np.float32([2.0, 3.0])), [2 * 0.5 * 5, 2 * 1.5 * 10])
+        p.zero_grad()
 
 
 def test_the_error_names_what_does_it(device):

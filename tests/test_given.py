@@ -218,6 +218,11 @@ def test_sample_weights_that_are_none(device, bad):
         lambda net, x, y, bad: clnn.data.augment.shift(bad[None], 1, 0),
         lambda net, x, y, bad: clnn.take_rows(bad, [0]),
         lambda net, x, y, bad: clnn.metrics.accuracy(net(x), bad),
+    lambda net, x, y, bad: clnn.metrics.confusion_matrix(bad[:, 0], y),
+    lambda net, x, y, bad: clnn.metrics.report(y, bad[:, 0]),
+    lambda net, x, y, bad: clnn.GradientNorms(bad, y),
+    lambda net, x, y, bad: clnn.GradientNorms(x, bad),
+    lambda net, x, y, bad: (fitted(net, x, y, "cross_entropy"), clnn.Ensemble([net]).evaluate(x, bad[:, 0])),
     ],
 )  # fmt: skip
 @pytest.mark.parametrize(

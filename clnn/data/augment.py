@@ -54,7 +54,7 @@ def expand(
     50,000 images become 250,000 as in Nielsen's expand_mnist.py (chapter 6), which shuffles them in the end: training
     does that in every epoch.
     """
-    x, labels = _images(images), np.asarray(labels)
+    x, labels = _images(images), np.asanyarray(labels)
     n, _, h, w = _sizes(x)
     if labels.ndim == 0 or len(labels) != n:
         raise ShapeError(f"expand: labels of shape {labels.shape} for {n} images; give one label an image")
@@ -252,6 +252,7 @@ def _images(images: Any) -> Tensor:
             )
         numbers(images, "images")
         images = tensor(array, np.float32)
+    images.refuse_history("augmentation")
     check_float("augmentation", images)
     if images.ndim not in (3, 4):
         raise ShapeError(
