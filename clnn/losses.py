@@ -103,6 +103,8 @@ class Loss(Watched):
                 return array if array.shape == output.shape else array.reshape(output.shape)
             if output.device.reads:  # where it is recorded, wrong labels make the loss NaN
                 self.check_values(array.numpy(), output.shape, "the labels")
+            if output.device.step is not None and array.rows is None:
+                output.device.step.classes[array.block] = max(2, output.shape[-1])
             return array
         self.check_values(array, output.shape, "the labels" if array.dtype == np.int32 else "the targets")
         array = array.reshape(output.shape) if array.dtype != np.int32 else array
@@ -126,7 +128,7 @@ class Loss(Watched):
     def check_values(self, target: np.ndarray, output: tuple[int, ...], name: str) -> None:
         """Whether targets on the host are in range: class numbers are classes of outputs of that shape."""
         if target.dtype == np.int32:
-            check_labels(target, output[-1] if output[-1] > 1 else 2, name)
+            check_labels(target, max(2, output[-1]), name)
         elif target.size and self.between:
             low, high = self.between
             if low - ROUNDING <= target.min() and target.max() <= high + ROUNDING:

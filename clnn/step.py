@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .data.validate import check_labels
 from .errors import ConfigurationError
 from .ops.array import Array, empty
 from .runtime.device import Device, check_not_forked, device
@@ -36,6 +37,7 @@ class _Call(NamedTuple):
         tuple[Any, int, str]
     ]  # parameters, the gradients they have received by the end, and where the last one went
     stores: list[Any]  # where those gradients lie
+    classes: dict[Any, int]  # by the memory of class numbers: how many classes there are
 
     @staticmethod
     def told_by(context: StepContext) -> _Call:
@@ -43,10 +45,10 @@ class _Call(NamedTuple):
         for optimizer, parameters in context.stepped:
             steps[optimizer] = parameters, steps.get(optimizer, (None, 0))[1] + 1
         stores = dict.fromkeys(p.store for p in context.received if p.store is not None)
-        return _Call(steps, [(p, p.uses, p._last) for p in context.received], list(stores))
+        return _Call(steps, [(p, p.uses, p._last) for p in context.received], list(stores), context.classes)
 
 
-NOTHING = _Call({}, [], [])
+NOTHING = _Call({}, [], [], {})
 
 
 class Step:
@@ -106,7 +108,10 @@ class Step:
             if len(self._inputs) >= 2 * MOST_RECORDINGS:  # recordings read their inputs, so both go together
                 self.clear()
             inputs = self._inputs[key] = [_tensor(empty(where, a.shape, a.dtype)) for a in arrays]
+        known = self._known.get(key, NOTHING)
         for array, fixed in zip(arrays, inputs):
+            if fixed.block in known.classes and not isinstance(array, Tensor):  # a replay would only make its loss NaN
+                check_labels(array, known.classes[fixed.block], "an argument of the step")
             if isinstance(array, Tensor):
                 array.refuse_history("an argument of a step, which is a copy,")
                 if array.device is not where:
