@@ -31,8 +31,16 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def sizes(what: str, value: Any) -> tuple[int, ...]:
+    """A shape, or the one size of it, as a tuple of ints of 0 or more."""
+    shape = whole_numbers(what, value)
+    if any(size < 0 for size in shape):
+        raise ShapeError(f"{what} takes sizes of 0 or more, and {value!r} was given")
+    return shape
+
+
 def whole_numbers(what: str, value: Any) -> tuple[int, ...]:
-    """One whole number, or several, as a tuple of ints: a shape, or axes."""
+    """One whole number, or several, as a tuple of ints."""
     if (one := whole(value)) is not None:
         return (one,)
     try:

@@ -120,7 +120,7 @@ def find_initialiser(which: str | float | Initialiser) -> Initialiser:
     """An initialiser by name, a number for a constant, or a function as it is."""
     if callable(which):
         return which
-    if isinstance(which, (int, float)):
+    if isinstance(which, (int, float, np.number)):
         return constant(float(which))
     if which not in INITIALISERS:
         raise ConfigurationError(

@@ -123,7 +123,8 @@ class Loss(Watched):
                     f"{self.name}: integers of shape {target} would be class numbers; give floats to regress on"
                 )
         elif target != output and target + (1,) != output:
-            raise ShapeError(f"{self.name}: targets of shape {target} do not fit outputs of shape {output}")
+            classes = "; class numbers are integers of shape (n,)" if self.takes == "classes" else ""
+            raise ShapeError(f"{self.name}: targets of shape {target} do not fit outputs of shape {output}{classes}")
 
     def check_values(self, target: np.ndarray, output: tuple[int, ...], name: str) -> None:
         """Whether targets on the host are in range: class numbers are classes of outputs of that shape."""
@@ -162,9 +163,9 @@ def _as_rows(x: Tensor) -> Array:
     return flat
 
 
-def host_target(target: Any, dtype: Any) -> np.ndarray:
+def host_target(target: Any, dtype: Any, name: str = "the target") -> np.ndarray:
     """Targets on the host: integers of one axis are class numbers (int32), everything else becomes floats."""
-    array = numbers(target, "the target")
+    array = numbers(target, name)
     if array.dtype.kind in "iu" and array.ndim == 1:
         return host_array(array, np.int32)
     return host_array(array, dtype)

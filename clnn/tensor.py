@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import numbers, spread, whole_numbers
+from .checks import numbers, sizes, spread
 from .errors import ClnnError, OutOfRangeError, ShapeError
 from .gemm import Scale
 from .ops.activation import FUNCTIONS, through, unary
@@ -292,7 +292,7 @@ class Tensor(Array):
         return self.transpose()
 
     def broadcast_to(self, shape: Sequence[int]) -> Tensor:
-        return apply(broadcast_to, self, shape=whole_numbers("broadcast_to", shape))
+        return apply(broadcast_to, self, shape=sizes("broadcast_to", shape))
 
     def __getitem__(self, key: Any) -> Tensor:
         return apply(take_slice, self, key=key)
@@ -522,12 +522,12 @@ def constant(value: Any, dtype: Any = None, device: str | Device | None = None) 
 
 def zeros(shape: int | Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
     """A tensor of zeros."""
-    return _wrap(fill(empty(resolve(device), whole_numbers("zeros", shape), dtype), 0.0))
+    return _wrap(fill(empty(resolve(device), sizes("zeros", shape), dtype), 0.0))
 
 
 def ones(shape: int | Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
     """A tensor of ones."""
-    return _wrap(fill(empty(resolve(device), whole_numbers("ones", shape), dtype), 1.0))
+    return _wrap(fill(empty(resolve(device), sizes("ones", shape), dtype), 1.0))
 
 
 def _wrap(y: Array) -> Tensor:

@@ -133,7 +133,7 @@ def made_by(model: Layer) -> str:
 
 def as_target(y: Any, loss: Any, output: tuple[int, ...], n: int, dtype: Any, name: str = "y") -> np.ndarray:
     """The targets for n outputs of that shape, checked."""
-    array = host_target(y, dtype)
+    array = host_target(y, dtype, name)
     if array.ndim < 1 or len(array) != n:
         raise ShapeError(f"{name} has {len(array) if array.ndim else 'no'} samples and x has {n}")
     if array.dtype != np.int32:

@@ -28,7 +28,7 @@ def test_comparisons_are_numpys(rng, dtype, device, name):
     a, b = rng.integers(0, 3, (5, 4)).astype(dtype), rng.integers(0, 3, (5, 4)).astype(dtype)
     a[0, 0] = b[0, 1] = np.nan
     a[1, 0], b[1, 0] = np.inf, np.inf
-    t, u = clnn.tensor(a), clnn.tensor(b)
+    t, u = clnn.tensor(a, dtype=dtype), clnn.tensor(b, dtype=dtype)
     for got, want in (
         (compare(t, u), compare(a, b)),
         (compare(t, 1.0), compare(a, 1.0)),

@@ -94,7 +94,7 @@ def test_a_kernel_learns_nothing_from_its_first_call(device):
             value = kind(1.5) if kind in (np.float64, float) else np.float32(1.5)
             device.launch("elementwise", "fill", (3,), number, y.block, value)
             same_bits(y, np.full(3, 1.5, np.float32))
-    with pytest.raises(clnn.DeviceError, match="size 4294967296"):
+    with pytest.raises(clnn.DeviceError, match="the size 4,294,967,296"):
         device.launch("elementwise", "fill", (3,), np.int64(1 << 32), y.block, 1.0)
     with pytest.raises(clnn.DeviceError, match="takes buffers, numbers and short vectors of int32"):
         device.launch("elementwise", "fill", (3,), 3, y.block, "1")
@@ -123,3 +123,31 @@ def test_arrays_that_hold_no_numbers(bad):
     with pytest.raises(clnn.DataError, match="the weights"):
         numbers(bad, "the weights")
     assert numbers(np.ma.array([1.0, 2.0]), "x").tolist() == [1.0, 2.0]  # nothing is masked
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda: clnn.zeros(-3), lambda: clnn.ones((2, -1)), lambda: clnn.ones((2, 1)).broadcast_to((2, -1)),
+     lambda: clnn.zeros(2.0)],
+)  # fmt: skip
+def test_sizes_are_whole_and_not_negative(device, call):
+    with pytest.raises(clnn.ShapeError, match="takes (sizes of 0 or more|whole numbers), and .* was given"):
+        call()
+
+
+def test_numpys_bools_and_floats_in_layers(device, tmp_path):
+    layers = [
+        clnn.Conv2D(2, 3, bias=np.False_, weight_init=np.float32(0.5)),
+        clnn.BatchNorm(momentum=np.float32(0.5), affine=np.True_),
+        clnn.Dense(2, bias=np.True_, bias_init=np.float64(2)),
+    ]
+    net = clnn.Sequential(layers, input_shape=(1, 4, 4))
+    net.save(tmp_path / "net")
+    same_bits(clnn.load(tmp_path / "net").layers[0].w, np.full((2, 1, 3, 3), 0.5, np.float32))
+    same_bits(net.layers[2].b, [2, 2])
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_one_class_alone_is_refused(name):
+    with pytest.raises(clnn.ConfigurationError, match='is always 1, so that nothing is learned; take "sigmoid"'):
+        clnn.Dense(1, name)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import numbers, whole_numbers
+from ..checks import numbers, sizes
 from ..errors import CheckpointError, ConfigurationError, DeviceError, OutOfDeviceMemory, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS
@@ -134,7 +134,7 @@ class Layer(Watched):
         Weight decay reaches parameters with two axes or more unless `decays` says otherwise. With `learns=False` it is
         a statistic that the layer keeps: saved and moved with the others, and changed by no optimizer.
         """
-        shape = whole_numbers("parameter", shape)
+        shape = sizes("parameter", shape)
         if self.dtype not in FLOATS:
             raise ConfigurationError(f"parameters are float32 or float64, not {self.dtype}")
         made = find_initialiser(init)(shape, generator(self.device), self.dtype)

@@ -48,7 +48,7 @@ class _Convolution(Layer):
         self.padding: Paddings = paddings(f"{kind}'s padding", padding, self.axes)
         self.dilation = per_axis(f"{kind}'s dilation", dilation, self.axes)
         self.groups = check_count(f"{kind}'s groups", groups)
-        self.bias = bias
+        self.bias = bool(bias)
         self.weight_init, self.bias_init = weight_init, bias_init
         find_initialiser(weight_init), find_initialiser(bias_init)
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from ..checks import check_count, whole_numbers
-from ..errors import ShapeError
+from ..errors import ConfigurationError, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
 from ..ops.random import dropout, gaussian_dropout, spatial_dropout
@@ -42,7 +42,12 @@ class Dense(Layer):
         self.size = check_count("Dense's size", size)
         self.max_norm = max_norm
         self.activation = activation if activation in SOFTMAX else activation_name(activation)
-        self.bias = bias
+        if self.size == 1 and self.activation in SOFTMAX:
+            raise ConfigurationError(
+                f"Dense(1, {activation!r}): the probability of the only class is always 1, so that nothing is learned; take "
+                '"sigmoid" for yes or no, or an output for each class'
+            )
+        self.bias = bool(bias)
         self.weight_init, self.bias_init = weight_init, bias_init
         find_initialiser(weight_init), find_initialiser(bias_init)
 
