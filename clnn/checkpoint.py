@@ -5,6 +5,7 @@ Nothing in a file is executed: layers come from a closed registry of class names
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 from typing import Any
@@ -15,61 +16,112 @@ from safetensors.numpy import save as serialise
 
 from .errors import CheckpointError, ClnnError
 from .files import write_atomically
-from .layers.base import REGISTRY, Layer
+from .layers.base import REGISTRY, VERSIONS, Layer
 
 FORMAT = 1
+PLAIN = (bool, int, float, str, tuple)  # values of arguments that can be compared
 
 
-def describe(layer: Layer) -> dict[str, Any]:
-    """A layer as JSON: its class's name and its config, whose layers are described likewise."""
+def describe(layer: Layer, numbers: dict[Layer, int] | None = None) -> dict[str, Any]:
+    """A layer as JSON: its class's name and its config, whose layers are described likewise.
+
+    `numbers` those that are described already: one that is there again, shared, is referred to by its number.
+    """
+    numbers = {} if numbers is None else numbers
+    if layer in numbers:
+        return {"class": "", "shared": numbers[layer]}
     kind = type(layer).__name__
     if REGISTRY.get(kind) is not type(layer):
         raise CheckpointError(
             f"a layer of class {kind} cannot be saved with its architecture: decorate the class with @clnn.register and give "
             "it a config(), or save net.state_dict()"
         )
-    found: dict[str, Any] = {"class": kind, "config": _described(layer.config())}
+    found: dict[str, Any] = {"class": kind, "config": _described(layer.config(), numbers)}
+    if VERSIONS[type(layer)] > 1:
+        found["version"] = VERSIONS[type(layer)]
     if not layer.trainable:
         found["trainable"] = False
+    numbers[layer] = len(numbers)
     return found
 
 
-def _described(value: Any) -> Any:
+def _described(value: Any, numbers: dict[Layer, int]) -> Any:
     if isinstance(value, Layer):
-        return describe(value)
+        return describe(value, numbers)
     if isinstance(value, (list, tuple)):
-        return [_described(item) for item in value]
+        return [_described(item, numbers) for item in value]
     if isinstance(value, dict):
-        return {key: _described(item) for key, item in value.items()}
+        return {key: _described(item, numbers) for key, item in value.items()}
+    if isinstance(value, np.generic):
+        return value.item()
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     raise CheckpointError(f"a config holds {value!r}, which JSON cannot; use numbers, strings, lists and layers")
 
 
-def construct(description: Any) -> Layer:
-    """The layer that `describe` described."""
+def construct(description: Any, made: list[Layer] | None = None) -> Layer:
+    """The layer that `describe` described; `made` are those before it, by their numbers."""
+    made = [] if made is None else made
     kind = description.get("class") if isinstance(description, dict) else None
+    if kind == "":
+        return made[description["shared"]]
     if kind not in REGISTRY:
         raise CheckpointError(
             f"the file names a layer class {kind!r} that is not known here; known are {', '.join(sorted(REGISTRY))}. "
             "Import the module that defines it (with @clnn.register) first"
         )
-    config = {key: _constructed(value) for key, value in description.get("config", {}).items()}
+    cls, version = REGISTRY[kind], description.get("version", 1)
+    config = {key: _constructed(value, made) for key, value in description.get("config", {}).items()}
+    if version > VERSIONS[cls]:
+        raise CheckpointError(
+            f"the file holds {kind} of version {version}, and here is {VERSIONS[cls]}: update what defines the class"
+        )
     try:
-        return REGISTRY[kind](**config)
-    except (TypeError, ClnnError) as error:
+        if version < VERSIONS[cls]:
+            config = cls.upgrade(config, version)  # type: ignore[attr-defined]
+        layer = cls(**config)
+    except (TypeError, KeyError, ClnnError) as error:
         raise CheckpointError(f"the file's config of {kind} does not fit this version of clnn: {error}") from error
+    if description.get("trainable") is False:
+        layer.__dict__["_frozen_in_file"] = True
+    made.append(layer)
+    return layer
 
 
-def _constructed(value: Any) -> Any:
-    if isinstance(value, dict) and set(value) <= {"class", "config", "trainable"} and "class" in value:
-        layer = construct(value)
-        if value.get("trainable") is False:
-            layer.__dict__["_frozen_in_file"] = True
-        return layer
+def _constructed(value: Any, made: list[Layer]) -> Any:
+    if (
+        isinstance(value, dict)
+        and set(value) <= {"class", "config", "trainable", "version", "shared"}
+        and "class" in value
+    ):
+        return construct(value, made)
     if isinstance(value, list):
-        return [_constructed(item) for item in value]
+        return [_constructed(item, made) for item in value]
+    if isinstance(value, dict):
+        return {key: _constructed(item, made) for key, item in value.items()}
     return value
+
+
+def difference(model: Layer, twin: Layer) -> str | None:
+    """In words, in what a model that was made of another's description is not like it; None where it is."""
+    shapes, others = ({name: p.shape for name, p in one.named_parameters()} for one in (model, twin))
+    if shapes != others:
+        names = sorted(name for name in shapes.keys() | others.keys() if shapes.get(name) != others.get(name))
+        of = ", ".join(f"{name} {shapes.get(name, 'is none')}, then {others.get(name, 'none')}" for name in names[:9])
+        return f"its parameters differ: {of}"
+    pairs = ((("", one), *(pair for pair in one._walk("") if isinstance(pair[1], Layer))) for one in (model, twin))
+    first, second = map(dict, pairs)
+    for path, layer in first.items():
+        other, where = second.get(path), path or type(layer).__name__
+        if type(other) is not type(layer):
+            return f"{where} is {layer!r}, then {other!r}"
+        ours = type(layer).__module__.startswith("clnn.")
+        arguments = set() if ours else {*inspect.signature(type(layer)).parameters} - {"seed"}
+        for name in layer.config().keys() | arguments:
+            a, b = ({**vars(one), **one.config()}.get(name) for one in (layer, other))
+            if isinstance(a, PLAIN) and not isinstance(b, Layer) and a != b:
+                return f"{name} of {where} is {a!r}, then {b!r}"
+    return None
 
 
 def write(path: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:

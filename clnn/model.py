@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,15 @@ import numpy as np
 
 from . import checkpoint, train
 from .checks import whole_numbers
-from .errors import CheckpointError, ConfigurationError, ShapeError
-from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through
+from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
+from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through, without_values
 from .losses import Loss, find_loss
 from .ops.loss import yes_above
 from .ops.random import Generator
 from .optim import OPTIMIZERS, Optimizer
 from .parameters import consolidate, count
 from .random import drawing_from
-from .runtime.device import Device, resolve
+from .runtime.device import Device, ValuesWanted, resolve
 from .runtime.lock import exclusive
 from .tensor import Parameter, Tensor, no_grad, tensor
 
@@ -103,7 +104,7 @@ class Model(Layer):
 
         `clnn.load(path)` gives the model back; `net.fit(..., optimizer=net.optimizer)` then goes on exactly.
         """
-        if not self.built:
+        if not self.built or self._input_shapes is None:
             raise CheckpointError("the model is not built yet: give input_shape, or call it once, before saving")
         parameters = list(self.named_parameters())
         arrays = {f"parameter.{name}": p.numpy() for name, p in parameters}
@@ -111,7 +112,9 @@ class Model(Layer):
             "model": checkpoint.describe(self),
             "dtype": self.dtype.name,
             "input_shapes": self._input_shapes,
+            "input_types": self._input_types,
         }
+        _check_loadable(self, header)
         frozen = [name for name, p in parameters if p.learns and not p.trainable]
         if frozen:
             header["frozen"] = frozen
@@ -127,6 +130,13 @@ class Model(Layer):
         checkpoint.write(path, arrays, header)
 
     _input_shapes: Any = None
+    _input_types: Any = None  # where they are not the model's
+
+    def __call__(self, *inputs: Any) -> Any:
+        if not self.built:
+            whole = [isinstance(x, Tensor) and x.dtype == np.int32 for x in inputs]
+            self._input_types = ["int32" if one else self.dtype.name for one in whole] if any(whole) else None
+        return super().__call__(*inputs)
 
     def ensure_built(self, *shapes: tuple[int, ...]) -> None:
         if not self.built:
@@ -230,19 +240,16 @@ class Sequential(Model):
 def load(path: str | Path) -> Any:
     """The model that `save` wrote, on the device in use; its loss and optimizer come along."""
     arrays, header = checkpoint.read(path)
+    from .runtime.device import device
+
     try:
-        model = checkpoint.construct(header["model"])
-        dtype, shapes = np.dtype(header["dtype"]), [tuple(shape) for shape in header["input_shapes"]]
-    except (KeyError, TypeError, ValueError) as error:
+        model = _made(header, device())
+    except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(
             f"{path}: the header is incomplete or damaged ({error!r}); restore the file from a copy"
         ) from error
     if not isinstance(model, Model):
         raise CheckpointError(f"{path} holds a {type(model).__name__}, which is no model")
-    from .runtime.device import device
-
-    model.place(device(), dtype)
-    model.ensure_built(*shapes)
     model.load_state_dict({n.removeprefix("parameter."): a for n, a in arrays.items() if n.startswith("parameter.")})
     _freeze(model, set(header.get("frozen", ())))
     if "loss" in header:
@@ -265,6 +272,40 @@ def load(path: str | Path) -> Any:
             raise CheckpointError(f"{path}: the optimizer does not fit this version of clnn: {error}") from error
         model.optimizer = optimizer
     return model
+
+
+def _made(header: dict[str, Any], where: Device) -> Layer:
+    """The model that a header describes, with parameters that hold nothing yet: built by a forward pass for shapes."""
+    dtype, shapes = np.dtype(header["dtype"]), [tuple(shape) for shape in header["input_shapes"]]
+    types = header.get("input_types") or [dtype] * len(shapes)
+
+    def made() -> Layer:
+        model = checkpoint.construct(header["model"])
+        model.place(where, dtype)
+        model(*[tensor(np.zeros((1, *shape), t), t, where) for shape, t in zip(shapes, types)])
+        return model
+
+    with no_grad(), drawing_from(Generator(where, 0)):
+        try:
+            with where.dry(), without_values():
+                return made()
+        except ValuesWanted:  # its own code reads values
+            return made()
+
+
+def _check_loadable(model: Model, header: dict[str, Any]) -> None:
+    """CheckpointError if what the header says does not make a model like this one again."""
+    try:
+        difference = checkpoint.difference(model, _made(json.loads(json.dumps(header)), model.device))
+    except OutOfDeviceMemory:  # there is no room to try
+        return
+    except Exception as error:  # whatever the model's own code raises
+        difference = f"it cannot be made: {error}"
+    if difference is not None:
+        raise CheckpointError(
+            f"a {type(model).__name__} made of its config() would not be like this one: {difference}. Have config() give all "
+            "arguments of __init__, which makes the layers inside; or save net.state_dict()"
+        )
 
 
 def _freeze(model: Layer, frozen: set[str]) -> None:

@@ -693,6 +693,7 @@ class Evaluation:
         batch, t, w = self.feed.batch(rows)
         out = self.model.forward(*batch)
         if t is None:
+            block_of(out)  # a model that hands its input on: the rows are gathered within the step
             if not alone:
                 advance_cells(out.device, [(self.feed.state, rows)])
             return out

@@ -516,3 +516,14 @@ def test_a_step_is_recorded_when_all_its_rows_have_a_loss(device, rng, monkeypat
     expected = np.log(np.exp(logits).sum(1)) - logits[np.arange(len(y)), y]
     np.testing.assert_allclose(history["loss"], expected.mean(), rtol=1e-5)
     np.testing.assert_allclose(history["accuracy"], (logits.argmax(1) == y).mean(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("make", [lambda: clnn.Dropout(0.5), lambda: clnn.Flatten(), lambda: clnn.Activation("linear")])
+def test_a_model_that_hands_its_input_on(device, rng, make):
+    """What it is given at each call, not what it was given when it was recorded."""
+    net = net_on(device, make(), input_shape=4)
+    for _ in range(6):
+        for rows in (3, 11):
+            x = rng.standard_normal((rows, 4)).astype(np.float32)
+            assert np.array_equal(net.predict(x, batch_size=4), x)
+            assert net.evaluate(x, x + 1, loss="mse", batch_size=4)["loss"] == pytest.approx(1.0, rel=1e-5)

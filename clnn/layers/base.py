@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import inspect
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -22,12 +25,41 @@ from ..tensor import Parameter, Tensor, grad_enabled, tensor
 
 MOST_NESTED = 64  # layers in layers: each takes up to a dozen calls of Python's thousand
 REGISTRY: dict[str, type[Layer]] = {}
+VERSIONS: dict[type[Layer], int] = {}  # of their configs
+_building = threading.local()
 
 
-def register(cls: type[Layer]) -> type[Layer]:
-    """Let `clnn.load` make layers of this class again, by its name and `config()`."""
-    REGISTRY[cls.__name__] = cls
+def register(cls: Any = None, *, version: int = 1) -> Any:
+    """Let `clnn.load` make layers of this class again, by its name and `config()`.
+
+    Where the arguments of a class change, give it the next `version`, and a static method `upgrade(config, version)` that
+    makes of a config of an earlier version, which older files hold, one of this:
+
+        @clnn.register(version=2)
+        class Scale(clnn.Layer):
+            @staticmethod
+            def upgrade(config, version):
+                return {"by": config["factor"]}
+    """
+    if cls is None:
+        return functools.partial(register, version=version)
+    if version > 1 and not callable(getattr(cls, "upgrade", None)):
+        raise ConfigurationError(
+            f"{cls.__name__} of version {version} needs a static method upgrade(config, version) for files of version "
+            f"{version - 1}"
+        )
+    REGISTRY[cls.__name__], VERSIONS[cls] = cls, version
     return cls
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Within it layers are built for the names and shapes of their parameters, which hold nothing yet."""
+    _building.empty = True
+    try:
+        yield
+    finally:
+        _building.empty = False
 
 
 def for_shapes(device: Device, forward: Callable[[], Any]) -> Any:
@@ -100,7 +132,7 @@ class Layer(Watched):
                 self.device.ends_audit("a layer was built inside the step")
             for _ in self.layers_inside():  # an error where they are nested too deep
                 pass
-            with self.device.dry(False):  # parameters get their values even where only shapes are asked for
+            with self.device.dry(getattr(_building, "empty", False)):  # else they get values, whatever is asked for
                 self.build(*shapes)
             self.built = True
 

@@ -1,0 +1,373 @@
+"""Every layer, and models of one's own, saved and loaded: the same architecture, and the same answers to the bit; or refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+import clnn
+from clnn.layers import base
+
+IMAGE = (4, 6, 6)
+LAYERS = {  # class: (ways to make one, the shape of a sample)
+    "Dense": ([lambda: clnn.Dense(3, "tanh", bias=False, max_norm=2.0), lambda: clnn.Dense(3, "softmax")], (5,)),
+    "Activation": ([lambda: clnn.Activation("gelu"), lambda: clnn.Activation("log_softmax")], (5,)),
+    "Flatten": ([clnn.Flatten], (2, 3)),
+    "Reshape": ([lambda: clnn.Reshape((3, -1)), lambda: clnn.Reshape(6)], (2, 3)),
+    "Dropout": ([lambda: clnn.Dropout(0.3)], (5,)),
+    "SpatialDropout": ([lambda: clnn.SpatialDropout(0.3)], IMAGE),
+    "GaussianDropout": ([lambda: clnn.GaussianDropout(0.3)], (5,)),
+    "BatchNorm": ([lambda: clnn.BatchNorm("relu", momentum=0.7), lambda: clnn.BatchNorm(affine=False)], IMAGE),
+    "LayerNorm": ([lambda: clnn.LayerNorm((-2, -1)), lambda: clnn.LayerNorm(affine=False)], (3, 4)),
+    "RMSNorm": ([lambda: clnn.RMSNorm(epsilon=1e-3)], (3, 4)),
+    "GroupNorm": ([lambda: clnn.GroupNorm(2, "tanh")], IMAGE),
+    "InstanceNorm": ([lambda: clnn.InstanceNorm()], IMAGE),
+    "LocalResponseNorm": ([lambda: clnn.LocalResponseNorm(3, alpha=0.1)], IMAGE),
+    "Conv1D": ([lambda: clnn.Conv1D(3, 3, "relu", stride=2, padding="same")], (4, 9)),
+    "Conv2D": (
+        [
+            lambda: clnn.Conv2D(4, (3, 2), "tanh", padding=((1, 0), (0, 1)), dilation=2, groups=2),
+            lambda: clnn.Conv2D(2, 3, bias=False, padding="valid"),
+        ],
+        IMAGE,
+    ),
+    "Conv3D": ([lambda: clnn.Conv3D(2, 2, stride=(1, 2, 1))], (2, 4, 4, 4)),
+    "Conv1DTranspose": ([lambda: clnn.Conv1DTranspose(3, 3, stride=2, output_padding=1)], (4, 5)),
+    "Conv2DTranspose": ([lambda: clnn.Conv2DTranspose(3, 2, "relu", stride=2, padding=1)], IMAGE),
+    "Conv3DTranspose": ([lambda: clnn.Conv3DTranspose(2, 2, bias=False)], (2, 3, 3, 3)),
+    "DepthwiseConv2D": ([lambda: clnn.DepthwiseConv2D(3, "relu", multiplier=2, padding="same")], IMAGE),
+    "MaxPool1D": ([lambda: clnn.MaxPool1D(3, 2, ceil_mode=True)], (4, 9)),
+    "MaxPool2D": ([lambda: clnn.MaxPool2D((2, 3), padding=1)], IMAGE),
+    "MaxPool3D": ([lambda: clnn.MaxPool3D(2)], (2, 4, 4, 4)),
+    "AvgPool1D": ([lambda: clnn.AvgPool1D(2)], (4, 9)),
+    "AvgPool2D": ([lambda: clnn.AvgPool2D(2, padding=1, count_include_pad=False)], IMAGE),
+    "AvgPool3D": ([lambda: clnn.AvgPool3D(2, 1)], (2, 4, 4, 4)),
+    "AdaptiveMaxPool": ([lambda: clnn.AdaptiveMaxPool(2)], IMAGE),
+    "AdaptiveAvgPool": ([lambda: clnn.AdaptiveAvgPool((2, 3))], IMAGE),
+    "GlobalMaxPool": ([clnn.GlobalMaxPool], IMAGE),
+    "GlobalAvgPool": ([clnn.GlobalAvgPool], IMAGE),
+    "Residual": (
+        [
+            lambda: clnn.Residual([clnn.Dense(4, "relu"), clnn.Dense(5)], activation="tanh"),
+            lambda: clnn.Residual(clnn.Dense(3), shortcut=[clnn.Dense(4), clnn.Dense(3)]),
+        ],
+        (5,),
+    ),
+    "UpSampling": ([lambda: clnn.UpSampling((2, 3), "bilinear"), lambda: clnn.UpSampling()], IMAGE),
+    "Padding": ([lambda: clnn.Padding(((1, 2), (0, 1)), "reflect"), lambda: clnn.Padding(1, value=2.5)], IMAGE),
+    "Sequential": ([lambda: clnn.Sequential([clnn.Dense(4, "tanh"), clnn.Dense(3)], seed=3)], (5,)),
+}
+WAYS = [(name, i) for name, (ways, _) in LAYERS.items() for i in range(len(ways))]
+
+
+def test_every_layer_is_here():
+    assert {name for name, cls in base.REGISTRY.items() if cls.__module__.startswith("clnn.")} == set(LAYERS)
+
+
+def trained(net, rng, device, shape, seed=1):
+    """After a few steps, so that statistics and biases are something; and a batch."""
+    x = rng.standard_normal((7, *shape)).astype(np.float32)
+    y = np.zeros((7, *net.predict(x).shape[1:]), np.float32)
+    if any(p.trainable for p in net.parameters()):
+        net.fit(x, y, loss="mse", optimizer=clnn.SGD(0.05), epochs=2, batch_size=7, seed=seed, progress=False)
+    return x
+
+
+def assert_comes_back(net, x, path):
+    """The file gives a model with the same layers, parameters and answers, which can be saved and loaded again."""
+    net.save(path)
+    with clnn.use(net.device):
+        again = clnn.load(path)
+    assert repr(again) == repr(net) and type(again) is type(net)
+    for (name, p), (other, q) in zip(net.named_parameters(), again.named_parameters(), strict=True):
+        assert name == other and (p.learns, p.trainable, p.decays) == (q.learns, q.trainable, q.decays)
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+    given = x if isinstance(x, tuple) else (x,)
+    np.testing.assert_array_equal(net.predict(x), again.predict(x))
+    with clnn.no_grad():
+        np.testing.assert_array_equal(net(*given).numpy(), again(*given).numpy())
+    again.save(path)
+    with clnn.use(net.device):
+        np.testing.assert_array_equal(clnn.load(path).predict(x), net.predict(x))
+    return again
+
+
+@pytest.mark.parametrize(("name", "way"), WAYS)
+@pytest.mark.parametrize("built", ["with it", "at the first call"])
+def test_every_layer_comes_back(device, rng, tmp_path, name, way, built):
+    make, shape = LAYERS[name][0][way], LAYERS[name][1]
+    layer = make()
+    again = eval(repr(layer), {**vars(clnn), name: base.REGISTRY[name]})  # noqa: S307 - repr is how it was made
+    assert repr(again) == repr(layer)
+    with clnn.use(device):
+        net = clnn.Sequential([layer], input_shape=shape if built == "with it" else None)
+    x = trained(net, rng, device, shape)
+    with clnn.no_grad():
+        eager = net(x).numpy()
+    for _ in range(5):
+        np.testing.assert_array_equal(net.predict(x), eager)
+    assert_comes_back(net, x, tmp_path / "net")
+    net.trainable = False
+    assert_comes_back(net, x, tmp_path / "net")
+
+
+@pytest.mark.parametrize("name", [name for name, (_, shape) in LAYERS.items() if shape == (5,)])
+def test_layers_within_layers_and_shared_ones(device, rng, tmp_path, name):
+    """A layer that stands in a model twice is one afterwards, too."""
+    make = LAYERS[name][0][0]
+    with clnn.use(device):
+        shared = clnn.Dense(5, "tanh")
+        inner = clnn.Sequential([clnn.Residual([shared]), clnn.Dense(5)])
+        net = clnn.Sequential([shared, inner, shared, make(), clnn.Dense(5), inner], input_shape=5)
+    x = trained(net, rng, device, (5,))
+    again = assert_comes_back(net, x, tmp_path / "net")
+    assert again.layers[0] is again.layers[2] is again.layers[1].layers[0].body[0]
+    assert again.layers[1] is again.layers[5]
+    again.fit(x, net.predict(x), loss="mse", optimizer=clnn.SGD(0.1), progress=False)
+    np.testing.assert_array_equal(again.layers[0].w.numpy(), again.layers[1].layers[0].body[0].w.numpy())
+
+
+# -- models of one's own ----------------------------------------------------------------------------------------------
+@pytest.fixture(autouse=True)
+def registry():
+    """What a test registers is gone afterwards."""
+    before = dict(base.REGISTRY), dict(base.VERSIONS)
+    yield
+    for now, then in zip((base.REGISTRY, base.VERSIONS), before):
+        now.clear()
+        now.update(then)
+
+
+def two(register=clnn.register):
+    @register
+    class Two(clnn.Model):
+        def __init__(self, hidden=3, activation="tanh"):
+            self.hidden, self.activation = hidden, activation
+            self.a, self.b = clnn.Dense(hidden, activation), clnn.Dense(2)
+
+        def forward(self, x):
+            return self.b(self.a(x))
+
+        def config(self):
+            return {"hidden": self.hidden, "activation": self.activation}
+
+    return Two
+
+
+def test_a_model_of_ones_own(device, rng, tmp_path):
+    with clnn.use(device):
+        net = two()(7, "relu")
+    x = trained(net, rng, device, (5,))
+    again = assert_comes_back(net, x, tmp_path / "net")
+    assert again.hidden == 7 and again.a.activation == "relu" and len(again.parameters()) == 4
+    for one in (net, again):
+        one.fit(x, np.zeros((7, 2), np.float32), loss="mse", optimizer=one.optimizer, epochs=2, seed=4, progress=False)
+    np.testing.assert_array_equal(net.predict(x), again.predict(x))
+    net.a.trainable = False
+    assert not assert_comes_back(net, x, tmp_path / "net").a.w.trainable
+
+
+def test_a_model_of_several_inputs_with_lists_and_shared_layers(device, rng, tmp_path):
+    @clnn.register
+    class Towers(clnn.Model):
+        def __init__(self, depth=2):
+            self.depth = depth
+            self.encoder = clnn.Sequential([clnn.Dense(4, "tanh"), clnn.BatchNorm()])
+            self.tower = [clnn.Dense(4, "tanh") for _ in range(depth)]
+            self.heads = {"left": clnn.Dense(2), "right": clnn.Dense(2)}
+            self.same = self.tower[0]
+
+        def build(self, *shapes):
+            self.scale = self.parameter(len(shapes), init="ones")
+
+        def forward(self, x, y):
+            x, y = self.encoder(x), self.encoder(y)
+            for layer in self.tower:
+                x, y = layer(x), self.same(layer(y))
+            return self.heads["left"](x) * self.scale[0] + self.heads["right"](y) * self.scale[1]
+
+        def config(self):
+            return {"depth": self.depth}
+
+    with clnn.use(device):
+        net = Towers(3)
+    x = tuple(rng.standard_normal((9, 5)).astype(np.float32) for _ in range(2))
+    y = rng.standard_normal((9, 2)).astype(np.float32)
+    net.fit(x, y, loss="mse", optimizer=clnn.Adam(0.01), epochs=3, batch_size=3, progress=False)
+    again = assert_comes_back(net, x, tmp_path / "net")
+    assert again.same is again.tower[0]
+    for one in (net, again):
+        one.fit(x, y, loss="mse", optimizer=one.optimizer, epochs=2, batch_size=3, seed=4, progress=False)
+    np.testing.assert_array_equal(net.predict(x), again.predict(x))
+
+
+def test_a_model_of_ones_own_within_another(device, rng, tmp_path):
+    Two = two()
+    with clnn.use(device):
+        inner = Two(3)
+        net = clnn.Sequential([clnn.Dense(4), inner, clnn.Dense(4), inner.a], input_shape=5)
+    with pytest.raises(clnn.CheckpointError, match="inner|its parameters differ|is"):
+        net.save(tmp_path / "net")  # inner's own layer is made anew by it, and would no longer be shared
+    assert not (tmp_path / "net").exists()
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(4), Two(3), clnn.Dense(5), Two(2)], input_shape=5)
+    assert_comes_back(net, trained(net, rng, device, (5,)), tmp_path / "net")
+
+
+def test_whole_numbers_as_input(device, tmp_path):
+    @clnn.register
+    class Lookup(clnn.Model):
+        def build(self, *shapes):
+            self.table = self.parameter((4, 3))
+
+        def forward(self, index):
+            assert index.dtype == np.int32
+            return clnn.take_rows(self.table, index)
+
+    with clnn.use(device):
+        net = Lookup()
+        index = clnn.tensor([1, 3, 0])
+        with clnn.no_grad():
+            expected = net(index).numpy()
+            net.save(tmp_path / "net")
+            np.testing.assert_array_equal(clnn.load(tmp_path / "net")(index).numpy(), expected)
+
+
+def refuse(kind, make, words):
+    return pytest.param(kind, make, words, id=kind)
+
+
+class Scale(clnn.Layer):
+    def __init__(self, factor=2.0):
+        self.factor = factor
+
+    def forward(self, x):
+        return x * self.factor
+
+
+class Wide(clnn.Layer):
+    def __init__(self, width=2):
+        self.size = width
+
+    def build(self, shape):
+        self.w = self.parameter((shape[-1], self.size))
+
+    def forward(self, x):
+        return x @ self.w
+
+
+class Grows(clnn.Model):
+    def __init__(self):
+        self.a = clnn.Dense(2)
+
+    def forward(self, x):
+        return self.a(x)
+
+
+def grown():
+    net = Grows()
+    net.more = clnn.Dense(3)
+    return net
+
+
+def other_layer():
+    net = Grows()
+    net.a = clnn.Dense(4)
+    return net
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: clnn.Sequential([Scale(5.0)]), "factor of layers.0 is 5.0, then 2.0"),
+        (lambda: clnn.Sequential([Wide(3)]), r"layers.0.w \(5, 3\), then \(5, 2\)|0.w \(5, 3\), then \(5, 2\)"),
+        (grown, "more is Dense"),
+        (other_layer, r"a.w \(5, 4\), then \(5, 2\)"),
+        (lambda: clnn.Sequential([Needs(3)]), "does not fit|missing"),
+        (lambda: clnn.Sequential([Holds(np.zeros(5))]), "a config holds"),
+    ],
+)
+def test_what_could_not_be_loaded_is_refused_when_saving(device, rng, tmp_path, make, words):
+    for cls in (Scale, Wide, Grows, Needs, Holds):
+        clnn.register(cls)
+    with clnn.use(device):
+        net = make()
+    net.predict(rng.standard_normal((2, 5)).astype(np.float32))
+    with pytest.raises(clnn.CheckpointError, match=words):
+        net.save(tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+class Needs(Scale):
+    def __init__(self, factor):
+        super().__init__(factor)
+
+
+class Holds(Scale):
+    def config(self):
+        return {"factor": self.factor}
+
+
+def test_saving_draws_no_random_numbers_and_changes_nothing(device, rng, tmp_path):
+    """Training goes on to the same bits whether the model is saved between or not."""
+    x, y = rng.standard_normal((16, 5)).astype(np.float32), rng.standard_normal((16, 2)).astype(np.float32)
+    found = []
+    for saves in (False, True):
+        with clnn.use(device):
+            clnn.seed(5)
+            net = clnn.Sequential(
+                [clnn.Dense(6, "tanh"), clnn.Dropout(0.2), clnn.BatchNorm(), clnn.Dense(2)], input_shape=5
+            )
+            optimizer = clnn.Adam(0.01)
+            for _ in range(3):
+                net.fit(x, y, loss="mse", optimizer=optimizer, epochs=2, batch_size=8, progress=False)
+                if saves:
+                    net.save(tmp_path / "net")
+        found.append(net.predict(x))
+    np.testing.assert_array_equal(*found)
+
+
+# -- versions of a class ----------------------------------------------------------------------------------------------
+def test_a_renamed_argument_does_not_break_files(device, rng, tmp_path):
+    x = rng.standard_normal((3, 5)).astype(np.float32)
+
+    def scale(version):
+        class Times(clnn.Layer):
+            def __init__(self, **options):
+                self.__dict__.update(options)
+
+            def forward(self, x):
+                return x * (self.factor if version == 1 else self.by)
+
+            def config(self):
+                return {"factor": self.factor} if version == 1 else {"by": self.by}
+
+            if version > 1:
+
+                @staticmethod
+                def upgrade(config, version):
+                    assert version == 1
+                    return {"by": config["factor"]}
+
+        return clnn.register(Times) if version == 1 else clnn.register(version=version)(Times)
+
+    old = scale(1)
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(3), old(factor=3.0)], input_shape=5)
+        expected = net.predict(x)
+        net.save(tmp_path / "old")
+        new = scale(2)
+        again = clnn.load(tmp_path / "old")
+        assert again.layers[1].by == 3.0 and type(again.layers[1]) is new
+        np.testing.assert_array_equal(again.predict(x), expected)
+        again.save(tmp_path / "new")
+        np.testing.assert_array_equal(clnn.load(tmp_path / "new").predict(x), expected)
+        scale(1)
+        with pytest.raises(clnn.CheckpointError, match="Times of version 2, and here is 1: update"):
+            clnn.load(tmp_path / "new")
+        with pytest.raises(
+            clnn.ConfigurationError, match=r"Scale of version 3 needs a static method upgrade\(config, version\)"
+        ):
+            clnn.register(version=3)(Scale)
+        _, header = clnn.checkpoint.read(tmp_path / "new")
+        assert json.dumps(header["model"]).count('"version": 2') == 1
