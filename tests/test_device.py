@@ -111,6 +111,7 @@ class Card:
 
     driver_version, extensions, global_mem_size, local_mem_size = "1.0", "cl_khr_fp16", 8 << 30, 32768
     native_vector_width_float, max_work_group_size, max_mem_alloc_size, mem_base_addr_align = 1, 256, 2 << 30, 4096
+    max_work_item_sizes = (256, 256, 64)
     host_unified_memory = False
 
     def __init__(self, name, vendor, units, mhz, kind="GPU", **more):
@@ -587,6 +588,11 @@ def test_groups_are_powers_of_two(device, monkeypatch, most, width):
     monkeypatch.delitem(vars(device), "group_width")
 
 
+def test_groups_are_no_longer_than_an_axis_allows(platforms):
+    platforms(Platform("odd", radeon(max_work_group_size=1024, max_work_item_sizes=(48, 1024, 1024))))
+    assert (clnn.device().max_group, clnn.device().group_width) == (48, 32)
+
+
 @pytest.mark.parametrize("most", [100, 33, 7, 1])
 @pytest.mark.parametrize("record", [False, True])
 def test_a_kernel_that_runs_in_small_groups_only(device, monkeypatch, most, record):
@@ -600,6 +606,8 @@ def test_a_kernel_that_runs_in_small_groups_only(device, monkeypatch, most, reco
     enqueue = cl.enqueue_nd_range_kernel
 
     def spy(queue, kernel, size, local):
+        if np.prod(local) > most:
+            raise cl.LogicError("clEnqueueNDRangeKernel failed: INVALID_WORK_GROUP_SIZE")
         groups.append((size, local))
         return enqueue(queue, kernel, size, local)
 
@@ -617,7 +625,6 @@ def test_a_kernel_that_runs_in_small_groups_only(device, monkeypatch, most, reco
     assert groups and all(np.prod(local) <= most for _, local in groups)
     assert all(s % part == 0 for size, local in groups for s, part in zip(size, local))
     y = device.allocate(4000)
-    with pytest.raises(
-        clnn.DeviceError, match=rf"fill needs groups of 128 .* at most {most}: .*CLNN_DEVICE_AS=group={most}\)"
-    ):
+    said = rf"fill over .* failed: .*INVALID_WORK_GROUP_SIZE; .* at most {most}: .*CLNN_DEVICE_AS=group={most}\)"
+    with pytest.raises(clnn.DeviceError, match=said):
         device.launch("elementwise", "fill", (1024,), 1000, y, 1.0, local=(128,))

@@ -116,7 +116,9 @@ class Device:
         self.has_fp64 = "cl_khr_fp64" in extensions or "cl_amd_fp64" in extensions
         self.has_fp16 = "cl_khr_fp16" in extensions
         self.lanes = cl_device.native_vector_width_float  # of a vector of floats
-        self.max_group = cl_device.max_work_group_size  # work-items
+        self.max_group = min(
+            cl_device.max_work_group_size, cl_device.max_work_item_sizes[0]
+        )  # work-items, along one axis
         self.max_piece = cl_device.max_mem_alloc_size  # bytes of one allocation
         self.alignment = max(1, cl_device.mem_base_addr_align // 8)  # bytes, of a sub-buffer's start
         self.unified = bool(cl_device.host_unified_memory)  # whether its memory is the host's
@@ -396,14 +398,15 @@ class Device:
         self.check_blocks(f"{file}.{name}", values, real)
         recorder, source = self.recorder, (file, name, real, key)
         if recorder is not None and recorder.audit:
-            recorder.add_kernel(source, None, tuple(size), self._group(source, tuple(local), free), values)
+            local = self._group(source, local) if free else tuple(local)
+            recorder.add_kernel(source, None, tuple(size), local, values)
             return
         try:
             if recorder is None:
                 kernel = self.programs.kernel(file, name, real, key, types)
             else:
                 kernel = self.programs.new_kernel(file, name, real, key, types)
-            local = self._group(source, tuple(local), free)
+            local = self._group(source, local) if free else tuple(local)
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
             run = partial(cl.enqueue_nd_range_kernel, self.queue, kernel, tuple(size), local)
             try:
@@ -411,25 +414,26 @@ class Device:
             except cl.MemoryError as error:
                 self.once_more(f"{file}.{name}", run, error)
         except cl.Error as error:
+            most, small = self.programs.group_limits.get(source, self.max_group), ""
+            if math.prod(local) > most:  # Mesa's rusticl runs more than it says, so it is asked to
+                small = (
+                    f"; as compiled, it runs in groups of at most {most}: use another device (CLNN_DEVICE), or groups that small "
+                    f"everywhere (CLNN_DEVICE_AS=group={most})"
+                )
             raise DeviceError(
-                f"launching {file}.{name} over {tuple(size)} (groups of {tuple(local)}) on {self!r} failed: {error}"
+                f"launching {file}.{name} over {tuple(size)} (groups of {tuple(local)}) on {self!r} failed: {error}{small}"
             ) from error
         self.launches += 1
         if recorder is not None:
             recorder.add_kernel(source, kernel, tuple(size), local, values)
 
-    def _group(self, source: tuple[Any, ...], local: tuple[int, ...], free: bool) -> tuple[int, ...]:
-        """The work-group of a launch, or a smaller one, where that is `free`, if the kernel as compiled needs one: of one that
-        takes many registers some devices allow less than they say."""
+    def _group(self, source: tuple[Any, ...], local: tuple[int, ...]) -> tuple[int, ...]:
+        """A work-group that may be smaller, as the kernel needs it when compiled: of one that takes many registers some
+        devices allow less than they say."""
         most = self.programs.group_limits.get(source, self.max_group)
-        if math.prod(local) <= most:
-            return local
-        if free:
-            return (1 << (most.bit_length() - 1), *local[1:])  # a part of what the size is a multiple of
-        raise DeviceError(
-            f"{source[0]}.{source[1]} needs groups of {math.prod(local)} work-items, and compiled for {self!r} it runs in groups "
-            f"of at most {most}: use another device (CLNN_DEVICE), or groups that small everywhere (CLNN_DEVICE_AS=group={most})"
-        )
+        return (
+            local if math.prod(local) <= most else (1 << (most.bit_length() - 1), *local[1:])
+        )  # it divides the size too
 
     def check_blocks(self, what: str, values: Sequence[Any], real: str = "float") -> None:
         """`DeviceError` where a block has more elements than kernels can count, or lies on another device, which some drivers
