@@ -175,14 +175,14 @@ class Step:
         Where something has changed that its Python reads, and at every 2^k-th replay (or if `audit` says so), the Python
         runs once more with its launches only noted, and these are compared with the recording's.
         """
-        if self._watch is not None and self._watch.changed():
-            self._watch, self._moves = None, self._moves + 1
         entry = self.replays.entry(key)
         if entry is None or not self.replays.record:
             return
+        if self._watch is not None and self._watch.changed():
+            self._watch, self._moves = None, self._moves + 1
         for optimizer in self.descending:
             optimizer.fuse()
-        moved = entry.version != self._version
+        moved = entry.version != (structure_version(), self._moves)
         if entry.recording is None:
             if entry.eager:  # it changes containers itself at every call, so these say nothing
                 moved = entry.version is not None and entry.version[0] != structure_version()
@@ -272,13 +272,20 @@ class Step:
         def call(context: StepContext) -> Any:
             touched.append(context)
             recorder = where.recorder
-            drawn = self._watched().random_state() if recorder is not None else None
+            watch = self._watched() if recorder is not None else None
+            before = (watch.random_state(), watch.values()) if watch is not None else ([], {})
             result = self._python(context, function)
-            if recorder is not None and self._watched().random_state() != drawn:
-                recorder.abort(
-                    "Python's or NumPy's random numbers were drawn inside the step, and a replay draws none: draw them "
-                    "outside and pass them as arguments, or draw on the device (clnn.Dropout)"
-                )
+            if recorder is not None and watch is not None:
+                if watch.random_state() != before[0]:
+                    recorder.abort(
+                        "Python's or NumPy's random numbers were drawn inside the step, and a replay draws none: draw them "
+                        "outside and pass them as arguments, or draw on the device (clnn.Dropout)"
+                    )
+                if name := watch.counted(before[1]):
+                    recorder.abort(
+                        f"{name} changes inside the step and is read there, and a replay changes nothing: change it outside, "
+                        "such as in a callback, or keep it on the device"
+                    )
             if len(self._known) > 64:
                 self.clear()
             self._received |= dict.fromkeys(context.received)

@@ -575,6 +575,58 @@ def test_a_count_in_a_forward_does_not_stop_replays(device, rng):
     assert recordings(net) == 1 and layer.calls == counted  # audits put back what they change
 
 
+def counting(kind):
+    """A forward that does something else after some calls, which it counts."""
+    count = 0
+
+    class Attribute(clnn.Layer):
+        calls = 0
+
+        def forward(self, x):
+            self.calls += 1
+            return x * 2.0 if self.calls > 6 else x
+
+    class Elsewhere(clnn.Layer):
+        def __init__(self):
+            self.calls = 0
+
+        def forward(self, x):
+            self.calls = self.calls + 1
+            return self.scaled(x)
+
+        def scaled(self, x):
+            return x * 2.0 if self.calls > 6 else x
+
+    class Variable(clnn.Layer):
+        def forward(self, x):
+            nonlocal count
+            count += 1
+            return x * 2.0 if count > 6 else x
+
+    class Global(clnn.Layer):
+        def forward(self, x):
+            global COUNT
+            COUNT += 1
+            return x * 2.0 if COUNT > 6 else x
+
+    return {"attribute": Attribute, "elsewhere": Elsewhere, "variable": Variable, "global": Global}[kind]()
+
+
+COUNT = 0
+
+
+@pytest.mark.parametrize("kind", ["attribute", "elsewhere", "variable", "global"])
+def test_a_count_that_matters_keeps_the_step_eager(device, kind):
+    global COUNT
+    layer, COUNT, x = counting(kind), 0, np.ones((1, 2), np.float32)
+    layer.ensure_built((2,))
+    run = clnn.step(lambda x: layer(x))
+    with pytest.warns(
+        clnn.RecordingWarning, match=r"(Attribute.calls|Elsewhere.calls|count|COUNT) changes inside the step"
+    ):
+        assert [run(x).numpy()[0, 0] for _ in range(10)] == [1] * 6 + [2] * 4
+
+
 def test_evaluate_by_name_replays(device, rng):
     net, x, y = two_layers(), rng.standard_normal((6, 4)).astype(np.float32), np.zeros((6, 3), np.float32)
     for make in (lambda: "mse", lambda: clnn.losses.Huber(0.5), lambda: clnn.losses.mse):

@@ -86,7 +86,9 @@ class Layer(Watched):
     """
 
     tells = True
-    unwatched = frozenset(("name", "built", "stop_training", "loss", "optimizer", "_trainable", "_input_shapes"))
+    unwatched = frozenset(
+        ("name", "built", "stop_training", "loss", "optimizer", "output_shapes", "_trainable", "_input_shapes")
+    )
     name = ""
     built = False
     dtype = np.dtype(np.float32)

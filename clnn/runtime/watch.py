@@ -8,6 +8,7 @@ again without launching anything, and afterwards has `Watch` put everything back
 
 from __future__ import annotations
 
+import dis
 import functools
 import sys
 import types
@@ -65,12 +66,18 @@ def _listed(slots: Any) -> Iterable[str]:
     return (slots,) if isinstance(slots, str) else slots
 
 
-def _names(code: types.CodeType) -> Iterator[str]:
-    """The globals and attributes that a function names, with the functions inside it."""
-    yield from code.co_names
+def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
+    """That of a function, and of the functions inside it."""
+    yield code
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):
-            yield from _names(constant)
+            yield from _codes(constant)
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    """The globals and attributes that a function names."""
+    for one in _codes(code):
+        yield from one.co_names
 
 
 class _Note:
@@ -101,6 +108,7 @@ class Watch:
         self.objects: list[Any] = []  # whose attributes an audit may change
         self.generators: list[Any] = []  # NumPy's and Python's, which the step may draw from
         self.foreign = False  # whether there is code that is not clnn's
+        self._functions: list[types.FunctionType] = []  # a user's
         self._notes: list[_Note] = []
         self._arrays: list[tuple[np.ndarray, bytes]] = []
         self._names: set[str] = set()  # attributes that the code reads
@@ -117,21 +125,49 @@ class Watch:
                     self._waiting.append(entries[name])
         for owner, entries, followed in self._owners:
             self._note_names(type(owner).__name__, entries, followed, owner)
+        self._quick = [(note.read, note.ids) for note in self._notes]
         del self._seen, self._classes, self._owners, self._waiting
 
     # -- afterwards ---------------------------------------------------------------------------------------------------
     def changed(self) -> bool:
         """Whether anything is no longer what it was."""
-        for note in self._notes:
-            if note.moved():
-                return True
-        return any(array.tobytes() != before for array, before in self._arrays)
+        try:
+            for read, ids in self._quick:
+                if list(map(id, read())) != ids:
+                    return True
+        except (KeyError, ValueError, RuntimeError):  # a name or a cell is gone, or another thread changes it now
+            return True
+        return any(array.tobytes() != before for array, before in self._arrays) if self._arrays else False
 
     def random_state(self) -> list[Any]:
         """Where the generators on the host are: Python's, NumPy's, and those that the step holds."""
         python, legacy = sys.modules.get("random"), sys.modules.get("numpy.random")
         found = [_state(one) for one in self.generators]
         return _plain([found, python and python.getstate(), legacy and legacy.get_state()])
+
+    def values(self) -> dict[tuple[int, str], tuple[str, Any]]:
+        """The numbers and the like that a user's code may count in: attributes of layers, variables of functions."""
+        found = {}
+        for one in self.objects:
+            if _package(type(one)) not in KNOWN:
+                found |= {(id(one), n): (f"{type(one).__name__}.{n}", v) for n, v in _entries(one).items()}
+        for f in self._functions:
+            cells = zip(f.__code__.co_freevars, f.__closure__ or ())
+            found |= {(id(c), n): (n, c.cell_contents) for n, c in cells if _filled(c)}
+            found |= {(id(f.__globals__), n): (n, f.__globals__.get(n)) for n in _names(f.__code__)}
+        return {key: (label, v) for key, (label, v) in found.items() if isinstance(v, PLAIN)}
+
+    def counted(self, before: dict[tuple[int, str], tuple[str, Any]]) -> str | None:
+        """One of the `values` that has changed since, and that the code reads for more than to change it. A replay does not
+        change it: without a reader nobody notices."""
+        for key, (label, value) in self.values().items():
+            if key not in before or before[key][1] is value or before[key][1] == value:
+                continue
+            used = [i for f in self._functions for code in _codes(f.__code__) for i in dis.get_instructions(code)]
+            uses = [i.opname.partition("_")[0] for i in used if i.argval == key[1]]
+            if uses.count("LOAD") > uses.count("STORE"):
+                return label
+        return None
 
     def saved(self) -> Callable[[], None]:
         """A function that puts back what is here now: attributes, entries of containers, the positions of generators."""
@@ -221,6 +257,7 @@ class Watch:
         if _package(f) in KNOWN:
             return
         self.foreign = True
+        self._functions.append(f)
         names = set(_names(f.__code__))
         self._names |= names
         self._note_names(f.__name__, f.__globals__, names & f.__globals__.keys())
