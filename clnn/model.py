@@ -71,8 +71,8 @@ class Model(Layer):
         if y.ndim < 2:
             raise ShapeError(f"outputs of shape {y.shape} name no classes")
         if y.shape[-1] == 1:
-            last, loss = train.made_by(self), getattr(self.loss, "name", "")
-            if last != "sigmoid" and loss not in ("", "binary_cross_entropy"):
+            last, loss = train.made_by(self), self.loss and getattr(self.loss, "name", "a loss of your own")
+            if last != "sigmoid" and loss not in (None, "binary_cross_entropy"):
                 raise ConfigurationError(
                     f"one output of {last or 'an unknown activation'}, trained with {loss}, may say yes above 0 or above 1/2; "
                     "compare it yourself: net.predict(x)[..., 0] > 0.5"

@@ -435,6 +435,16 @@ def test_probabilities_of_linear_outputs_go_by_the_loss(rng, device):
     fitted(net, x, np.zeros((10, 1)), "mse")
     with pytest.raises(clnn.ConfigurationError, match="one output of linear, trained with mse, may say yes above 0 or"):
         net.predict_classes(x)
+    fitted(net, x, np.zeros((10, 1)), lambda y, t: ((y - t) ** 2).mean())
+    with pytest.raises(clnn.ConfigurationError, match="trained with a loss of your own, may say yes above 0 or"):
+        net.predict_classes(x)
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_labels_out_of_range_in_a_loss_of_ones_own(device, record):
+    x, y = np.ones((8, 3), np.float32), np.array([0, 1, 2, 0, 1, 2, 0, 3])
+    with pytest.raises((clnn.DataError, clnn.Diverged), match="outside 0 to 2|stopped being finite"):
+        fitted(head(3), x, y, lambda out, t: losses.cross_entropy(out, t) * 2.0, batch_size=1, record=record)
 
 
 def test_a_slice_of_a_sigmoid_is_no_logit(rng, device):
