@@ -362,9 +362,15 @@ def step(function: Callable[..., Any] | None = None, *, record: bool = True) -> 
     """Make a function of tensors fast: its launches are noted and replayed.
 
     The first call runs as written, the second and third are recorded and compared, later ones replay the launches with
-    new inputs: Python inside the function no longer runs. So its control flow is frozen, as are numbers that are no
-    tensors. Arrays and tensors are passed as arguments; results come back as tensors. A result read inside the function,
-    or a call that does something else than the last one, leaves it eager, with a warning. `record=False` never records.
+    new inputs: Python inside the function no longer runs. Arrays and tensors are passed as arguments; results come back as
+    tensors. A result read inside the function, random numbers drawn by Python or NumPy, or a call that does something else
+    than the last one, leaves it eager, with a warning. `record=False` never records.
+
+    What the Python reads may change between calls: attributes of layers, losses, optimizers and other objects, lists, dicts
+    and sets, closures, globals. The next call then does what the Python says, and is recorded anew if that is something
+    else. To see that, the Python runs once more without launching anything, as it does at the replays 1, 2, 4, 8, ...,
+    which finds what cannot be watched (a file, the time), late and with a warning. What it changes on the host meanwhile in
+    these objects is put back; what it prints, it prints.
 
         @clnn.step
         def train(x, y):

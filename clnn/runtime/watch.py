@@ -8,6 +8,7 @@ again without launching anything, and afterwards has `Watch` put everything back
 
 from __future__ import annotations
 
+import contextlib
 import dis
 import functools
 import sys
@@ -24,6 +25,9 @@ MOST = 20_000  # objects that are looked at
 OURS = frozenset(("clnn", "numpy", "pyopencl"))
 # Their code is nobody's to change; everything else is a user's
 KNOWN = OURS | (sys.stdlib_module_names - {"test"})
+UNCALLED = frozenset(
+    ("__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__", "__class_getitem__")
+)
 MISSING = object()
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice)
 
@@ -118,7 +122,10 @@ class Watch:
         self._waiting: deque[Any] = deque(roots)
         while self._waiting:
             while self._waiting:
-                self._visit(self._waiting.popleft())
+                with contextlib.suppress(
+                    Exception
+                ):  # a user's object that does not let itself be looked at, or changes now
+                    self._visit(self._waiting.popleft())
             for _, entries, followed in self._owners:  # more names are known now
                 for name in (self._names & entries.keys()) - followed:
                     followed.add(name)
@@ -238,7 +245,10 @@ class Watch:
         elif isinstance(value, Restored):
             self._restored(value)
         elif _package(type(value)) not in OURS:
-            self._owners.append((value, vars(value) if hasattr(value, "__dict__") else _entries(value), set()))
+            entries = vars(value) if hasattr(value, "__dict__") else _entries(value)
+            known = any(_package(base) in KNOWN for base in type(value).__mro__[:-1])  # whose code is not looked at
+            self._owners.append((value, entries, set(entries) if known and len(entries) <= SMALL else set()))
+            self._waiting += entries.values() if known and len(entries) <= SMALL else ()
             self._methods(type(value))
 
     def _container(self, value: Any) -> None:
@@ -263,6 +273,8 @@ class Watch:
         self._note_names(f.__name__, f.__globals__, names & f.__globals__.keys())
         self._waiting += (f.__globals__[name] for name in names & f.__globals__.keys())
         self._waiting += (f.__defaults__, f.__kwdefaults__)
+        if vars(f):
+            self._owners.append((f, vars(f), set()))
         if f.__closure__:
             cells = [cell for cell in f.__closure__ if _filled(cell)]
 
@@ -296,7 +308,8 @@ class Watch:
             self._classes.add(base)
             self._owners.append((base, dict(vars(base)), set()))
             for name, value in vars(base).items():
-                if name == "__call__" or (any(hasattr(one, name) for one in ours) and not name.startswith("__")):
+                hidden = name.startswith("__") and isinstance(value, types.FunctionType)
+                if (hidden and name not in UNCALLED) or (any(hasattr(one, name) for one in ours) and name[:2] != "__"):
                     self._waiting.append(value)
 
     def _note_names(self, what: str, space: Any, names: Iterable[str], owner: Any = None) -> None:
@@ -305,9 +318,17 @@ class Watch:
             return
         if isinstance(owner, type):
             space = vars(owner)  # as it is now, not as it was
+        wanted = sorted(names)
+        if owner is not None and not hasattr(owner, "__dict__"):  # slots
+
+            def put_back(kept: list[Any]) -> None:
+                for name, value in zip(wanted, kept):
+                    object.__setattr__(owner, name, value)
+
+            self._notes.append(_Note(what, lambda: [getattr(owner, name, MISSING) for name in wanted], put_back))
+            return
         if owner is not None and not isinstance(owner, types.ModuleType) and len(space) <= SMALL:
             self._notes.append(_Note(what, space.__iter__, lambda kept: _drop(space, kept)))
-        wanted = sorted(names)
         if not wanted:
             return
         fetch = itemgetter(*wanted) if len(wanted) > 1 else lambda d, name=wanted[0]: (d[name],)
@@ -352,6 +373,8 @@ def _refill(container: Any, entries: Any) -> None:
 def _state(one: Any) -> Any:
     """The position of a generator of random numbers on the host; None for everything else."""
     random, numpy = sys.modules.get("random"), sys.modules.get("numpy.random")
+    if random is not None and isinstance(one, random.SystemRandom):
+        return MISSING  # it has none, and is at another one whenever it is asked
     if random is not None and isinstance(one, random.Random):
         return one.getstate()
     if numpy is not None and isinstance(one, numpy.Generator):
@@ -363,6 +386,8 @@ def _state(one: Any) -> Any:
 
 def _plain(state: Any) -> Any:
     """A position as something that can be compared."""
+    if state is MISSING:
+        return object()
     if isinstance(state, np.ndarray):
         return state.tobytes()
     if isinstance(state, dict):
@@ -371,6 +396,8 @@ def _plain(state: Any) -> Any:
 
 
 def _set_state(one: Any, state: Any) -> None:
+    if state is MISSING:
+        return
     if hasattr(one, "bit_generator"):
         one.bit_generator.state = state
     else:
