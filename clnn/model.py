@@ -14,7 +14,8 @@ from . import checkpoint, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
 from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through, without_values
-from .losses import Loss, find_loss
+from .losses import NAMES as LOSS_NAMES
+from .losses import find_loss
 from .ops.loss import yes_above
 from .ops.random import Generator
 from .optim import OPTIMIZERS, Optimizer
@@ -118,7 +119,7 @@ class Model(Layer):
         frozen = [name for name, p in parameters if p.learns and not p.trainable]
         if frozen:
             header["frozen"] = frozen
-        if isinstance(self.loss, Loss):
+        if type(self.loss) in LOSS_NAMES:  # of one's own none is in the file: evaluate and fit will ask for it
             header["loss"] = self.loss.config()
         if self.optimizer is not None and (self.optimizer.parameters or self.optimizer.steps):
             kind = type(self.optimizer)

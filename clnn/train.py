@@ -371,6 +371,7 @@ def _loss(
             "state", "end_step", (1,), output.shape[0], losses.size, losses.block, block_of(hit), *record.args(),
             local=(1,), real=device.real(results.dtype),
         )  # fmt: skip
+    context.moved = True
     return start
 
 

@@ -1,6 +1,7 @@
 """Forward, backward, zero_grad and step in any order, within recorded steps and between them, against NumPy in float64."""
 
 import contextlib
+import warnings
 
 import numpy as np
 import pytest
@@ -498,3 +499,35 @@ def test_steps_that_broke_off_in_a_replay_do_not_count(device, rng, monkeypatch)
         assert optimizer.steps == 3 + sum(taken)
         net.fit(x, y, loss="mse", optimizer=optimizer, epochs=1, batch_size=8, progress=False)
         assert optimizer.steps == 3 + sum(taken) + 8
+
+
+class Regularised(clnn.Layer):
+    """A forward pass that takes the gradient of a penalty on its own outputs back, before the loss is known."""
+
+    def build(self, shape):
+        self.w = self.parameter((shape[-1], 2))
+
+    def forward(self, x):
+        y = x @ self.w
+        if y.requires_grad:
+            (y * y).mean().backward()
+        return x @ self.w
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_backward_pass_within_fits_forward_pass(device, rng, rule):
+    """Its gradient is that of this mini-batch, not of the one before, and the loss's is added."""
+    x, y = rng.standard_normal((24, 3)).astype(np.float32), rng.standard_normal((24, 2)).astype(np.float32)
+    with clnn.use(device):
+        fitted, twin = (clnn.Sequential([Regularised()], input_shape=3, seed=5) for _ in range(2))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", clnn.RecordingWarning)  # velocities make way for gradients: eager, and right
+        fitted.fit(x, y, loss="mse", optimizer=RULES[rule](), epochs=4, batch_size=8, seed=1, progress=False)
+    optimizer = RULES[rule]()
+    for epoch in range(4):
+        order = np.random.default_rng((1, epoch)).permutation(24)
+        for start in range(0, 24, 8):
+            rows = order[start : start + 8]
+            clnn.losses.mse(twin(x[rows]), y[rows]).backward()
+            optimizer.step(twin.parameters())
+    assert np.allclose(fitted.predict(x), twin.predict(x), atol=1e-5)

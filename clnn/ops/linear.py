@@ -37,6 +37,10 @@ def linear(
     )  # fmt: skip
 
     def backward(dz):
+        # the rows that the backward pass reads are this batch's once the counters have moved on: not within a forward pass
+        lying = rows if rows is not None and device.step is not None and device.step.moved else None
+        source = x.block if lying is None else lying.source
+
         def write_dx(sink: Sink):
             name, before = sink.times or ("linear", None)
             gemm(
@@ -49,7 +53,7 @@ def linear(
             if for_w:
                 gemm(
                     device, k, n, m, source, dz.block, for_w.out,
-                    dtype=dtype, rows=rows, transpose_a=True, scale=for_w.scale, sums=sums,
+                    dtype=dtype, rows=lying, transpose_a=True, scale=for_w.scale, sums=sums,
                 )  # fmt: skip
             elif sums:
                 column_sums(device, n, m, dz.block, sums, dtype)

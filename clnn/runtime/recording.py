@@ -305,6 +305,7 @@ class StepContext:
         self.draws: dict[Block, int] = {}
         self.classes: dict[Block, int] = {}  # of arrays that losses took for class numbers: how many classes there are
         self.prepared: list[Any] = []  # optimizers that take one step in it, and whose counters have moved on for that
+        self.moved = False  # whether fit's counters have moved on to the next mini-batch
         self.stepped: list[tuple[Any, Any]] = []  # other steps that were taken: (optimizer, its parameters)
         # the gradients that a parameter had received before, for those that this changes
         self.received: dict[Any, int] = {}
