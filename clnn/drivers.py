@@ -40,7 +40,7 @@ def loader() -> Loader:
     """The loader that pyopencl is linked with."""
     import pyopencl as cl
 
-    path = _loaded("OpenCL")
+    path = _loaded("libOpenCL" if sys.platform == "linux" else "OpenCL")
     if not path:
         return Loader("", False, "the system's libOpenCL", VARIABLES)
     bundled = Path(path).is_relative_to(Path(cl.__file__).parent.parent)
@@ -53,7 +53,7 @@ def loader() -> Loader:
 
 
 def _loaded(name: str) -> str:
-    """The path of a library of this process by a part of its name, where the system tells."""
+    """The path of a library of this process by the start of its name, where the system tells."""
     if sys.platform == "win32":
         kernel: Any = ctypes.WinDLL("kernel32")
         kernel.GetModuleHandleW.restype = ctypes.c_void_p
@@ -71,7 +71,7 @@ def _loaded(name: str) -> str:
         except OSError:
             return ""
         paths = [line.split(maxsplit=5)[-1] for line in lines]
-    return next((path for path in paths if name in path.rpartition("/")[2]), "")
+    return next((path for path in paths if path.rpartition("/")[2].startswith(name)), "")
 
 
 def vendor_files(of: Loader) -> list[Path]:

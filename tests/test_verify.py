@@ -132,6 +132,21 @@ def test_what_there_is_no_time_for_is_told(capsys):
     assert report.summary(found) == "0 of 1 families are right; not run: softmax." and not parent.faults(found)
 
 
+def test_what_the_time_ends_is_no_fault(monkeypatch):
+    process = parent._process
+    for limit, verdict, fault in ((60.0, "not run to its end", False), (20.0, "hangs: no end after", True)):
+        monkeypatch.setattr(parent, "_process", lambda name, limit: process(name, 60 if name == "device" else 0.2))
+        found = parent.verify(["softmax"], minutes=0.5, limit=limit)
+        assert found["families"]["softmax"]["verdict"].startswith(verdict)
+        assert found["families"]["softmax"]["fault"] is fault
+
+
+def test_what_compares_nothing_is_left_out():
+    one = parent._summary("float64", [{"note": "this device has no float64"}, {"done": {"comparisons": 0}}], "", 1.0)
+    assert one["verdict"] == "left out" and not one["fault"]
+    assert report.summary({"families": {"float64": one}, "speed": {}}) == "0 of 0 families are right."
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["abacus"], "nothing called 'abacus'"), (["softmax", "--minutes", "0"], "should be above 0, 0 and 60"),

@@ -37,11 +37,11 @@ class Checks:
 
     def tensor(self, array: np.ndarray) -> Tensor:
         """The array's values on the device."""
-        return tensor(array.astype(self.dtype), device=self.device)
+        return tensor(array.astype(self.dtype), dtype=self.dtype, device=self.device)
 
     def parameter(self, array: np.ndarray) -> Parameter:
         """A trainable tensor with the array's values."""
-        p = tensor(array.astype(self.dtype), device=self.device, requires_grad=True)
+        p = tensor(array.astype(self.dtype), dtype=self.dtype, device=self.device, requires_grad=True)
         assert isinstance(p, Parameter)
         return p
 

@@ -19,7 +19,7 @@ from ..gemm import Scale, clblast, engine_name, gemm
 from ..ops.activation import FUNCTIONS
 from ..ops.random import Generator, dropout, spatial_dropout
 from ..step import step
-from ..tensor import Tensor, apply, concat, function, linear_layer, maximum, minimum, no_grad, rows_of, tensor
+from ..tensor import Tensor, apply, concat, function, linear_layer, maximum, minimum, no_grad, rows_of
 from . import references as ref
 from .checks import Checks
 
@@ -555,7 +555,7 @@ def optimizers(c: Checks) -> None:
         recorded = step(train)
         for _ in range(6):
             x, d = (c.rng.integers(-3, 4, (7, n)).astype(np.float64) for n in shape)
-            recorded(tensor(x.astype(c.dtype)), tensor(d.astype(c.dtype)))
+            recorded(c.tensor(x), c.tensor(d))
             reference.step({"w": (w, True), "b": (b, False)}, {"w": x.T @ d, "b": d.sum(0)})
         largest = max(1.0, float(np.abs(w).max()), float(np.abs(reference.state["w"][0]).max()))
         c.close("w", on_w, w, 128, largest)

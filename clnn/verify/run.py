@@ -66,7 +66,7 @@ def verify(
                 "remedy": f"`clnn verify {name}` runs it alone, --minutes gives more time",
             }
         else:
-            group[name] = _summary(name, *_process(name, min(limit, left)))
+            group[name] = _summary(name, *_process(name, min(limit, left)), cut_off=left < limit)
         say(f"{name}: {group[name]['verdict']}")
     _judge_speed(found)
     return found
@@ -120,8 +120,10 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         process.wait(5)
 
 
-def _summary(name: str, answers: list[dict[str, Any]], ended: str, seconds: float) -> dict[str, Any]:
-    """The verdict on a worker, in words and in numbers, and what to do about it."""
+def _summary(
+    name: str, answers: list[dict[str, Any]], ended: str, seconds: float, cut_off: bool = False
+) -> dict[str, Any]:
+    """The verdict on a worker, in words and in numbers, and what to do about it; `cut_off`: it had less time than others."""
     wrong = [answer for answer in answers if "wrong" in answer]
     case = next((answer["case"] for answer in reversed(answers) if "case" in answer), "its start")
     failed = next((answer["failed"] for answer in answers if "failed" in answer), "")
@@ -141,6 +143,9 @@ def _summary(name: str, answers: list[dict[str, Any]], ended: str, seconds: floa
         lines = failed.splitlines()
         one["verdict"] = f"failed at {case}: " + "\n".join(lines[:4])
         one["remedy"] = BuildError.remedy(failed) or _remedy(name)
+    elif ended.startswith("no end") and cut_off:
+        one |= {"verdict": f"not run to its end: the time was over at {case}", "fault": False}
+        one["remedy"] = f"`clnn verify {name}` runs it alone, --minutes gives more time"
     elif ended.startswith("no end"):
         one["verdict"] = f"hangs: {ended} at {case}"
         one["remedy"] = f"{UPDATE}; where the device is only slow, --minutes and --limit give it more time"
@@ -148,7 +153,8 @@ def _summary(name: str, answers: list[dict[str, Any]], ended: str, seconds: floa
         one["verdict"] = f"crashed at {case}: {ended}"
         one["remedy"] = _remedy(name)
     else:
-        one |= {"verdict": "right" if name in NAMES else "measured", "fault": False}
+        empty = name in NAMES and not (facts or {}).get("comparisons")
+        one |= {"verdict": "left out" if empty else "right" if name in NAMES else "measured", "fault": False}
     return one
 
 
