@@ -453,29 +453,29 @@ kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1))) void gemm_local(
   const int i0 = (s.s9 ? tile / along : tile % down) * TILE_M, j0 = (s.s9 ? tile % along : tile / down) * TILE_N;
   real next_a[FETCH_A], next_b[FETCH_B];
   T acc[MR][NV];
-  UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
   C += (size_t)part * M * N;
-  FETCH(begin)
-  for (int k0 = begin; k0 < end; k0 += KC) {
-    if (k0 > begin && (k0 - begin) % LONGEST == 0) {
-      WRITE(k0 - begin > LONGEST, 0)
-      UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
-    }
-    UNROLL for (int f = 0; f < FETCH_A; f++) { const int e = f * SIDE * SIDE + me; at_a[A_KK(e)][A_I(e)] = next_a[f]; }
-    UNROLL for (int f = 0; f < FETCH_B; f++) { const int e = f * SIDE * SIDE + me; at_b[B_KK(e)][B_J(e)] = next_b[f]; }
-    barrier(CLK_LOCAL_MEM_FENCE);
-    FETCH(k0 + KC)
-    UNROLL for (int k = 0; k < KC; k++) {
-      T bv[NV];
-      UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v * SIDE + tx, at_b[k]);
-      UNROLL for (int r = 0; r < MR; r++) {
-        const T x = (T)(at_a[k][ty * MR + r]);
-        UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];
+  // Written once in this text, where nothing is being fetched: registers are what limits how many groups run at a time
+  for (int from = begin; from < end || from == begin; from += LONGEST) {
+    const int to = min(end, from + LONGEST);
+    UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+    FETCH(from)
+    for (int k0 = from; k0 < to; k0 += KC) {
+      UNROLL for (int f = 0; f < FETCH_A; f++) { const int e = f * SIDE * SIDE + me; at_a[A_KK(e)][A_I(e)] = next_a[f]; }
+      UNROLL for (int f = 0; f < FETCH_B; f++) { const int e = f * SIDE * SIDE + me; at_b[B_KK(e)][B_J(e)] = next_b[f]; }
+      barrier(CLK_LOCAL_MEM_FENCE);
+      FETCH(k0 + KC)
+      UNROLL for (int k = 0; k < KC; k++) {
+        T bv[NV];
+        UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v * SIDE + tx, at_b[k]);
+        UNROLL for (int r = 0; r < MR; r++) {
+          const T x = (T)(at_a[k][ty * MR + r]);
+          UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];
+        }
       }
+      barrier(CLK_LOCAL_MEM_FENCE);
     }
-    barrier(CLK_LOCAL_MEM_FENCE);
+    WRITE(from > begin, to == end)
   }
-  WRITE(end - begin > LONGEST, 1)
 #ifdef SUMS
   if (i0 == 0 && begin == 0 && ty == 0)
     UNROLL for (int v = 0; v < NV; v++) {

@@ -76,7 +76,7 @@ def choose(device: Device, p: Product) -> Tile:
     if device.kind != "cpu":
         if fixed < 1 << 14 or p.n < 32 or device.max_group < SIDE * SIDE:
             return Tile(4, 1, vw)
-        return Tile(8, 2, vw, 16, local=True) if fixed >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
+        return Tile(8, 2, vw, 8, local=True) if fixed >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
     if p.m < FEW and fixed >= 1 << 15 and not (p.transpose_a or p.transpose_b or p.sums):
         return Tile(1, 1, vw, row=True)
     if measured := tuning.find(device, p).tile:
