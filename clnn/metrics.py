@@ -29,6 +29,7 @@ def _per_row(kernel: str, output: Tensor, target: Tensor, *scalars: Any, after: 
     labels = target.dtype == np.int32
     if target.size != (rows if labels else output.size):
         raise ShapeError(f"{kernel}: targets of shape {target.shape} do not fit outputs of shape {output.shape}")
+    output.device.check_turns(3 * n, f"{kernel} over {n:,} outputs")
     y = empty(output.device, (rows,), output.dtype)
     extra: dict[str, Any] = {"LABELS": 1} if labels else {}
     tail = (output.block, target.block, y.block)

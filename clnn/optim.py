@@ -57,7 +57,7 @@ class _Grid(NamedTuple):
     def over(device: Device, dtype: Any, sums: bool = False) -> _Grid:
         """The grid for a device; for `sums` a group has several vectors a work-item, so that there are fewer groups."""
         vector = vector_width(device, dtype)
-        if device.kind == "cpu":
+        if device.long_loops:
             return _Grid(vector, ITEM // vector, 1)
         return _Grid(vector, 8 if sums else 1, device.group_width)
 
@@ -70,7 +70,7 @@ class _Grid(NamedTuple):
 
 def _strips(device: Device, rows: int) -> tuple[int, int, int]:
     """How max-norm cuts a matrix up: work-items in a group, columns that it passes over at a time, and columns in all."""
-    if device.kind == "cpu":
+    if device.long_loops:
         return 1, STRIP, max(STRIP, ITEM // max(1, rows) // STRIP * STRIP)
     across = min(ACROSS, device.group_width)
     return device.group_width, across, across
@@ -610,6 +610,7 @@ class Optimizer(Watched):
     def _limit(self, p: Parameter, most: float) -> None:
         """Launch max-norm: each column of p, the weights into one unit, is scaled to length `most` if it is longer."""
         device, rows, columns = p.device, math.prod(p.shape[:-1]), p.shape[-1]
+        device.check_turns(2 * rows, f"max_norm over {rows:,} rows")
         width, across, share = _strips(device, rows)
         average = () if self.ema is None else (*self.table(p), self.average(p.store).view(p.position, p.nbytes))
         device.launch(

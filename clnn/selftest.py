@@ -15,7 +15,6 @@ from .gemm import gemm
 from .gemm.tile import vector_width
 from .ops.random import Generator
 from .runtime.device import Device, devices, use
-from .runtime.selftest import count_turns
 from .tensor import tensor
 
 PHILOX = [
@@ -46,7 +45,7 @@ def main(identity: str) -> None:
         else:
             _say(test="loops")
             try:
-                turns = count_turns(device)
+                turns = device.most_turns
             except ClnnError as error:
                 _say(wrong=str(error))
     _say(turns=turns)

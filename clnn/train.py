@@ -278,7 +278,7 @@ class Batch(Tensor):
             assert self.rows is not None
             self._memory = device.allocate(self.nbytes)
             each = max(1, COPY_BYTES // max(1, columns * self.dtype.itemsize))
-            size, extra = ((columns, rows), {}) if device.kind != "cpu" else ((-(-rows // each),), {"ROWS": 1})
+            size, extra = ((columns, rows), {}) if not device.long_loops else ((-(-rows // each),), {"ROWS": 1})
             device.launch(
                 "data", "gather", size, columns, rows, *self.rows, self._memory, each,
                 local=(1,) if extra else None, real="float" if self.dtype == np.int32 else device.real(self.dtype),
@@ -367,6 +367,7 @@ def _loss(
             raise ShapeError("a loss of your own should return a tensor of one number, the mean over samples")
         start = losses.node
     if not together:
+        device.check_turns(2 * max(losses.size, output.shape[0]), f"the mean of {losses.size:,} losses")
         device.launch(
             "state", "end_step", (1,), output.shape[0], losses.size, losses.block, block_of(hit), *record.args(),
             local=(1,), real=device.real(results.dtype),

@@ -216,7 +216,7 @@ class Search:
         """Everything there is to do at this level, in order: tiles of a class, plan of a convolution, parameters of CLBlast,
         engine of a class."""
         found: list[str] = []
-        if self.engine in ("tile", "all") and self.device.kind == "cpu":
+        if self.engine in ("tile", "all") and self.device.long_loops:
             found += [f"tile {name}" for name in self.classes]
         found += [f"convolution {name}" for name in self.convolutions]
         if self.engine in ("clblast", "all") and clblast.available():

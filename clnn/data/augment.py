@@ -324,7 +324,7 @@ def _gaussian(x: Array, size: int, sigma: float) -> Array:
 
 def _launch(x: Array, kernel: str, rows: int, h: int, w: int, *args: Any) -> None:
     """Run a kernel for `rows` rows of w pixels: a row a work-item on a CPU, a pixel elsewhere."""
-    by_row = x.device.kind == "cpu"
+    by_row = x.device.long_loops
     defines: dict[str, Any] = {"ROWS": 1} if by_row else {}
     if rows * w:
         size = (rows if by_row else rows * w,)

@@ -60,7 +60,7 @@ def vector_width(device: Device, dtype: Any) -> int:
 
     PoCL before 3.1 (its LLVM 14) aborts in the compiler on vectors of 16 floats, so it gets 8.
     """
-    if device.kind != "cpu":
+    if not device.long_loops:
         return 4
     width = max(4, min(16, device.lanes))
     if (0, 0) < device.pocl_version < (3, 1):
@@ -73,7 +73,7 @@ def choose(device: Device, p: Product) -> Tile:
     (but for up to 3 samples and a large layer)."""
     vw = vector_width(device, p.dtype)
     fixed = p.n * (p.m if p.transpose_a else p.k)  # of a layer's weights
-    if device.kind != "cpu":
+    if not device.long_loops:
         if fixed < 1 << 14 or p.n < 32 or device.max_group < SIDE * SIDE:
             return Tile(4, 1, vw)
         return Tile(8, 2, vw, 8, local=True) if fixed >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
@@ -101,7 +101,7 @@ def copied_columns(device: Device, dtype: Any, width: int, kc: int) -> int:
 
 def share(device: Device, p: Product, tile: Tile) -> Share:
     """How C is divided among work-items: one tile each on a GPU (or each group, with gemm_local), blocks on a CPU."""
-    if device.kind == "cpu":
+    if device.long_loops:
         width = tile.nv * tile.vw
         most = max(1, MOST_ROWS // tile.mr) * tile.mr
         rows, columns = _blocks(p.m, p.n, p.k, tile.mr, width, most, device.compute_units, SMALL, ALONE)
@@ -119,9 +119,13 @@ def share(device: Device, p: Product, tile: Tile) -> Share:
     along, down = _up(p.n, columns), _up(p.m, rows)
     items, depth = along * down, 0
     if items < enough:
-        parts = min(wanted // items, p.k // (DEEP if device.kind == "cpu" else DEEP // 4), _up(4 * enough, items))
+        parts = min(wanted // items, p.k // (DEEP if device.long_loops else DEEP // 4), _up(4 * enough, items))
         depth = _up(_up(p.k, parts), 16) * 16 if parts > 1 else 0
     longest = LONGEST * (4 if tile.row else LONGEST if tile.local else tile.kc or DEEP)  # gemm_row adds four at a time
+    if device.most_turns:
+        longest = min(longest, device.most_turns // 64 * 16)
+        if p.sums:
+            device.check_turns(2 * p.k, f"column sums of {p.k:,} rows")
     if (depth or p.k) > longest:
         depth = longest
     parts = _up(p.k, depth) if depth else 1
@@ -197,7 +201,7 @@ def run(device: Device, p: Product) -> None:
     if tile.local:
         local = SIDE * SIDE
         items *= local
-    elif device.kind != "cpu":
+    elif not device.long_loops:
         defines["GROUP"] = local = min(GROUP, device.group_width)
         items = _up(items, local) * local
     c, to = p.c, sizes

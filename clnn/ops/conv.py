@@ -109,6 +109,7 @@ def apply(
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
     plan = plan_for(device, g, dtype)
     if plan is None:
+        device.check_turns(2 * g.c * g.taps, f"a convolution of {g.c:,} channels by {g.taps:,} taps")
         tiles = up(n * math.prod(g.out), TILE) * up(g.k, TILE) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
         device.launch(
@@ -187,6 +188,9 @@ def weight_gradients(
     if plan is None:
         kp, tiles, positions = g.k, up(entries + 1, TILE) * up(g.k, TILE) * g.groups, n * math.prod(g.out)
         parts = max(1, min(up(8 * device.compute_units, tiles), positions // 256))
+        if device.most_turns:  # a part is a loop of conv_local, and a loop of conv_sum goes over parts
+            parts = max(up(2 * positions, device.most_turns), min(parts, device.most_turns // (20 * g.k)), 1)
+            device.check_turns(20 * g.k * parts, f"the gradient of {g.k:,} filters by {positions:,} positions")
         depth = max(1, up(up(positions, parts), 16) * 16)
         parts = max(1, up(positions, depth))
         partial = device.allocate(parts * g.groups * (entries + 1) * kp * size)

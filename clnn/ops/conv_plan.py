@@ -411,7 +411,7 @@ def _of_blocks(g: Geometry, limits: Limits, rb: int, cb: int, work: float, plane
 
 def alone(device: Device) -> bool:
     """Whether work-items work by themselves: on CPUs, and where groups are too small for conv_local."""
-    return device.kind == "cpu" or device.max_group < SIDE * SIDE
+    return device.long_loops or device.max_group < SIDE * SIDE
 
 
 def by_lanes(g: Geometry) -> bool:

@@ -62,6 +62,7 @@ def rows(
     labels = target.dtype == np.int32
     check_together(name, y, None if labels else target, weight)
     device = y.device
+    device.check_turns(5 * n + (3 * count if record is not None else 0), f"{name} over {n:,} outputs")
     losses, hit = empty(device, (count,), y.dtype), empty(device, (count,), np.int32) if hits else None
     dy = empty_like(y) if gradient else None
     defines: dict[str, Any] = {"LABELS": 1} if labels else {}
@@ -78,7 +79,7 @@ def rows(
     if record is not None:
         assert count <= device.group_width, "the rows of a recorded loss lie in one work-group"
         defines["RECORD"] = 1
-        if device.kind == "cpu":
+        if device.long_loops:
             defines["SERIAL"], size, local = 1, (1,), (1,)
     # targets and weights are read in the data set where both lie there, else each from its own memory
     extra: tuple[Any, ...] = ()

@@ -41,10 +41,10 @@ class _Blocks(NamedTuple):
     @staticmethod
     def of(device: Device, dtype: Any, batch: int, channels: int, space: int) -> _Blocks:
         vector, space = vector_width(device, dtype), max(1, space)
-        columns, width = (COLUMNS, 1) if device.kind == "cpu" else (vector, _width(device, 64))
+        columns, width = (COLUMNS, 1) if device.long_loops else (vector, _width(device, 64))
         each = -(-space // columns) if space >= columns else 1  # blocks of a channel
         blocks = channels * each if space >= columns else -(-channels // (columns // space))
-        if device.kind == "cpu":
+        if device.long_loops:
             rows = min(MOST_ROWS, max(4, ITEM // max(1, min(columns, channels * space))))
         else:
             rows = min(MOST_ROWS, max(FEW_ROWS, batch * blocks // ITEMS))
@@ -64,13 +64,13 @@ class _Blocks(NamedTuple):
 
 def _width(device: Device, most: int) -> int:
     """Work-items in a group that adds up: a power of 2; 1 on a CPU."""
-    return 1 if device.kind == "cpu" else 1 << (min(most, device.group_width).bit_length() - 1)
+    return 1 if device.long_loops else 1 << (min(most, device.group_width).bit_length() - 1)
 
 
 def _groups(device: Device, number: int, work: int, enough: int) -> tuple[int, int, int]:
     """Work-items, work-items a group, and how many of `number` pieces of `work` elements each group has in turn."""
     width = _width(device, 128 if work >= 512 else 32)
-    each = max(1, enough // max(1, work)) if device.kind == "cpu" else 1
+    each = max(1, enough // max(1, work)) if device.long_loops else 1
     return -(-number // each) * width, width, each
 
 
@@ -415,6 +415,7 @@ def local_response_norm(
     vector = vector_width(device, x.dtype)
     along = -(-space // vector)
     sizes, items = _sizes(batch, channels, space, size, along), batch * along * (channels > 0)
+    device.check_turns(channels * (size + 1), f"local_response_norm over {channels:,} channels, {size} at a time,")
     d, (y, saved, defines) = empty_like(x), _Output.like(x, activation, keep)
     device.launch(
         "norm", "response_forward", (items,), sizes, x.block, d.block, y.block, block_of(saved),

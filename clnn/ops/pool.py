@@ -43,6 +43,7 @@ def pool(
     check_float("pooling", x)
     w = check_window(window).in_3d()
     device, planes = x.device, math.prod(x.shape[:2])
+    device.check_turns(_turns(w.size), f"pooling over windows of {' x '.join(map(str, w.size))}")
     y = empty(device, (*x.shape[:2], *window.out), x.dtype)
     defines: dict[str, Any] = {"STEP": w.stride[2]}
     defines.update(zip(("K_D", "K_H", "K_W", "S_D", "S_H"), (*w.size, *w.stride)))
@@ -75,6 +76,12 @@ def pool(
         yield x, write
 
     return y, backward
+
+
+def _turns(sizes: Sequence[int]) -> int:
+    """Of loops in loops, the innermost last."""
+    d, h, w = sizes
+    return d * (1 + h * (1 + w))
 
 
 def _sink_of(sink: Sink, x: Array, largest: weakref.ref[Block] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -118,6 +125,8 @@ def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = 
     sides, bins = (*missing, *space), (*missing, *out)
     if math.prod(out) == 1:  # one bin: space is one long row
         sides = (1, 1, math.prod(space))
+    for over, by in ((sides, bins), (bins, sides)):  # elements of a bin, and bins of an element
+        device.check_turns(_turns([-(-n // m) + (n % m > 0) for n, m in zip(over, by)]), f"pooling {space} to {out}")
     defines: dict[str, Any] = {"ADAPTIVE": 1}
     index = None
     if kind == "max":
@@ -132,7 +141,7 @@ def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = 
             local=local, real=x.real, **defines, **vectors, **how,
         )  # fmt: skip
 
-    read = max(1, math.prod(sides) // math.prod(bins)) if device.kind == "cpu" else 1  # elements for each bin
+    read = max(1, math.prod(sides) // math.prod(bins)) if device.long_loops else 1  # elements for each bin
     how = {} if index is None else {"KEEP": 1}
     launch("adaptive_forward", y.size, read, x.block, y.block, index, FORWARD=1, **how)
 

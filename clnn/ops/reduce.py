@@ -91,6 +91,7 @@ def argmax(x: Array, axis: int = -1) -> Array:
     if x.shape[a] == 0:
         raise ShapeError(f"argmax over no elements: an array of shape {x.shape} along axis {axis}")
     outer, n, inner = math.prod(x.shape[:a]), x.shape[a], math.prod(x.shape[a + 1 :])
+    x.device.check_turns(n, f"argmax over {n:,} elements")
     y = empty(x.device, x.shape[:a] + x.shape[a + 1 :], np.int32)
     x.device.launch("reduce", "argmax", (y.size,), outer, n, inner, x.block, y.block, real=x.real)
     return y

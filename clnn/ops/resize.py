@@ -68,6 +68,7 @@ def upsample(x: Array, factor: Sequence[int], mode: str = "nearest") -> tuple[Ar
         raise ShapeError(f"factors {tuple(factor)} do not fit an input of shape {x.shape}: one for each spatial axis")
     extra: dict[str, Any] = {} if check_mode("upsampling", mode, UPSAMPLINGS) == "nearest" else {"LINEAR": 1}
     f_d, f_h, step = (*(1,) * (3 - len(factor)), *factor)
+    x.device.check_turns(4 * f_d * f_h * (3 * step + 2), f"upsampling by {tuple(factor)}")
     out = [n * f for n, f in zip(x.shape[2:], factor)]
     return _resized(x, out, "upsample", (), F_D=f_d, F_H=f_h, STEP=step, **extra)
 

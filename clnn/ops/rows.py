@@ -21,7 +21,7 @@ def divided(
     A CPU's work-item does several rows in vectors (VW), of which one holds the row, or every `step`th element of it, if any
     does; elsewhere each does one element.
     """
-    if device.kind != "cpu":
+    if not device.long_loops:
         return 1, (n * width,), None, {}
     parts = max(1, min(n, n * width // WORTH, PARTS * device.compute_units))
     each = max(1, -(-n // parts))
@@ -31,7 +31,7 @@ def divided(
 
 def elements(device: Device, dtype: Any, n: int) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
     """How a launch goes over n elements: those of a work-item, global and local size, defines; as `divided`."""
-    if device.kind != "cpu":
+    if not device.long_loops:
         return 1, (n,), None, {}
     width = vector_width(device, dtype)
     parts = max(1, min(n // WORTH, PARTS * device.compute_units))

@@ -67,14 +67,14 @@ def _move(
     """Launch `kernel` of kernels/shape.cl ("copy", "scatter", "backward") over a view of `shape` into a larger array."""
     device, n = like.device, math.prod(shape)
     runs = _runs(shape, strides)
-    if runs is None or (device.kind != "cpu" and runs[1] < device.grid((1, 1))[1][0]):
+    if runs is None or (not device.long_loops and runs[1] < device.grid((1, 1))[1][0]):
         device.launch(
             "shape", f"strided_{kernel}", (n,), n, vector8(shape, 1), vector8(strides, 0), offset, *blocks, **defines
         )
     elif n:
         outer, run, pitch = runs
         each, size, local = (1, 1), (run, outer), None
-        if device.kind == "cpu":
+        if device.long_loops:
             each = min(run, RUN), max(1, RUN // run)
             size, local = (-(-run // each[0]), -(-outer // each[1])), (1, 1)
         device.launch(

@@ -16,6 +16,7 @@ def softmax(x: Array, log: bool = False) -> tuple[Array, Backward]:
         raise ShapeError(f"{name} needs a last axis with elements, and the shape is {x.shape}")
     n = x.shape[-1]
     rows = x.size // n
+    x.device.check_turns(4 * n, f"{name} over rows of {n:,}")
     extra: dict[str, Any] = {"LOG": 1} if log else {}
     y = empty_like(x)
     x.device.launch("softmax", "softmax_forward", (rows,), rows, n, x.block, y.block, real=x.real, **extra)

@@ -181,6 +181,19 @@ class Device:
         self.context  # noqa: B018 - opens the device
         return selftest.count_turns(self) if self._turns is None else self._turns
 
+    @property
+    def long_loops(self) -> bool:
+        """Whether kernels for CPUs suit it, whose work-items do much each, in long loops. Others do one element or tile."""
+        return self.kind == "cpu" and not self.most_turns
+
+    def check_turns(self, turns: int, what: str) -> None:
+        """A `DeviceError` where loops would take more turns in a work-item than the driver lets them: it ends them silently."""
+        if self.most_turns and turns > self.most_turns:
+            raise DeviceError(
+                f"{what} takes {turns:,} turns of a loop, and {self!r} ends loops after {self.most_turns:,}: use a smaller one, "
+                "or another driver or device"
+            )
+
     @cached_property
     def pocl_version(self) -> tuple[int, int]:
         """PoCL's version, (0, 0) for other platforms."""

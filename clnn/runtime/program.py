@@ -158,7 +158,11 @@ class Programs:
         kernel.set_scalar_arg_dtypes(types)
         source = (file, name, real, defines)
         if source not in self.group_limits:
-            most = kernel.get_work_group_info(cl.kernel_work_group_info.WORK_GROUP_SIZE, self.context.devices[0])
+            device, info = self.context.devices[0], cl.kernel_work_group_info
+            most = kernel.get_work_group_info(info.WORK_GROUP_SIZE, device)
+            multiple = kernel.get_work_group_info(info.PREFERRED_WORK_GROUP_SIZE_MULTIPLE, device)
+            if most == multiple and device.platform.name.strip() == "rusticl":  # Mesa 22.3 takes the one for the other
+                most = device.max_work_group_size
             self.group_limits[source] = most or 1
         return kernel
 
