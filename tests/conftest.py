@@ -7,6 +7,7 @@
 import os
 import secrets
 import tempfile
+import threading
 import weakref
 import zlib
 
@@ -64,6 +65,7 @@ class Guard:
     MOST = 4096  # blocks whose ends are kept before they are looked at
 
     def __init__(self):
+        self.lock = threading.RLock()
         self.alive = {}  # by a block's id: a weak reference to it, and its queue
         self.aside = {}  # by device: its queue, memory for ends, and the sizes of the blocks whose ends lie there
 
@@ -81,13 +83,15 @@ class Guard:
             self.aside[device] = queue, cl.Buffer(device.context, cl.mem_flags.READ_WRITE, self.MOST * SLACK), []
         _, buffer, sizes = self.aside[device]
         start = -(-block.nbytes // 4) * 4
-        cl.enqueue_copy(
-            queue, buffer, block.buffer,
-            src_offset=start, dst_offset=len(sizes) * SLACK, byte_count=SLACK - start + block.nbytes,
-        )  # fmt: skip
-        sizes.append(block.nbytes)
-        if len(sizes) == self.MOST:
-            self.look()
+        with self.lock:  # blocks of several threads go at once
+            at = len(sizes)
+            sizes.append(block.nbytes)  # its place, before another block goes on the way
+            cl.enqueue_copy(
+                queue, buffer, block.buffer,
+                src_offset=start, dst_offset=at * SLACK, byte_count=SLACK - start + block.nbytes,
+            )  # fmt: skip
+            if len(sizes) == self.MOST:
+                self.look()
 
     def look(self):
         for queue, buffer, sizes in self.aside.values():
