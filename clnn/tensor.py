@@ -571,21 +571,16 @@ READERS = ("array_equal", "array_equiv", "allclose", "isclose", "array2string", 
 
 def _by_numpy(name: str, function: Any, inputs: Sequence[Any], options: dict[str, Any]) -> Any:
     """What NumPy makes of tensors' values. ClnnError where that would cut off a history."""
-    ours = name if name in FUNCTIONS else ""
-    instead = (
-        f"clnn.{ours}(t) does, or give it "
-        if ours
-        else f"t.{name}() does, or give it "
-        if hasattr(Tensor, name)
-        else None
-    )
+    ours = {"negative": "-t", "absolute": "abs(t)"}.get(name, f"clnn.{name}(t)" if name in FUNCTIONS else "")
+    ours = ours or (f"t.{name}()" if hasattr(Tensor, name) else "")
+    instead = f"{ours} does, or give it " if ours else "give it "
 
     def value(x: Any) -> Any:
         if isinstance(x, Tensor):
             if name in ("shape", "ndim", "size"):
                 return np.broadcast_to(np.empty((), x.dtype), x.shape)
             if name not in READERS:
-                x.refuse_history(f"np.{name}", *(filter(None, [instead])))
+                x.refuse_history(f"np.{name}", instead)
             return x.numpy()
         return type(x)(map(value, x)) if type(x) in (list, tuple) else x
 

@@ -238,6 +238,7 @@ def test_the_error_names_what_does_it(device):
         (lambda: np.exp(p), r"np.exp takes .*: clnn.exp\(t\) does, or give it .detach"),
         (lambda: np.sum(p), r"np.sum takes .*: t.sum\(\) does, or give it .detach"),
         (lambda: np.sin(p), r"clnn.sin\(t\) does"),
+        (lambda: np.negative(p), r"np.negative takes .*: -t does"),
         (lambda: clnn.tensor([p, p]), "clnn.concatenate does"),
     ):
         with pytest.raises(clnn.ClnnError, match=says):
