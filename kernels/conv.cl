@@ -508,12 +508,12 @@ kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, in
   const size_t all = (size_t)parts * G * K * entries;
   for (int k = 0; k < K; k++) for (int e = e0; e < min(entries + 1, e0 + BLOCK); e++) {
     const int last = e == entries;
-    real sum = 0;
+    TOTAL(real, sum);
     for (int part = 0; part < parts; part++) {
       const size_t one = ((size_t)part * G + g) * K + k;
-      sum += last ? partial[all + one] : partial[one * entries + e];
+      ADD_TO(real, sum, last ? partial[all + one] : partial[one * entries + e])
     }
-    const real sums[1] = {sum};
+    const real sums[1] = {WHOLE(sum)};
 #define SUMS(e, k) sums[0]
 #else
   partial += (size_t)g * (entries + 1) * KP;
@@ -522,15 +522,15 @@ kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, in
   for (int e = e0; e < min(entries + 1, e0 + BLOCK); e++)
 #ifdef VW              // KP is a multiple of it
     for (int k = 0; k < 16; k += VW) if (k0 + k < K) {
-      T sum = (T)(0);
-      for (int part = 0; part < parts; part++) sum += VLOAD(0, partial + ((size_t)part * G * (entries + 1) + e) * KP + k0 + k);
-      VSTORE(sum, 0, sums[e - e0] + k);
+      TOTAL(T, sum);
+      for (int part = 0; part < parts; part++) ADD_TO(T, sum, VLOAD(0, partial + ((size_t)part * G * (entries + 1) + e) * KP + k0 + k))
+      VSTORE(WHOLE(sum), 0, sums[e - e0] + k);
     }
 #else
     for (int k = 0; k < min(16, K - k0); k++) {
-      real sum = 0;
-      for (int part = 0; part < parts; part++) sum += partial[((size_t)part * G * (entries + 1) + e) * KP + k0 + k];
-      sums[e - e0][k] = sum;
+      TOTAL(real, sum);
+      for (int part = 0; part < parts; part++) ADD_TO(real, sum, partial[((size_t)part * G * (entries + 1) + e) * KP + k0 + k])
+      sums[e - e0][k] = WHOLE(sum);
     }
 #endif
 #ifdef VW
@@ -573,6 +573,7 @@ kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, in
 #define EACH 4
 #define TILE (SIDE * EACH)
 #define KC 16
+#define LONGEST 1024
 #define FETCH (TILE * KC / (SIDE * SIDE))
 
 // The input that tap e = (c, kd, kh, kw) of output `at` = (n, d, h, w) sees, 0 outside
@@ -600,9 +601,11 @@ void conv_local(int16 p, int16 q, int N, global const real *x, global const real
   const int i0 = item % high * TILE; item /= high;
   const int g = item % G, part = item / G, begin = part * depth, end = min(all, begin + depth);
   local real a[KC][TILE + 1], b[KC][TILE + 1];
-  real acc[EACH][EACH];
-  UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) acc[r][v] = 0;
+  real acc[EACH][EACH], total[EACH][EACH];                // of up to LONGEST products, and of those before (long sums: common.cl)
+  UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) acc[r][v] = total[r][v] = 0;
   for (int k0 = begin; k0 < end; k0 += KC) {
+    if ((k0 - begin) % LONGEST == 0)
+      UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) { total[r][v] += acc[r][v]; acc[r][v] = 0; }
     UNROLL for (int f = 0; f < FETCH; f++) {
       const int z = f * SIDE * SIDE + me;
       {
@@ -637,13 +640,14 @@ void conv_local(int16 p, int16 q, int N, global const real *x, global const real
   }
   UNROLL for (int r = 0; r < EACH; r++) UNROLL for (int v = 0; v < EACH; v++) {
     const int i = i0 + r * SIDE + ty, j = j0 + v * SIDE + tx;
+    const real sum = total[r][v] + acc[r][v];
     if (i < K && j < columns) {
 #ifdef WEIGHTS
-      y[(((size_t)part * G + g) * columns + j) * K + i] = acc[r][v];
+      y[(((size_t)part * G + g) * columns + j) * K + i] = sum;
 #else
       const size_t to = (((size_t)(j / P) * G + g) * K + i) * P + j % P;
       const real by = FACTOR_OF(g * K + i), shift = BIAS_OF(g * K + i);
-      y[to] = epilogue(acc[r][v], by, shift, saved + to, saved + to, y + to, 1, PAIR);
+      y[to] = epilogue(sum, by, shift, saved + to, saved + to, y + to, 1, PAIR);
 #endif
     }
   }

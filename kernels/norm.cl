@@ -36,6 +36,11 @@
 #include "activation.cl"
 #include "vectors.cl"
 
+// Squares are of distances in units of 2^20, so that those of values near 1e19 do not overflow; epsilon hides what gets lost
+// of distances below 1e-12.
+#define IN_UNITS 9.5367431640625e-07
+#define OF_UNITS 1.099511627776e12         // what the square of a unit is
+
 #define VECTORS (COLUMNS / VW)
 #define GROUP_OF(width) __attribute__((reqd_work_group_size(width, 1, 1)))
 
@@ -151,7 +156,7 @@ static inline void spread(real *t, global const real *values, Place p) {
   const size_t start = (size_t)p.row * stride + p.first;
 
 #if defined(MOMENTS) || defined(SUMS)
-// MOMENTS: parts[part, channel] = (mean, sum of squared distances from it) of x.
+// MOMENTS: parts[part, channel] = (mean, sum of squared distances from it, in units) of x.
 // SUMS: (sum of dy, sum of dy (x - mean)), with the channel's mean, or with BY_ROW dy (x - mean) / deviation of the sample.
 kernel GROUP_OF(WIDTH) void channel_sums(int8 s, global const real *x, global const real *dy, global const real *mean, global real2 *parts) {
   PLACE
@@ -173,7 +178,7 @@ kernel GROUP_OF(WIDTH) void channel_sums(int8 s, global const real *x, global co
 #define DISTANCE(i) (VLOAD(v, x + (size_t)(i) * stride) - k[v])
 #endif
 #ifdef MOMENTS
-#define ADD(i) { const T d = DISTANCE(i); first += d; second += d * d; }
+#define ADD(i) { const T d = DISTANCE(i) * (real)IN_UNITS; first += d; second += d * d; }
 #define NEXT x += step
 #else
 #define ADD(i) { const T g = VLOAD(v, dy + (size_t)(i) * stride); first += g; second += g * DISTANCE(i); }
@@ -207,27 +212,27 @@ kernel GROUP_OF(WIDTH) void channel_sums(int8 s, global const real *x, global co
     const real *kc = (const real *)k + c * run;       // values that distances were taken from
     real sum = 0, squares = 0;
     if (run < VW) {
-      for (int i = 0; i < run; i++) sum += kc[i] - kc[0] + ac[i] * one;
+      for (int i = 0; i < run; i++) sum += (kc[i] - kc[0]) * (real)IN_UNITS + ac[i] * one;
     } else {
       T t = (T)(0);
-      for (int i = 0; i < run; i += VW) t += first_n(VLOAD(0, kc + i) - kc[0] + VLOAD(0, ac + i) * one, run - i);
+      for (int i = 0; i < run; i += VW) t += first_n((VLOAD(0, kc + i) - kc[0]) * (real)IN_UNITS + VLOAD(0, ac + i) * one, run - i);
       sum = lanes(t);
     }
     const real middle = sum / run;
     if (run < VW) {
       for (int i = 0; i < run; i++) {
-        const real d = kc[i] - kc[0] + ac[i] * one - middle;
+        const real d = (kc[i] - kc[0]) * (real)IN_UNITS + ac[i] * one - middle;
         squares += bc[i] - ac[i] * ac[i] * one + n * d * d;
       }
     } else {
       T t = (T)(0);
       for (int i = 0; i < run; i += VW) {
-        const T ai = VLOAD(0, ac + i), d = VLOAD(0, kc + i) - kc[0] + ai * one - middle;
+        const T ai = VLOAD(0, ac + i), d = (VLOAD(0, kc + i) - kc[0]) * (real)IN_UNITS + ai * one - middle;
         t += first_n(VLOAD(0, bc + i) - ai * ai * one + n * d * d, run - i);
       }
       squares = lanes(t);
     }
-    parts[c] = (real2)(kc[0] + middle, squares);
+    parts[c] = (real2)(kc[0] + middle / (real)IN_UNITS, squares);
 #else
     parts[c] = (real2)(sum_of(ac, run), sum_of(bc, run));
 #endif
@@ -246,17 +251,18 @@ kernel GROUP_OF(WIDTH) void join_moments(int8 s, int parts, int each, global con
 #define OF_PART(p) ((real)(min(s.s3, s.s0 - (p) / per * s.s3) * (per == 1 ? s.s2 : min(COLUMNS, s.s2 - (p) % per * COLUMNS))))
   for (int c = first; c < min(channels, first + each); c++) {
     const real n = (real)s.s0 * s.s2, near = part[c].x;
-    real sum = 0, squares = 0;
-    for (int p = get_local_id(0); p < parts; p += WIDTH) sum += OF_PART(p) * (part[(size_t)p * channels + c].x - near);
-    const real beyond = OVER_GROUP(sum) / n;
+    TOTAL(real, sum);
+    for (int p = get_local_id(0); p < parts; p += WIDTH) ADD_TO(real, sum, OF_PART(p) * (part[(size_t)p * channels + c].x - near))
+    const real beyond = OVER_GROUP(WHOLE(sum)) / n;
+    TOTAL(real, all);
     for (int p = get_local_id(0); p < parts; p += WIDTH) {
       const real2 of = part[(size_t)p * channels + c];
-      const real d = of.x - near - beyond;
-      squares += of.y + OF_PART(p) * d * d;
+      const real d = (of.x - near - beyond) * (real)IN_UNITS;
+      ADD_TO(real, all, of.y + OF_PART(p) * d * d)
     }
-    squares = OVER_GROUP(squares);
+    const real squares = OVER_GROUP(WHOLE(all));
     if (get_local_id(0) == 0) {
-      const real mean = near + beyond, variance = (squares < 0 ? 0 : squares) / n, scale = 1 / sqrt(variance + epsilon);
+      const real mean = near + beyond, variance = (squares < 0 ? 0 : squares) / n * (real)OF_UNITS, scale = 1 / sqrt(variance + epsilon);
       stats[c] = mean;
       stats[channels + c] = scale;
       stats[2 * channels + c] = gamma ? gamma[c] * scale : scale;
@@ -281,14 +287,11 @@ kernel GROUP_OF(WIDTH) void join_sums(int channels, int parts, int each, int n, 
   SHARED
   const int first = get_group_id(0) * each;
   for (int c = first; c < min(channels, first + each); c++) {
-    real sum = 0, product = 0;
-    for (int p = get_local_id(0); p < parts; p += WIDTH) {
-      const real2 of = part[(size_t)p * channels + c];
-      sum += of.x;
-      product += of.y;
-    }
-    sum = OVER_GROUP(sum);
-    product = OVER_GROUP(product);
+    TOTAL(real2, both);
+    for (int p = get_local_id(0); p < parts; p += WIDTH) ADD_TO(real2, both, part[(size_t)p * channels + c])
+    const real2 whole = WHOLE(both);
+    const real sum = OVER_GROUP(whole.x);
+    real product = OVER_GROUP(whole.y);
     if (get_local_id(0) == 0) {
       const real scale = stats ? stats[channels + c] : 1;
       product *= scale;
@@ -390,6 +393,9 @@ kernel void fold(int channels, global const real *gamma, global const real *beta
 // Row r is group r % groups of a sample, n values: `per` runs of the length `run` with a gamma and beta each (layer and RMS:
 // run 1, one group). s: rows, n, rows an item, groups, per, run
 #define MY_VECTORS int i = (int)get_local_id(0) * VW; i < n; i += WIDTH * VW
+#define MOST_AT_ONCE (SPAN * WIDTH * VW)              // a span of a work-item's vectors (long sums: common.cl)
+#define EACH_PART int start = 0; start < n; start += MOST_AT_ONCE
+#define MY_VECTORS_OF_PART int i = start + (int)get_local_id(0) * VW; i < min(n, start + MOST_AT_ONCE); i += WIDTH * VW
 #define ROWS int r = (int)get_group_id(0) * s.s2; r < min(s.s0, ((int)get_group_id(0) + 1) * s.s2); r++
 
 // The values for positions i, i + 1, ... of a row whose first run has values[0]
@@ -417,18 +423,32 @@ kernel GROUP_OF(WIDTH) void row_forward(int8 s, global const real *x, global con
   for (ROWS) {
     global const real *row = x + (size_t)r * n;
     real mean = 0;
-    T sum = (T)(0), squares = (T)(0);
+    TOTAL(T, squares);
 #ifdef RMS
-    for (MY_VECTORS) { const T d = VLOAD(0, row + i); squares += first_n(d * d, n - i); }
-    const real variance = OVER_GROUP(lanes(squares)) / n;
+    for (EACH_PART) {
+      T part = (T)(0);
+      for (MY_VECTORS_OF_PART) { const T d = VLOAD(0, row + i) * (real)IN_UNITS; part += first_n(d * d, n - i); }
+      ADD_TO(T, squares, part)
+    }
+    const real variance = OVER_GROUP(lanes(WHOLE(squares))) / n * (real)OF_UNITS;
 #else
     const real near = row[0];                         // sums of distances from any value are more accurate
-    for (MY_VECTORS) sum += first_n(VLOAD(0, row + i) - near, n - i);
-    mean = near + OVER_GROUP(lanes(sum)) / n;
-    sum = (T)(0);
-    for (MY_VECTORS) { const T d = first_n(VLOAD(0, row + i) - mean, n - i); sum += d; squares += d * d; }
-    const real off = OVER_GROUP(lanes(sum)) / n;      // what rounding has left of the mean
-    const real variance = OVER_GROUP(lanes(squares)) / n - off * off;
+    TOTAL(T, sum);
+    for (EACH_PART) {
+      T part = (T)(0);
+      for (MY_VECTORS_OF_PART) part += first_n(VLOAD(0, row + i) - near, n - i);
+      ADD_TO(T, sum, part)
+    }
+    mean = near + OVER_GROUP(lanes(WHOLE(sum))) / n;
+    TOTAL(T, rest);
+    for (EACH_PART) {
+      T part = (T)(0), of_squares = (T)(0);
+      for (MY_VECTORS_OF_PART) { const T d = first_n(VLOAD(0, row + i) - mean, n - i) * (real)IN_UNITS; part += d; of_squares += d * d; }
+      ADD_TO(T, rest, part)
+      ADD_TO(T, squares, of_squares)
+    }
+    const real off = OVER_GROUP(lanes(WHOLE(rest))) / n;  // what rounding has left of the mean
+    const real variance = (OVER_GROUP(lanes(WHOLE(squares))) / n - off * off) * (real)OF_UNITS;
 #endif
     const real scale = 1 / sqrt((variance < 0 ? 0 : variance) + epsilon);
     const int o = r % s.s3 * s.s4;
@@ -452,13 +472,19 @@ kernel GROUP_OF(WIDTH) void run_sums(int8 s, global const real *x, global const 
   for (ROWS) {
     const size_t row = (size_t)r * n;
     const real2 of = stats[r / s.s4];
-    T a = (T)(0), b = (T)(0);
-    for (MY_VECTORS) {
-      const T g = first_n(VLOAD(0, dy + row + i), n - i);
-      a += g;
-      b += first_n(g * ((VLOAD(0, x + row + i) - of.x) * of.y), n - i);
+    TOTAL(T, gs);
+    TOTAL(T, products);
+    for (EACH_PART) {
+      T a = (T)(0), b = (T)(0);
+      for (MY_VECTORS_OF_PART) {
+        const T g = first_n(VLOAD(0, dy + row + i), n - i);
+        a += g;
+        b += first_n(g * ((VLOAD(0, x + row + i) - of.x) * of.y), n - i);
+      }
+      ADD_TO(T, gs, a)
+      ADD_TO(T, products, b)
     }
-    const real sum = OVER_GROUP(lanes(a)), product = OVER_GROUP(lanes(b));
+    const real sum = OVER_GROUP(lanes(WHOLE(gs))), product = OVER_GROUP(lanes(WHOLE(products)));
     if (get_local_id(0) == 0) sums[r] = (real2)(sum, product);
   }
 }
@@ -477,22 +503,26 @@ kernel GROUP_OF(WIDTH) void row_backward(int8 s, global const real *x, global co
     const real2 of = stats[r];
     const int o = r % s.s3 * s.s4;
 #ifdef LAST
-    T a = (T)(0), b = (T)(0);
-    for (MY_VECTORS) {
-      T g = VLOAD(0, dy + row + i);
-      if (gamma) g *= VLOAD(0, gamma + i);
-      g = first_n(g, n - i);
-      a += g;
-      b += first_n(g * ((VLOAD(0, x + row + i) - of.x) * of.y), n - i);
+    TOTAL(T, gs);
+    TOTAL(T, products);
+    for (EACH_PART) {
+      T a = (T)(0), b = (T)(0);
+      for (MY_VECTORS_OF_PART) {
+        T g = VLOAD(0, dy + row + i);
+        if (gamma) g *= VLOAD(0, gamma + i);
+        g = first_n(g, n - i);
+        a += g;
+        b += first_n(g * ((VLOAD(0, x + row + i) - of.x) * of.y), n - i);
+      }
+      ADD_TO(T, gs, a)
+      ADD_TO(T, products, b)
     }
-    real sum = lanes(a), product = lanes(b);
+    real sum = lanes(WHOLE(gs)), product = lanes(WHOLE(products));
 #else
-    real sum = 0, product = 0;
-    for (int k = get_local_id(0); k < s.s4; k += WIDTH) {
-      const real2 part = sums[(size_t)r * s.s4 + k] * (gamma ? gamma[o + k] : 1);
-      sum += part.x;
-      product += part.y;
-    }
+    TOTAL(real2, both);
+    for (int k = get_local_id(0); k < s.s4; k += WIDTH) ADD_TO(real2, both, sums[(size_t)r * s.s4 + k] * (gamma ? gamma[o + k] : 1))
+    const real2 whole = WHOLE(both);
+    real sum = whole.x, product = whole.y;
 #endif
 #ifdef RMS
     sum = 0;

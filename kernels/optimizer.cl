@@ -199,9 +199,9 @@ kernel void squares(int n, int first, global const T *gradient, global real2 *pa
 // factor = min(1, most / (norm + 1e-6)), as PyTorch's clip_grad_norm_; NaN where the norm is
 kernel void clip_factor(int n, global const real2 *partial, global real *factor, real most) {
   SHARED
-  real2 s = 0;
-  for (int i = get_local_id(0); i < n; i += WIDTH) s += partial[i];
-  s = OVER_GROUP(s);
+  TOTAL(real2, all);
+  for (int i = get_local_id(0); i < n; i += WIDTH) ADD_TO(real2, all, partial[i])
+  const real2 whole = WHOLE(all), s = OVER_GROUP(whole);
   if (get_local_id(0)) return;
   const real norm = isinf(s.x) ? sqrt(s.y) * (real)LARGE : sqrt(s.x), f = most / (norm + 0.000001);
   factor[0] = f > 1 ? 1 : f;
@@ -243,9 +243,9 @@ kernel void lamb_moments(global const int4 *chunks, global const T *gradient, gl
 kernel void lamb_ratios(global const int4 *parameters, global const real2 *partial, global real *ratio) {
   SHARED
   const int4 p = parameters[get_group_id(0)];
-  real2 s = 0;
-  for (int i = p.x + (int)get_local_id(0); i < p.y; i += WIDTH) s += partial[i];
-  s = OVER_GROUP(s);
+  TOTAL(real2, all);
+  for (int i = p.x + (int)get_local_id(0); i < p.y; i += WIDTH) ADD_TO(real2, all, partial[i])
+  const real2 whole = WHOLE(all), s = OVER_GROUP(whole);
   if (get_local_id(0) == 0) ratio[get_group_id(0)] = !p.z || s.x == 0 || s.y == 0 ? 1 : sqrt(s.x) / sqrt(s.y);
 }
 #endif
@@ -280,12 +280,12 @@ kernel void lamb(global const int4 *chunks, global const real *ratio, global T *
 
 // The sum over each DOWNth row of the squares in a column
 static inline real squares_of(int rows, int columns, int column, int first, int step, global const real *w, real unit) {
-  real sum = 0;
+  TOTAL(real, sum);
   for (int r = first; r < rows; r += step) {
     const real x = w[(size_t)r * columns + column] * unit;
-    sum += x * x;
+    ADD_TO(real, sum, x * x)
   }
-  return sum;
+  return WHOLE(sum);
 }
 
 // What a column is multiplied by. NaN stays, and a column whose squares overflow is measured in larger units.
@@ -317,11 +317,24 @@ kernel void max_norm(int rows, int columns, int share, global real *restrict w, 
   const int begin = get_group_id(0) * share, end = min(columns, begin + share);
   for (int first = begin; first < end; first += ACROSS) {
     const int width = min(ACROSS, end - first);
-    real factor[ACROSS];
-    for (int k = 0; k < ACROSS; k++) factor[k] = 0;
-    for (int r = 0; r < rows; r++) {
-      global const real *row = w + (size_t)r * columns + first;
-      for (int k = 0; k < width; k++) factor[k] += row[k] * row[k];
+    real factor[ACROSS], factor_lost[ACROSS], part[ACROSS];
+    for (int k = 0; k < ACROSS; k++) factor[k] = factor_lost[k] = 0;
+    for (EACH_SPAN(from, rows)) {
+      for (int k = 0; k < width; k++) part[k] = 0;
+      for (IN_SPAN(r, from, rows)) {
+        global const real *row = w + (size_t)r * columns + first;
+        for (int k = 0; k < width; k++) part[k] += row[k] * row[k];
+      }
+      for (int k = 0; k < width; k++) {
+        TOTAL(real, all);
+        all = factor[k]; all_lost = factor_lost[k];
+        ADD_TO(real, all, part[k])
+        factor[k] = all; factor_lost[k] = all_lost;
+      }
+    }
+    for (int k = 0; k < width; k++) {
+      const real all = factor[k], all_lost = factor_lost[k];
+      factor[k] = WHOLE(all);
     }
     int changes = 0;
     for (int k = 0; k < width; k++) {

@@ -46,6 +46,15 @@ typedef INDICES __attribute__((aligned(sizeof(INDEX)))) INDICES_ANYWHERE;   // P
 #define ALONG_WINDOW
 #endif
 
+// Sums of large windows go in spans (long sums: common.cl)
+#if K_D * K_H * K_W > SPAN
+#define END_SPAN(type, sum, part) { ADD_TO(type, sum, part) part = (type)(0); }
+#define SUM_OF(sum, part) WHOLE(sum)
+#else
+#define END_SPAN(type, sum, part) ;
+#define SUM_OF(sum, part) (part)
+#endif
+
 // by how many elements an axis of a window that starts at t divides. t is of type I, an integer or lanes; so is all else (min
 // of lanes and a number is wrong in Oclgrind 21.10, from the second lane on)
 #ifdef INCLUDE_PAD
@@ -78,11 +87,16 @@ static inline void forward_one(int16 s, global const real *plane, int d0, int h0
   const int d1 = max(0, -d0), h1 = max(0, -h0), w1 = max(0, -w0);
   const int d2 = min(K_D, D - d0), h2 = min(K_H, H - h0), w2 = min(K_W, W - w0);
   int tap = TAP(d1, h1, w1);
-  real best = -INFINITY, sum = 0;
-  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) for (int w = w1; w < w2; w++) {
-    const real v = plane[((d0 + d) * H + h0 + h) * W + w0 + w];
-    if (BETTER(v, best)) { best = v; tap = TAP(d, h, w); }
-    sum += v;
+  real best = -INFINITY, part = 0;
+  TOTAL(real, sum);
+  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) {
+    for (int w = w1; w < w2; w++) {
+      const real v = plane[((d0 + d) * H + h0 + h) * W + w0 + w];
+      if (BETTER(v, best)) { best = v; tap = TAP(d, h, w); }
+      part += v;
+      if (w % SPAN == SPAN - 1) END_SPAN(real, sum, part)
+    }
+    END_SPAN(real, sum, part)
   }
 #ifdef MAX
   y[i] = best;
@@ -90,7 +104,7 @@ static inline void forward_one(int16 s, global const real *plane, int d0, int h0
   index[i] = tap;
 #endif
 #else
-  y[i] = sum / (real)(EXTENT(int, d0, K_D, D, s.s9) * EXTENT(int, h0, K_H, H, s.sa) * EXTENT(int, w0, K_W, W, s.sb));
+  y[i] = SUM_OF(sum, part) / (real)(EXTENT(int, d0, K_D, D, s.s9) * EXTENT(int, h0, K_H, H, s.sa) * EXTENT(int, w0, K_W, W, s.sb));
 #endif
 }
 
@@ -110,20 +124,27 @@ INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, in
   T best = (T)(-INFINITY);
   INTS taps = inside ? (INTS)(0) : TAP(d1, h1, max(-start, (INTS)(0)));
 #else
-  T sum = (T)(0);
+  T part = (T)(0);
+  TOTAL(T, sum);
 #endif
-  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) ALONG_WINDOW for (int w = 0; w < K_W; w++) {
-    if (!inside && (w < w1 || w >= w2)) continue;
-    const long first = (long)from + ((d0 + d) * H + h0 + h) * W + w0;
-    T v = !inside && first + w < 1 ? comb_gather(x + first, w, -w0, W - w0) : comb_load(x + first, w, -w0, W - w0);
+  for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) {
+    ALONG_WINDOW for (int w = 0; w < K_W; w++) {
+      if (!inside && (w < w1 || w >= w2)) continue;
+      const long first = (long)from + ((d0 + d) * H + h0 + h) * W + w0;
+      T v = !inside && first + w < 1 ? comb_gather(x + first, w, -w0, W - w0) : comb_load(x + first, w, -w0, W - w0);
 #ifdef MAX
-    INTS better = BETTER(v, best);
-    if (!inside) better &= start + w >= 0 && start + w < W;
-    best = WHERE(better, v, best);
-    taps = select(taps, (INTS)(TAP(d, h, w)), better);
+      INTS better = BETTER(v, best);
+      if (!inside) better &= start + w >= 0 && start + w < W;
+      best = WHERE(better, v, best);
+      taps = select(taps, (INTS)(TAP(d, h, w)), better);
 #else
-    if (!inside) { const INTS there = start + w >= 0 && start + w < W; v = WHERE(there, v, 0); }
-    sum += v;
+      if (!inside) { const INTS there = start + w >= 0 && start + w < W; v = WHERE(there, v, 0); }
+      part += v;
+      if (w % SPAN == SPAN - 1) END_SPAN(T, sum, part)
+#endif
+    }
+#ifndef MAX
+    END_SPAN(T, sum, part)
 #endif
   }
 #ifdef MAX
@@ -139,7 +160,8 @@ INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, in
 #endif
 #else
   const int count = EXTENT(int, d0, K_D, D, s.s9) * EXTENT(int, h0, K_H, H, s.sa);
-  store_n(inside ? sum / (T)(count * K_W) : sum / TO_T(count * EXTENT(INTS, start, K_W, W, s.sb)), y + i, n);
+  const T all = SUM_OF(sum, part);
+  store_n(inside ? all / (T)(count * K_W) : all / TO_T(count * EXTENT(INTS, start, K_W, W, s.sb)), y + i, n);
 #endif
 }
 
@@ -291,46 +313,53 @@ kernel void pool_backward(int16 s, global const real *restrict dy, global const 
 #define FARTHEST 2147483647
 
 static inline real bin_forward(int H, int W, global const real *x, int d1, int d2, int h1, int h2, int w1, int w2, int *where) {
-  real y = 0;
 #ifdef MAX
   *where = (d1 * H + h1) * W + w1;
-  y = x[*where];
+  real y = x[*where];
+#else
+  TOTAL(real, sum);
 #endif
 #ifdef VW
-  T ys = (T)(0);
 #ifdef MAX
   INTS wheres = (INTS)(FARTHEST);
-  ys = (T)(-INFINITY);
+  T ys = (T)(-INFINITY);
+#else
+  TOTAL(T, sums);
 #endif
 #endif
   for (int d = d1; d < d2; d++) for (int h = h1; h < h2; h++) {
     int i = (d * H + h) * W + w1;
     const int end = i + w2 - w1;
+#ifdef MAX
 #ifdef VW
     for (; i + VW <= end; i += VW) {
       const T v = VLOAD(0, x + i);
-#ifdef MAX
       const INTS better = BETTER(v, ys);
       ys = WHERE(better, v, ys);
       wheres = select(wheres, (INTS)(i) + LANES, better);
-#else
-      ys += v;
-#endif
     }
 #endif
-    for (; i < end; i++) {
-#ifdef MAX
-      if (BETTER(x[i], y)) { y = x[i]; *where = i; }
+    for (; i < end; i++) if (BETTER(x[i], y)) { y = x[i]; *where = i; }
 #else
-      y += x[i];
-#endif
+#ifdef VW
+    while (i + VW <= end) {
+      T part = (T)(0);
+      for (const int stop = min(end, i + SPAN * VW); i + VW <= stop; i += VW) part += VLOAD(0, x + i);
+      ADD_TO(T, sums, part)
     }
+#endif
+    while (i < end) {
+      real part = 0;
+      for (const int stop = min(end, i + SPAN); i < stop; i++) part += x[i];
+      ADD_TO(real, sum, part)
+    }
+#endif
   }
 #ifdef VW
   if (w2 - w1 >= VW) {                     // lane by lane: the first of equals has the lowest number
     real lane[VW];
-    VSTORE(ys, 0, lane);
 #ifdef MAX
+    VSTORE(ys, 0, lane);
     INT there[VW];
     CAT(vstore, VW)(wheres, 0, there);
     for (int l = 0; l < VW; l++)
@@ -339,14 +368,16 @@ static inline real bin_forward(int H, int W, global const real *x, int d1, int d
         *where = (int)there[l];
       }
 #else
-    for (int l = 0; l < VW; l++) y += lane[l];
+    VSTORE(WHOLE(sums), 0, lane);
+    for (int l = 0; l < VW; l++) ADD_TO(real, sum, lane[l])
 #endif
   }
 #endif
-#ifndef MAX
-  y /= (real)((d2 - d1) * (h2 - h1) * (w2 - w1));
-#endif
+#ifdef MAX
   return y;
+#else
+  return WHOLE(sum) / (real)((d2 - d1) * (h2 - h1) * (w2 - w1));
+#endif
 }
 
 kernel void adaptive_forward(int8 s, global const int *bins, global const real *restrict x, global real *restrict y, global int *restrict index) {

@@ -197,15 +197,17 @@ kernel GROUP_SIZE void winograd(int16 p, int16 q, int N, global const real *x, g
 #endif
 
 #ifdef GRADIENTS
-// d[A * A] = A y AT of the M x M gradients at y, as `transform`; adds their sum to `sum`
-APART void transform_gradients(local const real *y, int pitch, local real *d, int apart, local real *sum) {
-  T between[A][M], e[M], o[A], total = VLOAD(0, sum);
+// d[A * A] = A y AT of the M x M gradients at y, as `transform`; adds their sum to `sum`, and what rounding takes of it to `lost`
+APART void transform_gradients(local const real *y, int pitch, local real *d, int apart, local real *sum, local real *lost) {
+  T between[A][M], e[M], o[A], part = (T)(0), total = VLOAD(0, sum), total_lost = VLOAD(0, lost);
   UNROLL for (int j = 0; j < M; j++) {
-    UNROLL for (int i = 0; i < M; i++) { e[i] = VLOAD(j, y + i * pitch); total += e[i]; }
+    UNROLL for (int i = 0; i < M; i++) { e[i] = VLOAD(j, y + i * pitch); part += e[i]; }
     AY(o, e)
     UNROLL for (int i = 0; i < A; i++) between[i][j] = o[i];
   }
+  ADD_TO(T, total, part)
   VSTORE(total, 0, sum);
+  VSTORE(total_lost, 0, lost);
   UNROLL for (int i = 0; i < A; i++) {
     AY(o, between[i])
     UNROLL for (int j = 0; j < A; j++) VSTORE(o[j], 0, d + (i * A + j) * apart);
@@ -215,8 +217,7 @@ APART void transform_gradients(local const real *y, int pitch, local real *d, in
 // to (MR, NR), rows KP apart, = or += v (count, MR), rows CP apart, turned, times d (count, NR), rows KP apart
 APART void accumulate(local const real *v, int CP, local const real *d, int KP, int count, global real *to, int more) {
   T acc[MR][NV];
-  if (more) UNROLL for (int r = 0; r < MR; r++) UNROLL for (int c = 0; c < NV; c++) acc[r][c] = VLOAD(c, to + r * KP);
-  else UNROLL for (int r = 0; r < MR; r++) UNROLL for (int c = 0; c < NV; c++) acc[r][c] = (T)(0);
+  UNROLL for (int r = 0; r < MR; r++) UNROLL for (int c = 0; c < NV; c++) acc[r][c] = (T)(0);
   for (int t = 0; t < count; t++, v += CP, d += KP) {
     T b[NV];
     UNROLL for (int c = 0; c < NV; c++) b[c] = VLOAD(c, d);
@@ -225,6 +226,7 @@ APART void accumulate(local const real *v, int CP, local const real *d, int KP, 
       UNROLL for (int c = 0; c < NV; c++) acc[r][c] += a * b[c];
     }
   }
+  if (more) UNROLL for (int r = 0; r < MR; r++) UNROLL for (int c = 0; c < NV; c++) acc[r][c] += VLOAD(c, to + r * KP);
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int c = 0; c < NV; c++) VSTORE(acc[r][c], c, to + r * KP);
 }
 
@@ -237,10 +239,10 @@ kernel GROUP_SIZE void winograd_gradients(int16 p, int16 q, int N, global const 
   local real v[V_SIZE] __attribute__((aligned(64)));
   local real d[D_SIZE] __attribute__((aligned(64)));
   local real slab[SLAB] __attribute__((aligned(64)));
-  local real sums[K_SIZE] __attribute__((aligned(64)));
+  local real sums[K_SIZE] __attribute__((aligned(64))), lost[K_SIZE] __attribute__((aligned(64)));
   const int part = get_global_id(0) % parts, g = get_global_id(0) / parts, begin = (long)blocks * part / parts, end = (long)blocks * (part + 1) / parts;
   if (g >= G) return;
-  for (int k = 0; k < KP; k += VW) VSTORE((T)(0), 0, sums + k);
+  for (int k = 0; k < KP; k += VW) { VSTORE((T)(0), 0, sums + k); VSTORE((T)(0), 0, lost + k); }
   for (int xi = 0; xi < A * A && K % NR; xi++)  // what lies behind K is multiplied, too
     for (int t = 0; t < TILES; t++) for (int k = K / VW * VW; k < KP; k += VW) VSTORE((T)(0), 0, d + xi * d_apart + t * KP + k);
   for (int block = begin; block < end; block++) {
@@ -249,7 +251,7 @@ kernel GROUP_SIZE void winograd_gradients(int16 p, int16 q, int N, global const 
       put_inputs(v + t * CP, CP, v_apart, slab, x + ((size_t)n * G + g) * C * IH * IW, C, IH, IW, th * M - PH, tw * M - PW, run);
       for (int k = 0; k < K; k += VW) {
         turn(slab, dy + (((size_t)n * G + g) * K + k) * OH * OW, min(VW, K - k), OH, OW, th * M, tw * M, M, M * run);
-        for (int z = 0; z < run; z++) transform_gradients(slab + z * M * VW, M * run * VW, d + (t + z) * KP + k, d_apart, sums + k);
+        for (int z = 0; z < run; z++) transform_gradients(slab + z * M * VW, M * run * VW, d + (t + z) * KP + k, d_apart, sums + k, lost + k);
       }
     }
     for (int xi = 0; xi < A * A; xi++) {
@@ -259,7 +261,7 @@ kernel GROUP_SIZE void winograd_gradients(int16 p, int16 q, int N, global const 
     }
   }
   global real *to = partial + (size_t)parts * G * A * A * CR * KP + ((size_t)part * G + g) * KP;
-  for (int k = 0; k < KP; k += VW) VSTORE(VLOAD(0, sums + k), 0, to + k);
+  for (int k = 0; k < KP; k += VW) { const T all = VLOAD(0, sums + k), all_lost = VLOAD(0, lost + k); VSTORE(WHOLE(all), 0, to + k); }
 }
 #endif
 
@@ -273,9 +275,9 @@ kernel void winograd_sum(int G, int C, int K, int parts, int for_w, int for_b, g
   for (int k0 = 0; k0 < K; k0 += VW) {
     real out[9][VW] __attribute__((aligned(64)));
     if (c == C) {
-      T sum = (T)(0);
-      for (int part = 0; part < parts; part++) sum += VLOAD(0, partial + parts * apart + ((size_t)part * G + g) * KP + k0);
-      VSTORE(sum, 0, out[0]);
+      TOTAL(T, sum);
+      for (int part = 0; part < parts; part++) ADD_TO(T, sum, VLOAD(0, partial + parts * apart + ((size_t)part * G + g) * KP + k0))
+      VSTORE(WHOLE(sum), 0, out[0]);
       const real2 pair = SCALE(scale_b, at_b, for_b);
       for (int l = 0; l < min(VW, K - k0); l++) {
         global real *to = db + g * K + k0 + l;
@@ -287,8 +289,9 @@ kernel void winograd_sum(int G, int C, int K, int parts, int for_w, int for_b, g
     for (int j = 0; j < A; j++) {
       UNROLL for (int i = 0; i < A; i++) {
         global const real *from = partial + (((size_t)g * A * A + i * A + j) * CR + c) * KP + k0;
-        m[i] = VLOAD(0, from);
-        for (int part = 1; part < parts; part++) m[i] += VLOAD(0, from + part * apart);
+        TOTAL(T, sum);
+        for (int part = 0; part < parts; part++) ADD_TO(T, sum, VLOAD(0, from + part * apart))
+        m[i] = WHOLE(sum);
       }
       GT(o, m)
       UNROLL for (int i = 0; i < 3; i++) between[i][j] = o[i];

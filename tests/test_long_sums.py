@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from helpers import parameter
+from helpers import host, parameter
 
 import clnn
 from clnn.gemm import clblast
-from clnn.tensor import linear_layer
+from clnn.ops import norm
+from clnn.tensor import apply, linear_layer
 
 VALUE = np.float32(0.1)  # rounded up at each addition to a sum of like size: one by one, a million of them are 1% off
 V = float(VALUE)
@@ -195,3 +196,95 @@ def test_derivatives_at_zero(device, name, at_zero):
     x = parameter(np.zeros(3))
     getattr(clnn, name)(x).backward(np.ones(3, np.float32))
     np.testing.assert_allclose(x.grad.numpy(), at_zero, rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [3000, 10**6])
+@pytest.mark.parametrize("layer", ["layer_norm", "rms_norm", "group_norm", "instance_norm"])
+def test_norms_of_long_rows(form, rng, layer, n):
+    """Statistics over a row of n, and the sums that its gradients need; far from zero, as pictures are."""
+    x = (rng.standard_normal((2, 1, n)) + 3).astype(np.float32)
+    flat = x.reshape(2, n).astype(np.float64)
+    mean = 0 if layer == "rms_norm" else flat.mean(1, keepdims=True)
+    scale = 1 / np.sqrt(((flat - mean) ** 2).mean(1, keepdims=True) + 1e-5)
+    h, dy = (flat - mean) * scale, np.abs(rng.standard_normal((2, n))).astype(np.float32)
+    p, ones, zeros = parameter(x), parameter(np.ones(1)), parameter(np.zeros(1))
+    if layer in ("layer_norm", "rms_norm"):
+        wide = (parameter(np.ones(n)), *(() if layer == "rms_norm" else (parameter(np.zeros(n)),)))
+        p = parameter(x.reshape(2, n))
+        y = apply(getattr(norm, layer), p, *wide)
+    elif layer == "group_norm":
+        y = apply(norm.group_norm, p, ones, zeros, 1)
+    else:
+        y = apply(norm.instance_norm, p, ones, zeros)
+    check(y.numpy().reshape(2, n), h)
+    y.backward(dy.reshape(y.shape))
+    g = dy.astype(np.float64)
+    of_mean = 0 if layer == "rms_norm" else g.mean(1, keepdims=True)
+    check(p.grad.numpy().reshape(2, n), (g - of_mean - h * (g * h).mean(1, keepdims=True)) * scale)
+    if layer in ("group_norm", "instance_norm"):
+        check(zeros.grad.numpy(), g.sum(keepdims=True)[0])
+        assert abs(float(ones.grad) - (g * h).sum()) <= BOUND * g.sum()
+
+
+@pytest.mark.parametrize("shape", [(10**6, 1), (10**6, 3), (2, 2, 10**6)], ids=str)
+def test_batch_norm_of_many_values(form, rng, shape):
+    x = (rng.standard_normal(shape) + 3).astype(np.float32)
+    axes, dy = (0, *range(2, x.ndim)), np.full(shape, VALUE)
+    beta, gamma = parameter(np.zeros(shape[1])), parameter(np.ones(shape[1]))
+    y = apply(norm.batch_norm, parameter(x), gamma, beta)
+    wide = x.astype(np.float64)
+    check(y.numpy(), (wide - wide.mean(axes, keepdims=True)) / np.sqrt(wide.var(axes, keepdims=True) + 1e-5))
+    y.backward(dy)
+    check(beta.grad.numpy(), x.size // shape[1] * V)
+
+
+@pytest.mark.parametrize("layer", ["batch_norm", "layer_norm", "rms_norm", "instance_norm"])
+def test_normalisation_of_large_values(device, rng, layer):
+    """Squares of 1e19 are what a float can hold; their sum is not."""
+    x = (1e19 * rng.standard_normal((300, 2, 40))).astype(np.float32)
+    axes = {"batch_norm": (0, 2)}.get(layer, 2)
+    wide, sides = x.astype(np.float64), [parameter(np.ones(40 if layer in ("layer_norm", "rms_norm") else 2)), None]
+    mean = 0 if layer == "rms_norm" else wide.mean(axes, keepdims=True)
+    y, _ = getattr(norm, layer)(parameter(x), *sides[: 1 if layer == "rms_norm" else 2])
+    check(host(y), (wide - mean) / np.sqrt(((wide - mean) ** 2).mean(axes, keepdims=True)))
+
+
+def test_pooling_of_large_windows(form):
+    n = 10**6
+    check(clnn.AdaptiveAvgPool((1,))(full(2, 1, n)).numpy(), V)
+    check(clnn.GlobalAvgPool()(full(1, 2, 1000, 1000)).numpy(), V)
+    check(clnn.AvgPool1D(100_000)(full(1, 1, n)).numpy(), V)
+    check(clnn.AvgPool2D(300)(full(1, 1, 600, 300)).numpy(), V)
+
+
+@pytest.mark.parametrize("shape", [(100_000, 1, 4, 4), (1, 1, 1000, 1000)], ids=str)
+@pytest.mark.parametrize("channels", [1, 9])
+def test_gradients_of_convolutions(form, shape, channels):
+    """By weights and bias, over positions of all samples."""
+    layer = clnn.Conv2D(channels, 3, padding="same")
+    if form.kind == "gpu":  # slow, where it is none
+        shape = (shape[0] // 5 or 1, 1, *(max(4, side // 2) for side in shape[2:]))
+    x = full(*shape)
+    y = layer(x)
+    y.backward(np.full(y.shape, VALUE))
+    positions = np.prod(shape)
+    check(layer.b.grad.numpy(), positions * V)
+    check(layer.w.grad.numpy()[:, :, 1, 1], positions * V * V)
+
+
+def test_norms_of_gradients_and_weights(form):
+    """clip_norm, LAMB's ratio and max-norm, over 10^7, 10^6 and 10^6 weights."""
+    for n in (10**6, 10**7):
+        p = parameter(np.full(n, VALUE))
+        (p * VALUE).sum().backward()
+        clnn.SGD(1.0, clip_norm=1.0).step([p])
+        check(p.numpy(), V - 1 / np.sqrt(n))
+    p = parameter(np.full((1000, 1000), VALUE))
+    (p * VALUE).sum().backward()
+    clnn.LAMB(1.0).step([p])  # Adam's first step is 1 everywhere, and the ratio makes it as long as the weights
+    assert np.abs(p.numpy()).max() <= BOUND
+    p = parameter(np.full((10**6, 2), VALUE))
+    p.max_norm = 1.0
+    (p * 0.0).sum().backward()
+    clnn.SGD(1.0).step([p])
+    check(p.numpy(), 1e-3)

@@ -37,6 +37,7 @@ from .reduce import sum_to
 from .window import Window
 
 TILE = 64  # of a GPU's groups, as in kernels/conv.cl
+LONGEST = 1024  # sums of blocks of positions that are added in a row (long sums: kernels/common.cl)
 PARTS = 2  # parts of the batch for each core, in gradients by weights
 
 
@@ -187,7 +188,7 @@ def weight_gradients(
         return
     if plan is None:
         kp, tiles, positions = g.k, up(entries + 1, TILE) * up(g.k, TILE) * g.groups, n * math.prod(g.out)
-        parts = max(1, min(up(8 * device.compute_units, tiles), positions // 256))
+        parts = max(1, min(up(8 * device.compute_units, tiles), positions // 256), positions // LONGEST**2)
         if device.most_turns:  # a part is a loop of conv_local, and a loop of conv_sum goes over parts
             parts = max(up(2 * positions, device.most_turns), min(parts, device.most_turns // (20 * g.k)), 1)
             device.check_turns(20 * g.k * parts, f"the gradient of {g.k:,} filters by {positions:,} positions")
@@ -205,7 +206,8 @@ def weight_gradients(
         kp = 1 if lanes else up(g.k, plan.v * vw) * plan.v * vw
         wanted = PARTS * device.compute_units
         splits = min(g.c, up(wanted, g.groups)) if entries * g.k > 1 << 18 or n == 1 else 1
-        parts = _batch_parts(device, n, g.groups * splits)
+        blocks = g.out[0] * up(g.out[1], plan.rb) * up(g.out[2], plan.cb)  # of an image
+        parts = max(_batch_parts(device, n, g.groups * splits), min(n, up(n * blocks, LONGEST)))
         partial = device.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp) * size)
         p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
         extra = {"VW": vw, "LANES": 1} if lanes else {"VW": vw}
@@ -257,7 +259,8 @@ def _gradients_by_winograd(
     real, vw, a, size = device.real(dtype), vector_width(device, dtype), plan.rb + 2, np.dtype(dtype).itemsize
     width = plan.v * vw
     kp, cr = up(g.k, width) * width, up(g.c, plan.r) * plan.r
-    parts = max(1, min(up(n * tiles_of(g, plan.rb), plan.cb), up(PARTS * device.compute_units, g.groups)))
+    blocks = up(n * tiles_of(g, plan.rb), plan.cb)
+    parts = max(1, min(blocks, up(PARTS * device.compute_units, g.groups)), up(blocks, LONGEST))
     partial = device.allocate(parts * g.groups * (a * a * cr + 1) * kp * size)
     kept, slab = winograd_sizes(g, vw, plan.rb, plan.v, plan.cb)
     p, q = g.vectors(0, 0, 0, parts)
