@@ -22,7 +22,7 @@ from .gemm.tile import vector_width
 from .ops.array import empty_like, fill
 from .ops.elementwise import scale_add
 from .parameters import Run, Store, consolidate, room, runs
-from .runtime.device import Device
+from .runtime.device import Device, devices
 from .runtime.memory import Block
 from .runtime.recording import advance_cells, structure_changed, structure_version
 from .runtime.watch import Restored, Watch, Watched, rebinds
@@ -471,14 +471,14 @@ class Optimizer(Watched):
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
         """A step, with the table's next row as its rates; who runs it may have seen to that already."""
-        contexts = list({id(store.device.step): store.device.step for store in self._stores}.values())
-        if len(contexts) > 1:
+        context = self._stores[0].device.step
+        recorded = next((d for d in devices() if d.step is not None), None)
+        if recorded is not None and any(store.device.step is None for store in self._stores):
             raise ConfigurationError(
-                f"an optimizer's step within a @clnn.step is recorded for one device, and its parameters are on "
-                f"{' and '.join(repr(d) for d in dict.fromkeys(s.device for s in self._stores))}: give the parameters of "
-                "each device an optimizer and a step of their own"
+                f"the @clnn.step that runs is one on {recorded!r}, and parameters of this optimizer are on "
+                f"{' and '.join(repr(d) for d in dict.fromkeys(s.device for s in self._stores))}, whose work it would not "
+                "record: give the parameters of each device an optimizer and a step of their own, with tensors on it as arguments"
             )
-        (context,) = contexts
         if context is not None and self in context.prepared:
             context.finish()  # fit's loss has done that, along with its own work
             yield

@@ -325,6 +325,14 @@ def test_parameters_on_two_devices(device, rng, rule):
     with pytest.raises(clnn.ConfigurationError, match="an optimizer and a step of their own"):
         train(w)
 
+    @clnn.step
+    def train_elsewhere():
+        (together[0] * 2.0).sum().backward()
+        optimizers[2].step(together[:1])
+
+    with pytest.raises(clnn.ConfigurationError, match="an optimizer and a step of their own"):
+        train_elsewhere()
+
 
 def test_two_devices_on_any_machine():
     """PoCL gives two where it is told to, so that the tests above run everywhere."""
