@@ -210,7 +210,10 @@ def _verify(options: argparse.Namespace) -> int:
     found = run.verify(options.families, options.minutes, options.limit, say)
     print(report.text(found))
     if options.json:
-        write_atomically(Path(options.json), report.as_json(found).encode())
+        try:
+            write_atomically(Path(options.json), report.as_json(found).encode())
+        except OSError as error:
+            raise ConfigurationError(f"--json {options.json!r} cannot be written: {error}") from None
     return 1 if run.faults(found) else 0
 
 
