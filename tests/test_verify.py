@@ -89,7 +89,7 @@ def test_a_wrong_kernel_is_told_with_its_worst_place(tree):
     code, out, found = verify("softmax", "shape")
     one = found["families"]["softmax"]
     assert code == 1 and one["fault"]
-    assert one["wrong"][0]["at"] == [3, 5] and one["wrong"][0]["off"] == pytest.approx(0.25, rel=1e-3)
+    assert one["wrong"][0]["place"] == [3, 5] and one["wrong"][0]["off"] == pytest.approx(0.25, rel=1e-3)
     assert re.search(r"softmax +y of softmax of \(9, 1031\): wrong by 0.25 .*, worst at \(3, 5\)", out)
     assert "-> update the driver" in out and "open an issue" in out
     assert re.search(r"shape +right", out) and out.endswith("1 of 2 families are right; at fault: softmax.\n")
@@ -139,6 +139,15 @@ def test_what_the_time_ends_is_no_fault(monkeypatch):
         found = parent.verify(["softmax"], minutes=0.5, limit=limit)
         assert found["families"]["softmax"]["verdict"].startswith(verdict)
         assert found["families"]["softmax"]["fault"] is fault
+
+
+@pytest.mark.parametrize(
+    ("at", "verdict", "fault"), [(3.0, "hangs: no end after 20 s at b", True), (15.0, "too slow", False)]
+)
+def test_what_hangs_is_told_from_what_is_slow(at, verdict, fault):
+    """By how long the last case has taken."""
+    one = parent._summary("softmax", [{"case": "a", "at": 1.0}, {"case": "b", "at": at}], "no end after 20 s", 20.1)
+    assert one["verdict"].startswith(verdict) and one["fault"] is fault and "--limit" in one["remedy"]
 
 
 def test_what_compares_nothing_is_left_out():

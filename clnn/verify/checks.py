@@ -88,7 +88,7 @@ class Checks:
                 f"wrong by {off[at]:.3g} where {allowed[at]:.3g} is allowed, worst at {place}: {got[at]:.6g} instead of "
                 f"{want[at]:.6g} ({bad:,} of {want.size:,} elements)"
             )
-            self._wrong(what, text, float(off[at]), at=place, elements=bad, of=want.size)
+            self._wrong(what, text, float(off[at]), place=place, elements=bad, of=want.size)
 
     def _wrong(self, what: str, text: str, off: float, **more: Any) -> None:
         self.wrong += 1

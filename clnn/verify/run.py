@@ -125,7 +125,8 @@ def _summary(
 ) -> dict[str, Any]:
     """The verdict on a worker, in words and in numbers, and what to do about it; `cut_off`: it had less time than others."""
     wrong = [answer for answer in answers if "wrong" in answer]
-    case = next((answer["case"] for answer in reversed(answers) if "case" in answer), "its start")
+    last = next((answer for answer in reversed(answers) if "case" in answer), {"case": "its start", "at": 0.0})
+    case = last["case"]
     failed = next((answer["failed"] for answer in answers if "failed" in answer), "")
     facts = next((answer["done"] for answer in answers if "done" in answer), None)
     one: dict[str, Any] = {"seconds": round(seconds, 2), "fault": True}
@@ -146,9 +147,12 @@ def _summary(
     elif ended.startswith("no end") and cut_off:
         one |= {"verdict": f"not run to its end: the time was over at {case}", "fault": False}
         one["remedy"] = f"`clnn verify {name}` runs it alone, --minutes gives more time"
+    elif ended.startswith("no end") and seconds - last["at"] < seconds / 2:
+        one |= {"verdict": f"too slow: {ended}, and {case} was the last case", "fault": False}
+        one["remedy"] = "--minutes and --limit give it more time; a second run finds what is compiled already"
     elif ended.startswith("no end"):
         one["verdict"] = f"hangs: {ended} at {case}"
-        one["remedy"] = f"{UPDATE}; where the device is only slow, --minutes and --limit give it more time"
+        one["remedy"] = f"{UPDATE}; where it is only slow, --minutes and --limit give it more time"
     elif ended:
         one["verdict"] = f"crashed at {case}: {ended}"
         one["remedy"] = _remedy(name)

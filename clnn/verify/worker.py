@@ -18,7 +18,7 @@ def main(name: str) -> None:
     os.dup2(2, 1)  # what drivers print is no answer
 
     def say(**what: Any) -> None:
-        print(json.dumps(what), file=out, flush=True)
+        print(json.dumps({**what, "at": round(time.time() - BEGAN, 1)}), file=out, flush=True)
 
     try:
         from ..errors import ClnnError
