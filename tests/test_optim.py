@@ -88,7 +88,7 @@ class Task:
     def run(self, train, steps=STEPS):
         for _ in range(steps):
             x, c = self.draw()
-            train(clnn.tensor(x), clnn.tensor(c))
+            train(clnn.tensor(x, self.dtype), clnn.tensor(c, self.dtype))
             self.reference.step(self.expected, {"w": x.T @ c, "b": c.sum(axis=0)})
         self.check()
 
