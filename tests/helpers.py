@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
+import pytest
 
 import clnn
 from clnn.ops.array import Array
@@ -17,6 +18,13 @@ DIFFERENCES = 1e-8  # what central differences may be off by, relative to the la
 
 def eps(dtype):
     return float(np.finfo(dtype).eps)
+
+
+def as_a_cpu(device, monkeypatch):
+    """The device takes kernels for CPUs, if its driver can run them."""
+    monkeypatch.setattr(device, "kind", "cpu")
+    if not device.long_loops:
+        pytest.skip(f"{device!r} ends loops too early for kernels of CPUs")
 
 
 def normal(rng, shape, dtype=np.float32):

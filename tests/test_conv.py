@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 import pytest
-from helpers import REFERENCES, assert_close, check_op, eps, normal, parameter
+from helpers import REFERENCES, as_a_cpu, assert_close, check_op, eps, normal, parameter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +89,7 @@ def choose(engine, device, monkeypatch):
     if engine == "gpu":
         monkeypatch.setattr(device, "kind", "gpu")
     elif engine.startswith("winograd"):  # the smallest tiles and nothing else, where the algorithm can do it
-        monkeypatch.setattr(device, "kind", "cpu")
+        as_a_cpu(device, monkeypatch)
         monkeypatch.setenv("CLNN_WINOGRAD", engine[-1])
         monkeypatch.setattr(conv_plan, "WINOGRAD_CHANNELS", 1)
         side = int(engine[-1])
@@ -99,7 +99,7 @@ def choose(engine, device, monkeypatch):
                 conv_plan, name, lambda *a, plans=plans: ((-1e9, p) for _, p in plans(*a) if p.rb == side)
             )
     elif engine != "planned":
-        monkeypatch.setattr(device, "kind", "cpu")
+        as_a_cpu(device, monkeypatch)
         monkeypatch.setenv("CLNN_WINOGRAD", "0")
         monkeypatch.setattr(conv_plan, "row_tiles", lambda _: [(3, 2)] if engine in ("rows", "scatter") else [])
         monkeypatch.setattr(
@@ -270,7 +270,7 @@ def test_winograd(rng, device, engine, shape, monkeypatch):
 
 def test_winograd_can_be_refused(device, monkeypatch):
     """CLNN_WINOGRAD says how large tiles may be; with 0 sums are plain ones."""
-    monkeypatch.setattr(device, "kind", "cpu")
+    as_a_cpu(device, monkeypatch)
     g = conv_plan.geometry(slide("test", (2, 32, 16, 16), (3, 3), (1, 1), ((1, 1), (1, 1))), 1, 32, 32)
     for asked, wanted in (("", 4), ("4", 4), ("2", 2), ("0", None)):
         monkeypatch.setenv("CLNN_WINOGRAD", asked)

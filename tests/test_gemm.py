@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from helpers import REFERENCES, assert_close, derivative, eps, normal
+from helpers import REFERENCES, as_a_cpu, assert_close, derivative, eps, normal
 
 import clnn
 from clnn.gemm import SCALE_PAIRS, Product, RowsOf, Scale, clblast, column_sums, engine_name, gemm, tile
@@ -295,7 +295,7 @@ def test_as_on_a_gpu(rng, device, monkeypatch):
 def test_copies_in_local_memory(rng, device, monkeypatch, ta, tb):
     """Operands copied 24 deep, on products smaller than that is chosen for."""
     monkeypatch.setenv("CLNN_GEMM", "tile")
-    monkeypatch.setattr(device, "kind", "cpu")
+    as_a_cpu(device, monkeypatch)
     monkeypatch.setattr(tile, "MOST_ROWS", 16)
     monkeypatch.setattr(tile, "SMALL", 1 << 10)
     monkeypatch.setattr(tile, "ALONE", 1)
@@ -304,11 +304,22 @@ def test_copies_in_local_memory(rng, device, monkeypatch, ta, tb):
         check(rng, device, np.float32, m, n, k, ta, tb, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
 
 
+def test_copies_that_do_not_fit_local_memory_are_not_made(rng, device, monkeypatch):
+    """A local array of no elements ends the process in drivers that go through SPIR-V."""
+    launched, launch = [], type(device).launch
+    monkeypatch.setattr(type(device), "launch", lambda self, *a, **how: launched.append(how) or launch(self, *a, **how))
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    monkeypatch.setattr(device, "local_memory", 4096)
+    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(4, 1, 4, 64))
+    check(rng, device, np.float32, 9, 37, 50, False, True, padded=True)
+    assert any("TB" in how for how in launched) and not any("NC" in how for how in launched)
+
+
 @pytest.mark.oclgrind
 def test_few_rows(rng, device, monkeypatch):
     """Single samples: long runs of B, cut along N and along K, with a few of its rows left over."""
     monkeypatch.setenv("CLNN_GEMM", "tile")
-    monkeypatch.setattr(device, "kind", "cpu")
+    as_a_cpu(device, monkeypatch)
     monkeypatch.setattr(tile, "MOST_RUN", 64 * 8)
     monkeypatch.setattr(tile, "DEEP", 16)
     monkeypatch.setattr(tile, "SMALL", 8)
@@ -322,7 +333,7 @@ def test_few_rows(rng, device, monkeypatch):
 def test_few_rows_as_they_are_chosen(rng, device, dtype, monkeypatch):
     """A layer that is large enough for them."""
     monkeypatch.setenv("CLNN_GEMM", "tile")
-    if device.kind == "cpu":
+    if device.long_loops:
         assert tile.choose(device, product(3, 515, 517)).row
     for m in (1, 2, 3, 4):
         check(rng, device, dtype, m, 515, 517, bias=True, act="relu", padded=True)
@@ -333,7 +344,7 @@ def test_few_rows_as_they_are_chosen(rng, device, dtype, monkeypatch):
 def test_a_deep_product_in_place(rng, device, monkeypatch, ta):
     """Operands that are not copied are gone through in steps of K; the epilogue comes with the last one."""
     monkeypatch.setenv("CLNN_GEMM", "tile")
-    monkeypatch.setattr(device, "kind", "cpu")
+    as_a_cpu(device, monkeypatch)
     monkeypatch.setattr(tile, "UNBROKEN", 16)
     monkeypatch.setattr(tile, "DEEP", 8)
     monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(5, 2, 4))
@@ -402,7 +413,7 @@ def test_choice_of_engine(device, monkeypatch):
     assert engine_name(device) == "tile"
     monkeypatch.delenv("CLNN_GEMM")
     monkeypatch.setattr(clblast, "problem", lambda device: "")
-    monkeypatch.setattr(device, "kind", "cpu")
+    as_a_cpu(device, monkeypatch)
     assert engine_name(device) == "tile"
     monkeypatch.setattr(device, "kind", "gpu")
     assert engine_name(device) == "clblast"

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import normal
+from helpers import as_a_cpu, normal
 
 import clnn
 from clnn import cli, tune, tune_conv
@@ -20,7 +20,7 @@ def fresh(device, monkeypatch, tmp_path):
     monkeypatch.setenv("CLNN_CACHE_DIR", str(tmp_path))
     monkeypatch.delenv("CLNN_GEMM", raising=False)
     monkeypatch.setattr(tuning, "SHIPPED", tmp_path / "shipped.json")
-    monkeypatch.setattr(device, "kind", "cpu")
+    as_a_cpu(device, monkeypatch)
     monkeypatch.setattr(device, "tuned", None)
     monkeypatch.setattr(clblast, "_problems", {})
     return tuning.user_file(), tuning.SHIPPED
@@ -459,7 +459,7 @@ def test_a_plan_that_is_not_valid_is_left_out(device, fresh, monkeypatch, plan):
 
 def test_a_plan_that_is_ruled_out_for_now(device, fresh, monkeypatch):
     """CLNN_WINOGRAD=0 leaves a measured plan alone, without a word, and later it counts again."""
-    monkeypatch.setattr(device, "kind", "cpu")
+    as_a_cpu(device, monkeypatch)
     c = tune_conv.parse("2x16x9x9,16,3")[0]
     plan = next((p for p in tune_conv.plans(device, c, "float32") if p.kernel == "winograd"), None)
     if plan is None:
