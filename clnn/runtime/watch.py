@@ -62,7 +62,10 @@ def _package(thing: Any) -> str:
 def _entries(one: Any) -> dict[str, Any]:
     """The attributes of an object, those in slots as well."""
     slots = {name for kind in type(one).__mro__ for name in _listed(vars(kind).get("__slots__", ()))}
-    found = {name: getattr(one, name) for name in slots if not name.startswith("__") and hasattr(one, name)}
+    kept = [
+        n for n in slots if isinstance(getattr(type(one), n, None), types.MemberDescriptorType)
+    ]  # no property's by now
+    found = {name: getattr(one, name) for name in kept if hasattr(one, name)}
     return {**found, **getattr(one, "__dict__", {})}
 
 
@@ -323,7 +326,9 @@ class Watch:
 
             def put_back(kept: list[Any]) -> None:
                 for name, value in zip(wanted, kept):
-                    object.__setattr__(owner, name, value)
+                    if getattr(owner, name, MISSING) is not value:
+                        with contextlib.suppress(AttributeError, TypeError):  # it does not let itself be written
+                            object.__setattr__(owner, name, value) if value is not MISSING else delattr(owner, name)
 
             self._notes.append(_Note(what, lambda: [getattr(owner, name, MISSING) for name in wanted], put_back))
             return
