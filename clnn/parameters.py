@@ -32,7 +32,8 @@ class Store(Restored):
             starts.append(self.nbytes)
             self.nbytes += room(p)
         self.block = self.device.memory.allocate(self.nbytes, pooled=False)
-        self.device.fill_zero(self.block)
+        with self.device.dry(False):  # the zeros between, also where parameters hold nothing yet
+            self.device.fill_zero(self.block)
         self._gradients: Block | None = None
         self.velocity_of: Any = None  # the optimizer whose velocities lie in the gradients' buffer
         for p, start in zip(parameters, starts):

@@ -327,6 +327,21 @@ def test_saving_draws_no_random_numbers_and_changes_nothing(device, rng, tmp_pat
     np.testing.assert_array_equal(*found)
 
 
+def test_a_loaded_models_store_has_zeros_between_its_parameters(device, rng, tmp_path):
+    """Norms are taken over them, too."""
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(3), clnn.Dense(2)], input_shape=5)
+        net.save(tmp_path / "net")
+        again = clnn.load(tmp_path / "net")
+    stores = {p.store for p in again.parameters()}
+    assert stores
+    for store in stores:
+        found = device.read(store.block, np.empty(store.nbytes // 4, np.float32))
+        for p in again.parameters():
+            found[p.position // 4 : p.position // 4 + p.size] = 0
+        assert not found.any()
+
+
 # -- versions of a class ----------------------------------------------------------------------------------------------
 def test_a_renamed_argument_does_not_break_files(device, rng, tmp_path):
     x = rng.standard_normal((3, 5)).astype(np.float32)
