@@ -180,7 +180,7 @@ def as_on_a_gpu(monkeypatch):
     blocks, groups = ops._Blocks.of, ops._groups
 
     class Other:
-        kind, group_width = "gpu", 16
+        kind, group_width, long_loops = "gpu", 16, False
 
     def of(device, dtype, *sizes):
         found = blocks(Other, dtype, *sizes)
