@@ -31,9 +31,7 @@ class Store(Restored):
         for p in parameters:
             starts.append(self.nbytes)
             self.nbytes += room(p)
-        self.block = self.device.memory.allocate(self.nbytes, pooled=False)
-        with self.device.dry(False):  # the zeros between, also where parameters hold nothing yet
-            self.device.fill_zero(self.block)
+        self.block = self._zeros()
         self._gradients: Block | None = None
         self.velocity_of: Any = None  # the optimizer whose velocities lie in the gradients' buffer
         for p, start in zip(parameters, starts):
@@ -43,11 +41,16 @@ class Store(Restored):
             if gradient is not None:
                 self.device.copy(gradient, p.gradient_block(), p.nbytes)
 
+    def _zeros(self) -> Block:
+        block = self.device.memory.allocate(self.nbytes, pooled=False)
+        with self.device.dry(False):  # what lies between parameters is zero also where these get no values yet
+            self.device.fill_zero(block)
+        return block
+
     def gradients(self) -> Block:
         """The gradients' buffer, zero at first."""
         if self._gradients is None:
-            self._gradients = self.device.memory.allocate(self.nbytes, pooled=False)
-            self.device.fill_zero(self._gradients)
+            self._gradients = self._zeros()
         return self._gradients
 
     def gradient_view(self, p: Parameter) -> Block:

@@ -219,6 +219,9 @@ def test_sizes_for_people():
 
 
 # -- drivers that allocate at first use, and say late that there is none ----------------------------------------------
+COPY = cl.enqueue_copy
+
+
 class LateDriver:
     """Stands for a function of pyopencl's that works `after` times and then ends `failures` times without memory."""
 
@@ -226,6 +229,8 @@ class LateDriver:
         self.function, self.failures, self.code, self.calls, self.after = function, failures, code, 0, 0
 
     def __call__(self, *args, **kwargs):
+        if self.function is COPY and "is_blocking" not in kwargs:  # conftest.py's own
+            return self.function(*args, **kwargs)
         self.calls += 1
         if self.after < self.calls <= self.after + self.failures:
             raise cl.MemoryError(f"{self.function.__name__} failed: {self.code}")
@@ -236,13 +241,12 @@ SMALL, LARGE = np.arange(10, dtype=np.float32), np.arange(10_000, dtype=np.float
 LATE = {
     "launch": ("enqueue_nd_range_kernel", lambda x: (x + 1.0).numpy() - 1, "elementwise"),
     "small upload": ("enqueue_copy", lambda x: clnn.tensor(SMALL).numpy(), "an upload"),
-    "large upload": ("enqueue_copy", lambda x: clnn.tensor(LARGE).numpy(), "an upload"),
     "fill": ("enqueue_fill_buffer", lambda x: x.device.fill_zero(x.block) or x.numpy(), "fill"),
 }
 
 
 @pytest.mark.parametrize("code", ["MEM_OBJECT_ALLOCATION_FAILURE", "OUT_OF_RESOURCES", "OUT_OF_HOST_MEMORY"])
-@pytest.mark.parametrize("what", ["launch", "small upload", "large upload", "fill"])
+@pytest.mark.parametrize("what", ["launch", "small upload", "fill"])
 def test_a_driver_without_memory_is_asked_once_more(device, monkeypatch, what, code):
     name, act, said = LATE[what]
     x = clnn.tensor(SMALL)
@@ -264,7 +268,7 @@ def test_a_driver_without_memory_is_asked_once_more(device, monkeypatch, what, c
     np.testing.assert_array_equal(act(x), expected)
 
 
-def test_reading_back_is_not_tried_again(device, monkeypatch):
+def test_what_waits_is_not_tried_again(device, monkeypatch):
     """What failed may be the work before it: a second read would return what that has not written."""
     x = clnn.tensor(SMALL) + 1.0
     late = LateDriver(cl.enqueue_copy, 1, "OUT_OF_RESOURCES")
@@ -272,6 +276,11 @@ def test_reading_back_is_not_tried_again(device, monkeypatch):
     with pytest.raises(clnn.OutOfDeviceMemory, match="^reading back found no memory on .*OUT_OF_RESOURCES"):
         x.numpy()
     assert late.calls == 1
+    late.calls, late.failures = 0, 1
+    with pytest.raises(clnn.OutOfDeviceMemory, match="^an upload found no memory on .*OUT_OF_RESOURCES"):
+        clnn.tensor(LARGE)
+    assert late.calls == 1
+    np.testing.assert_array_equal(clnn.tensor(LARGE).numpy(), LARGE)
     monkeypatch.setattr(
         type(device), "queue", property(lambda self: SimpleNamespace(finish=LateDriver(x.device.finish, 9)))
     )

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyopencl as cl
 
-from ..errors import ConfigurationError, DeviceError
+from ..errors import ConfigurationError, DeviceError, OutOfDeviceMemory
 from . import selftest
 from .lock import FairLock, exclusive
 from .memory import Block, Memory, parse_size
@@ -311,8 +311,10 @@ class Device:
             return
         if array.nbytes > SOON:
             self._help()
-            with self.waiting("an upload"):
-                self._write(array, block).wait()
+            try:
+                cl.enqueue_copy(self.queue, block.buffer, array, is_blocking=True)
+            except cl.MemoryError as error:
+                raise self.no_memory("an upload", error) from error
         else:
             self.upload_soon(array, block)
 
@@ -320,14 +322,12 @@ class Device:
     def upload_soon(self, array: np.ndarray, block: Block) -> None:
         """Like `upload`, without waiting for work enqueued before; the array is copied first, and may change at once."""
         if array.nbytes:
-            self.pacer.hold(self._write(array.copy(), block))  # dropping the event would wait for it
-
-    def _write(self, array: np.ndarray, block: Block) -> cl.Event:
-        write = partial(cl.enqueue_copy, self.queue, block.buffer, array, is_blocking=False)
-        try:
-            return write()
-        except cl.MemoryError as error:
-            return self.once_more("an upload", write, error)
+            write = partial(cl.enqueue_copy, self.queue, block.buffer, array.copy(), is_blocking=False)
+            try:
+                event = write()
+            except cl.MemoryError as error:
+                event = self.once_more("an upload", write, error)
+            self.pacer.hold(event)  # dropping the event would wait for it
 
     @exclusive("lock")
     def read(self, block: Block, array: np.ndarray) -> np.ndarray:
@@ -341,8 +341,10 @@ class Device:
             raise ValuesWanted
         if array.nbytes:
             self._help()
-            with self.waiting("reading back"):
+            try:
                 cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
+            except cl.MemoryError as error:
+                raise self.no_memory("reading back", error) from error
         return array
 
     @property
@@ -411,20 +413,19 @@ class Device:
         self.check_blocks(f"{file}.{name}", values, real)
         recorder, source = self.recorder, (file, name, real, key)
         if recorder is not None and recorder.audit:
-            local = self._group(source, local) if free else tuple(local)
-            recorder.add_kernel(source, None, tuple(size), local, values)
+            recorder.add_kernel(source, None, tuple(size), self._group(source, local) if free else tuple(local), values)
             return
         try:
             if recorder is None:
                 kernel = self.programs.kernel(file, name, real, key, types)
             else:
                 kernel = self.programs.new_kernel(file, name, real, key, types)
-            local = self._group(source, local) if free else tuple(local)
+            size, local = tuple(size), self._group(source, local) if free else tuple(local)
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
-            run = partial(cl.enqueue_nd_range_kernel, self.queue, kernel, tuple(size), local)
             try:
-                run()
+                cl.enqueue_nd_range_kernel(self.queue, kernel, size, local)
             except cl.MemoryError as error:
+                run = partial(cl.enqueue_nd_range_kernel, self.queue, kernel, size, local)
                 self.once_more(f"{file}.{name}", run, error)
         except cl.Error as error:
             most, small = self.programs.group_limits.get(source, self.max_group), ""
@@ -438,15 +439,15 @@ class Device:
             ) from error
         self.launches += 1
         if recorder is not None:
-            recorder.add_kernel(source, kernel, tuple(size), local, values)
+            recorder.add_kernel(source, kernel, size, local, values)
 
     def _group(self, source: tuple[Any, ...], local: tuple[int, ...]) -> tuple[int, ...]:
         """A work-group that may be smaller, as the kernel needs it when compiled: of one that takes many registers some
         devices allow less than they say."""
-        most = self.programs.group_limits.get(source, self.max_group)
-        return (
-            local if math.prod(local) <= most else (1 << (most.bit_length() - 1), *local[1:])
-        )  # it divides the size too
+        limits = self.programs.group_limits
+        if not limits or math.prod(local) <= limits.get(source, self.max_group):
+            return local
+        return (1 << (limits[source].bit_length() - 1), *local[1:])  # it divides the size too
 
     def check_blocks(self, what: str, values: Sequence[Any], real: str = "float") -> None:
         """`DeviceError` where a block has more elements than kernels can count, or lies on another device, which some drivers
@@ -468,11 +469,11 @@ class Device:
         if self._now.dry:
             return
         if not self.auditing:
-            run = partial(function, self.queue, *[block.buffer for block in blocks], *scalars)
+            arguments = (self.queue, *[block.buffer for block in blocks], *scalars)
             try:
-                run()
+                function(*arguments)
             except cl.MemoryError as error:
-                self.once_more(label, run, error)
+                self.once_more(label, partial(function, *arguments), error)
             self.launches += 1
         if self.recorder is not None:
             self.recorder.add_call(label, function, blocks, scalars)
@@ -490,8 +491,10 @@ class Device:
 
     def finish(self) -> None:
         """Wait for all work enqueued so far."""
-        with self.waiting("work enqueued before"):
+        try:
             self.queue.finish()
+        except cl.MemoryError as error:
+            raise self.no_memory("work enqueued before", error) from error
 
     # -- a driver without memory: those that allocate at first use say so late -----------------------------------------
     def once_more(self, what: str, enqueue: Callable[[], Any], error: cl.MemoryError) -> Any:
@@ -502,15 +505,12 @@ class Device:
             self.memory.free_held()
             return enqueue()
         except cl.Error:
-            raise self.memory.out_of_memory(what, f"the driver says: {error}") from error
+            raise self.no_memory(what, error) from error
 
-    @contextlib.contextmanager
-    def waiting(self, what: str) -> Iterator[None]:
-        """Inside, the driver is waited for. What it had no memory for may be anything before, so nothing is tried again."""
-        try:
-            yield
-        except cl.MemoryError as error:
-            raise self.memory.out_of_memory(what, f"the driver says: {error}") from error
+    def no_memory(self, what: str, error: cl.MemoryError) -> OutOfDeviceMemory:
+        """What is raised at once where the driver is waited for: it may have had no memory for anything before, so nothing is
+        tried again."""
+        return self.memory.out_of_memory(what, f"the driver says: {error}")
 
 
 def _copy(queue: cl.CommandQueue, source: Any, target: Any, nbytes: int) -> None:

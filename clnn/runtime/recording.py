@@ -355,9 +355,14 @@ class Pacer:
         """Keep an upload alive until a later marker has been waited for."""
         self.held.append(event)
         if len(self.held) >= MOST_HELD:
-            with self.device.waiting("an upload"):
-                event.wait()
+            self._wait(event)
             self.held.clear()
+
+    def _wait(self, event: Any) -> None:
+        try:
+            event.wait()
+        except cl.MemoryError as error:
+            raise self.device.no_memory("work enqueued before", error) from error
 
     def step(self) -> None:
         """A step was enqueued."""
@@ -368,8 +373,7 @@ class Pacer:
         previous, self.marker = self.marker, cl.enqueue_marker(self.queue)
         self.queue.flush()
         if previous is not None:
-            with self.device.waiting("work enqueued before"):
-                previous.wait()
+            self._wait(previous)
         self.held_before, self.held = self.held, []  # what goes here lies before the marker that was waited for
         now = time.perf_counter()
         if now - self.last < IN_FLIGHT / 4:
