@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -275,8 +276,8 @@ def load(path: str | Path) -> Any:
     return model
 
 
-def _made(header: dict[str, Any], where: Device) -> Layer:
-    """The model that a header describes, with parameters that hold nothing yet: built by a forward pass for shapes."""
+def _made(header: dict[str, Any], where: Device, empty: bool = False) -> Layer:
+    """The model that a header describes, built by a forward pass for shapes; `empty`: for names and shapes alone."""
     dtype, shapes = np.dtype(header["dtype"]), [tuple(shape) for shape in header["input_shapes"]]
     types = header.get("input_types") or [dtype] * len(shapes)
 
@@ -288,7 +289,7 @@ def _made(header: dict[str, Any], where: Device) -> Layer:
 
     with no_grad(), drawing_from(Generator(where, 0)):
         try:
-            with where.dry(), without_values():
+            with where.dry(), without_values() if empty else nullcontext():
                 return made()
         except ValuesWanted:  # its own code reads values
             return made()
@@ -297,7 +298,7 @@ def _made(header: dict[str, Any], where: Device) -> Layer:
 def _check_loadable(model: Model, header: dict[str, Any]) -> None:
     """CheckpointError if what the header says does not make a model like this one again."""
     try:
-        difference = checkpoint.difference(model, _made(json.loads(json.dumps(header)), model.device))
+        difference = checkpoint.difference(model, _made(json.loads(json.dumps(header)), model.device, empty=True))
     except OutOfDeviceMemory:  # there is no room to try
         return
     except Exception as error:  # whatever the model's own code raises

@@ -327,6 +327,21 @@ def test_saving_draws_no_random_numbers_and_changes_nothing(device, rng, tmp_pat
     np.testing.assert_array_equal(*found)
 
 
+def test_tensors_that_a_layer_makes_besides_its_parameters(device, rng, tmp_path):
+    @clnn.register
+    class Masked(clnn.Layer):
+        def build(self, shape):
+            self.mask = clnn.ones(shape, device=self.device) * 3.0
+            self.offset = clnn.tensor(np.arange(shape[0], dtype=np.float32), device=self.device)
+
+        def forward(self, x):
+            return x * self.mask + self.offset
+
+    with clnn.use(device):
+        net = clnn.Sequential([Masked(), clnn.Dense(2)], input_shape=5)
+    assert_comes_back(net, rng.standard_normal((3, 5)).astype(np.float32), tmp_path / "net")
+
+
 def test_a_loaded_models_store_has_zeros_between_its_parameters(device, rng, tmp_path):
     """Norms are taken over them, too."""
     with clnn.use(device):
