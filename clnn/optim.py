@@ -688,7 +688,7 @@ class Optimizer(Watched):
                 raise CheckpointError(
                     f"the optimizer's state is that of {count} parameters, and {len(saved)} were given"
                 )
-        elif set(saved) != set(names.values()):
+        elif saved and set(saved) != set(names.values()):  # without parameters it has counts, and nothing else
             there, here = set(saved), set(names.values())
             missing, extra = (", ".join(sorted(some)[:9]) or "none" for some in (there - here, here - there))
             raise CheckpointError(
