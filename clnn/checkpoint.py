@@ -113,7 +113,7 @@ def difference(model: Layer, twin: Layer) -> str | None:
     first, second = map(dict, pairs)
     for path, layer in first.items():
         other, where = second.get(path), path or type(layer).__name__
-        if type(other) is not type(layer):
+        if other is None or type(other) is not type(layer):
             return f"{where} is {layer!r}, then {other!r}"
         ours = type(layer).__module__.startswith("clnn.")
         arguments = set() if ours else {*inspect.signature(type(layer)).parameters} - {"seed"}

@@ -294,7 +294,7 @@ class Optimizer(Watched):
             for store in self._stores:
                 self._left[store] = self.steps, self.epochs, self.lr, now
             if self._stores:
-                left = next((self._left[store] for store in stores if store in self._left), (0, 0, None, None))
+                left: Any = next((self._left[store] for store in stores if store in self._left), (0, 0, None, None))
                 self._clock.steps, self.epochs, lr, state = left
                 if isinstance(self.lr, Schedule):
                     self.lr.load_state_dict(state if lr is self.lr else self._first_rate)
@@ -792,7 +792,8 @@ class SGD(Optimizer):
 class Adam(Optimizer):
     """Adam with bias correction (Kingma and Ba 2015, algorithm 1); `weight_decay` is L2, in the gradient."""
 
-    rule, states = "adam", ("mean", "square")
+    rule = "adam"
+    states: tuple[str, ...] = ("mean", "square")
 
     def __init__(
         self,

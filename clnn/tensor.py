@@ -343,7 +343,7 @@ class Parameter(Tensor, Restored):
         self.name, self.learns, self._trainable = name, learns, True
         self.decays = len(self.shape) > 1  # weight decay is for weights, not for biases
         self.rate_factor = 1.0  # of the optimizer's learning rate
-        self.max_norm: float | None = None  # of a column, which each step ends with
+        self.max_norm = None  # of a column, or a number, which each step ends with
         self.sink: tuple[Scale, str] | None = None
         self.uses = self.since = self.forward_uses = 0
         self.store: Any = None  # the flat store that it is a view of, see parameters.py

@@ -97,7 +97,9 @@ def test_a_mask_in_a_recorded_step(rng, device):
     np.testing.assert_allclose(p, want, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("other", [None, "text", object(), {}, clnn.SGD(0.1)], ids=str)
+@pytest.mark.parametrize(
+    "other", [None, "text", object(), {}, clnn.SGD(0.1)], ids=["None", "text", "object", "dict", "optimizer"]
+)
 def test_what_is_no_number_is_never_equal(device, other):
     t = clnn.ones(3)
     assert (t == other) is False and (t != other) is True and t not in [other] and other not in t

@@ -84,8 +84,10 @@ def crop(
     likely. An integer is a square's side."""
     x = _images(images)
     _, _, h, w = _sizes(x)
-    (padding,), (size_h, *size_w) = whole_numbers("crop's padding", padding), whole_numbers("crop's size", size)
-    (size_w,) = size_w or (size_h,)
+    (padding,), sides = whole_numbers("crop's padding", padding), whole_numbers("crop's size", size)
+    if len(sides) not in (1, 2):
+        raise ShapeError(f"crop's size is a number or a pair (h, w), and {size!r} was given")
+    size_h, size_w = sides[0], sides[-1]
     places = (w + 2 * padding - size_w + 1, h + 2 * padding - size_h + 1)
     if padding < 0 or min(size_h, size_w) < 1 or min(places) < 1:
         raise ShapeError(

@@ -441,12 +441,12 @@ class Device:
         if recorder is not None:
             recorder.add_kernel(source, kernel, size, local, values)
 
-    def _group(self, source: tuple[Any, ...], local: tuple[int, ...]) -> tuple[int, ...]:
+    def _group(self, source: tuple[Any, ...], local: Sequence[int]) -> tuple[int, ...]:
         """A work-group that may be smaller, as the kernel needs it when compiled: of one that takes many registers some
         devices allow less than they say."""
         limits = self.programs.group_limits
         if not limits or math.prod(local) <= limits.get(source, self.max_group):
-            return local
+            return tuple(local)
         return (1 << (limits[source].bit_length() - 1), *local[1:])  # it divides the size too
 
     def check_blocks(self, what: str, values: Sequence[Any], real: str = "float") -> None:

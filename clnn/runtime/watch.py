@@ -157,7 +157,7 @@ class Watch:
 
     def values(self) -> dict[tuple[int, str], tuple[str, Any]]:
         """The numbers and the like that a user's code may count in: attributes of layers, variables of functions."""
-        found = {}
+        found: dict[tuple[int, str], tuple[str, Any]] = {}
         for one in self.objects:
             if _package(type(one)) not in KNOWN:
                 found |= {(id(one), n): (f"{type(one).__name__}.{n}", v) for n, v in _entries(one).items()}

@@ -19,7 +19,7 @@ from ..gemm import Scale, clblast, engine_name, gemm
 from ..ops.activation import FUNCTIONS
 from ..ops.random import Generator, dropout, spatial_dropout
 from ..step import step
-from ..tensor import Tensor, apply, concat, function, linear_layer, maximum, minimum, no_grad, rows_of
+from ..tensor import Tensor, apply, concat, function, linear_layer, maximum, minimum, no_grad, rows_of, tensor
 from . import references as ref
 from .checks import Checks
 
@@ -230,7 +230,7 @@ def _convolution(
     all_axes: Any = ([stride] * axes, [padding] * axes, [dilation] * axes)
     if transposed:
         out: Any = tuple((n - 1) * stride + dilation * (s - 1) + 1 - 2 * padding for n, s in zip(shape[2:], size))
-        index, _ = ref.windows(out, size, *all_axes, out=shape[2:])
+        index, _ = ref.windows(out, size, [stride] * axes, [padding] * axes, [dilation] * axes, shape[2:])
     else:
         index, out = ref.windows(shape[2:], size, *all_axes)
     op = ref.transposed_convolution if transposed else ref.convolution
@@ -518,7 +518,7 @@ def losses_and_metrics(c: Checks) -> None:
         output = c.tensor(values)
         c.same("accuracy", metrics.accuracy(output, labels), values.argmax(1) == labels)
         best = np.argsort(-values, 1)[:, :2]
-        c.same("top_2", metrics.top_k(2)(output, labels), (best == labels[:, None]).any(1))
+        c.same("top_2", metrics.top_k(2)(output, tensor(labels, device=c.device)), (best == labels[:, None]).any(1))
 
 
 def _optimizers() -> dict[str, Any]:

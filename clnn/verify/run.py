@@ -125,7 +125,9 @@ def _summary(
 ) -> dict[str, Any]:
     """The verdict on a worker, in words and in numbers, and what to do about it; `cut_off`: it had less time than others."""
     wrong = [answer for answer in answers if "wrong" in answer]
-    last = next((answer for answer in reversed(answers) if "case" in answer), {"case": "its start", "at": 0.0})
+    last: dict[str, Any] = next(
+        (answer for answer in reversed(answers) if "case" in answer), {"case": "its start", "at": 0.0}
+    )
     case = last["case"]
     failed = next((answer["failed"] for answer in answers if "failed" in answer), "")
     facts = next((answer["done"] for answer in answers if "done" in answer), None)
