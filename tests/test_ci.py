@@ -91,16 +91,21 @@ def test_the_table_holds_the_last_runs(checkout):
 
 
 @pytest.mark.parametrize(
-    ("suite", "others", "apt", "ends"),
-    [(0, 0, 0, 0), (2, 0, 0, 2), (0, 1, 0, 1), (0, 1, 1, 1), (2, 1, 0, 2), (0, 4, 0, 1), (0, 4, 1, 0)],
-)
-def test_ci_ends_with_what_failed_and_the_suites_own_line(checkout, suite, others, apt, ends):
-    """Platforms that could not be installed are an error only where apt works."""
+    ("suite", "others", "apt", "targets", "ends"),
+    [
+        (0, 0, 0, 0, 0), (2, 0, 0, 0, 2), (0, 1, 0, 0, 1), (0, 1, 1, 0, 1), (2, 1, 0, 0, 2), (0, 4, 0, 0, 1), (0, 4, 1, 0, 0),
+        (0, 0, 0, 1, 1), (0, 0, 0, 4, 0), (2, 0, 0, 1, 2),
+    ],
+)  # fmt: skip
+def test_ci_ends_with_what_failed_and_the_suites_own_line(checkout, suite, others, apt, targets, ends):
+    """Platforms that could not be installed are an error only where apt works; compilers for GPUs that are missing are none."""
     folder, run = checkout
     line = "=== 7 passed in 3.21s ==="
     program(folder / "bin" / "make", f"echo tests; echo '{line}'; exit {suite}")
     program(folder / "bin" / "apt-get", f"exit {apt}")
     program(folder / ".ci" / "platforms", f'echo "$@"; exit {others}')
+    (folder / ".venv" / "bin").mkdir(parents=True)
+    program(folder / ".venv" / "bin" / "python", f"exit {targets}")
     status, said = run("run")
     assert status == ends and said.splitlines()[-1] == line
     assert "debian13 rusticl pocl+lanes=8" in said and "-m platform and not slow" in said
