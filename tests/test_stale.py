@@ -864,3 +864,18 @@ def test_metrics_with_attributes(device, rng):
     metric.scale = 3.0
     for _ in range(5):
         assert np.isclose(net.evaluate(x, y, loss="mse", metrics=[metric])["Scaled"], 3 * first)
+
+
+def test_a_step_that_names_sys_reads_not_every_module(device):
+    """Through sys.modules it would reach `secrets`, and be taken for one that draws numbers which nobody can repeat."""
+    chosen = []
+
+    def scaled(x):
+        if "choice" in sys.modules:
+            chosen.append(random.choice)
+        return x * 2.0
+
+    step = clnn.step(scaled)
+    for _ in range(4):
+        assert float(step(np.ones(1, np.float32))) == 2.0
+    assert step.replays.launches()

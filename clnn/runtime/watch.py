@@ -255,7 +255,9 @@ class Watch:
             self._methods(type(value))
 
     def _container(self, value: Any) -> None:
-        if len(value) > SMALL:
+        if (
+            len(value) > SMALL or value is sys.modules
+        ):  # which leads to everything, and most of it to nothing that a step reads
             return
         entries = functools.partial(_refill, value)
         self._notes.append(
