@@ -245,6 +245,8 @@ class Step:
         for optimizer in self.descending:
             optimizer.fuse()
         for optimizer, (parameters, steps) in known.steps.items():
+            if not any(p.trainable for p in parameters):  # whether the step still has part in it, its Python says
+                continue
             if optimizer.given is not parameters:
                 optimizer.attach(parameters)
             optimizer.look()

@@ -12,7 +12,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -40,11 +40,12 @@ middle = st.one_of(
     st.just(("norm",)),
     st.tuples(st.just("residual"), st.integers(1, 6), st.sampled_from(("relu", "linear"))),
 )
+# clip_value and not clip_norm: a sum of squares rounds by how parameters lie in memory, which changed models keep as it was
 rules = st.one_of(
     st.builds(lambda lr: {"kind": "SGD", "lr": lr}, st.sampled_from((0.01, 0.1))),
     st.builds(lambda lr: {"kind": "SGD", "lr": lr, "momentum": 0.9}, st.sampled_from((0.01, 0.05))),
     st.builds(
-        lambda clip: {"kind": "SGD", "lr": 0.05, "momentum": 0.5, "clip_norm": clip}, st.sampled_from((0.1, 1.0))
+        lambda clip: {"kind": "SGD", "lr": 0.05, "momentum": 0.5, "clip_value": clip}, st.sampled_from((0.01, 0.1))
     ),
     st.builds(lambda decay: {"kind": "Adam", "lr": 0.01, "weight_decay": decay}, st.sampled_from((0.0, 0.01))),
     st.just({"kind": "RMSprop", "lr": 0.01, "ema": 0.9}),
@@ -269,8 +270,8 @@ class Machine(RuleBasedStateMachine):
             self.net = clnn.load(f"{folder}/net.clnn")
         if mine:
             self.optimizer = self.net.optimizer
-        else:  # for the optimizer this is another model
-            self.optimizer_state = None
+        else:
+            self.optimizer, self.optimizer_state = self.made_optimizer(), None
 
     @rule()
     def copied(self):
@@ -285,6 +286,7 @@ def test_a_model_and_its_eager_twin(device):
             settings=settings(
                 max_examples=max(1, STEPS // PER_RUN), stateful_step_count=PER_RUN, deadline=None,
                 suppress_health_check=list(HealthCheck), print_blob=True, database=None,
+                phases=(Phase.generate, Phase.shrink),
             ),
         )  # fmt: skip
 

@@ -879,3 +879,25 @@ def test_a_step_that_names_sys_reads_not_every_module(device):
     for _ in range(4):
         assert float(step(np.ones(1, np.float32))) == 2.0
     assert step.replays.launches()
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_step_forgets_an_optimizer_whose_parameters_are_all_frozen(device, rng, record):
+    """It goes on with another model; the one before was frozen whole meanwhile."""
+    now = {}
+
+    def train(x, y):
+        loss = clnn.losses.mse(now["net"](x), y)
+        loss.backward()
+        now["optimizer"].step(now["net"].parameters())
+        return loss
+
+    step = clnn.step(train, record=record)
+    x, y = rng.standard_normal((6, 3)).astype(np.float32), np.ones((6, 2), np.float32)
+    for _ in range(2):
+        now.update(net=clnn.Sequential([clnn.Dense(2)], input_shape=3), optimizer=clnn.SGD(0.1))
+        losses = [float(step(x, y)) for _ in range(6)]
+        assert losses == sorted(losses, reverse=True) and losses[0] > losses[-1]
+        now["net"].trainable = False
+    with pytest.raises(clnn.ConfigurationError, match="no trainable parameter"):
+        now["optimizer"].step(now["net"].parameters())
