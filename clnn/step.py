@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import time
 import warnings
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
@@ -67,6 +68,7 @@ class Step:
         self.reads = dict.fromkeys(map(_Same, (*descending, *reads)))
         self._watch: Watch | None = None  # of what its Python reads
         self._moves = 0  # how often that has changed
+        self.audited = 0.0  # seconds that audits took
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
         self._known: dict[Hashable, _Call] = {}
@@ -193,7 +195,9 @@ class Step:
         if not (moved or audit or entry.replays & (entry.replays - 1) == 0):
             return
         self._ready(key)
+        began = time.perf_counter()
         difference = self._audit(where, key, function, entry.recorder)
+        self.audited += time.perf_counter() - began
         if difference is None:
             entry.version, entry.checked = self._version, entry.replays
             entry.restarts = 0
