@@ -296,13 +296,23 @@ class Watch:
         if not isinstance(value, Watched):  # a parameter and the like
             self._waiting += (one for one in entries.values() if isinstance(one, Restored))
             return
-        public = {name for name in entries if not name.startswith("_") and name not in value.unwatched}
+        read = {name: one for name, one in entries.items() if name not in value.unwatched}
+        public = {name for name in read if not name.startswith("_")}
         if not value.tells:
             self._notes.append(_Note(type(value).__name__, vars(value).values, lambda kept: None))
         self._waiting += (entries[name] for name in public)
-        self._waiting += (one for one in entries.values() if isinstance(one, Restored))
+        self._waiting += (one for one in read.values() if isinstance(one, Restored))
+        for name in entries.keys() - read.keys():
+            self._put_back(entries[name])
         self._owners.append((value, {n: v for n, v in entries.items() if n not in public}, set()))
         self._methods(type(value))
+
+    def _put_back(self, value: Any) -> None:
+        """What no step reads may still be changed by an audit: schedules that are asked for rates."""
+        if isinstance(value, Restored) and all(value is not one for one in self.objects):
+            self.objects.append(value)
+            for one in _entries(value).values():
+                self._put_back(one)
 
     def _methods(self, kind: type) -> None:
         """What a user's class says: methods that the code names, or that clnn calls, and values of the class."""
