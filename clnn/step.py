@@ -27,7 +27,9 @@ from .runtime.recording import (
 from .runtime.watch import Watch
 from .tensor import Tensor, grad_enabled, host_array
 
-MOST_RESTARTS = 4  # before a recording is made, because what the step reads on the host had changed
+MOST_RESTARTS = (
+    4  # calls that are not recorded because what they read has changed; then two are, since it may not matter
+)
 
 
 class _Call(NamedTuple):
@@ -188,8 +190,11 @@ class Step:
         if entry.recording is None:
             if entry.eager:  # it changes containers itself at every call, so these say nothing
                 moved = entry.version is not None and entry.version[0] != structure_version()
-            if moved and entry.called and entry.restarts < MOST_RESTARTS:
-                self._forget(key)
+            if moved and entry.called:
+                entry.restarts += 1
+                entry.moving = not entry.eager and (entry.restarts - 1) % (MOST_RESTARTS + 2) >= MOST_RESTARTS
+                if not entry.moving and not (entry.eager and entry.restarts & (entry.restarts - 1)):
+                    self._forget(key)
             return
         entry.replays += 1
         if not (moved or audit or entry.replays & (entry.replays - 1) == 0):

@@ -709,6 +709,23 @@ def test_what_the_step_does_not_read_costs_an_audit_only(device, rng):
     assert np.array_equal(trainer.run(x).numpy(), eager(other, x))
 
 
+@pytest.mark.parametrize("changes", [3, 8, 20])
+def test_a_model_that_changes_before_its_first_calls_is_recorded_once_it_is_quiet(device, rng, changes):
+    """What keeps it eager meanwhile is said once, as it is: the changes, and not that it could not be replayed."""
+    net, x = two_layers(), rng.standard_normal((2, 4)).astype(np.float32)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for i in range(changes):
+            net.layers[0].activation = ("relu", "sigmoid", "tanh")[i % 3]
+            assert np.array_equal(net.predict(x), eager(net, x))
+        assert recordings(net) == 0
+    words = "eagerly, with the same results, while what it reads changes before every call: launch 0 is gemm"
+    assert [words in str(one.message) for one in caught] == [True] * (changes > 5)
+    for _ in range(3):
+        net.predict(x)
+    assert recordings(net) == 1
+
+
 def test_an_audit_changes_nothing(device, rng):
     """Statistics, generators, counters, velocities: a run with an audit at every step is one without."""
     x, y = rng.standard_normal((20, 4)).astype(np.float32), rng.integers(0, 3, 20)

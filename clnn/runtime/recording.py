@@ -386,7 +386,18 @@ class Pacer:
 class _Entry:
     """What is known of a step under one key."""
 
-    __slots__ = ("called", "recorder", "recording", "result", "eager", "version", "replays", "checked", "restarts")
+    __slots__ = (
+        "called",
+        "recorder",
+        "recording",
+        "result",
+        "eager",
+        "version",
+        "replays",
+        "checked",
+        "restarts",
+        "moving",
+    )
 
     def __init__(self) -> None:
         self.called = False
@@ -395,7 +406,9 @@ class _Entry:
         self.result: Any = None
         self.eager = False
         self.version: Any = None  # of what the step's Python reads, when it last ran
-        self.replays = self.checked = self.restarts = 0
+        self.replays = self.checked = 0
+        self.restarts = 0  # because what the step's Python reads had changed, since it last did the same as before
+        self.moving = False  # whether it is recorded although that changes from call to call
 
 
 class Replays:
@@ -403,6 +416,7 @@ class Replays:
 
     def __init__(self, name: str, record: bool = True) -> None:
         self.name, self.record = name, record
+        self.told = False  # whether it was said that changes keep it from being recorded
         self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
 
     def recording(self, key: Hashable) -> Recording | None:
@@ -418,7 +432,7 @@ class Replays:
         """Forget the recording under `key`: the next calls make a new one, or `eager` ones none."""
         restarts = self._entries[key].restarts
         self._entries[key] = entry = _Entry()
-        entry.restarts, entry.eager = restarts + 1, eager
+        entry.restarts, entry.eager = restarts, eager
 
     def launches(self) -> list[list[str]]:
         """The labels of the launches of every finished recording."""
@@ -469,13 +483,18 @@ class Replays:
             reason = entry.recorder.first_difference(recorder)
         entry.recorder = recorder
         if reason is not None:
-            entry.eager, entry.recorder = True, None
-            warnings.warn(
-                f"the step {self.name!r} cannot be replayed and runs eagerly, with the same results: {reason}. "
-                "record=False says that this is meant.",
-                RecordingWarning,
-                stacklevel=5,
-            )
+            entry.recorder, moving = None, entry.moving
+            entry.eager, entry.called, entry.moving = not moving, not moving, False
+            what = "cannot be replayed and runs eagerly, with the same results"
+            if moving:  # the next call counts as the first
+                what = "runs eagerly, with the same results, while what it reads changes before every call"
+            if not (moving and self.told):
+                self.told = self.told or moving
+                warnings.warn(
+                    f"the step {self.name!r} {what}: {reason}. record=False says that this is meant.",
+                    RecordingWarning,
+                    stacklevel=5,
+                )
             return False
         entry.result = result
         entry.recording = Recording(device, recorder)
