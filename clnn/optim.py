@@ -144,13 +144,24 @@ class Optimizer(Watched):
                 self._first_rate = value.state_dict()
                 if self._fit:
                     value.bind(*self._fit)
+            self._set_within_step(name, value)
             self._clock.left = 0  # the table is made anew before the next step
         elif not name.startswith("_") and name not in ("epochs", "parameters") and getattr(self, "_ready", False):
             if rebinds(self, name, value):
                 structure_changed()
+            self._set_within_step(name, value)
             object.__setattr__(self, "_runs", None)
             self._clock.left = 0  # momentum and betas stand in the table as well
         object.__setattr__(self, name, value)
+
+    def _set_within_step(self, name: str, value: Any) -> None:
+        """What the table of rates is made of changes where launches are recorded, which do not show it."""
+        for device in {store.device for store in self._stores} if self._ready and rebinds(self, name, value) else ():
+            if device.recorder is not None:
+                device.recorder.abort(
+                    f"the optimizer's {name} is set inside the step, and a replay sets nothing: set it outside, such as in a "
+                    "callback, or give lr a schedule"
+                )
 
     @property
     def steps(self) -> int:

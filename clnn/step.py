@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import os
 import time
+import types
 import warnings
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
@@ -24,7 +26,7 @@ from .runtime.recording import (
     StepContext,
     structure_version,
 )
-from .runtime.watch import Watch
+from .runtime.watch import KNOWN, Watch
 from .tensor import Tensor, grad_enabled, host_array
 
 MOST_RESTARTS = (
@@ -75,6 +77,13 @@ class Step:
         self._inputs: dict[Hashable, list[Tensor]] = {}
         self._known: dict[Hashable, _Call] = {}
 
+    def __get__(self, owner: Any, _: Any = None) -> Any:
+        """As a method: each object gets a step of its own, which goes with it."""
+        if owner is None:
+            return self
+        bound = Step(types.MethodType(self.function, owner), self.replays.record)
+        return vars(owner).setdefault(self.__name__, bound) if hasattr(owner, "__dict__") else bound
+
     def __reduce__(self) -> Any:
         """A copy has no recordings yet. Its function, as Python's functions are, is the same one."""
         return Step, (self.function, self.replays.record)
@@ -91,11 +100,12 @@ class Step:
             elif isinstance(value, np.ndarray):
                 arrays.append(host_array(value))
             else:
-                shape.append((name, value))
+                shape.append((name, _as_key(value)))
                 if len(self.reads) < 64:
                     self.reads.setdefault(_Same(value))
                 continue
-            shape.append((name, arrays[-1].shape, arrays[-1].dtype.str))
+            made_by = value.made_by if isinstance(value, Tensor) else ""
+            shape.append((name, arrays[-1].shape, arrays[-1].dtype.str, made_by))
         where = where or device()
         if where.step is not None:  # a step within a step is part of it
             return self.function(*args, **kwargs)
@@ -111,7 +121,9 @@ class Step:
         if inputs is None:
             if len(self._inputs) >= 2 * MOST_RECORDINGS:  # recordings read their inputs, so both go together
                 self.clear()
-            inputs = self._inputs[key] = [_tensor(empty(where, a.shape, a.dtype)) for a in arrays]
+            made_by = [getattr(a, "made_by", "") for a in arrays]
+            inputs = [_tensor(empty(where, a.shape, a.dtype), by) for a, by in zip(arrays, made_by)]
+            self._inputs[key] = inputs
         known = self._known.get(key, NOTHING)
         for array, fixed in zip(arrays, inputs):
             if fixed.block in known.classes and not isinstance(array, Tensor):  # a replay would only make its loss NaN
@@ -227,12 +239,15 @@ class Step:
         """What `function` would now do otherwise than was recorded, in words. Nothing is launched, and what it changes on
         the host is put back."""
         recorder = Recorder(audit=True)
-        restore = self._watched().saved()
+        watch = self._watched()
+        restore, outset = watch.saved(), watch.outset()
         where.step = context = StepContext(where)
         where.recorder = recorder
         try:
             recorder.result = self._python(context, function)
             context.finish()
+            if effect := watch.side_effect(outset):
+                recorder.abort(effect)
         except AuditEnded:
             pass
         except Exception as error:
@@ -284,19 +299,10 @@ class Step:
             touched.append(context)
             recorder = where.recorder
             watch = self._watched() if recorder is not None else None
-            before = (watch.random_state(), watch.values()) if watch is not None else ([], {})
+            outset = watch.outset() if watch is not None else ()
             result = self._python(context, function)
-            if recorder is not None and watch is not None:
-                if watch.random_state() != before[0]:
-                    recorder.abort(
-                        "Python's or NumPy's random numbers were drawn inside the step, and a replay draws none: draw them "
-                        "outside and pass them as arguments, or draw on the device (clnn.Dropout)"
-                    )
-                if name := watch.counted(before[1]):
-                    recorder.abort(
-                        f"{name} changes inside the step and is read there, and a replay changes nothing: change it outside, "
-                        "such as in a callback, or keep it on the device"
-                    )
+            if recorder is not None and watch is not None and (effect := watch.side_effect(outset)):
+                recorder.abort(effect)
             if len(self._known) > 64:
                 self.clear()
             self._received |= dict.fromkeys(context.received)
@@ -349,8 +355,25 @@ class _Same:
         return isinstance(other, _Same) and other.value is self.value
 
 
-def _tensor(x: Array) -> Tensor:
-    return Tensor(x.block, x.shape, x.dtype, x.device)
+def _as_key(value: Any) -> Hashable:
+    """An argument as part of a key. Two that Python takes for equal may be told apart by the step: True, 1 and 1.0, 0.0 and
+    -0.0, objects of a class with an __eq__ of its own. So numbers, texts and constants of the standard library are equal by
+    type and value, everything else by identity."""
+    if isinstance(value, (tuple, frozenset)):
+        return type(value), tuple(map(_as_key, value))
+    if dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen:
+        return type(value), tuple(_as_key(getattr(value, field.name)) for field in dataclasses.fields(value))
+    if isinstance(value, (float, complex, np.generic)):
+        return type(value), repr(value)
+    if type(value).__module__.partition(".")[0] in KNOWN and not isinstance(value, Tensor):
+        return type(value), value
+    return _Same(value) if type(value).__hash__ is not None else value  # the latter is refused
+
+
+def _tensor(x: Array, made_by: str = "") -> Tensor:
+    y = Tensor(x.block, x.shape, x.dtype, x.device)
+    y.made_by = made_by
+    return y
 
 
 def copied(result: Any, blocks: set[Any] | None = None) -> Any:
@@ -358,7 +381,7 @@ def copied(result: Any, blocks: set[Any] | None = None) -> Any:
     if isinstance(result, Tensor):
         if blocks is not None and result.block not in blocks:
             return result
-        fresh = _tensor(empty(result.device, result.shape, result.dtype))
+        fresh = _tensor(empty(result.device, result.shape, result.dtype), result.made_by)
         result.device.copy(result.block, fresh.block, result.nbytes)
         return fresh
     if isinstance(result, (tuple, list)):

@@ -1,7 +1,9 @@
 """A recording never outlives what it froze: whatever is changed between calls, the next call does what the Python says."""
 
 import collections
+import copy
 import functools
+import itertools
 import os
 import random
 import sys
@@ -477,8 +479,8 @@ OPTIMIZERS = {
 }
 
 
-def two_layers():
-    return clnn.Sequential([clnn.Dense(4, "tanh"), clnn.Dense(3)], input_shape=4, seed=1)
+def two_layers(seed=1):
+    return clnn.Sequential([clnn.Dense(4, "tanh"), clnn.Dense(3)], input_shape=4, seed=seed)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -918,3 +920,199 @@ def test_a_step_forgets_an_optimizer_whose_parameters_are_all_frozen(device, rng
         now["net"].trainable = False
     with pytest.raises(clnn.ConfigurationError, match="no trainable parameter"):
         now["optimizer"].step(now["net"].parameters())
+
+
+# -- arguments, and what a step changes on the host ------------------------------------------------------------------------
+class Named:
+    """Equal by name, whatever else it holds."""
+
+    def __init__(self, rate):
+        self.rate = rate
+
+    def __eq__(self, other):
+        return isinstance(other, Named)
+
+    def __hash__(self):
+        return 1
+
+
+@dataclass(frozen=True)
+class Frozen:
+    flag: object
+
+
+TOLD_APART = {
+    "True and 1": (True, 1, lambda x, flag: x * 2.0 if flag is True else x * 5.0),
+    "1 and 1.0": (1, 1.0, lambda x, one: x * 2.0 if isinstance(one, int) else x * 5.0),
+    "the sign of 0": (0.0, -0.0, lambda x, zero: 1.0 / (x * zero)),
+    "equal objects": (Named(2.0), Named(5.0), lambda x, one: x * one.rate),
+    "in a tuple": ((True, 2), (1, 2), lambda x, pair: x * 2.0 if pair[0] is True else x * 5.0),
+    "in a dataclass": (Frozen(True), Frozen(1), lambda x, one: x * 2.0 if one.flag is True else x * 5.0),
+}
+
+
+@pytest.mark.parametrize("name", TOLD_APART)
+def test_arguments_that_python_takes_for_equal(device, name):
+    first, second, function = TOLD_APART[name]
+    run, x = clnn.step(function), np.ones((2, 2), np.float32)
+    for value in [first] * 6 + [second] * 6:
+        assert np.array_equal(run(x, value).numpy(), function(clnn.tensor(x), value).numpy())
+    assert len(run.replays.launches()) == 2
+
+
+def test_equal_values_share_a_recording(device):
+    run, x = clnn.step(lambda x, *more: x * 2.0), np.ones(2, np.float32)
+    for _ in range(5):
+        run(x, 2.0, float("nan"), "a" * 3, (1, ("b",)), Frozen((1, 2)), np.float64(3), np.dtype("int32"))
+    assert len(run.replays.launches()) == 1
+    with pytest.raises(clnn.ConfigurationError, match="can be hashed"):
+        run(x, [1])
+
+
+def rewritten(name):
+    """A function, and what is done to it after some calls."""
+
+    def one(x, k=2.0, *, more=1.0):
+        return x * k * more
+
+    def other(x, k=9.0, *, more=2.0):
+        return x * k + more
+
+    return one, {
+        "code": lambda: setattr(one, "__code__", other.__code__),
+        "defaults": lambda: setattr(one, "__defaults__", (7.0,)),
+        "keyword defaults": lambda: setattr(one, "__kwdefaults__", {"more": 3.0}),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["code", "defaults", "keyword defaults"])
+def test_a_function_that_is_rewritten(device, name):
+    one, change = rewritten(name)
+    run, x = clnn.step(lambda x: one(x)), np.ones(3, np.float32)
+    for _ in range(5):
+        before = run(x).numpy()
+    change()
+    for _ in range(5):
+        assert np.array_equal(run(x).numpy(), one(clnn.tensor(x)).numpy())
+    assert not np.array_equal(before, run(x).numpy())
+
+
+class Trainer:
+    def __init__(self, seed, rate):
+        self.net, self.optimizer, self.weight = two_layers(seed), clnn.SGD(rate, momentum=0.5), 1.0
+
+    def train(self, x, y):
+        loss = clnn.losses.mse(self.net(x), y) * self.weight
+        loss.backward()
+        self.optimizer.step(self.net.parameters())
+        return loss
+
+    recorded = clnn.step(train)
+
+
+def test_a_step_as_a_method(device, rng):
+    x, y = rng.standard_normal((5, 4)).astype(np.float32), np.ones((5, 3), np.float32)
+    pairs = [(Trainer(seed, 0.1 * seed), Trainer(seed, 0.1 * seed)) for seed in (1, 2)]
+    for call in range(8):
+        for one, twin in pairs:
+            assert float(one.recorded(x, y)) == float(twin.train(clnn.tensor(x), y))
+            if call == 4:
+                one.weight = twin.weight = 3.0
+    assert all(len(one.recorded.replays.launches()) == 1 for one, _ in pairs)
+    again = copy.deepcopy(pairs[0][0])
+    again.recorded(x, y)
+    assert not np.array_equal(
+        again.net.predict(x), pairs[0][0].net.predict(x)
+    )  # it has trained what was copied with it
+
+
+def appending(record):
+    kept = []
+
+    def run(x):
+        kept.append(x * 2.0)
+        return kept[-1]
+
+    return run, lambda: [y.numpy() for y in kept]
+
+
+def appending_later(record):
+    kept, chosen = [], {"keep": False}
+
+    def run(x):
+        y = x * 2.0
+        if chosen["keep"]:
+            kept.append(y)
+        return y
+
+    def found():
+        chosen["keep"] = True
+        return [y.numpy() for y in kept]
+
+    return run, found
+
+
+def drawing_later(record):
+    chosen, generator = {"deep": False}, random.Random(3)
+
+    def run(x):
+        return x * 2.0 if chosen["deep"] and generator.random() < 0.5 else x
+
+    return run, lambda: chosen.update(deep=True)
+
+
+def iterating(record):
+    rates = itertools.cycle([1.0] * 4 + [2.0] * 3)
+    return (lambda x: x * next(rates)), lambda: None
+
+
+def from_a_generator(record):
+    rates = (float(i > 9) for i in range(100))
+    return (lambda x: x * next(rates)), lambda: None
+
+
+@pytest.mark.parametrize("make", [appending, appending_later, drawing_later, iterating, from_a_generator])
+def test_what_a_step_does_on_the_host_is_done_at_each_call(device, make):
+    found = []
+    for record in (True, False):
+        run, look = make(record)
+        step = clnn.step(run, record=record)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            found.append(
+                [(step(np.full(2, i, np.float32)).numpy().tolist(), np.array(look()).tolist()) for i in range(16)]
+            )
+        assert any("a replay" in str(w.message) for w in caught) == record
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("name", ["lr", "beta1"])
+def test_rates_that_are_set_inside_a_step(device, name):
+    found = []
+    for record in (True, False):
+        net, optimizer = two_layers(), clnn.Adam(0.01)
+
+        def loss(output, target, optimizer=optimizer):
+            setattr(optimizer, name, 0.9 * getattr(optimizer, name))
+            return ((output - target) ** 2).mean()
+
+        x, y = np.ones((12, 4), np.float32), np.zeros((12, 3), np.float32)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            net.fit(x, y, loss=loss, optimizer=optimizer, epochs=4, batch_size=3, seed=0, record=record, progress=False)
+        assert any(f"optimizer's {name} is set inside the step" in str(w.message) for w in caught) == record
+        found.append((optimizer.lr, [net.layers[0].w.numpy()]))
+    same(found)
+
+
+def test_a_tensor_is_known_for_its_activation_on_both_sides_of_a_step(device, rng):
+    net = clnn.Sequential([clnn.Dense(1, "sigmoid")], input_shape=3, seed=1)
+    x, y = rng.standard_normal((4, 3)).astype(np.float32), np.array([0, 1, 1, 0], np.float32)
+    outputs = clnn.step(lambda x: net(x))
+    loss = clnn.step(lambda output: clnn.losses.binary_cross_entropy(output, y[:, None]), record=False)
+    with clnn.no_grad():
+        expected = float(clnn.losses.binary_cross_entropy(net(clnn.tensor(x)), y))
+        for _ in range(5):
+            output = outputs(x)
+            assert abs(float(clnn.losses.binary_cross_entropy(output, y)) - expected) < 1e-6
+            assert abs(float(loss(output)) - expected) < 1e-6

@@ -11,11 +11,12 @@ from __future__ import annotations
 import contextlib
 import dis
 import functools
+import io
 import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from operator import itemgetter
+from operator import attrgetter, itemgetter
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,7 @@ KNOWN = OURS | (sys.stdlib_module_names - {"test"})
 UNCALLED = frozenset(
     ("__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__", "__class_getitem__")
 )
+WRITTEN = attrgetter("__code__", "__defaults__", "__kwdefaults__")  # what a function is, besides what it reads
 MISSING = object()
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice)
 
@@ -114,9 +116,11 @@ class Watch:
     def __init__(self, roots: Iterable[Any]) -> None:
         self.objects: list[Any] = []  # whose attributes an audit may change
         self.generators: list[Any] = []  # NumPy's and Python's, which the step may draw from
+        self.iterators = False  # whether it may take something from an iterator, which no audit could put back
         self.foreign = False  # whether there is code that is not clnn's
         self._functions: list[types.FunctionType] = []  # a user's
         self._notes: list[_Note] = []
+        self._containers: list[Any] = []
         self._arrays: list[tuple[np.ndarray, bytes]] = []
         self._names: set[str] = set()  # attributes that the code reads
         self._owners: list[tuple[Any, dict[str, Any], set[str]]] = []  # an object's attributes, and which were followed
@@ -135,6 +139,7 @@ class Watch:
                     self._waiting.append(entries[name])
         for owner, entries, followed in self._owners:
             self._note_names(type(owner).__name__, entries, followed, owner)
+        self.iterators = self.iterators and not self._names.isdisjoint(("next", "__next__", "send"))
         self._quick = [(note.read, note.ids) for note in self._notes]
         del self._seen, self._classes, self._owners, self._waiting
 
@@ -149,13 +154,41 @@ class Watch:
             return True
         return any(array.tobytes() != before for array, before in self._arrays) if self._arrays else False
 
-    def random_state(self) -> list[Any]:
-        """Where the generators on the host are: Python's, NumPy's, and those that the step holds."""
+    def outset(self) -> tuple[Any, ...]:
+        """What `side_effect` compares with, before the step's Python runs."""
+        return self._random_state(), self._values(), list(map(len, self._containers))
+
+    def side_effect(self, outset: tuple[Any, ...]) -> str | None:
+        """In words, what the Python has changed on the host since the outset, where that matters: a replay changes nothing."""
+        if self._random_state() != outset[0]:
+            return (
+                "Python's or NumPy's random numbers were drawn inside the step, or an iterator's next item, and a replay draws "
+                "none: draw them outside and pass them as arguments, or draw on the device (clnn.Dropout)"
+            )
+        if name := self._counted(outset[1]):
+            return (
+                f"{name} changes inside the step and is read there, and a replay changes nothing: change it outside, such as in "
+                "a callback, or keep it on the device"
+            )
+        for one, size in zip(self._containers, outset[2]):
+            entries = one.values() if isinstance(one, dict) else one
+            if len(one) != size and not all(
+                isinstance(entry, PLAIN) for entry in entries
+            ):  # those that count, as above
+                return (
+                    f"a {type(one).__name__} of {size} entries has {len(one)} when the step ends, and a replay adds and removes "
+                    "none: return what is to be kept"
+                )
+        return None
+
+    def _random_state(self) -> Any:
+        """Where the generators on the host are: Python's, NumPy's, and those that the step holds. Of an iterator nobody knows."""
         python, legacy = sys.modules.get("random"), sys.modules.get("numpy.random")
         found = [_state(one) for one in self.generators]
-        return _plain([found, python and python.getstate(), legacy and legacy.get_state()])
+        unknown = MISSING if self.iterators else None
+        return _plain([found, python and python.getstate(), legacy and legacy.get_state(), unknown])
 
-    def values(self) -> dict[tuple[int, str], tuple[str, Any]]:
+    def _values(self) -> dict[tuple[int, str], tuple[str, Any]]:
         """The numbers and the like that a user's code may count in: attributes of layers, variables of functions."""
         found: dict[tuple[int, str], tuple[str, Any]] = {}
         for one in self.objects:
@@ -167,10 +200,10 @@ class Watch:
             found |= {(id(f.__globals__), n): (n, f.__globals__.get(n)) for n in _names(f.__code__)}
         return {key: (label, v) for key, (label, v) in found.items() if isinstance(v, PLAIN)}
 
-    def counted(self, before: dict[tuple[int, str], tuple[str, Any]]) -> str | None:
-        """One of the `values` that has changed since, and that the code reads for more than to change it. A replay does not
+    def _counted(self, before: dict[tuple[int, str], tuple[str, Any]]) -> str | None:
+        """One of the `_values` that has changed since, and that the code reads for more than to change it. A replay does not
         change it: without a reader nobody notices."""
-        for key, (label, value) in self.values().items():
+        for key, (label, value) in self._values().items():
             if key not in before or before[key][1] is value or before[key][1] == value:
                 continue
             used = [i for f in self._functions for code in _codes(f.__code__) for i in dis.get_instructions(code)]
@@ -245,6 +278,8 @@ class Watch:
             self._owners.append((value, vars(value), set()))
         elif _state(value) is not None:
             self.generators.append(value)
+        elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+            self.iterators = True
         elif isinstance(value, Restored):
             self._restored(value)
         elif _package(type(value)) not in OURS:
@@ -259,6 +294,7 @@ class Watch:
             len(value) > SMALL or value is sys.modules
         ):  # which leads to everything, and most of it to nothing that a step reads
             return
+        self._containers.append(value)
         entries = functools.partial(_refill, value)
         self._notes.append(
             _Note("a container", value.__iter__, (lambda _: None) if isinstance(value, dict) else entries)
@@ -277,6 +313,7 @@ class Watch:
         self._names |= names
         self._note_names(f.__name__, f.__globals__, names & f.__globals__.keys())
         self._waiting += (f.__globals__[name] for name in names & f.__globals__.keys())
+        self._notes.append(_Note(f.__name__, functools.partial(WRITTEN, f), functools.partial(_rewrite, f)))
         self._waiting += (f.__defaults__, f.__kwdefaults__)
         if vars(f):
             self._owners.append((f, vars(f), set()))
@@ -368,6 +405,10 @@ def _silent(owner: Any) -> bool:
     if isinstance(owner, Watched):
         return True
     return isinstance(owner, types.ModuleType) and owner.__name__.partition(".")[0] in KNOWN
+
+
+def _rewrite(f: types.FunctionType, kept: list[Any]) -> None:
+    f.__code__, f.__defaults__, f.__kwdefaults__ = kept
 
 
 def _filled(cell: Any) -> bool:
