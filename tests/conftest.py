@@ -4,10 +4,12 @@
 `CLNN_TEST_SEED=<seed>` repeats them.
 """
 
+import json
 import os
 import secrets
 import tempfile
 import threading
+import time
 import weakref
 import zlib
 
@@ -137,28 +139,40 @@ def poisoned(monkeypatch):
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item):
-    """A test marked `platform` has to launch kernels of every file that its mark names."""
-    mark, files = item.get_closest_marker("platform"), {}
-    launch, link = runtime.Device.launch, Programs.link
+    """A test marked `platform` has to launch kernels of every file that its mark names. Where `CLNN_TEST_NOTES` names a folder,
+    it is noted there what each test that passes launches, for `.ci/mutants`."""
+    mark, notes, launched = item.get_closest_marker("platform"), os.environ.get("CLNN_TEST_NOTES"), {}
+    kernel, new_kernel, link = Programs.kernel, Programs.new_kernel, Programs.link
+    began = time.process_time()
 
-    def noted_launch(self, file, *args, **options):
-        files[file] = True
-        return launch(self, file, *args, **options)
+    def noted_kernel(self, *source):
+        launched[source[:-1]] = True
+        return kernel(self, *source)
+
+    def noted_new_kernel(self, *source):
+        launched[source[:-1]] = True
+        return new_kernel(self, *source)
 
     def noted_link(self, *args):  # steps made one kernel
-        files["fusion"] = True
+        launched["fusion", "steps", "float", ()] = True
         return link(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        if mark:
-            patch.setattr(runtime.Device, "launch", noted_launch)
+        if mark or notes:
+            patch.setattr(Programs, "kernel", noted_kernel)
+            patch.setattr(Programs, "new_kernel", noted_new_kernel)
             patch.setattr(Programs, "link", noted_link)
         outcome = yield
-    missing = {*mark.args} - files.keys() if mark else {}
+    missing = {*mark.args} - {source[0] for source in launched} if mark else {}
     if missing and outcome.excinfo is None:
         outcome.force_exception(
-            AssertionError(f"{item.name} launched nothing of {', '.join(missing)}, only {[*files]}")
+            AssertionError(f"{item.name} launched nothing of {', '.join(missing)}, only {[*launched]}")
         )
+    if notes and outcome.excinfo is None:
+        note = {"test": item.nodeid, "seconds": time.process_time() - began, "launches": [*launched]}
+        os.makedirs(notes, exist_ok=True)
+        with open(os.path.join(notes, f"{os.getpid()}.jsonl"), "a", encoding="utf-8") as file:
+            file.write(json.dumps(note, default=str) + "\n")
 
 
 def pytest_report_header():

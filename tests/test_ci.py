@@ -1,5 +1,6 @@
-"""`.ci/platforms` and `.ci/run`, with nothing installed: what they count, report, write and end with."""
+"""`.ci/platforms`, `.ci/run`, `.ci/mutants report`, with nothing installed: what they count, report, write and end with."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -91,23 +92,62 @@ def test_the_table_holds_the_last_runs(checkout):
 
 
 @pytest.mark.parametrize(
-    ("suite", "others", "apt", "targets", "ends"),
+    ("suite", "others", "apt", "targets", "mutants", "ends"),
     [
-        (0, 0, 0, 0, 0), (2, 0, 0, 0, 2), (0, 1, 0, 0, 1), (0, 1, 1, 0, 1), (2, 1, 0, 0, 2), (0, 4, 0, 0, 1), (0, 4, 1, 0, 0),
-        (0, 0, 0, 1, 1), (0, 0, 0, 4, 0), (2, 0, 0, 1, 2),
+        (0, 0, 0, 0, 0, 0), (2, 0, 0, 0, 0, 2), (0, 1, 0, 0, 0, 1), (0, 1, 1, 0, 0, 1), (2, 1, 0, 0, 0, 2), (0, 4, 0, 0, 0, 1),
+        (0, 4, 1, 0, 0, 0), (0, 0, 0, 1, 0, 1), (0, 0, 0, 4, 0, 0), (2, 0, 0, 1, 0, 2), (0, 0, 0, 0, 1, 1), (2, 0, 0, 0, 1, 2),
+        (0, 0, 0, 0, 124, 0), (0, 0, 0, 0, 2, 0),
     ],
 )  # fmt: skip
-def test_ci_ends_with_what_failed_and_the_suites_own_line(checkout, suite, others, apt, targets, ends):
-    """Platforms that could not be installed are an error only where apt works; compilers for GPUs that are missing are none."""
+def test_ci_ends_with_what_failed_and_the_suites_own_line(checkout, suite, others, apt, targets, mutants, ends):
+    """Platforms that could not be installed are an error only where apt works; compilers for GPUs that are missing, and changes
+    of kernels that could not be tried, are none."""
     folder, run = checkout
     line = "=== 7 passed in 3.21s ==="
     program(folder / "bin" / "make", f"echo tests; echo '{line}'; exit {suite}")
     program(folder / "bin" / "apt-get", f"exit {apt}")
     program(folder / ".ci" / "platforms", f'echo "$@"; exit {others}')
     (folder / ".venv" / "bin").mkdir(parents=True)
-    program(folder / ".venv" / "bin" / "python", f"exit {targets}")
+    program(folder / ".venv" / "bin" / "python", f"case $1 in .ci/mutants) exit {mutants};; esac; exit {targets}")
     status, said = run("run")
     assert status == ends and said.splitlines()[-1] == line
     assert "debian13 rusticl pocl+lanes=8" in said and "-m platform and not slow" in said
     assert ("PLATFORMS ARE MISSING" in said) is (others == 4 and apt == 1)
+    assert ("the tests do not notice" in said) is (mutants == 1)
+    assert ("NO MORE CHANGES" in said) is (mutants > 1)
     assert ("not every platform passed" in said) is (others == 1 or (others == 4 and apt == 0))
+
+
+def test_mutants_that_survive_need_a_reason(checkout):
+    """What one form of the device notices is noticed; a reason goes by the file and the line, whatever its number."""
+    folder, _ = checkout
+    log, reasons = folder / ".venvs" / "mutants" / "log.jsonl", folder / ".ci" / "survivors.md"
+    log.parent.mkdir(parents=True)
+
+    def report(*results):
+        lines = [
+            json.dumps({"id": f"a:{at}", "what": what, "file": "a", "form": form, "result": result})
+            for at, (what, form, result) in enumerate(results)
+        ]
+        log.write_text("\n".join(lines), encoding="utf-8")
+        mutants = [sys.executable, folder / ".ci" / "mutants", "report"]
+        done = subprocess.run(
+            mutants, capture_output=True, text=True, env={**os.environ, "CLNN_TEST_MUTANTS": ""}, timeout=60
+        )
+        assert not done.stderr
+        return done.returncode, done.stdout
+
+    noticed = (
+        ("x [[< => <=]] n", "", "survived"),
+        ("x [[< => <=]] n", "kind=gpu", "noticed"),
+        ("y", "", "does not compile"),
+    )
+    assert report(*noticed) == (
+        0, "{'noticed': 1, 'does not compile': 1}; of the survivors 0 are without a reason in .ci/survivors.md\n"
+    )  # fmt: skip
+    survived = (*noticed, ("x < n [[+ => -]] 1", "", "survived"), ("z", "", "reaches nothing"))
+    reasons.write_text("- b: `x < n [[+ => -]] 1`: another file\n", encoding="utf-8")
+    code, said = report(*survived)
+    assert code == 1 and said.startswith("survived a:3\n    a: `x < n [[+ => -]] 1`\n") and "'survived': 1" in said
+    reasons.write_text("- a: `x < n [[+ => -]] 1`: n is 0\n", encoding="utf-8")
+    assert report(*survived)[0] == 0
