@@ -166,7 +166,16 @@ class Optimizer(Watched):
     @property
     def steps(self) -> int:
         """Steps taken so far."""
+        self._read_within_step("steps")
         return self._clock.steps
+
+    def _read_within_step(self, what: str) -> None:
+        """This is read, also by Python that is recorded, and no launch shows it."""
+        for recorder in (store.device.recorder for store in self._stores):
+            if recorder is not None:
+                recorder.abort(
+                    f"the optimizer's {what} are read inside the step, and a replay reads nothing: pass them as an argument"
+                )
 
     # -- to be given by each optimizer --------------------------------------------------------------------------------
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
@@ -187,6 +196,10 @@ class Optimizer(Watched):
     # -- rates --------------------------------------------------------------------------------------------------------
     def rate(self, step: int) -> float:
         """The learning rate of step 0, 1, ..."""
+        self._read_within_step("rates")
+        return self._rate(step)
+
+    def _rate(self, step: int) -> float:
         lr: Any = self.lr
         return check("the schedule's lr", lr(step), 0.0, math.inf) if callable(lr) else lr
 
@@ -204,8 +217,8 @@ class Optimizer(Watched):
 
     def _fill_table(self) -> None:
         """The next rows of the table: pairs for sinks of weights and of biases, and what the rule reads."""
-        steps = np.arange(self.steps, self.steps + ROWS)
-        lr = np.array([self.rate(int(i)) for i in steps]) if callable(self.lr) else np.full(ROWS, self.lr)
+        steps = np.arange(self._clock.steps, self._clock.steps + ROWS)
+        lr = np.array([self._rate(int(i)) for i in steps]) if callable(self.lr) else np.full(ROWS, self.lr)
         self._rates_of = Watch([self.lr]) if callable(self.lr) else None
         rows = np.zeros((ROWS, 2 * SCALE_PAIRS))
         for column, values in enumerate((-lr, 1.0 - lr * self.weight_decay, -lr, 1.0, *self.numbers(lr, steps + 1))):
@@ -303,7 +316,7 @@ class Optimizer(Watched):
         if self._loaded is None:
             now = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
             for store in self._stores:
-                self._left[store] = self.steps, self.epochs, self.lr, now
+                self._left[store] = self._clock.steps, self.epochs, self.lr, now
             if self._stores:
                 left: Any = next((self._left[store] for store in stores if store in self._left), (0, 0, None, None))
                 self._clock.steps, self.epochs, lr, state = left

@@ -1,14 +1,21 @@
 """A recording never outlives what it froze: whatever is changed between calls, the next call does what the Python says."""
 
+import array
 import collections
+import contextvars
 import copy
+import ctypes
 import functools
 import itertools
+import operator
 import os
+import queue
 import random
 import sys
+import time
 import types
 import warnings
+import weakref
 from dataclasses import dataclass
 
 import numpy as np
@@ -383,6 +390,90 @@ def test_what_nobody_sees_change_is_found_and_said(device, tmp_path):
     assert run(x).numpy()[0] == 3
 
 
+def hidden_from_sight(kind):
+    """A function that reads 1.0 in a way that is easily overlooked, and what has it read 4.0."""
+
+    class Meta(type):
+        rate = 1.0
+
+    class Plain(metaclass=Meta):
+        pass
+
+    class Dynamic:
+        def __init__(self):
+            self.kept = 1.0
+
+        def __getattr__(self, name):
+            return self.__dict__["kept"]
+
+    class Listed(list):
+        rate = 1.0
+
+    class Number(float):
+        pass
+
+    def default(rate=1.0):
+        return rate
+
+    table, plain, dynamic, listed, number = {"rate": 1.0}, Plain(), Dynamic(), Listed(), Number(2.0)
+    plain.rate = number.rate = 1.0
+    reference, proxy, fetch = weakref.ref(plain), types.MappingProxyType(table), operator.attrgetter("rate")
+    numbers, octets, seen, real = (
+        array.array("d", [1.0]),
+        bytearray([1]),
+        memoryview(bytearray([1])),
+        ctypes.c_double(1),
+    )
+    many, objects = np.ones(9000, np.float32), np.array([table, None], object)
+    variable, made = contextvars.ContextVar("rate", default=1.0), collections.defaultdict(lambda: table["rate"])
+    net, optimizer = two_layers(), clnn.SGD(1.0)
+    net.loss = clnn.losses.Huber(1.0)
+    return {
+        "metaclass": (lambda: Plain.rate, lambda: setattr(Meta, "rate", 4.0)),
+        "__getattr__": (lambda: dynamic.anything, lambda: setattr(dynamic, "kept", 4.0)),
+        "getattr": (lambda: getattr(plain, "rate"), lambda: setattr(plain, "rate", 4.0)),  # noqa: B009
+        "vars": (lambda: vars(plain)["rate"], lambda: setattr(plain, "rate", 4.0)),
+        "eval": (lambda: (plain, eval("plain.rate"))[1], lambda: setattr(plain, "rate", 4.0)),  # noqa: S307
+        "attrgetter": (lambda: fetch(plain), lambda: setattr(plain, "rate", 4.0)),
+        "weak reference": (lambda: reference().rate, lambda: setattr(plain, "rate", 4.0)),
+        "attribute of a list": (lambda: listed.rate, lambda: setattr(listed, "rate", 4.0)),
+        "attribute of a number": (lambda: number.rate, lambda: setattr(number, "rate", 4.0)),
+        "mapping proxy": (lambda: proxy["rate"], lambda: table.update(rate=4.0)),
+        "default dict": (lambda: made.default_factory(), lambda: table.update(rate=4.0)),
+        "array of objects": (lambda: objects[0]["rate"], lambda: table.update(rate=4.0)),
+        "default": (default, lambda: setattr(default, "__defaults__", (4.0,))),
+        "code": (default, lambda: setattr(default, "__code__", (lambda rate: 4.0).__code__)),
+        "array": (lambda: numbers[0], lambda: numbers.__setitem__(0, 4.0)),
+        "bytes": (lambda: float(octets[0]), lambda: octets.__setitem__(0, 4)),
+        "memory": (lambda: float(seen[0]), lambda: seen.__setitem__(0, 4)),
+        "ctypes": (lambda: real.value, lambda: setattr(real, "value", 4.0)),
+        "large array": (lambda: float(many[8000]), lambda: many.__setitem__(8000, 4.0)),
+        "context variable": (lambda: variable.get(), lambda: variable.set(4.0)),
+        "a model's loss": (lambda: net.loss.parameter, lambda: setattr(net, "loss", clnn.losses.Huber(4.0))),
+        "a model's flag": (lambda: 4.0 if net.stop_training else 1.0, lambda: setattr(net, "stop_training", True)),
+        "a layer's name": (lambda: float(len(net.layers[0].name) == 4) * 3 + 1, lambda: setattr(net.layers[0], "name", "four")),
+        "a rate": (lambda: optimizer.lr, lambda: setattr(optimizer, "lr", 4.0)),
+        "epochs": (lambda: optimizer.epochs + 1.0, lambda: setattr(optimizer, "epochs", 3)),
+    }[kind]  # fmt: skip
+
+
+HIDDEN = (
+    "metaclass", "__getattr__", "getattr", "vars", "eval", "attrgetter", "weak reference", "attribute of a list",
+    "attribute of a number", "mapping proxy", "default dict", "array of objects", "default", "code", "array", "bytes",
+    "memory", "ctypes", "large array", "context variable", "a model's loss", "a model's flag", "a layer's name", "a rate",
+    "epochs",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_a_step_that_reads_what_is_easily_overlooked(device, kind):
+    read, change = hidden_from_sight(kind)
+    run, x = clnn.step(lambda x: x * read()), np.ones(1, np.float32)
+    assert [float(run(x)) for _ in range(6)] == [1.0] * 6 and len(run.replays.launches()) == 1
+    change()
+    assert [float(run(x)) for _ in range(6)] == [4.0] * 6 and len(run.replays.launches()) == 1
+
+
 @pytest.mark.parametrize("kind", OUTSIDE)
 @pytest.mark.parametrize("calls", [6])
 def test_a_step_that_reads_from_outside(device, monkeypatch, kind, calls):
@@ -640,22 +731,144 @@ def counting(kind):
             COUNT += 1
             return x * 2.0 if COUNT > 6 else x
 
-    return {"attribute": Attribute, "elsewhere": Elsewhere, "variable": Variable, "global": Global}[kind]()
+    layers = {"attribute": Attribute, "elsewhere": Elsewhere, "variable": Variable, "global": Global}
+    if kind in layers:
+        layer = layers[kind]()
+        layer.ensure_built((2,))
+        return lambda x: layer(x)
+
+    class Object:
+        __slots__ = ("calls", "__dict__")
+        total = 0
+
+        def __init__(self):
+            self.calls = self.more = 0
+
+        def tick(self):
+            self.more += 1
+            return self.more
+
+    def drawn():
+        yield from [1.0] * 6 + [2.0] * 9
+
+    one, listed, table, octets = Object(), [0], {"calls": 0}, bytearray(1)
+    many, left, waiting, later = np.zeros(2, int), collections.deque([1.0] * 6 + [2.0] * 9), queue.Queue(), drawn()
+    net, numbers = clnn.Sequential([clnn.Dense(2)]), itertools.count(1)
+    net.calls = 0
+    for value in left:
+        waiting.put(value)
+
+    def in_slots(x):
+        one.calls += 1
+        return x * (2.0 if one.calls > 6 else 1.0)
+
+    def in_class(x):
+        Object.total += 1
+        return x * (2.0 if Object.total > 6 else 1.0)
+
+    def in_list(x):
+        listed[0] += 1
+        return x * (2.0 if listed[0] > 6 else 1.0)
+
+    def length(x):
+        listed.append(0)
+        return x * (2.0 if len(listed) > 7 else 1.0)
+
+    def in_dict(x):
+        table["calls"] += 1
+        return x * (2.0 if table["calls"] > 6 else 1.0)
+
+    def in_bytes(x):
+        octets[0] += 1
+        return x * (2.0 if octets[0] > 6 else 1.0)
+
+    def in_array(x):
+        many[0] += 1
+        return x * (2.0 if many[0] > 6 else 1.0)
+
+    def in_itself(x):
+        in_itself.calls += 1
+        return x * (2.0 if in_itself.calls > 6 else 1.0)
+
+    def in_model(x):
+        net.calls += 1
+        return x * (2.0 if net.calls > 6 else 1.0)
+
+    def over(x):
+        (rate,) = itertools.islice(later, 1)
+        return x * rate
+
+    in_itself.calls = 0
+    return {
+        "slot": in_slots, "class": in_class, "list": in_list, "length": length, "dict": in_dict, "bytes": in_bytes,
+        "array": in_array, "function": in_itself, "model": in_model, "generator": over,
+        "method": lambda x: x * (2.0 if one.tick() > 6 else 1.0), "count": lambda x: x * (2.0 if next(numbers) > 6 else 1.0),
+        "deque": lambda x: x * left.popleft(), "queue": lambda x: x * waiting.get(),
+    }[kind]  # fmt: skip
 
 
 COUNT = 0
+COUNTERS = {  # and what is said of it
+    "attribute": "Attribute.calls", "elsewhere": "Elsewhere.calls", "variable": "count", "global": "COUNT",
+    "slot": "Object.calls", "class": "Object.total", "list": "listed .a list.", "length": "listed .a list.",
+    "dict": "table .a dict.", "bytes": "octets .an array.", "array": "many .an array.", "function": "in_itself.calls",
+    "model": "Sequential.calls", "method": "Object.more", "deque": "left .a deque.", "queue": "queue .a deque.",
+    "count": "in a count", "generator": "in a generator",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["attribute", "elsewhere", "variable", "global"])
+@pytest.mark.parametrize("kind", COUNTERS)
 def test_a_count_that_matters_keeps_the_step_eager(device, kind):
     global COUNT
-    layer, COUNT, x = counting(kind), 0, np.ones((1, 2), np.float32)
-    layer.ensure_built((2,))
-    run = clnn.step(lambda x: layer(x))
-    with pytest.warns(
-        clnn.RecordingWarning, match=r"(Attribute.calls|Elsewhere.calls|count|COUNT) changes inside the step"
-    ):
+    run, COUNT, x = clnn.step(counting(kind)), 0, np.ones((1, 2), np.float32)
+    words = " may be taken" if COUNTERS[kind].startswith("in a ") else " changes inside the step"
+    with pytest.warns(clnn.RecordingWarning, match=COUNTERS[kind] + words):
         assert [run(x).numpy()[0, 0] for _ in range(10)] == [1] * 6 + [2] * 4
+
+
+@pytest.mark.parametrize("how", ["*=", "setattr", "steps", "rate", "schedule"])
+def test_a_rate_that_the_step_itself_moves_keeps_it_eager(device, how):
+    w, rate = clnn.tensor(np.zeros(2, np.float32), requires_grad=True), 0.5
+    optimizer = clnn.SGD(clnn.StepDecay(rate, 99, steps_per_epoch=1) if how == "schedule" else rate)
+
+    @clnn.step
+    def train():
+        (w * 1.0).sum().backward()
+        optimizer.step([w])
+        if how == "*=":
+            optimizer.lr *= 0.5
+        elif how == "setattr":
+            setattr(optimizer, "lr", 0.5 * optimizer.lr)  # noqa: B010
+        elif how == "steps":
+            optimizer.lr = 0.5 * 0.5**optimizer.steps
+        elif how == "rate":
+            optimizer.lr = 0.5 * optimizer.rate(0)
+        else:
+            optimizer.lr.lr *= 0.5
+
+    with pytest.warns(
+        clnn.RecordingWarning, match="lr is set inside|(rates|steps) are read inside|StepDecay.lr changes"
+    ):
+        for _ in range(8):
+            train()
+    assert np.allclose(w.numpy(), -sum(0.5 * 0.5**i for i in range(8)))
+
+
+def test_what_the_step_only_writes_does_not_stop_replays(device):
+    """And an audit leaves it as it was."""
+    log, counts, seen, last = [], {"calls": 0}, np.zeros(3), {}
+
+    @clnn.step
+    def run(x):
+        log.append(len(x))
+        seen[0] = 7.0
+        last["y"] = x * 2.0
+        counts.update(calls=len(x))
+        return last["y"]
+
+    for _ in range(9):
+        run(np.ones(2, np.float32))
+    assert len(run.replays.launches()) == 1 and len(log) == 3
 
 
 def test_evaluate_by_name_replays(device, rng):
@@ -764,15 +977,12 @@ def test_an_audit_changes_nothing(device, rng):
 
 
 def test_a_result_that_is_no_tensor_is_compared(device):
-    calls = []
-
     @clnn.step
     def run(x):
-        calls.append(1)
-        return x * 2.0, len(calls)
+        return x * 2.0, time.perf_counter_ns()
 
-    with pytest.warns(clnn.RecordingWarning, match="it returned 2, then 3"):
-        assert [run(np.ones(2, np.float32))[1] for _ in range(6)] == [1, 2, 3, 4, 5, 6]
+    with pytest.warns(clnn.RecordingWarning, match=r"it returned \d+, then \d+"):
+        assert len({run(np.ones(2, np.float32))[1] for _ in range(6)}) == 6
 
 
 # -- shapes of models --------------------------------------------------------------------------------------------------------

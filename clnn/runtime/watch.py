@@ -9,19 +9,24 @@ again without launching anything, and afterwards has `Watch` put everything back
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dis
 import functools
 import io
+import operator
+import re
 import sys
 import types
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from operator import attrgetter, itemgetter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
 
-SMALL = 1000  # entries of a container, and bytes of an array: larger ones are left to audits
+SMALL = 1000  # entries of a container: larger ones are left to audits
+MOST_BYTES = 1 << 16  # of an array, likewise
 MOST = 20_000  # objects that are looked at
 OURS = frozenset(("clnn", "numpy", "pyopencl"))
 # Their code is nobody's to change; everything else is a user's
@@ -29,9 +34,15 @@ KNOWN = OURS | (sys.stdlib_module_names - {"test"})
 UNCALLED = frozenset(
     ("__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__", "__class_getitem__")
 )
-WRITTEN = attrgetter("__code__", "__defaults__", "__kwdefaults__")  # what a function is, besides what it reads
+WRITTEN = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")  # what a function is, besides what it reads
 MISSING = object()
+REFLECTING = frozenset(  # code that names one of these may reach an attribute by a string
+    ("getattr", "hasattr", "vars", "globals", "locals", "eval", "exec", "__dict__", "__getattr__", "__getattribute__")
+)
+# Methods that change a container and say nothing of what is in it
+CHANGING = frozenset(("append", "appendleft", "extend", "extendleft", "insert", "add", "update", "clear"))
 PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice)
+BUILT_IN = (*PLAIN, tuple, frozenset, list, deque, set, dict, types.MappingProxyType)
 
 
 class Restored:
@@ -63,12 +74,16 @@ def _package(thing: Any) -> str:
 
 def _entries(one: Any) -> dict[str, Any]:
     """The attributes of an object, those in slots as well."""
+    return {**_slots(one), **getattr(one, "__dict__", {})}
+
+
+def _slots(one: Any) -> dict[str, Any]:
+    """Those in slots."""
     slots = {name for kind in type(one).__mro__ for name in _listed(vars(kind).get("__slots__", ()))}
     kept = [
         n for n in slots if isinstance(getattr(type(one), n, None), types.MemberDescriptorType)
     ]  # no property's by now
-    found = {name: getattr(one, name) for name in kept if hasattr(one, name)}
-    return {**found, **getattr(one, "__dict__", {})}
+    return {name: getattr(one, name) for name in kept if hasattr(one, name)}
 
 
 def _listed(slots: Any) -> Iterable[str]:
@@ -84,18 +99,30 @@ def _codes(code: types.CodeType) -> Iterator[types.CodeType]:
 
 
 def _names(code: types.CodeType) -> Iterator[str]:
-    """The globals and attributes that a function names."""
+    """The globals and attributes that a function names, also in its strings where it may look by these."""
     for one in _codes(code):
         yield from one.co_names
+        for text in one.co_consts if REFLECTING.intersection(one.co_names) else ():
+            yield from re.findall(r"[^\W\d]\w*", text) if isinstance(text, str) else ()
 
 
 class _Note:
-    """A container, or some attributes, as they were: `read()` gives what is in it now, `write` puts entries back."""
+    """A container, or some attributes or variables, as they were: `read()` gives what is in it now, `write` puts entries back.
 
-    __slots__ = ("read", "write", "kept", "ids", "what")
+    `names` are those of the entries, in what `what` says, or `inside` is the container.
+    """
 
-    def __init__(self, what: str, read: Callable[[], Iterable[Any]], write: Callable[[list[Any]], Any]) -> None:
-        self.what, self.read, self.write = what, read, write
+    __slots__ = ("read", "write", "kept", "ids", "what", "names", "inside")
+
+    def __init__(
+        self,
+        what: str,
+        read: Callable[[], Iterable[Any]],
+        write: Callable[[list[Any]], Any] = lambda kept: None,
+        names: Collection[str] = (),
+        inside: Any = None,
+    ) -> None:
+        self.what, self.read, self.write, self.names, self.inside = what, read, write, names, inside
         self.kept = list(read())  # held, so that no other object gets their identity
         self.ids = list(map(id, self.kept))
 
@@ -116,12 +143,12 @@ class Watch:
     def __init__(self, roots: Iterable[Any]) -> None:
         self.objects: list[Any] = []  # whose attributes an audit may change
         self.generators: list[Any] = []  # NumPy's and Python's, which the step may draw from
-        self.iterators = False  # whether it may take something from an iterator, which no audit could put back
         self.foreign = False  # whether there is code that is not clnn's
         self._functions: list[types.FunctionType] = []  # a user's
         self._notes: list[_Note] = []
         self._containers: list[Any] = []
-        self._arrays: list[tuple[np.ndarray, bytes]] = []
+        self._arrays: list[tuple[Any, bytes]] = []
+        self._iterators: list[Any] = []  # that it may take something from, which no audit could put back
         self._names: set[str] = set()  # attributes that the code reads
         self._owners: list[tuple[Any, dict[str, Any], set[str]]] = []  # an object's attributes, and which were followed
         self._seen: dict[int, Any] = {}
@@ -138,8 +165,8 @@ class Watch:
                     followed.add(name)
                     self._waiting.append(entries[name])
         for owner, entries, followed in self._owners:
-            self._note_names(type(owner).__name__, entries, followed, owner)
-        self.iterators = self.iterators and not self._names.isdisjoint(("next", "__next__", "send"))
+            named = isinstance(owner, (type, types.FunctionType, types.ModuleType))
+            self._note_names(owner.__name__ if named else type(owner).__name__, entries, followed, owner)
         self._quick = [(note.read, note.ids) for note in self._notes]
         del self._seen, self._classes, self._owners, self._waiting
 
@@ -152,7 +179,7 @@ class Watch:
                     return True
         except (KeyError, ValueError, RuntimeError):  # a name or a cell is gone, or another thread changes it now
             return True
-        return any(array.tobytes() != before for array, before in self._arrays) if self._arrays else False
+        return any(_bytes(array) != before for array, before in self._arrays) if self._arrays else False
 
     def outset(self) -> tuple[Any, ...]:
         """What `side_effect` compares with, before the step's Python runs."""
@@ -162,8 +189,13 @@ class Watch:
         """In words, what the Python has changed on the host since the outset, where that matters: a replay changes nothing."""
         if self._random_state() != outset[0]:
             return (
-                "Python's or NumPy's random numbers were drawn inside the step, or an iterator's next item, and a replay draws "
-                "none: draw them outside and pass them as arguments, or draw on the device (clnn.Dropout)"
+                "Python's or NumPy's random numbers were drawn inside the step, and a replay draws none: draw them outside and "
+                "pass them as arguments, or draw on the device (clnn.Dropout)"
+            )
+        if self._iterators:
+            return (
+                f"what is next in a {type(self._iterators[0]).__name__} may be taken inside the step, and a replay takes none: "
+                "take it outside and pass it as an argument"
             )
         if name := self._counted(outset[1]):
             return (
@@ -182,35 +214,62 @@ class Watch:
         return None
 
     def _random_state(self) -> Any:
-        """Where the generators on the host are: Python's, NumPy's, and those that the step holds. Of an iterator nobody knows."""
+        """Where the generators on the host are: Python's, NumPy's, and those that the step holds."""
         python, legacy = sys.modules.get("random"), sys.modules.get("numpy.random")
         found = [_state(one) for one in self.generators]
-        unknown = MISSING if self.iterators else None
-        return _plain([found, python and python.getstate(), legacy and legacy.get_state(), unknown])
+        return _plain([found, python and python.getstate(), legacy and legacy.get_state()])
 
-    def _values(self) -> dict[tuple[int, str], tuple[str, Any]]:
-        """The numbers and the like that a user's code may count in: attributes of layers, variables of functions."""
-        found: dict[tuple[int, str], tuple[str, Any]] = {}
+    def _values(self) -> dict[Any, tuple[str, Any, Any]]:
+        """What a user's code may count in, as it is now, by place: what it is called, its value, and the container or layer
+        (or the like) that it is in."""
+        found: dict[Any, tuple[str, Any, Any]] = {}
         for one in self.objects:
-            if _package(type(one)) not in KNOWN:
-                found |= {(id(one), n): (f"{type(one).__name__}.{n}", v) for n, v in _entries(one).items()}
-        for f in self._functions:
-            cells = zip(f.__code__.co_freevars, f.__closure__ or ())
-            found |= {(id(c), n): (n, c.cell_contents) for n, c in cells if _filled(c)}
-            found |= {(id(f.__globals__), n): (n, f.__globals__.get(n)) for n in _names(f.__code__)}
-        return {key: (label, v) for key, (label, v) in found.items() if isinstance(v, PLAIN)}
+            if isinstance(one, Watched) or _package(type(one)) not in KNOWN:
+                found |= {(id(one), n): (f"{type(one).__name__}.{n}", v, one) for n, v in _entries(one).items()}
+        for index, note in enumerate(self._notes):
+            with contextlib.suppress(KeyError, ValueError, RuntimeError):  # a name or a cell is gone
+                values = list(note.read())
+                if note.inside is not None:
+                    found[index, ""] = note.what, values, note.inside
+                found |= {(index, n): (f"{note.what}.{n}".lstrip("."), v, None) for n, v in zip(note.names, values)}
+        return found | {(id(one), ""): ("an array", _bytes(one), one) for one, _ in self._arrays}
 
-    def _counted(self, before: dict[tuple[int, str], tuple[str, Any]]) -> str | None:
-        """One of the `_values` that has changed since, and that the code reads for more than to change it. A replay does not
-        change it: without a reader nobody notices."""
-        for key, (label, value) in self._values().items():
-            if key not in before or before[key][1] is value or before[key][1] == value:
+    def _counted(self, before: dict[Any, tuple[str, Any, Any]]) -> str | None:
+        """One of the `_values` that has changed since, and that is read for more than to change it: by the code, by clnn (a
+        rate), or by whose code is not looked at. A replay does not change it: without a reader nobody notices."""
+        code = [list(dis.get_instructions(one)) for f in self._functions for one in _codes(f.__code__)]
+        for key, (label, value, inside) in self._values().items():
+            if key not in before or _same(before[key][1], value):
                 continue
-            used = [i for f in self._functions for code in _codes(f.__code__) for i in dis.get_instructions(code)]
-            uses = [i.opname.partition("_")[0] for i in used if i.argval == key[1]]
-            if uses.count("LOAD") > uses.count("STORE"):
-                return label
+            names = {key[1]} if key[1] else self._called(inside)
+            loads = changes = 0
+            for used in code:
+                for at, one in enumerate(used):
+                    if isinstance(one.argval, str) and one.argval in names:
+                        loads += one.opname.startswith("LOAD")
+                        changes += one.opname.startswith("STORE") if key[1] else _changes(*used[at + 1 : at + 3])
+            if isinstance(inside, Restored):
+                read = loads > changes if _package(type(inside)) not in KNOWN else changes > 0
+            else:
+                read = loads > changes or not loads + changes
+            if read:
+                return label if key[1] else f"{' or '.join(sorted(names)) or 'something'} ({label})"
         return None
+
+    def _called(self, container: Any) -> set[str]:
+        """The names under which a container is found, on its own or in others."""
+
+        def holds(value: Any, depth: int = 4) -> bool:
+            if value is container or not depth:
+                return value is container
+            inside = (
+                value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple, deque)) else ()
+            )
+            return len(inside) <= SMALL and any(holds(one, depth - 1) for one in inside)
+
+        spaces = [(note.names, note.kept) for note in self._notes if note.names]
+        spaces += [(list(entries), list(entries.values())) for entries in map(_entries, self.objects)]
+        return {name for names, values in spaces for name, value in zip(names, values) if holds(value)}
 
     def saved(self) -> Callable[[], None]:
         """A function that puts back what is here now: attributes, entries of containers, the positions of generators."""
@@ -221,6 +280,7 @@ class Watch:
             for value in entries.values()
             if type(value) in (list, dict, set)
         ]
+        arrays = [(one, _bytes(one)) for one, _ in self._arrays]
         states = [(one, _state(one)) for one in self.generators]
         python, legacy = sys.modules.get("random"), sys.modules.get("numpy.random")
         drawn = python and python.getstate(), legacy and legacy.get_state()
@@ -238,6 +298,8 @@ class Watch:
                 _refill(value, copy)
             for note in self._notes:
                 note.restore()
+            for one, before in arrays:
+                _fill(one, before)
             for one, state in states:
                 _set_state(one, state)
             if python:
@@ -249,20 +311,18 @@ class Watch:
 
     # -- the walk -----------------------------------------------------------------------------------------------------
     def _visit(self, value: Any) -> None:
-        if isinstance(value, PLAIN) or id(value) in self._seen or len(self._seen) >= MOST:
+        if type(value) in PLAIN or id(value) in self._seen or len(self._seen) >= MOST:
             return
         self._seen[id(value)] = value
-        if isinstance(value, (tuple, frozenset)):
-            self._waiting += value if len(value) <= SMALL else ()
-        elif isinstance(value, (list, deque, set, dict)):
-            self._container(value)
-        elif isinstance(value, np.ndarray):
-            if value.nbytes <= SMALL:
-                self._arrays.append((value, value.tobytes()))
+        if isinstance(value, BUILT_IN):
+            self._built_in(value)
+            if _package(type(value)) not in KNOWN:  # of a class of its own, which may have more
+                self._object(value)
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, type):
             self._methods(value)
+            self._waiting.append(type(value))
         elif isinstance(value, types.MethodType):
             self._waiting += (value.__func__, value.__self__)
         elif isinstance(value, types.BuiltinMethodType):
@@ -272,22 +332,61 @@ class Watch:
             self._waiting += (value.func, value.args, value.keywords)
         elif isinstance(value, property):
             self._waiting.append(value.fget)
-        elif isinstance(value, (staticmethod, classmethod)) or hasattr(value, "__wrapped__"):
+        elif isinstance(value, (staticmethod, classmethod)) or "__wrapped__" in getattr(value, "__dict__", ()):
             self._waiting.append(value.__wrapped__)
+        elif isinstance(value, contextvars.ContextVar):
+            self._notes.append(_Note(value.name, lambda: [value.get(MISSING)]))
+            self._waiting.append(value.get(None))
+        elif isinstance(value, weakref.ReferenceType):
+            self._waiting.append(value())
+        elif isinstance(value, (operator.attrgetter, operator.methodcaller)):
+            self._names |= {name for text in value.__reduce__()[1] if isinstance(text, str) for name in text.split(".")}
         elif isinstance(value, types.ModuleType):
             self._owners.append((value, vars(value), set()))
         elif _state(value) is not None:
             self.generators.append(value)
-        elif isinstance(value, Iterator) and not isinstance(value, io.IOBase):
-            self.iterators = True
         elif isinstance(value, Restored):
             self._restored(value)
+        elif _has_bytes(value):
+            self._array(value)
+            if _package(type(value)) not in KNOWN:
+                self._object(value)
         elif _package(type(value)) not in OURS:
-            entries = vars(value) if hasattr(value, "__dict__") else _entries(value)
-            known = any(_package(base) in KNOWN for base in type(value).__mro__[:-1])  # whose code is not looked at
-            self._owners.append((value, entries, set(entries) if known and len(entries) <= SMALL else set()))
-            self._waiting += entries.values() if known and len(entries) <= SMALL else ()
-            self._methods(type(value))
+            if isinstance(value, Iterator) and not isinstance(value, io.IOBase):
+                self._iterators.append(value)
+            self._object(value)
+
+    def _object(self, value: Any) -> None:
+        """One that has attributes, of which those count that the code names; of a class whose code is not looked at, all."""
+        known = any(_package(base) in KNOWN for base in type(value).__mro__[:-1]) and not isinstance(value, BUILT_IN)
+        for entries in (getattr(value, "__dict__", None), _slots(value) or None):
+            if entries is None:
+                continue
+            every = len(entries) <= SMALL and (known or hasattr(type(value), "__getattr__"))
+            self._owners.append((value, entries, set(entries) if every else set()))
+            self._waiting += entries.values() if every else ()
+        self._methods(type(value))
+
+    def _built_in(self, value: Any) -> None:
+        """What Python and NumPy have for many values in one."""
+        if isinstance(value, (tuple, frozenset)):
+            self._waiting += value if len(value) <= SMALL else ()
+        elif isinstance(value, types.MappingProxyType):
+            self._notes += (
+                (_Note("a dict", value.values), _Note("a dict", value.__iter__)) if len(value) <= SMALL else ()
+            )
+            self._waiting += value.values() if len(value) <= SMALL else ()
+        elif isinstance(value, (list, deque, set, dict)):
+            self._container(value)
+
+    def _array(self, value: Any) -> None:
+        """One of NumPy's, or of whoever lets its bytes be seen."""
+        if isinstance(value, np.ndarray) and value.dtype.hasobject:
+            if value.size <= SMALL:
+                self._notes.append(_Note("an array", lambda: value.ravel().tolist()))
+                self._waiting += value.ravel().tolist()
+        elif (value if isinstance(value, np.ndarray) else memoryview(value)).nbytes <= MOST_BYTES:
+            self._arrays.append((value, _bytes(value)))
 
     def _container(self, value: Any) -> None:
         if (
@@ -296,12 +395,13 @@ class Watch:
             return
         self._containers.append(value)
         entries = functools.partial(_refill, value)
-        self._notes.append(
-            _Note("a container", value.__iter__, (lambda _: None) if isinstance(value, dict) else entries)
-        )
+        self._waiting.append(getattr(value, "default_factory", None))
         if isinstance(value, dict):
             keys = list(value)
-            self._notes.append(_Note("a dict", value.values, lambda kept: entries(dict(zip(keys, kept)))))
+            self._notes.append(_Note("a dict", value.__iter__, inside=value))
+            self._notes.append(_Note("a dict", value.values, lambda kept: entries(dict(zip(keys, kept))), inside=value))
+        else:
+            self._notes.append(_Note(f"a {type(value).__name__}", value.__iter__, entries, inside=value))
         self._waiting += value.values() if isinstance(value, dict) else value
 
     def _function(self, f: types.FunctionType) -> None:
@@ -311,7 +411,7 @@ class Watch:
         self._functions.append(f)
         names = set(_names(f.__code__))
         self._names |= names
-        self._note_names(f.__name__, f.__globals__, names & f.__globals__.keys())
+        self._note_names("", f.__globals__, names & f.__globals__.keys())
         self._waiting += (f.__globals__[name] for name in names & f.__globals__.keys())
         self._notes.append(_Note(f.__name__, functools.partial(WRITTEN, f), functools.partial(_rewrite, f)))
         self._waiting += (f.__defaults__, f.__kwdefaults__)
@@ -324,7 +424,8 @@ class Watch:
                 for cell, content in zip(cells, kept):
                     cell.cell_contents = content
 
-            self._notes.append(_Note(f.__name__, lambda: [cell.cell_contents for cell in cells], write))
+            names = [name for name, cell in zip(f.__code__.co_freevars, f.__closure__) if _filled(cell)]
+            self._notes.append(_Note("", lambda: [cell.cell_contents for cell in cells], write, names))
             self._waiting += (cell.cell_contents for cell in cells)
 
     def _restored(self, value: Any) -> None:
@@ -358,7 +459,7 @@ class Watch:
             if _package(base) in KNOWN or base in self._classes:
                 continue
             self._classes.add(base)
-            self._owners.append((base, dict(vars(base)), set()))
+            self._owners.append((base, base.__dict__, set()))
             for name, value in vars(base).items():
                 hidden = name.startswith("__") and isinstance(value, types.FunctionType)
                 if (hidden and name not in UNCALLED) or (any(hasattr(one, name) for one in ours) and name[:2] != "__"):
@@ -366,45 +467,39 @@ class Watch:
 
     def _note_names(self, what: str, space: Any, names: Iterable[str], owner: Any = None) -> None:
         """Note some names of a namespace, and for an object which it has: one may come to hide the class's."""
-        if owner is not None and _silent(owner):
+        if isinstance(owner, Watched):  # of what it does not tell, what the code names all the same
+            wanted = sorted(name for name in self._names & owner.unwatched if hasattr(owner, name))
+            if wanted:
+                self._notes.append(_Note(what, functools.partial(map, vars(owner).get, wanted), names=wanted))
             return
-        if isinstance(owner, type):
-            space = vars(owner)  # as it is now, not as it was
+        if isinstance(owner, types.ModuleType) and owner.__name__.partition(".")[0] in KNOWN:  # nobody's business
+            return
         wanted = sorted(names)
-        if owner is not None and not hasattr(owner, "__dict__"):  # slots
 
-            def put_back(kept: list[Any]) -> None:
-                for name, value in zip(wanted, kept):
-                    if getattr(owner, name, MISSING) is not value:
-                        with contextlib.suppress(AttributeError, TypeError):  # it does not let itself be written
-                            object.__setattr__(owner, name, value) if value is not MISSING else delattr(owner, name)
+        def put_back(kept: list[Any]) -> None:
+            for name, value in zip(wanted, kept):
+                if getattr(owner, name, MISSING) is not value:
+                    with contextlib.suppress(AttributeError, TypeError):  # it does not let itself be written
+                        write = type.__setattr__ if isinstance(owner, type) else object.__setattr__
+                        write(owner, name, value) if value is not MISSING else delattr(owner, name)
 
-            self._notes.append(_Note(what, lambda: [getattr(owner, name, MISSING) for name in wanted], put_back))
+        if owner is not None and not isinstance(owner, type) and space is not getattr(owner, "__dict__", None):  # slots
+            read = lambda: [getattr(owner, name, MISSING) for name in wanted]  # noqa: E731
+            self._notes.append(_Note(what, read, put_back, wanted))
             return
         if owner is not None and not isinstance(owner, types.ModuleType) and len(space) <= SMALL:
             self._notes.append(_Note(what, space.__iter__, lambda kept: _drop(space, kept)))
         if not wanted:
             return
         fetch = itemgetter(*wanted) if len(wanted) > 1 else lambda d, name=wanted[0]: (d[name],)
-
-        def write(kept: list[Any]) -> None:
-            if isinstance(space, dict):
-                space.update(zip(wanted, kept))
-
-        self._notes.append(_Note(what, functools.partial(fetch, space), write))
+        write = (lambda kept: space.update(zip(wanted, kept))) if isinstance(space, dict) else put_back
+        self._notes.append(_Note(what, functools.partial(fetch, space), write, wanted))
 
 
 def _drop(space: Any, names: Iterable[str]) -> None:
     """Only these names stay."""
     for name in set(space) - set(names) if isinstance(space, dict) else ():
         del space[name]
-
-
-def _silent(owner: Any) -> bool:
-    """Whether a change of its attributes is told, or nobody's business."""
-    if isinstance(owner, Watched):
-        return True
-    return isinstance(owner, types.ModuleType) and owner.__name__.partition(".")[0] in KNOWN
 
 
 def _rewrite(f: types.FunctionType, kept: list[Any]) -> None:
@@ -417,6 +512,37 @@ def _filled(cell: Any) -> bool:
         return True
     except ValueError:
         return False
+
+
+def _has_bytes(value: Any) -> bool:
+    with contextlib.suppress(TypeError, ValueError):  # ValueError: NumPy's dates
+        return not isinstance(value, np.generic) and (isinstance(value, np.ndarray) or memoryview(value) is not None)
+    return False
+
+
+def _bytes(array: Any) -> bytes:
+    """What an array of numbers holds, NumPy's or another's."""
+    return array.tobytes() if isinstance(array, np.ndarray) else bytes(array)
+
+
+def _fill(array: Any, content: bytes) -> None:
+    """Have an array hold that again."""
+    if content and _bytes(array) != content:
+        given = array if isinstance(array, np.ndarray) else np.frombuffer(array, np.uint8)
+        given[...] = np.frombuffer(content, given.dtype).reshape(given.shape)
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values have the same numbers and the like in them; of other objects the launches tell."""
+    if isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)):
+        return len(a) == len(b) and all(map(_same, a, b))
+    return a is b or not isinstance(a, PLAIN) or not isinstance(b, PLAIN) or (type(a) is type(b) and a == b)
+
+
+def _changes(*following: dis.Instruction) -> bool:
+    """Whether what follows upon loading a container changes it without a look at it: c.append(..), c[i] = .."""
+    method = following[0].argval
+    return following[1].opname == "STORE_SUBSCR" or (isinstance(method, str) and method in CHANGING)
 
 
 def _refill(container: Any, entries: Any) -> None:
