@@ -7,15 +7,21 @@
 import json
 import os
 import secrets
+import shutil
 import tempfile
 import threading
 import time
 import weakref
 import zlib
+from pathlib import Path
 
 if os.environ.get("PYTEST_XDIST_WORKER"):  # two processes must not write one cache of PoCL (its issues 534 and 1480)
-    _programs = tempfile.TemporaryDirectory(prefix="clnn-pocl-", ignore_cleanup_errors=True)
-    os.environ["POCL_CACHE_DIR"] = _programs.name
+    # Each has its own, which begins as a copy of the one that is there, and leaves there what it adds.
+    _kept, _programs = os.environ.get("POCL_CACHE_DIR"), tempfile.mkdtemp(prefix="clnn-pocl-")
+    os.environ["POCL_CACHE_DIR"] = _programs
+    if _kept:
+        Path(_kept).mkdir(parents=True, exist_ok=True)
+        shutil.copytree(_kept, _programs, ignore=shutil.ignore_patterns("*.part", "tempfile*"), dirs_exist_ok=True)
 
 import numpy as np
 import pyopencl as cl
@@ -173,6 +179,20 @@ def pytest_runtest_call(item):
         os.makedirs(notes, exist_ok=True)
         with open(os.path.join(notes, f"{os.getpid()}.jsonl"), "a", encoding="utf-8") as file:
             file.write(json.dumps(note, default=str) + "\n")
+
+
+def pytest_unconfigure():
+    if not os.environ.get("PYTEST_XDIST_WORKER"):
+        return
+    if _kept:
+        for new in Path(_programs).rglob("*"):
+            place = Path(_kept, new.relative_to(_programs))
+            if new.is_file() and not new.name.startswith("tempfile") and not place.exists():
+                place.parent.mkdir(parents=True, exist_ok=True)
+                part = place.with_name(f"{place.name}.{os.getpid()}.part")
+                shutil.copyfile(new, part)
+                part.replace(place)  # at once: another process may be copying
+    shutil.rmtree(_programs, ignore_errors=True)
 
 
 def pytest_report_header():
