@@ -181,7 +181,8 @@ def pytest_runtest_call(item):
             file.write(json.dumps(note, default=str) + "\n")
 
 
-def pytest_unconfigure():
+@pytest.hookimpl(tryfirst=True)  # xdist ends a process soon after its own
+def pytest_sessionfinish():
     if not os.environ.get("PYTEST_XDIST_WORKER"):
         return
     if _kept:
