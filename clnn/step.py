@@ -20,6 +20,7 @@ from .runtime.device import Device, check_not_forked, device
 from .runtime.recording import (
     MOST_RECORDINGS,
     AuditEnded,
+    Entry,
     Recorder,
     RecordingWarning,
     Replays,
@@ -75,7 +76,6 @@ class Step:
         self.audited = 0.0  # seconds that audits took
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
-        self._known: dict[Hashable, _Call] = {}
 
     def __get__(self, owner: Any, _: Any = None) -> Any:
         """As a method: each object gets a step of its own, which goes with it."""
@@ -124,10 +124,11 @@ class Step:
             made_by = [getattr(a, "made_by", "") for a in arrays]
             inputs = [_tensor(empty(where, a.shape, a.dtype), by) for a, by in zip(arrays, made_by)]
             self._inputs[key] = inputs
-        known = self._known.get(key, NOTHING)
+        entry = self.replays.entry(key)
+        classes = ((entry and entry.known) or NOTHING).classes
         for array, fixed in zip(arrays, inputs):
-            if fixed.block in known.classes and not isinstance(array, Tensor):  # a replay would only make its loss NaN
-                check_labels(array, known.classes[fixed.block], "an argument of the step")
+            if fixed.block in classes and not isinstance(array, Tensor):  # a replay would only make its loss NaN
+                check_labels(array, classes[fixed.block], "an argument of the step")
             if isinstance(array, Tensor):
                 array.refuse_history("an argument of a step, which is a copy,")
                 if array.device is not where:
@@ -160,15 +161,6 @@ class Step:
                 f"the arguments of a step are tensors, arrays, and values that can be hashed: {error}"
             ) from error
         return key
-
-    def ahead(self, key: Hashable, wanted: int, to_come: int) -> int:
-        """How many of `wanted` steps the next `run` can do at once, between which the host decides nothing. `to_come`:
-        how many more there will be in all, which decides whether fusing them pays."""
-        recording = self.replays.recording(key)
-        if recording is None:
-            return 1
-        recording.steps_to_come = to_come
-        return min([wanted, recording.most(), *(o.rows_left() for o in self.descending)])
 
     # -- whether a recording is still what the Python does --------------------------------------------------------------
     @property
@@ -206,12 +198,12 @@ class Step:
                 entry.restarts += 1
                 entry.moving = not entry.eager and (entry.restarts - 1) % (MOST_RESTARTS + 2) >= MOST_RESTARTS
                 if not entry.moving and not (entry.eager and entry.restarts & (entry.restarts - 1)):
-                    self._forget(key)
+                    self.replays.restart(key)
             return
         entry.replays += 1
         if not (moved or audit or entry.replays & (entry.replays - 1) == 0):
             return
-        self._ready(key)
+        self._ready(entry)
         began = time.perf_counter()
         difference = self._audit(where, key, function, entry.recorder)
         self.audited += time.perf_counter() - began
@@ -220,7 +212,7 @@ class Step:
             entry.restarts = 0
             return
         since = entry.replays - entry.checked - 1
-        self._forget(key, eager=not moved and not audit)
+        self.replays.restart(key, eager=not moved and not audit)
         if not moved:
             warnings.warn(
                 f"the step {self.replays.name!r} no longer does what was recorded: {difference}. What it depends on is "
@@ -230,10 +222,6 @@ class Step:
                 RecordingWarning,
                 stacklevel=4,
             )
-
-    def _forget(self, key: Hashable, eager: bool = False) -> None:
-        self.replays.restart(key, eager)
-        self._known.pop(key, None)
 
     def _audit(self, where: Device, key: Hashable, function: Callable[[StepContext], Any], recorded: Any) -> str | None:
         """What `function` would now do otherwise than was recorded, in words. Nothing is launched, and what it changes on
@@ -263,9 +251,9 @@ class Step:
             context.advance(cell)
         return function(context)
 
-    def _ready(self, key: Hashable) -> _Call:
-        """Before a call: have the optimizers and the gradients' buffers as recordings under `key` expect them."""
-        known = self._known.get(key, NOTHING)
+    def _ready(self, entry: Entry | None) -> _Call:
+        """Before a call: have the optimizers and the gradients' buffers as the recordings of `entry` expect them."""
+        known: _Call = (entry and entry.known) or NOTHING
         for optimizer in self.descending:
             optimizer.fuse()
         for optimizer, (parameters, steps) in known.steps.items():
@@ -280,19 +268,65 @@ class Step:
                 store.reclaim()
         return known
 
-    def run(
-        self, where: Device, key: Hashable, function: Callable[[StepContext], Any], times: int = 1
-    ) -> tuple[Any, bool]:
+    def run(self, where: Device, key: Hashable, function: Callable[[StepContext], Any]) -> tuple[Any, bool]:
         """Run or replay `function` under `key`, which was verified: its result, and whether a later replay overwrites it.
-        `times` is 1, or what `ahead` allowed. The caller holds the device's lock, as for `verify`."""
+        The caller holds the device's lock, as for `verify`."""
         if where.step is not None:  # a step within a step is part of it
             return function(where.step), False
-        known = self._ready(key)
-        replayed = self.replays.recording(key) is not None
+        entry = self.replays.entry(key)
+        if entry is not None and entry.recording is not None:
+            self._replay(where, entry, 1)
+            return entry.result, True
+        return self._call(where, key, entry, function)
+
+    def run_some(
+        self, where: Device, key: Hashable, function: Callable[[StepContext], Any], wanted: int, to_come: int
+    ) -> int:
+        """Like `run`, as many of `wanted` steps as can be done at once, between which the host decides nothing: how many
+        that were. `to_come`: how many more there will be in all, which decides whether fusing them pays."""
+        entry = self.replays.entry(key)
+        if entry is None or entry.recording is None or where.step is not None:
+            self.run(where, key, function)
+            return 1
+        recording = entry.recording
+        recording.steps_to_come = to_come
+        times = min(wanted, recording.most())
+        for optimizer in self.descending:
+            times = min(times, optimizer.rows_left())
+        self._replay(where, entry, times)
+        return times
+
+    def _replay(self, where: Device, entry: Entry, times: int) -> None:
+        """Enqueue `times` steps, with what the host has to do for them."""
+        known, done = self._ready(entry), False
+        assert entry.recording is not None
         for optimizer in self.descending:
             optimizer.prepare(times)
-        for optimizer, (_, steps) in known.steps.items() if replayed else ():
+        for optimizer, (_, steps) in known.steps.items():
             optimizer.prepare(steps)
+        try:
+            entry.recording.replay(times)
+            where.pacer.step()
+            done = True
+        finally:
+            if not done:
+                for optimizer in self.descending:
+                    optimizer.take_back(times, done=True)
+                    optimizer.abandon()
+                for optimizer, (_, steps) in known.steps.items():
+                    optimizer.take_back(steps, done=True)
+        if not self.descending:
+            for p, uses, kind in known.left:
+                p.received(uses, kind)
+                p.forward_uses = 0
+
+    def _call(
+        self, where: Device, key: Hashable, entry: Entry | None, function: Callable[[StepContext], Any]
+    ) -> tuple[Any, bool]:
+        """Run `function`, which may be recorded meanwhile."""
+        self._ready(entry)
+        for optimizer in self.descending:
+            optimizer.prepare()
         touched: list[StepContext] = []
 
         def call(context: StepContext) -> Any:
@@ -303,33 +337,25 @@ class Step:
             result = self._python(context, function)
             if recorder is not None and watch is not None and (effect := watch.side_effect(outset)):
                 recorder.abort(effect)
-            if len(self._known) > 64:
-                self.clear()
             self._received |= dict.fromkeys(context.received)
-            self._known[key] = _Call.told_by(context)
             return result
 
         try:
-            result = self.replays.run(where, key, call, times)
+            result = self.replays.run(where, key, call)
         except BaseException:
             for p in touched[0].received if touched else ():
                 p.discard_gradient()
             for optimizer in self.descending:
-                optimizer.take_back(times, done=not touched)
+                optimizer.take_back(done=not touched)
                 optimizer.abandon()
-            for optimizer, (_, steps) in known.steps.items() if replayed else ():
-                optimizer.take_back(steps, done=True)
             raise
-        if replayed:
-            for p, uses, kind in () if self.descending else known.left:
-                p.received(uses, kind)
-                p.forward_uses = 0
-        elif self.replays.record:
-            entry = self.replays.entry(key)
-            if entry is not None and not entry.eager:
-                self._watch = None  # what the call itself has changed is no news
-                self._watched()
-            if entry is not None:
+        entry = self.replays.entry(key)
+        if entry is not None:
+            entry.known = _Call.told_by(touched[0])
+            if self.replays.record:
+                if not entry.eager:
+                    self._watch = None  # what the call itself has changed is no news
+                    self._watched()
                 entry.version = self._version
         return result
 
@@ -337,7 +363,6 @@ class Step:
         """Forget all recordings; the next calls make new ones."""
         self.replays.clear()
         self._inputs.clear()
-        self._known.clear()
 
 
 class _Same:

@@ -38,7 +38,7 @@ from .step import Step, copied
 from .tensor import Node, Tensor, grad_enabled, no_grad, tensor
 
 EVALUATION_BATCH = 512
-AUDITS = 0.02  # of fit's time, at most, for audits after callbacks where all code is clnn's
+AUDITS = 0.005  # of fit's time, at most, for audits after callbacks where all code is clnn's
 COPY_BYTES = 1 << 16  # of a batch that one CPU thread gathers
 CHUNK_BYTES = 32 << 20  # evaluation and prediction pass data through a buffer of about this size
 
@@ -511,9 +511,8 @@ def fit(
                     with device.lock:
                         step.verify(device, key, run, step.foreign or (bool(callbacks) and afford))
                     while done < end:
-                        times = step.ahead(key, end - done, steps_to_come)
                         with device.lock:  # for a replay at a time: other threads come in between
-                            step.run(device, key, run, times)
+                            times = step.run_some(device, key, run, end - done, steps_to_come)
                             if step.foreign:  # code that is not clnn's may see something new between callbacks, too
                                 step.verify(device, key, run)
                         bar.step(times)

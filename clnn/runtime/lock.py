@@ -19,13 +19,14 @@ class FairLock:
     the garbage collector runs may take it: it runs at any place, with the door in its own thread's hands.
     """
 
-    __slots__ = ("_door", "_lock")
+    __slots__ = ("_door", "_lock", "mine")
 
     def __init__(self) -> None:
         self._door, self._lock = threading.Lock(), threading.RLock()
+        self.mine = self._lock._is_owned  # type: ignore[attr-defined]
 
     def __enter__(self) -> None:
-        if self._lock._is_owned():  # type: ignore[attr-defined]
+        if self.mine():
             self._lock.acquire()
         else:
             with self._door:
@@ -42,7 +43,10 @@ def exclusive(lock: str) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def alone(owner: Any, *args: Any, **options: Any) -> Any:
-            with find(owner):
+            held = find(owner)
+            if held.mine():
+                return function(owner, *args, **options)
+            with held:
                 return function(owner, *args, **options)
 
         return alone  # type: ignore[return-value]

@@ -383,7 +383,7 @@ class Pacer:
         self.last = now
 
 
-class _Entry:
+class Entry:
     """What is known of a step under one key."""
 
     __slots__ = (
@@ -392,6 +392,7 @@ class _Entry:
         "recording",
         "result",
         "eager",
+        "known",
         "version",
         "replays",
         "checked",
@@ -405,6 +406,7 @@ class _Entry:
         self.recording: Recording | None = None
         self.result: Any = None
         self.eager = False
+        self.known: Any = None  # what the host has to do for a replay, as whoever owns the step knows it
         self.version: Any = None  # of what the step's Python reads, when it last ran
         self.replays = self.checked = 0
         self.restarts = 0  # because what the step's Python reads had changed, since it last did the same as before
@@ -417,46 +419,40 @@ class Replays:
     def __init__(self, name: str, record: bool = True) -> None:
         self.name, self.record = name, record
         self.told = False  # whether it was said that changes keep it from being recorded
-        self._entries: OrderedDict[Hashable, _Entry] = OrderedDict()
+        self._entries: OrderedDict[Hashable, Entry] = OrderedDict()
 
-    def recording(self, key: Hashable) -> Recording | None:
-        """The finished recording under `key`, if there is one."""
+    def entry(self, key: Hashable) -> Entry | None:
+        """What is known of the step under `key`, if it was called; of all, it goes last."""
         entry = self._entries.get(key)
-        return entry.recording if entry else None
-
-    def entry(self, key: Hashable) -> _Entry | None:
-        """What is known of the step under `key`, if it was called."""
-        return self._entries.get(key)
+        if entry is not None:
+            self._entries.move_to_end(key)
+        return entry
 
     def restart(self, key: Hashable, eager: bool = False) -> None:
         """Forget the recording under `key`: the next calls make a new one, or `eager` ones none."""
         restarts = self._entries[key].restarts
-        self._entries[key] = entry = _Entry()
+        self._entries[key] = entry = Entry()
         entry.restarts, entry.eager = restarts, eager
 
     def launches(self) -> list[list[str]]:
         """The labels of the launches of every finished recording."""
         return [[one.label for one in e.recording.launches] for e in self._entries.values() if e.recording]
 
-    def run(
-        self, device: Device, key: Hashable, function: Callable[[StepContext], Any], times: int = 1
-    ) -> tuple[Any, bool]:
+    def run(self, device: Device, key: Hashable, function: Callable[[StepContext], Any]) -> tuple[Any, bool]:
         """Call or replay `function`; its result, and whether that lies in memory the next replay overwrites.
 
         `function` gets the context of this call, and its launches must be complete when it returns.
         """
         if device.step is not None:  # a step within a step is part of it
             return function(device.step), False
-        entry = self._entries.get(key)
+        entry = self.entry(key)
         if entry is None:
-            entry = self._entries[key] = _Entry()
+            entry = self._entries[key] = Entry()
             if len(self._entries) > MOST_RECORDINGS:
                 self._entries.popitem(last=False)
-        else:
-            self._entries.move_to_end(key)
         pacer = device.pacer
         if entry.recording is not None:
-            entry.recording.replay(times)
+            entry.recording.replay()
             pacer.step()
             return entry.result, True
         recorder = Recorder() if entry.called and self.record and not entry.eager else None
@@ -474,7 +470,7 @@ class Replays:
         pacer.step()
         return result, recorder is not None and self._note(device, entry, recorder, result)
 
-    def _note(self, device: Device, entry: _Entry, recorder: Recorder, result: Any) -> bool:
+    def _note(self, device: Device, entry: Entry, recorder: Recorder, result: Any) -> bool:
         reason, recorder.result = recorder.reason, result
         if reason is None and entry.recorder is None:
             entry.recorder = recorder
