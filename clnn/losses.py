@@ -210,12 +210,20 @@ class Huber(Loss):
     name, takes, mean_over_outputs = "huber", "numbers", True
 
     def __init__(self, delta: float = 1.0) -> None:
-        if not 0 < delta < math.inf:
-            raise ConfigurationError(f"Huber's delta should be above 0, {delta!r} was provided instead")
-        self.parameter = float(delta)
+        self.delta = delta
+
+    @property
+    def delta(self) -> float:
+        return self.parameter
+
+    @delta.setter
+    def delta(self, value: float) -> None:
+        if not 0 < value < math.inf:
+            raise ConfigurationError(f"Huber's delta should be above 0, {value!r} was provided instead")
+        self.parameter = float(value)
 
     def config(self) -> Any:
-        return {"loss": "huber", "delta": self.parameter}
+        return {"loss": "huber", "delta": self.delta}
 
 
 class BinaryCrossEntropy(Loss):
@@ -256,9 +264,17 @@ class CrossEntropy(Loss):
     between = (0.0, math.inf)
 
     def __init__(self, label_smoothing: float = 0.0) -> None:
-        if not 0 <= label_smoothing < 1:
-            raise ConfigurationError(f"label_smoothing should be in [0, 1), {label_smoothing!r} was provided instead")
-        self.parameter = float(label_smoothing)
+        self.label_smoothing = label_smoothing
+
+    @property
+    def label_smoothing(self) -> float:
+        return self.parameter
+
+    @label_smoothing.setter
+    def label_smoothing(self, value: float) -> None:
+        if not 0 <= value < 1:
+            raise ConfigurationError(f"label_smoothing should be in [0, 1), {value!r} was provided instead")
+        self.parameter = float(value)
 
     def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
         super().check(output, target, dtype)

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .checks import arguments, as_argument
 from .errors import CheckpointError, ClnnError, ConfigurationError
 from .gemm import SCALE_PAIRS, Scale, constant_block
 from .gemm.tile import vector_width
@@ -138,6 +139,16 @@ class Optimizer(Watched):
         self._ready = True
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if (
+            not name.startswith("_")
+            and name not in ("lr", "epochs", "parameters")
+            and type(self) in OPTIMIZERS.values()
+        ):
+            if name in vars(self):
+                value = as_argument(self, name, value)
+            elif name not in arguments(type(self)) and not hasattr(type(self), name):
+                known = ", ".join(sorted(arguments(type(self))))
+                raise ConfigurationError(f"{type(self).__name__} has no setting {name!r}; there are {known}")
         if name == "lr":
             value = find_rate(value)
             if isinstance(value, Schedule):

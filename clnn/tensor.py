@@ -297,6 +297,12 @@ class Tensor(Array):
     def __getitem__(self, key: Any) -> Tensor:
         return apply(take_slice, self, key=key)
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        raise ClnnError(
+            "a tensor's elements are not assigned: make another tensor, or give a parameter other values by "
+            'net.load_state_dict({**net.state_dict(), "0.w": array})'
+        )
+
 
 def _told(slot: str) -> Any:
     """An attribute kept in `slot` whose change recordings hear of."""
@@ -386,6 +392,23 @@ class Parameter(Tensor, Restored):
         if not self._last:
             return None
         return Tensor(self.gradient_block(), self.shape, self.dtype, self.device)
+
+    @grad.setter
+    def grad(self, value: Any) -> None:
+        """What the next step takes for the gradient instead: None for none, a tensor or an array of its shape for another."""
+        if value is None:
+            return self.zero_grad()
+        value = tensor(value, self.dtype, self.device)
+        value.refuse_history("a gradient")
+        if value.shape != self.shape:
+            raise ShapeError(f"the gradient of a parameter of shape {self.shape} has that shape too, not {value.shape}")
+        if self.store is not None:
+            self.store.reclaim()
+        block = self.gradient_block()
+        if value.block is not block:
+            self.device.copy(value.block, block, self.nbytes)
+        self._note()
+        return self.received(max(1, self.uses), "plain")
 
     def detach(self) -> Tensor:
         self.forward_uses += 1  # whoever gets it may read it later than any gradient tells

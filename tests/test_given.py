@@ -461,3 +461,100 @@ def test_a_slice_of_a_sigmoid_is_no_logit(rng, device):
         losses.cross_entropy(clnn.softmax(clnn.zeros((3, 4)))[:, :2], np.array([0, 1, 1]))
     with pytest.raises(clnn.ConfigurationError, match="the softmax's output was reshaped or detached"):
         losses.log_likelihood(clnn.softmax(clnn.zeros((3, 4)))[:, :2], np.array([0, 1, 1]))
+
+
+# -- arguments that are set later ------------------------------------------------------------------------------------------
+CONV = lambda **o: clnn.Conv2D(4, 3, **o)  # noqa: E731
+SET = [  # a layer, its input, what is set, and the layer that it then is
+    (CONV, (3, 8, 8), "stride", 2, CONV(stride=2)),
+    (CONV, (3, 8, 8), "padding", (1, 2), CONV(padding=(1, 2))),
+    (CONV, (3, 8, 8), "dilation", 2, CONV(dilation=2)),
+    (CONV, (3, 8, 8), "activation", None, CONV()),
+    (lambda: clnn.MaxPool2D(2), (3, 8, 8), "size", 4, clnn.MaxPool2D(4, stride=2)),
+    (lambda: clnn.MaxPool2D(2), (3, 8, 8), "stride", 1, clnn.MaxPool2D(2, stride=1)),
+    (lambda: clnn.Reshape((4, 5)), (20,), "shape", 20, clnn.Reshape(20)),
+    (lambda: clnn.Dense(3, "tanh"), (5,), "activation", None, clnn.Dense(3)),
+    (lambda: clnn.Residual([clnn.Flatten()], activation="relu"), (5,), "activation", None, clnn.Residual([clnn.Flatten()])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("make", "shape", "key", "value", "twin"), SET, ids=lambda v: v if isinstance(v, str) else "")
+def test_a_layers_arguments_may_be_set_as_its_constructor_takes_them(device, rng, make, shape, key, value, twin):
+    net, x = clnn.Sequential([make()], input_shape=shape), rng.standard_normal((2, *shape)).astype(np.float32)
+    for _ in range(4):
+        net.predict(x)
+    setattr(net.layers[0], key, value)
+    other = clnn.Sequential([twin], input_shape=shape)
+    other.load_state_dict(net.state_dict())
+    for _ in range(4):
+        assert np.array_equal(net.predict(x), other.predict(x))
+    assert repr(net.layers[0]) == repr(twin)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "key", "value", "words"),
+    [
+        (CONV, (3, 8, 8), "stride", 0, "Conv2D's stride should be"),
+        (CONV, (3, 8, 8), "padding", -1, "Conv2D's padding should be"),
+        (CONV, (3, 8, 8), "activation", "nope", "there is no activation"),
+        (CONV, (3, 8, 8), "kernel", 5, "made its parameters with kernel=.3, 3.*new layer"),
+        (CONV, (3, 8, 8), "channels", 5, "made its parameters with channels=4"),
+        (lambda: clnn.Dense(3), (5,), "size", 4, "made its parameters with size=3"),
+        (lambda: clnn.Dense(3), (5,), "bias", False, "made its parameters with bias=True"),
+        (lambda: clnn.Dense(3), (5,), "w", np.ones((5, 3)), "w is a parameter.*load_state_dict"),
+        (lambda: clnn.Dense(3), (5,), "b", clnn.ones(3), "b is a parameter.*requires_grad"),
+        (lambda: clnn.Dropout(0.5), (5,), "rate", 1.5, "Dropout's rate should be in"),
+        (lambda: clnn.BatchNorm(), (5,), "momentum", 2.0, "BatchNorm's momentum should be in"),
+        (lambda: clnn.BatchNorm(), (5,), "affine", False, "made its parameters with affine=True"),
+        (lambda: clnn.LayerNorm(), (5,), "epsilon", -1.0, "LayerNorm's epsilon should be in"),
+        (lambda: clnn.MaxPool2D(2), (3, 8, 8), "size", 0, "MaxPool2D's size should be"),
+    ],
+    ids=lambda v: v if isinstance(v, str) else "",
+)
+def test_what_a_layer_cannot_become_is_refused_when_set(device, make, shape, key, value, words):
+    net = clnn.Sequential([make()], input_shape=shape)
+    before = repr(net.layers[0])
+    with pytest.raises(clnn.ConfigurationError, match=words):
+        setattr(net.layers[0], key, value)
+    assert repr(net.layers[0]) == before
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value", "words"),
+    [
+        (clnn.SGD, "momentum", 1.5, "momentum should be in"),
+        (clnn.SGD, "momentum", float("nan"), "momentum should be in"),
+        (clnn.SGD, "weight_decay", -1, "weight_decay should be in"),
+        (clnn.SGD, "clip_norm", 0, "clip_norm should be in"),
+        (clnn.SGD, "nesterov", True, "needs a momentum above 0"),
+        (clnn.Adam, "beta1", 1.0, "Adam beta1 should be in"),
+        (clnn.optim.LAMB, "epsilon", 0.0, "LAMB epsilon should be in"),
+        (clnn.optim.RMSprop, "alpha", "a", "RMSprop alpha should be in"),
+        (clnn.SGD, "learning_rate", 0.1, "SGD has no setting 'learning_rate'; there are .*lr, momentum"),
+        (clnn.Adam, "momentum", 0.1, "Adam has no setting 'momentum'"),
+    ],
+)
+def test_an_optimizers_settings_are_checked_when_set(make, name, value, words):
+    optimizer = make(0.1)
+    before = optimizer.config()
+    with pytest.raises(clnn.ConfigurationError, match=words):
+        setattr(optimizer, name, value)
+    assert optimizer.config() == before
+
+
+def test_a_losss_arguments_may_be_set(rng, device):
+    x, y, labels = rng.standard_normal((5, 4)), 3 * rng.standard_normal((5, 4)), np.array([0, 1, 2, 3, 0])
+    huber, entropy = losses.Huber(), losses.CrossEntropy()
+    huber.delta, entropy.label_smoothing = 2.5, 0.3
+    assert float(huber(x, y)) == float(losses.Huber(2.5)(x, y)) != float(losses.huber(x, y))
+    assert float(entropy(x, labels)) == float(losses.CrossEntropy(0.3)(x, labels))
+    with pytest.raises(clnn.ConfigurationError, match="delta should be above 0"):
+        huber.delta = 0.0
+    with pytest.raises(clnn.ConfigurationError, match="label_smoothing should be in"):
+        entropy.label_smoothing = 1.0
+
+
+def test_a_tensors_elements_are_not_assigned(device):
+    t = clnn.tensor(np.ones((2, 2)), requires_grad=True)
+    with pytest.raises(clnn.ClnnError, match="load_state_dict"):
+        t[0] = 3.0

@@ -531,3 +531,37 @@ def test_a_backward_pass_within_fits_forward_pass(device, rng, rule):
             clnn.losses.mse(twin(x[rows]), y[rows]).backward()
             optimizer.step(twin.parameters())
     assert np.allclose(fitted.predict(x), twin.predict(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
+def test_gradients_that_are_changed_between_backward_and_step(device, rng, rule, way):
+    x, found = rng.standard_normal((5, 3)).astype(np.float32), []
+    for changed in (True, False):
+        w, optimizer = parameter(np.ones((3, 2), np.float32)), RULES[rule]()
+
+        def train(x, w=w, optimizer=optimizer, changed=changed):
+            loss = ((x @ w) ** 2).mean()
+            (loss * (1.0 if changed else 0.75)).backward()
+            if changed:
+                w.grad = w.grad * 0.5
+                w.grad += 0.0
+                loss = ((x @ w) ** 2).mean() * 0.25  # and what comes after it is added
+                loss.backward()
+            optimizer.step([w])
+            w.grad = None
+
+        run = WAYS[way](train)
+        for _ in range(7):
+            run(x if way != "eager" else clnn.tensor(x))
+        found.append(w.numpy())
+    np.testing.assert_allclose(*found, rtol=1e-5)
+
+
+def test_a_gradient_from_the_host(device):
+    w, optimizer = parameter(np.ones((3, 2), np.float32)), clnn.SGD(0.1)
+    w.grad = np.full((3, 2), 2.0)
+    optimizer.step([w])
+    np.testing.assert_allclose(w.numpy(), 0.8, rtol=1e-6)
+    with pytest.raises(clnn.ShapeError, match="has that shape too"):
+        w.grad = np.ones(3)

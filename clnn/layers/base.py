@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import numbers, sizes
+from ..checks import as_argument, numbers, sizes
 from ..errors import CheckpointError, ConfigurationError, DeviceError, OutOfDeviceMemory, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS
@@ -89,6 +89,7 @@ class Layer(Watched):
     unwatched = frozenset(
         ("name", "built", "stop_training", "loss", "optimizer", "output_shapes", "_trainable", "_input_shapes")
     )
+    shaping: frozenset[str] = frozenset()  # the arguments that parameters are made by
     name = ""
     built = False
     dtype = np.dtype(np.float32)
@@ -244,9 +245,23 @@ class Layer(Watched):
         structure_changed()
 
     def __setattr__(self, key: str, value: Any) -> None:
+        before = self.__dict__.get(key)
         if isinstance(value, Parameter):
             value.name = value.name or key
             value.trainable = value.trainable and self._trainable
+        elif isinstance(before, Parameter) and isinstance(value, (Tensor, np.ndarray)):
+            raise ConfigurationError(
+                f"{self.name or type(self).__name__}: {key} is a parameter, and a {type(value).__name__} in its place would "
+                "neither be trained nor saved: give clnn.tensor(value, requires_grad=True), or copy values into it, "
+                f'net.load_state_dict({{**net.state_dict(), "...{key}": array}})'
+            )
+        elif self.built and key in self.__dict__:
+            value = as_argument(self, key, value)
+            if key in self.shaping and value != before:
+                raise ConfigurationError(
+                    f"{self.name or type(self).__name__} made its parameters with {key}={before!r}, so that {value!r} comes "
+                    "too late: put a new layer in its place"
+                )
         if rebinds(self, key, value):
             self._rebound(key)
         object.__setattr__(self, key, value)

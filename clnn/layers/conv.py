@@ -25,6 +25,7 @@ class _Convolution(Layer):
     """What all of them share; `axes` is the number of spatial axes."""
 
     axes = 0
+    shaping = frozenset(("channels", "kernel", "groups", "bias", "weight_init", "bias_init", "multiplier"))
 
     def __init__(
         self,

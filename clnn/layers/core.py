@@ -29,6 +29,8 @@ class Dense(Layer):
     or 4 beside dropout). ConfigurationError unless it is above 0.
     """
 
+    shaping = frozenset(("size", "bias", "weight_init", "bias_init"))
+
     def __init__(
         self,
         size: int,

@@ -35,6 +35,7 @@ def _activation(kind: str, name: str | None) -> str:
 class _Norm(Layer):
     """What these layers share: epsilon, gamma and beta, and the layer's name in front of errors."""
 
+    shaping = frozenset(("affine",))
     gamma: Parameter | None = None
     beta: Parameter | None = None
 
