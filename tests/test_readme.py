@@ -1,0 +1,90 @@
+"""What the READMEs say: their Python runs, their links lead somewhere, and the table of everything there is names all of it."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import clnn
+from clnn.ops.activation import ACTIVATIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+READMES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "clnn/README.md",
+    "clnn/bench/README.md",
+    "kernels/README.md",
+    "examples/README.md",
+]
+READMES += ["examples/book/README.md"]
+
+
+def text(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def small_mnist(validation=0):
+    """Images in the form of MNIST's, each digit a bright stripe of its own: what a page shows is how to write it."""
+    rng, sets = np.random.default_rng(1), []
+    for n in [256, 64, 64] if validation else [256, 64]:
+        labels = rng.integers(0, 10, n).astype(np.uint8)
+        images = (
+            0.5 * rng.random((n, 784), np.float32)
+            + np.repeat(np.eye(11, dtype=np.float32)[labels], 72, axis=1)[:, :784]
+        )
+        sets.append((images, labels))
+    return tuple(sets)
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_python_runs(name, device, monkeypatch, tmp_path):
+    """One block after the other, as a reader would who follows the page."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(clnn.data, "mnist", small_mnist)
+    names = {"clnn": clnn}
+    for block in re.findall(r"^```python\n(.*?)^```", text(name), re.MULTILINE | re.DOTALL):
+        if "..." not in block:  # an outline
+            exec(compile(block, name, "exec"), names)
+
+
+def test_the_readme_s_step_trains(device):
+    names = {}
+    (block,) = (b for b in re.findall(r"^```python\n(.*?)^```", text("README.md"), re.M | re.S) if "@clnn.step" in b)
+    exec(block, names)
+    (x, y), _ = small_mnist()
+    target = np.eye(10, dtype=np.float32)[y]
+    losses = [float(names["train"](x, target).numpy()) for _ in range(30)]
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def anchors(page):
+    titles = re.findall(r"^#+ (.*)$", re.sub(r"^```.*?^```", "", page, flags=re.M | re.S), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("name", READMES)
+def test_links_lead_somewhere(name):
+    for link in re.findall(r"\]\(([^)]+)\)", text(name)):
+        path, _, anchor = link.partition("#")
+        if path.startswith(("http:", "https:")):
+            continue
+        target = (ROOT / name).parent / path if path else ROOT / name
+        assert target.exists(), link
+        if anchor:
+            assert anchor in anchors(target.read_text(encoding="utf-8")), link
+
+
+def test_the_table_names_everything():
+    table = text("README.md").partition("## Everything there is\n")[2].partition("\n## ")[0]
+    said = set(re.findall(r"\w+", table))
+    kinds = (clnn.Layer, clnn.Optimizer, clnn.Schedule, clnn.Callback)
+    public = {
+        name
+        for name in clnn.__all__
+        if isinstance(getattr(clnn, name), type) and issubclass(getattr(clnn, name), kinds)
+    }
+    wanted = public - {"Layer", "Optimizer", "Schedule"}
+    wanted |= set(clnn.functions.__all__) | set(ACTIVATIONS) | set(clnn.losses.LOSSES)
+    assert not wanted - said
