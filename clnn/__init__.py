@@ -9,6 +9,7 @@ print(net.evaluate(x_test, y_test))
 
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules, search
 from .callbacks import Callback, EarlyStopping, GradientNorms
+from .checkpoint import CheckpointWarning
 from .ensemble import Ensemble
 from .errors import (
     BuildError,
@@ -101,6 +102,7 @@ __all__ = [
     "BuildError",
     "Callback",
     "CheckpointError",
+    "CheckpointWarning",
     "ClnnError",
     "ConfigurationError",
     "Constant",

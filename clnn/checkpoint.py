@@ -5,8 +5,9 @@ Nothing in a file is executed: layers come from a closed registry of class names
 
 from __future__ import annotations
 
-import inspect
 import json
+import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
-from .errors import CheckpointError, ClnnError
+from . import registry
+from .errors import CheckpointError
 from .files import write_atomically
-from .layers.base import REGISTRY, VERSIONS, Layer
+from .layers.base import Layer
 
 FORMAT = 1
-PLAIN = (bool, int, float, str, tuple)  # values of arguments that can be compared
+
+
+class CheckpointWarning(UserWarning):
+    """A file goes without something that belongs to the model, since nothing would find it again."""
 
 
 def describe(layer: Layer, numbers: dict[Layer, int] | None = None) -> dict[str, Any]:
@@ -30,15 +35,12 @@ def describe(layer: Layer, numbers: dict[Layer, int] | None = None) -> dict[str,
     numbers = {} if numbers is None else numbers
     if layer in numbers:
         return {"class": "", "shared": numbers[layer]}
-    kind = type(layer).__name__
-    if REGISTRY.get(kind) is not type(layer):
+    if not registry.is_registered(layer):
         raise CheckpointError(
-            f"a layer of class {kind} cannot be saved with its architecture: decorate the class with @clnn.register and give "
-            "it a config(), or save net.state_dict()"
+            f"a layer of class {type(layer).__name__} cannot be saved with its architecture: decorate the class with "
+            "@clnn.register and give it a config(), or save net.state_dict()"
         )
-    found: dict[str, Any] = {"class": kind, "config": _described(layer.config(), numbers)}
-    if VERSIONS[type(layer)] > 1:
-        found["version"] = VERSIONS[type(layer)]
+    found = registry.describe(layer, _described(layer.config(), numbers))
     if not layer.trainable:
         found["trainable"] = False
     numbers[layer] = len(numbers)
@@ -62,26 +64,11 @@ def _described(value: Any, numbers: dict[Layer, int]) -> Any:
 def construct(description: Any, made: list[Layer] | None = None) -> Layer:
     """The layer that `describe` described; `made` are those before it, by their numbers."""
     made = [] if made is None else made
-    kind = description.get("class") if isinstance(description, dict) else None
-    if kind == "":
+    description = description if isinstance(description, dict) else {}
+    if description.get("class") == "":
         return made[description["shared"]]
-    if kind not in REGISTRY:
-        raise CheckpointError(
-            f"the file names a layer class {kind!r} that is not known here; known are {', '.join(sorted(REGISTRY))}. "
-            "Import the module that defines it (with @clnn.register) first"
-        )
-    cls, version = REGISTRY[kind], description.get("version", 1)
     config = {key: _constructed(value, made) for key, value in description.get("config", {}).items()}
-    if version > VERSIONS[cls]:
-        raise CheckpointError(
-            f"the file holds {kind} of version {version}, and here is {VERSIONS[cls]}: update what defines the class"
-        )
-    try:
-        if version < VERSIONS[cls]:
-            config = cls.upgrade(config, version)  # type: ignore[attr-defined]
-        layer = cls(**config)
-    except (TypeError, KeyError, ClnnError) as error:
-        raise CheckpointError(f"the file's config of {kind} does not fit this version of clnn: {error}") from error
+    layer = registry.construct({**description, "config": config}, "layer", Layer)
     if description.get("trainable") is False:
         layer.__dict__["_frozen_in_file"] = True
     made.append(layer)
@@ -115,13 +102,33 @@ def difference(model: Layer, twin: Layer) -> str | None:
         other, where = second.get(path), path or type(layer).__name__
         if other is None or type(other) is not type(layer):
             return f"{where} is {layer!r}, then {other!r}"
-        ours = type(layer).__module__.startswith("clnn.")
-        arguments = set() if ours else {*inspect.signature(type(layer)).parameters} - {"seed"}
-        for name in layer.config().keys() | arguments:
-            a, b = ({**vars(one), **one.config()}.get(name) for one in (layer, other))
-            if isinstance(a, PLAIN) and not isinstance(b, Layer) and a != b:
-                return f"{name} of {where} is {a!r}, then {b!r}"
+        if different := registry.difference(layer, other, Layer):
+            return f"{different[0]} of {where} is {different[1]}"
     return None
+
+
+def told(what: str, one: Any, described: Any, find: Callable[[Any], Any]) -> Any:
+    """`described`, after `find` was seen to make one like it of that; where it is None, a warning that the file goes without."""
+    kind = getattr(one, "__name__", type(one).__name__)
+    if described is None:
+        warnings.warn(
+            f"the file goes without the {what} {kind}: decorate it (a function with a name, or a class) with @clnn.register to "
+            f"have it there, or give the {what} again after loading",
+            CheckpointWarning,
+            stacklevel=5,
+        )
+        return None
+    try:
+        different = registry.difference(one, find(json.loads(json.dumps(described, allow_nan=False))))
+        wrong = different and f"would have the {different[0]} {different[1]}"
+    except Exception as error:  # whatever its own code raises
+        wrong = f"cannot be made: {error}"
+    if wrong:
+        raise CheckpointError(
+            f"a {what} {kind} made of its config() {wrong}. Have config() give all arguments of __init__, as JSON can hold "
+            "them"
+        )
+    return described
 
 
 def write(path: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:

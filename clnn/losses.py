@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from . import registry
 from .checks import numbers
 from .data.validate import check_labels
 from .errors import ClnnError, ConfigurationError, DataError, ShapeError
@@ -151,8 +152,8 @@ class Loss(Watched):
         """An error if this loss makes no sense on the outputs of that activation."""
 
     def config(self) -> Any:
-        """What `find_loss` makes this loss of again."""
-        return NAMES[type(self)]
+        """What `find_loss` makes this loss of again; of a class of your own, the arguments that do."""
+        return NAMES.get(type(self), {})
 
 
 def _as_rows(x: Tensor) -> Array:
@@ -350,8 +351,18 @@ cross_entropy = CrossEntropy()
 log_likelihood = LogLikelihood()
 
 
+def describe(loss: Any) -> Any:
+    """What `find_loss` makes the same loss of: its name, or more as JSON; None for one of your own that is not registered."""
+    if type(loss) in NAMES:
+        return loss.config()
+    config = {key: value for key, value in registry.config_of(loss).items() if key != "loss"}
+    return registry.describe(loss, config) if registry.is_registered(loss) else None
+
+
 def find_loss(which: Any) -> Any:
     """A loss by name, by its `config()`, or as it is: a `Loss`, or any function of (output, target) tensors."""
+    if isinstance(which, dict) and "class" in which:
+        return registry.construct(which, "loss", object)
     if isinstance(which, dict):
         options = {key: value for key, value in which.items() if key != "loss"}
         return LOSSES[which["loss"]](**options)

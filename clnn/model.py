@@ -11,15 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, train
+from . import checkpoint, losses, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
 from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through, without_values
-from .losses import NAMES as LOSS_NAMES
 from .losses import find_loss
 from .ops.loss import yes_above
 from .ops.random import Generator
-from .optim import OPTIMIZERS, Optimizer
+from .optim import Optimizer
 from .parameters import consolidate, count
 from .random import drawing_from
 from .runtime.device import Device, ValuesWanted, resolve
@@ -104,6 +103,8 @@ class Model(Layer):
     def save(self, path: str | Path) -> None:
         """Write architecture, parameters, loss and, after fit, the optimizer's state to one file, whole or not at all.
 
+        A loss, an optimizer or a schedule of your own comes along if it is registered (`clnn.register`); else a
+        CheckpointWarning says that the file goes without it. Metrics belong to calls, and are given to each.
         `clnn.load(path)` gives the model back; `net.fit(..., optimizer=net.optimizer)` then goes on exactly.
         """
         if not self.built or self._input_shapes is None:
@@ -120,16 +121,17 @@ class Model(Layer):
         frozen = [name for name, p in parameters if p.learns and not p.trainable]
         if frozen:
             header["frozen"] = frozen
-        if type(self.loss) in LOSS_NAMES:  # of one's own none is in the file: evaluate and fit will ask for it
-            header["loss"] = self.loss.config()
+        if self.loss is not None:
+            header["loss"] = checkpoint.told("loss", self.loss, losses.describe(self.loss), find_loss)
         if self.optimizer is not None and (self.optimizer.parameters or self.optimizer.steps):
-            kind = type(self.optimizer)
-            name = next((n for n, known in OPTIMIZERS.items() if known is kind), None)
-            if name:
-                state = self.optimizer.state_dict(parameters)
+            one = self.optimizer
+            if callable(one.lr) and not schedules.is_known(one.lr):
+                checkpoint.told("schedule", one.lr, None, schedules.find_rate)
+            if described := checkpoint.told("optimizer", one, optim.describe(one), optim.find_optimizer):
+                state = one.state_dict(parameters)
                 arrays |= {f"optimizer.{key}": value for key, value in state.pop("arrays").items()}
-                header["optimizer"] = {"name": name, "config": self.optimizer.config(), **state}
-        checkpoint.write(path, arrays, header)
+                header["optimizer"] = {**described, **state}
+        checkpoint.write(path, arrays, {key: value for key, value in header.items() if value is not None})
 
     _input_shapes: Any = None
     _input_types: Any = None  # where they are not the model's
@@ -255,22 +257,21 @@ def load(path: str | Path) -> Any:
     model.load_state_dict({n.removeprefix("parameter."): a for n, a in arrays.items() if n.startswith("parameter.")})
     _freeze(model, set(header.get("frozen", ())))
     if "loss" in header:
-        model.loss = find_loss(header["loss"])
+        try:
+            model.loss = find_loss(header["loss"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path}: the loss does not fit this version of clnn: {error}") from error
     if "optimizer" in header:
         saved = header["optimizer"]
-        if saved["name"] not in OPTIMIZERS:
-            raise CheckpointError(
-                f"{path} names an unknown optimizer {saved['name']!r}; known are {', '.join(OPTIMIZERS)}"
-            )
         kept = {n.removeprefix("optimizer."): a for n, a in arrays.items() if n.startswith("optimizer.")}
         try:
-            optimizer = OPTIMIZERS[saved["name"]](**saved["config"])
+            optimizer = optim.find_optimizer(saved)
             if "names" not in saved:  # an earlier version kept what was trainable, in order
                 trained = sorted(model.named_parameters(), key=lambda named: not named[1].trainable)
                 if len({key.partition(".")[0] for key in kept}) == sum(p.trainable for _, p in trained):
                     saved["names"] = [name for name, _ in trained]
             optimizer.load_state_dict({**saved, "arrays": kept})
-        except (KeyError, TypeError, ValueError) as error:  # ConfigurationError is a ValueError
+        except (KeyError, TypeError, ValueError, CheckpointError) as error:  # ConfigurationError is a ValueError
             raise CheckpointError(f"{path}: the optimizer does not fit this version of clnn: {error}") from error
         model.optimizer = optimizer
     return model

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from . import registry
 from .checks import arguments, as_argument
 from .errors import CheckpointError, ClnnError, ConfigurationError
 from .gemm import SCALE_PAIRS, Scale, constant_block
@@ -27,7 +28,8 @@ from .runtime.device import Device, devices
 from .runtime.memory import Block
 from .runtime.recording import advance_cells, structure_changed, structure_version
 from .runtime.watch import Restored, Watch, Watched, rebinds
-from .schedules import Schedule, check, describe, find_rate, is_known
+from .schedules import Schedule, check, find_rate, is_known
+from .schedules import describe as describe_rate
 from .tensor import Node, Parameter, backpropagate, moment
 
 ROWS = 1024  # steps in a table of rates
@@ -81,9 +83,10 @@ class Optimizer(Watched):
     """What all optimizers share: the table of rates, where gradients go, and the launch.
 
     `lr` is a number, a schedule (clnn.schedules), a list of pairs (epochs, rate), or a function of the step's number from
-    0; of a function of your own a file keeps only the rate that it had. `weight_decay` and `l1` reach weights only, not
-    biases. `clip_value` limits each element of the gradient to [-clip_value, clip_value]; `clip_norm` then scales all
-    gradients together by min(1, clip_norm / (norm + 1e-6)) (Pascanu et al. 2013); neither hides NaN or infinity.
+    0; of one of your own that is not registered (`clnn.register`) a file keeps only the rate that it had. `weight_decay` and
+    `l1` reach weights only, not biases. `clip_value` limits each element of the gradient to [-clip_value, clip_value];
+    `clip_norm` then scales all gradients together by min(1, clip_norm / (norm + 1e-6)) (Pascanu et al. 2013); neither hides
+    NaN or infinity.
     `ema` keeps a moving average of the weights, average = ema average + (1 - ema) w after each step, that starts at the
     first weights; see `averaged`. `keep_gradients=True` leaves gradients readable as `parameter.grad` also after fit, which
     else may spend them as they come (as they were before clipping).
@@ -200,7 +203,7 @@ class Optimizer(Watched):
     def config(self) -> dict[str, Any]:
         """The arguments that make an optimizer like this one."""
         lr: Any = self.lr
-        lr = describe(lr) if is_known(lr) else self.rate(self.steps)
+        lr = describe_rate(lr) if is_known(lr) else self.rate(self.steps)
         same = ("weight_decay", "l1", "keep_gradients", "clip_norm", "clip_value", "ema")
         return {"lr": lr, **{name: getattr(self, name) for name in same}}
 
@@ -1085,10 +1088,22 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
-def find_optimizer(which: str | Optimizer) -> Optimizer:
-    """An optimizer by name with its defaults, or as it is."""
+def describe(optimizer: Optimizer) -> dict[str, Any] | None:
+    """What `find_optimizer` makes an optimizer like this one of, as JSON; None for one of your own that is not registered."""
+    name = next((name for name, kind in OPTIMIZERS.items() if kind is type(optimizer)), None)
+    if name is not None:
+        return {"name": name, "config": optimizer.config()}
+    return registry.describe(optimizer, optimizer.config()) if registry.is_registered(optimizer) else None
+
+
+def find_optimizer(which: str | Optimizer | dict[str, Any]) -> Optimizer:
+    """An optimizer by name with its defaults, as it is, or of what `describe` gave."""
     if isinstance(which, Optimizer):
         return which
+    if isinstance(which, dict) and "class" in which:
+        return registry.construct(which, "optimizer", Optimizer)
+    if isinstance(which, dict) and which["name"] in OPTIMIZERS:
+        return OPTIMIZERS[which["name"]](**which["config"])
     name = which.lower() if isinstance(which, str) else which
     if name not in OPTIMIZERS:
         raise ConfigurationError(f"there is no optimizer {which!r}; the known ones are {', '.join(OPTIMIZERS)}")

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from . import registry
 from .checks import check_count
 from .errors import ConfigurationError
 from .runtime.watch import Watched
@@ -342,14 +343,17 @@ SCHEDULES: dict[str, type[Schedule]] = {
 }
 
 
-def describe(schedule: Schedule) -> dict[str, Any]:
-    """A schedule of clnn's as JSON: its class's name and its arguments."""
-    return {"class": type(schedule).__name__, "config": schedule.config()}
+def describe(schedule: Any) -> dict[str, Any]:
+    """A schedule as JSON: its class's name and its arguments."""
+    if SCHEDULES.get(type(schedule).__name__) is type(schedule):
+        return {"class": type(schedule).__name__, "config": schedule.config()}
+    return registry.describe(schedule, registry.config_of(schedule))
 
 
 def is_known(rate: Any) -> bool:
-    """Whether `describe` can tell what this is."""
-    return isinstance(rate, Schedule) and SCHEDULES.get(type(rate).__name__) is type(rate)
+    """Whether `describe` can tell what this is: one of clnn's, or registered."""
+    known = SCHEDULES.get(type(rate).__name__) is type(rate) or (callable(rate) and registry.is_registered(rate))
+    return known and all(is_known(one) for one in getattr(rate, "__dict__", {}).values() if isinstance(one, Schedule))
 
 
 def find_rate(lr: Any) -> float | Callable[[int], float]:
@@ -359,6 +363,8 @@ def find_rate(lr: Any) -> float | Callable[[int], float]:
         return lr
     if isinstance(lr, dict):
         kind, config = lr.get("class"), lr.get("config")
+        if kind in registry.REGISTRY and kind not in SCHEDULES:
+            return registry.construct(lr, "schedule", Callable)
         if kind not in SCHEDULES or not isinstance(config, dict):
             raise ConfigurationError(f"there is no schedule {kind!r}; the known ones are {', '.join(SCHEDULES)}")
         return SCHEDULES[kind](**config)

@@ -12,7 +12,7 @@ from clnn.runtime.program import read_source
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    {"errors", "files", "checks"},
+    {"errors", "files", "checks", "registry"},
     {"runtime"},
     {"gemm"},
     {"ops"},

@@ -358,6 +358,174 @@ def test_a_loaded_models_store_has_zeros_between_its_parameters(device, rng, tmp
         assert not found.any()
 
 
+# -- losses, optimizers and schedules of one's own -----------------------------------------------------------------------
+class OwnLoss(clnn.losses.Loss):
+    name, takes = "mse", "numbers"
+
+    def __init__(self, weight=1.0):
+        self.weight = weight
+
+    def rows(self, output, *args, **options):
+        return super().rows(output * self.weight, *args, **options)
+
+    def config(self):
+        return {"weight": self.weight}
+
+
+class OwnHuber(clnn.losses.Huber):
+    pass
+
+
+class Called:
+    def __init__(self, weight=1.0):
+        self.weight = weight
+
+    def __call__(self, output, target):
+        return clnn.losses.mse(output, target) * self.weight
+
+    def config(self):
+        return {"weight": self.weight}
+
+
+def own_loss(output, target):
+    return clnn.losses.mse(output, target) * 2.0
+
+
+class OwnAdam(clnn.Adam):
+    def __init__(self, lr=0.01, slower=1.0, **options):
+        super().__init__(lr, **options)
+        self.slower = slower
+
+    def numbers(self, lr, t):
+        return super().numbers(lr / self.slower, t)
+
+    def config(self):
+        return {**super().config(), "slower": self.slower}
+
+
+class OwnSchedule(clnn.schedules.Schedule):
+    def __init__(self, lr):
+        super().__init__()
+        self.lr = lr
+
+    def rate(self, t):
+        return self.lr / (1 + t)
+
+
+def own_rate(t):
+    return 0.1 / (1 + t)
+
+
+OWN = {  # kind: the loss, the optimizer, and what a file goes without where it is not registered
+    "loss": (lambda: OwnLoss(3.0), clnn.SGD, "loss OwnLoss"),
+    "loss derived from one of clnn's": (lambda: OwnHuber(0.2), clnn.SGD, "loss OwnHuber"),
+    "object": (lambda: Called(3.0), clnn.SGD, "loss Called"),
+    "function": (lambda: own_loss, clnn.SGD, "loss own_loss"),
+    "optimizer": (lambda: "mse", lambda: OwnAdam(0.05, slower=4.0, ema=0.9), "optimizer OwnAdam"),
+    "schedule": (lambda: "mse", lambda: clnn.Adam(OwnSchedule(0.1)), "schedule OwnSchedule"),
+    "function of the rate": (lambda: "mse", lambda: clnn.Adam(own_rate), "schedule own_rate"),
+    "warm-up": (lambda: "mse", lambda: clnn.SGD(clnn.WarmUp(OwnSchedule(0.1), 3), momentum=0.9), "schedule WarmUp"),
+}
+OWN_CLASSES = (OwnLoss, OwnHuber, Called, own_loss, OwnAdam, OwnSchedule, own_rate)
+
+
+def fitted(device, loss, optimizer):
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(3, "tanh"), clnn.Dense(2)], input_shape=4, seed=2)
+    rng = np.random.default_rng(5)
+    x, y = rng.standard_normal((12, 4)).astype(np.float32), rng.standard_normal((12, 2)).astype(np.float32)
+
+    def go_on(net, loss=loss, optimizer=optimizer):
+        net.fit(x, y, loss=loss, optimizer=optimizer, epochs=2, batch_size=4, seed=7, progress=False)
+
+    go_on(net)
+    return net, go_on
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_what_is_registered_comes_back_and_goes_on(device, tmp_path, kind):
+    for one in OWN_CLASSES:
+        clnn.register(one)
+    loss, optimizer, _ = OWN[kind]
+    net, go_on = fitted(device, loss(), optimizer())
+    net.save(tmp_path / "net")
+    with clnn.use(device):
+        again = clnn.load(tmp_path / "net")
+    assert type(again.loss) is type(net.loss) and type(again.optimizer) is type(net.optimizer)
+    again.save(tmp_path / "again")
+    go_on(net)
+    go_on(again, again.loss, again.optimizer)
+    for p, q in zip(net.parameters(), again.parameters(), strict=True):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+
+
+@pytest.mark.parametrize("kind", OWN)
+def test_what_is_not_registered_is_said(device, tmp_path, kind):
+    loss, optimizer, name = OWN[kind]
+    net, _ = fitted(device, loss(), optimizer())
+    with pytest.warns(clnn.CheckpointWarning, match=f"goes without the {name}: decorate it .*@clnn.register"):
+        net.save(tmp_path / "net")
+    with clnn.use(device):
+        again = clnn.load(tmp_path / "net")
+    for p, q in zip(net.parameters(), again.parameters(), strict=True):
+        np.testing.assert_array_equal(p.numpy(), q.numpy())
+
+
+@pytest.mark.parametrize(
+    ("loss", "optimizer", "words"),
+    [
+        (
+            lambda: forgetful(OwnLoss)(3.0),
+            clnn.SGD,
+            r"a loss Forgetful made of its config\(\) would have the weight 3.0, then 1.0",
+        ),
+        (lambda: "mse", lambda: forgetful(OwnAdam)(slower=3.0), "optimizer Forgetful .* slower 3.0, then 1.0"),
+        (lambda: "mse", lambda: forgetful(OwnAdam, "missing")(), "optimizer Forgetful .* cannot be made"),
+        (lambda: forgetful(OwnLoss, weight=np.ones(2))(), clnn.SGD, "loss Forgetful .* cannot be made"),
+    ],
+    ids=["loss", "optimizer", "argument", "array"],
+)
+def test_what_could_not_be_made_again_is_refused_when_saving(device, tmp_path, loss, optimizer, words):
+    net, _ = fitted(device, loss(), optimizer())
+    with pytest.raises(clnn.CheckpointError, match=words):
+        net.save(tmp_path / "net")
+    assert list(tmp_path.iterdir()) == []
+
+
+def forgetful(base, *unknown, **more):
+    class Forgetful(base):
+        def config(self):
+            return {**(clnn.Adam.config(self) if base is OwnAdam else {}), **dict.fromkeys(unknown, 1), **more}
+
+    return clnn.register(Forgetful)
+
+
+def test_a_file_whose_loss_is_not_known_here(device, tmp_path):
+    clnn.register(OwnLoss), clnn.register(OwnAdam), clnn.register(Scale)
+    net, _ = fitted(device, OwnLoss(), OwnAdam())
+    net.save(tmp_path / "net")
+    for name, what in (("OwnAdam", "optimizer"), ("OwnLoss", "loss")):
+        kept = base.REGISTRY.pop(name)
+        with (
+            clnn.use(device),
+            pytest.raises(clnn.CheckpointError, match=f"names a {what} class '{name}'.*@clnn.register"),
+        ):
+            clnn.load(tmp_path / "net")
+        base.REGISTRY[name] = kept
+    arrays, header = clnn.checkpoint.read(tmp_path / "net")
+    for wrong in (
+        {"optimizer": {**header["optimizer"], "class": "Scale"}},
+        {"loss": {"class": "Nothing"}},
+        {"loss": {"loss": "nothing"}},
+        {"model": {**header["model"], "class": "OwnAdam"}},
+    ):
+        clnn.checkpoint.write(tmp_path / "wrong", arrays, {**header, **wrong})
+        with clnn.use(device), pytest.raises(clnn.CheckpointError):
+            clnn.load(tmp_path / "wrong")
+    with pytest.raises(clnn.ConfigurationError, match="functions with a name"):
+        clnn.register(lambda output, target: output)
+
+
 # -- versions of a class ----------------------------------------------------------------------------------------------
 def test_a_renamed_argument_does_not_break_files(device, rng, tmp_path):
     x = rng.standard_normal((3, 5)).astype(np.float32)

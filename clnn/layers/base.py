@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import inspect
 import re
 import threading
@@ -17,6 +16,7 @@ from ..errors import CheckpointError, ConfigurationError, DeviceError, OutOfDevi
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS
 from ..random import generator
+from ..registry import REGISTRY, VERSIONS, register  # noqa: F401 - layers have them from here
 from ..runtime.device import Device, ValuesWanted, device
 from ..runtime.lock import exclusive
 from ..runtime.recording import structure_changed
@@ -24,32 +24,7 @@ from ..runtime.watch import Watched, rebinds
 from ..tensor import Parameter, Tensor, grad_enabled, tensor
 
 MOST_NESTED = 64  # layers in layers: each takes up to a dozen calls of Python's thousand
-REGISTRY: dict[str, type[Layer]] = {}
-VERSIONS: dict[type[Layer], int] = {}  # of their configs
 _building = threading.local()
-
-
-def register(cls: Any = None, *, version: int = 1) -> Any:
-    """Let `clnn.load` make layers of this class again, by its name and `config()`.
-
-    Where the arguments of a class change, give it the next `version`, and a static method `upgrade(config, version)` that
-    makes of a config of an earlier version, which older files hold, one of this:
-
-        @clnn.register(version=2)
-        class Scale(clnn.Layer):
-            @staticmethod
-            def upgrade(config, version):
-                return {"by": config["factor"]}
-    """
-    if cls is None:
-        return functools.partial(register, version=version)
-    if version > 1 and not callable(getattr(cls, "upgrade", None)):
-        raise ConfigurationError(
-            f"{cls.__name__} of version {version} needs a static method upgrade(config, version) for files of version "
-            f"{version - 1}"
-        )
-    REGISTRY[cls.__name__], VERSIONS[cls] = cls, version
-    return cls
 
 
 @contextlib.contextmanager
