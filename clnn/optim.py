@@ -9,6 +9,7 @@ new recording.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -126,6 +127,8 @@ class Optimizer(Watched):
         self._rates_of: Watch | None = None  # what the function lr read when the table was filled
         self._stores: list[Store] = []
         self._places: dict[Parameter, tuple[Store, int]] = {}  # where what is kept of each parameter lies
+        # Of other models' parameters likewise, by id, with a weak reference: they may be moved before they come back
+        self._elsewhere: dict[int, tuple[weakref.ref[Parameter], Store, int]] = {}
         # By store, so that it goes with the model: what is kept, by name, and where the optimizer was with other models
         self._kept: weakref.WeakKeyDictionary[Store, dict[str, Block]] = weakref.WeakKeyDictionary()
         self._left: weakref.WeakKeyDictionary[Store, Any] = weakref.WeakKeyDictionary()
@@ -310,14 +313,15 @@ class Optimizer(Watched):
         consolidate(wanted)
         stores = list(dict.fromkeys(p.store for p in wanted))
         if not (set(stores) & set(self._stores) or any(p in self._places for p in wanted)):
-            self._change_model(stores)
+            self._change_model(wanted)
         self.parameters, self._runs = wanted, None
         if stores != self._stores:  # of other devices and types the counters may be elsewhere
             self._stores, self._clock.left = stores, 0
         for store in stores:
             self.table(store)
         for p in wanted:
-            before, self._places[p] = self._places.get(p), (p.store, p.position)
+            before, self._places[p] = self._place(p), (p.store, p.position)
+            self._elsewhere.pop(id(p), None)
             if before is not None and before[0] is not p.store:
                 self._follow(p, *before)
         if loaded is not None:
@@ -325,19 +329,37 @@ class Optimizer(Watched):
             self._clear()
         self._take_up()
 
-    def _change_model(self, stores: Sequence[Store]) -> None:
+    def _change_model(self, parameters: Sequence[Parameter]) -> None:
         """Another model begins, or goes on where it was left; that of the one before is kept as long as that model."""
+        for p, place in self._places.items():
+            forget = functools.partial(self._elsewhere.pop, id(p))
+            self._elsewhere[id(p)] = weakref.ref(p, forget), *place
         if self._loaded is None:
             now = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
             for store in self._stores:
-                self._left[store] = self._clock.steps, self.epochs, self.lr, now
+                self._left[store] = self._clock.steps, self.epochs, self.lr, now, self._waiting
             if self._stores:
-                left: Any = next((self._left[store] for store in stores if store in self._left), (0, 0, None, None))
-                self._clock.steps, self.epochs, lr, state = left
+                self._clock.steps, self.epochs, schedule, self._waiting = self._left_with(parameters)
                 if isinstance(self.lr, Schedule):
-                    self.lr.load_state_dict(state if lr is self.lr else self._first_rate)
+                    self.lr.load_state_dict(schedule)
+        else:
+            self._waiting = {}
         self._clock.left = 0
-        self._places, self._waiting = {}, {}
+        self._places = {}
+
+    def _place(self, p: Parameter) -> tuple[Store, int] | None:
+        """Where what is kept of a parameter lies, be it of this model or of one before."""
+        reference, *place = self._elsewhere.get(id(p), (None,))
+        return (place[0], place[1]) if reference is not None and reference() is p else self._places.get(p)
+
+    def _left_with(self, parameters: Sequence[Parameter]) -> tuple[int, int, Any, dict[Any, Any]]:
+        """Where the optimizer was with another model: steps, epochs, its schedule's state, and what waits for what is frozen."""
+        stores = [store for p in parameters for store in (p.store, (self._place(p) or (None,))[0]) if store is not None]
+        unknown: Any = (0, 0, None, None, {})
+        steps, epochs, lr, state, waiting = next(
+            (self._left[store] for store in stores if store in self._left), unknown
+        )
+        return steps, epochs, state if lr is self.lr else getattr(self, "_first_rate", None), waiting
 
     def _follow(self, p: Parameter, store: Store, position: int) -> None:
         """What is kept of a parameter goes where that has moved, by way of the host."""
@@ -664,27 +686,34 @@ class Optimizer(Watched):
         "arrays" are "<i>.<k>" for parameter number i of "names" and buffer number k of "states", or "<i>.average". `named`:
         the names to use, as `net.named_parameters()` gives them; by default each parameter's own.
         """
-        schedule = {"schedule": self.lr.state_dict()} if isinstance(self.lr, Schedule) else {}
-        if self._loaded is not None:  # no parameters were attached since
-            return {**self._loaded, **schedule}
-        own = _names(self._given)
-        called = own if named is None else own | {p: name for name, p in named}
-        listed = list(dict.fromkeys((*self.parameters, *self._given)))
+        theirs = {p: name for name, p in named or ()}
+        given, listed = self._given, list(dict.fromkeys((*self.parameters, *self._given)))
+        steps, epochs, waiting = self._clock.steps, self.epochs, self._waiting
+        schedule = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
+        if theirs and given and not any(p in theirs for p in given):  # another model than that of the last step
+            given = tuple(theirs)
+            listed, (steps, epochs, left, waiting) = list(theirs), self._left_with(given)
+            schedule = schedule and left
+        elif self._loaded is not None:  # no parameters were attached since
+            return {**self._loaded, **({"schedule": schedule} if schedule else {})}
+        own = _names(given)
+        called = own | theirs
         arrays: dict[str, np.ndarray] = {}
         for index, p in enumerate(listed):
-            store, position = self._places.get(p, (None, 0))
+            store, position = self._place(p) or (None, 0)
             kept: dict[str, Block] = dict(self._kept.get(store, {})) if store is not None else {}
             if store is not None and store.velocity_of is self:
                 kept["velocity"] = store.gradients()
             for name in self._wanted():
                 key = f"{index}.{self.states.index(name) if name in self.states else name}"
-                if (own[p], name) in self._waiting:
-                    arrays[key] = self._waiting[own[p], name]
+                if (own[p], name) in waiting:
+                    arrays[key] = waiting[own[p], name]
                 elif name in kept:
                     view = kept[name].view(position, p.nbytes)
-                    arrays[key] = p.device.read(view, np.empty(p.shape, p.dtype))
+                    arrays[key] = store.device.read(view, np.empty(p.shape, p.dtype))
         names = {"names": [called[p] for p in listed], "states": list(self.states), "rule": type(self).__name__}
-        return {"steps": self.steps, "epochs": self.epochs, **names, "arrays": arrays, **schedule}
+        found = {"steps": steps, "epochs": epochs, **names, "arrays": arrays}
+        return found | ({"schedule": schedule} if schedule else {})
 
     def _wanted(self) -> tuple[str, ...]:
         """The names of all that is kept of a parameter."""
@@ -708,7 +737,7 @@ class Optimizer(Watched):
         if state.get("rule", type(self).__name__) != type(self).__name__:
             raise CheckpointError(f"this is the state of an optimizer {state['rule']}, not of {type(self).__name__}")
         for store in self._stores:
-            self._left[store] = self.steps, self.epochs, None, None
+            self._left[store] = self.steps, self.epochs, None, None, {}
         self._clock.steps, self._clock.left, self.epochs = int(state["steps"]), 0, int(state["epochs"])
         if isinstance(self.lr, Schedule) and "schedule" in state:
             self.lr.load_state_dict(state["schedule"])

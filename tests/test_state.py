@@ -238,6 +238,49 @@ def test_another_model_starts_afresh_and_the_first_goes_on(device, rng, rule, wa
         np.testing.assert_array_equal(p, q)
 
 
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("how", ["saved", "moved"])
+def test_a_model_keeps_its_own_state_while_another_one_is_trained(device, rng, tmp_path, rule, how):
+    """It is saved, or moved, after the optimizer has gone on to the other."""
+    x, y = data(rng)
+    alone, first, second = net_of(3), net_of(3), net_of(4)
+    optimizers = RULES[rule](), RULES[rule]()
+    for net, optimizer in ((alone, optimizers[0]), (first, optimizers[1]), (second, optimizers[1])):
+        net.fit(x, y, optimizer=optimizer, epochs=2, **FIT)
+    if how == "saved":
+        first.save(tmp_path / "net")
+        with clnn.use(device):
+            first = clnn.load(tmp_path / "net")
+    else:
+        first.to(other_device(device) or device)
+        first.save(tmp_path / "net")
+    for net, optimizer in ((alone, optimizers[0]), (first, first.optimizer)):
+        net.fit(x, y, optimizer=optimizer, epochs=2, **FIT)
+    assert first.optimizer.steps == optimizers[0].steps
+    for p, q in zip(values(alone), values(first), strict=True):
+        np.testing.assert_allclose(p, q, atol=0 if first.device is device else 1e-5)
+
+
+def test_what_waits_for_a_frozen_layer_waits_while_another_model_is_trained(device, rng, tmp_path):
+    x, y = data(rng)
+    found = []
+    for between in (False, True):
+        net = net_of(3)
+        net.fit(x, y, optimizer=clnn.Adam(0.05), epochs=2, **FIT)
+        net.layers[0].trainable = False
+        net.save(tmp_path / "net")
+        with clnn.use(device):
+            net = clnn.load(tmp_path / "net")
+        net.fit(x, y, optimizer=net.optimizer, epochs=1, **FIT)
+        if between:
+            net_of(4).fit(x, y, optimizer=net.optimizer, epochs=1, **FIT)
+        net.layers[0].trainable = True
+        net.fit(x, y, optimizer=net.optimizer, epochs=1, **FIT)
+        found.append(values(net))
+    for p, q in zip(*found, strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
 def test_the_first_step_for_a_second_model(device, rng):
     x, y = data(rng, 8)
     optimizer = clnn.Adam(0.001)
