@@ -7,6 +7,8 @@ net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.05, momentum=0.9), epoc
 print(net.evaluate(x_test, y_test))
 """
 
+from typing import TYPE_CHECKING
+
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules, search
 from .callbacks import Callback, EarlyStopping, GradientNorms
 from .checkpoint import CheckpointWarning
@@ -24,62 +26,20 @@ from .errors import (
     ShapeError,
 )
 from .functions import *  # noqa: F403
-from .functions import __all__ as _functions
-from .layers import (
-    Activation,
-    AdaptiveAvgPool,
-    AdaptiveMaxPool,
-    AvgPool1D,
-    AvgPool2D,
-    AvgPool3D,
-    BatchNorm,
-    Conv1D,
-    Conv1DTranspose,
-    Conv2D,
-    Conv2DTranspose,
-    Conv3D,
-    Conv3DTranspose,
-    Dense,
-    DepthwiseConv2D,
-    Dropout,
-    Flatten,
-    GaussianDropout,
-    GlobalAvgPool,
-    GlobalMaxPool,
-    GroupNorm,
-    InstanceNorm,
-    Layer,
-    LayerNorm,
-    LocalResponseNorm,
-    MaxPool1D,
-    MaxPool2D,
-    MaxPool3D,
-    Padding,
-    Reshape,
-    Residual,
-    RMSNorm,
-    SpatialDropout,
-    UpSampling,
-    register,
-)
+from .layers import Layer, register  # noqa: F401 - in layers.__all__
+from .layers.conv import *  # noqa: F403
+from .layers.core import *  # noqa: F403
+from .layers.norm import *  # noqa: F403
+from .layers.pool import *  # noqa: F403
+from .layers.residual import *  # noqa: F403
+from .layers.resize import *  # noqa: F403
 from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
 from .optim import LAMB, SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, Optimizer, RMSprop
 from .random import seed
 from .runtime.device import Device, device, devices, use
 from .runtime.recording import RecordingWarning
-from .schedules import (
-    Constant,
-    Cosine,
-    Exponential,
-    Linear,
-    OneCycle,
-    Piecewise,
-    ReduceOnPlateau,
-    Schedule,
-    StepDecay,
-    WarmUp,
-)
+from .schedules import Cosine, OneCycle, ReduceOnPlateau, Schedule, StepDecay, WarmUp
 from .step import step
 from .tensor import Parameter, Tensor, constant, grad_enabled, no_grad, ones, tensor, zeros
 from .train import History, evaluate, fit, predict
@@ -88,83 +48,45 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AMSGrad",
-    "Activation",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
-    "AdaptiveAvgPool",
-    "AdaptiveMaxPool",
-    "AvgPool1D",
-    "AvgPool2D",
-    "AvgPool3D",
-    "BatchNorm",
     "BuildError",
     "Callback",
     "CheckpointError",
     "CheckpointWarning",
     "ClnnError",
     "ConfigurationError",
-    "Constant",
-    "Conv1D",
-    "Conv1DTranspose",
-    "Conv2D",
-    "Conv2DTranspose",
-    "Conv3D",
-    "Conv3DTranspose",
     "Cosine",
     "DataError",
-    "Dense",
-    "DepthwiseConv2D",
     "Device",
     "DeviceError",
     "Diverged",
-    "Dropout",
     "EarlyStopping",
     "Ensemble",
-    "Exponential",
-    "Flatten",
-    "GaussianDropout",
-    "GlobalAvgPool",
-    "GlobalMaxPool",
     "GradientNorms",
-    "GroupNorm",
     "HessianFree",
     "History",
-    "InstanceNorm",
     "LAMB",
     "LBFGS",
-    "Layer",
-    "LayerNorm",
-    "Linear",
     "Lion",
-    "LocalResponseNorm",
-    "MaxPool1D",
-    "MaxPool2D",
-    "MaxPool3D",
     "Model",
     "Nadam",
     "OneCycle",
     "Optimizer",
     "OutOfDeviceMemory",
     "OutOfRangeError",
-    "Padding",
     "Parameter",
-    "Piecewise",
-    "RMSNorm",
     "RMSprop",
     "RecordingWarning",
     "ReduceOnPlateau",
-    "Reshape",
-    "Residual",
     "SGD",
     "Schedule",
     "Sequential",
     "ShapeError",
-    "SpatialDropout",
     "StepDecay",
     "Tensor",
-    "UpSampling",
     "WarmUp",
     "callbacks",
     "constant",
@@ -186,7 +108,6 @@ __all__ = [
     "ones",
     "optim",
     "predict",
-    "register",
     "schedules",
     "search",
     "seed",
@@ -194,5 +115,16 @@ __all__ = [
     "tensor",
     "use",
     "zeros",
-    *_functions,
 ]
+__all__ += layers.__all__
+__all__ += functions.__all__
+
+
+if not TYPE_CHECKING:  # which would take it for a promise of any name
+
+    def __getattr__(name: str) -> object:
+        """Names that clnn does not have, and where what they mean is."""
+        if name in ("Constant", "Exponential", "Linear", "Piecewise"):
+            also = ", and the layer of that name elsewhere is clnn.Dense" if name == "Linear" else ""
+            raise AttributeError(f"clnn.{name} is a learning-rate schedule, clnn.schedules.{name}{also}")
+        raise AttributeError(f"module 'clnn' has no attribute {name!r}")

@@ -19,13 +19,13 @@ def cosine(a, b, share):
 
 
 RATES = {  # name: a schedule in steps, and the rate of step t in a second spelling
-    "constant": (lambda: clnn.Constant(0.3), lambda t: 0.3),
+    "constant": (lambda: clnn.schedules.Constant(0.3), lambda t: 0.3),
     "step": (lambda: clnn.StepDecay(0.8, 3, 0.5, 1), lambda t: [0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125][t // 3]),
-    "exponential": (lambda: clnn.Exponential(0.8, 0.9, 1), lambda t: 0.8 * math.exp(t * math.log(0.9))),
+    "exponential": (lambda: clnn.schedules.Exponential(0.8, 0.9, 1), lambda t: 0.8 * math.exp(t * math.log(0.9))),
     "cosine": (lambda: clnn.Cosine(0.8, 12, 0.1, 1), lambda t: cosine(0.8, 0.1, min(t, 12) / 12)),
-    "linear": (lambda: clnn.Linear(0.8, 12, 0.2, 1), lambda t: max(0.2, 0.8 - 0.05 * t)),
+    "linear": (lambda: clnn.schedules.Linear(0.8, 12, 0.2, 1), lambda t: max(0.2, 0.8 - 0.05 * t)),
     "piecewise": (
-        lambda: clnn.Piecewise([(2, 0.1), (3, 0.2), (1, 0.3)], 1),
+        lambda: clnn.schedules.Piecewise([(2, 0.1), (3, 0.2), (1, 0.3)], 1),
         lambda t: 0.1 if t < 2 else 0.2 if t < 5 else 0.3,
     ),
     "one cycle": (
@@ -43,14 +43,14 @@ RATES = {  # name: a schedule in steps, and the rate of step t in a second spell
 IN_EPOCHS = {  # the same kinds, as fit binds them
     "list": lambda: [(1, 0.3), (2, 0.1), (1, 0.02)],
     "step": lambda: clnn.StepDecay(0.3, 1, 0.5),
-    "exponential": lambda: clnn.Exponential(0.3, 0.7),
+    "exponential": lambda: clnn.schedules.Exponential(0.3, 0.7),
     "cosine": lambda: clnn.Cosine(0.3, epochs=4),
-    "linear": lambda: clnn.Linear(0.3, epochs=3, final=0.01),
+    "linear": lambda: clnn.schedules.Linear(0.3, epochs=3, final=0.01),
     "one cycle": lambda: clnn.OneCycle(0.3, epochs=4),
     "plateau": lambda: clnn.ReduceOnPlateau(0.3, 0.5, patience=0, threshold=0.5),
     "warm-up": lambda: clnn.WarmUp(clnn.Cosine(0.3, epochs=4), 2),
     "warm-up of a plateau": lambda: clnn.WarmUp(clnn.ReduceOnPlateau(0.3, 0.5, 0, 0.5, cooldown=1), 2),
-    "in steps": lambda: clnn.Linear(0.3, epochs=13, steps_per_epoch=1),
+    "in steps": lambda: clnn.schedules.Linear(0.3, epochs=13, steps_per_epoch=1),
 }
 
 
@@ -104,7 +104,7 @@ def test_short_ones(total):
         clnn.OneCycle(0.8, total, 0.0, steps_per_epoch=1),
         clnn.OneCycle(0.8, total, 1 / 3, steps_per_epoch=1),
         clnn.Cosine(0.8, total, steps_per_epoch=1),
-        clnn.Linear(0.8, 0.01, steps_per_epoch=total),
+        clnn.schedules.Linear(0.8, 0.01, steps_per_epoch=total),
     ):
         rates = [schedule(t) for t in range(10)]
         assert all(0 <= r <= 0.8 for r in rates) and min(rates) < 0.8
@@ -121,11 +121,11 @@ def test_fit_says_how_long_an_epoch_is(task):
 
 def test_without_epochs_a_schedule_spans_the_fit(task):
     make, fit = task
-    optimizer = clnn.SGD(clnn.Linear(0.2))
+    optimizer = clnn.SGD(clnn.schedules.Linear(0.2))
     history = fit(make(), optimizer, 4)
     assert history["lr"] == pytest.approx([0.2 * (1 - t / 20) for t in (4, 9, 14, 19)])
     net = make()
-    optimizer = clnn.SGD(clnn.Linear(0.2))
+    optimizer = clnn.SGD(clnn.schedules.Linear(0.2))
     history = fit(net, optimizer, 2)
     assert history["lr"] == pytest.approx([0.2 * (1 - t / 10) for t in (4, 9)])
     history = fit(net, optimizer, 2)  # the line is that of all epochs so far and to come
@@ -256,7 +256,7 @@ def test_a_loop_of_ones_own(device, rng):
     """steps_per_epoch=2; the first steps eager, the others replayed."""
     with clnn.use(device):
         net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
-        optimizer = clnn.SGD(clnn.Piecewise([(1, 0.5), (2, 0.25), (1, 0.125)], steps_per_epoch=2))
+        optimizer = clnn.SGD(clnn.schedules.Piecewise([(1, 0.5), (2, 0.25), (1, 0.125)], steps_per_epoch=2))
         expected = net.layers[0].w.numpy().astype(np.float64)
 
         @clnn.step
@@ -319,15 +319,15 @@ def test_a_plateau_looks_at_the_validation(task, rng):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: clnn.Constant(-1), "lr should be in.*-1"),
+        (lambda: clnn.schedules.Constant(-1), "lr should be in.*-1"),
         (lambda: clnn.StepDecay(0.1, 0), "every should be in.*0 was"),
         (lambda: clnn.StepDecay(0.1, 1, 2.0), "factor should be in.*2.0"),
-        (lambda: clnn.Exponential(0.1, 0), "factor"),
+        (lambda: clnn.schedules.Exponential(0.1, 0), "factor"),
         (lambda: clnn.Cosine(0.1, epochs=-2), "epochs should be in.*-2"),
         (lambda: clnn.Cosine(0.1, steps_per_epoch=2.5), "steps_per_epoch should be an integer.*2.5"),
-        (lambda: clnn.Linear(0.1, final=np.nan), "final should be in.*nan"),
+        (lambda: clnn.schedules.Linear(0.1, final=np.nan), "final should be in.*nan"),
         (lambda: clnn.OneCycle(0.1, pct_start=1.0), "pct_start"),
-        (lambda: clnn.Piecewise([]), r"pairs \(epochs, rate\).*\[\] was"),
+        (lambda: clnn.schedules.Piecewise([]), r"pairs \(epochs, rate\).*\[\] was"),
         (lambda: clnn.SGD([0.1, 0.2]), r"pairs \(epochs, rate\).*\[0.1, 0.2\]"),
         (lambda: clnn.SGD([(1, -0.1)]), "rate should be in.*-0.1"),
         (lambda: clnn.ReduceOnPlateau(0.1, patience=-1), "patience should be an integer of 0 or more, -1"),
@@ -379,3 +379,11 @@ def test_a_function_of_ones_own_is_saved_as_its_rate(device, task, tmp_path):
         net.save(tmp_path / "net")
     with clnn.use(device):
         assert clnn.load(tmp_path / "net").optimizer.lr == pytest.approx(0.1 / 6)
+
+
+def test_schedules_with_names_of_other_things():
+    with pytest.raises(AttributeError, match=r"clnn\.schedules\.Linear, and the layer .* clnn\.Dense"):
+        clnn.Linear  # noqa: B018
+    for name in ("Constant", "Exponential", "Linear", "Piecewise"):
+        assert not hasattr(clnn, name)
+        assert issubclass(getattr(clnn.schedules, name), clnn.Schedule)

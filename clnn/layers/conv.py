@@ -17,6 +17,8 @@ from ..tensor import Tensor, grad_enabled, on_tape
 from .base import Layer, register
 from .norm import BatchNorm
 
+__all__ = ["Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "DepthwiseConv2D"]
+
 Size = int | Sequence[int]
 Padding = str | int | Sequence[Any]
 

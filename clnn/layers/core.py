@@ -16,6 +16,8 @@ from ..schedules import check
 from ..tensor import Tensor, apply, function, grad_enabled, linear_layer, softmax_of
 from .base import Layer, register
 
+__all__ = ["Activation", "Dense", "Dropout", "Flatten", "GaussianDropout", "Reshape", "SpatialDropout"]
+
 SOFTMAX = ("softmax", "log_softmax")
 
 

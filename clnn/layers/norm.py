@@ -25,6 +25,8 @@ from ..tensor import Parameter, Tensor, grad_enabled, on_tape
 from .base import Layer, register
 from .core import SOFTMAX
 
+__all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
+
 
 def _activation(kind: str, name: str | None) -> str:
     if name in SOFTMAX:

@@ -12,6 +12,19 @@ from ..ops.window import paddings, per_axis, slide
 from ..tensor import Tensor, grad_enabled, on_tape
 from .base import Layer, register
 
+__all__ = [
+    "AdaptiveAvgPool",
+    "AdaptiveMaxPool",
+    "AvgPool1D",
+    "AvgPool2D",
+    "AvgPool3D",
+    "GlobalAvgPool",
+    "GlobalMaxPool",
+    "MaxPool1D",
+    "MaxPool2D",
+    "MaxPool3D",
+]
+
 Size = int | Sequence[int]
 
 

@@ -11,6 +11,8 @@ from ..ops.elementwise import add
 from ..tensor import Tensor, apply, function
 from .base import Layer, register, snake, through
 
+__all__ = ["Residual"]
+
 Layers = Layer | Sequence[Layer]
 
 

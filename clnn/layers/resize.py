@@ -11,6 +11,8 @@ from ..ops.window import per_axis
 from ..tensor import Tensor, apply
 from .base import Layer, register
 
+__all__ = ["Padding", "UpSampling"]
+
 
 def _checked(name: str, value: Any, least: int, pairs: bool = False) -> Any:
     """A whole number of `least` or more, or a list of 1 to 3 of them, each of which, with `pairs`, may be (before, after)."""
