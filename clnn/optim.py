@@ -65,6 +65,14 @@ class _Grid(NamedTuple):
             return _Grid(vector, ITEM // vector, 1)
         return _Grid(vector, 8 if sums else 1, device.group_width)
 
+    def fitting(self, device: Device, kernel: str, dtype: Any, **defines: Any) -> _Grid:
+        """The same with the groups that a kernel takes as it is compiled."""
+        return self._replace(
+            width=device.fitting(
+                self.width, "optimizer", kernel, device.real(dtype), VW=self.vector, EACH=self.each, **defines
+            )
+        )
+
     def groups(self, elements: int) -> int:
         return -(-elements // (self.vector * self.each * self.width))
 
@@ -607,20 +615,22 @@ class Optimizer(Watched):
                 "clip_norm needs all parameters on one device and in one type; give each device an optimizer of its own, "
                 "or use clip_value"
             )
-        grid = _Grid.over(device, dtype, sums=True)
+        clipped = {} if self.clip_value is None else {"CLIP_VALUE": 1}
+        values, real = () if self.clip_value is None else (self.clip_value,), device.real(dtype)
+        whole = _Grid.over(device, dtype, sums=True)
+        grid = whole.fitting(device, "squares", dtype, SQUARES=1, **clipped)
         counts = [grid.groups(run.elements) for run in plan]
         partial, factor = device.allocate(2 * sum(counts) * dtype.itemsize), device.allocate(dtype.itemsize)
-        defines, real, local = grid.defines(), device.real(dtype), (grid.width,)
-        clipped = {} if self.clip_value is None else {"CLIP_VALUE": 1}
-        values = () if self.clip_value is None else (self.clip_value,)
         for index, run in enumerate(plan):
             device.launch(
                 "optimizer", "squares", (counts[index] * grid.width,), run.elements // grid.vector, sum(counts[:index]),
-                run.part(run.store.gradients()), partial, *values, local=local, real=real, SQUARES=1, **defines, **clipped,
+                run.part(run.store.gradients()), partial, *values, local=(grid.width,), real=real, SQUARES=1, **grid.defines(),
+                **clipped,
             )  # fmt: skip
+        grid = whole.fitting(device, "clip_factor", dtype, SCALING=1)
         device.launch(
-            "optimizer", "clip_factor", local, sum(counts), partial, factor, float(self.clip_norm or 0.0),
-            local=local, real=real, SCALING=1, **defines,
+            "optimizer", "clip_factor", (grid.width,), sum(counts), partial, factor, float(self.clip_norm or 0.0),
+            local=(grid.width,), real=real, SCALING=1, **grid.defines(),
         )  # fmt: skip
         return factor
 
@@ -657,7 +667,7 @@ class Optimizer(Watched):
             defines["DECOUPLED"] = 1
         if fused and "PENALTY" in defines:
             defines["FUSED"] = 1
-        grid = _Grid.over(device, store.dtype)
+        grid = _Grid.over(device, store.dtype).fitting(device, "update", store.dtype, **defines)
         kept = [run.part(block) for block in self.state(store)] if states else []
         average = [] if self.ema is None else [run.part(self.average(store))]
         per = grid.vector * store.dtype.itemsize  # bytes of a vector
@@ -671,12 +681,15 @@ class Optimizer(Watched):
         """Launch max-norm: each column of p, the weights into one unit, is scaled to length `most` if it is longer."""
         device, rows, columns = p.device, math.prod(p.shape[:-1]), p.shape[-1]
         device.check_turns(2 * rows, f"max_norm over {rows:,} rows")
+        defines: dict[str, Any] = {"MAX_NORM": 1, **({} if self.ema is None else {"EMA": 1})}
         width, across, share = _strips(device, rows)
+        width = device.fitting(width, "optimizer", "max_norm", device.real(p.dtype), ACROSS=across, **defines)
+        if not device.long_loops:
+            share = across = min(across, width)
         average = () if self.ema is None else (*self.table(p), self.average(p.store).view(p.position, p.nbytes))
         device.launch(
             "optimizer", "max_norm", (-(-columns // share) * width,), rows, columns, share, p.block, most, *average,
-            local=(width,), real=device.real(p.dtype), WIDTH=width, ACROSS=across, MAX_NORM=1,
-            **({} if self.ema is None else {"EMA": 1}),
+            local=(width,), real=device.real(p.dtype), WIDTH=width, ACROSS=across, **defines,
         )  # fmt: skip
 
     # -- saving -------------------------------------------------------------------------------------------------------
@@ -1001,24 +1014,28 @@ class LAMB(Adam):
         grid = _Grid.over(device, store.dtype, sums=True)
         chunks, count, parameters, groups = self._cut(run, grid)
         penalties, arguments = self._gradient(run, clip)
-        defines = {"STATES": 2, **grid.defines()}
-        real, local = device.real(store.dtype), (grid.width,)
+        real = device.real(store.dtype)
+
+        def launch(kernel: str, groups: int, *args: Any, **defines: Any) -> None:
+            """In groups that may be smaller: each goes through its whole chunk."""
+            fits = grid.fitting(device, kernel, store.dtype, STATES=2, **defines)
+            device.launch(
+                "optimizer", kernel, (groups * fits.width,), *args, local=(fits.width,), real=real, STATES=2, **fits.defines(),
+                **defines,
+            )  # fmt: skip
+
         moments = [run.part(block) for block in self.state(store)]
         average = [] if self.ema is None else [run.part(self.average(store))]
         w, g, rates = run.part(store.block), run.part(store.gradients()), self.table(store)
         partial, ratios = device.allocate(2 * count * size), device.allocate(groups * size)
-        device.launch(
-            "optimizer", "lamb_moments", (count * grid.width,), chunks, g, w, *rates, *moments, *arguments,
-            self.weight_decay, partial, local=local, real=real, LAMB_MOMENTS=1, **defines, **penalties,
+        launch(
+            "lamb_moments", count, chunks, g, w, *rates, *moments, *arguments, self.weight_decay, partial, LAMB_MOMENTS=1,
+            **penalties,
         )  # fmt: skip
-        device.launch(
-            "optimizer", "lamb_ratios", (groups * grid.width,), parameters, partial, ratios,
-            local=local, real=real, LAMB_RATIOS=1, **defines,
-        )  # fmt: skip
-        device.launch(
-            "optimizer", "lamb", (count * grid.width,), chunks, ratios, w, *rates, *moments, self.weight_decay, *average,
-            local=local, real=real, LAMB=1, **defines, **self._common(run),
-        )  # fmt: skip
+        launch("lamb_ratios", groups, parameters, partial, ratios, LAMB_RATIOS=1)
+        launch(
+            "lamb", count, chunks, ratios, w, *rates, *moments, self.weight_decay, *average, LAMB=1, **self._common(run)
+        )
 
 
 class RMSprop(Optimizer):

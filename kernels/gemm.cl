@@ -141,7 +141,7 @@ INLINE void column_sums(int N, int K, int j, int end, global const real *B, int 
 #define FETCH_AHEAD(A, lda, i, rows) ;
 #endif
 
-#ifdef GROUP
+#ifdef WIDTH
 #define GROUP_SIZE
 #else
 #define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))

@@ -628,3 +628,38 @@ def test_a_kernel_that_runs_in_small_groups_only(device, monkeypatch, most, reco
     said = rf"fill over .* failed: .*INVALID_WORK_GROUP_SIZE; .* at most {most}: .*CLNN_DEVICE_AS=group={most}\)"
     with pytest.raises(clnn.DeviceError, match=said):
         device.launch("elementwise", "fill", (1024,), 1000, y, 1.0, local=(128,))
+
+
+def _trained(on):
+    """What layers whose groups are compiled in come to on a device, forward and backward, and their weights after steps."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((33, 3, 8, 8)).astype(np.float32)
+    y = rng.standard_normal((33, 70)).astype(np.float32)
+    found = []
+    with clnn.use(on):
+        for optimizer in (clnn.LAMB(0.01, epsilon=0.1, clip_norm=0.1), clnn.SGD(0.01, momentum=0.9)):
+            layers = [clnn.BatchNorm(), clnn.Conv2D(6, 3, padding="same"), clnn.GroupNorm(2), clnn.Flatten(),
+                      clnn.Dense(70, max_norm=0.5), clnn.LayerNorm()]  # fmt: skip
+            net = clnn.Sequential(layers, input_shape=x.shape[1:], seed=1)
+            net.fit(x, y, loss="mse", optimizer=optimizer, epochs=1, batch_size=11, shuffle=False, progress=False)
+            found += [net.predict(x), *(p.numpy() for p in net.parameters())]
+    return found
+
+
+def test_groups_that_are_compiled_in_become_smaller(device, monkeypatch, most=24):
+    """Where a kernel as compiled takes fewer work-items than its group has, as on Mali and Adreno, it is compiled for fewer."""
+    monkeypatch.setenv("CLNN_DEVICE_AS", "kind=gpu")
+    monkeypatch.setenv("CLNN_SELF_TEST", "0")
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    right = _trained(clnn.Device(device.cl_device, 0, 0))
+    asked, info, groups = cl.Kernel.get_work_group_info, cl.kernel_work_group_info.WORK_GROUP_SIZE, []
+    monkeypatch.setattr(
+        cl.Kernel, "get_work_group_info", lambda self, what, *at: most if what == info else asked(self, what, *at)
+    )
+    enqueue = cl.enqueue_nd_range_kernel
+    monkeypatch.setattr(
+        cl, "enqueue_nd_range_kernel", lambda *args: groups.append(int(np.prod(args[3]))) or enqueue(*args)
+    )
+    for one, other in zip(_trained(clnn.Device(device.cl_device, 0, 0)), right):
+        np.testing.assert_allclose(one, other, atol=2e-4)
+    assert 1 < max(groups) <= most

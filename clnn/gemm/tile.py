@@ -165,7 +165,6 @@ def run(device: Device, p: Product) -> None:
     tile = choose(device, p)
     if tile.kc and not tile.local and not copied_columns(device, p.dtype, tile.nv * tile.vw, tile.kc):
         tile = tile._replace(kc=0)  # an array of no elements ends the process where drivers go through SPIR-V
-    part = share(device, p, tile)
     epilogue: dict[str, Any] = {"ACT": p.activation}
     if p.scale is not None:
         epilogue["SCALED"] = 1
@@ -175,14 +174,19 @@ def run(device: Device, p: Product) -> None:
         epilogue["KEEP"] = 1
     if p.bias is not None:
         epilogue["BIAS"] = 1
-    defines: dict[str, Any] = {
-        "MR": tile.mr, "NV": tile.nv, "VW": tile.vw, "TA": int(p.transpose_a), "TB": int(p.transpose_b), **epilogue,
-    }  # fmt: skip
+    defines: dict[str, Any] = {"TA": int(p.transpose_a), "TB": int(p.transpose_b), **epilogue}
     if p.sums is not None:
         assert not p.transpose_b, "column sums are those of B as it lies"
         defines["SUMS"] = 1
     if p.rows is not None:
         defines["FROM_SET"] = 1
+    in_registers = {"MR": tile.mr, "NV": tile.nv, "VW": tile.vw}
+    if tile.local:
+        copied = {**in_registers, "KC": tile.kc, "LOCAL": 1}
+        if device.group_limit("gemm", "gemm_local", real, **defines, **copied) < SIDE * SIDE:  # registers are too few
+            tile = Tile(4, 1, tile.vw)
+    part = share(device, p, tile)
+    defines |= {"MR": tile.mr, "NV": tile.nv, "VW": tile.vw}
     if tile.row:
         defines.update(ROW=1, NC=run_columns(device, p.dtype))
     elif tile.local:
@@ -204,7 +208,7 @@ def run(device: Device, p: Product) -> None:
         local = SIDE * SIDE
         items *= local
     elif not device.long_loops:
-        defines["GROUP"] = local = min(GROUP, device.group_width)
+        defines["WIDTH"] = local = device.fitting(min(GROUP, device.group_width), "gemm", "gemm_tile", real, **defines)
         items = _up(items, local) * local
     c, to = p.c, sizes
     if part.parts > 1:

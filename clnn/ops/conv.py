@@ -108,7 +108,7 @@ def apply(
     g = turned(g) if flip else g
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
-    plan = plan_for(device, g, dtype)
+    plan = plan_for(device, g, dtype, **extra, **epilogue.defines())
     if plan is None:
         device.check_turns(2 * g.c * g.taps, f"a convolution of {g.c:,} channels by {g.taps:,} taps")
         tiles = up(n * math.prod(g.out), TILE) * up(g.k, TILE) * g.groups
@@ -182,7 +182,7 @@ def weight_gradients(
         return
     real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
     extra: dict[str, Any] = {}
-    plan = plan_for(device, g, dtype, weights=True)
+    plan = plan_for(device, g, dtype, weights=True, WEIGHTS=1)
     if plan is not None and plan.kernel == "winograd":
         _gradients_by_winograd(device, n, g, plan, x, dy, for_w, for_b, dtype)
         return

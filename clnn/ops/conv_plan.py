@@ -419,10 +419,15 @@ def by_lanes(g: Geometry) -> bool:
     return g.k < FEW_CHANNELS
 
 
-def plans(device: Device, g: Geometry, dtype: Any, weights: bool, measured: Plan | None = None) -> tuple[Plan, ...]:
-    """The plans of a convolution, or of a gradient by `weights`: `measured` if it is one, then what the model finds best."""
+def plans(
+    device: Device, g: Geometry, dtype: Any, weights: bool, measured: Plan | None = None, **local: Any
+) -> tuple[Plan, ...]:
+    """The plans of a convolution, or of a gradient by `weights`: `measured` if it is one, then what the model finds best.
+    None where conv_local runs. `local` are its defines: compiled with them it may take smaller groups than its own."""
     if not alone(device):
-        return ()
+        real = device.real(dtype)
+        if not local or device.group_limit("conv", "conv_local", real, LOCAL=1, **local) >= SIDE * SIDE:
+            return ()
     return (plan_weights if weights else plan_forward)(g, limits(device, dtype), measured)
 
 
@@ -463,8 +468,8 @@ def _refused(entry: Any) -> bool:
     return plan is not None and plan.kernel == "winograd" and plan.rb > largest_tile()
 
 
-def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False) -> Plan | None:
-    """The plan that was measured, or else the model's; None where conv_local does it."""
+def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False, **local: Any) -> Plan | None:
+    """The plan that was measured, or else the model's; None where conv_local does it (`local`: its defines)."""
     known, key = device.tuned or tuning.load(device), (g, dtype, weights)
     measured = known.plans.get(key)
     if measured is None and known.convolutions and key not in known.plans:
@@ -477,7 +482,7 @@ def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False) -> 
             if wrong:
                 text = f"{tuning.user_file()} says for {name(g, dtype, weights)!r}: {wrong}; it is left out"
                 warnings.warn(text, tuning.TuningWarning, stacklevel=2)
-    return next(iter(plans(device, g, dtype, weights, measured)), None)
+    return next(iter(plans(device, g, dtype, weights, measured, **local)), None)
 
 
 @contextlib.contextmanager

@@ -41,7 +41,7 @@ class _Blocks(NamedTuple):
     @staticmethod
     def of(device: Device, dtype: Any, batch: int, channels: int, space: int) -> _Blocks:
         vector, space = vector_width(device, dtype), max(1, space)
-        columns, width = (COLUMNS, 1) if device.long_loops else (vector, _width(device, 64))
+        columns = COLUMNS if device.long_loops else vector
         each = -(-space // columns) if space >= columns else 1  # blocks of a channel
         blocks = channels * each if space >= columns else -(-channels // (columns // space))
         if device.long_loops:
@@ -51,14 +51,15 @@ class _Blocks(NamedTuple):
         chunks = -(-batch // rows)
         items = blocks * chunks
         sizes = _sizes(batch, channels, space, rows, blocks, items)
-        return _Blocks(items, chunks * each, sizes, {"VW": vector, "COLUMNS": columns, "WIDTH": width})
+        return _Blocks(items, chunks * each, sizes, {"VW": vector, "COLUMNS": columns})
 
     def launch(self, device: Device, kernel: str, real: str, *args: Any, **defines: Any) -> None:
         """Launch a kernel by channel."""
-        width = self.defines["WIDTH"]
+        most = 1 if device.long_loops else _width(device, 64)
+        width = device.fitting(most, "norm", kernel, real, **self.defines, **defines)
         device.launch(
             "norm", kernel, (-(-self.items // width) * width,), self.sizes, *args,
-            local=(width,), real=real, **self.defines, **defines,
+            local=(width,), real=real, WIDTH=width, **self.defines, **defines,
         )  # fmt: skip
 
 
@@ -68,10 +69,15 @@ def _width(device: Device, most: int) -> int:
 
 
 def _groups(device: Device, number: int, work: int, enough: int) -> tuple[int, int, int]:
-    """Work-items, work-items a group, and how many of `number` pieces of `work` elements each group has in turn."""
-    width = _width(device, 128 if work >= 512 else 32)
+    """Groups, work-items in each at most, and how many of `number` pieces of `work` elements each group has in turn."""
     each = max(1, enough // max(1, work)) if device.long_loops else 1
-    return -(-number // each) * width, width, each
+    return -(-number // each), _width(device, 128 if work >= 512 else 32), each
+
+
+def _launch(device: Device, kernel: str, groups: int, most: int, real: str, *args: Any, **defines: Any) -> None:
+    """Launch a kernel whose groups, of up to `most` work-items, add up together."""
+    width = device.fitting(most, "norm", kernel, real, **defines)
+    device.launch("norm", kernel, (groups * width,), *args, local=(width,), real=real, WIDTH=width, **defines)
 
 
 class _Output(NamedTuple):
@@ -128,10 +134,10 @@ def _join(
     for_gamma: Sink | None, for_beta: Sink | None,
 ) -> None:  # fmt: skip
     """Add up the parts of the sums of dy and of dy (x - mean), for gradients of gamma, beta and x."""
-    size, width, each = _groups(device, channels, parts, JOINED)
-    device.launch(
-        "norm", "join_sums", (size,), channels, parts, each, n, sums.block, block_of(stats), block_of(dx),
-        *_pair(for_gamma), *_pair(for_beta), local=(width,), real=real, JOIN_SUMS=1, WIDTH=width,
+    groups, width, each = _groups(device, channels, parts, JOINED)
+    _launch(
+        device, "join_sums", groups, width, real, channels, parts, each, n, sums.block, block_of(stats), block_of(dx),
+        *_pair(for_gamma), *_pair(for_beta), JOIN_SUMS=1,
     )  # fmt: skip
 
 
@@ -165,11 +171,10 @@ def batch_norm(
     blocks = _Blocks.of(device, dtype, batch, channels, space)
     parts, stats = empty(device, (blocks.parts, channels, 2), dtype), empty(device, (3, channels), dtype)
     blocks.launch(device, "channel_sums", real, x.block, None, None, parts.block, MOMENTS=1)
-    size, width, each = _groups(device, channels, blocks.parts, JOINED)
-    device.launch(
-        "norm", "join_moments", (size,), blocks.sizes, blocks.parts, each, parts.block, block_of(gamma), stats.block,
-        block_of(means), block_of(variances), float(momentum), float(epsilon),
-        local=(width,), real=real, JOIN_MOMENTS=1, **{**blocks.defines, "WIDTH": width},
+    groups, width, each = _groups(device, channels, blocks.parts, JOINED)
+    _launch(
+        device, "join_moments", groups, width, real, blocks.sizes, blocks.parts, each, parts.block, block_of(gamma),
+        stats.block, block_of(means), block_of(variances), float(momentum), float(epsilon), JOIN_MOMENTS=1, **blocks.defines,
     )  # fmt: skip
     y, saved, defines = _Output.like(x, activation, keep)
     blocks.launch(
@@ -347,14 +352,15 @@ def _by_sample(
     rows, n, groups, per, run = view
     device, dtype, real = x.device, x.dtype, x.real
     batch, channels, last = rows // groups, groups * per, "LAST" in kind
-    size, width, each = _groups(device, rows, n, ITEM)
+    of_rows, width, each = _groups(device, rows, n, ITEM)
+    of_rows *= n > 0
     sizes = _sizes(rows, n, each, groups, per, run)
-    built = {"VW": vector_width(device, dtype), "WIDTH": width}
+    built = {"VW": vector_width(device, dtype)}
     stats = empty(device, (rows, 2), dtype)
     y, saved, defines = _Output.like(x, activation, keep)
-    device.launch(
-        "norm", "row_forward", (size if n else 0,), sizes, x.block, block_of(gamma), block_of(beta), stats.block, y.block,
-        block_of(saved), float(epsilon), local=(width,), real=real, ROW_FORWARD=1, **built, **kind, **defines,
+    _launch(
+        device, "row_forward", of_rows, width, real, sizes, x.block, block_of(gamma), block_of(beta), stats.block, y.block,
+        block_of(saved), float(epsilon), ROW_FORWARD=1, **built, **kind, **defines,
     )  # fmt: skip
 
     def backward(dz):
@@ -371,10 +377,10 @@ def _by_sample(
                 summed.append((found, blocks.parts))
             elif not summed:
                 found = empty(device, (batch, channels, 2), dtype)
-                runs, of_runs, some = _groups(device, batch * channels, run, ITEM)
-                device.launch(
-                    "norm", "run_sums", (runs if run else 0,), _sizes(batch * channels, run, some, 1, per), x.block, dz.block,
-                    stats.block, found.block, local=(of_runs,), real=real, RUN_SUMS=1, **{**built, "WIDTH": of_runs},
+                of_runs, most, some = _groups(device, batch * channels, run, ITEM)
+                _launch(
+                    device, "run_sums", of_runs * (run > 0), most, real, _sizes(batch * channels, run, some, 1, per), x.block,
+                    dz.block, stats.block, found.block, RUN_SUMS=1, **built,
                 )  # fmt: skip
                 summed.append((found, batch if run else 0))
             return summed[0]
@@ -383,9 +389,9 @@ def _by_sample(
             into, how = _into(sink)
             if not last or sink.scale is not None:  # x may be its own sink: what else reads it comes first
                 sums()
-            device.launch(
-                "norm", "row_backward", (size if n else 0,), sizes, x.block, dz.block, block_of(gamma), stats.block,
-                None if last else sums()[0].block, *into, local=(width,), real=real, ROW_BACKWARD=1, **built, **kind, **how,
+            _launch(
+                device, "row_backward", of_rows, width, real, sizes, x.block, dz.block, block_of(gamma), stats.block,
+                None if last else sums()[0].block, *into, ROW_BACKWARD=1, **built, **kind, **how,
             )  # fmt: skip
 
         def write(for_gamma: Sink | None = None, for_beta: Sink | None = None):

@@ -489,6 +489,20 @@ class Device:
         """Work-items in a group along the first axis: one number a device, so that nothing is compiled twice."""
         return 1 << (min(128, self.max_group).bit_length() - 1)  # a power of 2: groups add up in halves
 
+    @exclusive("lock")
+    def group_limit(self, file: str, name: str, real: str = "float", **defines: Any) -> int:
+        """The most work-items of a group that a kernel takes as it is compiled: of one that takes many registers some devices
+        allow less than they say."""
+        if self._now.dry:
+            return self.max_group
+        return min(self.max_group, self.programs.group_limit(file, name, real, tuple(sorted(defines.items()))))
+
+    def fitting(self, width: int, file: str, name: str, real: str = "float", **defines: Any) -> int:
+        """The largest group, a power of 2 up to `width`, that a kernel takes with so many compiled in as WIDTH."""
+        while width > 1 and (most := self.group_limit(file, name, real, WIDTH=width, **defines)) < width:
+            width = 1 << (most.bit_length() - 1)
+        return width
+
     def finish(self) -> None:
         """Wait for all work enqueued so far."""
         try:

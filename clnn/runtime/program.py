@@ -79,9 +79,7 @@ class Programs:
         self._usual = [STANDARD, FLUSH]  # options of every program
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
-        self.group_limits: dict[
-            tuple[Any, ...], int
-        ] = {}  # the most work-items of a group, by (file, kernel, real, defines)
+        self.group_limits: dict[tuple[Any, ...], int] = {}  # those asked for so far, by (file, kernel, real, defines)
 
     def build(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
         key = (file, real, defines)
@@ -156,15 +154,25 @@ class Programs:
         """A kernel instance of its own, so that its arguments stay bound (a recording needs that)."""
         kernel = cl.Kernel(self.build(file, real, defines), name)
         kernel.set_scalar_arg_dtypes(types)
+        self._note_limit((file, name, real, defines), kernel)
+        return kernel
+
+    def group_limit(self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...]) -> int:
+        """The most work-items of a group that a kernel takes as it is compiled, which may be fewer than the device says."""
         source = (file, name, real, defines)
         if source not in self.group_limits:
-            device, info = self.context.devices[0], cl.kernel_work_group_info
-            most = kernel.get_work_group_info(info.WORK_GROUP_SIZE, device)
-            multiple = kernel.get_work_group_info(info.PREFERRED_WORK_GROUP_SIZE_MULTIPLE, device)
-            if most == multiple and device.platform.name.strip() == "rusticl":  # Mesa 22.3 takes the one for the other
-                most = device.max_work_group_size
-            self.group_limits[source] = most or 1
-        return kernel
+            self._note_limit(source, cl.Kernel(self.build(file, real, defines), name))
+        return self.group_limits[source]
+
+    def _note_limit(self, source: tuple[Any, ...], kernel: cl.Kernel) -> None:
+        if source in self.group_limits:
+            return
+        device, info = self.context.devices[0], cl.kernel_work_group_info
+        most = kernel.get_work_group_info(info.WORK_GROUP_SIZE, device)
+        multiple = kernel.get_work_group_info(info.PREFERRED_WORK_GROUP_SIZE_MULTIPLE, device)
+        if most == multiple and device.platform.name.strip() == "rusticl":  # Mesa 22.3 takes the one for the other
+            most = device.max_work_group_size
+        self.group_limits[source] = most or 1
 
     def kernel(self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...], types: Any) -> cl.Kernel:
         """The shared kernel instance of eager launches of such arguments: they are set anew at each."""
