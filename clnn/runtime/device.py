@@ -584,6 +584,8 @@ def _take_form(device: Device, text: str) -> str:
         name, _, value = (side.strip() for side in part.partition("="))
         if name not in FORMS:
             raise ConfigurationError(f"CLNN_DEVICE_AS={text!r} names {name!r}; there are {', '.join(FORMS)}")
+        if name in form:
+            raise ConfigurationError(f"CLNN_DEVICE_AS={text!r} says {name} twice")
         attribute, pattern, words, read = FORMS[name]
         if not re.fullmatch(pattern, value):
             raise ConfigurationError(f"CLNN_DEVICE_AS={text!r} says {part!r}, and {name} should be {words}")
@@ -638,7 +640,8 @@ def _finish_at_exit() -> None:
 
 
 def devices() -> list[Device]:
-    """Every device of every OpenCL platform, less those that `CLNN_DEVICE_EXCLUDE` names; empty without a driver."""
+    """Every device of every OpenCL platform, less those that `CLNN_DEVICE_EXCLUDE` names, by kinds and parts of names with
+    commas between; empty without a driver."""
     global _found
     with _lock:
         if _found is None:
@@ -666,13 +669,18 @@ def devices() -> list[Device]:
             mark_twins(every)
             _found = every
     unwanted = [part.strip().lower() for part in os.environ.get("CLNN_DEVICE_EXCLUDE", "").split(",") if part.strip()]
-    return [device for device in _found if not any(part in _label(device) for part in unwanted)]
+    return [device for device in _found if not any(_fits(device, part) for part in unwanted)]
 
 
 def faults() -> list[str]:
     """What was wrong with platforms and devices that `devices()` left out, a sentence each."""
     devices()
     return list(_faults)
+
+
+def _fits(device: Device, part: str) -> bool:
+    """Whether `part` is the device's kind, or for other words a part of its names."""
+    return device.kind == part if part in KINDS else part in _label(device)
 
 
 def _label(device: Device) -> str:
@@ -697,22 +705,21 @@ def find_device(want: str = "", source: str = "the name") -> Device:
         return distinct(best_first)[0]
     head, _, tail = want.partition(":")
     matches: list[Device] = []
-    if head.isdigit() and (not tail or tail.isdigit()):
+    if head.isdecimal() and (not tail or tail.isdecimal()):
         matches = [d for d in there if d.platform_index == int(head) and d.device_index == int(tail or 0)]
     else:
-        index = int(tail) if tail.isdigit() else None
+        index = int(tail) if tail.isdecimal() else None
         part = head if index is not None else want
-        found = [
-            d for d in best_first if (d.kind == part.lower() if part.lower() in KINDS else part.lower() in _label(d))
-        ]
-        found = distinct(found)
+        found = distinct([d for d in best_first if _fits(d, part.lower())])
         matches = found if index is None else found[index : index + 1]
     if not matches:
         listing = "\n".join(
             f"  {d.platform_index}:{d.device_index}  {d.kind}  {d.name}  ({d.platform} {d.version})" for d in there
         )
+        hidden = len(_found or ()) - len(there)
+        less = f" (CLNN_DEVICE_EXCLUDE leaves out {hidden})" if hidden else ""
         raise DeviceError(
-            f"{source} {want!r} matches no OpenCL device. There are:\n{listing}\n"
+            f"{source} {want!r} matches no OpenCL device{less}. There are:\n{listing}\n"
             f"Give a kind (gpu, cpu), a part of a name, or platform:device such as 0:0. {HOW_TO_GET_ONE}"
         )
     return matches[0]
