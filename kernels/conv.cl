@@ -566,10 +566,10 @@ kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, in
 
 #ifdef LOCAL
 // ---- GPUs ---------------------------------------------------------------------------------------------------------------
-// A (M, depth) times B (depth, columns) in tiles of TILE x TILE by groups of SIDE x SIDE work-items, EACH x EACH a work-item.
+// A (M, depth) times B (depth, columns) in tiles of TILE x TILE by groups of SIDE x SIDE work-items, EACH x EACH a work-item. SIDE
+// is 16, or as small a power of 2 as the device needs it.
 //   forward   A = weights (K, C TAPS), B = inputs (C TAPS, N positions), gathered
 //   WEIGHTS   A = dy (K, N positions), B = inputs (N positions, C TAPS and a column of ones), gathered; `depth` a part
-#define SIDE 16
 #define EACH 4
 #define TILE (SIDE * EACH)
 #define KC 16

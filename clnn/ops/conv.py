@@ -21,7 +21,6 @@ from .conv_plan import (
     SIDE,
     Geometry,
     Plan,
-    alone,
     by_lanes,
     geometry,
     limits,
@@ -36,7 +35,7 @@ from .elementwise import scale_add
 from .reduce import sum_to
 from .window import Window
 
-TILE = 64  # of a GPU's groups, as in kernels/conv.cl
+EACH = 4  # results of a work-item of conv_local along each side of its tile, as in kernels/conv.cl
 LONGEST = 1024  # sums of blocks of positions that are added in a row (long sums: kernels/common.cl)
 PARTS = 2  # parts of the batch for each core, in gradients by weights
 
@@ -81,7 +80,23 @@ def _most_taps(g: Geometry) -> int:
 
 def _one(device: Device) -> tuple[int] | None:
     """Work-items of a group where few items do much each: one on a CPU, so that all cores get some."""
-    return (1,) if alone(device) else None
+    return (1,) if device.long_loops else None
+
+
+def _side(device: Device, real: str, **defines: Any) -> int:
+    """Work-items along a side of conv_local's groups, a power of 2: what the device takes, and the kernel as compiled."""
+    side = SIDE
+    while side * side > device.max_group:
+        side //= 2
+    while side > 1 and side * side > device.group_limit("conv", "conv_local", real, LOCAL=1, SIDE=side, **defines):
+        side //= 2
+    return side
+
+
+def _turns(side: int) -> int:
+    """Turns of conv_local's loops, at most, for each of the elements that a sum has: it copies the more, the smaller groups
+    are."""
+    return 2 if side > 2 else 5
 
 
 def _by_clblast(device: Device) -> bool:
@@ -108,14 +123,16 @@ def apply(
     g = turned(g) if flip else g
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
-    plan = plan_for(device, g, dtype, **extra, **epilogue.defines())
+    plan = plan_for(device, g, dtype)
     if plan is None:
-        device.check_turns(2 * g.c * g.taps, f"a convolution of {g.c:,} channels by {g.taps:,} taps")
-        tiles = up(n * math.prod(g.out), TILE) * up(g.k, TILE) * g.groups
+        extra |= epilogue.defines()
+        side = _side(device, real, **extra)
+        device.check_turns(_turns(side) * g.c * g.taps, f"a convolution of {g.c:,} channels by {g.taps:,} taps")
+        tiles = up(n * math.prod(g.out), EACH * side) * up(g.k, EACH * side) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
         device.launch(
-            "conv", "conv_local", (tiles * SIDE * SIDE,), p, q, n, x, w, *epilogue.arguments(y),
-            local=(SIDE * SIDE,), real=real, LOCAL=1, **extra, **epilogue.defines(),
+            "conv", "conv_local", (tiles * side * side,), p, q, n, x, w, *epilogue.arguments(y),
+            local=(side * side,), real=real, LOCAL=1, SIDE=side, **extra,
         )  # fmt: skip
         return
     if plan.kernel == "winograd":
@@ -182,23 +199,25 @@ def weight_gradients(
         return
     real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
     extra: dict[str, Any] = {}
-    plan = plan_for(device, g, dtype, weights=True, WEIGHTS=1)
+    plan = plan_for(device, g, dtype, weights=True)
     if plan is not None and plan.kernel == "winograd":
         _gradients_by_winograd(device, n, g, plan, x, dy, for_w, for_b, dtype)
         return
     if plan is None:
-        kp, tiles, positions = g.k, up(entries + 1, TILE) * up(g.k, TILE) * g.groups, n * math.prod(g.out)
+        side = _side(device, real, WEIGHTS=1)
+        kp, positions, wide = g.k, n * math.prod(g.out), EACH * side
+        tiles = up(entries + 1, wide) * up(g.k, wide) * g.groups
         parts = max(1, min(up(8 * device.compute_units, tiles), positions // 256), positions // LONGEST**2)
         if device.most_turns:  # a part is a loop of conv_local, and a loop of conv_sum goes over parts
-            parts = max(up(2 * positions, device.most_turns), min(parts, device.most_turns // (20 * g.k)), 1)
+            parts = max(up(_turns(side) * positions, device.most_turns), min(parts, device.most_turns // (20 * g.k)), 1)
             device.check_turns(20 * g.k * parts, f"the gradient of {g.k:,} filters by {positions:,} positions")
         depth = max(1, up(up(positions, parts), 16) * 16)
         parts = max(1, up(positions, depth))
         partial = device.allocate(parts * g.groups * (entries + 1) * kp * size)
         p, q = g.vectors(0, 0, 0, 0, 0, 0, depth)
         device.launch(
-            "conv", "conv_local", (parts * tiles * SIDE * SIDE,), p, q, n, x, dy, None, None, partial, None, None, None,
-            local=(SIDE * SIDE,), real=real, LOCAL=1, WEIGHTS=1,
+            "conv", "conv_local", (parts * tiles * side * side,), p, q, n, x, dy, None, None, partial, None, None, None,
+            local=(side * side,), real=real, LOCAL=1, SIDE=side, WEIGHTS=1,
         )  # fmt: skip
     else:
         lanes, limit = by_lanes(g), limits(device, dtype)

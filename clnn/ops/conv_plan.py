@@ -35,7 +35,7 @@ MOST_RUN = 8  # taps of a row that share a pointer in conv_weights
 TURNED = 4  # channels that leave together where vectors ran over them
 WINOGRAD_CHANNELS = 8  # in a group, from which on it pays
 WINOGRAD_SUMS = 1 << 20  # elements that each part of a gradient by weights may sum up: more leave the caches
-SIDE = 16  # of a GPU's groups, as in kernels/conv.cl
+SIDE = 16  # of conv_local's groups, where the device takes them
 PLANS = 16  # of a convolution, that are worth measuring
 PLAIN = {"groups": 1, "stride": (1, 1, 1), "before": (0, 0, 0), "dilation": (1, 1, 1), "up": (1, 1, 1)}  # not in names
 
@@ -409,25 +409,16 @@ def _of_blocks(g: Geometry, limits: Limits, rb: int, cb: int, work: float, plane
     return up(g.out[1], rb) * up(g.out[2], cb) * (work + copies + 300)
 
 
-def alone(device: Device) -> bool:
-    """Whether work-items work by themselves: on CPUs, and where groups are too small for conv_local."""
-    return device.long_loops or device.max_group < SIDE * SIDE
-
-
 def by_lanes(g: Geometry) -> bool:
     """Whether vectors run over positions in gradients by weights: where a group has few outputs."""
     return g.k < FEW_CHANNELS
 
 
-def plans(
-    device: Device, g: Geometry, dtype: Any, weights: bool, measured: Plan | None = None, **local: Any
-) -> tuple[Plan, ...]:
+def plans(device: Device, g: Geometry, dtype: Any, weights: bool, measured: Plan | None = None) -> tuple[Plan, ...]:
     """The plans of a convolution, or of a gradient by `weights`: `measured` if it is one, then what the model finds best.
-    None where conv_local runs. `local` are its defines: compiled with them it may take smaller groups than its own."""
-    if not alone(device):
-        real = device.real(dtype)
-        if not local or device.group_limit("conv", "conv_local", real, LOCAL=1, **local) >= SIDE * SIDE:
-            return ()
+    None where conv_local does it, which is written for GPUs."""
+    if not device.long_loops:
+        return ()
     return (plan_weights if weights else plan_forward)(g, limits(device, dtype), measured)
 
 
@@ -468,8 +459,8 @@ def _refused(entry: Any) -> bool:
     return plan is not None and plan.kernel == "winograd" and plan.rb > largest_tile()
 
 
-def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False, **local: Any) -> Plan | None:
-    """The plan that was measured, or else the model's; None where conv_local does it (`local`: its defines)."""
+def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False) -> Plan | None:
+    """The plan that was measured, or else the model's; None where conv_local does it."""
     known, key = device.tuned or tuning.load(device), (g, dtype, weights)
     measured = known.plans.get(key)
     if measured is None and known.convolutions and key not in known.plans:
@@ -482,7 +473,7 @@ def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False, **l
             if wrong:
                 text = f"{tuning.user_file()} says for {name(g, dtype, weights)!r}: {wrong}; it is left out"
                 warnings.warn(text, tuning.TuningWarning, stacklevel=2)
-    return next(iter(plans(device, g, dtype, weights, measured, **local)), None)
+    return next(iter(plans(device, g, dtype, weights, measured)), None)
 
 
 @contextlib.contextmanager
