@@ -202,6 +202,7 @@ class Progress:
                 self.bar = None
 
     def step(self, times: int = 1) -> None:
+        """Steps were taken."""
         if self.bar is not None:
             self.waiting += times
             if self.waiting >= 64:
@@ -209,6 +210,7 @@ class Progress:
                 self.waiting = 0
 
     def epoch(self, epoch: int, epochs: int, logs: dict[str, float]) -> None:
+        """An epoch has ended, with these logs."""
         if self.bar is not None:
             self.bar.update(self.waiting)
             self.waiting = 0
@@ -216,5 +218,6 @@ class Progress:
             self.bar.set_postfix_str(", ".join(f"{k} {v:.4g}" for k, v in logs.items() if k not in ("lr", "seconds")))
 
     def close(self) -> None:
+        """Take the bar away."""
         if self.bar is not None:
             self.bar.close()

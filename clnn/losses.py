@@ -215,6 +215,7 @@ class Huber(Loss):
 
     @property
     def delta(self) -> float:
+        """The error from which on the loss is linear, above 0; in the unit of the targets."""
         return self.parameter
 
     @delta.setter
@@ -269,6 +270,7 @@ class CrossEntropy(Loss):
 
     @property
     def label_smoothing(self) -> float:
+        """The share of each target that all classes have in common, in [0, 1)."""
         return self.parameter
 
     @label_smoothing.setter

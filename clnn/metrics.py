@@ -87,6 +87,7 @@ def find_metric(which: str | Metric) -> Metric:
 
 
 def metric_name(metric: Metric) -> str:
+    """What a metric is called in logs: its `__name__`, or that of its class."""
     return getattr(metric, "__name__", type(metric).__name__)
 
 

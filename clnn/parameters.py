@@ -54,6 +54,7 @@ class Store(Restored):
         return self._gradients
 
     def gradient_view(self, p: Parameter) -> Block:
+        """Where the gradient of one of its parameters lies."""
         return self.gradients().view(p.position, p.nbytes)
 
     def reclaim(self) -> None:

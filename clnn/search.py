@@ -61,6 +61,7 @@ class Range:
     high: float
 
     def draw(self, generator: np.random.Generator) -> float:
+        """A value of this range."""
         if self.kind == "integers":
             return int(generator.integers(int(self.low), int(self.high), endpoint=True))
         if self.kind == "uniform":
@@ -311,6 +312,7 @@ class Results:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
+        """The trials, best first."""
         return sorted(self.by_trial.values(), key=self.search.order)
 
     def _best(self) -> dict[str, Any]:
@@ -418,6 +420,7 @@ class Trial(Callback):
         self.history.add(logs)
 
     def row(self, failed: str) -> dict[str, Any]:
+        """What is kept of it."""
         history, score = self.history.history, None if failed else self.scores[-1]
         return {
             "trial": self.number, "arguments": self.arguments, "score": score, "scores": [*self.scores],
@@ -463,10 +466,12 @@ class Worker:
         self.seen.add(thing)
 
     def train(self, numbers: Sequence[int], rung: int, alive: Collection[int]) -> Iterator[Trained]:
+        """Trials in the order in which they finish."""
         for number in numbers:
             yield self.train_one(number, rung, alive)
 
     def close(self) -> None:
+        """Let go of all trials."""
         self.held.clear()
 
 
@@ -540,6 +545,7 @@ class Processes:
                 yield trained
 
     def close(self) -> None:
+        """End the worker processes, without waiting for what they do."""
         import multiprocessing
 
         for process in multiprocessing.active_children():

@@ -267,31 +267,81 @@ class Tensor(Array):
 
     # -- reductions and shapes ----------------------------------------------------------------------------------------
     def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The sum over an axis, several, or all of them (None); `keepdims` leaves them with length 1. ShapeError for an axis
+        that there is not. The error grows with log n (kernels/common.cl).
+
+        >>> clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).sum(axis=0).numpy()
+        array([4., 6.], dtype=float32)
+        """
         return apply(reduce, self, kind="sum", axis=axis, keepdims=keepdims)
 
     def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The mean over an axis, several, or all of them, as `sum` takes them. ShapeError over no
+        elements.
+
+        >>> float(clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).mean())
+        2.5
+        """
         return apply(reduce, self, kind="mean", axis=axis, keepdims=keepdims)
 
     def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The largest over an axis, several, or all of them, as `sum` takes them; NaN where one is. Those that
+        are equal share the gradient. ShapeError over no elements.
+
+        >>> clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).max(axis=1, keepdims=True).shape
+        (2, 1)
+        """
         return apply(reduce, self, kind="max", axis=axis, keepdims=keepdims)
 
     def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+        """The smallest over an axis, several, or all of them; otherwise as `max`.
+
+        >>> float(clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).min())
+        1.0
+        """
         return apply(reduce, self, kind="min", axis=axis, keepdims=keepdims)
 
     def argmax(self, axis: int = -1) -> Tensor:
+        """Where along an axis the largest is, as int32: the first of those that are equal, the first NaN where there is one.
+        It has no gradient.
+
+        >>> clnn.tensor([[1.0, 2.0], [4.0, 3.0]]).argmax().numpy()
+        array([1, 0], dtype=int32)
+        """
         return _wrap(argmax(self, axis))
 
     def reshape(self, *shape: Any) -> Tensor:
+        """The same elements in the same order, in another shape, with one -1 for what is left over. Nothing is copied. ShapeError
+        where the number of elements differs.
+
+        >>> clnn.tensor([[1, 2, 3], [4, 5, 6]]).reshape(3, -1).shape
+        (3, 2)
+        """
         return apply(reshape, self, shape=spread("reshape", shape))
 
     def transpose(self, *axes: Any) -> Tensor:
+        """The axes in another order: axis i of the result is axis axes[i]; without axes, all in reverse. ShapeError unless each
+        axis is named once.
+
+        >>> clnn.zeros((2, 3, 4)).transpose(0, 2, 1).shape
+        (2, 4, 3)
+        """
         return apply(transpose, self, axes=spread("transpose", axes) if axes and axes != (None,) else None)
 
     @property
     def T(self) -> Tensor:
+        """`transpose()`: all axes in reverse."""
         return self.transpose()
 
     def broadcast_to(self, shape: Sequence[int]) -> Tensor:
+        """Repeated along new axes in front and along axes of length 1, as NumPy has it; the gradient is summed over them.
+        ShapeError where an axis has another length.
+
+        >>> clnn.tensor([1.0, 2.0]).broadcast_to((3, 2)).numpy()
+        array([[1., 2.],
+               [1., 2.],
+               [1., 2.]], dtype=float32)
+        """
         return apply(broadcast_to, self, shape=sizes("broadcast_to", shape))
 
     def __getitem__(self, key: Any) -> Tensor:
@@ -304,7 +354,7 @@ class Tensor(Array):
         )
 
 
-def _told(slot: str) -> Any:
+def _told(slot: str, doc: str) -> Any:
     """An attribute kept in `slot` whose change recordings hear of."""
 
     def write(self: Any, value: Any) -> None:
@@ -312,7 +362,7 @@ def _told(slot: str) -> Any:
             structure_changed()
         setattr(self, slot, value)
 
-    return property(lambda self: getattr(self, slot), write)
+    return property(lambda self: getattr(self, slot), write, doc=doc)
 
 
 class Parameter(Tensor, Restored):
@@ -368,7 +418,9 @@ class Parameter(Tensor, Restored):
             structure_changed()
         self._trainable = bool(value)
 
-    decays, rate_factor, max_norm = _told("_decays"), _told("_rate_factor"), _told("_max_norm")
+    decays = _told("_decays", "Whether weight decay and L1 apply to it, as they do to weights and not to biases.")
+    rate_factor = _told("_rate_factor", "What the learning rate is multiplied by for it: 1.0 unless set.")
+    max_norm = _told("_max_norm", "The length that the weights into a unit are cut to after each step; None for any.")
 
     @property
     def requires_grad(self) -> bool:

@@ -50,6 +50,7 @@ class History:
         self.history: dict[str, list[float]] = {}
 
     def add(self, logs: dict[str, float]) -> None:
+        """An epoch more: its losses, metrics and the like, by name."""
         for name, value in logs.items():
             self.history.setdefault(name, []).append(value)
 

@@ -1,5 +1,9 @@
-"""What the READMEs say: their Python runs, their links lead somewhere, and the table of everything there is names all of it."""
+"""What the READMEs and docstrings say: their Python runs, their links lead somewhere, and everything public is explained."""
 
+import doctest
+import importlib
+import inspect
+import pkgutil
 import re
 from pathlib import Path
 
@@ -88,3 +92,41 @@ def test_the_table_names_everything():
     wanted = public - {"Layer", "Optimizer", "Schedule"}
     wanted |= set(clnn.functions.__all__) | set(ACTIVATIONS) | set(clnn.losses.LOSSES)
     assert not wanted - said
+
+
+LIBRARY = [m.name for m in pkgutil.walk_packages(clnn.__path__, "clnn.") if not m.name.endswith(("__main__", "worker"))]
+
+
+def test_examples_in_docstrings(device):
+    found = doctest.TestResults(0, 0)
+    for name in LIBRARY:
+        module = importlib.import_module(name)
+        one = doctest.testmod(module, extraglobs={"clnn": clnn, "np": np})
+        found = doctest.TestResults(found.failed + one.failed, found.attempted + one.attempted)
+    assert found.failed == 0
+    assert found.attempted >= 8
+
+
+def unexplained(thing, name):
+    """What `help` would show without a word: public functions, classes, and their methods and properties."""
+    if inspect.isclass(thing) and thing.__module__.startswith("clnn"):
+        if not thing.__doc__:
+            yield name
+        for own, value in vars(thing).items():
+            inner = value.fget if isinstance(value, property) else getattr(value, "__func__", value)
+            if own.startswith("_") or not (isinstance(value, property) or inspect.isfunction(inner)):
+                continue
+            if not inspect.getdoc(getattr(thing, own)):  # also one that it inherits
+                yield f"{name}.{own}"
+    elif inspect.isfunction(thing) and not thing.__doc__:
+        yield name
+
+
+def test_everything_public_is_explained():
+    rooms = [clnn, *(getattr(clnn, name) for name in clnn.__all__ if inspect.ismodule(getattr(clnn, name)))]
+    things = {
+        f"{room.__name__}.{name}": value for room in rooms for name, value in vars(room).items() if name[0] != "_"
+    }
+    things = {name: value for name, value in things.items() if getattr(value, "__module__", "").startswith("clnn.")}
+    assert len(things) > 150
+    assert sorted({missing for name, value in things.items() for missing in unexplained(value, name)}) == []

@@ -35,18 +35,22 @@ class Array:
 
     @property
     def size(self) -> int:
+        """How many elements it has."""
         return math.prod(self.shape)
 
     @property
     def ndim(self) -> int:
+        """How many axes it has."""
         return len(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """How many bytes its elements take."""
         return self.size * self.dtype.itemsize
 
     @property
     def real(self) -> str:
+        """The OpenCL type of its elements."""
         return self.device.real(self.dtype)
 
     def alias(self) -> Array:
@@ -79,6 +83,7 @@ def empty(device: Device, shape: Sequence[int], dtype: Any = np.float32) -> Arra
 
 
 def empty_like(x: Array) -> Array:
+    """An array of the same form, with anything in it."""
     return empty(x.device, x.shape, x.dtype)
 
 

@@ -56,6 +56,7 @@ class Generator:
         return [int(v) for v in self.device.read(self.cell, np.empty(3, np.uint32))]
 
     def set_state(self, state: Sequence[int]) -> None:
+        """Go on from where `state()` was."""
         position, low, high = (int(v) for v in state)
         self.reseed(low | high << 32, position)
 

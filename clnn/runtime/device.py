@@ -226,6 +226,7 @@ class Device:
 
     @property
     def queue(self) -> cl.CommandQueue:
+        """The one queue of commands, in order. ClnnError in a process forked after the device was opened."""
         check_not_forked()
         return self._queue
 
@@ -235,6 +236,7 @@ class Device:
 
     @property
     def memory(self) -> Memory:
+        """The pool that its memory comes from. ClnnError in a process forked after the device was opened."""
         check_not_forked()
         return self._memory
 
@@ -263,6 +265,7 @@ class Device:
         return self.memory.peak
 
     def reset_memory_peak(self) -> None:
+        """Have `memory_peak` start again from what is in use now."""
         self.memory.peak = self.memory.in_use
 
     def real(self, dtype: Any) -> str:

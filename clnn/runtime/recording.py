@@ -48,6 +48,7 @@ def structure_changed() -> None:
 
 
 def structure_version() -> int:
+    """How often `structure_changed` was called."""
     return _Structure.version
 
 
