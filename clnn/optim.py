@@ -299,9 +299,10 @@ class Optimizer(Watched):
     # -- parameters and what is kept of them --------------------------------------------------------------------------
     def attach(self, parameters: Sequence[Parameter]) -> None:
         """Take charge of `parameters`: they move into a flat store where they have none."""
-        self._given, wanted = tuple(parameters), [p for p in parameters if p.trainable]
+        wanted = [p for p in parameters if p.trainable]
         if not wanted:
             raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
+        self._given = tuple(parameters)
         if (
             self._runs is not None
             and self._loaded is None
@@ -433,15 +434,17 @@ class Optimizer(Watched):
         for run in runs(self.parameters):
             w, average = run.part(run.store.block), run.part(self.average(run.store))
             swaps.append((run.store.device.memory.allocate(w.nbytes, pooled=False), w, average))
-        for aside, w, average in swaps:
-            w.device.copy(w, aside, w.nbytes)
-            w.device.copy(average, w, w.nbytes)
+        with self._alone():
+            for aside, w, average in swaps:
+                w.device.copy(w, aside, w.nbytes)
+                w.device.copy(average, w, w.nbytes)
         self._put_aside = [(aside, w) for aside, w, _ in swaps]
         try:
             yield
         finally:
-            for aside, w in self._put_aside:
-                w.device.copy(aside, w, w.nbytes)
+            with self._alone():
+                for aside, w in self._put_aside:
+                    w.device.copy(aside, w, w.nbytes)
             self._put_aside = None
 
     def fuse(self) -> None:
@@ -697,8 +700,20 @@ class Optimizer(Watched):
         """Step and epoch counts, and what is kept of the parameters: what an exact resume needs.
 
         "arrays" are "<i>.<k>" for parameter number i of "names" and buffer number k of "states", or "<i>.average". `named`:
-        the names to use, as `net.named_parameters()` gives them; by default each parameter's own.
+        the parameters with the names to use, as `net.named_parameters()` gives them; by default those that it trains now.
         """
+        with self._alone():
+            return self._state_dict(named)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Within it no other thread works on the devices of the parameters."""
+        with contextlib.ExitStack() as stack:
+            for one in sorted({s.device for s in self._stores}, key=lambda d: (d.platform_index, d.device_index)):
+                stack.enter_context(one.lock)
+            yield
+
+    def _state_dict(self, named: Iterable[tuple[str, Parameter]] | None) -> dict[str, Any]:
         theirs = {p: name for name, p in named or ()}
         given, listed = self._given, list(dict.fromkeys((*self.parameters, *self._given)))
         steps, epochs, waiting = self._clock.steps, self.epochs, self._waiting

@@ -70,6 +70,7 @@ class Step:
         name = getattr(function, "__name__", type(function).__name__)
         self.replays = Replays(name, record)
         self.descending = list(descending)
+        self.given: Any = None  # the parameters that these train in it, where whoever runs it says so
         self.reads = dict.fromkeys(map(_Same, (*descending, *reads)))
         self._watch: Watch | None = None  # of what its Python reads
         self._moves = 0  # how often that has changed
@@ -188,8 +189,7 @@ class Step:
             return
         if self._watch is not None and self._watch.changed():
             self._watch, self._moves = None, self._moves + 1
-        for optimizer in self.descending:
-            optimizer.fuse()
+        self.claim()
         moved = entry.version != (structure_version(), self._moves)
         if entry.recording is None:
             if entry.eager:  # it changes containers itself at every call, so these say nothing
@@ -251,11 +251,17 @@ class Step:
             context.advance(cell)
         return function(context)
 
+    def claim(self) -> None:
+        """Have `descending` in charge of this step's parameters, whatever else they trained since the last call."""
+        for optimizer in self.descending:
+            if self.given is not None and optimizer.given is not self.given:
+                optimizer.attach(self.given)
+            optimizer.fuse()
+
     def _ready(self, entry: Entry | None) -> _Call:
         """Before a call: have the optimizers and the gradients' buffers as the recordings of `entry` expect them."""
         known: _Call = (entry and entry.known) or NOTHING
-        for optimizer in self.descending:
-            optimizer.fuse()
+        self.claim()
         for optimizer, (parameters, steps) in known.steps.items():
             if not any(p.trainable for p in parameters):  # whether the step still has part in it, its Python says
                 continue

@@ -445,12 +445,14 @@ def fit(
     plan = _rows(n, batch_size)
     if plan.min() == 1:
         _check_alone(model, xs, f"of {n} samples in mini-batches of {batch_size} the last has 1")
-    optimizer.attach(consolidated(model))
+    with device.lock:  # another thread may train another model with the same optimizer
+        optimizer.attach(consolidated(model))
+        optimizer.begin_fit(len(plan), epochs)
+        given, position = optimizer.given, optimizer.steps
     model.loss, model.optimizer = loss, optimizer
     classes = target.dtype == np.int32
     resident, capacity = _capacity(device, n, batch_size, xs, target, weight is not None)
     feed = Feed(device, capacity, xs, target, weight is not None, ordered=resident)
-    optimizer.begin_fit(len(plan), epochs)
     results = Results(device, len(plan), dtype, found_metrics)
 
     def train(context: Any, rows: int) -> None:
@@ -465,9 +467,9 @@ def fit(
         optimizer.descend(start)
 
     step = Step(train, record, [optimizer], reads=[model, loss, *found_metrics])
-    structure = structure_version()
+    step.given, structure = given, structure_version()
     if seed is not None:  # where an uninterrupted run would be
-        random.generator(device).reseed(seed, position=optimizer.steps)
+        random.generator(device).reseed(seed, position=position)
     history = History()
     bar = Progress(epochs, len(plan), progress)
     evaluation = Evaluation(model, loss, found_metrics, record) if held_out else None
@@ -482,17 +484,19 @@ def fit(
         for epoch in range(epochs):
             for callback in callbacks:
                 callback.on_epoch_begin(model, epoch)
-            for p in optimizer.parameters:  # gradients from elsewhere have no part in this
-                p.spent()
+            with device.lock:
+                for p in step.given:  # gradients from elsewhere have no part in this
+                    p.spent()
             began = time.perf_counter()
             output = build_for(model, xs)
-            if structure != structure_version():  # a callback has changed something
-                if isinstance(loss, Loss):
-                    loss.check((n, *output), target.shape, target.dtype)
-                optimizer.attach(consolidated(model))
-                structure = structure_version()
-            order = _permutation(n, shuffle, seed, optimizer.epochs)
-            first_step = optimizer.steps
+            with device.lock:
+                if structure != structure_version():  # a callback has changed something
+                    if isinstance(loss, Loss):
+                        loss.check((n, *output), target.shape, target.dtype)
+                    optimizer.attach(consolidated(model))
+                    step.given, structure = optimizer.given, structure_version()
+                step.claim()
+                order, first_step = _permutation(n, shuffle, seed, optimizer.epochs), optimizer.steps
             done = 0
             for start in range(0, n, capacity):
                 part = order[start : start + capacity]
@@ -519,11 +523,15 @@ def fit(
                         bar.step(times)
                         done += times
             logs = _epoch_logs(results, plan, classes, epoch, first_step)
-            optimizer.epochs += 1
+            with device.lock:
+                step.claim()
+                optimizer.epochs += 1
             if evaluation and held_out:
                 logs |= {f"val_{key}": value for key, value in evaluation.run(*held_out).items()}
-            logs["lr"] = optimizer.rate(max(0, optimizer.steps - 1))
-            optimizer.observe(logs.get("val_loss", logs["loss"]))  # before callbacks, which may save the model
+            with device.lock:
+                step.claim()
+                logs["lr"] = optimizer.rate(max(0, optimizer.steps - 1))
+                optimizer.observe(logs.get("val_loss", logs["loss"]))  # before callbacks, which may save the model
             logs["seconds"] = time.perf_counter() - began
             history.add(logs)
             bar.epoch(epoch, epochs, logs)

@@ -281,6 +281,59 @@ def test_what_waits_for_a_frozen_layer_waits_while_another_model_is_trained(devi
         np.testing.assert_array_equal(p, q)
 
 
+class Between(clnn.callbacks.Callback):
+    """Calls a function after each epoch."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def on_epoch_end(self, model, epoch, logs):
+        self.function()
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("way", ["fit", "step", "save"])
+@pytest.mark.parametrize("record", [True, False])
+def test_a_callback_trains_something_else_with_the_same_optimizer(device, rng, rule, way, record):
+    if way == "step" and "schedule" in rule:
+        pytest.skip("it counts in epochs")
+    x, y = data(rng)
+    found = []
+    for shared in (True, False):
+        first, optimizer = net_of(3), RULES[rule]()
+        second, other = net_of(4), optimizer if shared else RULES[rule]()
+
+        def extra(second=second, other=other):
+            clnn.losses.mse(second(x), y).backward()
+            other.step(second.parameters())
+
+        between = {
+            "fit": lambda second=second, other=other: second.fit(x, y, optimizer=other, epochs=2, **FIT),
+            "step": extra,
+            "save": lambda second=second, other=other: other.state_dict(list(second.named_parameters())),
+        }[way]
+        first.fit(x, y, optimizer=optimizer, epochs=4, callbacks=[Between(between)], record=record, **FIT)
+        state = optimizer.state_dict(first.named_parameters())
+        found.append((values(first) + values(second), state["steps"], state["epochs"]))
+    assert found[0][1:] == found[1][1:] == (12, 4)
+    for p, q in zip(found[0][0], found[1][0], strict=True):
+        np.testing.assert_array_equal(p, q)
+
+
+def test_after_steps_of_a_part_in_a_callback_all_is_trained(device, rng):
+    x, y = data(rng)
+    net, optimizer = net_of(), clnn.SGD(0.05)
+
+    def part():
+        clnn.losses.mse(net(x), y).backward()
+        optimizer.step(net.layers[-1].parameters())
+
+    before, seen = values(net), []
+    net.fit(x, y, optimizer=optimizer, epochs=2, callbacks=[Between(lambda: (part(), seen.append(values(net))))], **FIT)
+    assert all(not np.array_equal(p, q) for p, q in zip(before, seen[0]))
+    assert all(not np.array_equal(p, q) for p, q in zip(*seen))
+
+
 def test_the_first_step_for_a_second_model(device, rng):
     x, y = data(rng, 8)
     optimizer = clnn.Adam(0.001)

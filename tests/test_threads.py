@@ -1,5 +1,6 @@
 """Threads that share a device, a model or a step: each gets the answer that it would get alone."""
 
+import copy
 import gc
 import http.client
 import http.server
@@ -139,6 +140,64 @@ def test_whole_steps_are_seen(device):
     for state in seen:
         (w,) = state.values()
         assert w[0] == w[1]
+
+
+@pytest.mark.parametrize("look", ["copies", "optimizer"])
+def test_copies_and_states_are_those_of_one_step(device, look):
+    """Two layers with the same weights that get the same gradients: whatever is taken from them is the same."""
+    layers = [clnn.Dense(1, bias=False), clnn.Dense(1, bias=False)]
+    net = clnn.Sequential([Both(layers)], input_shape=2)
+    net.load_state_dict({name: np.zeros_like(value) for name, value in net.state_dict().items()})
+    x, y, optimizer, stop = (
+        np.ones((40, 2), np.float32),
+        np.ones((40, 1), np.float32),
+        clnn.Adam(1e-3),
+        threading.Event(),
+    )
+
+    def fit():
+        try:
+            net.fit(x, y, loss="mse", optimizer=optimizer, epochs=30, batch_size=2, progress=False)
+        finally:
+            stop.set()
+
+    def take():
+        seen = []
+        while not stop.is_set():
+            if look == "copies":
+                seen.append(list(copy.deepcopy(net).state_dict().values()))
+            else:
+                arrays = optimizer.state_dict()["arrays"]
+                seen += [[array for key, array in arrays.items() if key.endswith(end)] for end in (".0", ".1")]
+        return seen
+
+    _, seen = together(fit, take)
+    for arrays in seen:
+        assert all(np.array_equal(array, arrays[0]) for array in arrays)
+
+
+class Both(clnn.Layer):
+    def __init__(self, layers):
+        self.layers = layers
+
+    def forward(self, x):
+        return self.layers[0](x) + self.layers[1](x)
+
+
+def test_one_optimizer_for_two_models_in_two_threads(device, rng):
+    x, y = normal(rng, (105, 8)).astype(np.float32), rng.integers(0, 3, 105)
+    optimizer, alone, nets = (
+        clnn.Adam(0.01),
+        [trained(seed, x, y, epochs=4) for seed in (1, 2)],
+        [network(1), network(2)],
+    )
+
+    def fit(seed):
+        options = {"optimizer": optimizer, "epochs": 4, "batch_size": 10, "seed": seed, "progress": False}
+        nets[seed - 1].fit(x, y, loss="cross_entropy", **options)
+
+    together(lambda: fit(1), lambda: fit(2))
+    assert all(same(a, net.state_dict()) for a, net in zip(alone, nets))
 
 
 def test_eager_operations_beside_recorded_steps(device, rng):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import inspect
 import re
 import threading
@@ -253,6 +254,13 @@ class Layer(Watched):
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: everything but what calls have left here to be faster."""
         return {name: value for name, value in vars(self).items() if name not in ("_evaluations", "_output_shape")}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Layer:
+        """A copy with all weights as they are between two steps, also where another thread trains."""
+        memo[id(self)] = made = type(self).__new__(type(self))
+        with self._device.lock if self._device is not None else contextlib.nullcontext():
+            vars(made).update(copy.deepcopy(self.__getstate__(), memo))
+        return made
 
     # -- state --------------------------------------------------------------------------------------------------------
     @exclusive("device.lock")
