@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import numbers
+from .checks import check_count, in_range, numbers
 from .errors import ConfigurationError, ShapeError
 from .layers.base import Layer, snake
 from .losses import host_target
@@ -17,7 +17,6 @@ from .ops.random import Generator
 from .parameters import gradients_aside, runs, statistics_kept
 from .random import drawing_from
 from .runtime.memory import Block
-from .schedules import check, check_count
 from .tensor import Parameter, tensor
 
 
@@ -63,7 +62,7 @@ class EarlyStopping(Callback):
     ) -> None:
         self.monitor, self.restore_best = monitor, restore_best
         self.patience = check_count("EarlyStopping's patience", patience, 1)
-        self.min_delta = check("EarlyStopping's min_delta", min_delta, 0.0, math.inf)
+        self.min_delta = in_range("EarlyStopping's min_delta", min_delta, 0.0, math.inf)
         if mode is None:
             mode = (
                 "min" if re.search(r"loss$", monitor) else "max" if re.search(r"(accuracy|top_\d+)$", monitor) else ""

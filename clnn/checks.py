@@ -33,6 +33,21 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def in_range(name: str, value: Any, low: float, high: float, closed: str = "[)") -> float:
+    """`value` as a float, if it lies in the range."""
+    fits = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    fits = (
+        fits
+        and (low <= value if closed[0] == "[" else low < value)
+        and (value <= high if closed[1] == "]" else value < high)
+    )
+    if not fits:
+        raise ConfigurationError(
+            f"{name} should be in {closed[0]}{low:g}, {high:g}{closed[1]}, {value!r} was provided instead"
+        )
+    return float(value)
+
+
 def sizes(what: str, value: Any) -> tuple[int, ...]:
     """A shape, or the one size of it, as a tuple of ints of 0 or more."""
     shape = whole_numbers(what, value)

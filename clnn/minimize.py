@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .checks import check_count, in_range
 from .errors import ConfigurationError, Diverged, OutOfDeviceMemory
 from .ops.array import FLOATS
 from .parameters import consolidate, runs
-from .schedules import check, check_count
 from .step import copied
 from .tensor import Parameter, Tensor, concat, tensor
 
@@ -184,8 +184,8 @@ class Minimizer:
     """
 
     def __init__(self, tolerance_gradient: float = 1e-7, tolerance_change: float = 1e-9) -> None:
-        self.tolerance_gradient = check("tolerance_gradient", tolerance_gradient, 0.0, math.inf)
-        self.tolerance_change = check("tolerance_change", tolerance_change, 0.0, math.inf)
+        self.tolerance_gradient = in_range("tolerance_gradient", tolerance_gradient, 0.0, math.inf)
+        self.tolerance_change = in_range("tolerance_change", tolerance_change, 0.0, math.inf)
         self.steps = self.evaluations = 0  # in all calls of minimize
         self._objective: Objective | None = None  # the last one
         self._pending: dict[str, np.ndarray] | None = None
@@ -330,7 +330,7 @@ class LBFGS(Minimizer):
         tolerance_change: float = 1e-9,
     ) -> None:
         super().__init__(tolerance_gradient, tolerance_change)
-        self.lr = check("LBFGS lr", lr, 0.0, math.inf, "()")
+        self.lr = in_range("LBFGS lr", lr, 0.0, math.inf, "()")
         self.history = check_count("LBFGS history", history, 1)
         self._pairs: deque[tuple[Tensor, Tensor, float]] = deque(maxlen=self.history)  # s, y, s . y
 
@@ -422,7 +422,7 @@ class HessianFree(Minimizer):
         tolerance_change: float = 1e-9,
     ) -> None:
         super().__init__(tolerance_gradient, tolerance_change)
-        self.damping = check("HessianFree damping", damping, 0.0, math.inf)
+        self.damping = in_range("HessianFree damping", damping, 0.0, math.inf)
         self.iterations = check_count("HessianFree iterations", iterations, 1)
 
     def _solve(self, objective: Objective, here: Point) -> tuple[Tensor, float, bool]:
@@ -462,5 +462,5 @@ class HessianFree(Minimizer):
         return {**super().state_dict(), "damping": self.damping}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.damping = check("the damping in the state", state["damping"], 0.0, math.inf)
+        self.damping = in_range("the damping in the state", state["damping"], 0.0, math.inf)
         super().load_state_dict(state)

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from . import registry
-from .checks import arguments, as_argument
+from .checks import arguments, as_argument, in_range
 from .errors import CheckpointError, ClnnError, ConfigurationError
 from .gemm import SCALE_PAIRS, Scale, constant_block
 from .gemm.tile import vector_width
@@ -29,7 +29,7 @@ from .runtime.device import Device, devices
 from .runtime.memory import Block
 from .runtime.recording import advance_cells, structure_changed, structure_version
 from .runtime.watch import Restored, Watch, Watched, rebinds
-from .schedules import Schedule, check, find_rate, is_known
+from .schedules import Schedule, find_rate, is_known
 from .schedules import describe as describe_rate
 from .tensor import Node, Parameter, backpropagate, moment
 
@@ -122,12 +122,12 @@ class Optimizer(Watched):
         self._clock = _Clock()
         self._fit: tuple[int, int, int, int] | None = None  # what the last fit told schedules
         self.lr = lr
-        self.weight_decay = check("weight_decay", weight_decay, 0.0, math.inf)
-        self.l1 = check("l1", l1, 0.0, math.inf)
+        self.weight_decay = in_range("weight_decay", weight_decay, 0.0, math.inf)
+        self.l1 = in_range("l1", l1, 0.0, math.inf)
         self.keep_gradients = keep_gradients
-        self.clip_norm = None if clip_norm is None else check("clip_norm", clip_norm, 0.0, math.inf, "()")
-        self.clip_value = None if clip_value is None else check("clip_value", clip_value, 0.0, math.inf, "()")
-        self.ema = None if ema is None else check("ema", ema, 0.0, 1.0)
+        self.clip_norm = None if clip_norm is None else in_range("clip_norm", clip_norm, 0.0, math.inf, "()")
+        self.clip_value = None if clip_value is None else in_range("clip_value", clip_value, 0.0, math.inf, "()")
+        self.ema = None if ema is None else in_range("ema", ema, 0.0, 1.0)
         self.epochs = 0  # trained so far by fit, which orders its samples by this number
         self.parameters: list[Parameter] = []
         self._given: tuple[Parameter, ...] = ()  # those, and the frozen ones
@@ -226,7 +226,7 @@ class Optimizer(Watched):
 
     def _rate(self, step: int) -> float:
         lr: Any = self.lr
-        return check("the schedule's lr", lr(step), 0.0, math.inf) if callable(lr) else lr
+        return in_range("the schedule's lr", lr(step), 0.0, math.inf) if callable(lr) else lr
 
     def begin_fit(self, steps_per_epoch: int, epochs: int) -> None:
         """A fit begins that goes on for `epochs` epochs of so many steps: schedules count in those."""
@@ -850,7 +850,7 @@ class SGD(Optimizer):
         **options: Any,
     ) -> None:
         super().__init__(lr, weight_decay, **options)
-        self.momentum = check("momentum", momentum, 0.0, 1.0)
+        self.momentum = in_range("momentum", momentum, 0.0, 1.0)
         if nesterov and not momentum:
             raise ConfigurationError("nesterov=True needs a momentum above 0, such as 0.9")
         self.nesterov, self.decoupled = bool(nesterov), bool(decoupled)
@@ -901,9 +901,9 @@ class Adam(Optimizer):
     ) -> None:
         super().__init__(lr, weight_decay, **options)
         kind = type(self).__name__
-        self.beta1 = check(f"{kind} beta1", beta1, 0.0, 1.0)
-        self.beta2 = check(f"{kind} beta2", beta2, 0.0, 1.0)
-        self.epsilon = check(f"{kind} epsilon", epsilon, 0.0, math.inf)
+        self.beta1 = in_range(f"{kind} beta1", beta1, 0.0, 1.0)
+        self.beta2 = in_range(f"{kind} beta2", beta2, 0.0, 1.0)
+        self.epsilon = in_range(f"{kind} epsilon", epsilon, 0.0, math.inf)
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         # m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon), with the corrections moved into lr and epsilon
@@ -951,7 +951,7 @@ class Nadam(Adam):
         **options: Any,
     ) -> None:
         super().__init__(lr, beta1, beta2, epsilon, **options)
-        self.momentum_decay = check("Nadam momentum_decay", momentum_decay, 0.0, math.inf)
+        self.momentum_decay = in_range("Nadam momentum_decay", momentum_decay, 0.0, math.inf)
 
     def _mu(self, t: np.ndarray) -> np.ndarray:
         return self.beta1 * (1.0 - 0.5 * 0.96 ** (t * self.momentum_decay))
@@ -996,7 +996,7 @@ class LAMB(Adam):
         **options: Any,
     ) -> None:
         super().__init__(lr, beta1, beta2, epsilon, weight_decay, **options)
-        check("LAMB epsilon", epsilon, 0.0, math.inf, "()")  # the zeros between parameters are divided by it
+        in_range("LAMB epsilon", epsilon, 0.0, math.inf, "()")  # the zeros between parameters are divided by it
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         root = np.sqrt(1.0 - self.beta2**t)  # here the correction cannot go into lr, which decay has a part in
@@ -1070,9 +1070,9 @@ class RMSprop(Optimizer):
         **options: Any,
     ) -> None:
         super().__init__(lr, **options)
-        self.alpha = check("RMSprop alpha", alpha, 0.0, 1.0)
-        self.epsilon = check("RMSprop epsilon", epsilon, 0.0, math.inf, "()")
-        self.momentum, self.centered = check("momentum", momentum, 0.0, 1.0), bool(centered)
+        self.alpha = in_range("RMSprop alpha", alpha, 0.0, 1.0)
+        self.epsilon = in_range("RMSprop epsilon", epsilon, 0.0, math.inf, "()")
+        self.momentum, self.centered = in_range("momentum", momentum, 0.0, 1.0), bool(centered)
 
     @property
     def rule(self) -> str:  # type: ignore[override]
@@ -1097,8 +1097,8 @@ class Adagrad(Optimizer):
 
     def __init__(self, lr: Rate = 0.01, lr_decay: float = 0.0, epsilon: float = 1e-10, **options: Any) -> None:
         super().__init__(lr, **options)
-        self.lr_decay = check("Adagrad lr_decay", lr_decay, 0.0, math.inf)
-        self.epsilon = check("Adagrad epsilon", epsilon, 0.0, math.inf, "()")
+        self.lr_decay = in_range("Adagrad lr_decay", lr_decay, 0.0, math.inf)
+        self.epsilon = in_range("Adagrad epsilon", epsilon, 0.0, math.inf, "()")
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         return lr / (1.0 + (t - 1) * self.lr_decay), 0.0, 0.0, self.epsilon
@@ -1115,8 +1115,8 @@ class Adadelta(Optimizer):
 
     def __init__(self, lr: Rate = 1.0, rho: float = 0.9, epsilon: float = 1e-6, **options: Any) -> None:
         super().__init__(lr, **options)
-        self.rho = check("Adadelta rho", rho, 0.0, 1.0)
-        self.epsilon = check("Adadelta epsilon", epsilon, 0.0, math.inf, "()")
+        self.rho = in_range("Adadelta rho", rho, 0.0, 1.0)
+        self.epsilon = in_range("Adadelta epsilon", epsilon, 0.0, math.inf, "()")
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         return lr, self.rho, 0.0, self.epsilon
@@ -1135,7 +1135,7 @@ class Lion(Optimizer):
         self, lr: Rate = 0.0001, beta1: float = 0.9, beta2: float = 0.99, weight_decay: float = 0.0, **options: Any
     ) -> None:
         super().__init__(lr, weight_decay, **options)
-        self.beta1, self.beta2 = check("Lion beta1", beta1, 0.0, 1.0), check("Lion beta2", beta2, 0.0, 1.0)
+        self.beta1, self.beta2 = in_range("Lion beta1", beta1, 0.0, 1.0), in_range("Lion beta2", beta2, 0.0, 1.0)
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         return lr, self.beta1, self.beta2

@@ -12,27 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-
 from . import registry
-from .checks import check_count
+from .checks import check_count, in_range
 from .errors import ConfigurationError
 from .runtime.watch import Watched
-
-
-def check(name: str, value: Any, low: float, high: float, closed: str = "[)") -> float:
-    """`value` as a float, if it lies in the range."""
-    fits = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    fits = (
-        fits
-        and (low <= value if closed[0] == "[" else low < value)
-        and (value <= high if closed[1] == "]" else value < high)
-    )
-    if not fits:
-        raise ConfigurationError(
-            f"{name} should be in {closed[0]}{low:g}, {high:g}{closed[1]}, {value!r} was provided instead"
-        )
-    return float(value)
 
 
 def _between(first: float, last: float, share: float) -> float:
@@ -49,7 +32,7 @@ class Schedule(Watched):
     epochs: float | None = None  # that it spans; None: all of fit's
 
     def __init__(self, epochs: float | None = None, steps_per_epoch: int | None = None) -> None:
-        self.epochs = None if epochs is None else check("epochs", epochs, 0.0, math.inf, "()")
+        self.epochs = None if epochs is None else in_range("epochs", epochs, 0.0, math.inf, "()")
         self.steps_per_epoch = None if steps_per_epoch is None else check_count("steps_per_epoch", steps_per_epoch, 1)
         self._per: int | None = self.steps_per_epoch
         self._total: int | None = None  # steps in all, where fit has said so
@@ -122,7 +105,7 @@ class Constant(Schedule):
 
     def __init__(self, lr: float) -> None:
         super().__init__()
-        self.lr = check("lr", lr, 0.0, math.inf)
+        self.lr = in_range("lr", lr, 0.0, math.inf)
 
     def rate(self, t: int) -> float:
         return self.lr
@@ -133,9 +116,9 @@ class StepDecay(Schedule):
 
     def __init__(self, lr: float, every: float, factor: float = 0.1, steps_per_epoch: int | None = None) -> None:
         super().__init__(None, steps_per_epoch)
-        self.lr = check("lr", lr, 0.0, math.inf)
-        self.every = check("every", every, 0.0, math.inf, "()")
-        self.factor = check("factor", factor, 0.0, 1.0, "(]")
+        self.lr = in_range("lr", lr, 0.0, math.inf)
+        self.every = in_range("every", every, 0.0, math.inf, "()")
+        self.factor = in_range("factor", factor, 0.0, 1.0, "(]")
 
     def rate(self, t: int) -> float:
         return self.lr * self.factor ** (t // self.steps(self.every))
@@ -146,8 +129,8 @@ class Exponential(Schedule):
 
     def __init__(self, lr: float, factor: float = 0.95, steps_per_epoch: int | None = None) -> None:
         super().__init__(None, steps_per_epoch)
-        self.lr = check("lr", lr, 0.0, math.inf)
-        self.factor = check("factor", factor, 0.0, 1.0, "(]")
+        self.lr = in_range("lr", lr, 0.0, math.inf)
+        self.factor = in_range("factor", factor, 0.0, 1.0, "(]")
 
     def rate(self, t: int) -> float:
         return self.lr * self.factor ** (t / self.steps(1))
@@ -160,7 +143,7 @@ class _Towards(Schedule):
         self, lr: float, epochs: float | None = None, final: float = 0.0, steps_per_epoch: int | None = None
     ) -> None:
         super().__init__(epochs, steps_per_epoch)
-        self.lr, self.final = check("lr", lr, 0.0, math.inf), check("final", final, 0.0, math.inf)
+        self.lr, self.final = in_range("lr", lr, 0.0, math.inf), in_range("final", final, 0.0, math.inf)
 
 
 class Cosine(_Towards):
@@ -193,10 +176,10 @@ class OneCycle(Schedule):
         steps_per_epoch: int | None = None,
     ) -> None:
         super().__init__(epochs, steps_per_epoch)
-        self.max_lr = check("max_lr", max_lr, 0.0, math.inf)
-        self.pct_start = check("pct_start", pct_start, 0.0, 1.0)
-        self.div_factor = check("div_factor", div_factor, 0.0, math.inf, "()")
-        self.final_div_factor = check("final_div_factor", final_div_factor, 0.0, math.inf, "()")
+        self.max_lr = in_range("max_lr", max_lr, 0.0, math.inf)
+        self.pct_start = in_range("pct_start", pct_start, 0.0, 1.0)
+        self.div_factor = in_range("div_factor", div_factor, 0.0, math.inf, "()")
+        self.final_div_factor = in_range("final_div_factor", final_div_factor, 0.0, math.inf, "()")
 
     def rate(self, t: int) -> float:
         peak, end = self.pct_start * self.length() - 1.0, self.length() - 1.0
@@ -219,7 +202,8 @@ class Piecewise(Schedule):
                 f"a list of rates holds pairs (epochs, rate), such as [(10, 0.1), (5, 0.01)]; {pairs!r} was provided instead"
             )
         self.pairs = [
-            [check("epochs", epochs, 0.0, math.inf, "()"), check("rate", rate, 0.0, math.inf)] for epochs, rate in pairs
+            [in_range("epochs", epochs, 0.0, math.inf, "()"), in_range("rate", rate, 0.0, math.inf)]
+            for epochs, rate in pairs
         ]
 
     def rate(self, t: int) -> float:
@@ -253,9 +237,9 @@ class ReduceOnPlateau(Schedule):
         min_lr: float = 0.0,
     ) -> None:
         super().__init__()
-        self.lr, self.min_lr = check("lr", lr, 0.0, math.inf), check("min_lr", min_lr, 0.0, math.inf)
-        self.factor = check("factor", factor, 0.0, 1.0)
-        self.threshold = check("threshold", threshold, 0.0, 1.0)
+        self.lr, self.min_lr = in_range("lr", lr, 0.0, math.inf), in_range("min_lr", min_lr, 0.0, math.inf)
+        self.factor = in_range("factor", factor, 0.0, 1.0)
+        self.threshold = in_range("threshold", threshold, 0.0, 1.0)
         self.patience = check_count("patience", patience, 0)
         self.cooldown = check_count("cooldown", cooldown, 0)
         self._rate, self._best, self._waited, self._cooling = self.lr, math.inf, 0, 0
@@ -284,7 +268,7 @@ class ReduceOnPlateau(Schedule):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         super().load_state_dict(state)
-        self._rate = check("the rate in the state", state["rate"], 0.0, math.inf)
+        self._rate = in_range("the rate in the state", state["rate"], 0.0, math.inf)
         self._best = math.inf if state["best"] is None else float(state["best"])
         self._waited, self._cooling = int(state["waited"]), int(state["cooling"])
 
@@ -313,7 +297,7 @@ class WarmUp(Schedule):
         super().__init__(epochs, steps_per_epoch or self.schedule.steps_per_epoch)
         if self.schedule.steps_per_epoch is None and steps_per_epoch is not None:
             self.schedule.steps_per_epoch = self.schedule._per = steps_per_epoch
-        self.start = check("start", start, 0.0, 1.0)
+        self.start = in_range("start", start, 0.0, 1.0)
 
     def rate(self, t: int) -> float:
         share = min(1.0, (t + 1) / self.length())
@@ -370,4 +354,4 @@ def find_rate(lr: Any) -> float | Callable[[int], float]:
         return SCHEDULES[kind](**config)
     if isinstance(lr, (list, tuple)):
         return Piecewise(lr)
-    return check("lr", lr, 0.0, math.inf)
+    return in_range("lr", lr, 0.0, math.inf)

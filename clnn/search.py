@@ -39,6 +39,7 @@ from typing import Any
 import numpy as np
 
 from .callbacks import Callback
+from .checks import check_count, in_range
 from .errors import CheckpointError, ClnnError, ConfigurationError, Diverged, OutOfDeviceMemory
 from .files import write_atomically
 from .layers.base import Layer
@@ -47,7 +48,6 @@ from .ops.random import Generator
 from .optim import find_optimizer
 from .random import drawing_from
 from .runtime.device import device, use
-from .schedules import check, check_count
 from .train import History, as_inputs, build_for, fit
 
 
@@ -75,14 +75,14 @@ class Range:
 
 def uniform(low: float, high: float) -> Range:
     """Numbers from `low` to `high`, all as likely."""
-    low = check("uniform's low", low, -math.inf, math.inf, "()")
-    return Range("uniform", low, check("uniform's high", high, low, math.inf, "()"))
+    low = in_range("uniform's low", low, -math.inf, math.inf, "()")
+    return Range("uniform", low, in_range("uniform's high", high, low, math.inf, "()"))
 
 
 def log_uniform(low: float, high: float) -> Range:
     """Numbers from `low` to `high` whose logarithms are all as likely: for rates and penalties."""
-    low = check("log_uniform's low", low, 0.0, math.inf, "()")
-    return Range("log_uniform", low, check("log_uniform's high", high, low, math.inf, "()"))
+    low = in_range("log_uniform's low", low, 0.0, math.inf, "()")
+    return Range("log_uniform", low, in_range("log_uniform's high", high, low, math.inf, "()"))
 
 
 def integers(low: int, high: int) -> Range:
@@ -149,7 +149,7 @@ def halving(
     first rung; the survivors train 1/keep as long in the next, so that every rung costs the same. A list gives the epochs
     of each rung itself. The models of a rung all stay on the device. A schedule spans one rung unless it has `epochs=`.
     """
-    keep = check("keep", keep, 0.0, 1.0, "()")
+    keep = in_range("keep", keep, 0.0, 1.0, "()")
     sizes = [check_count("trials", trials, 1)]
     while (left := min(sizes[-1] - 1, math.ceil(sizes[-1] * keep - 1e-9))) > 1:
         sizes.append(left)

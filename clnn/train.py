@@ -17,7 +17,7 @@ import numpy as np
 
 from . import random
 from .callbacks import Progress
-from .checks import check_count, numbers, whole
+from .checks import check_count, in_range, numbers, whole
 from .data.validate import check_features
 from .errors import ConfigurationError, DataError, Diverged, OutOfDeviceMemory, ShapeError
 from .gemm import RowsOf
@@ -33,7 +33,6 @@ from .runtime.lock import exclusive
 from .runtime.memory import Block
 from .runtime.recording import advance_cells, structure_changed, structure_version
 from .runtime.watch import Watch
-from .schedules import check
 from .step import Step, copied
 from .tensor import Node, Tensor, grad_enabled, no_grad, tensor
 
@@ -176,7 +175,7 @@ def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: A
             raise ConfigurationError(
                 f"class_weight names the class {label!r}, and the {classes} classes are numbered 0 to {classes - 1}"
             )
-        weights[number] = check(f"class_weight's {number}", value, 0.0, math.inf)
+        weights[number] = in_range(f"class_weight's {number}", value, 0.0, math.inf)
     return weights[classes_of(y)]
 
 

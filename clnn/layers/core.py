@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..checks import check_count, whole_numbers
+from ..checks import check_count, in_range, whole_numbers
 from ..errors import ConfigurationError, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
 from ..ops.random import dropout, gaussian_dropout, spatial_dropout
 from ..random import generator
-from ..schedules import check
 from ..tensor import Tensor, apply, function, grad_enabled, linear_layer, softmax_of
 from .base import Layer, register
 
@@ -81,7 +80,7 @@ class Dense(Layer):
 
     @max_norm.setter
     def max_norm(self, value: float | None) -> None:
-        self._max_norm = None if value is None else check("Dense's max_norm", value, 0.0, math.inf, "()")
+        self._max_norm = None if value is None else in_range("Dense's max_norm", value, 0.0, math.inf, "()")
         if self.built:
             self.w.max_norm = self._max_norm
 
@@ -155,7 +154,7 @@ class Dropout(Layer):
     op = staticmethod(dropout)
 
     def __init__(self, rate: float) -> None:
-        self.rate = check(f"{type(self).__name__}'s rate", rate, 0.0, 1.0)
+        self.rate = in_range(f"{type(self).__name__}'s rate", rate, 0.0, 1.0)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..checks import check_count, whole
+from ..checks import check_count, in_range, whole
 from ..errors import ConfigurationError, ShapeError
 from ..ops.activation import activation_name
 from ..ops.array import Array
@@ -20,7 +20,6 @@ from ..ops.norm import (
     local_response_norm,
     rms_norm,
 )
-from ..schedules import check
 from ..tensor import Parameter, Tensor, grad_enabled, on_tape
 from .base import Layer, register
 from .core import SOFTMAX
@@ -42,7 +41,7 @@ class _Norm(Layer):
     beta: Parameter | None = None
 
     def __init__(self, epsilon: float, affine: bool) -> None:
-        self.epsilon = check(f"{type(self).__name__}'s epsilon", epsilon, 0.0, math.inf, "()")
+        self.epsilon = in_range(f"{type(self).__name__}'s epsilon", epsilon, 0.0, math.inf, "()")
         self.affine = bool(affine)
 
     def make_affine(self, shape: tuple[int, ...], shift: bool = True) -> None:
@@ -87,7 +86,7 @@ class BatchNorm(_Norm):
     ) -> None:
         super().__init__(epsilon, affine)
         self.activation = _activation("BatchNorm", activation)
-        self.momentum = check("BatchNorm's momentum", momentum, 0.0, 1.0, "[]")
+        self.momentum = in_range("BatchNorm's momentum", momentum, 0.0, 1.0, "[]")
 
     def build(self, *shapes: tuple[int, ...]) -> None:
         (shape,) = shapes
@@ -253,9 +252,9 @@ class LocalResponseNorm(_Norm):
 
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
         self.size = check_count("LocalResponseNorm's size", size)
-        self.alpha = check("LocalResponseNorm's alpha", alpha, 0.0, math.inf)
-        self.power = check("LocalResponseNorm's beta", beta, 0.0, math.inf)
-        self.k = check("LocalResponseNorm's k", k, 0.0, math.inf)
+        self.alpha = in_range("LocalResponseNorm's alpha", alpha, 0.0, math.inf)
+        self.power = in_range("LocalResponseNorm's beta", beta, 0.0, math.inf)
+        self.k = in_range("LocalResponseNorm's k", k, 0.0, math.inf)
 
     def build(self, *shapes: tuple[int, ...]) -> None:
         (shape,) = shapes
