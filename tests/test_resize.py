@@ -185,10 +185,11 @@ def test_wrong_arguments(make):
 @pytest.mark.platform("resize")
 @pytest.mark.oclgrind
 def test_small_under_a_simulator(rng, kernels):
-    x = normal(rng, (1, 2, 2, 9))
+    x = normal(rng, (1, 2, 2, 3, 9))
     for linear in (False, True):
-        matrices = [upsampling(2, 2, linear), upsampling(9, 2, linear)]
+        matrices = [upsampling(n, 2, linear) for n in x.shape[2:]]
         compare(rng, x, lambda t, m=linear: clnn.upsample(t, 2, "linear" if m else "nearest"), matrices)
+    amounts = (1, 0), (0, 2), (2, 3)
     for mode in ("constant", "reflect", "replicate"):
-        matrices = [padding(2, 1, 0, mode), padding(9, 2, 3, mode)]
-        compare(rng, x, lambda t, m=mode: clnn.pad(t, ((1, 0), (2, 3)), m), matrices)
+        matrices = [padding(n, *pair, mode) for n, pair in zip(x.shape[2:], amounts)]
+        compare(rng, x, lambda t, m=mode: clnn.pad(t, amounts, m), matrices)
