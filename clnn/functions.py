@@ -1,4 +1,4 @@
-"""Functions of tensors: every function of one variable by its name (`clnn.relu(x)`, `clnn.exp(x)`), and a few more."""
+"""Functions of tensors: all of one and of two variables by their names (`clnn.relu(x)`, `clnn.less(a, b)`), and a few more."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from .layers.base import Layer
 from .layers.pool import AvgPool1D, AvgPool2D, AvgPool3D, MaxPool1D, MaxPool2D, MaxPool3D
 from .layers.resize import Padding, UpSampling
 from .ops.activation import FUNCTIONS
-from .tensor import Tensor, concat, function, maximum, minimum, rows_of, softmax_of, tensor
+from .ops.elementwise import BINARY
+from .tensor import Tensor, concat, elementwise, function, rows_of, softmax_of, tensor
 
 
 def _named(name: str) -> Callable[[Any], Tensor]:
@@ -27,6 +28,19 @@ def _named(name: str) -> Callable[[Any], Tensor]:
 
 _unary = {name: _named(name) for name in FUNCTIONS if name not in ("linear", "step", "negative")}
 globals().update(_unary)
+
+
+def _named_of_two(name: str) -> Callable[[Any, Any], Tensor]:
+    def call(a: Any, b: Any) -> Tensor:
+        return elementwise(name, a, b)
+
+    call.__name__ = call.__qualname__ = name
+    call.__doc__ = f"{BINARY[name].formula[0].upper()}{BINARY[name].formula[1:]}; elementwise, with broadcasting."
+    return call
+
+
+_binary = {name: _named_of_two(name) for name in BINARY}
+globals().update(_binary)
 
 
 def softmax(x: Any) -> Tensor:
@@ -115,12 +129,11 @@ concatenate, take_rows = concat, rows_of
 
 __all__ = [
     *_unary,
+    *_binary,
     "avg_pool",
     "concatenate",
     "log_softmax",
     "max_pool",
-    "maximum",
-    "minimum",
     "pad",
     "softmax",
     "split",

@@ -183,34 +183,34 @@ class Tensor(Array):
 
     # -- arithmetic ---------------------------------------------------------------------------------------------------
     def __add__(self, other: Any) -> Tensor:
-        return _binary("add", self, other)
+        return elementwise("add", self, other)
 
     __radd__ = __add__
 
     def __sub__(self, other: Any) -> Tensor:
-        return _binary("subtract", self, other)
+        return elementwise("subtract", self, other)
 
     def __rsub__(self, other: Any) -> Tensor:
-        return _binary("subtract", other, self)
+        return elementwise("subtract", other, self)
 
     def __mul__(self, other: Any) -> Tensor:
-        return _binary("multiply", self, other)
+        return elementwise("multiply", self, other)
 
     __rmul__ = __mul__
 
     def __truediv__(self, other: Any) -> Tensor:
-        return _binary("divide", self, other)
+        return elementwise("divide", self, other)
 
     def __rtruediv__(self, other: Any) -> Tensor:
-        return _binary("divide", other, self)
+        return elementwise("divide", other, self)
 
     def __pow__(self, other: Any) -> Tensor:
         if isinstance(other, (int, float)) and other == 2:
             return apply(unary, self, name="square")
-        return _binary("power", self, other)
+        return elementwise("power", self, other)
 
     def __rpow__(self, other: Any) -> Tensor:
-        return _binary("power", other, self)
+        return elementwise("power", other, self)
 
     def __neg__(self) -> Tensor:
         return apply(unary, self, name="negative")
@@ -225,22 +225,22 @@ class Tensor(Array):
         return _matmul(other, self)
 
     def __lt__(self, other: Any) -> Tensor:
-        return _binary("less", self, other)
+        return elementwise("less", self, other)
 
     def __le__(self, other: Any) -> Tensor:
-        return _binary("less_equal", self, other)
+        return elementwise("less_equal", self, other)
 
     def __gt__(self, other: Any) -> Tensor:
-        return _binary("greater", self, other)
+        return elementwise("greater", self, other)
 
     def __ge__(self, other: Any) -> Tensor:
-        return _binary("greater_equal", self, other)
+        return elementwise("greater_equal", self, other)
 
     def __eq__(self, other: Any) -> Any:
-        return _binary("equal", self, other) if _is_number(other) else NotImplemented
+        return elementwise("equal", self, other) if _is_number(other) else NotImplemented
 
     def __ne__(self, other: Any) -> Any:
-        return _binary("not_equal", self, other) if _is_number(other) else NotImplemented
+        return elementwise("not_equal", self, other) if _is_number(other) else NotImplemented
 
     __hash__ = object.__hash__  # dicts and sets hold tensors by identity
 
@@ -249,7 +249,7 @@ class Tensor(Array):
         """`array + tensor` is the tensor's own; other functions of NumPy get the values of tensors without a history."""
         name = UFUNCS.get(ufunc.__name__)
         if name and method == "__call__" and not options:
-            return _matmul(*inputs) if name == "matmul" else _binary(name, *inputs)
+            return _matmul(*inputs) if name == "matmul" else elementwise(name, *inputs)
         return _by_numpy(ufunc.__name__, getattr(ufunc, method), inputs, options)
 
     def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
@@ -633,12 +633,7 @@ def on_tape(y: Array, inputs: Sequence[Any], backward: Any) -> Tensor:
 
 
 # What NumPy calls our functions of two tensors.
-UFUNCS = {
-    "add": "add", "subtract": "subtract", "multiply": "multiply", "divide": "divide", "true_divide": "divide",
-    "power": "power", "matmul": "matmul", "maximum": "maximum", "minimum": "minimum", "equal": "equal",
-    "not_equal": "not_equal", "less": "less", "less_equal": "less_equal", "greater": "greater",
-    "greater_equal": "greater_equal",
-}  # fmt: skip
+UFUNCS = {**{name: name for name in BINARY}, "true_divide": "divide", "matmul": "matmul"}
 # Functions of NumPy through which nobody expects a gradient to go.
 READERS = ("array_equal", "array_equiv", "allclose", "isclose", "array2string", "array_repr", "array_str", "argmax", "argmin",
            "argsort", "count_nonzero", "iscomplexobj", "isrealobj", "result_type", "save", "savez", "savetxt")  # fmt: skip
@@ -676,12 +671,15 @@ def _operand(value: Any, like: Tensor) -> Any:
     return tensor(value, dtype=like.dtype, device=like.device)
 
 
-def _binary(name: str, a: Any, b: Any) -> Tensor:
+def elementwise(name: str, a: Any, b: Any) -> Tensor:
+    """A function of BINARY of two tensors, arrays or numbers, with broadcasting."""
     like = a if isinstance(a, Tensor) else b
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         like = a = tensor(a)
     y, backward = binary(name, p := _operand(a, like), q := _operand(b, like))
-    return on_tape(y, (p, q), backward) if BINARY[name] else _wrap(y)  # a comparison has no gradient, and so no history
+    return (
+        on_tape(y, (p, q), backward) if BINARY[name].gradient else _wrap(y)
+    )  # a comparison has no gradient, and so no history
 
 
 def _matmul(a: Any, b: Any) -> Tensor:
@@ -717,16 +715,6 @@ def linear_layer(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> Ten
 def softmax_of(x: Any, log: bool = False) -> Tensor:
     """Softmax or log-softmax over the last axis."""
     return apply(softmax, tensor(x), log=log)
-
-
-def maximum(a: Any, b: Any) -> Tensor:
-    """The larger of two, elementwise; NaN if one is."""
-    return _binary("maximum", a, b)
-
-
-def minimum(a: Any, b: Any) -> Tensor:
-    """The smaller of two, elementwise; NaN if one is."""
-    return _binary("minimum", a, b)
 
 
 def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:

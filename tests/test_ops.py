@@ -11,7 +11,7 @@ from helpers import assert_close, check_op, eps, normal, parameter
 import clnn
 from clnn.ops.array import Array, fill
 from clnn.ops.elementwise import BINARY, binary
-from clnn.tensor import _binary
+from clnn.tensor import elementwise
 
 REFERENCES = {
     "add": np.add, "subtract": np.subtract, "multiply": np.multiply, "divide": np.divide, "power": np.power,
@@ -21,7 +21,7 @@ REFERENCES = {
 
 
 def op(name):
-    return lambda a, b: _binary(name, a, b)
+    return lambda a, b: elementwise(name, a, b)
 
 
 def operands(rng, name, a, b, dtype=np.float32):
@@ -45,8 +45,8 @@ def test_every_function_has_a_reference():
 def test_binary(rng, device, name):
     for shape in ((0,), (1,), (131,), (3, 5)):
         x, y = operands(rng, name, shape, shape)
-        check_op(rng, op(name), REFERENCES[name], x, y, gradients=BINARY[name])
-    if not BINARY[name]:  # and equals among them
+        check_op(rng, op(name), REFERENCES[name], x, y, gradients=BINARY[name].gradient)
+    if not BINARY[name].gradient:  # and equals among them
         x, y = rng.integers(0, 3, (2, 50))
         check_op(rng, op(name), REFERENCES[name], x, y, gradients=False)
 
@@ -95,8 +95,8 @@ def test_broadcasting_over_eight_axes(rng, device):
 def test_numbers(rng, device, name):
     """A Python number on either side."""
     x = np.abs(normal(rng, (3, 5))) + 0.5
-    check_op(rng, lambda a: _binary(name, a, 1.5), lambda a: REFERENCES[name](a, 1.5), x)
-    check_op(rng, lambda a: _binary(name, 1.5, a), lambda a: REFERENCES[name](1.5, a), x)
+    check_op(rng, lambda a: elementwise(name, a, 1.5), lambda a: REFERENCES[name](a, 1.5), x)
+    check_op(rng, lambda a: elementwise(name, 1.5, a), lambda a: REFERENCES[name](1.5, a), x)
 
 
 @pytest.mark.parametrize("name", BINARY)
@@ -105,7 +105,7 @@ def test_binary_with_nan_and_infinity(device, name):
     a, b = np.meshgrid(special, special)
     with np.errstate(all="ignore"):
         expected = REFERENCES[name](a, b)
-    assert_close(_binary(name, clnn.tensor(a), clnn.tensor(b)).numpy(), expected, 16 * eps(np.float32) * 27)
+    assert_close(elementwise(name, clnn.tensor(a), clnn.tensor(b)).numpy(), expected, 16 * eps(np.float32) * 27)
 
 
 def test_power_of_zero(device):
@@ -119,7 +119,7 @@ def test_power_of_zero(device):
 def test_gradient_of_equals_is_shared(device):
     for name in ("maximum", "minimum"):
         a, b = parameter([1.0, 2.0]), parameter([1.0, 3.0])
-        _binary(name, a, b).backward(np.array([4.0, 4.0]))
+        elementwise(name, a, b).backward(np.array([4.0, 4.0]))
         assert a.grad.numpy()[0] == b.grad.numpy()[0] == 2.0
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -11,10 +11,29 @@ from ..gemm import Scale
 from .array import Array, Backward, check_float, check_together, empty, empty_like, vector8
 from .reduce import sum_to
 
+
+class Binary(NamedTuple):
+    """A function of two variables: whether it has a gradient, and what it is."""
+
+    gradient: bool
+    formula: str
+
+
 BINARY = {
-    "add": True, "subtract": True, "multiply": True, "divide": True, "power": True, "maximum": True, "minimum": True,
-    "equal": False, "not_equal": False, "less": False, "less_equal": False, "greater": False, "greater_equal": False,
-}  # name: whether it has a gradient  # fmt: skip
+    "add": Binary(True, "a + b"),
+    "subtract": Binary(True, "a - b"),
+    "multiply": Binary(True, "a b"),
+    "divide": Binary(True, "a / b"),
+    "power": Binary(True, "a to the power of b"),
+    "maximum": Binary(True, "the larger of a and b, NaN if one is; where they are equal they share the gradient"),
+    "minimum": Binary(True, "the smaller of a and b, NaN if one is; where they are equal they share the gradient"),
+    "equal": Binary(False, "1 where a = b, else 0"),
+    "not_equal": Binary(False, "0 where a = b, else 1"),
+    "less": Binary(False, "1 where a < b, else 0"),
+    "less_equal": Binary(False, "1 where a <= b, else 0"),
+    "greater": Binary(False, "1 where a > b, else 0"),
+    "greater_equal": Binary(False, "1 where a >= b, else 0"),
+}
 
 
 def broadcast_shape(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[int, ...]:
@@ -54,7 +73,7 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
             strides = [vector8(broadcast_strides(x.shape, shape), 0) for x in (a, b)]
             operands, extra = (vector8(shape, 1), *strides, *operands), {"BROADCAST": 1}
     device, dtype = one.device, one.dtype
-    if dtype == np.int32 and not BINARY[name]:
+    if dtype == np.int32 and not BINARY[name].gradient:
         dtype, extra["INTS"] = np.dtype(np.float32), 1
         operands = tuple(_whole(name, x) if isinstance(x, (int, float)) else x for x in operands)
     else:
@@ -65,7 +84,7 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
 
     def backward(dy):
         for letter, x in (("a", a), ("b", b)):
-            if isinstance(x, Array) and BINARY[name]:
+            if isinstance(x, Array) and BINARY[name].gradient:
                 if name == "add" or (name == "subtract" and letter == "a"):
                     dx = dy  # the derivative is 1
                 else:

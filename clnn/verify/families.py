@@ -19,7 +19,8 @@ from ..gemm import Scale, clblast, engine_name, gemm
 from ..ops.activation import FUNCTIONS
 from ..ops.random import Generator, dropout, spatial_dropout
 from ..step import step
-from ..tensor import Tensor, apply, concat, function, linear_layer, maximum, minimum, no_grad, rows_of, tensor
+from ..tensor import Tensor, apply, concat, function, linear_layer, no_grad, rows_of, tensor
+from ..tensor import elementwise as of_two
 from . import references as ref
 from .checks import Checks
 
@@ -61,8 +62,8 @@ def elementwise(c: Checks) -> None:
         "*": (lambda a, b: a * b, lambda a, b: b, lambda a, b: a),
         "/": (lambda a, b: a / b, lambda a, b: 1 / b, lambda a, b: -a / b**2),
         "**": (lambda a, b: a**b, lambda a, b: b * a ** (b - 1), lambda a, b: a**b * np.log(a)),
-        "maximum": (maximum, lambda a, b: a > b, lambda a, b: a <= b),
-        "minimum": (minimum, lambda a, b: a < b, lambda a, b: a >= b),
+        "maximum": (lambda a, b: of_two("maximum", a, b), lambda a, b: a > b, lambda a, b: a <= b),
+        "minimum": (lambda a, b: of_two("minimum", a, b), lambda a, b: a < b, lambda a, b: a >= b),
     }
     for name, (f, da, db) in two.items():
         g = {"maximum": np.maximum, "minimum": np.minimum}.get(name, f)
