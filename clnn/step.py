@@ -107,7 +107,9 @@ class Step:
                 continue
             made_by = value.made_by if isinstance(value, Tensor) else ""
             shape.append((name, arrays[-1].shape, arrays[-1].dtype.str, made_by))
-        where = where or device()
+        if where is None:
+            where = device()
+            where.recorder  # noqa: B018 - a step that another device records hears of this one
         if where.step is not None:  # a step within a step is part of it
             return self.function(*args, **kwargs)
         with where.lock:  # until the result lies where no other call writes

@@ -1,5 +1,6 @@
 """Threads that share a device, a model or a step: each gets the answer that it would get alone."""
 
+import contextlib
 import copy
 import gc
 import http.client
@@ -264,8 +265,7 @@ def test_drawing_from_a_generator_is_the_threads_own(device):
 
 
 def test_two_devices(device, rng):
-    """The second is the same one, opened once more."""
-    other = runtime.Device(device.cl_device, device.platform_index, device.device_index)
+    other = opened_again(device)
     x = normal(rng, (5, 8)).astype(np.float32)
     nets = []
     for one in (device, other):
@@ -278,6 +278,107 @@ def test_two_devices(device, rng):
 
     for got in together(*map(work, nets * 2)):
         assert wrong(got, [expected]) == 0
+
+
+def opened_again(device):
+    """The same device as another one."""
+    return runtime.Device(device.cl_device, device.platform_index, device.device_index)
+
+
+@pytest.mark.parametrize("kind", ["steps", "predictions"])
+def test_two_that_would_wait_for_each_other_for_ever(device, kind):
+    """One ends in an error, the other in its result; afterwards both work."""
+    devices, inside = (device, opened_again(device)), threading.Barrier(2)
+    kept = [clnn.tensor(np.full(3, k + 1, np.float32), device=one) for k, one in enumerate(devices)]
+    x = np.ones(2, np.float32)
+
+    def body(x, other):
+        y = x * 2.0
+        with contextlib.suppress(threading.BrokenBarrierError):
+            inside.wait(20)
+        return y * float(other.sum())
+
+    class Reads(clnn.Layer):
+        def __init__(self, other):
+            self.other = other
+
+        def forward(self, x):
+            return body(x, self.other)
+
+    def work(one, other):
+        if kind == "steps":
+            step, given = clnn.step(lambda x: body(x, other), record=False), clnn.tensor(x, device=one)
+            return lambda: step(given).numpy()
+        with clnn.use(one):
+            net = clnn.Sequential([Reads(other)], input_shape=2)
+        return lambda: net.predict(x[None])[0]
+
+    def outcome(run):
+        try:
+            return run().tolist()
+        except clnn.DeviceError as error:
+            return str(error)
+
+    works = [work(devices[k], kept[1 - k]) for k in (0, 1)]
+    inside.abort()
+    alone = [run().tolist() for run in works]
+    assert alone == [[12.0, 12.0], [6.0, 6.0]]
+    inside.reset()
+    found = together(*[lambda run=run: outcome(run) for run in works])
+    failed = [one for one in found if isinstance(one, str)]
+    assert len(failed) == 1 and "both would wait for ever" in failed[0]
+    assert [one for one in found if one not in failed][0] in alone
+    inside.abort()
+    assert [run().tolist() for run in works] == alone
+
+
+def test_a_step_that_runs_another_devices_step_is_not_recorded(device):
+    """That one has no arguments, and is replayed."""
+    other = opened_again(device)
+    w, optimizer = clnn.tensor(np.zeros(2, np.float32), device=other, requires_grad=True), clnn.SGD(0.5)
+
+    @clnn.step
+    def train():
+        (w * 1.0).sum().backward()
+        optimizer.step([w])
+
+    def beside():
+        with clnn.use(other):
+            train()
+
+    @clnn.step
+    def doubled(x):
+        beside()
+        return x * 2.0
+
+    for _ in range(5):
+        beside()
+    with pytest.warns(clnn.RecordingWarning, match="uses <Device.*whose work is not recorded"):
+        for _ in range(9):
+            doubled(clnn.tensor(np.ones(1, np.float32), device=device))
+    assert w.numpy().tolist() == [-7.0, -7.0]
+
+
+@pytest.mark.parametrize("inner", ["eager", "step", "prediction"])
+def test_a_step_that_uses_another_device_is_not_recorded(device, inner):
+    """What happens there is in no recording: a replay would have the first values for ever."""
+    other, x = opened_again(device), np.ones((1, 3), np.float32)
+    with clnn.use(other):
+        net = clnn.Sequential([clnn.Dense(1, bias=False)], input_shape=3)
+        recorded, given = clnn.step(lambda x: net(x)), clnn.tensor(x)
+    beside = {"eager": lambda: net(given), "step": lambda: recorded(given), "prediction": lambda: net.predict(x)}[inner]
+
+    @clnn.step
+    def scaled(x):
+        with clnn.no_grad():
+            return x * float(beside().sum())
+
+    found = []
+    with pytest.warns(clnn.RecordingWarning, match="uses <Device.*whose work is not recorded"):
+        for call in range(11):
+            net.load_state_dict({"0.w": np.full((3, 1), 1.0 + call // 6)})
+            found.append(float(scaled(clnn.tensor(np.ones(1, np.float32), device=device))))
+    assert found == [3.0] * 6 + [6.0] * 5
 
 
 def test_memory_is_counted_whoever_lets_it_go(device):

@@ -93,6 +93,15 @@ class _Now(threading.local):
     dry = False
 
 
+class _Recording(threading.local):
+    """The device on which a thread records."""
+
+    device: Device | None = None
+
+
+_recording = _Recording()
+
+
 class Device:
     """One OpenCL device: its properties, and, opened at first use, its context, in-order queue, programs and memory.
 
@@ -148,11 +157,27 @@ class Device:
     @property
     def recorder(self) -> Recorder | None:
         """What notes this thread's launches."""
-        return self._now.recorder
+        one = self._now.recorder
+        if one is None and _recording.device is not None:
+            self._used_beside(_recording.device)
+        return one
 
     @recorder.setter
     def recorder(self, one: Recorder | None) -> None:
         self._now.recorder = one
+        if _recording.device is self or _recording.device is None:
+            _recording.device = None if one is None else self
+        else:
+            self._used_beside(_recording.device)
+
+    def _used_beside(self, other: Device) -> None:
+        """A step that is recorded, or looked at, on another device uses this one, too."""
+        recorder = other._now.recorder
+        recorder.abort(
+            f"the step is one on {other!r} and uses {self!r}, whose work is not recorded: give each device a step of its own, "
+            "and pass what it needs of the other as an argument, by .to(device)"
+        )
+        other.ends_audit("the step uses another device")
 
     @property
     def step(self) -> StepContext | None:
