@@ -723,7 +723,9 @@ class Optimizer(Watched):
             listed, (steps, epochs, left, waiting) = list(theirs), self._left_with(given)
             schedule = schedule and left
         elif self._loaded is not None:  # no parameters were attached since
-            return {**self._loaded, **({"schedule": schedule} if schedule else {})}
+            found = {**self._loaded, **({"schedule": schedule} if schedule else {})}
+            renamed = {name: theirs.get(p, name) for p, name in _names(given or tuple(theirs)).items()}
+            return found | ({"names": [renamed.get(n, n) for n in found["names"]]} if "names" in found else {})
         own = _names(given)
         called = own | theirs
         arrays: dict[str, np.ndarray] = {}
