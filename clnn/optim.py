@@ -302,7 +302,7 @@ class Optimizer(Watched):
         wanted = [p for p in parameters if p.trainable]
         if not wanted:
             raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
-        self._given = tuple(parameters)
+        before, self._given = self._given, tuple(parameters)
         if (
             self._runs is not None
             and self._loaded is None
@@ -321,18 +321,18 @@ class Optimizer(Watched):
         loaded = self._fitting(self._loaded) if self._loaded is not None else None
         consolidate(wanted)
         stores = list(dict.fromkeys(p.store for p in wanted))
-        if not (set(stores) & set(self._stores) or any(p in self._places for p in wanted)):
-            self._change_model(wanted)
+        if set(self._given).isdisjoint((*before, *self._places)) and set(stores).isdisjoint(self._stores):
+            self._change_model(self._given)
         self.parameters, self._runs = wanted, None
         if stores != self._stores:  # of other devices and types the counters may be elsewhere
             self._stores, self._clock.left = stores, 0
         for store in stores:
             self.table(store)
         for p in wanted:
-            before, self._places[p] = self._place(p), (p.store, p.position)
+            place, self._places[p] = self._place(p), (p.store, p.position)
             self._elsewhere.pop(id(p), None)
-            if before is not None and before[0] is not p.store:
-                self._follow(p, *before)
+            if place is not None and place[0] is not p.store:
+                self._follow(p, *place)
         if loaded is not None:
             self._loaded, self._waiting = None, loaded
             self._clear()
@@ -345,7 +345,7 @@ class Optimizer(Watched):
             self._elsewhere[id(p)] = weakref.ref(p, forget), *place
         if self._loaded is None:
             now = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
-            for store in self._stores:
+            for store in (*self._stores, *(store for store, _ in self._places.values())):
                 self._left[store] = self._clock.steps, self.epochs, self.lr, now, self._waiting
             if self._stores:
                 self._clock.steps, self.epochs, schedule, self._waiting = self._left_with(parameters)

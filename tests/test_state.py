@@ -1,5 +1,6 @@
 """What an optimizer keeps goes with the parameters: by name in files, to other devices, and one model's apart from another's."""
 
+import copy
 import gc
 import os
 import subprocess
@@ -259,6 +260,41 @@ def test_a_model_keeps_its_own_state_while_another_one_is_trained(device, rng, t
     assert first.optimizer.steps == optimizers[0].steps
     for p, q in zip(values(alone), values(first), strict=True):
         np.testing.assert_allclose(p, q, atol=0 if first.device is device else 1e-5)
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_another_part_of_the_model_is_no_other_model(device, rng, between):
+    """What was trained so far is frozen and the rest is thawed: steps and epochs count on, also after another model's."""
+    x, y = data(rng)
+    net, optimizer = net_of(3), clnn.Adam(clnn.schedules.Linear(0.05, epochs=9))
+    net.layers[-1].trainable = False
+    net.fit(x, y, optimizer=optimizer, epochs=2, **FIT)
+    count = optimizer.steps
+    for trained in (True, False, True):
+        for layer in net.layers:
+            layer.trainable = (layer is net.layers[-1]) == trained
+        if between:
+            net_of(4).fit(x, y, optimizer=optimizer, epochs=1, **FIT)
+        epochs = optimizer.epochs
+        net.fit(x, y, optimizer=optimizer, epochs=1, **FIT)
+        count += len(x) // FIT["batch_size"] + bool(len(x) % FIT["batch_size"])
+        assert optimizer.steps == count and (between or optimizer.epochs == epochs + 1)
+
+
+def test_a_copied_optimizer_is_saved_under_the_models_names(device, rng, tmp_path):
+    """A layer before the others has moved their names on."""
+    x, y = data(rng)
+    net = net_of(3)
+    net.layers.insert(0, clnn.Activation("tanh"))
+    net.fit(x, y, optimizer=clnn.Adam(0.05), epochs=1, **FIT)
+    again = copy.deepcopy(net)
+    again.save(tmp_path / "net")
+    with clnn.use(device):
+        loaded = clnn.load(tmp_path / "net")
+    for one in (net, again, loaded):
+        one.fit(x, y, optimizer=one.optimizer, epochs=1, **FIT)
+        for p, q in zip(values(net), values(one), strict=True):
+            np.testing.assert_array_equal(p, q)
 
 
 def test_what_waits_for_a_frozen_layer_waits_while_another_model_is_trained(device, rng, tmp_path):
