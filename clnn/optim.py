@@ -214,7 +214,7 @@ class Optimizer(Watched):
     def config(self) -> dict[str, Any]:
         """The arguments that make an optimizer like this one."""
         lr: Any = self.lr
-        lr = describe_rate(lr) if is_known(lr) else self.rate(self.steps)
+        lr = describe_rate(lr) if is_known(lr) else self._rate(self._clock.steps)
         same = ("weight_decay", "l1", "keep_gradients", "clip_norm", "clip_value", "ema")
         return {"lr": lr, **{name: getattr(self, name) for name in same}}
 
