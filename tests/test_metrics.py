@@ -32,8 +32,8 @@ def test_ties_go_to_the_first(device):
 
 
 def test_one_output(rng, device):
-    """Yes is above 1/2 after a sigmoid, above 0 before it."""
-    z, t = normal(rng, (50, 1)), rng.integers(0, 2, (50, 1)).astype(np.float32)
+    """Yes is above 1/2 after a sigmoid, above 0 before it; a target may be a probability."""
+    z, t = normal(rng, (50, 1)), rng.choice(np.float32([0, 0.5, 0.51, 1]), (50, 1))
     expected = ((z > 0) == (t > 0.5))[:, 0]
     np.testing.assert_array_equal(accuracy(clnn.tensor(z, np.float32), t).numpy(), expected)
     np.testing.assert_array_equal(accuracy(clnn.sigmoid(parameter(z)), t).numpy(), expected)
