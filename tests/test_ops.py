@@ -325,6 +325,17 @@ def test_slices(rng, device, key):
     check_op(rng, lambda t: t[key], lambda a: a[key], normal(rng, (4, 3, 5)), rounding=0)
 
 
+@pytest.mark.parametrize("shape", [(3, 9001), (9001, 3)], ids=str)
+def test_more_than_a_work_item_moves(rng, device, shape):
+    """Long runs and many short ones, taken apart and joined, and their gradients."""
+    x, dy = normal(rng, shape, np.float32), normal(rng, shape, np.float32)
+    t = parameter(x)
+    y = clnn.concatenate([t[:, 1:], t[:, :1]], 1)
+    np.testing.assert_array_equal(y.numpy(), np.roll(x, -1, 1))
+    y.backward(dy)
+    np.testing.assert_array_equal(t.grad.numpy(), np.roll(dy, 1, 1))
+
+
 @pytest.mark.parametrize("key", [4, -5, (0, 0, 0, 0), (..., ...), [0, 1], "a", True, 1.0], ids=str)
 def test_wrong_slices(device, key):
     with pytest.raises(clnn.ShapeError):
