@@ -5,7 +5,10 @@ Nothing in a file is executed: layers come from a closed registry of class names
 
 from __future__ import annotations
 
+import dis
 import json
+import re
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +21,7 @@ from safetensors.numpy import save as serialise
 from . import registry
 from .errors import CheckpointError
 from .files import write_atomically
-from .layers.base import Layer
+from .layers.base import Layer, snake
 
 FORMAT = 1
 
@@ -43,6 +46,8 @@ def describe(layer: Layer, numbers: dict[Layer, int] | None = None) -> dict[str,
     found = registry.describe(layer, _described(layer.config(), numbers))
     if not layer.trainable:
         found["trainable"] = False
+    if layer.name and not re.fullmatch(rf"{snake(type(layer).__name__)}_\d+", layer.name):  # else it gets it anyway
+        found["name"] = layer.name
     numbers[layer] = len(numbers)
     return found
 
@@ -71,6 +76,7 @@ def construct(description: Any, made: list[Layer] | None = None) -> Layer:
     layer = registry.construct({**description, "config": config}, "layer", Layer)
     if description.get("trainable") is False:
         layer.__dict__["_frozen_in_file"] = True
+    layer.name = description.get("name", layer.name)
     made.append(layer)
     return layer
 
@@ -78,7 +84,7 @@ def construct(description: Any, made: list[Layer] | None = None) -> Layer:
 def _constructed(value: Any, made: list[Layer]) -> Any:
     if (
         isinstance(value, dict)
-        and set(value) <= {"class", "config", "trainable", "version", "shared"}
+        and set(value) <= {"class", "config", "trainable", "version", "shared", "name"}
         and "class" in value
     ):
         return construct(value, made)
@@ -105,6 +111,37 @@ def difference(model: Layer, twin: Layer) -> str | None:
         if different := registry.difference(layer, other, Layer):
             return f"{different[0]} of {where} is {different[1]}"
     return None
+
+
+def warn_of_attributes(model: Layer, twin: Layer) -> None:
+    """A warning of what was changed in layers of a user's class since they were made, where their methods read it and do not
+    set it themselves: neither `config()` nor a parameter has it."""
+    others = dict(twin._walk("")) | {"": twin}
+    for path, layer in (("", model), *model._walk("")):
+        if not isinstance(layer, Layer) or type(layer).__module__.startswith("clnn."):
+            continue
+        methods = [
+            f for base in type(layer).__mro__ for name, f in vars(base).items() if name not in ("__init__", "build")
+        ]
+        code = [i for f in methods if isinstance(f, types.FunctionType) for i in dis.get_instructions(f)]
+        stored = {i.argval for i in code if i.opname == "STORE_ATTR"}
+        read = {i.argval for i in code if i.opname in ("LOAD_ATTR", "LOAD_METHOD")}
+        for name in sorted(read - stored - layer.config().keys()):
+            a, b = (vars(one).get(name) for one in (layer, others[path]))
+            if _comparable(a) and _comparable(b) and not np.array_equal(a, b):
+                warnings.warn(
+                    f"the file goes without {name} of {path or type(layer).__name__}, which is {a!r}, and {b!r} where the layer "
+                    "is made anew: let __init__ take it and config() give it, or make it a parameter with learns=False",
+                    CheckpointWarning,
+                    stacklevel=4,
+                )
+
+
+def _comparable(value: Any) -> bool:
+    """Whether it is of numbers and texts alone."""
+    if isinstance(value, (list, tuple)):
+        return all(map(_comparable, value))
+    return isinstance(value, (bool, int, float, str)) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub")
 
 
 def told(what: str, one: Any, described: Any, find: Callable[[Any], Any]) -> Any:

@@ -117,7 +117,11 @@ class Model(Layer):
             "input_shapes": self._input_shapes,
             "input_types": self._input_types,
         }
-        _check_loadable(self, header)
+        twin = _check_loadable(self, header)
+        usual = {name: _settings(p) for name, p in twin.named_parameters()} if twin else {}
+        changed = {name: found for name, p in parameters if (found := _settings(p)) != usual.get(name)}
+        if changed:
+            header["settings"] = changed
         frozen = [name for name, p in parameters if p.learns and not p.trainable]
         if frozen:
             header["frozen"] = frozen
@@ -255,6 +259,10 @@ def load(path: str | Path) -> Any:
     if not isinstance(model, Model):
         raise CheckpointError(f"{path} holds a {type(model).__name__}, which is no model")
     model.load_state_dict({n.removeprefix("parameter."): a for n, a in arrays.items() if n.startswith("parameter.")})
+    parameters = dict(model.named_parameters())
+    for name, (rate_factor, decays, max_norm) in header.get("settings", {}).items():
+        p = parameters[name]
+        p.rate_factor, p.decays, p.max_norm = rate_factor, decays, max_norm
     _freeze(model, set(header.get("frozen", ())))
     if "loss" in header:
         try:
@@ -296,12 +304,20 @@ def _made(header: dict[str, Any], where: Device, empty: bool = False) -> Layer:
             return made()
 
 
-def _check_loadable(model: Model, header: dict[str, Any]) -> None:
-    """CheckpointError if what the header says does not make a model like this one again."""
+def _settings(p: Parameter) -> list[Any]:
+    """What a step does with a parameter besides its rule."""
+    return [p.rate_factor, p.decays, p.max_norm]
+
+
+def _check_loadable(model: Model, header: dict[str, Any]) -> Layer | None:
+    """What the header makes, without values: CheckpointError if that is not like the model. None where there is no room to
+    try."""
+    twin = None
     try:
-        difference = checkpoint.difference(model, _made(json.loads(json.dumps(header)), model.device, empty=True))
-    except OutOfDeviceMemory:  # there is no room to try
-        return
+        twin = _made(json.loads(json.dumps(header)), model.device, empty=True)
+        difference = checkpoint.difference(model, twin)
+    except OutOfDeviceMemory:
+        return None
     except Exception as error:  # whatever the model's own code raises
         difference = f"it cannot be made: {error}"
     if difference is not None:
@@ -309,6 +325,9 @@ def _check_loadable(model: Model, header: dict[str, Any]) -> None:
             f"a {type(model).__name__} made of its config() would not be like this one: {difference}. Have config() give all "
             "arguments of __init__, which makes the layers inside; or save net.state_dict()"
         )
+    assert twin is not None
+    checkpoint.warn_of_attributes(model, twin)
+    return twin
 
 
 def _freeze(model: Layer, frozen: set[str]) -> None:

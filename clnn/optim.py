@@ -724,8 +724,9 @@ class Optimizer(Watched):
             schedule = schedule and left
         elif self._loaded is not None:  # no parameters were attached since
             found = {**self._loaded, **({"schedule": schedule} if schedule else {})}
-            renamed = {name: theirs.get(p, name) for p, name in _names(given or tuple(theirs)).items()}
-            return found | ({"names": [renamed.get(n, n) for n in found["names"]]} if "names" in found else {})
+            return _renamed(found, _names(given or tuple(theirs)), theirs) if theirs and "names" in found else found
+        elif theirs:  # without those of layers that are gone
+            listed = [p for p in listed if p in theirs]
         own = _names(given)
         called = own | theirs
         arrays: dict[str, np.ndarray] = {}
@@ -824,6 +825,16 @@ class Optimizer(Watched):
                         self.separate(p.store)
                     view = self.kept(p.store, name).view(p.position, p.nbytes)
                     p.device.upload(np.ascontiguousarray(array, p.dtype), view)
+
+
+def _renamed(state: dict[str, Any], own: dict[Parameter, str], theirs: dict[Parameter, str]) -> dict[str, Any]:
+    """A state that is by the parameters' `own` names by `their` names, without those that are not among them."""
+    new = {name: theirs[p] for p, name in own.items() if p in theirs}
+    stays = [index for index, name in enumerate(state["names"]) if name in new]
+    at = {str(index): str(i) for i, index in enumerate(stays)}
+    parts = [(key.partition("."), array) for key, array in state["arrays"].items()]
+    arrays = {f"{at[index]}.{which}": array for (index, _, which), array in parts if index in at}
+    return {**state, "names": [new[state["names"][index]] for index in stays], "arrays": arrays}
 
 
 def _names(parameters: Sequence[Parameter]) -> dict[Parameter, str]:

@@ -1,6 +1,7 @@
 """Every layer, and models of one's own, saved and loaded: the same architecture, and the same answers to the bit; or refused."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -570,3 +571,69 @@ def test_a_renamed_argument_does_not_break_files(device, rng, tmp_path):
             clnn.register(version=3)(Scale)
         _, header = clnn.checkpoint.read(tmp_path / "new")
         assert json.dumps(header["model"]).count('"version": 2') == 1
+
+
+# -- what is changed after a model was made -----------------------------------------------------------------------------------
+def test_settings_of_parameters_and_names_of_layers_come_back(device, rng, tmp_path):
+    x, y = rng.standard_normal((20, 5)).astype(np.float32), rng.standard_normal((20, 2)).astype(np.float32)
+    net = clnn.Sequential([clnn.Dense(4, "tanh"), clnn.Dense(2)], input_shape=5)
+    net.layers[0].name, net.layers[1].name = "encoder", "head"
+    net.layers[0].w.rate_factor, net.layers[1].w.decays, net.layers[1].w.max_norm = 0.1, False, 0.5
+    options = {"loss": "mse", "epochs": 2, "batch_size": 6, "seed": 1, "progress": False}
+    net.fit(x, y, optimizer=clnn.SGD(0.1, momentum=0.5, weight_decay=0.3), **options)
+    net.save(tmp_path / "net")
+    loaded = clnn.load(tmp_path / "net")
+    assert [layer.name for layer in loaded.layers] == ["encoder", "head"]
+    for one in (net, loaded):
+        one.fit(x, y, optimizer=one.optimizer, **options)
+    for name, value in net.state_dict().items():
+        np.testing.assert_array_equal(value, loaded.state_dict()[name])
+
+
+@pytest.mark.parametrize("loaded_before", [False, True])
+def test_the_state_of_a_layer_that_is_gone_stays_behind(device, rng, tmp_path, loaded_before):
+    """The next layer has its name now, and of the same shape it would get its moments."""
+    x, y = rng.standard_normal((20, 5)).astype(np.float32), rng.standard_normal((20, 2)).astype(np.float32)
+    net = clnn.Sequential(
+        [clnn.Dense(5, "tanh"), clnn.Dense(5, "tanh"), clnn.Dense(5, "relu"), clnn.Dense(2)], input_shape=5
+    )
+    options = {"loss": "mse", "epochs": 2, "batch_size": 6, "seed": 1, "progress": False}
+    net.fit(x, y, optimizer=clnn.Adam(0.01), **options)
+    net.save(tmp_path / "whole")
+    if loaded_before:
+        net = clnn.load(tmp_path / "whole")
+    net.layers.pop(1)
+    net.save(tmp_path / "net")
+    if loaded_before:  # of a state that waits for parameters of these names no more is known
+        net = clnn.load(tmp_path / "whole")
+        net.optimizer.attach(net.parameters())
+        net.layers.pop(1)
+    loaded = clnn.load(tmp_path / "net")
+    for one in (net, loaded):
+        one.fit(x, y, optimizer=one.optimizer, **options)
+    for name, value in net.state_dict().items():
+        np.testing.assert_array_equal(value, loaded.state_dict()[name])
+
+
+@clnn.register
+class Holding(clnn.Layer):
+    def __init__(self):
+        self.mask, self.rates, self.calls, self.seen = np.ones(5, np.float32), [1.0], 0, None
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen = [self.calls]
+        return x * self.mask * self.rates[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [("mask", lambda one: one.mask.fill(2.0)), ("rates", lambda one: one.rates.append(2.0)), ("", lambda one: None)],
+    ids=["array", "list", "counts"],
+)
+def test_a_file_says_what_of_a_layer_it_goes_without(device, tmp_path, name, change):
+    net = clnn.Sequential([Holding(), clnn.Dense(2)], input_shape=5)
+    net.predict(np.ones((1, 5)))
+    change(net.layers[0])
+    with pytest.warns(clnn.CheckpointWarning, match=f"goes without {name} of layers.0") if name else nullcontext():
+        net.save(tmp_path / "net")
