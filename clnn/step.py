@@ -17,6 +17,7 @@ from .data.validate import check_labels
 from .errors import ConfigurationError
 from .ops.array import Array, empty
 from .runtime.device import Device, check_not_forked, device
+from .runtime.memory import View
 from .runtime.recording import (
     MOST_RECORDINGS,
     AuditEnded,
@@ -150,7 +151,9 @@ class Step:
 
         self.verify(where, key, function)
         result, fixed_result = self.run(where, key, function)
-        return copied(result, None if fixed_result else {x.block for x in inputs})
+        if fixed_result:
+            return copied(result)
+        return copied(result, {x.block for x in inputs}.union(*((p.block, p._grad) for p in self._received)))
 
     def key(self, where: Device, shape: Hashable) -> Hashable:
         """What must be the same for a recording to be replayed."""
@@ -410,9 +413,10 @@ def _tensor(x: Array, made_by: str = "") -> Tensor:
 
 
 def copied(result: Any, blocks: set[Any] | None = None) -> Any:
-    """Results in memory of their own, so that no later call writes into them: all, or those that lie in `blocks`."""
+    """Results in memory of their own, so that no later call writes into them: all, or those that lie in `blocks` or in a
+    store of parameters."""
     if isinstance(result, Tensor):
-        if blocks is not None and result.block not in blocks:
+        if blocks is not None and result.block not in blocks and not isinstance(result.block, View):
             return result
         fresh = _tensor(empty(result.device, result.shape, result.dtype), result.made_by)
         result.device.copy(result.block, fresh.block, result.nbytes)

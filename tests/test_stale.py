@@ -1326,3 +1326,35 @@ def test_a_tensor_is_known_for_its_activation_on_both_sides_of_a_step(device, rn
             output = outputs(x)
             assert abs(float(clnn.losses.binary_cross_entropy(output, y)) - expected) < 1e-6
             assert abs(float(loss(output)) - expected) < 1e-6
+
+
+@pytest.mark.parametrize("what", ["weights", "a view of the weights", "gradients", "statistics", "a loose parameter"])
+@pytest.mark.parametrize("record", [True, False])
+def test_results_are_those_of_their_call(device, rng, what, record):
+    """What a step returns does not change when a later call changes the parameters."""
+    net, optimizer = (
+        clnn.Sequential([clnn.Dense(4), clnn.BatchNorm(), clnn.Dense(3)], input_shape=4, seed=1),
+        clnn.SGD(0.1),
+    )
+    loose = clnn.tensor(np.ones(3, np.float32), requires_grad=True)
+    w = net.layers[0].w
+
+    def train(x, y):
+        clnn.losses.mse(net(x) * loose, y).backward()
+        gradient = w.grad
+        optimizer.step([*net.parameters(), loose])
+        return {
+            "weights": w,
+            "a view of the weights": w.reshape(16),
+            "gradients": gradient,
+            "statistics": net.layers[1].running_mean,
+            "a loose parameter": loose,
+        }[what]
+
+    run = clnn.step(train, record=record)
+    x, y = rng.standard_normal((6, 4)).astype(np.float32), np.ones((6, 3), np.float32)
+    results = [run(x, y) for _ in range(6)]
+    before = [result.numpy() for result in results]
+    run(x, y)
+    assert all(np.array_equal(result.numpy(), value) for result, value in zip(results, before))
+    assert all(not np.array_equal(a, b) for a, b in zip(before, before[1:]))

@@ -37,7 +37,7 @@ class Block:
 
     def view(self, start: int, nbytes: int) -> Block:
         """A sub-range as a block of its own; `start` must be aligned (`Memory.align`), the parent not pooled."""
-        return _View(self, start, nbytes)
+        return View(self, start, nbytes)
 
     @property
     def role(self) -> object:
@@ -54,7 +54,7 @@ class Block:
         self.memory.freed.append((self.counted, self.plain))
 
 
-class _View(Block):
+class View(Block):
     __slots__ = ("parent", "start")
 
     def __init__(self, parent: Block, start: int, nbytes: int) -> None:
