@@ -434,8 +434,9 @@ def step(function: Callable[..., Any] | None = None, *, record: bool = True) -> 
 
     The first call runs as written, the second and third are recorded and compared, later ones replay the launches with
     new inputs: Python inside the function no longer runs. Arrays and tensors are passed as arguments; results come back as
-    tensors. A result read inside the function, random numbers drawn by Python or NumPy, or a call that does something else
-    than the last one, leaves it eager, with a warning. `record=False` never records.
+    tensors. A result read inside the function, random numbers drawn by Python or NumPy, an iterator that it takes from, a
+    number or a list that it changes and reads, work on another device, or a call that does something else than the last one,
+    leaves it eager, with a warning. `record=False` never records.
 
     What the Python reads may change between calls: attributes of layers, losses, optimizers and other objects, lists, dicts
     and sets, closures, globals. The next call then does what the Python says, and is recorded anew if that is something

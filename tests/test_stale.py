@@ -854,6 +854,15 @@ def test_a_rate_that_the_step_itself_moves_keeps_it_eager(device, how):
     assert np.allclose(w.numpy(), -sum(0.5 * 0.5**i for i in range(8)))
 
 
+def test_memory_that_is_let_go_of_is_no_error(device):
+    view = memoryview(bytearray([2]))
+    run = clnn.step(lambda x: x * (float(view[0]) if kept else 3.0))
+    kept = [1]
+    assert [float(run(np.ones(1, np.float32))) for _ in range(5)] == [2.0] * 5
+    kept.clear(), view.release()
+    assert [float(run(np.ones(1, np.float32))) for _ in range(5)] == [3.0] * 5
+
+
 def test_what_the_step_only_writes_does_not_stop_replays(device):
     """And an audit leaves it as it was."""
     log, counts, seen, last = [], {"calls": 0}, np.zeros(3), {}

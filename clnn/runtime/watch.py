@@ -522,7 +522,10 @@ def _has_bytes(value: Any) -> bool:
 
 def _bytes(array: Any) -> bytes:
     """What an array of numbers holds, NumPy's or another's."""
-    return array.tobytes() if isinstance(array, np.ndarray) else bytes(array)
+    try:
+        return array.tobytes() if isinstance(array, np.ndarray) else bytes(array)
+    except ValueError:  # a view of memory that was let go of
+        return b""
 
 
 def _fill(array: Any, content: bytes) -> None:
