@@ -3,7 +3,7 @@ records nothing does.
 
 Hypothesis draws the calls. The model under test lives through all of them, with its recordings; before each call its twin
 is built anew from a description and from what the twins before it have learnt, runs the same call eagerly, and is dropped.
-`CLNN_MACHINE_STEPS=50000` makes a long run of it.
+`CLNN_MACHINE_STEPS=50000` makes a long run of it, of other calls each time; pytest's `--hypothesis-seed=7` has them repeat.
 """
 
 import copy
