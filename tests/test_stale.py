@@ -786,6 +786,10 @@ def counting(kind):
         many[0] += 1
         return x * (2.0 if many[0] > 6 else 1.0)
 
+    def one_more():
+        listed[0] += 1
+        return listed
+
     def in_itself(x):
         in_itself.calls += 1
         return x * (2.0 if in_itself.calls > 6 else 1.0)
@@ -802,6 +806,7 @@ def counting(kind):
     return {
         "slot": in_slots, "class": in_class, "list": in_list, "length": length, "dict": in_dict, "bytes": in_bytes,
         "array": in_array, "function": in_itself, "model": in_model, "generator": over,
+        "returned": lambda x: x * (2.0 if one_more()[0] > 6 else 1.0),
         "method": lambda x: x * (2.0 if one.tick() > 6 else 1.0), "count": lambda x: x * (2.0 if next(numbers) > 6 else 1.0),
         "deque": lambda x: x * left.popleft(), "queue": lambda x: x * waiting.get(),
     }[kind]  # fmt: skip
@@ -813,7 +818,7 @@ COUNTERS = {  # and what is said of it
     "slot": "Object.calls", "class": "Object.total", "list": "listed .a list.", "length": "listed .a list.",
     "dict": "table .a dict.", "bytes": "octets .an array.", "array": "many .an array.", "function": "in_itself.calls",
     "model": "Sequential.calls", "method": "Object.more", "deque": "left .a deque.", "queue": "queue .a deque.",
-    "count": "in a count", "generator": "in a generator",
+    "count": "in a count", "returned": "listed .a list.", "generator": "in a generator",
 }  # fmt: skip
 
 

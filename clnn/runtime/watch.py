@@ -544,8 +544,9 @@ def _same(a: Any, b: Any) -> bool:
 
 def _changes(*following: dis.Instruction) -> bool:
     """Whether what follows upon loading a container changes it without a look at it: c.append(..), c[i] = .."""
-    method = following[0].argval
-    return following[1].opname == "STORE_SUBSCR" or (isinstance(method, str) and method in CHANGING)
+    if any(one.opname == "STORE_SUBSCR" for one in following[1:]):
+        return True
+    return any(isinstance(one.argval, str) and one.argval in CHANGING for one in following[:1])
 
 
 def _refill(container: Any, entries: Any) -> None:
