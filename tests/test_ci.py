@@ -46,7 +46,7 @@ def checkout(tmp_path):
     return tmp_path, run
 
 
-@pytest.mark.parametrize("quiet", [[], ["-q"], ["-qq", "--no-header", "--no-summary"]])
+@pytest.mark.parametrize("quiet", [[], ["-qq", "--no-header", "--no-summary"]])
 def test_counts_do_not_depend_on_what_pytest_prints(checkout, quiet):
     folder, run = checkout
     (folder / "test_it.py").write_text(TESTS, encoding="utf-8")
@@ -81,12 +81,15 @@ def test_the_table_holds_the_last_runs(checkout):
     (folder / "test_it.py").write_text(TESTS, encoding="utf-8")
     readme = "before\n<!-- .ci/platforms --markdown -->\nold\n<!-- the end of that table -->\nafter\n"
     (folder / "README.md").write_text(readme, encoding="utf-8")
-    assert run("platforms", "pocl+lanes=8", "--", "-m", "not slow", "test_it.py")[0] == 0
+    processes = ("-n", "0", "--dist", "loadfile", "--durations=3", "--durations-min=0.5")
+    assert run("platforms", "pocl+lanes=8", "--", "-m", "not slow", *processes, "test_it.py")[0] == 0
     assert run("platforms", "--markdown") == (0, "")
     before, *table, after = (folder / "README.md").read_text(encoding="utf-8").splitlines()
     assert (before, after) == ("before", "after") and "old" not in table
     assert len(table) == 5 and table[3].startswith("| `pocl+lanes=8` |")
-    assert table[3].endswith("s |") and "1 passed, 1 skipped in" in table[3] and "'not slow'" in table[3]
+    assert (
+        table[3].endswith("s |") and "1 passed, 1 skipped in" in table[3] and "-m 'not slow' 'test_it.py' |" in table[3]
+    )
     (folder / "README.md").write_text("no table\n", encoding="utf-8")
     assert run("platforms", "--markdown")[0] == 1
 
