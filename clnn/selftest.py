@@ -132,11 +132,11 @@ def _inputs(device: Device, dtype: Any, most: float) -> Any:
 
 def groups(device: Device) -> Iterator[str]:
     """local memory: sums within groups of work-items that wait for each other."""
-    width = 1 << (min(64, device.max_group).bit_length() - 1)
+    width = device.fitting(min(64, device.group_width), "selftest", "groups")
     x = np.arange(10 * width - 3, dtype=np.float32) % 50
     on, y = device.allocate(x.nbytes), device.allocate(40)
     device.upload(x, on)
-    device.launch("selftest", "groups", (10 * width,), x.size, on, y, local=(width,), GROUP=width)
+    device.launch("selftest", "groups", (10 * width,), x.size, on, y, local=(width,), WIDTH=width)
     yield from _far(
         "sums in local memory:",
         device.read(y, np.empty(10, np.float32)),

@@ -27,10 +27,10 @@ kernel void functions(int n, global const real *x, global real *y) {
 }
 #endif
 
-#ifdef GROUP
+#ifdef WIDTH
 // y[group] = the sum of what the group's work-items read
 kernel void groups(int n, global const real *x, global real *y) {
-  local real t[GROUP];
+  local real t[WIDTH];
   const int i = get_global_id(0), l = get_local_id(0);
   t[l] = i < n ? x[i] : 0;
   barrier(CLK_LOCAL_MEM_FENCE);

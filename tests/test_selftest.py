@@ -304,7 +304,7 @@ def test_kernels_run_in_the_groups_that_the_device_gives(device):
     x = np.arange(3 * width, dtype=np.float32)
     on, y = device.allocate(x.nbytes), device.allocate(12)
     device.upload(x, on)
-    device.launch("selftest", "groups", (3 * width,), x.size, on, y, local=(width,), GROUP=width)
+    device.launch("selftest", "groups", (3 * width,), x.size, on, y, local=(width,), WIDTH=width)
     np.testing.assert_array_equal(device.read(y, np.empty(3, np.float32)), x.reshape(3, width).sum(1))
 
 
