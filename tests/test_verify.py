@@ -179,6 +179,19 @@ def test_no_device(tmp_path):
     assert code == 1 and "There is no OpenCL device" in out
 
 
+def test_what_a_device_has_no_memory_for_is_left_out(device, monkeypatch):
+    """Peaks are those of any groups and pieces; a product too large for them is no fault of the driver's."""
+    monkeypatch.setenv("CLNN_DEVICE_AS", "kind=gpu,group=2,units=1,piece=100K")
+    monkeypatch.setenv("CLNN_SELF_TEST", "0")
+    said = []
+    with clnn.use(clnn.Device(device.cl_device, 0, 0)):
+        found = TASKS["products"](lambda **what: said.append(what), 0.0)
+    assert 0 < found["gflops"] < np.inf and 0 < found["gbytes"] < np.inf
+    notes = [what["note"] for what in said if "note" in what]
+    assert len(notes) == 5 and not [what for what in said if "timed" in what]
+    assert all(re.search("is left out: .*(at most 100.0 KiB in one piece|too large)", note) for note in notes)
+
+
 # -- comparing ---------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("got", "want", "text"),

@@ -220,11 +220,13 @@ class Peaks:
 
     def __init__(self) -> None:
         self.device = d = device()
-        self.items = 16 * d.compute_units * (1 if d.kind == "cpu" else 256)
-        self.local = 1 if d.kind == "cpu" else 64
+        self.items = 16 * d.compute_units * (1 if d.long_loops else 256)
+        self.local = 1 if d.long_loops else min(64, d.group_width)
+        # a driver that ends long loops, with those over sums inside, would be taken for a fast one
+        self.rounds = min(FMA_ROUNDS, d.most_turns // (4 * FMA_SUMS)) if d.most_turns else FMA_ROUNDS
         self.width = vector_width(d, np.float32)
         self.out = d.memory.allocate(4 * self.items)
-        size = min(COPY_BYTES, d.memory.limit // 8)
+        size = min(COPY_BYTES, d.memory.limit // 8, d.memory.piece // 2) // 4096 * 4096
         self.source, self.target = d.memory.allocate(size), d.memory.allocate(size)
         d.fill_zero(self.source)
 
@@ -253,7 +255,7 @@ class Peaks:
     def _fma(self, count: int) -> None:
         """`count` multiply-adds of each sum of each work-item."""
         while count > 0:
-            now = min(count, FMA_ROUNDS)
+            now = min(count, self.rounds)
             self.device.launch(
                 "bench",
                 "multiply_add",
@@ -268,7 +270,7 @@ class Peaks:
             count -= now
 
     def _copy(self, count: int) -> None:
-        each = 1 << 12 if self.device.kind == "cpu" else 1  # vectors that a work-item copies
+        each = 1 << 12 if self.device.long_loops else 1  # vectors that a work-item copies
         items = self.source.nbytes // (4 * self.width * each)
         for _ in range(count):
             self.device.launch(

@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib import metadata
 from typing import Any
 
@@ -16,6 +16,7 @@ import pyopencl as cl
 from .. import __version__
 from ..bench import nets, own, workloads
 from ..drivers import loader
+from ..errors import OutOfDeviceMemory
 from ..gemm import Product, engine_name, tile
 from ..ops.conv_plan import geometry, plan_for, shown, turned
 from ..ops.window import slide
@@ -106,6 +107,15 @@ def _timed(say: Say, what: str, name: str, plan: str, run: Any, error: float, fl
             off=str(error))  # fmt: skip
 
 
+@contextlib.contextmanager
+def _where_it_fits(say: Say, name: str) -> Iterator[None]:
+    """What the device's memory does not hold, or not in one piece, is left out."""
+    try:
+        yield
+    except OutOfDeviceMemory as error:
+        say(note=f"{name} is left out: {error}")
+
+
 def _small_enough(flops: float, peak: float) -> bool:
     return flops / (peak * 1e9) < LONG
 
@@ -120,10 +130,11 @@ def products(say: Say, began: float) -> dict[str, Any]:
             say(note=f"{p.name} is left out: too large for this device")
             continue
         say(case=p.name)
-        run, result = own.Clnn().product(p)
-        run(1)
-        error = p.error(*result())
-        _timed(say, "product", p.name, _plan(d, p), run, error, 2 * p.work)
+        with _where_it_fits(say, p.name):
+            run, result = own.Clnn().product(p)
+            run(1)
+            error = p.error(*result())
+            _timed(say, "product", p.name, _plan(d, p), run, error, 2 * p.work)
     return peak
 
 
@@ -149,9 +160,10 @@ def convolutions(say: Say, began: float) -> dict[str, Any]:
             say(note=f"{c.name} is left out: too large for this device")
             continue
         say(case=c.name)
-        run, result = own.Clnn().convolution(c, "")
-        run(1)
-        _timed(say, "convolution", c.name, _conv_plan(d, c), run, c.error(*result()), c.flops)
+        with _where_it_fits(say, c.name):
+            run, result = own.Clnn().convolution(c, "")
+            run(1)
+            _timed(say, "convolution", c.name, _conv_plan(d, c), run, c.error(*result()), c.flops)
     return peak
 
 
@@ -172,7 +184,12 @@ def _training(name: str) -> Callable[[Say, float], dict[str, Any]]:
             say(note=f"{name} is left out: too large for this device")
             return peak
         say(case=f"the first step of {name}")
-        own.train_epochs(net._replace(steps=1), 1)
+        done = False
+        with _where_it_fits(say, name):
+            own.train_epochs(net._replace(steps=1), 1)
+            done = True
+        if not done:
+            return peak
         first = time.time() - began - measuring
         say(case=f"training {name}")
         times: list[float] = []
