@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,7 @@ def spread(what: str, values: Sequence[Any]) -> tuple[int, ...]:
 def numbers(value: Any, name: str = "the array") -> np.ndarray:
     """`value` as a NumPy array of real numbers or bools. DataError for masked values, complex numbers, objects, text."""
     if type(value) is not np.ndarray:
-        if _masked(value):
+        if any(isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf) for leaf in leaves(value)):
             raise DataError(
                 f"{name} is a masked array, and there is no mask here: what lies under it would be used; "
                 "give .filled(value), or leave the samples out that it hides"
@@ -95,10 +95,14 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
     return value
 
 
-def _masked(value: Any) -> bool:
+def leaves(value: Any) -> Iterator[Any]:
+    """`value`, or where it is a list or a list of lists, what they hold besides Python's numbers."""
     if isinstance(value, (list, tuple)):
-        return any(_masked(item) for item in value if not isinstance(item, (int, float)))
-    return isinstance(value, np.ma.MaskedArray) and np.ma.is_masked(value)
+        for item in value:
+            if not isinstance(item, (int, float)):
+                yield from leaves(item)
+    else:
+        yield value
 
 
 @functools.cache

@@ -10,12 +10,13 @@ import contextlib
 import heapq
 import itertools
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from numbers import Number, Real
 from typing import Any
 
 import numpy as np
 
-from .checks import numbers, sizes, spread
+from .checks import leaves, numbers, sizes, spread
 from .errors import ClnnError, OutOfRangeError, ShapeError
 from .gemm import Scale
 from .ops.activation import FUNCTIONS, through, unary
@@ -90,6 +91,8 @@ class Tensor(Array):
         return self.device.read(self.block, np.empty(self.shape, self.dtype))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if copy is False:
+            raise ValueError("a tensor's values on the host are always a copy, and copy=False was asked for")
         array = self.numpy()
         return array if dtype is None else array.astype(dtype, copy=False)
 
@@ -123,6 +126,9 @@ class Tensor(Array):
                 "by `is`"
             )
         return bool(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.numpy(), spec) if spec else str(self)  # of a tensor without axes, as of NumPy's arrays
 
     def __repr__(self) -> str:
         with np.printoptions(threshold=20, precision=4):
@@ -301,8 +307,8 @@ class Tensor(Array):
         """
         return apply(reduce, self, kind="min", axis=axis, keepdims=keepdims)
 
-    def argmax(self, axis: int = -1) -> Tensor:
-        """Where along an axis the largest is, as int32: the first of those that are equal, the first NaN where there is one.
+    def argmax(self, axis: int | None = -1) -> Tensor:
+        """Where along an axis, or with None among all elements, the largest is, as int32: the first of those that are equal, the first NaN where there is one.
         It has no gradient.
 
         >>> clnn.tensor([[1.0, 2.0], [4.0, 3.0]]).argmax().numpy()
@@ -547,6 +553,8 @@ def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, re
         if isinstance(value, Tensor) and value.node is not None:
             value.refuse_history("a copy that learns")
         array, where = _host_array_for(value, dtype, device)
+        if array.dtype not in FLOATS:
+            raise ShapeError(f"what learns are floats, not {array.dtype}: give dtype='float32'")
         p = Parameter(where.memory.allocate(array.nbytes), array.shape, array.dtype, where)
         where.upload(array, p.block)
         return p
@@ -562,20 +570,20 @@ def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, re
 
 def host_array(value: Any, dtype: Any = None) -> np.ndarray:
     """A contiguous NumPy array of a type that tensors have; without `dtype` that of a tensor, else float32 or int32."""
-    if isinstance(value, (list, tuple)) and any(isinstance(v, Tensor) for v in value):
-        for v in value:
-            if isinstance(v, Tensor):
-                v.refuse_history("an array made of tensors", "clnn.concatenate does, or give it ")
+    for one in leaves(value) if isinstance(value, (list, tuple)) else ():
+        if isinstance(one, Tensor):
+            one.refuse_history("an array made of tensors", "clnn.concatenate does, or give it ")
     array = numbers(value)
     if dtype is None:
         dtype = value.dtype if isinstance(value, Array) else np.int32 if array.dtype.kind in "iub" else np.float32
     dtype = np.dtype(dtype)
     if dtype not in FLOATS and dtype != np.int32:
         raise ShapeError(f"a tensor holds float32, float64 or int32, and {array.dtype} as {dtype} was given")
-    if dtype == np.int32 and array.dtype.kind in "iu" and array.size:
-        low, high = array.min(), array.max()
-        if low < -(2**31) or high >= 2**31:
-            raise ShapeError(f"integers become int32 here, and {low if low < -(2**31) else high} does not fit")
+    if dtype == np.int32 and array.dtype.kind in "iuf" and array.size:
+        low, high = -(2**31) - 1, 2**31
+        if not low < array.min() <= array.max() < high:  # NaN is not
+            bad = array[~((low < array) & (array < high))].flat[0]
+            raise ShapeError(f"integers become int32 here, and {bad} does not fit")
     return np.ascontiguousarray(array, dtype).reshape(array.shape)
 
 
@@ -596,13 +604,20 @@ def constant(value: Any, dtype: Any = None, device: str | Device | None = None) 
 
 
 def zeros(shape: int | Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
-    """A tensor of zeros."""
-    return _wrap(fill(empty(resolve(device), sizes("zeros", shape), dtype), 0.0))
+    """A tensor of zeros. Types as for `tensor`."""
+    return _filled("zeros", shape, 0, dtype, device)
 
 
 def ones(shape: int | Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
-    """A tensor of ones."""
-    return _wrap(fill(empty(resolve(device), sizes("ones", shape), dtype), 1.0))
+    """A tensor of ones. Types as for `tensor`."""
+    return _filled("ones", shape, 1, dtype, device)
+
+
+def _filled(what: str, shape: int | Sequence[int], value: int, dtype: Any, device: str | Device | None) -> Tensor:
+    shape, where = sizes(what, shape), resolve(device)
+    if np.dtype(dtype) in FLOATS:
+        return _wrap(fill(empty(where, shape, dtype), value))
+    return tensor(np.full(shape, value), dtype, where)
 
 
 def _wrap(y: Array) -> Tensor:
@@ -659,14 +674,14 @@ def _by_numpy(name: str, function: Any, inputs: Sequence[Any], options: dict[str
 
 def _is_number(value: Any) -> bool:
     """Whether a value can be compared with a tensor's elements."""
-    return isinstance(value, (Tensor, int, float, list, tuple, np.ndarray, np.bool_, np.number))
+    return isinstance(value, (Number, list, tuple)) or hasattr(value, "__array__")
 
 
 def _operand(value: Any, like: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, (int, float)) or np.ndim(value) == 0:
-        number = value if isinstance(value, (int, float)) else numbers(value, "an operand").item()
+    if isinstance(value, Real) or np.ndim(value) == 0:
+        number = value if isinstance(value, Real) else numbers(value, "an operand").item()
         return number if like.dtype == np.int32 else float(number)
     return tensor(value, dtype=like.dtype, device=like.device)
 
@@ -717,8 +732,12 @@ def softmax_of(x: Any, log: bool = False) -> Tensor:
     return apply(softmax, tensor(x), log=log)
 
 
-def concat(tensors: Sequence[Tensor], axis: int = 0) -> Tensor:
-    """Tensors joined along an axis."""
+def concat(tensors: Iterable[Any], axis: int = 0) -> Tensor:
+    """Tensors joined along an axis; arrays among them become tensors of the first one's type."""
+    tensors = list(tensors)
+    like = next((t for t in tensors if isinstance(t, Tensor)), None)
+    of = () if like is None else (like.dtype, like.device)
+    tensors = [t if isinstance(t, Tensor) else tensor(t, *of) for t in tensors]
     y, backward = concatenate(tensors, axis)
     return on_tape(y, tensors, backward)
 

@@ -84,10 +84,15 @@ def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
     return reduced(x, "sum", axes).reshaped(shape)
 
 
-def argmax(x: Array, axis: int = -1) -> Array:
-    """The position of the first largest element along `axis`, as int32; NaN counts as largest."""
+def argmax(x: Array, axis: int | None = -1) -> Array:
+    """The position of the first largest element along `axis`, or with None among all, as int32; NaN counts as largest."""
     check_float("argmax", x)
-    (a,) = normal_axes(x.ndim, axis)
+    if axis is None:
+        x, axis = x.reshaped((x.size,)), 0
+    axes = normal_axes(x.ndim, axis)
+    if len(axes) != 1:
+        raise ShapeError(f"argmax is along one axis, or with None over all elements, and {axis!r} was given")
+    (a,) = axes
     if x.shape[a] == 0:
         raise ShapeError(f"argmax over no elements: an array of shape {x.shape} along axis {axis}")
     outer, n, inner = math.prod(x.shape[:a]), x.shape[a], math.prod(x.shape[a + 1 :])
