@@ -20,7 +20,7 @@ from safetensors.numpy import save as serialise
 
 from . import registry
 from .errors import CheckpointError
-from .files import write_atomically
+from .files import as_path, write_atomically
 from .layers.base import Layer, snake
 
 FORMAT = 1
@@ -168,19 +168,19 @@ def told(what: str, one: Any, described: Any, find: Callable[[Any], Any]) -> Any
     return described
 
 
-def write(path: str | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
+def write(path: str | bytes | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
     """Write arrays and a JSON header, atomically."""
-    path = Path(path)
+    path = as_path(path)
     text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     try:
         write_atomically(path, serialise({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {"clnn": text}))
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}") from error
 
 
-def read(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+def read(path: str | bytes | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the header of a file that `write` wrote; anything else is an error."""
-    path = Path(path)
+    path = as_path(path)
     if not path.is_file():
         raise CheckpointError(f"there is no file {path}")
     try:

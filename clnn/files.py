@@ -6,7 +6,7 @@ import re
 import secrets
 import stat
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 try:
     import fcntl
@@ -23,6 +23,11 @@ def cache_folder() -> Path:
     return Path(user_cache_dir("clnn"))
 
 
+def as_path(path: str | bytes | os.PathLike[Any]) -> Path:
+    """A path as users give it; ~ is their home."""
+    return Path(os.fsdecode(path)).expanduser()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Writes a file so that others see all of it or nothing, even if the machine stops half-way.
 
@@ -30,7 +35,9 @@ def write_atomically(path: Path, data: bytes) -> None:
     killed process left half-written in the folder goes. OSError for what is no regular file.
     """
     path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
+    if (
+        path.exists() or path.is_symlink()
+    ) and not path.is_file():  # of links, the realpath is one where they go in a circle
         raise OSError(f"{path} is there, and is no regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
@@ -59,7 +66,7 @@ PART = re.compile(r"\.clnn-[0-9a-f]{8}\.part$")  # how the names of half-written
 def _new_part(path: Path) -> tuple[Path, BinaryIO]:
     """A file beside `path`, open and locked for as long as it is being written: nobody else takes it for left behind."""
     while True:
-        part = path.with_name(f"{path.name}.clnn-{secrets.token_hex(4)}.part")
+        part = path.with_name(f"{path.name[:50]}.clnn-{secrets.token_hex(4)}.part")  # a name has 255 bytes at most
         file = open(part, "xb")  # noqa: SIM115
         if fcntl is None:
             return part, file

@@ -120,10 +120,11 @@ def find_initialiser(which: str | float | Initialiser) -> Initialiser:
     """An initialiser by name, a number for a constant, or a function as it is."""
     if callable(which):
         return which
-    if isinstance(which, (int, float, np.number)):
+    if isinstance(which, (int, float, np.number)) and not isinstance(which, bool) and math.isfinite(which):
         return constant(float(which))
-    if which not in INITIALISERS:
+    if not isinstance(which, str) or which not in INITIALISERS:
         raise ConfigurationError(
-            f"there is no initialiser {which!r}; the known ones are {', '.join(sorted(INITIALISERS))}"
+            f"there is no initialiser {which!r}; it is a number, a function (shape, generator, dtype), or one of "
+            f"{', '.join(sorted(INITIALISERS))}"
         )
     return INITIALISERS[which]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from . import registry
-from .checks import numbers
+from .checks import in_range, numbers
 from .data.validate import check_labels
 from .errors import ClnnError, ConfigurationError, DataError, ShapeError
 from .ops.aggregate import reduce
@@ -220,9 +220,7 @@ class Huber(Loss):
 
     @delta.setter
     def delta(self, value: float) -> None:
-        if not 0 < value < math.inf:
-            raise ConfigurationError(f"Huber's delta should be above 0, {value!r} was provided instead")
-        self.parameter = float(value)
+        self.parameter = in_range("Huber's delta", value, 0.0, math.inf, "()")
 
     def config(self) -> Any:
         return {"loss": "huber", "delta": self.delta}
@@ -275,9 +273,7 @@ class CrossEntropy(Loss):
 
     @label_smoothing.setter
     def label_smoothing(self, value: float) -> None:
-        if not 0 <= value < 1:
-            raise ConfigurationError(f"label_smoothing should be in [0, 1), {value!r} was provided instead")
-        self.parameter = float(value)
+        self.parameter = in_range("label_smoothing", value, 0.0, 1.0)
 
     def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
         super().check(output, target, dtype)
@@ -365,11 +361,11 @@ def find_loss(which: Any) -> Any:
     """A loss by name, by its `config()`, or as it is: a `Loss`, or any function of (output, target) tensors."""
     if isinstance(which, dict) and "class" in which:
         return registry.construct(which, "loss", object)
-    if isinstance(which, dict):
+    if isinstance(which, dict) and which.get("loss") in LOSSES:
         options = {key: value for key, value in which.items() if key != "loss"}
         return LOSSES[which["loss"]](**options)
-    if isinstance(which, Loss) or callable(which):
+    if callable(which) and not (isinstance(which, type) and issubclass(which, Loss)):
         return which
-    if which not in LOSSES:
+    if not isinstance(which, str) or which not in LOSSES:
         raise ConfigurationError(f"there is no loss {which!r}; the known ones are {', '.join(LOSSES)}")
     return LOSSES[which]()

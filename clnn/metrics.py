@@ -7,6 +7,7 @@ That is counting, and done on the host.
 from __future__ import annotations
 
 import functools
+import math
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,20 +18,26 @@ from .checks import check_count, numbers, whole
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
 from .losses import host_target
-from .ops.array import empty
+from .ops.array import check_float, empty
 from .ops.loss import yes_above
 from .tensor import Tensor, tensor
 
 Metric = Callable[[Tensor, Tensor], Tensor]
+REPORTED = ("loss", "lr", "seconds")  # by fit, besides metrics
 
 
 def _per_row(kernel: str, output: Tensor, target: Tensor, *scalars: Any, after: bool = False) -> Tensor:
-    rows, n = output.shape[0], output.size // max(1, output.shape[0])
-    labels = target.dtype == np.int32
-    if target.size != (rows if labels else output.size):
+    """A value for each row of outputs, which lie along the last axis; outputs (n,) are one for each sample."""
+    check_float(kernel, output)
+    shape, n = (output.shape[:-1], output.shape[-1]) if output.ndim > 1 else (output.shape, 1)
+    labels, rows = target.dtype == np.int32, math.prod(shape)
+    fitting = [shape] if labels else [output.shape]
+    if n == 1 or labels:
+        fitting += [shape, (*shape, 1)]
+    if target.shape not in fitting:
         raise ShapeError(f"{kernel}: targets of shape {target.shape} do not fit outputs of shape {output.shape}")
     output.device.check_turns(3 * n, f"{kernel} over {n:,} outputs")
-    y = empty(output.device, (rows,), output.dtype)
+    y = empty(output.device, shape, output.dtype)
     extra: dict[str, Any] = {"LABELS": 1} if labels else {}
     tail = (output.block, target.block, y.block)
     args = (*tail, *scalars) if after else (*scalars, *tail)
@@ -39,7 +46,7 @@ def _per_row(kernel: str, output: Tensor, target: Tensor, *scalars: Any, after: 
 
 
 def accuracy(output: Any, target: Any) -> Tensor:
-    """1 where the largest output is that of the class (a number, or the largest of a row of targets).
+    """1 where the largest output, along the last axis, is that of the class (a number, or the largest of a row of targets).
 
     One output alone is compared with 0.5 if it comes from a sigmoid, with 0 (the sigmoid's input) if not; its classes are 0
     and 1. DataError for class numbers on the host that are no class.
@@ -70,8 +77,8 @@ def _target(output: Tensor, target: Any) -> Tensor:
     if isinstance(target, Tensor):
         return target
     array = host_target(target, output.dtype)
-    if array.dtype == np.int32 and output.ndim:
-        check_labels(array, max(2, output.shape[-1]), "the labels")
+    if array.dtype == np.int32:
+        check_labels(array, max(2, output.shape[-1]) if output.ndim > 1 else 2, "the labels")
     return tensor(array, array.dtype, output.device)
 
 
@@ -81,14 +88,31 @@ def find_metric(which: str | Metric) -> Metric:
         return which
     if which == "accuracy":
         return accuracy
-    if match := re.fullmatch(r"top_(\d+)", which):
+    if isinstance(which, str) and (match := re.fullmatch(r"top_(\d+)", which)):
         return top_k(int(match.group(1)))
     raise ConfigurationError(f"there is no metric {which!r}; the known ones are accuracy and top_<k>, such as top_5")
+
+
+def find_metrics(which: Sequence[str | Metric] | None) -> list[Metric]:
+    """The metrics of a list, by name or as they are. ConfigurationError where two would be reported under one name."""
+    if isinstance(which, str) or callable(which):
+        raise ConfigurationError(f'metrics is a list, such as ["accuracy"], and {which!r} was given')
+    found = [find_metric(one) for one in which or ()]
+    named: dict[str, Any] = dict.fromkeys(REPORTED)
+    for metric in found:
+        if named.setdefault(name := metric_name(metric), metric) is not metric:
+            raise ConfigurationError(
+                f"a metric called {name!r} would be reported as another is; give it a __name__ of its own"
+            )
+    return found
 
 
 def metric_name(metric: Metric) -> str:
     """What a metric is called in logs: its `__name__`, or that of its class."""
     return getattr(metric, "__name__", type(metric).__name__)
+
+
+MOST_CLASSES = 1 << 14  # that a label is taken to speak of: their matrix has 2 GiB
 
 
 # -- by class, from a confusion matrix ---------------------------------------------------------------------------------
@@ -111,9 +135,14 @@ def confusion_matrix(predicted: Any, labels: Any, classes: int | None = None) ->
     if found.shape != true.shape:
         raise ShapeError(f"predicted has the shape {found.shape} and labels {true.shape}; they need the same one")
     if classes is None:
-        classes = int(max(found.max(initial=-1), true.max(initial=-1))) + 1
+        classes = max((int(array.max()) + 1 for array in (found, true) if array.size), default=0)
         if not classes:
             raise DataError("there are no samples to count: give some, or classes=")
+        if classes > MOST_CLASSES:
+            raise DataError(
+                f"the largest label is {classes - 1}: renumber the labels, e.g. with numpy.unique(y, return_inverse=True)[1], or "
+                f"give classes= where there are more than {MOST_CLASSES}"
+            )
     else:
         classes = check_count("classes", classes)
     for name, array in arrays.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -111,6 +111,11 @@ class Model(Layer):
             raise CheckpointError("the model is not built yet: give input_shape, or call it once, before saving")
         parameters = list(self.named_parameters())
         arrays = {f"parameter.{name}": p.numpy() for name, p in parameters}
+        for name, array in arrays.items():
+            if not np.isfinite(array).all():
+                raise CheckpointError(
+                    f"{name} holds values that are not finite, which load() would refuse; nothing was written"
+                )
         header: dict[str, Any] = {
             "model": checkpoint.describe(self),
             "dtype": self.dtype.name,
@@ -167,12 +172,12 @@ class Sequential(Model):
         dtype: Any = "float32",
         seed: int | None = None,
     ) -> None:
-        if not layers or not all(isinstance(layer, Layer) for layer in layers):
-            wrong = next((layer for layer in layers if not isinstance(layer, Layer)), None)
+        self.layers = list(layers) if isinstance(layers, Iterable) else [layers]
+        wrong = [layer for layer in self.layers if not isinstance(layer, Layer)]
+        if not self.layers or wrong or isinstance(layers, Layer):
             raise ConfigurationError(
-                f"Sequential takes a list of one or more layers{f', not {wrong!r}' if wrong is not None else ''}"
+                f"Sequential takes a list of one or more layers{f', not {(wrong or self.layers)[0]!r}' if self.layers else ''}"
             )
-        self.layers = list(layers)
         list(self.layers_inside())  # an error where they are nested too deep
         kinds: dict[str, int] = {}
         for layer in self.layers:
@@ -192,6 +197,14 @@ class Sequential(Model):
                 raise ConfigurationError(f"input_shape has sizes of 1 or more, {input_shape!r} was provided instead")
             self.place(device(), self.dtype)
             self.ensure_built(shape)
+
+    def ensure_built(self, *shapes: tuple[int, ...]) -> None:
+        if len(shapes) != 1:
+            raise ShapeError(
+                f"Sequential takes one input, and {len(shapes)} were given: an x that is a tuple stands for several inputs; give "
+                "an array or a list"
+            )
+        super().ensure_built(*shapes)
 
     def build(self, *shapes: tuple[int, ...]) -> None:
         (shape,) = shapes
@@ -252,7 +265,9 @@ def load(path: str | Path) -> Any:
 
     try:
         model = _made(header, device())
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        frozen = set(header.get("frozen", ()))
+        saved = dict(header["optimizer"]) if "optimizer" in header else None
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(
             f"{path}: the header is incomplete or damaged ({error!r}); restore the file from a copy"
         ) from error
@@ -263,14 +278,13 @@ def load(path: str | Path) -> Any:
     for name, (rate_factor, decays, max_norm) in header.get("settings", {}).items():
         p = parameters[name]
         p.rate_factor, p.decays, p.max_norm = rate_factor, decays, max_norm
-    _freeze(model, set(header.get("frozen", ())))
+    _freeze(model, frozen)
     if "loss" in header:
         try:
             model.loss = find_loss(header["loss"])
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path}: the loss does not fit this version of clnn: {error}") from error
-    if "optimizer" in header:
-        saved = header["optimizer"]
+    if saved is not None:
         kept = {n.removeprefix("optimizer."): a for n, a in arrays.items() if n.startswith("optimizer.")}
         try:
             optimizer = optim.find_optimizer(saved)

@@ -299,10 +299,15 @@ class Optimizer(Watched):
     # -- parameters and what is kept of them --------------------------------------------------------------------------
     def attach(self, parameters: Sequence[Parameter]) -> None:
         """Take charge of `parameters`: they move into a flat store where they have none."""
-        wanted = [p for p in parameters if p.trainable]
+        given = tuple(dict.fromkeys(parameters))  # a layer that two models share is stepped once
+        if wrong := [p for p in given if not isinstance(p, Parameter)]:
+            raise ConfigurationError(
+                f"an optimizer takes a list of parameters, such as net.parameters(), and not {wrong[0]!r}"
+            )
+        wanted = [p for p in given if p.trainable]
         if not wanted:
             raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
-        before, self._given = self._given, tuple(parameters)
+        before, self._given = self._given, given
         if (
             self._runs is not None
             and self._loaded is None
@@ -1179,6 +1184,6 @@ def find_optimizer(which: str | Optimizer | dict[str, Any]) -> Optimizer:
     if isinstance(which, dict) and which["name"] in OPTIMIZERS:
         return OPTIMIZERS[which["name"]](**which["config"])
     name = which.lower() if isinstance(which, str) else which
-    if name not in OPTIMIZERS:
+    if not isinstance(name, str) or name not in OPTIMIZERS:
         raise ConfigurationError(f"there is no optimizer {which!r}; the known ones are {', '.join(OPTIMIZERS)}")
     return OPTIMIZERS[name]()

@@ -16,14 +16,14 @@ from typing import Any
 import numpy as np
 
 from . import random
-from .callbacks import Progress
+from .callbacks import Callback, Progress
 from .checks import check_count, in_range, numbers, whole
 from .data.validate import check_features
 from .errors import ConfigurationError, DataError, Diverged, OutOfDeviceMemory, ShapeError
 from .gemm import RowsOf
 from .layers.base import Layer, for_shapes
 from .losses import LOSSES, Loss, find_loss, host_target
-from .metrics import Metric, find_metric, metric_name
+from .metrics import Metric, accuracy, find_metrics, metric_name
 from .ops.array import block_of
 from .ops.loss import Record
 from .optim import Optimizer, find_optimizer
@@ -179,7 +179,7 @@ def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: A
     return weights[classes_of(y)]
 
 
-def classes_of(y: np.ndarray) -> np.ndarray:
+def classes_of(y: np.ndarray, why: str = "class_weight") -> np.ndarray:
     """The class of each sample whose targets are y: class numbers, a 0 or 1 for one output, or a row by class."""
     if y.dtype == np.int32:
         return y
@@ -192,10 +192,25 @@ def classes_of(y: np.ndarray) -> np.ndarray:
     if not clear.all():
         at = int(np.flatnonzero(~clear)[0])
         raise DataError(
-            f"class_weight: the targets y[{at}] = {y[at].tolist()} name no single class; give class numbers, one-hot rows, "
-            "0 or 1 for one output, or sample_weight instead"
+            f"{why}: the targets y[{at}] = {y[at].tolist()} name no single class; give class numbers, one-hot rows, "
+            f"0 or 1 for one output, or {'sample_weight' if why == 'class_weight' else 'a metric of your own'} instead"
         )
     return found
+
+
+def check_accuracy(metrics: Sequence[Metric], model: Layer, loss: Any, output: tuple[int, ...], y: np.ndarray) -> None:
+    """An error where `accuracy` is asked for, and outputs or targets name no classes."""
+    if accuracy not in metrics:
+        return
+    if output[-1:] == (1,):
+        last, name = made_by(model), getattr(loss, "name", "a loss of your own")
+        if last != "sigmoid" and name != "binary_cross_entropy":
+            raise ConfigurationError(
+                f"accuracy: one output of {last or 'an unknown activation'}, trained with {name}, may say yes above 0 or above "
+                "1/2; give a metric of your own, such as lambda y, t: (y > 0.5) == t"
+            )
+    elif y.dtype != np.int32 and y.shape[1:] == output:
+        classes_of(y.reshape(-1, y.shape[-1]), "accuracy")
 
 
 # -- data on the device -----------------------------------------------------------------------------------------------
@@ -321,6 +336,12 @@ def _record_metrics(feed: Feed, results: Results, output: Tensor, target: Tensor
     """The means of further metrics of this step."""
     for column, metric in enumerate(results.metrics):
         values = metric(output, target)
+        wanted = isinstance(values, Tensor) and values.dtype == results.dtype and values.size
+        if not wanted or (values.size != 1 and values.size % output.shape[0]):
+            raise ConfigurationError(
+                f"the metric {metric_name(metric)} should return a {results.dtype} tensor with a value for each sample, or one "
+                f"for all of them (a comparison, a == b, is one of floats); it returned {values!r}"
+            )
         feed.device.launch(
             "metrics", "record_mean", (1,), values.size, len(results.metrics), column, values.block, feed.state, results.extra,
             local=(1,), real=feed.device.real(results.dtype),
@@ -410,7 +431,7 @@ def fit(
     """
     epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
     loss, optimizer = find_loss(loss), find_optimizer(optimizer)
-    found_metrics = [find_metric(m) for m in metrics or ()]
+    found_metrics, callbacks = find_metrics(metrics), as_callbacks(callbacks)
     device, dtype = model.device, model.dtype
     xs = as_inputs(x, dtype)
     n = len(xs[0])
@@ -419,10 +440,10 @@ def fit(
     output = build_for(model, xs)
     target = as_target(y, loss, output, n, dtype)
     weight = as_weights(sample_weight, target, dtype)
+    check_accuracy(found_metrics, model, loss, output, target)
+    validation_split = in_range("validation_split", validation_split, 0.0, 1.0)
     if validation is not None and validation_split:
         raise ConfigurationError("give validation or validation_split, not both")
-    if not 0 <= validation_split < 1:
-        raise ConfigurationError(f"validation_split should be in [0, 1), {validation_split!r} was provided instead")
     held_out: tuple[list[np.ndarray], np.ndarray, np.ndarray | None] | None = None
     if validation_split:
         kept = n - max(1, round(n * validation_split))
@@ -543,6 +564,15 @@ def fit(
         for callback in callbacks:
             callback.on_train_end(model)
     return history
+
+
+def as_callbacks(callbacks: Any) -> list[Any]:
+    """What `fit` calls as it goes, a list."""
+    found = list(callbacks or ()) if not isinstance(callbacks, Callback) else [callbacks]
+    wrong = next((one for one in found if isinstance(one, type) or not hasattr(one, "on_data")), None)
+    if wrong is not None:
+        raise ConfigurationError(f"callbacks is a list of clnn.Callback objects, and {wrong!r} is none")
+    return found
 
 
 @exclusive("device.lock")
@@ -745,7 +775,8 @@ def evaluate(
     xs = as_inputs(x, model.dtype)
     output = build_for(model, xs)
     target = as_target(y, loss, output, len(xs[0]), model.dtype)
-    found = [find_metric(m) for m in metrics or ()]
+    found = find_metrics(metrics)
+    check_accuracy(found, model, loss, output, target)
     weight = as_weights(sample_weight, target, model.dtype)
     return evaluation_of(model, "evaluate", loss, found, batch_size).run(xs, target, weight)
 

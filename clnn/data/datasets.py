@@ -11,13 +11,13 @@ The files of MNIST are looked for, gzip or plain, in `$CLNN_DATA_DIR/mnist`, the
 
 import hashlib
 import importlib.util
-import operator
 import os
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from clnn.checks import whole
 from clnn.data.cifar import decode_records, read_archive
 from clnn.data.download import download
 from clnn.data.idx import decode_idx, read_idx
@@ -192,11 +192,8 @@ def cifar10(validation: int = 0, raw: bool = False) -> tuple[Pair, ...]:
 def _prepare(train: Pair, test: Pair, validation: int, raw: bool, scale: float, flat: bool = True) -> tuple[Pair, ...]:
     """Cuts the validation part off the training part, and makes features of the images."""
     n = len(train[0])
-    try:
-        k = operator.index(validation)
-    except TypeError:
-        k = -1
-    if not 0 <= k < n:
+    k = whole(validation)
+    if k is None or not 0 <= k < n:
         raise ConfigurationError(
             f"validation should be a whole number in [0, {n}), {validation!r} was provided instead"
         )

@@ -15,7 +15,7 @@ import numpy as np
 from ..checks import as_argument, numbers, sizes
 from ..errors import CheckpointError, ConfigurationError, DeviceError, OutOfDeviceMemory, ShapeError
 from ..init import Initialiser, find_initialiser
-from ..ops.array import FLOATS
+from ..ops.array import FLOATS, Array
 from ..random import generator
 from ..registry import REGISTRY, VERSIONS, register  # noqa: F401 - layers have them from here
 from ..runtime.device import Device, ValuesWanted, device
@@ -149,6 +149,12 @@ class Layer(Watched):
         if self.dtype not in FLOATS:
             raise ConfigurationError(f"parameters are float32 or float64, not {self.dtype}")
         made = find_initialiser(init)(shape, generator(self.device), self.dtype)
+        if not isinstance(made, Array):
+            made = tensor(made, self.dtype, self.device)
+        if made.shape != shape or made.dtype != self.dtype:
+            raise ConfigurationError(
+                f"the initialiser {init!r} made {made.dtype} of shape {made.shape}, and {self.dtype} of {shape} is wanted"
+            )
         p = Parameter(made.block, shape, self.dtype, self.device, learns=learns)
         p.decays = len(shape) > 1 if decays is None else decays
         return p
@@ -225,7 +231,7 @@ class Layer(Watched):
         if isinstance(value, Parameter):
             value.name = value.name or key
             value.trainable = value.trainable and self._trainable
-        elif isinstance(before, Parameter) and isinstance(value, (Tensor, np.ndarray)):
+        elif isinstance(before, Parameter) and value is not None:
             raise ConfigurationError(
                 f"{self.name or type(self).__name__}: {key} is a parameter, and a {type(value).__name__} in its place would "
                 "neither be trained nor saved: give clnn.tensor(value, requires_grad=True), or copy values into it, "
@@ -277,7 +283,8 @@ class Layer(Watched):
             raise CheckpointError(
                 f"the names do not fit: missing are {', '.join(missing) or 'none'}; unknown are {', '.join(extra) or 'none'}"
             )
-        arrays = {name: numbers(value, name) for name, value in state.items()}
+        with np.errstate(over="ignore"):  # what becomes infinite is refused
+            arrays = {name: np.asarray(numbers(value, name), mine[name].dtype) for name, value in state.items()}
         for name, p in mine.items():
             if arrays[name].shape != p.shape:
                 raise CheckpointError(f"{name} has the shape {arrays[name].shape} there and {p.shape} in this model")

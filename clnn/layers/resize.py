@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
+from ..checks import in_range
 from ..errors import ConfigurationError, ShapeError
 from ..ops.resize import PADDINGS, UPSAMPLINGS, check_mode, pad, upsample
 from ..ops.window import per_axis
@@ -80,7 +82,7 @@ class Padding(_Resize):
     ) -> None:
         self.amount = _checked("Padding's amount", amount, 0, pairs=True)
         self.mode = check_mode("Padding", mode, PADDINGS)
-        self.value = float(value)
+        self.value = in_range("Padding's value", value, -math.inf, math.inf, "[]")
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,16 @@ def broadcast_shape(name: str, a: tuple[int, ...], b: tuple[int, ...]) -> tuple[
     return tuple(reversed(shape))
 
 
+def check_not_paired(name: str, a: tuple[int, ...], b: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """ShapeError where arrays of which one is a mini-batch, such as targets (n,) and outputs (n, 1), would make `shape`, (n, n):
+    each sample against every other."""
+    if len(a) != len(b) and a[:1] == b[:1] and math.prod(shape) > max(math.prod(a), math.prod(b)):
+        raise ShapeError(
+            f"{name}: of a mini-batch, shapes {a} and {b} would make {shape}, each sample against every other; bring both to one "
+            "shape, such as y.reshape(-1, 1), or where that is meant, one to (1, n)"
+        )
+
+
 def broadcast_strides(shape: tuple[int, ...], target: tuple[int, ...]) -> list[int]:
     """Strides in elements that read an array of `shape` as if it had the shape `target`."""
     strides, step = [0] * len(target), 1
@@ -70,6 +81,8 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
         check_together(name, a, b)
         shape, one, operands = broadcast_shape(name, a.shape, b.shape), a, (a.block, b.block)
         if a.shape != b.shape:
+            if (a.rows or b.rows) and one.dtype != np.int32:
+                check_not_paired(name, a.shape, b.shape, shape)
             strides = [vector8(broadcast_strides(x.shape, shape), 0) for x in (a, b)]
             operands, extra = (vector8(shape, 1), *strides, *operands), {"BROADCAST": 1}
     device, dtype = one.device, one.dtype
