@@ -124,7 +124,7 @@ def find_initialiser(which: str | float | Initialiser) -> Initialiser:
         return constant(float(which))
     if not isinstance(which, str) or which not in INITIALISERS:
         raise ConfigurationError(
-            f"there is no initialiser {which!r}; it is a number, a function (shape, generator, dtype), or one of "
-            f"{', '.join(sorted(INITIALISERS))}"
+            f"there is no initialiser {which!r}; the known ones are {', '.join(sorted(INITIALISERS))}, a finite number, and a "
+            "function of (shape, generator, dtype)"
         )
     return INITIALISERS[which]

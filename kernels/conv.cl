@@ -22,6 +22,10 @@
 //                memory (implicit GEMM).
 // unfold, fold   im2col and its adjoint, and finish, the epilogue: for CLBlast, one image at a time.
 #include "conv_epilogue.cl"
+// A sum of products is taken in runs of up to LONGEST of them, of whole channels where those have fewer (long sums: common.cl).
+#define LONGEST 1024
+#define EACH_RUN(c, channels, most) int c = 0; c < (channels); c += max(1, most)   // for (EACH_RUN(c, channels, most))
+#define IN_RUN(c, channels, most) min((channels) - (c), max(1, most))
 
 #ifdef VW
 // ---- what CPU kernels copy ----------------------------------------------------------------------------------------------
@@ -51,8 +55,7 @@ APART void copy_columns(local real *d, global const real *row, int n, int first,
 APART void conv_tile(local const real *slab, local const int *tap, int taps, int channels, int stride, global const real *w,
                      local real *o, int more) {
   T acc[KR][PV];
-  if (more) UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] = VLOAD(v, o + r * OUT);
-  else UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] = (T)(0);
+  UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] = (T)(0);
   for (int c = 0; c < channels; c++, slab += stride)
     for (int t = 0; t < taps; t++, w += KR) {
       local const real *x = slab + tap[t];
@@ -63,6 +66,7 @@ APART void conv_tile(local const real *slab, local const int *tap, int taps, int
         UNROLL for (int v = 0; v < PV; v++) acc[r][v] += a * b[v];
       }
     }
+  if (more) UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) acc[r][v] += VLOAD(v, o + r * OUT);
   UNROLL for (int r = 0; r < KR; r++) UNROLL for (int v = 0; v < PV; v++) VSTORE(acc[r][v], v, o + r * OUT);
 }
 
@@ -110,7 +114,10 @@ kernel GROUP_SIZE void conv_rows(int16 p, int16 q, int N, global const real *x, 
           }
       }
       global const real *packed = w + (((size_t)g * blocks_k + kb) * C + c0) * TAPS * KR;
-      for (int at = 0; at < positions; at += NR) conv_tile(slab + at, tap, TAPS, channels, stride, packed, o + at, c0 > 0);
+      for (int at = 0; at < positions; at += NR)
+        for (EACH_RUN(c1, channels, LONGEST / TAPS)) for (int t = 0; t < TAPS; t += LONGEST)
+          conv_tile(slab + at + c1 * stride, tap + t, min(TAPS - t, LONGEST), IN_RUN(c1, channels, LONGEST / TAPS), stride,
+                    packed + ((size_t)c1 * TAPS + t) * KR, o + at, c0 + c1 + t > 0);
     }
     for (int r = 0; r < min(KR, K - k0); r++) {
       const size_t to = ((((size_t)n * G + g) * K + k0 + r) * OD + d0) * OH * OW + h0 * OW + w0;
@@ -134,8 +141,7 @@ INLINE int down(int a, int b) { return a >= 0 ? a / b : -((b - 1 - a) / b); }  /
 APART void conv_tile(local const real *slab, local const int *tap, local const int *which, int taps, int all, int channels,
                      int stride, global const real *w, local real *o, int apart, int more) {
   T acc[MR][NV];
-  if (more) UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = VLOAD(v, o + r * apart);
-  else UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
+  UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
   for (int c = 0; c < channels; c++, slab += stride, w += all * NR)
     for (int t = 0; t < taps; t++) {
       local const real *x = slab + tap[t];
@@ -147,6 +153,7 @@ APART void conv_tile(local const real *slab, local const int *tap, local const i
         UNROLL for (int v = 0; v < NV; v++) acc[r][v] += a * bv[v];
       }
     }
+  if (more) UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] += VLOAD(v, o + r * apart);
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) VSTORE(acc[r][v], v, o + r * apart);
 }
 
@@ -211,7 +218,9 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
           local real *to = o + (h * OW + b + first * UW) * NR;
           if (c0 > 0 && first < c)  // some of its outputs have their sums already: they go aside
             for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, to + (z - first) * UW * NR), (z - first) * NV + v, turned);
-          conv_tile(slab + r * SH * pitch + first * SW, tap + t0, which + t0, t1 - t0, TAPS, channels, stride, packed, to, UW * NR, c0 > 0);
+          for (EACH_RUN(c1, channels, LONGEST / TAPS)) for (int t = t0; t == t0 || t < t1; t += LONGEST)  // once without taps, too
+            conv_tile(slab + c1 * stride + r * SH * pitch + first * SW, tap + t, which + t, min(t1 - t, LONGEST), TAPS,
+                      IN_RUN(c1, channels, LONGEST / TAPS), stride, packed + (size_t)c1 * TAPS * NR, to, UW * NR, c0 + c1 + t - t0 > 0);
           if (c0 > 0 && first < c)
             for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD((z - first) * NV + v, turned), v, to + (z - first) * UW * NR);
         }
@@ -293,7 +302,8 @@ kernel GROUP_SIZE void conv_scatter(int16 p, int16 q, int N, global const real *
         global const real *packed = w + (((size_t)g * blocks + b) * TAPS * C + c0) * KR;
         for (int i = 0; i < KH; i++) for (int j = 0; j < KW; j++, packed += (size_t)C * KR) {
           local real *to = o + (b - b0) * KR * plane + (KH - 1 - i) * DH * pitch + (KW - 1 - j) * DW;
-          for (int z = 0; z < positions; z += NR) conv_tile(slab + z, channels, stride, packed, to + z, plane);
+          for (int z = 0; z < positions; z += NR) for (EACH_RUN(c1, channels, LONGEST))
+            conv_tile(slab + z + c1 * stride, IN_RUN(c1, channels, LONGEST), stride, packed + c1 * KR, to + z, plane);
         }
       }
     }
@@ -573,7 +583,6 @@ kernel void conv_sum(int G, int K, int entries, int KP, int parts, int for_w, in
 #define EACH 4
 #define TILE (SIDE * EACH)
 #define KC 16
-#define LONGEST 1024
 #define FETCH (TILE * KC / (SIDE * SIDE))
 
 // The input that tap e = (c, kd, kh, kw) of output `at` = (n, d, h, w) sees, 0 outside
