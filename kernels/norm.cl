@@ -41,6 +41,12 @@
 #define IN_UNITS 9.5367431640625e-07
 #define OF_UNITS 1.099511627776e12         // what the square of a unit is
 
+// 1 / sqrt(variance + epsilon) of a variance in units; NaN, and not 0, where that is none that a real can hold
+static inline real one_over_deviation(real in_units, real epsilon) {
+  const real unit = IN_UNITS;
+  return in_units < INFINITY ? unit / sqrt((in_units < 0 ? 0 : in_units) + epsilon * unit * unit) : NAN;
+}
+
 #define VECTORS (COLUMNS / VW)
 #define GROUP_OF(width) __attribute__((reqd_work_group_size(width, 1, 1)))
 
@@ -262,7 +268,8 @@ kernel GROUP_OF(WIDTH) void join_moments(int8 s, int parts, int each, global con
     }
     const real squares = OVER_GROUP(WHOLE(all));
     if (get_local_id(0) == 0) {
-      const real mean = near + beyond, variance = (squares < 0 ? 0 : squares) / n * (real)OF_UNITS, scale = 1 / sqrt(variance + epsilon);
+      const real mean = near + beyond, in_units = squares / n, variance = (in_units < 0 ? 0 : in_units) * (real)OF_UNITS;
+      const real scale = one_over_deviation(in_units, epsilon);
       stats[c] = mean;
       stats[channels + c] = scale;
       stats[2 * channels + c] = gamma ? gamma[c] * scale : scale;
@@ -277,7 +284,8 @@ kernel GROUP_OF(WIDTH) void join_moments(int8 s, int parts, int each, global con
 
 #ifdef JOIN_SUMS
 // Sums over parts: those of dy are beta's gradient, those of dy (x - mean), divided by the deviation if there are stats, gamma's;
-// to their sinks, where there are. With dx: p and q of dx = a dy + (x - mean) p + q, each (channels,). n: values of a channel
+// to their sinks, where there are. With dx: p and q of dx = a (dy + (x - mean) / deviation p + q), each (channels,). n: values of
+// a channel
 static inline void to_sink(real g, global real *out, int c, real2 pair) {
   out[c] = pair.y == 0 ? pair.x * g : pair.x * g + pair.y * out[c];
 }
@@ -296,9 +304,8 @@ kernel GROUP_OF(WIDTH) void join_sums(int channels, int parts, int each, int n, 
       const real scale = stats ? stats[channels + c] : 1;
       product *= scale;
       if (dx) {
-        const real a = stats[2 * channels + c] / n;
-        dx[c] = -a * scale * product;
-        dx[channels + c] = -a * sum;
+        dx[c] = -product / n;
+        dx[channels + c] = -sum / n;
       }
       if (dgamma) to_sink(product, dgamma, c, SCALE(gamma_scale, gamma_at, gamma_column));
       if (dbeta) to_sink(sum, dbeta, c, SCALE(beta_scale, beta_at, beta_column));
@@ -340,7 +347,7 @@ kernel GROUP_OF(WIDTH) void channel_forward(int8 s, global const real *x, global
 #endif
 
 #ifdef BACKWARD
-// dx = a dy, or with CENTRED, where a is the statistics, a dy + (x - mean) p + q, by channel; `by` = (p, q)
+// dx = a dy, or with CENTRED, where a is the statistics, a (dy + (x - mean) / deviation p + q), by channel; `by` = (p, q)
 kernel GROUP_OF(WIDTH) void channel_backward(int8 s, global const real *x, global const real *dy, global const real *a, global const real *by,
                                              SINK_ARGS) {
   PLACE
@@ -348,8 +355,9 @@ kernel GROUP_OF(WIDTH) void channel_backward(int8 s, global const real *x, globa
   T ka[VECTORS];
   dy += start; out += start;
 #ifdef CENTRED
-  T km[VECTORS], kp[VECTORS], kq[VECTORS];
+  T km[VECTORS], ks[VECTORS], kp[VECTORS], kq[VECTORS];
   spread((real *)km, a, p);
+  spread((real *)ks, a + s.s1, p);
   a += 2 * s.s1;
   spread((real *)kp, by, p);
   spread((real *)kq, by + s.s1, p);
@@ -361,10 +369,11 @@ kernel GROUP_OF(WIDTH) void channel_backward(int8 s, global const real *x, globa
 #endif
   for (int r = p.row; r < p.end; r++, dy += stride, out += stride) {
     for (int v = 0; v < vectors; v++) {
-      T d = ka[v] * VLOAD(v, dy);
+      T d = VLOAD(v, dy);
 #ifdef CENTRED
-      d += (VLOAD(v, x) - km[v]) * kp[v] + kq[v];
+      d += (VLOAD(v, x) - km[v]) * ks[v] * kp[v] + kq[v];
 #endif
+      d *= ka[v];
       deliver(d, out + v * VW, saved + v * VW, p.width - v * VW, pair);
     }
 #ifdef CENTRED
@@ -383,7 +392,7 @@ kernel void fold(int channels, global const real *gamma, global const real *beta
                  global real *a, global real *b, real epsilon) {
   const int c = get_global_id(0);
   if (c >= channels) return;
-  const real scale = 1 / sqrt(variance[c] + epsilon), of = gamma ? gamma[c] * scale : scale;
+  const real scale = variance[c] < INFINITY ? 1 / sqrt(variance[c] + epsilon) : NAN, of = gamma ? gamma[c] * scale : scale;
   a[c] = of;
   b[c] = (beta ? beta[c] : 0) - mean[c] * of;
 }
@@ -430,7 +439,7 @@ kernel GROUP_OF(WIDTH) void row_forward(int8 s, global const real *x, global con
       for (MY_VECTORS_OF_PART) { const T d = VLOAD(0, row + i) * (real)IN_UNITS; part += first_n(d * d, n - i); }
       ADD_TO(T, squares, part)
     }
-    const real variance = OVER_GROUP(lanes(WHOLE(squares))) / n * (real)OF_UNITS;
+    const real in_units = OVER_GROUP(lanes(WHOLE(squares))) / n;
 #else
     const real near = row[0];                         // sums of distances from any value are more accurate
     TOTAL(T, sum);
@@ -448,9 +457,9 @@ kernel GROUP_OF(WIDTH) void row_forward(int8 s, global const real *x, global con
       ADD_TO(T, squares, of_squares)
     }
     const real off = OVER_GROUP(lanes(WHOLE(rest))) / n;  // what rounding has left of the mean
-    const real variance = (OVER_GROUP(lanes(WHOLE(squares))) / n - off * off) * (real)OF_UNITS;
+    const real in_units = OVER_GROUP(lanes(WHOLE(squares))) / n - off * off;
 #endif
-    const real scale = 1 / sqrt((variance < 0 ? 0 : variance) + epsilon);
+    const real scale = one_over_deviation(in_units, epsilon);
     const int o = r % s.s3 * s.s4;
     for (MY_VECTORS) {
       T d = (VLOAD(0, row + i) - mean) * scale;

@@ -50,9 +50,13 @@ typedef INDICES __attribute__((aligned(sizeof(INDEX)))) INDICES_ANYWHERE;   // P
 #if K_D * K_H * K_W > SPAN
 #define END_SPAN(type, sum, part) { ADD_TO(type, sum, part) part = (type)(0); }
 #define SUM_OF(sum, part) WHOLE(sum)
+#define END_SPANS EACH_COMB { T one = all[r], one_lost = lost[r]; END_SPAN(T, one, sum[r]) all[r] = one; lost[r] = one_lost; }
+#define PLUS ADD_TO
 #else
 #define END_SPAN(type, sum, part) ;
 #define SUM_OF(sum, part) (part)
+#define END_SPANS
+#define PLUS(type, sum, x) sum += x;
 #endif
 
 // by how many elements an axis of a window that starts at t divides. t is of type I, an integer or lanes; so is all else (min
@@ -195,16 +199,16 @@ kernel void pool_forward(int16 s, global const real *restrict x, global real *re
 static inline real backward_one(int16 s, global const real *dy, global const INDEX *index, global const real *y, int d, int h,
                                 int w) {
   UNPACK
-  real sum = 0;
+  TOTAL(real, sum);
   EACH_ROW_ABOVE for (int o = FIRST(w, PW, K_W, STEP); o <= LAST(w, PW, STEP, OW); o++) {
     const int i = (od * OH + oh) * OW + o;
 #ifdef MAX
-    sum += index[i] == TAP_ABOVE + w + PW - o * STEP ? DIFFERENTIATED(dy[i], y[i]) : 0;
+    PLUS(real, sum, index[i] == TAP_ABOVE + w + PW - o * STEP ? DIFFERENTIATED(dy[i], y[i]) : 0)
 #else
-    sum += dy[i] / (real)(COUNT_ABOVE * EXTENT(int, o * STEP - PW, K_W, W, s.sb));
+    PLUS(real, sum, dy[i] / (real)(COUNT_ABOVE * EXTENT(int, o * STEP - PW, K_W, W, s.sb)))
 #endif
   }
-  return sum;
+  return SUM_OF(sum, sum);
 }
 #else
 
@@ -221,8 +225,8 @@ INLINE T lanes_from(global const real *p, long first, int inside) {
 INLINE void backward_lanes(int16 s, global const real *dy, global const INDEX *index, size_t from, int d, int h, int j,
                            int n, int inside, global const real *saved, global real *dx, real2 pair) {
   UNPACK
-  T sum[STEP];
-  EACH_COMB sum[r] = (T)(0);
+  T sum[STEP], all[STEP], lost[STEP];
+  EACH_COMB sum[r] = all[r] = lost[r] = (T)(0);
   EACH_ROW_ABOVE {
     const int tap = TAP_ABOVE, row = (od * OH + oh) * OW;
 #ifndef MAX
@@ -255,8 +259,13 @@ INLINE void backward_lanes(int16 s, global const real *dy, global const INDEX *i
         sum[w % STEP] += WHERE(there, g, 0);
       }
 #endif
+      if (w % (SPAN * STEP) == SPAN * STEP - 1) END_SPANS
     }
+    END_SPANS
   }
+#if K_D * K_H * K_W > SPAN
+  EACH_COMB { const T one = all[r], one_lost = lost[r]; sum[r] = WHOLE(one); }
+#endif
   const int x0 = j * STEP - PW;
   T joined[STEP];
   combs_join(sum, joined);
@@ -404,29 +413,29 @@ static inline void bin_backward(int8 s, global const int *bins, global const rea
   for (int od = low_d[d]; od <= high_d[d]; od++) for (int oh = low_h[h]; oh <= high_h[h]; oh++)                       \
     for (int o = o1, i = (od * OH + oh) * OW + o1; o <= o2; o++, i++)
 #ifndef MAX
-  real sum = 0;
-  EACH_BIN sum += dy[i] / (real)((end_d[od] - start_d[od]) * (end_h[oh] - start_h[oh]) * (end_w[o] - start_w[o]));
+  TOTAL(real, sum);                        // there may be many bins: more than elements
+  EACH_BIN ADD_TO(real, sum, dy[i] / (real)((end_d[od] - start_d[od]) * (end_h[oh] - start_h[oh]) * (end_w[o] - start_w[o])))
 #endif
   int w = w1;
 #ifdef VW
   for (; w < w2; w += VW) {
 #ifdef MAX
     const INTS here = (INTS)((d * H + h) * W + w) + LANES;
-    T sum = (T)(0);
+    TOTAL(T, sum);
     EACH_BIN {
       const INTS there = here == (INTS)(index[i]);
-      sum += WHERE(there, DIFFERENTIATED(dy[i], y[i]), 0);
+      ADD_TO(T, sum, WHERE(there, DIFFERENTIATED(dy[i], y[i]), 0))
     }
 #endif
-    write_lanes((T)(sum), saved + BELOW(w), dx + w, w2 - w, pair);
+    write_lanes((T)(WHOLE(sum)), saved + BELOW(w), dx + w, w2 - w, pair);
   }
 #else
   for (; w < w2; w++) {
 #ifdef MAX
-    real sum = 0;
-    EACH_BIN sum += index[i] == (d * H + h) * W + w ? DIFFERENTIATED(dy[i], y[i]) : 0;
+    TOTAL(real, sum);
+    EACH_BIN ADD_TO(real, sum, index[i] == (d * H + h) * W + w ? DIFFERENTIATED(dy[i], y[i]) : 0)
 #endif
-    WRITE_ONE(sum, saved + BELOW(w), dx + w, pair);
+    WRITE_ONE(WHOLE(sum), saved + BELOW(w), dx + w, pair);
   }
 #endif
 }

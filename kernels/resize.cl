@@ -114,6 +114,13 @@ kernel void upsample_forward(int16 s, global const real *restrict x, global real
 }
 
 #else
+#if 27 * F_D * F_H * STEP > SPAN           // an element is in many outputs: spans end, at the latest with a line (long sums: common.cl)
+#define END_SPAN(type, sum, part) { ADD_TO(type, sum, part) part = (type)(0); }
+#define SUM_OF(sum, part) WHOLE(sum)
+#else
+#define END_SPAN(type, sum, part) ;
+#define SUM_OF(sum, part) (part)
+#endif
 kernel void upsample_backward(int16 s, global const real *restrict dy, SINK_ARGS) {
   UNPACK
   const real2 pair = PAIR;
@@ -121,7 +128,8 @@ kernel void upsample_backward(int16 s, global const real *restrict dy, SINK_ARGS
   for (int row = get_global_id(0) * each, last = min(rows, row + each); row < last; row++) {
     const int plane = row / H / D, d = row / H % D, h = row % H;
     for (int j = 0; j < W; j += VW) {
-      T sum = (T)(0);
+      TOTAL(T, sum);
+      T lines = (T)(0);
       EACH_OUT(od, d, F_D, OD) EACH_OUT(oh, h, F_H, OH) {
         const real part = weight(d, od, F_D, D) * weight(h, oh, F_H, H);
         if (part == 0) continue;
@@ -141,21 +149,27 @@ kernel void upsample_backward(int16 s, global const real *restrict dy, SINK_ARGS
                                                                : comb_gather(from, r + next * STEP, -j * STEP, OW - j * STEP);
           line += (WHERE(there, beside, 0) + WHERE(edge, g, 0)) * share;
         }
-        sum += line * part;
+        lines += line * part;
+        END_SPAN(T, sum, lines)
       }
-      write_lanes(sum, saved + (size_t)row * W + j, dx + (size_t)row * W + j, W - j, pair);
+      write_lanes(SUM_OF(sum, lines), saved + (size_t)row * W + j, dx + (size_t)row * W + j, W - j, pair);
     }
   }
 #else
   const int i = get_global_id(0), row = i / W, d = row / H % D, h = row % H, w = i % W;
   if (row >= rows) return;
-  real sum = 0;
+  TOTAL(real, sum);
   dy += (size_t)(row / H / D) * OD * OH * OW;
-  EACH_OUT(od, d, F_D, OD) EACH_OUT(oh, h, F_H, OH) EACH_OUT(o, w, STEP, OW) {
-    const real part = weight(d, od, F_D, D) * weight(h, oh, F_H, H) * weight(w, o, STEP, W);
-    if (part != 0) sum += part * dy[(od * OH + oh) * OW + o];
+  real part = 0;
+  EACH_OUT(od, d, F_D, OD) EACH_OUT(oh, h, F_H, OH) {
+    EACH_OUT(o, w, STEP, OW) {
+      const real share = weight(d, od, F_D, D) * weight(h, oh, F_H, H) * weight(w, o, STEP, W);
+      if (share != 0) part += share * dy[(od * OH + oh) * OW + o];
+      if (o % SPAN == 0) END_SPAN(real, sum, part)
+    }
+    END_SPAN(real, sum, part)
   }
-  WRITE_ONE(sum, saved + i, dx + i, pair);
+  WRITE_ONE(SUM_OF(sum, part), saved + i, dx + i, pair);
 #endif
 }
 #endif
@@ -222,10 +236,10 @@ kernel void pad_backward(int16 s, global const real *restrict dy, SINK_ARGS) {
       int n = 0;
       while (n < VW && w + n < W && LONELY(w + n, PW, W, OW)) n++;
       if (n > 0) {
-        T sum = (T)(0);
+        TOTAL(T, sum);
         EACH_COPY(od, d, PD, D, OD) EACH_COPY(oh, h, PH, H, OH)
-          sum += VLOAD(0, dy + ((size_t)(plane * OD + od) * OH + oh) * OW + PW + w);
-        write_lanes(sum, saved + to + w, dx + to + w, n, pair);
+          ADD_TO(T, sum, VLOAD(0, dy + ((size_t)(plane * OD + od) * OH + oh) * OW + PW + w))
+        write_lanes(WHOLE(sum), saved + to + w, dx + to + w, n, pair);
         w += n;
         continue;
       }
@@ -233,10 +247,16 @@ kernel void pad_backward(int16 s, global const real *restrict dy, SINK_ARGS) {
     const int w = i % W;
     {
 #endif
-      real sum = 0;
-      EACH_COPY(od, d, PD, D, OD) EACH_COPY(oh, h, PH, H, OH) EACH_COPY(o, w, PW, W, OW)
-        sum += dy[((size_t)(plane * OD + od) * OH + oh) * OW + o];
-      WRITE_ONE(sum, saved + to + w, dx + to + w, pair);
+      TOTAL(real, sum);                               // the edge's element may be in many outputs (long sums: common.cl)
+      EACH_COPY(od, d, PD, D, OD) EACH_COPY(oh, h, PH, H, OH) {
+        real part = 0;
+        EACH_COPY(o, w, PW, W, OW) {
+          part += dy[((size_t)(plane * OD + od) * OH + oh) * OW + o];
+          if (o % SPAN == 0) { ADD_TO(real, sum, part) part = 0; }
+        }
+        ADD_TO(real, sum, part)
+      }
+      WRITE_ONE(WHOLE(sum), saved + to + w, dx + to + w, pair);
 #ifdef VW
       w++;
 #endif

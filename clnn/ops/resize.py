@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigurationError, ShapeError
 from ..runtime.device import int_vector
 from .array import Array, Backward, Sink, check_float, empty
-from .rows import divided, sink_of
+from .rows import COMBS, divided, sink_of
 
 UPSAMPLINGS = ("nearest", "bilinear", "linear")
 PADDINGS = ("constant", "reflect", "replicate")
@@ -38,7 +38,8 @@ def _resized(
 
     def launch(kernel: str, over: tuple[int, ...], *arguments: Any, **how: Any) -> None:
         rows = planes * over[0] * over[1]
-        each, size, local, vectors = divided(device, x.dtype, rows, over[2])
+        step = defines.get("STEP", 1)
+        each, size, local, vectors = divided(device, x.dtype, rows, over[2], step if step > COMBS else 1)
         sizes = [*space, *sides, *before, rows, each, 0, 0, 0, 0, 0]
         device.launch(
             "resize", kernel, size, int_vector(sizes), *arguments,

@@ -10,6 +10,7 @@ from ..runtime.memory import Block
 from .array import Sink
 
 WORTH = 1 << 12  # elements that are worth a CPU's work-item (a few us)
+COMBS = 64  # vectors that a CPU's work-item holds side by side, at most: they lie on its stack
 PARTS = 16  # work-items for each core, at most: the last ones to finish are not long waited for
 
 
@@ -19,9 +20,9 @@ def divided(
     """How a launch goes over n rows of `width` elements: the rows of a work-item, global and local size, defines.
 
     A CPU's work-item does several rows in vectors (VW), of which one holds the row, or every `step`th element of it, if any
-    does; elsewhere each does one element.
+    does; elsewhere, and where the vectors of a step are more than COMBS, each does one element.
     """
-    if not device.long_loops:
+    if not device.long_loops or step > COMBS:
         return 1, (n * width,), None, {}
     parts = max(1, min(n, n * width // WORTH, PARTS * device.compute_units))
     each = max(1, -(-n // parts))
