@@ -82,7 +82,7 @@ class Padding(_Resize):
     ) -> None:
         self.amount = _checked("Padding's amount", amount, 0, pairs=True)
         self.mode = check_mode("Padding", mode, PADDINGS)
-        self.value = in_range("Padding's value", value, -math.inf, math.inf, "[]")
+        self.value = math.nan if value != value else in_range("Padding's value", value, -math.inf, math.inf, "[]")
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
