@@ -308,8 +308,8 @@ class Tensor(Array):
         return apply(reduce, self, kind="min", axis=axis, keepdims=keepdims)
 
     def argmax(self, axis: int | None = -1) -> Tensor:
-        """Where along an axis, or with None among all elements, the largest is, as int32: the first of those that are equal, the first NaN
-        where there is one. It has no gradient.
+        """Where along an axis, or with None among all elements, the largest is, as int32: the first of those that are equal, the
+        first NaN where there is one. It has no gradient.
 
         >>> clnn.tensor([[1.0, 2.0], [4.0, 3.0]]).argmax().numpy()
         array([1, 0], dtype=int32)

@@ -55,7 +55,7 @@ typedef INDICES __attribute__((aligned(sizeof(INDEX)))) INDICES_ANYWHERE;   // P
 #else
 #define END_SPAN(type, sum, part) ;
 #define SUM_OF(sum, part) (part)
-#define END_SPANS
+#define END_SPANS ;
 #define PLUS(type, sum, x) sum += x;
 #endif
 

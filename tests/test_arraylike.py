@@ -1,6 +1,9 @@
 """A tensor behaves as people expect of an array: compared elementwise, gone through row by row, copied, and never cut off
 from its history without a word."""
 
+from decimal import Decimal
+from fractions import Fraction
+
 import numpy as np
 import pytest
 
@@ -175,6 +178,8 @@ CUTS = {
     "tensor(requires_grad=)": lambda t, device: clnn.tensor(t * 1.0, requires_grad=True),
     "tensor of tensors": lambda t, device: clnn.tensor([t, t]),
     "tensor of a tuple": lambda t, device: clnn.tensor((t, 1.0 * t)),
+    "tensor of nested lists": lambda t, device: clnn.tensor([[t, t], [1.0, t]][:1]),
+    "a list of rows as an operand": lambda t, device: clnn.ones(2) + [t[0], t[1]],
     "constant": lambda t, device: clnn.constant(t),
     "take_rows": lambda t, device: clnn.take_rows(t, [0]),
     "take_rows, index on the device": lambda t, device: clnn.take_rows(t, clnn.tensor([0])),
@@ -288,3 +293,70 @@ def test_frozen_parameters_have_no_history(device):
     p.trainable = False
     np.testing.assert_array_equal(np.exp(p), np.exp(np.float32([1, 2])))
     clnn.take_rows(p, [0]), p.astype(np.int32)
+
+
+# -- more of what NumPy's arrays do -----------------------------------------------------------------------------------
+@pytest.mark.parametrize("number", [Fraction(1, 2), Decimal("0.5"), np.longdouble(0.5), np.array(0.5)], ids=str)
+def test_numbers_of_every_kind(device, number):
+    t = clnn.tensor([0.5, 1.0])
+    for got in (t == number, number == t):
+        np.testing.assert_array_equal(got, [1, 0])
+    np.testing.assert_array_equal(t != number, [0, 1])
+    if not isinstance(number, Decimal):
+        np.testing.assert_array_equal(t * number, [0.25, 0.5])
+    with pytest.raises(clnn.DataError, match="complex"):
+        t == 1j  # noqa: B015
+
+
+def test_formats_and_copies(device):
+    t = clnn.tensor(1.25)
+    assert f"{t:.1f} {t:6.3f}" == "1.2  1.250" and f"{t}".startswith("Tensor(1.25")
+    with pytest.raises(TypeError, match="unsupported format string"):
+        f"{clnn.ones(2):.1f}"
+    if np.lib.NumpyVersion(np.__version__) >= "2.0.0":
+        with pytest.raises(ValueError, match="always a copy"):
+            np.asarray(t, copy=False)
+
+
+def test_argmax_over_all_elements(rng, device):
+    x = rng.random((2, 3, 4)).astype(np.float32)
+    assert clnn.tensor(x).argmax(None).item() == x.argmax() and clnn.tensor(x).argmax(None).shape == ()
+    for axis in ((0, 1), ()):
+        with pytest.raises(clnn.ShapeError, match="argmax is along one axis"):
+            clnn.tensor(x).argmax(axis)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 3e9, -3e9, 2**31, -(2**31) - 1, np.uint64(2**63)])
+def test_what_int32_cannot_hold_is_refused(device, value):
+    for call in (
+        lambda: clnn.tensor([0, value], dtype="int32"),
+        lambda: clnn.tensor(np.array([value, 0]), dtype=np.int32),
+        lambda: clnn.tensor([value], dtype="float32").astype("int32"),
+    ):
+        with pytest.raises(clnn.ShapeError, match="integers become int32 here, and .* does not fit"):
+            call()
+    np.testing.assert_array_equal(clnn.tensor([1.7, -1.7, -(2.0**31)], dtype="int32"), [1, -1, -(2**31)])
+
+
+def test_zeros_and_ones_have_the_types_of_tensors(device):
+    for make, value in ((clnn.zeros, 0), (clnn.ones, 1)):
+        for shape in (5, (2, 0), ()):
+            t = make(shape, dtype="int32")
+            assert t.dtype == np.int32
+            np.testing.assert_array_equal(t, np.full(shape, value))
+        for dtype in ("int64", "float16", bool, "uint8"):
+            with pytest.raises(clnn.ShapeError, match="a tensor holds float32, float64 or int32"):
+                make((2, 2), dtype=dtype)
+    with pytest.raises(clnn.ShapeError, match="what learns are floats, not int32"):
+        clnn.tensor([1, 2], requires_grad=True)
+
+
+def test_concatenating_what_are_not_all_tensors(device):
+    p = learning([[1.0, 2.0], [3.0, 4.0]])
+    y = clnn.concatenate([np.array([5.0]), p[0], [6.0]])
+    np.testing.assert_array_equal(y, [5, 1, 2, 6])
+    (y * np.float32([1, 2, 3, 4])).sum().backward()
+    np.testing.assert_array_equal(p.grad, [[2, 3], [0, 0]])
+    np.testing.assert_array_equal(clnn.concatenate(p), [1, 2, 3, 4])  # its rows
+    np.testing.assert_array_equal(clnn.concatenate(row for row in p.detach()), [1, 2, 3, 4])
+    np.testing.assert_array_equal(clnn.concatenate([np.ones((1, 2)), np.zeros((2, 2))]), [[1, 1], [0, 0], [0, 0]])

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import clnn
-from clnn import doctor
+from clnn import checkpoint, doctor
 from clnn.files import PART, write_atomically
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no symbolic links, modes and signals")
@@ -169,6 +169,47 @@ def test_many_threads_write_one_file(tmp_path):
     for one in threads:
         one.join()
     assert len(file.read_bytes()) == 8000 and whole(file.read_bytes()) and not parts(tmp_path)
+
+
+@posix
+def test_names_of_every_kind(device, tmp_path, monkeypatch):
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (os.fsencode(tmp_path / "bytes"), tmp_path / ("n" * 255), tmp_path / "modèle 模型", "~/home"):
+        net.save(name)
+        np.testing.assert_array_equal(clnn.load(name).layers[0].w, net.layers[0].w)
+    assert (tmp_path / "home").is_file() and not parts(tmp_path)
+    (tmp_path / "circle").symlink_to("circle")
+    for wrong in (tmp_path / "circle", f"{tmp_path}/a\0b", tmp_path / ("n" * 256), tmp_path / "bytes" / "below"):
+        with pytest.raises(clnn.CheckpointError, match="cannot be written"):
+            net.save(wrong)
+    assert (tmp_path / "circle").is_symlink()
+
+
+def test_weights_that_load_would_refuse_are_not_written(device, tmp_path):
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+    net.save(tmp_path / "net")
+    before = (tmp_path / "net").read_bytes()
+    net.layers[0].b = clnn.tensor([1.0, np.inf], requires_grad=True)
+    with pytest.raises(clnn.CheckpointError, match="0.b holds values that are not finite.*nothing was written"):
+        net.save(tmp_path / "net")
+    assert (tmp_path / "net").read_bytes() == before
+    with pytest.raises(clnn.CheckpointError, match="w holds values that are not finite"):
+        net.layers[0].load_state_dict({"w": np.full((3, 2), 1e300), "b": np.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("loss", {"loss": "nope"}), ("loss", ["mse"]), ("loss", {"loss": "huber", "delta": "x"}), ("optimizer", []),
+     ("optimizer", "adam"), ("optimizer", {"name": ["adam"]}), ("frozen", 5), ("model", {"class": "Sequential", "version": 0})],
+    ids=str,
+)  # fmt: skip
+def test_headers_that_say_nonsense(device, tmp_path, key, value):
+    clnn.Sequential([clnn.Dense(2)], input_shape=3).save(tmp_path / "net")
+    arrays, header = checkpoint.read(tmp_path / "net")
+    checkpoint.write(tmp_path / "net", arrays, {**header, key: value})
+    with pytest.raises(clnn.CheckpointError):
+        clnn.load(tmp_path / "net")
 
 
 def test_doctor_knows_every_variable_that_clnn_reads():

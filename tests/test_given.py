@@ -558,3 +558,172 @@ def test_a_tensors_elements_are_not_assigned(device):
     t = clnn.tensor(np.ones((2, 2)), requires_grad=True)
     with pytest.raises(clnn.ClnnError, match="load_state_dict"):
         t[0] = 3.0
+
+
+# -- losses and metrics of one's own, and accuracy ----------------------------------------------------------------------
+def squares(out, t):
+    return ((out - t) ** 2).mean()
+
+
+def off(out, t):
+    return abs(t - out)
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("shape", [(7,), (7, 1, 1)], ids=str)
+def test_targets_of_another_shape_pair_no_samples_in_ones_own_loss(rng, device, shape, record):
+    """(n, 1) less (n,) is (n, n): every sample against every other (pytorch #19699, tensorflow #37770)."""
+    net, x, y = head(1, weight="ones"), rng.random((7, 3)), rng.random(7).astype(np.float32)
+    want = np.mean((x.sum(1) - y) ** 2)
+    for call in (
+        lambda: fitted(net, x, y.reshape(shape), squares, record=record),
+        lambda: fitted(net, x, y.reshape(shape), lambda out, t: (t * out).mean(), record=record),
+        lambda: net.evaluate(x, y.reshape(shape), loss=squares),
+        lambda: net.evaluate(x, y.reshape(shape), loss=lambda out, t: out.mean(), metrics=[off]),
+    ):
+        with pytest.raises(
+            clnn.ShapeError, match=r"of a mini-batch, shapes .* each sample against every other; bring both"
+        ):
+            call()
+    right = [
+        (y[:, None], squares),
+        (y, lambda out, t: squares(out[:, 0], t)),
+        (y, lambda out, t: squares(out, t.reshape(-1, 1))),
+    ]
+    for given, loss in right:
+        assert fitted(net, x, given, loss, batch_size=7)["loss"] == pytest.approx(want, rel=1e-5)
+        assert net.evaluate(x, given, loss=loss)["loss"] == pytest.approx(want, rel=1e-5)
+    assert fitted(net, x, y, "mse", metrics=[off])["off"] == pytest.approx(np.abs(x.sum(1) - y).mean(), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "says"),
+    [
+        ("accuracy", "metrics is a list"), (off, "metrics is a list"), ([None], "no metric None"), ([5], "no metric 5"),
+        ([lambda y, t: y, lambda y, t: t], "a metric called '<lambda>' would be reported as another is"),
+        ([type("loss", (), {"__call__": off, "__name__": "loss"})()], "a metric called 'loss'"),
+        ([lambda y, t: 1.0], "should return a float32 tensor"), ([lambda y, t: np.ones(3)], "should return a float32 tensor"),
+        ([lambda y, t: y.argmax()], "should return a float32 tensor.*a == b, is one of floats"),
+        ([lambda y, t: y[:2]], "should return a float32 tensor with a value for each sample"),
+    ],
+)  # fmt: skip
+def test_metrics_that_are_none(device, metrics, says):
+    net, x, y = head(2), np.ones((3, 3)), np.array([0, 1, 1])
+    for call in (
+        lambda: fitted(net, x, y, "cross_entropy", metrics=metrics),
+        lambda: net.evaluate(x, y, loss="cross_entropy", metrics=metrics),
+    ):
+        with pytest.raises(clnn.ConfigurationError, match=says):
+            call()
+
+
+def test_accuracy_of_what_names_no_classes(rng, device):
+    x = rng.random((6, 3))
+    for loss in ("mse", "quadratic", squares):
+        with pytest.raises(clnn.ConfigurationError, match="one output of linear, trained with .* above 0 or above 1/2"):
+            fitted(head(1), x, np.ones((6, 1)), loss, metrics=["accuracy"])
+        fitted(head(1, "sigmoid"), x, np.ones((6, 1)), loss, metrics=["accuracy"])
+    several = np.array([[1, 1, 0]] * 6)
+    for call in (
+        lambda: fitted(head(3), x, several, "binary_cross_entropy", metrics=["accuracy"]),
+        lambda: head(3).evaluate(x, several, loss="binary_cross_entropy", metrics=["accuracy"]),
+    ):
+        with pytest.raises(
+            clnn.DataError, match=r"accuracy: the targets y\[0\] = \[1.0, 1.0, 0.0\] name no single class"
+        ):
+            call()
+
+
+@pytest.mark.parametrize("metric", [clnn.metrics.accuracy, clnn.metrics.top_k(1)])
+def test_metrics_of_targets_that_do_not_fit(rng, device, metric):
+    for out, target in (((3, 2), (2, 3)), ((6, 1), (2, 3)), ((2, 3), (6,)), ((2, 3, 4), (2, 4, 3))):
+        with pytest.raises(clnn.ShapeError, match="do not fit outputs of shape"):
+            metric(clnn.zeros(out), clnn.zeros(target))
+    with pytest.raises(clnn.ShapeError, match="takes floats, not int32"):
+        metric(clnn.tensor([[0, 1]]), np.array([1]))
+    with pytest.raises(clnn.DataError, match="outside 0 to 1"):
+        metric(np.zeros(6, np.float32), np.array([0, 1, 5, 0, 0, 0]))
+    rows, classes = rng.random((2, 3, 4)).astype(np.float32), rng.integers(0, 4, (2, 3))
+    right = rows.argmax(-1) == classes
+    np.testing.assert_array_equal(metric(rows, np.eye(4)[classes]), right)
+    np.testing.assert_array_equal(metric(rows, clnn.tensor(classes)), right)
+
+
+def test_confusion_of_small_integers(device):
+    labels = np.array([199, 3], np.uint8)
+    assert np.trace(clnn.metrics.confusion_matrix(labels, labels)) == 2
+    with pytest.raises(clnn.DataError, match="the largest label is 1000000000: renumber"):
+        clnn.metrics.confusion_matrix([10**9], [0])
+
+
+# -- the rest of what fit and models are given --------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"callbacks": [clnn.EarlyStopping]}, "callbacks is a list of clnn.Callback objects"),
+        ({"callbacks": [print]}, "callbacks is a list of clnn.Callback objects"),
+        ({"validation_split": "0.2"}, r"validation_split should be in \[0, 1\), '0.2'"),
+        ({"loss": ["mse"]}, "there is no loss"), ({"loss": losses.MeanSquaredError}, "there is no loss"),
+        ({"loss": {"loss": "nope"}}, "there is no loss"), ({"optimizer": ["sgd"]}, "there is no optimizer"),
+        ({"optimizer": clnn.SGD}, "there is no optimizer"),
+    ],
+)  # fmt: skip
+def test_options_of_fit_that_are_none(device, options, says):
+    with pytest.raises(clnn.ConfigurationError, match=says):
+        fitted(head(2), np.ones((3, 3)), np.ones((3, 2)), **{"loss": "mse", **options})
+
+
+def test_one_callback_and_none(device):
+    seen = []
+    one = clnn.Callback()
+    one.on_epoch_end = lambda model, epoch, logs: seen.append(epoch)
+    fitted(head(2), np.ones((3, 3)), np.ones((3, 2)), "mse", callbacks=one)
+    fitted(head(2), np.ones((3, 3)), np.ones((3, 2)), "mse", callbacks=None)
+    assert seen == [0]
+
+
+def test_layers_of_a_model(device):
+    assert len(clnn.Sequential(clnn.Dense(2) for _ in range(3)).layers) == 3
+    for wrong in (clnn.Dense(2), None, [], (layer for layer in ()), [clnn.Dense]):
+        with pytest.raises(clnn.ConfigurationError, match="Sequential takes a list of one or more layers"):
+            clnn.Sequential(wrong)
+    for net in (head(2), clnn.Sequential([clnn.Dense(2)])):
+        with pytest.raises(clnn.ShapeError, match="an x that is a tuple stands for several inputs"):
+            net.predict(((1.0, 2.0, 3.0), (1.0, 2.0, 3.0)))
+
+
+@pytest.mark.parametrize(
+    "init",
+    [lambda *_: np.ones((1, 1)), lambda *_: clnn.ones((2, 3)), lambda shape, *_: clnn.zeros(shape, "int32"), np.nan,
+     np.inf, True, np.ones((3, 2)), ["ones"]],
+)  # fmt: skip
+def test_initialisers_that_are_none(device, init):
+    with pytest.raises(clnn.ConfigurationError, match="initialiser"):
+        head(2, weight=init)
+
+
+def test_an_initialiser_may_return_an_array(device):
+    net = head(2, weight=lambda shape, *_: np.arange(6.0).reshape(shape))
+    np.testing.assert_array_equal(net.layers[0].w, np.arange(6.0).reshape(3, 2))
+
+
+@pytest.mark.parametrize("value", [np.ones((3, 2), np.float32), 1.0, "tensor", "scaled"])
+def test_nothing_takes_a_parameters_place(device, value):
+    """`layer.w *= 0.5` would leave a tensor that is neither trained nor saved."""
+    net = head(2)
+    with pytest.raises(clnn.ConfigurationError, match="w of dense_1 is a parameter, and .* neither trained nor saved"):
+        if isinstance(value, str) and value == "scaled":
+            net.layers[0].w *= 0.5
+        else:
+            net.layers[0].w = clnn.ones((3, 2)) if isinstance(value, str) else value
+    assert [name for name, _ in net.named_parameters()] == ["0.w", "0.b"]
+
+
+def test_parameters_of_an_optimizer(device):
+    p = clnn.tensor([1.0], requires_grad=True)
+    (p * p).sum().backward()
+    clnn.SGD(0.25).step([p, p])  # a layer that two models share
+    assert p.item() == 0.5
+    for wrong in ([clnn.ones(1)], p, [head(2)]):
+        with pytest.raises(clnn.ConfigurationError, match="an optimizer takes a list of parameters"):
+            clnn.SGD(0.1).step(wrong)

@@ -249,6 +249,97 @@ def test_normalisation_of_large_values(device, rng, layer):
     check(host(y), (wide - mean) / np.sqrt(((wide - mean) ** 2).mean(axes, keepdims=True)))
 
 
+@pytest.mark.parametrize("size", [1e18, 1e19, 3e19, 1e24, 1e30])
+@pytest.mark.parametrize("layer", ["BatchNorm", "LayerNorm", "RMSNorm", "InstanceNorm"])
+def test_gradients_of_normalisation_of_large_values(form, rng, layer, size):
+    """Right, though their squares are more than a float can hold; and never zeros, where they are too much for units, too."""
+    x, g = (
+        (size * rng.standard_normal((5, 2, 40))).astype(np.float32),
+        rng.standard_normal((5, 2, 40)).astype(np.float32),
+    )
+    axes, wide = {"BatchNorm": (0, 2)}.get(layer, 2), x.astype(np.float64)
+    of = lambda a: 0 if layer == "RMSNorm" else a.mean(axes, keepdims=True)  # noqa: E731
+    scale = 1 / np.sqrt(((wide - of(wide)) ** 2).mean(axes, keepdims=True))
+    h = (wide - of(wide)) * scale
+    net, p = getattr(clnn, layer)(), parameter(x)
+    y = net(p)
+    y.backward(g)
+    if size > 1e25:
+        assert np.isnan(y.numpy()).all() and np.isnan(p.grad.numpy()).all()
+    else:
+        check(y.numpy(), h)
+        check(p.grad.numpy(), (g - of(g) - h * (g * h).mean(axes, keepdims=True)) * scale)
+    if layer == "BatchNorm" and size > 1e19:  # nor can the running variance be held
+        with clnn.no_grad():
+            assert np.isnan(net(x).numpy()).all()
+
+
+def gradient(layer, shape, at=None):
+    """By an input of ones (or of zeros but for one element) where every output's gradient is VALUE."""
+    x = np.full(shape, VALUE)
+    if at is not None:
+        x[...], x[at] = 0, 1
+    p = parameter(x)
+    y = layer(p)
+    y.backward(np.full(y.shape, VALUE))
+    return p.grad.numpy()
+
+
+def test_gradients_of_overlapping_windows(form):
+    n = 100
+    check(gradient(clnn.MaxPool2D(n, 1), (1, 1, 2 * n + 1, 2 * n + 1), (0, 0, n, n))[0, 0, n, n], n * n * V)
+    check(gradient(clnn.AvgPool1D(5000, 1), (1, 1, 10_001))[0, 0, 5000], V)
+    for layer in (clnn.AdaptiveAvgPool((10**5,)), clnn.AdaptiveMaxPool((10**5,))):
+        check(gradient(layer, (1, 1, 2)), 5e4 * V)
+
+
+@pytest.mark.parametrize("kind", ["MaxPool1D", "AvgPool1D"])
+def test_pooling_by_large_steps(form, kind):
+    """So many vectors of a step would not fit a work-item's stack: the process ended."""
+    got = gradient(getattr(clnn, kind)(100_000), (1, 1, 10**6))
+    check(got.sum(dtype=np.float64), 10 * V)
+
+
+@pytest.mark.parametrize(
+    "factor, shape", [(10**5, (1, 1, 2)), ((10_000, 1), (1, 1, 2, 3)), (100, (1, 1, 2, 2)), (3, (1, 1, 2, 2))], ids=str
+)
+@pytest.mark.parametrize("mode", ["nearest", "linear"])
+def test_upsampling_by_large_factors(form, factor, shape, mode):
+    layer = clnn.UpSampling(factor, mode)
+    check(gradient(layer, shape), np.prod(np.broadcast_to(factor, len(shape) - 2)) * V)
+    check(layer(full(*shape)).numpy(), V)
+
+
+def test_gradient_of_a_padded_edge(form):
+    check(gradient(clnn.Padding(10**5, "replicate"), (1, 1, 4))[0, 0, ::3], (10**5 + 1) * V)
+    check(gradient(clnn.Padding(300, "replicate"), (1, 1, 2, 2)), 301**2 * V)
+
+
+@pytest.mark.parametrize(
+    "layer, shape, terms",
+    [
+        ("Conv2D", (1, 3000, 3, 3), 27_000), ("Conv2D", (1, 2000, 12, 12), 18_000), ("Conv1D", (2, 3, 3100), 9000),
+        ("Conv1D", (1, 1, 20_010), 20_000), ("Conv3D", (1, 1000, 3, 3, 3), 27_000), ("Conv2DTranspose", (1, 3000, 3, 3), 27_000),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_convolutions_of_many_channels_and_taps(form, layer, shape, terms):
+    axes = len(shape) - 2
+    taps = terms // shape[1]
+    size = round(taps ** (1 / axes))
+    net = getattr(clnn, layer)(2, size, weight_init=V)
+    y = net(full(*shape)).numpy()
+    check(y[(slice(None), slice(None), *(side // 2 for side in y.shape[2:]))], terms * V * V)
+
+
+def test_gradients_of_convolutions_by_many_outputs(form):
+    if form.kind == "gpu":
+        pytest.skip("slow, where it is none; the kernel is the forward one's")
+    for channels, size in ((10_000, 1), (2000, 3)):
+        net = clnn.Conv2D(channels, size, padding="same", weight_init=V)
+        check(gradient(net, (1, 2, 4, 4))[0, 0, 2, 2], channels * size**2 * V * V)
+
+
 def test_pooling_of_large_windows(form):
     n = 10**6
     check(clnn.AdaptiveAvgPool((1,))(full(2, 1, n)).numpy(), V)
