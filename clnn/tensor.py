@@ -11,7 +11,9 @@ import heapq
 import itertools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from numbers import Number, Real
+from decimal import Decimal
+from fractions import Fraction
+from numbers import Number
 from typing import Any
 
 import numpy as np
@@ -680,8 +682,10 @@ def _is_number(value: Any) -> bool:
 def _operand(value: Any, like: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, Real) or np.ndim(value) == 0:
-        number = value if isinstance(value, Real) else numbers(value, "an operand").item()
+    if isinstance(value, (Decimal, Fraction)):
+        value = float(value)
+    if isinstance(value, (int, float)) or np.ndim(value) == 0:
+        number = value if isinstance(value, (int, float)) else numbers(value, "an operand").item()
         return number if like.dtype == np.int32 else float(number)
     return tensor(value, dtype=like.dtype, device=like.device)
 
