@@ -712,7 +712,7 @@ def test_an_initialiser_may_return_an_array(device):
 def test_nothing_takes_a_parameters_place(device, value):
     """`layer.w *= 0.5` would leave a tensor that is neither trained nor saved."""
     net = head(2)
-    with pytest.raises(clnn.ConfigurationError, match="w of dense_1 is a parameter, and .* neither trained nor saved"):
+    with pytest.raises(clnn.ConfigurationError, match="dense_1: w is a parameter, and .* neither be trained nor saved"):
         if isinstance(value, str) and value == "scaled":
             net.layers[0].w *= 0.5
         else:
