@@ -96,6 +96,7 @@ class Objective:
         _scatter(w, self._weights)
         for p in self.parameters:
             p.zero_grad()
+            p.version += 1
         if gradient is not None:
             _scatter(gradient, self._gradients)
             for p in self.parameters:

@@ -581,6 +581,7 @@ class Optimizer(Watched):
                 self._limit(p, p.max_norm)
             p._note()
             p.spent()
+            p.version += 1
 
     def zero_grad(self, parameters: Sequence[Parameter] | None = None) -> None:
         """Forget gradients received so far. Never needed after `step()`, which does so itself.

@@ -330,6 +330,9 @@ class Step:
             for p, uses, kind in known.left:
                 p.received(uses, kind)
                 p.forward_uses = 0
+            for parameters, _ in known.steps.values():
+                for p in parameters:
+                    p.version += 1
 
     def _call(
         self, where: Device, key: Hashable, entry: Entry | None, function: Callable[[StepContext], Any]

@@ -63,9 +63,11 @@ def no_grad() -> Iterator[None]:
 class Node:
     """One operation on tape: the closure that takes its gradient back, and the gradient's shape."""
 
-    __slots__ = ("order", "backward", "like", "activation")
+    __slots__ = ("order", "backward", "like", "activation", "reads")
 
-    def __init__(self, y: Array, backward: Callable[[Any], Any]) -> None:
+    def __init__(self, y: Array, backward: Callable[[Any], Any], reads: Sequence[Any] = ()) -> None:
+        """`reads`: the parameters whose values the closure needs, as they are now."""
+        self.reads = [(p, p.version) for p in reads]
         self.order = next(_order)
         self.backward: Callable[[Any], Any] | None = backward
         self.like, self.activation = (y.device, y.shape, y.dtype), y.activation
@@ -380,7 +382,8 @@ class Parameter(Tensor, Restored):
     `sink` = (scale, kind) says how its gradient is written: None for plainly into the gradient's buffer; else, within
     `Optimizer.descend`, "velocity" (into the gradient's buffer, which is the velocity) or "straight" (into the parameter
     itself). `uses` counts the gradients received since the last step: a later one is added to the first, of which `since`
-    is the place in the order of all that happened on tape. `forward_uses` counts what has read it since then.
+    is the place in the order of all that happened on tape. `forward_uses` counts what has read it since then, and `version`
+    how often its values have changed.
     """
 
     __slots__ = (
@@ -394,6 +397,7 @@ class Parameter(Tensor, Restored):
         "uses",
         "since",
         "forward_uses",
+        "version",
         "store",
         "position",
         "_grad",
@@ -409,7 +413,7 @@ class Parameter(Tensor, Restored):
         self.rate_factor = 1.0  # of the optimizer's learning rate
         self.max_norm = None  # of a column, or a number, which each step ends with
         self.sink: tuple[Scale, str] | None = None
-        self.uses = self.since = self.forward_uses = 0
+        self.uses = self.since = self.forward_uses = self.version = 0
         self.store: Any = None  # the flat store that it is a view of, see parameters.py
         self.position = 0
         self._grad: Block | None = None
@@ -631,11 +635,16 @@ def _wrap(y: Array) -> Tensor:
 def apply(op: Callable[..., Any], *inputs: Any, **options: Any) -> Tensor:
     """Run an op, and take it on tape if one of its inputs leads to a trainable parameter."""
     y, backward = op(*inputs, **options)
-    return on_tape(y, inputs, backward)
+    return on_tape(y, inputs, backward, () if op in LINEAR else inputs)
 
 
-def on_tape(y: Array, inputs: Sequence[Any], backward: Any) -> Tensor:
-    """`y` as a tensor whose history is `backward` from `inputs`."""
+# The gradients of these do not depend on their inputs' values.
+LINEAR = (reshape, transpose, broadcast_to, take_slice)
+
+
+def on_tape(y: Array, inputs: Sequence[Any], backward: Any, reads: Sequence[Any] = ()) -> Tensor:
+    """`y` as a tensor whose history is `backward` from `inputs`, of which it reads the values of `reads` for the gradients of
+    the others, or of a single one."""
     t = _wrap(y)
     wanted = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
     for i, x in enumerate(inputs):
@@ -643,7 +652,9 @@ def on_tape(y: Array, inputs: Sequence[Any], backward: Any) -> Tensor:
             # the first input's gradient comes first, and the others' may read that input's values afterwards
             x.forward_uses += 2 if i == 0 and any(wanted[1:]) else 1
     if grad_enabled() and any(wanted):
-        t.node = Node(y, backward)
+        single = len(inputs) == 1 or sum(wanted) > 1
+        needed = [x for x in reads if isinstance(x, Parameter) and (single or not x.requires_grad)]
+        t.node = Node(y, backward, needed)
     else:
         t.activation = None  # no gradient will come by
     return t
@@ -697,7 +708,9 @@ def elementwise(name: str, a: Any, b: Any) -> Tensor:
         like = a = tensor(a)
     y, backward = binary(name, p := _operand(a, like), q := _operand(b, like))
     return (
-        on_tape(y, (p, q), backward) if BINARY[name].gradient else _wrap(y)
+        on_tape(y, (p, q), backward, () if name in ("add", "subtract") else (p, q))
+        if BINARY[name].gradient
+        else _wrap(y)
     )  # a comparison has no gradient, and so no history
 
 
@@ -728,7 +741,7 @@ def function(x: Any, name: str) -> Tensor:
 def linear_layer(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> Tensor:
     """f(x w + b), fused; see clnn/ops/linear.py."""
     y, backward = linear(x, w, b, activation, keep=grad_enabled())
-    return on_tape(y, (x, w) if b is None else (x, w, b), backward)
+    return on_tape(y, (x, w) if b is None else (x, w, b), backward, (w,) if x.requires_grad else ())
 
 
 def softmax_of(x: Any, log: bool = False) -> Tensor:
@@ -787,6 +800,12 @@ def backpropagate(root: Node, gradient: Array | None) -> None:
     while waiting:
         node = heapq.heappop(waiting)
         got = pending.pop(node)
+        for p, version in node.reads:
+            if p.version != version:
+                raise ClnnError(
+                    f"backward(): {p.name or 'a parameter'} has changed since the forward pass whose gradient needs its values, "
+                    "by an optimizer's step or load_state_dict(): call backward() before that, or run the forward pass again"
+                )
         closure, node.backward, node.activation = node.backward, None, None  # what they hold is free from here on
         if closure is None:
             raise ClnnError("backward(): the tape was used up by an earlier backward(); run the forward pass again")

@@ -507,6 +507,7 @@ def fit(
             with device.lock:
                 for p in step.given:  # gradients from elsewhere have no part in this
                     p.spent()
+                    p.version += 1  # replays do not say so
             began = time.perf_counter()
             output = build_for(model, xs)
             with device.lock:

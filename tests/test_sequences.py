@@ -565,3 +565,64 @@ def test_a_gradient_from_the_host(device):
     np.testing.assert_allclose(w.numpy(), 0.8, rtol=1e-6)
     with pytest.raises(clnn.ShapeError, match="has that shape too"):
         w.grad = np.ones(3)
+
+
+def chain(kind, rng):
+    """A loss that reads a parameter for the gradient of another, and the two parameters."""
+    x = clnn.tensor(rng.standard_normal((4, 3)).astype(np.float32))
+    first, second = clnn.Dense(3), {"dense": clnn.Dense(2), "norm": clnn.LayerNorm()}.get(kind, clnn.Dense(3))
+    y = first(x)
+    if kind == "product":
+        second.w = parameter(np.ones(3, np.float32))
+        return (y * second.w).sum(), second.w
+    if kind == "matmul":
+        second.w = parameter(np.ones((3, 2), np.float32))
+        return (y @ second.w).sum(), second.w
+    if kind == "square":
+        second.w = parameter(np.ones(3, np.float32))
+        return (second.w**2).sum(), second.w
+    loss = second(y).sum()
+    return loss, second.gamma if kind == "norm" else second.w
+
+
+@pytest.mark.parametrize("kind", ["dense", "norm", "product", "matmul", "square"])
+def test_weights_that_change_before_their_gradient_is_taken(device, rng, kind):
+    """The gradient would be that of no weights at all."""
+    loss, w = chain(kind, rng)
+    w.grad = np.ones(w.shape)
+    clnn.SGD(0.1).step([w])
+    with pytest.raises(clnn.ClnnError, match=r"has changed since the forward pass.*run the forward pass again"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("way", ["recorded", "never recorded", "loaded"])
+def test_weights_that_a_step_or_a_file_changes_before_their_gradient_is_taken(device, rng, way):
+    net, optimizer = clnn.Sequential([clnn.Dense(3, "tanh"), clnn.Dense(2)], input_shape=3, seed=1), clnn.SGD(0.1)
+    x = rng.standard_normal((4, 3)).astype(np.float32)
+
+    @clnn.step(record=way == "recorded")
+    def train(x):
+        (net(x) ** 2).mean().backward()
+        optimizer.step(net.parameters())
+
+    change = (lambda: net.load_state_dict(net.state_dict())) if way == "loaded" else lambda: train(x)
+    for _ in range(5):
+        change()
+    loss = (net(x) ** 2).mean()
+    change()
+    with pytest.raises(clnn.ClnnError, match="has changed since the forward pass"):
+        loss.backward()
+    net.zero_grad()
+    (net(x) ** 2).mean().backward()
+
+
+def test_weights_whose_values_no_gradient_needs_may_change(device, rng):
+    """Biases, and what the data alone is multiplied by."""
+    x, c = clnn.tensor(rng.standard_normal((4, 3)).astype(np.float32)), clnn.tensor(np.ones((4, 2), np.float32))
+    w, b, optimizer = parameter(np.ones((3, 2), np.float32)), parameter(np.zeros(2, np.float32)), clnn.SGD(0.1)
+    first, second = (((x @ w + b) * c).sum() for _ in range(2))
+    first.backward()
+    expected = w.grad.numpy()
+    optimizer.step([w, b])
+    second.backward()
+    np.testing.assert_array_equal(w.grad.numpy(), expected)

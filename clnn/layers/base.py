@@ -292,6 +292,7 @@ class Layer(Watched):
                 raise CheckpointError(f"{name} holds values that are not finite")
         for name, p in mine.items():
             p.device.upload(np.ascontiguousarray(arrays[name], p.dtype), p.block)
+            p.version += 1
 
     def __repr__(self) -> str:
         usual = inspect.signature(type(self)).parameters

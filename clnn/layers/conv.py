@@ -89,7 +89,8 @@ class _Convolution(Layer):
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
         y, backward = self.convolve(x, self.b, self.activation)
-        return on_tape(y, (x, self.w) if self.b is None else (x, self.w, self.b), backward)
+        inputs = (x, self.w) if self.b is None else (x, self.w, self.b)
+        return on_tape(y, inputs, backward, (self.w,) if x.requires_grad else ())
 
     def convolve(self, x: Tensor, b: Array | None, activation: str, factor: Array | None = None) -> tuple[Array, Any]:
         """The op on x with this layer's weights."""

@@ -66,7 +66,7 @@ class _Norm(Layer):
             y, backward = op(x, *parameters, keep=grad_enabled(), **options)
         except ShapeError as error:
             raise self.wrong_shape(error) from None
-        return on_tape(y, (x, *parameters), backward)
+        return on_tape(y, (x, *parameters), backward, parameters[:1] if x.requires_grad else ())  # gamma alone
 
 
 @register
