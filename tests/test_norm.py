@@ -182,11 +182,7 @@ def as_on_a_gpu(monkeypatch):
     class Other:
         kind, group_width, long_loops = "gpu", 16, False
 
-    def of(device, dtype, *sizes):
-        found = blocks(Other, dtype, *sizes)
-        return found._replace(defines={**found.defines, "WIDTH": 16})
-
-    monkeypatch.setattr(ops._Blocks, "of", staticmethod(of))
+    monkeypatch.setattr(ops._Blocks, "of", staticmethod(lambda device, dtype, *sizes: blocks(Other, dtype, *sizes)))
     monkeypatch.setattr(ops, "_groups", lambda device, *sizes: groups(Other, *sizes))
     monkeypatch.setattr(ops, "vector_width", lambda device, dtype: 4)
 

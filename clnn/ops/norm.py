@@ -35,13 +35,14 @@ class _Blocks(NamedTuple):
 
     items: int
     parts: int  # of each channel
+    most: int  # work-items in a group
     sizes: np.ndarray
     defines: dict[str, Any]
 
     @staticmethod
     def of(device: Device, dtype: Any, batch: int, channels: int, space: int) -> _Blocks:
         vector, space = vector_width(device, dtype), max(1, space)
-        columns = COLUMNS if device.long_loops else vector
+        columns, most = (COLUMNS, 1) if device.long_loops else (vector, _width(device, 64))
         each = -(-space // columns) if space >= columns else 1  # blocks of a channel
         blocks = channels * each if space >= columns else -(-channels // (columns // space))
         if device.long_loops:
@@ -51,12 +52,11 @@ class _Blocks(NamedTuple):
         chunks = -(-batch // rows)
         items = blocks * chunks
         sizes = _sizes(batch, channels, space, rows, blocks, items)
-        return _Blocks(items, chunks * each, sizes, {"VW": vector, "COLUMNS": columns})
+        return _Blocks(items, chunks * each, most, sizes, {"VW": vector, "COLUMNS": columns})
 
     def launch(self, device: Device, kernel: str, real: str, *args: Any, **defines: Any) -> None:
         """Launch a kernel by channel."""
-        most = 1 if device.long_loops else _width(device, 64)
-        width = device.fitting(most, "norm", kernel, real, **self.defines, **defines)
+        width = device.fitting(self.most, "norm", kernel, real, **self.defines, **defines)
         device.launch(
             "norm", kernel, (-(-self.items // width) * width,), self.sizes, *args,
             local=(width,), real=real, WIDTH=width, **self.defines, **defines,
