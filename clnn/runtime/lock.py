@@ -50,10 +50,12 @@ class FairLock:
         self._depth += 1
 
     def __exit__(self, *_: Any) -> None:
-        self._depth -= 1
-        if not self._depth:
-            self._owner = 0
-        self._lock.release()
+        try:
+            self._depth -= 1
+            if not self._depth:
+                self._owner = 0
+        finally:  # also where Ctrl-C comes here
+            self._lock.release()
 
     def _queue_up(self) -> None:
         with self._door:
