@@ -555,7 +555,7 @@ def test_gradients_that_are_changed_between_backward_and_step(device, rng, rule,
         for _ in range(7):
             run(x if way != "eager" else clnn.tensor(x))
         found.append(w.numpy())
-    np.testing.assert_allclose(*found, rtol=1e-5)
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)  # weights come near 0
 
 
 def test_a_gradient_from_the_host(device):
