@@ -25,6 +25,16 @@ def check(got, expected, bound=BOUND):
     assert worst <= bound, f"off by {worst:.2g}"
 
 
+def backward(y, device):
+    """A bias' gradient is the sums down columns, in loops that some drivers end early: no sum there rather than a wrong one."""
+    seed = np.full(y.shape, VALUE)
+    if device.most_turns and device.most_turns < 2 * len(y):
+        with pytest.raises(clnn.DeviceError, match="column sums of .* turns of a loop"):
+            y.backward(seed)
+        pytest.skip(f"{device!r} ends loops after {device.most_turns:,} turns")
+    y.backward(seed)
+
+
 @pytest.fixture(params=["own", "gpu"])
 def form(request, device, monkeypatch):
     """The device as it is, and the forms of kernels that GPUs run."""
@@ -57,8 +67,7 @@ def test_gradients_by_weights_and_bias(form, n, k, columns):
         pytest.skip("a gigabyte")
     w, b = parameter(np.ones((k, columns))), parameter(np.zeros(columns))
     x = full(n, k)
-    y = linear_layer(x, w, b, "linear")
-    y.backward(np.full(y.shape, VALUE))
+    backward(linear_layer(x, w, b, "linear"), form)
     check(w.grad.numpy(), n * V * V)
     check(b.grad.numpy(), n * V)
 
@@ -67,7 +76,7 @@ def test_bias_gradient_alone(form):
     """Where the weights are frozen, or another engine multiplies."""
     w, b = parameter(np.ones((1, 3))), parameter(np.zeros(3))
     w.trainable = False
-    linear_layer(full(10**6, 1), w, b, "linear").backward(np.full((10**6, 3), VALUE))
+    backward(linear_layer(full(10**6, 1), w, b, "linear"), form)
     check(b.grad.numpy(), 10**6 * V)
 
 

@@ -620,6 +620,8 @@ def test_a_worker_that_never_starts(device):
 
 def test_a_real_worker_times_and_checks(device):
     """Small products through the real process: times for both sides, and a refusal in words."""
+    if device.most_turns:
+        pytest.skip(f"{device!r} ends loops too early for kernels of CPUs")
     with tune.Worker(device) as worker:
         task = {"shapes": [("nn", 10, 30, 64)], "dtype": "float32", "rounds": 2}
         tiles = [Choice("tile", (4, 1, 4, 0)), Choice("tile", (5, 1, 4, 16))]

@@ -206,6 +206,7 @@ def _unfused(device: Device, p: Product) -> None:
 
 def column_sums(device: Device, n: int, rows: int, x: Block, sums: tuple[Block, Scale], dtype: Any) -> None:
     out, scale = sums
+    device.check_turns(2 * rows, f"column sums of {rows:,} rows")
     device.launch(
         "epilogue", "column_sums", (n,), n, rows, x, out, scale.table, scale.at, scale.column, real=device.real(dtype)
     )
