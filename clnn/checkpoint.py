@@ -127,8 +127,8 @@ def warn_of_attributes(model: Layer, twin: Layer) -> None:
         stored = {i.argval for i in code if i.opname == "STORE_ATTR"}
         read = {i.argval for i in code if i.opname in ("LOAD_ATTR", "LOAD_METHOD")}
         for name in sorted(read - stored - layer.config().keys()):
-            a, b = (vars(one).get(name) for one in (layer, others[path]))
-            if _comparable(a) and _comparable(b) and not np.array_equal(a, b):
+            a, b = (vars(one).get(name) for one in (layer, others[path]))  # arrays, or lists of numbers
+            if _comparable(a) and _comparable(b) and not np.array_equal(np.asarray(a), np.asarray(b)):
                 warnings.warn(
                     f"the file goes without {name} of {path or type(layer).__name__}, which is {a!r}, and {b!r} where the layer "
                     "is made anew: let __init__ take it and config() give it, or make it a parameter with learns=False",

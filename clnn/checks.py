@@ -106,17 +106,18 @@ def leaves(value: Any) -> Iterator[Any]:
 
 
 @functools.cache
-def arguments(kind: type) -> frozenset[str]:
+def arguments(kind: Any) -> frozenset[str]:
     """What the constructor of one of clnn's classes takes, and those that it hands `**options` on to; of others nothing."""
     if not kind.__module__.startswith("clnn."):
         return frozenset()
-    found = [p for base in kind.__mro__[:-1] for p in list(inspect.signature(base.__init__).parameters.values())[1:]]
+    found: list[inspect.Parameter] = [p for base in kind.__mro__[:-1] for p in list(inspect.signature(base.__init__).parameters.values())[1:]]
     return frozenset(p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
 def as_argument(one: Any, name: str, value: Any) -> Any:
     """What an object of clnn's keeps of `value` for the argument `name` of its constructor, whose errors it raises; what is no
     such argument comes back as it is."""
-    if name not in arguments(type(one)):
+    kind: Any = type(one)
+    if name not in arguments(kind):
         return value
-    return vars(type(one)(**{**one.config(), name: value})).get(name, value)
+    return vars(kind(**{**one.config(), name: value})).get(name, value)

@@ -158,11 +158,12 @@ class Optimizer(Watched):
             and name not in ("lr", "epochs", "parameters")
             and type(self) in OPTIMIZERS.values()
         ):
+            kind: Any = type(self)
             if name in vars(self):
                 value = as_argument(self, name, value)
-            elif name not in arguments(type(self)) and not hasattr(type(self), name):
-                known = ", ".join(sorted(arguments(type(self))))
-                raise ConfigurationError(f"{type(self).__name__} has no setting {name!r}; there are {known}")
+            elif name not in arguments(kind) and not hasattr(kind, name):
+                known = ", ".join(sorted(arguments(kind)))
+                raise ConfigurationError(f"{kind.__name__} has no setting {name!r}; there are {known}")
         if name == "lr":
             value = find_rate(value)
             if isinstance(value, Schedule):
@@ -363,8 +364,8 @@ class Optimizer(Watched):
 
     def _place(self, p: Parameter) -> tuple[Store, int] | None:
         """Where what is kept of a parameter lies, be it of this model or of one before."""
-        reference, *place = self._elsewhere.get(id(p), (None,))
-        return (place[0], place[1]) if reference is not None and reference() is p else self._places.get(p)
+        found = self._elsewhere.get(id(p))
+        return found[1:] if found is not None and found[0]() is p else self._places.get(p)
 
     def _left_with(self, parameters: Sequence[Parameter]) -> tuple[int, int, Any, dict[Any, Any]]:
         """Where the optimizer was with another model: steps, epochs, its schedule's state, and what waits for what is frozen."""
@@ -747,7 +748,7 @@ class Optimizer(Watched):
                     arrays[key] = waiting[own[p], name]
                 elif name in kept:
                     view = kept[name].view(position, p.nbytes)
-                    arrays[key] = store.device.read(view, np.empty(p.shape, p.dtype))
+                    arrays[key] = p.device.read(view, np.empty(p.shape, p.dtype))
         names = {"names": [called[p] for p in listed], "states": list(self.states), "rule": type(self).__name__}
         found = {"steps": steps, "epochs": epochs, **names, "arrays": arrays}
         return found | ({"schedule": schedule} if schedule else {})

@@ -58,9 +58,7 @@ def describe(one: Any, config: dict[str, Any]) -> dict[str, Any]:
 
 def construct(description: dict[str, Any], what: str, base: Any) -> Any:
     """What `describe` described, a `base`; `what` that is, in words. CheckpointError where it is none or not known here."""
-    name, version, config = (
-        description.get(key, usual) for key, usual in (("class", None), ("version", 1), ("config", {}))
-    )
+    name, version, config = description.get("class"), description.get("version", 1), description.get("config", {})
     kind = REGISTRY.get(name) if isinstance(name, str) else None
     if kind is None or (isinstance(kind, type) and not issubclass(kind, base)):
         known = sorted(n for n, one in REGISTRY.items() if isinstance(one, type) and issubclass(one, base))

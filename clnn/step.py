@@ -70,6 +70,7 @@ class Step:
         self.function = function
         name = getattr(function, "__name__", type(function).__name__)
         self.replays = Replays(name, record)
+        self._attribute = name  # of a class whose method it is
         self.descending = list(descending)
         self.given: Any = None  # the parameters that these train in it, where whoever runs it says so
         self.reads = dict.fromkeys(map(_Same, (*descending, *reads)))
@@ -84,7 +85,10 @@ class Step:
         if owner is None:
             return self
         bound = Step(types.MethodType(self.function, owner), self.replays.record)
-        return vars(owner).setdefault(self.__name__, bound) if hasattr(owner, "__dict__") else bound
+        return vars(owner).setdefault(self._attribute, bound) if hasattr(owner, "__dict__") else bound
+
+    def __set_name__(self, _: Any, name: str) -> None:
+        self._attribute = name
 
     def __reduce__(self) -> Any:
         """A copy has no recordings yet. Its function, as Python's functions are, is the same one."""
@@ -400,7 +404,7 @@ def _as_key(value: Any) -> Hashable:
     type and value, everything else by identity."""
     if isinstance(value, (tuple, frozenset)):
         return type(value), tuple(map(_as_key, value))
-    if dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen:
+    if dataclasses.is_dataclass(value) and type(value).__dataclass_params__.frozen:  # type: ignore[union-attr]
         return type(value), tuple(_as_key(getattr(value, field.name)) for field in dataclasses.fields(value))
     if isinstance(value, (float, complex, np.generic)):
         return type(value), repr(value)

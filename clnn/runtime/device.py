@@ -173,6 +173,7 @@ class Device:
     def _used_beside(self, other: Device) -> None:
         """A step that is recorded, or looked at, on another device uses this one, too."""
         recorder = other._now.recorder
+        assert recorder is not None
         recorder.abort(
             f"the step is one on {other!r} and uses {self!r}, whose work is not recorded: give each device a step of its own, "
             "and pass what it needs of the other as an argument, by .to(device)"

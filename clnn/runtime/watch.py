@@ -19,7 +19,7 @@ import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from operator import itemgetter
 from typing import Any
 
@@ -150,7 +150,7 @@ class Watch:
         self._arrays: list[tuple[Any, bytes]] = []
         self._iterators: list[Any] = []  # that it may take something from, which no audit could put back
         self._names: set[str] = set()  # attributes that the code reads
-        self._owners: list[tuple[Any, dict[str, Any], set[str]]] = []  # an object's attributes, and which were followed
+        self._owners: list[tuple[Any, Mapping[str, Any], set[str]]] = []  # an object's attributes, and which were followed
         self._seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._waiting: deque[Any] = deque(roots)
@@ -424,8 +424,8 @@ class Watch:
                 for cell, content in zip(cells, kept):
                     cell.cell_contents = content
 
-            names = [name for name, cell in zip(f.__code__.co_freevars, f.__closure__) if _filled(cell)]
-            self._notes.append(_Note("", lambda: [cell.cell_contents for cell in cells], write, names))
+            free = [name for name, cell in zip(f.__code__.co_freevars, f.__closure__) if _filled(cell)]
+            self._notes.append(_Note("", lambda: [cell.cell_contents for cell in cells], write, free))
             self._waiting += (cell.cell_contents for cell in cells)
 
     def _restored(self, value: Any) -> None:
