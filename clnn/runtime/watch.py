@@ -150,7 +150,9 @@ class Watch:
         self._arrays: list[tuple[Any, bytes]] = []
         self._iterators: list[Any] = []  # that it may take something from, which no audit could put back
         self._names: set[str] = set()  # attributes that the code reads
-        self._owners: list[tuple[Any, Mapping[str, Any], set[str]]] = []  # an object's attributes, and which were followed
+        self._owners: list[
+            tuple[Any, Mapping[str, Any], set[str]]
+        ] = []  # an object's attributes, and which were followed
         self._seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._waiting: deque[Any] = deque(roots)
