@@ -886,7 +886,8 @@ def test_what_the_step_only_writes_does_not_stop_replays(device):
 
 
 def test_evaluate_by_name_replays(device, rng):
-    net, x, y = two_layers(), rng.standard_normal((6, 4)).astype(np.float32), np.zeros((6, 3), np.float32)
+    net, x, y = two_layers(), rng.standard_normal((6, 4)).astype(np.float32), np.eye(6, 3, dtype=np.float32)
+    y[3:, 0] = 1.0
     for make in (lambda: "mse", lambda: clnn.losses.Huber(0.5), lambda: clnn.losses.mse):
         net.__dict__.pop("_evaluations", None)
         for _ in range(6):

@@ -449,12 +449,12 @@ def test_a_measured_plan_is_used(device, fresh, monkeypatch, way):
     ids=["spills", "blocks", "channels", "kernel", "short", "no kernel", "text", "number", "nothing", "nested"],
 )  # fmt: skip
 def test_a_plan_that_is_not_valid_is_left_out(device, fresh, monkeypatch, plan):
-    as_a_cpu(device, monkeypatch)
     c = tune_conv.parse(TINY)[0]
+    models = tile_of(tune_conv.plans(device, c, "float32")[0])
     put_plan(fresh[0], device, c, plan)
     with pytest.warns(TuningWarning, match="left out"):
         kernel, _ = launched(device, monkeypatch, c, 2)
-    assert kernel == tile_of(tune_conv.plans(device, c, "float32")[0])[0]
+    assert kernel == models[0]
     launched(device, monkeypatch, c, 2)  # it is said once: warnings are errors
 
 
@@ -622,7 +622,9 @@ def test_a_worker_that_never_starts(device):
 def test_a_real_worker_times_and_checks(device):
     """Small products through the real process: times for both sides, and a refusal in words."""
     if not device.long_loops:
-        pytest.skip(f"{device!r} takes the rule's tiles, not measured ones, as GPUs and drivers that end loops early do")
+        pytest.skip(
+            f"{device!r} takes the rule's tiles, not measured ones, as GPUs and drivers that end loops early do"
+        )
     with tune.Worker(device) as worker:
         task = {"shapes": [("nn", 10, 30, 64)], "dtype": "float32", "rounds": 2}
         tiles = [Choice("tile", (4, 1, 4, 0)), Choice("tile", (5, 1, 4, 16))]
