@@ -267,6 +267,10 @@ def test_a_value_that_is_no_number_is_not_hidden(rng, device, kind, bad):
     arrays = [x, *(np.ones(s) for s in vectors(x.shape))]
     found = apply(op, *(clnn.tensor(a, np.float32) for a in arrays), activation="relu").numpy()
     expected = np.maximum(reference(*arrays), 0)
+    if (
+        kind == "rms"
+    ):  # of a row whose squares no real can hold nothing is said, not even that the others are 0 beside infinity
+        expected[2, 1] = np.nan
     np.testing.assert_array_equal(np.isfinite(found), np.isfinite(expected))
 
 

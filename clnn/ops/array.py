@@ -113,6 +113,7 @@ def check_together(what: str, *arrays: Array | None) -> None:
 
 
 def check_float(what: str, x: Array) -> None:
+    """ShapeError unless its elements are floats."""
     if x.dtype not in FLOATS:
         raise ShapeError(f"{what} takes floats, not {x.dtype}; convert with .astype('float32')")
 
