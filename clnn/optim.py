@@ -300,7 +300,9 @@ class Optimizer(Watched):
     # -- parameters and what is kept of them --------------------------------------------------------------------------
     def attach(self, parameters: Sequence[Parameter]) -> None:
         """Take charge of `parameters`: they move into a flat store where they have none."""
-        given = tuple(dict.fromkeys(parameters))  # a layer that two models share is stepped once
+        given = tuple(parameters)  # the same tuple, where it is one: steps know it by its identity
+        if len(set(map(id, given))) < len(given):
+            given = tuple(dict.fromkeys(given))  # a layer that two models share is stepped once
         if wrong := [p for p in given if not isinstance(p, Parameter)]:
             raise ConfigurationError(
                 f"an optimizer takes a list of parameters, such as net.parameters(), and not {wrong[0]!r}"

@@ -819,3 +819,13 @@ def test_max_norm_of_a_layer(rng, device, tmp_path):
 def test_max_norm_is_above_0(wrong):
     with pytest.raises(clnn.ConfigurationError, match="max_norm should be in"):
         clnn.Dense(3, max_norm=wrong)
+
+
+def test_fit_attaches_its_parameters_once(device, rng, monkeypatch):
+    """Not at every step: a replay would take several times as long."""
+    calls, attach = [], clnn.Optimizer.attach
+    monkeypatch.setattr(clnn.Optimizer, "attach", lambda self, given: calls.append(given) or attach(self, given))
+    net = clnn.Sequential([clnn.Dense(3, "tanh"), clnn.Dense(1)], input_shape=4)
+    x = rng.standard_normal((64, 4)).astype(np.float32)
+    net.fit(x, x[:, :1], loss="mse", optimizer=clnn.SGD(0.1), epochs=5, batch_size=4, progress=False)
+    assert len(calls) <= 2
