@@ -1373,3 +1373,26 @@ def test_results_are_those_of_their_call(device, rng, what, record):
     run(x, y)
     assert all(np.array_equal(result.numpy(), value) for result, value in zip(results, before))
     assert all(not np.array_equal(a, b) for a, b in zip(before, before[1:]))
+
+
+class Renamed:
+    """A method that is a step under another name than its function's, which stays as it is."""
+
+    def __init__(self):
+        self.weight = 2.0
+
+    def plain(self, x):
+        return x * self.weight
+
+    fast = clnn.step(plain)
+
+
+def test_a_step_as_a_method_goes_by_its_attribute(device):
+    one, other, x = Renamed(), Renamed(), np.ones(3, np.float32)
+    other.weight = 5.0
+    for _ in range(5):
+        np.testing.assert_array_equal(one.fast(x).numpy(), [2.0] * 3)
+        np.testing.assert_array_equal(other.fast(x).numpy(), [5.0] * 3)
+    assert one.fast is one.fast and len(one.fast.replays.launches()) == 1
+    np.testing.assert_array_equal(one.plain(x), [2.0] * 3)  # no step, and so NumPy's
+    assert isinstance(one.plain(x), np.ndarray)
