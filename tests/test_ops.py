@@ -469,3 +469,42 @@ def test_small_under_a_simulator(rng, device):
     check_op(rng, lambda a, b: clnn.concatenate([a, b], 1), lambda a, b: np.concatenate([a, b], 1), x, x, rounding=0)
     np.testing.assert_array_equal(clnn.tensor(x, np.float32).argmax(0).numpy(), x.argmax(0))
     assert binary("equal", clnn.ones((2,)), 1.0)[0].shape == (2,)
+
+
+# -- gradients of two uses ----------------------------------------------------------------------------------------------
+USED_TWICE = {
+    "upsample": lambda t: clnn.upsample(t, 2),
+    "upsample linear": lambda t: clnn.upsample(t, 2, "linear"),
+    "pad": lambda t: clnn.pad(t, ((1, 2), (2, 1)), "reflect"),
+    "planes": lambda t: (clnn.seed(3), clnn.SpatialDropout(0.4)(t))[1],
+    "max_pool": lambda t: clnn.max_pool(t, 3, 2),
+    "avg_pool": lambda t: clnn.avg_pool(t, 2),
+    "adaptive": lambda t: clnn.AdaptiveAvgPool((3, 5))(t),
+    "softmax": clnn.softmax,
+    "swish": clnn.swish,
+    "product": lambda t: t.reshape(-1, 37) @ clnn.ones((37, 5)),
+    "mean": lambda t: t.mean(2),
+    "largest": lambda t: t.max(),
+    "transpose": lambda t: t.transpose(3, 1, 0, 2),
+    "slice": lambda t: t[1:, :, ::3],
+    "times": lambda t: t * t[:1],
+}
+
+
+@pytest.mark.parametrize("before", [None, "tanh"])
+@pytest.mark.parametrize("name", USED_TWICE)
+def test_a_gradient_is_added_to_what_another_use_gave(rng, device, name, before):
+    """The other use gives its part first, as the later one of the two; then the op's own is added in its launch."""
+    x, c = normal(rng, (2, 3, 5, 37)), normal(rng, (2, 3, 5, 37))
+
+    def gradient(beside):
+        t = parameter(x)
+        h = clnn.tanh(t) if before else t
+        y = USED_TWICE[name](h)
+        weighed = (y * clnn.tensor(np.random.default_rng(1).normal(size=y.shape).astype(np.float32))).sum()
+        other = (h * clnn.tensor((c * beside).astype(np.float32))).sum()
+        (weighed + other).backward()
+        return t.grad.numpy().astype(np.float64)
+
+    slope = 1 - np.tanh(x) ** 2 if before else 1
+    assert_close(gradient(1) - gradient(0), c * slope, 256 * eps(np.float32), "the other use's part")
