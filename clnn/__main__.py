@@ -1,8 +1,8 @@
-"""`python -m clnn`: the command line of clnn/cli.py."""
+"""`python -m clnn`: the command line of clnn/tools/cli.py."""
 
 import sys
 
-from .cli import main
+from .tools.cli import main
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,4 @@
-// What a device is tested with when it is opened for the first time (clnn/selftest.py): each kernel does, in small, one thing
+// What a device is tested with when it is opened for the first time (clnn/tools/selftest.py): each kernel does, in small, one thing
 // that all of clnn's kernels stand on.
 #include "common.cl"
 #ifdef VW

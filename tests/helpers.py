@@ -10,8 +10,8 @@ import pytest
 import clnn
 from clnn.ops.array import Array
 from clnn.tensor import Parameter
-from clnn.verify.references import FUNCTIONS as REFERENCES  # noqa: F401 - what the tests take from here
-from clnn.verify.references import KINKS, STEP, derivative  # noqa: F401
+from clnn.tools.verify.references import FUNCTIONS as REFERENCES  # noqa: F401 - what the tests take from here
+from clnn.tools.verify.references import KINKS, STEP, derivative  # noqa: F401
 
 DIFFERENCES = 1e-8  # what central differences may be off by, relative to the largest value around
 

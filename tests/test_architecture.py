@@ -20,22 +20,9 @@ FLOORS = (
     {"step", "functions", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "train", "minimize"},
     {"model", "search"},
-    {
-        "ensemble",
-        "reproduce",
-        "cli",
-        "doctor",
-        "selftest",
-        "drivers",
-        "verify",
-        "bench",
-        "tune",
-        "tune_conv",
-        "sklearn",
-        "onnx",
-        "distributed",
-        "__main__",
-    },
+    {"ensemble"},
+    {"tools"},
+    {"__main__"},
 )
 FLOOR = {name: number for number, names in enumerate(FLOORS) for name in names}
 MODULES = sorted(file for file in (ROOT / "clnn").rglob("*.py") if file != ROOT / "clnn" / "__init__.py")
@@ -87,9 +74,9 @@ def test_the_walk_sees_every_form_of_import(tmp_path, monkeypatch):
     file.write_text(
         "import clnn.model\nfrom clnn import train\nfrom clnn.data.idx import read\nfrom .. import step\nimport clnn\n"
         "from ..gemm import tile\nfrom . import y\nfrom .z import w\nimport numpy\nfrom os import path\n"
-        "def f():\n    from ..cli import main\nif TYPE_CHECKING:\n    from ..model import Model\n"
+        "def f():\n    from ..tools.cli import main\nif TYPE_CHECKING:\n    from ..model import Model\n"
     )
-    found = ["model", "train", "data", "step", "the package itself", "gemm", "ops", "ops", "cli"]
+    found = ["model", "train", "data", "step", "the package itself", "gemm", "ops", "ops", "tools"]
     assert [part for _, part in imports(file)] == found
 
 

@@ -7,11 +7,12 @@ import json
 import numpy as np
 import pytest
 
-from clnn import ClnnError, ConfigurationError, cli
-from clnn.bench import nets, report, run
-from clnn.bench import workloads as w
-from clnn.bench.own import Clnn
-from clnn.bench.peers import PEERS
+from clnn import ClnnError, ConfigurationError
+from clnn.tools import cli
+from clnn.tools.bench import nets, report, run
+from clnn.tools.bench import workloads as w
+from clnn.tools.bench.own import Clnn
+from clnn.tools.bench.peers import PEERS
 
 pytestmark = pytest.mark.slow  # most start processes, each of which imports and compiles
 

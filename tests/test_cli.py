@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import clnn
-from clnn import cli
+from clnn.tools import cli
 
 
 def run(*arguments, **variables):
@@ -109,7 +109,7 @@ CARDS = [  # vendor, kernel driver, files that may not be opened, what is said, 
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux' /sys")
 @pytest.mark.parametrize(("vendor", "driver", "closed", "text", "remedy"), CARDS)
 def test_doctor_looks_for_cards(tmp_path, monkeypatch, vendor, driver, closed, text, remedy):
-    from clnn import doctor, drivers
+    from clnn.tools import doctor, drivers
 
     device = tmp_path / "sys/class/drm/card0/device"
     (device / "drm/renderD128").mkdir(parents=True)
@@ -133,7 +133,7 @@ def test_doctor_looks_for_cards(tmp_path, monkeypatch, vendor, driver, closed, t
 
 
 def test_doctor_in_wsl(tmp_path, monkeypatch):
-    from clnn import doctor, drivers
+    from clnn.tools import doctor, drivers
 
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev/dxg").touch()
@@ -153,7 +153,7 @@ def test_doctor_names_bad_variables(tmp_path):
 
 
 def test_doctor_outlives_a_crash_and_a_hang(monkeypatch):
-    from clnn import doctor
+    from clnn.tools import doctor
 
     assert "signal 6" in doctor._run("-c", "import os; os.abort()") or sys.platform == "win32"
     assert doctor._run("-c", "import time; time.sleep(60)", seconds=0.5) == "no answer after 0.5 s"

@@ -10,12 +10,12 @@ import pyopencl as cl
 import pytest
 
 import clnn
-from clnn import cli
 from clnn.ops.array import fill
 from clnn.runtime import device as runtime
 from clnn.runtime.device import MOST, int_vector
 from clnn.runtime.memory import Block, Memory
 from clnn.runtime.program import Programs
+from clnn.tools import cli
 
 
 def made_up(platform, index, kind, name, maker, units, mhz, platform_name="Portable Computing Language"):

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import clnn
-from clnn import checkpoint, doctor
+from clnn import checkpoint
 from clnn.files import PART, write_atomically
+from clnn.tools import doctor
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no symbolic links, modes and signals")
 

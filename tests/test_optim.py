@@ -8,7 +8,7 @@ import clnn
 from clnn.optim import OPTIMIZERS, find_optimizer
 from clnn.step import Step
 from clnn.tensor import linear_layer
-from clnn.verify.references import Optimization
+from clnn.tools.verify.references import Optimization
 
 STEPS = 6
 RULES = {  # name: a way to make the optimizer

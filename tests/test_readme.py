@@ -18,7 +18,7 @@ READMES = [
     "README.md",
     "CONTRIBUTING.md",
     "clnn/README.md",
-    "clnn/bench/README.md",
+    "clnn/tools/bench/README.md",
     "kernels/README.md",
     "examples/README.md",
 ]

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import clnn
-from clnn import reproduce
 from clnn.errors import ConfigurationError, DataError
-from clnn.reproduce import EXPERIMENTS, Experiment, Measure, Runs, chosen, figure, table
+from clnn.tools import reproduce
+from clnn.tools.reproduce import EXPERIMENTS, Experiment, Measure, Runs, chosen, figure, table
 
 TINY = Experiment(
     (20, 30, 10), 0.5, 6, (Measure("test", "best", 90.0), Measure("validation", "last", 80.0)), 1, samples=400

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clnn
-from clnn.verify.references import along_axes, padding, upsampling
+from clnn.tools.verify.references import along_axes, padding, upsampling
 
 
 @pytest.fixture(params=["cpu", "gpu"])

@@ -15,9 +15,9 @@ import pytest
 from test_random import philox
 
 import clnn
-from clnn import doctor
-from clnn import selftest as tests
 from clnn.runtime import program, selftest
+from clnn.tools import doctor
+from clnn.tools import selftest as tests
 
 
 @pytest.fixture

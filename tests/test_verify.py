@@ -17,11 +17,11 @@ from test_cli import run
 import clnn
 from clnn.errors import ConfigurationError
 from clnn.runtime.program import read_source
-from clnn.verify import report
-from clnn.verify import run as parent
-from clnn.verify.checks import Checks
-from clnn.verify.families import FAMILIES
-from clnn.verify.speed import TASKS
+from clnn.tools.verify import report
+from clnn.tools.verify import run as parent
+from clnn.tools.verify.checks import Checks
+from clnn.tools.verify.families import FAMILIES
+from clnn.tools.verify.speed import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -119,7 +119,7 @@ def test_a_driver_that_fails_is_named_and_the_rest_goes_on(tree, fault, verdict)
 
 def test_a_device_that_does_not_open(tree):
     folder, verify = tree
-    file = folder / "clnn" / "verify" / "speed.py"
+    file = folder / "clnn" / "tools" / "verify" / "speed.py"
     file.write_text(file.read_text().replace("    limits = {}\n", "    os.abort()\n", 1))
     code, out, found = verify("softmax")
     assert code == 1 and "The device in use cannot be opened" in out and "`clnn doctor`" in out

@@ -1,7 +1,7 @@
 """What measurements say about a device: the tile and the engine for each class of shape, CLBlast's parameters, and plans of
 convolutions.
 
-`clnn tune` measures (clnn/tune.py) and keeps what it finds in the user's cache folder, per platform, driver and device.
+`clnn tune` (clnn/tools/tune/) measures, and keeps what it finds in the user's cache folder, per platform, driver and device.
 That lies over `tuned.json`, the table that ships, which goes by platform, version and vector width. Where neither says
 anything, `tile.choose` and `engine_name` have their rules.
 """

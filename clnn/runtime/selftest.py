@@ -1,7 +1,7 @@
 """Whether a device may be trusted, and what its loops can do: a self-test when it is first opened, in a process of its own.
 
 A driver that does not know its processor, or has a faulty compiler, gives wrong numbers without a word, or ends the process.
-So a device is tested once for each platform, version, driver and clnn version, by `clnn/selftest.py`; that it passed is
+So a device is tested once for each platform, version, driver and clnn version, by `clnn/tools/selftest.py`; that it passed is
 remembered in the cache folder, and where that cannot be written, each process tests anew. A device that fails is refused.
 """
 
@@ -29,7 +29,7 @@ TURNS = 100_000  # of the loop that is tried
 FACTOR = 1664525
 FEW_TURNS = 1 << 15  # a loop that ends earlier is a fault that no choice of kernels gets round
 # what the process runs: first of all it forgets the working folder, whose modules may have any name
-CHILD = r"import sys; sys.path[:] = sys.argv[1].split('\n'); from clnn.selftest import main; main(sys.argv[2])"
+CHILD = r"import sys; sys.path[:] = sys.argv[1].split('\n'); from clnn.tools.selftest import main; main(sys.argv[2])"
 
 
 class SelfTestWarning(UserWarning):

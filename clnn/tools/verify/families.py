@@ -10,17 +10,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import layers, losses, metrics, optim
+from ... import layers, losses, metrics, optim
+from ...data import augment
+from ...functions import log_softmax, softmax
+from ...gemm import Scale, clblast, engine_name, gemm
+from ...ops.activation import FUNCTIONS
+from ...ops.random import Generator, dropout, spatial_dropout
+from ...step import step
+from ...tensor import Tensor, apply, concat, function, linear_layer, no_grad, rows_of, tensor
+from ...tensor import elementwise as of_two
 from ..bench import nets, workloads
 from ..bench.own import model_of
-from ..data import augment
-from ..functions import log_softmax, softmax
-from ..gemm import Scale, clblast, engine_name, gemm
-from ..ops.activation import FUNCTIONS
-from ..ops.random import Generator, dropout, spatial_dropout
-from ..step import step
-from ..tensor import Tensor, apply, concat, function, linear_layer, no_grad, rows_of, tensor
-from ..tensor import elementwise as of_two
 from . import references as ref
 from .checks import Checks
 

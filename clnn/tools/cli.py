@@ -9,9 +9,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from . import __version__
-from .callbacks import Callback
-from .errors import ClnnError, ConfigurationError
+from .. import __version__
+from ..callbacks import Callback
+from ..errors import ClnnError, ConfigurationError
 
 # The activation of the last layer, by loss: the losses that class numbers go with.
 LAST = {
@@ -199,7 +199,7 @@ def _verify(options: argparse.Namespace) -> int:
     """Check families and measure, print the text, and write what was asked for."""
     from pathlib import Path
 
-    from .files import write_atomically
+    from ..files import write_atomically
     from .verify import report, run
 
     if not (0 < options.minutes < 1e6 and 0 < options.limit < 1e6):
@@ -220,7 +220,7 @@ def _verify(options: argparse.Namespace) -> int:
 # -- devices ----------------------------------------------------------------------------------------------------------
 def devices(options: argparse.Namespace) -> int:
     """A table of all devices, with a mark at the one in use."""
-    from .runtime import device as runtime
+    from ..runtime import device as runtime
 
     used = runtime.device()
     rows = [("", "device", "kind", "name", "platform", "memory", "units", "lanes", "clock", "fp16", "fp64")]
@@ -251,7 +251,7 @@ def devices(options: argparse.Namespace) -> int:
 
 
 def _why(used: Any) -> str:
-    from .runtime.ranking import reason
+    from ..runtime.ranking import reason
 
     for name in ("CLNN_DEVICE", "PYOPENCL_CTX"):
         if value := os.environ.get(name, "").strip():
@@ -280,12 +280,12 @@ class Lines(Callback):
 
 def train(options: argparse.Namespace) -> int:
     """Train a multilayer perceptron on one of the data sets."""
-    from . import data
-    from .gemm import engine_name
-    from .layers import Dense
-    from .model import Sequential
-    from .optim import SGD, Adam
-    from .runtime.device import device
+    from .. import data
+    from ..gemm import engine_name
+    from ..layers import Dense
+    from ..model import Sequential
+    from ..optim import SGD, Adam
+    from ..runtime.device import device
 
     lr_sgd, lr_adam, batch_size, epochs = GOOD[options.data]
     batch_size = batch_size if options.batch_size is None else options.batch_size
@@ -331,8 +331,8 @@ def bench(options: argparse.Namespace) -> int:
     """Measure, print a table, and write what was asked for."""
     from pathlib import Path
 
+    from ..files import write_atomically
     from .bench import report, run
-    from .files import write_atomically
 
     if options.profile:
         for name in options.workloads or ["mlp"]:
@@ -377,7 +377,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 # -- tune -------------------------------------------------------------------------------------------------------------
 def tune(options: argparse.Namespace) -> int:
     """Search for what is fastest; 3 where time was up before the end."""
-    from . import tune as search
+    from .tune import search
 
     level = "quick" if options.quick else "thorough" if options.thorough else "default"
     return search.tune(

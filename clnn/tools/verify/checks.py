@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..layers.base import Layer
-from ..ops.array import Array
-from ..runtime.device import Device
-from ..tensor import Parameter, Tensor, tensor
+from ...layers.base import Layer
+from ...ops.array import Array
+from ...runtime.device import Device
+from ...tensor import Parameter, Tensor, tensor
 
 SEED = 20_141_215
 MOST = 5  # wrong results of a family that are told one by one

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from .errors import ClnnError
-from .gemm import gemm
-from .gemm.tile import vector_width
-from .ops.random import Generator
-from .runtime.device import Device, devices, use
-from .tensor import tensor
+from ..errors import ClnnError
+from ..gemm import gemm
+from ..gemm.tile import vector_width
+from ..ops.random import Generator
+from ..runtime.device import Device, devices, use
+from ..tensor import tensor
 
 PHILOX = [
     0x6627E8D5,

@@ -29,16 +29,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import tune_conv
-from .bench.nets import Convolution
-from .errors import ClnnError, ConfigurationError
-from .gemm import Product, Scale, clblast, gemm, tile, tuning
-from .gemm.tuning import Choice
-from .ops import conv_plan
-from .ops.conv_plan import Plan
-from .runtime.device import Device, device, find_device
-from .runtime.program import read_source
-from .runtime.recording import Recorder, Recording
+from ...errors import ClnnError, ConfigurationError
+from ...gemm import Product, Scale, clblast, gemm, tile, tuning
+from ...gemm.tuning import Choice
+from ...ops import conv_plan
+from ...ops.conv_plan import Plan
+from ...runtime.device import Device, device, find_device
+from ...runtime.program import read_source
+from ...runtime.recording import Recorder, Recording
+from ..bench.nets import Convolution
+from . import conv
 
 Shape = tuple[str, int, int, int]  # form, m, n, k
 GAIN = 1.03  # what a candidate must win by
@@ -206,8 +206,8 @@ class Search:
         }
         self.convolutions: dict[str, tuple[Convolution, str]] = {}
         if engine in ("conv", "all") and shipped:  # the table that ships has none
-            every = tune_conv.of_networks(level == "quick") if convolutions is None else convolutions
-            self.convolutions = tune_conv.named(device, every, self._dtypes())
+            every = conv.of_networks(level == "quick") if convolutions is None else convolutions
+            self.convolutions = conv.named(device, every, self._dtypes())
 
     def _dtypes(self) -> list[str]:
         return [dtype for dtype in self.level.dtypes if dtype == "float32" or self.device.has_fp64]
@@ -281,8 +281,8 @@ class Search:
         """Stored is only a plan that beats the model's choice."""
         c, dtype = self.convolutions[name]
         stored = self.found["convolutions"].pop(name, None)
-        before, *others = tune_conv.plans(self.device, c, dtype)
-        best = [tune_conv.plans(self.device, c, dtype, stored)[0]]
+        before, *others = conv.plans(self.device, c, dtype)
+        best = [conv.plans(self.device, c, dtype, stored)[0]]
         tried, failed = 0, 0
         for one in others[: self.level.plans - 1]:
             if time.monotonic() >= until:
@@ -419,7 +419,7 @@ class Worker:
 
     def __init__(self, device: Device, command: list[str] | None = None) -> None:
         where = f"{device.platform_index}:{device.device_index}"
-        self.command = command or [sys.executable, "-m", "clnn.tune", where]
+        self.command = command or [sys.executable, "-m", "clnn.tools.tune.search", where]
         self.process: subprocess.Popen[str] | None = None
 
     def __enter__(self) -> Worker:
@@ -429,7 +429,7 @@ class Worker:
         self.stop()
 
     def start(self) -> None:
-        home = str(Path(__file__).resolve().parent.parent)  # so that the child imports this clnn
+        home = str(Path(__file__).resolve().parents[3])  # so that the child imports this clnn
         path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH", ""))))
         environ = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8", "CLNN_FUSE": "0"}
         environ["OPENBLAS_NUM_THREADS"] = "1"  # NumPy's threads go on spinning for a while after each product
@@ -507,7 +507,7 @@ def compare(
     clblast: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Seconds for each shape in each round, of the best one and the candidate, if the candidate computes right."""
-    from .gemm import clblast as engine
+    from ...gemm import clblast as engine
 
     known = device.tuned or tuning.load(device)
     one, two = (Choice(choice[0], choice[1] and tuple(choice[1])) for choice in (best, candidate))
@@ -535,9 +535,9 @@ def compare_plans(
     """The same for two plans of a convolution."""
     c = Convolution.of(convolution)
     one, two = Plan(*best), Plan(*candidate)
-    if wrong := tune_conv.error_of(device, c, dtype, two):
+    if wrong := conv.error_of(device, c, dtype, two):
         return {"wrong": wrong}
-    work = tune_conv.case(device, c, dtype).run
+    work = conv.case(device, c, dtype).run
     return measure([[Timed(device, partial(work, plan))] for plan in (one, two)], rounds)
 
 
@@ -673,7 +673,7 @@ def tune(
 ) -> int:
     """Search on the device in use, or show what is known; `ship` adds what was found to a table for others. With some
     `convolutions` of the user's it does these alone."""
-    own = [c for text in convolutions for c in tune_conv.parse(text)]
+    own = [c for text in convolutions for c in conv.parse(text)]
     if own and (ship or engine not in ("conv", "all")):
         raise ConfigurationError("--conv measures convolutions alone: leave out --ship and --engine")
     engine = "conv" if own else engine
@@ -723,7 +723,7 @@ def export(search: Search, path: Path) -> None:
         "Tiles, engines and CLBlast's parameters by platform, version, vector width and maker, made by "
         "`clnn tune --ship FILE`; without a maker, for those that are not listed. tile: mr, nv, vw, kc. before, after, "
         "clblast: microseconds by clnn's rule, by this tile and by CLBlast, the geometric mean of the shapes of a class "
-        "(clnn/tune.py). Where the rule stays, a class is not listed."
+        "(clnn/tools/tune/search.py). Where the rule stays, a class is not listed."
     )
     tuning.write(path, tuning.families(used)[1], kept, about=about)
 

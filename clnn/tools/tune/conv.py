@@ -11,17 +11,17 @@ from typing import Any
 
 import numpy as np
 
-from .bench import nets
-from .bench.nets import Convolution, Layer, Reference
-from .errors import ConfigurationError, ShapeError
-from .gemm import Scale
-from .ops import conv, conv_plan
-from .ops.array import Sink
-from .ops.conv import Epilogue
-from .ops.conv_plan import Geometry, Plan
-from .ops.window import slide
-from .runtime.device import Device
-from .runtime.memory import Block
+from ...errors import ConfigurationError, ShapeError
+from ...gemm import Scale
+from ...ops import conv, conv_plan
+from ...ops.array import Sink
+from ...ops.conv import Epilogue
+from ...ops.conv_plan import Geometry, Plan
+from ...ops.window import slide
+from ...runtime.device import Device
+from ...runtime.memory import Block
+from ..bench import nets
+from ..bench.nets import Convolution, Layer, Reference
 
 FEW = 3  # images that a plan has to get right
 GUARD = 64  # values behind a result that have to stay as they are

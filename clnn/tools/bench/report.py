@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigurationError
+from ...errors import ConfigurationError
 from .run import Bench
 from .workloads import PRODUCTS, QUICK_PRODUCTS
 
@@ -20,7 +20,7 @@ COLUMNS = ("workload", "", "side", "minimum", "median", "GFLOP/s", "of peak", "c
 
 def header(bench: Bench) -> str:
     """The device, the libraries and the command."""
-    from .. import __version__
+    from ... import __version__
 
     d = bench.device
     versions = ", ".join(f"{name} {version}" for name, version in bench.versions.items())

@@ -13,15 +13,15 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from .. import __version__
+from ... import __version__
+from ...errors import OutOfDeviceMemory
+from ...gemm import Product, engine_name, tile
+from ...ops.conv_plan import geometry, plan_for, shown, turned
+from ...ops.window import slide
+from ...runtime.device import Device, device
+from ...runtime.recording import Replays
 from ..bench import nets, own, workloads
 from ..drivers import loader
-from ..errors import OutOfDeviceMemory
-from ..gemm import Product, engine_name, tile
-from ..ops.conv_plan import geometry, plan_for, shown, turned
-from ..ops.window import slide
-from ..runtime.device import Device, device
-from ..runtime.recording import Replays
 
 Say = Callable[..., None]
 LONG = 0.1  # seconds that a task takes at the device's peak, from which it is left out

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import BuildError, ConfigurationError
+from ...errors import BuildError, ConfigurationError
 from .report import SLOW, expected
 
 NAMES = (
@@ -81,7 +81,7 @@ def faults(found: dict[str, Any]) -> list[str]:
 # -- a process --------------------------------------------------------------------------------------------------------
 def _process(name: str, limit: float) -> tuple[list[dict[str, Any]], str, float]:
     """What a worker said, how it ended if that was not well, and the seconds that it took."""
-    home = str(Path(__file__).resolve().parent.parent.parent)  # so that the child imports this clnn
+    home = str(Path(__file__).resolve().parents[3])  # so that the child imports this clnn
     path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH", ""))))
     environ = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
     if name == "peaks":  # where launches are fused there is none to measure
@@ -89,7 +89,7 @@ def _process(name: str, limit: float) -> tuple[list[dict[str, Any]], str, float]
     began, ended = time.monotonic(), ""
     with tempfile.TemporaryFile() as errors, tempfile.TemporaryFile() as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "clnn.verify.worker", name], stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
+            [sys.executable, "-m", "clnn.tools.verify.worker", name], stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
             env=environ, start_new_session=os.name == "posix",
         )  # fmt: skip
         try:

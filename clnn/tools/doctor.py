@@ -17,10 +17,10 @@ from pathlib import Path
 from shutil import which
 from typing import Any, NamedTuple
 
+from ..errors import BuildError
 from .drivers import NEEDS, VENDORS, loader, registered, vendor_files
 from .drivers import VARIABLES as OF_LOADERS
 from .drivers import cards as cards_here
-from .errors import BuildError
 
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"  # a problem stops clnn; a note stops a part of it at most
 BROKEN_PYOPENCL = ("2026.1", "2026.1.1", "2026.1.2")  # they break their own program cache (pyopencl issue 892)
@@ -97,9 +97,9 @@ def packages() -> Iterator[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     old = sys.version_info < (3, 10)
     yield Finding(PROBLEM if old else OK, f"Python {python}", "clnn needs Python 3.10 or newer" if old else "")
-    from . import __version__
+    from .. import __version__
 
-    yield Finding(OK, f"clnn {__version__} in {Path(__file__).parent}")
+    yield Finding(OK, f"clnn {__version__} in {Path(__file__).parent.parent}")
     for name in ("numpy", "pyopencl", "tqdm", "safetensors", "platformdirs"):
         version = _version(name)
         if not version:
@@ -301,7 +301,7 @@ def _culprits() -> Iterator[Finding]:
 
 def _run(*arguments: str, seconds: float = SECONDS, output: list[str] | None = None, vendors: str = "") -> str:
     """Run Python in a process of its own: "" if all went well, else what went wrong, in words."""
-    home = str(Path(__file__).resolve().parent.parent)  # so that the child imports this clnn
+    home = str(Path(__file__).resolve().parents[2])  # so that the child imports this clnn
     path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, *arguments]
     environ = {**os.environ, "PYTHONPATH": path, "PYTHONIOENCODING": "utf-8"}
@@ -327,7 +327,7 @@ def _run(*arguments: str, seconds: float = SECONDS, output: list[str] | None = N
 def _ask(*arguments: str, vendors: str = "") -> tuple[list[dict[str, Any]], str]:
     """What the probe below answers, a line for each stage that it came to, and what went wrong."""
     output: list[str] = []
-    wrong = _run("-m", "clnn.doctor", *arguments, output=output, vendors=vendors)
+    wrong = _run("-m", "clnn.tools.doctor", *arguments, output=output, vendors=vendors)
     answers = [json.loads(line) for line in output if line.startswith("{")]  # drivers print things of their own
     return answers, wrong
 
@@ -338,8 +338,8 @@ def _answer(**what: Any) -> None:
 
 
 def _list() -> None:
-    from .errors import ClnnError
-    from .runtime import device as runtime
+    from ..errors import ClnnError
+    from ..runtime import device as runtime
 
     used, error = None, ""
     try:
@@ -363,10 +363,10 @@ def _try(index: str) -> None:
     import numpy as np
     import pyopencl as cl
 
-    from .errors import ClnnError
-    from .gemm import clblast, engine_name
-    from .runtime import selftest
-    from .runtime.device import find_device
+    from ..errors import ClnnError
+    from ..gemm import clblast, engine_name
+    from ..runtime import selftest
+    from ..runtime.device import find_device
 
     device = find_device(index)
     wrong, turns, untested = selftest.run(device)
@@ -409,7 +409,7 @@ def _product(device: Any, engine: str) -> str:
     """A small product, with an odd edge everywhere, against NumPy's: what is wrong with it, or ""."""
     import numpy as np
 
-    from .gemm import gemm
+    from ..gemm import gemm
 
     asked = os.environ.get("CLNN_GEMM")
     os.environ["CLNN_GEMM"] = engine
@@ -432,8 +432,8 @@ def _product(device: Any, engine: str) -> str:
 # -- folders ----------------------------------------------------------------------------------------------------------
 def folders() -> Iterator[Finding]:
     """Where clnn keeps what it downloads and measures, and where data sets are looked for."""
-    from .data.datasets import FASHION_MNIST, MNIST, _find
-    from .files import cache_folder, write_atomically
+    from ..data.datasets import FASHION_MNIST, MNIST, _find
+    from ..files import cache_folder, write_atomically
 
     cache = cache_folder()
     try:

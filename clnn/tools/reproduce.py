@@ -19,17 +19,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .callbacks import Callback
-from .data.augment import expand
-from .data.datasets import mnist
-from .ensemble import elect
-from .errors import CheckpointError, ConfigurationError, DataError, Diverged
-from .files import write_atomically
-from .init import normal, scaled
-from .layers import Activation, Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, Reshape, register
-from .model import Sequential, load
-from .optim import SGD
-from .tensor import Tensor
+from ..callbacks import Callback
+from ..data.augment import expand
+from ..data.datasets import mnist
+from ..ensemble import elect
+from ..errors import CheckpointError, ConfigurationError, DataError, Diverged
+from ..files import write_atomically
+from ..init import normal, scaled
+from ..layers import Activation, Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, Reshape, register
+from ..model import Sequential, load
+from ..optim import SGD
+from ..tensor import Tensor
 
 FORMAT = 1
 BATCH = 10
@@ -318,7 +318,7 @@ def baseline(name: str, data: Any) -> dict[str, Any]:
 
 
 class _Book:
-    """One of network.py's networks as clnn.bench's NumPy side takes it: hand-written, vectorised over the mini-batch."""
+    """One of network.py's networks as clnn.tools.bench's NumPy side takes it: hand-written, vectorised over the mini-batch."""
 
     hidden, loss, optimizer, batch = "sigmoid", "quadratic", "sgd", BATCH
 

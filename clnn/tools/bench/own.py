@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from .. import layers
-from ..callbacks import Callback
-from ..gemm import Scale, engine_name, gemm
-from ..gemm.tile import vector_width
-from ..layers import Dense
-from ..model import Sequential
-from ..ops.array import Array, Sink
-from ..ops.conv import conv
-from ..ops.window import slide
-from ..optim import SGD, Adam
-from ..runtime.device import Device, device
-from ..runtime.memory import Block
-from ..runtime.recording import Recording, Replays
-from ..tensor import Parameter
+from ... import layers
+from ...callbacks import Callback
+from ...gemm import Scale, engine_name, gemm
+from ...gemm.tile import vector_width
+from ...layers import Dense
+from ...model import Sequential
+from ...ops.array import Array, Sink
+from ...ops.conv import conv
+from ...ops.window import slide
+from ...optim import SGD, Adam
+from ...runtime.device import Device, device
+from ...runtime.memory import Block
+from ...runtime.recording import Recording, Replays
+from ...tensor import Parameter
 from .nets import EPSILON, MOMENTUM, ConvNet, Convolution
 from .nets import Layer as Described
 from .workloads import SEED, Net, Product

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ClnnError, ConfigurationError
+from ...errors import ClnnError, ConfigurationError
 from . import nets
 from . import workloads as w
 from .peers import PEERS
@@ -34,7 +34,7 @@ PAUSE = 0.05  # seconds after each turn, in which the other libraries' spinning 
 PATIENCE = 600  # seconds that one answer may take
 PROCESSES = 4  # at least, from which a side's best is taken: where in memory a process lies can double its times
 LONG = 2.0  # seconds of a turn from which a side gets three rounds at most
-PACKAGE = Path(__file__).resolve().parent.parent
+PACKAGE = Path(__file__).resolve().parents[2]
 # Peers get a package `clnn` without its __init__, so that they load no driver and import nothing of clnn's.
 BOOT = """import time; began = time.time()
 import json, sys, types
@@ -42,7 +42,7 @@ name, kind, options, folder = sys.argv[1:]
 if name != "clnn":
     sys.modules["clnn"] = package = types.ModuleType("clnn")
     package.__path__ = [folder]
-from clnn.bench.worker import main
+from clnn.tools.bench.worker import main
 main(name, kind, json.loads(options), began)"""
 
 

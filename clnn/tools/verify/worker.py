@@ -21,9 +21,9 @@ def main(name: str) -> None:
         print(json.dumps({**what, "at": round(time.time() - BEGAN, 1)}), file=out, flush=True)
 
     try:
-        from ..errors import ClnnError
-        from ..runtime.device import device
-        from ..runtime.memory import Memory
+        from ...errors import ClnnError
+        from ...runtime.device import device
+        from ...runtime.memory import Memory
         from .checks import Checks
         from .families import FAMILIES
         from .speed import TASKS

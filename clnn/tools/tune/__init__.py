@@ -1,0 +1,1 @@
+"""`clnn tune`: `search.py` measures what is fastest here and keeps it, `conv.py` knows the convolutions to measure."""
