@@ -27,12 +27,10 @@ from .errors import (
 )
 from .functions import *  # noqa: F403
 from .layers import Layer, register  # noqa: F401 - in layers.__all__
-from .layers.conv import *  # noqa: F403
 from .layers.core import *  # noqa: F403
+from .layers.image import *  # noqa: F403
 from .layers.norm import *  # noqa: F403
-from .layers.pool import *  # noqa: F403
 from .layers.residual import *  # noqa: F403
-from .layers.resize import *  # noqa: F403
 from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
 from .optim import LAMB, SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, Optimizer, RMSprop

@@ -10,8 +10,8 @@ import numpy as np
 from .checks import whole, whole_numbers
 from .errors import ShapeError
 from .layers.base import Layer
-from .layers.pool import AvgPool1D, AvgPool2D, AvgPool3D, MaxPool1D, MaxPool2D, MaxPool3D
-from .layers.resize import Padding, UpSampling
+from .layers.image.pool import AvgPool1D, AvgPool2D, AvgPool3D, MaxPool1D, MaxPool2D, MaxPool3D
+from .layers.image.resize import Padding, UpSampling
 from .ops.activation import FUNCTIONS
 from .ops.elementwise import BINARY
 from .tensor import Tensor, concat, elementwise, function, rows_of, softmax_of, tensor

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 
 import clnn
 from clnn.gemm import Scale, clblast
-from clnn.ops import conv as ops
-from clnn.ops import conv_plan
 from clnn.ops.array import Sink
-from clnn.ops.window import paddings, per_axis, slide
+from clnn.ops.image import conv as ops
+from clnn.ops.image import conv_plan
+from clnn.ops.image.window import paddings, per_axis, slide
 from clnn.tensor import grad_enabled, on_tape
 
 ENGINES = ["rows", "columns", "gpu", "clblast"]

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clnn
-from clnn.ops.pool import adaptive_pool, pool
-from clnn.ops.window import paddings, per_axis, slide
+from clnn.ops.image.pool import adaptive_pool, pool
+from clnn.ops.image.window import paddings, per_axis, slide
 from clnn.tensor import apply
 
 KINDS = ("max", "mean")

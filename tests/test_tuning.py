@@ -10,7 +10,7 @@ from helpers import as_a_cpu, normal
 import clnn
 from clnn.gemm import Product, clblast, engine_name, gemm, tile, tuning
 from clnn.gemm.tuning import Choice, TuningWarning
-from clnn.ops import conv, conv_plan
+from clnn.ops.image import conv, conv_plan
 from clnn.tools import cli
 from clnn.tools.tune import conv as tune_conv
 from clnn.tools.tune import search as tune

@@ -48,7 +48,9 @@ class Known:
     def __init__(self) -> None:
         self.classes: dict[str, Choice] = {}
         self.clblast: dict[str, dict[str, dict[str, int]]] = {}  # dtype: kernel: parameter: value
-        self.convolutions: dict[str, Any] = {}  # as they are stored: clnn/ops/conv_plan.py reads those that it meets
+        self.convolutions: dict[
+            str, Any
+        ] = {}  # as they are stored: clnn/ops/image/conv_plan.py reads those that it meets
         self.plans: dict[Any, Any] = {}  # what it found for each, None for the model's choice
         self.forced: Choice | None = None  # for every class, whatever was measured
         self.found: dict[Any, Choice] = {}

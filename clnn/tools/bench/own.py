@@ -17,8 +17,8 @@ from ...gemm.tile import vector_width
 from ...layers import Dense
 from ...model import Sequential
 from ...ops.array import Array, Sink
-from ...ops.conv import conv
-from ...ops.window import slide
+from ...ops.image.conv import conv
+from ...ops.image.window import slide
 from ...optim import SGD, Adam
 from ...runtime.device import Device, device
 from ...runtime.memory import Block

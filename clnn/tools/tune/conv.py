@@ -13,11 +13,11 @@ import numpy as np
 
 from ...errors import ConfigurationError, ShapeError
 from ...gemm import Scale
-from ...ops import conv, conv_plan
 from ...ops.array import Sink
-from ...ops.conv import Epilogue
-from ...ops.conv_plan import Geometry, Plan
-from ...ops.window import slide
+from ...ops.image import conv, conv_plan
+from ...ops.image.conv import Epilogue
+from ...ops.image.conv_plan import Geometry, Plan
+from ...ops.image.window import slide
 from ...runtime.device import Device
 from ...runtime.memory import Block
 from ..bench import nets

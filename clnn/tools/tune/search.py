@@ -32,8 +32,8 @@ import numpy as np
 from ...errors import ClnnError, ConfigurationError
 from ...gemm import Product, Scale, clblast, gemm, tile, tuning
 from ...gemm.tuning import Choice
-from ...ops import conv_plan
-from ...ops.conv_plan import Plan
+from ...ops.image import conv_plan
+from ...ops.image.conv_plan import Plan
 from ...runtime.device import Device, device, find_device
 from ...runtime.program import read_source
 from ...runtime.recording import Recorder, Recording

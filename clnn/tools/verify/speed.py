@@ -16,8 +16,8 @@ import pyopencl as cl
 from ... import __version__
 from ...errors import OutOfDeviceMemory
 from ...gemm import Product, engine_name, tile
-from ...ops.conv_plan import geometry, plan_for, shown, turned
-from ...ops.window import slide
+from ...ops.image.conv_plan import geometry, plan_for, shown, turned
+from ...ops.image.window import slide
 from ...runtime.device import Device, device
 from ...runtime.recording import Replays
 from ..bench import nets, own, workloads

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..checks import in_range
-from ..errors import ConfigurationError, ShapeError
-from ..ops.resize import PADDINGS, UPSAMPLINGS, check_mode, pad, upsample
-from ..ops.window import per_axis
-from ..tensor import Tensor, apply
-from .base import Layer, register
+from ...checks import in_range
+from ...errors import ConfigurationError, ShapeError
+from ...ops.image.resize import PADDINGS, UPSAMPLINGS, check_mode, pad, upsample
+from ...ops.image.window import per_axis
+from ...tensor import Tensor, apply
+from ..base import Layer, register
 
 __all__ = ["Padding", "UpSampling"]
 

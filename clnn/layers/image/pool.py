@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..checks import whole
-from ..errors import ClnnError, ConfigurationError, ShapeError
-from ..ops.pool import adaptive_pool, pool
-from ..ops.window import paddings, per_axis, slide
-from ..tensor import Tensor, grad_enabled, on_tape
-from .base import Layer, register
+from ...checks import whole
+from ...errors import ClnnError, ConfigurationError, ShapeError
+from ...ops.image.pool import adaptive_pool, pool
+from ...ops.image.window import paddings, per_axis, slide
+from ...tensor import Tensor, grad_enabled, on_tape
+from ..base import Layer, register
 
 __all__ = [
     "AdaptiveAvgPool",

@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigurationError, ShapeError
-from ..gemm import constant_block
-from ..runtime.device import Device, int_vector
-from ..runtime.memory import Block
-from .array import Array, Backward, Sink, check_float, empty
-from .rows import divided, sink_of
+from ...errors import ConfigurationError, ShapeError
+from ...gemm import constant_block
+from ...runtime.device import Device, int_vector
+from ...runtime.memory import Block
+from ..array import Array, Backward, Sink, check_float, empty
+from ..rows import divided, sink_of
 from .window import Window
 
 

@@ -10,13 +10,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ShapeError
-from ..gemm import Scale, engine_name, forced_engine, gemm
-from ..gemm.tile import vector_width
-from ..runtime.device import Device
-from ..runtime.memory import Block
-from .activation import fused
-from .array import Array, Backward, Sink, block_of, check_float, check_together, empty, fill
+from ...errors import ShapeError
+from ...gemm import Scale, engine_name, forced_engine, gemm
+from ...gemm.tile import vector_width
+from ...runtime.device import Device
+from ...runtime.memory import Block
+from ..activation import fused
+from ..array import Array, Backward, Sink, block_of, check_float, check_together, empty, fill
+from ..elementwise import scale_add
+from ..reduce import sum_to
 from .conv_plan import (
     SIDE,
     Geometry,
@@ -31,8 +33,6 @@ from .conv_plan import (
     up,
     winograd_sizes,
 )
-from .elementwise import scale_add
-from .reduce import sum_to
 from .window import Window
 
 EACH = 4  # results of a work-item of conv_local along each side of its tile, as in kernels/conv.cl

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..checks import check_count
-from ..errors import ConfigurationError, ShapeError
-from ..init import Initialiser, find_initialiser
-from ..ops.activation import activation_name
-from ..ops.array import Array
-from ..ops.conv import conv, conv_transpose
-from ..ops.elementwise import binary
-from ..ops.window import Paddings, Window, check_axes, paddings, per_axis, slide
-from ..tensor import Tensor, grad_enabled, on_tape
-from .base import Layer, register
-from .norm import BatchNorm
+from ...checks import check_count
+from ...errors import ConfigurationError, ShapeError
+from ...init import Initialiser, find_initialiser
+from ...ops.activation import activation_name
+from ...ops.array import Array
+from ...ops.elementwise import binary
+from ...ops.image.conv import conv, conv_transpose
+from ...ops.image.window import Paddings, Window, check_axes, paddings, per_axis, slide
+from ...tensor import Tensor, grad_enabled, on_tape
+from ..base import Layer, register
+from ..norm import BatchNorm
 
 __all__ = ["Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "DepthwiseConv2D"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from ..checks import whole
-from ..errors import ConfigurationError, ShapeError
+from ...checks import whole
+from ...errors import ConfigurationError, ShapeError
 
 
 class Window(NamedTuple):

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import ConfigurationError, ShapeError
-from ..runtime.device import int_vector
-from .array import Array, Backward, Sink, check_float, empty
-from .rows import COMBS, divided, sink_of
+from ...errors import ConfigurationError, ShapeError
+from ...runtime.device import int_vector
+from ..array import Array, Backward, Sink, check_float, empty
+from ..rows import COMBS, divided, sink_of
 
 UPSAMPLINGS = ("nearest", "bilinear", "linear")
 PADDINGS = ("constant", "reflect", "replicate")

@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ConfigurationError
-from ..gemm import tuning
-from ..gemm.tile import vector_width
-from ..gemm.tuning import registers
-from ..runtime.device import Device, int_vector
+from ...errors import ConfigurationError
+from ...gemm import tuning
+from ...gemm.tile import vector_width
+from ...gemm.tuning import registers
+from ...runtime.device import Device, int_vector
 from .window import Window
 
 LOCAL = 256 << 10  # bytes of local memory that these sizes are made for; with less they shrink
