@@ -43,21 +43,43 @@ def test_it_holds_the_package_and_every_kernel_and_nothing_else(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     kernels = {f"clnn/kernels/{file.name}" for file in (ROOT / "kernels").glob("*.cl")}
     modules = {str(file.relative_to(ROOT).as_posix()) for file in (ROOT / "clnn").rglob("*.py")}
+    modules = {name for name in modules if not name.startswith("clnn/tools/bench/libraries/")}  # for a checkout
     info = {name for name in names if ".dist-info/" in name}
     assert names - info == kernels | modules | {"clnn/py.typed", "clnn/gemm/tuned.json"}
     assert any(name.endswith("licenses/LICENSE") for name in info)
     assert wheel.name == f"clnn-{clnn.__version__}-py3-none-any.whl"
 
 
-def test_it_trains_from_a_folder_of_its_own(wheel, tmp_path):
-    home = tmp_path / "a folder with spaces"  # some drivers do not like them
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """A folder in which the wheel is installed."""
+    home = tmp_path_factory.mktemp("home") / "a folder with spaces"  # some drivers do not like them
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", str(home), str(wheel)]
     done = subprocess.run(pip, capture_output=True, encoding="utf-8", timeout=120)
     if "No module named pip" in done.stderr:
         zipfile.ZipFile(wheel).extractall(home)  # what --target amounts to, for pure Python
     else:
         assert done.returncode == 0, done.stderr
-    command = [sys.executable, "-c", TRAIN, str(home)]
+    return home
+
+
+def run(home, *arguments):
     environ = {**os.environ, "PYTHONPATH": str(home)}
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=300, env=environ)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=home.parent, capture_output=True, encoding="utf-8", timeout=300, env=environ)
+
+
+def test_it_trains_from_a_folder_of_its_own(installed):
+    done = run(installed, "-c", TRAIN, str(installed))
     assert done.returncode == 0, done.stderr
+
+
+def test_it_says_where_the_code_is_that_measures_other_libraries(installed):
+    done = run(installed, "-m", "clnn", "bench", "gemm", "--quick", "--against", "numpy,torch")
+    assert done.returncode == 1 and "in a clone of clnn's repository" in done.stderr and "torch" in done.stderr
+    done = run(installed, "-m", "clnn", "bench", "gemm", "--quick", "--against", "chess")
+    assert done.returncode == 1 and "there is no peer 'chess'; the known ones are numpy, sklearn, torch" in done.stderr
+    assert (
+        run(installed, "-c", "from clnn.tools.bench.peers import PEERS; assert list(PEERS) == ['numpy']").returncode
+        == 0
+    )

@@ -22,7 +22,7 @@ import numpy as np
 from ...errors import ClnnError, ConfigurationError
 from . import nets
 from . import workloads as w
-from .peers import PEERS
+from .peers import LIBRARIES, PEERS
 
 WORKLOADS = (
     *("gemm", "conv", "nielsen", "mlp", "mlp1", "cnn", "lenet", "resnet", "mobilenet"),
@@ -153,9 +153,14 @@ class Bench:
     """One run: its workers, its rows, and the device's peaks, measured in every round."""
 
     def __init__(self, against: Sequence[str] = (), rounds: int = 7, quick: bool = False, say: Any = print) -> None:
-        unknown = [name for name in against if name not in PEERS]
-        if unknown:
-            raise ConfigurationError(f"there is no peer {unknown[0]!r}; the known ones are {', '.join(PEERS)}")
+        for name in against:
+            if name in LIBRARIES and name not in PEERS:
+                raise ConfigurationError(
+                    f"what measures {name} is no part of the installed package: run `python -m clnn bench --against {name}` "
+                    "in a clone of clnn's repository (clnn/tools/bench/libraries/ is there)"
+                )
+            if name not in PEERS:
+                raise ConfigurationError(f"there is no peer {name!r}; the known ones are numpy, {', '.join(LIBRARIES)}")
         if rounds < 1:
             raise ConfigurationError(f"rounds should be 1 or more, {rounds} was provided instead")
         self.rounds, self.quick, self.say = rounds, quick, say

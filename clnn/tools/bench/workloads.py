@@ -5,10 +5,13 @@ NumPy only: the workers of other libraries read this without loading clnn.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
+# how a side computes something: as often as it is told, and its result
+Calls = tuple[Callable[[int], Any], Callable[[], Any]]
 SEED = 1
 CLASSES = 10
 # Largest relative differences from float64 that count as the same: of the mean loss of an epoch, and of outputs.

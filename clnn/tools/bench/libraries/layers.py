@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .nets import EPSILON, MOMENTUM, ConvNet, Convolution, Layer
+from ..nets import EPSILON, MOMENTUM, ConvNet, Convolution, Layer
 
 
 def running(net: ConvNet) -> list[np.ndarray]:
