@@ -171,7 +171,7 @@ def test_data_beyond_the_budget_is_streamed(device, blobs, monkeypatch):
     found = []
     for capacity in (None, 40):
         if capacity:
-            monkeypatch.setattr("clnn.train._capacity", lambda *args: (False, 40))
+            monkeypatch.setattr("clnn.train.loop._capacity", lambda *args: (False, 40))
         net = net_on(device)
         history = net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.1), epochs=2, batch_size=20, seed=3)
         found.append((weights(net), history["loss"], history["accuracy"]))
@@ -180,7 +180,7 @@ def test_data_beyond_the_budget_is_streamed(device, blobs, monkeypatch):
 
 def test_the_budget_decides_what_is_streamed(device, blobs, monkeypatch):
     x, y = blobs
-    from clnn.train import _capacity
+    from clnn.train.loop import _capacity
 
     assert _capacity(device, 203, 20, [x], y, False) == (True, 203)
     monkeypatch.setattr(device.memory, "limit", device.memory.in_use + 8 * 100 * (8 * 4 + 4 + 4))

@@ -17,21 +17,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import registry
-from .checks import arguments, as_argument, in_range
-from .errors import CheckpointError, ClnnError, ConfigurationError
-from .gemm import SCALE_PAIRS, Scale, constant_block
-from .gemm.tile import vector_width
-from .ops.array import empty_like, fill
-from .ops.elementwise import scale_add
-from .parameters import Run, Store, consolidate, room, runs
-from .runtime.device import Device, devices
-from .runtime.memory import Block
-from .runtime.recording import advance_cells, structure_changed, structure_version
-from .runtime.watch import Restored, Watch, Watched, rebinds
-from .schedules import Schedule, find_rate, is_known
-from .schedules import describe as describe_rate
-from .tensor import Node, Parameter, backpropagate, moment
+from ..checks import arguments, as_argument, in_range
+from ..errors import CheckpointError, ClnnError, ConfigurationError
+from ..gemm import SCALE_PAIRS, Scale
+from ..gemm.tile import vector_width
+from ..ops.array import empty_like, fill
+from ..ops.elementwise import scale_add
+from ..parameters import Run, Store, consolidate, runs
+from ..runtime.device import Device, devices
+from ..runtime.memory import Block
+from ..runtime.recording import advance_cells, structure_changed, structure_version
+from ..runtime.watch import Restored, Watch, Watched, rebinds
+from ..schedules import Schedule, find_rate, is_known
+from ..schedules import describe as describe_rate
+from ..tensor import Node, Parameter, backpropagate, moment
 
 ROWS = 1024  # steps in a table of rates
 STRIP, ACROSS = 64, 16  # columns that max-norm passes over at a time: a CPU thread, and a group on other devices
@@ -50,7 +49,7 @@ class _Clock(Restored):
         self.steps = self.row = self.left = 0
 
 
-class _Grid(NamedTuple):
+class Grid(NamedTuple):
     """How a kernel passes over a store: `width` work-items a group, `each` vectors of `vector` elements a work-item."""
 
     vector: int
@@ -58,14 +57,14 @@ class _Grid(NamedTuple):
     width: int
 
     @staticmethod
-    def over(device: Device, dtype: Any, sums: bool = False) -> _Grid:
+    def over(device: Device, dtype: Any, sums: bool = False) -> Grid:
         """The grid for a device; for `sums` a group has several vectors a work-item, so that there are fewer groups."""
         vector = vector_width(device, dtype)
         if device.long_loops:
-            return _Grid(vector, ITEM // vector, 1)
-        return _Grid(vector, 8 if sums else 1, device.group_width)
+            return Grid(vector, ITEM // vector, 1)
+        return Grid(vector, 8 if sums else 1, device.group_width)
 
-    def fitting(self, device: Device, kernel: str, dtype: Any, **defines: Any) -> _Grid:
+    def fitting(self, device: Device, kernel: str, dtype: Any, **defines: Any) -> Grid:
         """The same with the groups that a kernel takes as it is compiled."""
         return self._replace(
             width=device.fitting(
@@ -156,7 +155,7 @@ class Optimizer(Watched):
         if (
             not name.startswith("_")
             and name not in ("lr", "epochs", "parameters")
-            and type(self) in OPTIMIZERS.values()
+            and type(self).__module__.startswith(__package__)  # of your own may have any
         ):
             kind: Any = type(self)
             if name in vars(self):
@@ -629,7 +628,7 @@ class Optimizer(Watched):
             )
         clipped = {} if self.clip_value is None else {"CLIP_VALUE": 1}
         values, real = () if self.clip_value is None else (self.clip_value,), device.real(dtype)
-        whole = _Grid.over(device, dtype, sums=True)
+        whole = Grid.over(device, dtype, sums=True)
         grid = whole.fitting(device, "squares", dtype, SQUARES=1, **clipped)
         counts = [grid.groups(run.elements) for run in plan]
         partial, factor = device.allocate(2 * sum(counts) * dtype.itemsize), device.allocate(dtype.itemsize)
@@ -679,7 +678,7 @@ class Optimizer(Watched):
             defines["DECOUPLED"] = 1
         if fused and "PENALTY" in defines:
             defines["FUSED"] = 1
-        grid = _Grid.over(device, store.dtype).fitting(device, "update", store.dtype, **defines)
+        grid = Grid.over(device, store.dtype).fitting(device, "update", store.dtype, **defines)
         kept = [run.part(block) for block in self.state(store)] if states else []
         average = [] if self.ema is None else [run.part(self.average(store))]
         per = grid.vector * store.dtype.itemsize  # bytes of a vector
@@ -851,343 +850,3 @@ def _names(parameters: Sequence[Parameter]) -> dict[Parameter, str]:
     names = [p.name for p in parameters]
     unique = len(set(names)) == len(names) and "" not in names
     return {p: p.name if unique else str(i) for i, p in enumerate(parameters)}
-
-
-class SGD(Optimizer):
-    """Stochastic gradient descent: w -= lr g, with momentum v = momentum v + g, w -= lr v.
-
-    `nesterov` looks ahead: w -= lr (g + momentum v). `weight_decay` adds weight_decay w to the gradient (L2), or with
-    `decoupled=True` shrinks weights by 1 - lr weight_decay apart from it; `l1` adds l1 sign(w). The book's lambda is
-    weight_decay = lambda / n for n training samples. (Sutskever et al. 2013; Nielsen chapter 3; the series 15 and 16)
-    `options` of this and of the other rules: those of `Optimizer`.
-    """
-
-    def __init__(
-        self,
-        lr: Rate = 0.01,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(lr, weight_decay, **options)
-        self.momentum = in_range("momentum", momentum, 0.0, 1.0)
-        if nesterov and not momentum:
-            raise ConfigurationError("nesterov=True needs a momentum above 0, such as 0.9")
-        self.nesterov, self.decoupled = bool(nesterov), bool(decoupled)
-
-    @property
-    def rule(self) -> str:  # type: ignore[override]
-        return "nesterov" if self.nesterov else "momentum" if self.momentum else "sgd"
-
-    @property
-    def states(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("velocity",) if self.momentum else ()
-
-    @property
-    def fuses(self) -> bool:  # type: ignore[override]
-        return bool(self.momentum) and not self.nesterov and not self.plain
-
-    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
-        return lr, self.momentum
-
-    def sink(self, p: Parameter, single: bool) -> tuple[Scale, str] | None:
-        if self.nesterov:
-            return None
-        if self.momentum:
-            return Scale.constant(p.device, p.dtype, 1.0, self.momentum), "velocity"
-        if single and not self.l1 and self.ema is None and p.rate_factor == 1.0:
-            return self.scale(p, 0 if p.decays else 1), "straight"
-        return None
-
-    def config(self) -> dict[str, Any]:
-        own = {"momentum": self.momentum, "nesterov": self.nesterov, "decoupled": self.decoupled}
-        return {**super().config(), **own}
-
-
-class Adam(Optimizer):
-    """Adam with bias correction (Kingma and Ba 2015, algorithm 1); `weight_decay` is L2, in the gradient."""
-
-    rule = "adam"
-    states: tuple[str, ...] = ("mean", "square")
-
-    def __init__(
-        self,
-        lr: Rate = 0.001,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        epsilon: float = 1e-8,
-        weight_decay: float = 0.0,
-        **options: Any,
-    ) -> None:
-        super().__init__(lr, weight_decay, **options)
-        kind = type(self).__name__
-        self.beta1 = in_range(f"{kind} beta1", beta1, 0.0, 1.0)
-        self.beta2 = in_range(f"{kind} beta2", beta2, 0.0, 1.0)
-        self.epsilon = in_range(f"{kind} epsilon", epsilon, 0.0, math.inf)
-
-    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
-        # m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon), with the corrections moved into lr and epsilon
-        root = np.sqrt(1.0 - self.beta2**t)
-        return lr * root / (1.0 - self.beta1**t), self.beta1, self.beta2, self.epsilon * root
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "beta1": self.beta1, "beta2": self.beta2, "epsilon": self.epsilon}
-
-
-class AdamW(Adam):
-    """Adam with decoupled weight decay: w *= 1 - lr weight_decay (Loshchilov and Hutter 2019)."""
-
-    decoupled = True
-
-    def __init__(self, lr: Rate = 0.001, weight_decay: float = 0.01, **options: Any) -> None:
-        super().__init__(lr, weight_decay=weight_decay, **options)
-
-
-class AMSGrad(Adam):
-    """Adam that divides by the largest second moment so far, so that steps never grow again (Reddi et al. 2018).
-
-    The largest of the uncorrected moments is kept and then corrected, as in PyTorch's Adam(amsgrad=True).
-    """
-
-    rule, states = "amsgrad", ("mean", "square", "largest")
-
-
-class Nadam(Adam):
-    """Adam with Nesterov's momentum (Dozat 2016), in PyTorch's form:
-
-    mu(t) = beta1 (1 - 0.96^(t momentum_decay) / 2), P(t) = mu(1) ... mu(t),
-    w -= lr (mu(t+1) m / (1 - P(t+1)) + (1 - mu(t)) g / (1 - P(t))) / (sqrt(v / (1 - beta2^t)) + epsilon).
-    """
-
-    rule = "nadam"
-
-    def __init__(
-        self,
-        lr: Rate = 0.002,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        epsilon: float = 1e-8,
-        momentum_decay: float = 0.004,
-        **options: Any,
-    ) -> None:
-        super().__init__(lr, beta1, beta2, epsilon, **options)
-        self.momentum_decay = in_range("Nadam momentum_decay", momentum_decay, 0.0, math.inf)
-
-    def _mu(self, t: np.ndarray) -> np.ndarray:
-        return self.beta1 * (1.0 - 0.5 * 0.96 ** (t * self.momentum_decay))
-
-    def _products(self, t: np.ndarray) -> np.ndarray:
-        """P at steps t, which follow each other: one multiplication after the other, so that a resumed run gets the same
-        bits; those before t[0] go in blocks, and only until nothing is left of the product."""
-        product, first = 1.0, 1
-        while first < t[0] and product > 0.0:
-            last = min(int(t[0]), first + ROWS)
-            product = float(np.cumprod(np.append(product, self._mu(np.arange(first, last))))[-1])
-            first = last
-        return np.cumprod(np.append(product, self._mu(t)))[1:]
-
-    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
-        root = np.sqrt(1.0 - self.beta2**t)
-        products = self._products(np.append(t, t[-1] + 1))
-        of_gradient = (1.0 - self._mu(t)) / (1.0 - products[:-1])
-        of_moment = self._mu(t + 1) / (1.0 - products[1:])
-        return lr * root * of_gradient, self.beta1, self.beta2, self.epsilon * root, of_moment / of_gradient
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "momentum_decay": self.momentum_decay}
-
-
-class LAMB(Adam):
-    """Adam's step with decay, u = m' / (sqrt(v') + epsilon) + weight_decay w, as long as the weights:
-
-    w -= lr |w| / |u| u, with a ratio for each parameter (You et al. 2020, algorithm 2). Parameters that do not decay
-    (biases) have the ratio 1, as in the authors' code, and so has a parameter where |w| or |u| is 0.
-    """
-
-    decoupled = True
-
-    def __init__(
-        self,
-        lr: Rate = 0.001,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        epsilon: float = 1e-6,
-        weight_decay: float = 0.01,
-        **options: Any,
-    ) -> None:
-        super().__init__(lr, beta1, beta2, epsilon, weight_decay, **options)
-        in_range("LAMB epsilon", epsilon, 0.0, math.inf, "()")  # the zeros between parameters are divided by it
-
-    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
-        root = np.sqrt(1.0 - self.beta2**t)  # here the correction cannot go into lr, which decay has a part in
-        return lr, self.beta1, self.beta2, self.epsilon * root, root / (1.0 - self.beta1**t)
-
-    def _cut(self, run: Run, grid: _Grid) -> tuple[Block, int, Block, int]:
-        """The chunks that groups work on, none longer than a group's stretch and none of two parameters, and the
-        parameters of the run: two tables on the device, and how many rows they have."""
-        known = self._chunks.setdefault(run.store, {})
-        key = run.start, run.stop, tuple(p.position for p in self.parameters if p.store is run.store)
-        if key not in known:
-            per, stretch = grid.vector * run.store.dtype.itemsize, grid.each * grid.width
-            chunks: list[tuple[int, ...]] = []
-            parameters: list[tuple[int, ...]] = []
-            for p in sorted(self.parameters, key=lambda p: p.position):
-                if p.store is not run.store or not run.start <= p.position < run.stop:
-                    continue
-                start, stop = ((at - run.start) // per for at in (p.position, p.position + room(p)))
-                first = len(chunks)
-                for at in range(start, stop, stretch):
-                    chunks.append((at, min(stop, at + stretch), len(parameters), int(p.decays)))
-                parameters.append((first, len(chunks), int(p.decays), 0))
-            tables = [constant_block(run.store.device, np.array(rows, np.int32)) for rows in (chunks, parameters)]
-            known[key] = tables[0], len(chunks), tables[1], len(parameters)
-        return known[key]
-
-    def _update(self, run: Run, clip: Block | None = None) -> None:
-        store, size = run.store, run.store.dtype.itemsize
-        device = store.device
-        grid = _Grid.over(device, store.dtype, sums=True)
-        chunks, count, parameters, groups = self._cut(run, grid)
-        penalties, arguments = self._gradient(run, clip)
-        real = device.real(store.dtype)
-
-        def launch(kernel: str, groups: int, *args: Any, **defines: Any) -> None:
-            """In groups that may be smaller: each goes through its whole chunk."""
-            fits = grid.fitting(device, kernel, store.dtype, STATES=2, **defines)
-            device.launch(
-                "optimizer", kernel, (groups * fits.width,), *args, local=(fits.width,), real=real, STATES=2, **fits.defines(),
-                **defines,
-            )  # fmt: skip
-
-        moments = [run.part(block) for block in self.state(store)]
-        average = [] if self.ema is None else [run.part(self.average(store))]
-        w, g, rates = run.part(store.block), run.part(store.gradients()), self.table(store)
-        partial, ratios = device.allocate(2 * count * size), device.allocate(groups * size)
-        launch(
-            "lamb_moments", count, chunks, g, w, *rates, *moments, *arguments, self.weight_decay, partial, LAMB_MOMENTS=1,
-            **penalties,
-        )  # fmt: skip
-        launch("lamb_ratios", groups, parameters, partial, ratios, LAMB_RATIOS=1)
-        launch(
-            "lamb", count, chunks, ratios, w, *rates, *moments, self.weight_decay, *average, LAMB=1, **self._common(run)
-        )
-
-
-class RMSprop(Optimizer):
-    """v = alpha v + (1 - alpha) g^2, w -= lr g / (sqrt(v) + epsilon) (Tieleman and Hinton 2012, lecture 6.5).
-
-    `centered` subtracts the square of the mean gradient from v under the root; `momentum` gathers the steps before lr
-    (Graves 2013, equations 38 to 45, in PyTorch's form, epsilon outside of the root).
-    """
-
-    def __init__(
-        self,
-        lr: Rate = 0.01,
-        alpha: float = 0.99,
-        epsilon: float = 1e-8,
-        momentum: float = 0.0,
-        centered: bool = False,
-        **options: Any,
-    ) -> None:
-        super().__init__(lr, **options)
-        self.alpha = in_range("RMSprop alpha", alpha, 0.0, 1.0)
-        self.epsilon = in_range("RMSprop epsilon", epsilon, 0.0, math.inf, "()")
-        self.momentum, self.centered = in_range("momentum", momentum, 0.0, 1.0), bool(centered)
-
-    @property
-    def rule(self) -> str:  # type: ignore[override]
-        return f"rmsprop{'_centered' * self.centered}{'_momentum' * bool(self.momentum)}"
-
-    @property
-    def states(self) -> tuple[str, ...]:  # type: ignore[override]
-        return ("square", *(["mean"] if self.centered else []), *(["velocity"] if self.momentum else []))
-
-    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
-        return lr, self.alpha, self.momentum, self.epsilon
-
-    def config(self) -> dict[str, Any]:
-        own = {"alpha": self.alpha, "epsilon": self.epsilon, "momentum": self.momentum, "centered": self.centered}
-        return {**super().config(), **own}
-
-
-class Adagrad(Optimizer):
-    """s += g^2, w -= lr g / (sqrt(s) + epsilon) (Duchi et al. 2011); lr is divided by 1 + lr_decay t, t = 0, 1, ..."""
-
-    rule, states = "adagrad", ("square",)
-
-    def __init__(self, lr: Rate = 0.01, lr_decay: float = 0.0, epsilon: float = 1e-10, **options: Any) -> None:
-        super().__init__(lr, **options)
-        self.lr_decay = in_range("Adagrad lr_decay", lr_decay, 0.0, math.inf)
-        self.epsilon = in_range("Adagrad epsilon", epsilon, 0.0, math.inf, "()")
-
-    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
-        return lr / (1.0 + (t - 1) * self.lr_decay), 0.0, 0.0, self.epsilon
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "lr_decay": self.lr_decay, "epsilon": self.epsilon}
-
-
-class Adadelta(Optimizer):
-    """v = rho v + (1 - rho) g^2, u = sqrt(d + epsilon) / sqrt(v + epsilon) g, d = rho d + (1 - rho) u^2, w -= lr u
-    (Zeiler 2012, algorithm 1)."""
-
-    rule, states = "adadelta", ("square", "change")
-
-    def __init__(self, lr: Rate = 1.0, rho: float = 0.9, epsilon: float = 1e-6, **options: Any) -> None:
-        super().__init__(lr, **options)
-        self.rho = in_range("Adadelta rho", rho, 0.0, 1.0)
-        self.epsilon = in_range("Adadelta epsilon", epsilon, 0.0, math.inf, "()")
-
-    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
-        return lr, self.rho, 0.0, self.epsilon
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "rho": self.rho, "epsilon": self.epsilon}
-
-
-class Lion(Optimizer):
-    """w -= lr sign(beta1 m + (1 - beta1) g), m = beta2 m + (1 - beta2) g; decay is decoupled (Chen et al. 2023,
-    algorithm 2). Its rates are 3 to 10 times smaller than Adam's, and its decay as many times larger."""
-
-    rule, states, decoupled = "lion", ("mean",), True
-
-    def __init__(
-        self, lr: Rate = 0.0001, beta1: float = 0.9, beta2: float = 0.99, weight_decay: float = 0.0, **options: Any
-    ) -> None:
-        super().__init__(lr, weight_decay, **options)
-        self.beta1, self.beta2 = in_range("Lion beta1", beta1, 0.0, 1.0), in_range("Lion beta2", beta2, 0.0, 1.0)
-
-    def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
-        return lr, self.beta1, self.beta2
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "beta1": self.beta1, "beta2": self.beta2}
-
-
-OPTIMIZERS: dict[str, Any] = {
-    kind.__name__.lower(): kind for kind in (SGD, Adam, AdamW, AMSGrad, Nadam, LAMB, RMSprop, Adagrad, Adadelta, Lion)
-}
-
-
-def describe(optimizer: Optimizer) -> dict[str, Any] | None:
-    """What `find_optimizer` makes an optimizer like this one of, as JSON; None for one of your own that is not registered."""
-    name = next((name for name, kind in OPTIMIZERS.items() if kind is type(optimizer)), None)
-    if name is not None:
-        return {"name": name, "config": optimizer.config()}
-    return registry.describe(optimizer, optimizer.config()) if registry.is_registered(optimizer) else None
-
-
-def find_optimizer(which: str | Optimizer | dict[str, Any]) -> Optimizer:
-    """An optimizer by name with its defaults, as it is, or of what `describe` gave."""
-    if isinstance(which, Optimizer):
-        return which
-    if isinstance(which, dict) and "class" in which:
-        return registry.construct(which, "optimizer", Optimizer)
-    if isinstance(which, dict) and which["name"] in OPTIMIZERS:
-        return OPTIMIZERS[which["name"]](**which["config"])
-    name = which.lower() if isinstance(which, str) else which
-    if not isinstance(name, str) or name not in OPTIMIZERS:
-        raise ConfigurationError(f"there is no optimizer {which!r}; the known ones are {', '.join(OPTIMIZERS)}")
-    return OPTIMIZERS[name]()

@@ -1,0 +1,38 @@
+"""Floor 5, the optimizers: what all share is in base.py, the rules in rules.py and lamb.py, and their names here."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .. import registry
+from ..errors import ConfigurationError
+from .base import ROWS as ROWS
+from .base import Optimizer
+from .lamb import LAMB
+from .rules import SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, RMSprop
+
+OPTIMIZERS: dict[str, Any] = {
+    kind.__name__.lower(): kind for kind in (SGD, Adam, AdamW, AMSGrad, Nadam, LAMB, RMSprop, Adagrad, Adadelta, Lion)
+}
+
+
+def describe(optimizer: Optimizer) -> dict[str, Any] | None:
+    """What `find_optimizer` makes an optimizer like this one of, as JSON; None for one of your own that is not registered."""
+    name = next((name for name, kind in OPTIMIZERS.items() if kind is type(optimizer)), None)
+    if name is not None:
+        return {"name": name, "config": optimizer.config()}
+    return registry.describe(optimizer, optimizer.config()) if registry.is_registered(optimizer) else None
+
+
+def find_optimizer(which: str | Optimizer | dict[str, Any]) -> Optimizer:
+    """An optimizer by name with its defaults, as it is, or of what `describe` gave."""
+    if isinstance(which, Optimizer):
+        return which
+    if isinstance(which, dict) and "class" in which:
+        return registry.construct(which, "optimizer", Optimizer)
+    if isinstance(which, dict) and which["name"] in OPTIMIZERS:
+        return OPTIMIZERS[which["name"]](**which["config"])
+    name = which.lower() if isinstance(which, str) else which
+    if not isinstance(name, str) or name not in OPTIMIZERS:
+        raise ConfigurationError(f"there is no optimizer {which!r}; the known ones are {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name]()

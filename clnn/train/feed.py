@@ -1,0 +1,109 @@
+"""The data on the device, and the mini-batches that steps gather from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ..gemm import RowsOf
+from ..runtime.device import Device
+from ..runtime.memory import Block
+from ..tensor import Tensor
+
+COPY_BYTES = 1 << 16  # of a batch that one CPU thread gathers
+
+
+class Feed:
+    """Samples, targets and weights on the device, `capacity` rows of them, and the batch that a step gathers."""
+
+    def __init__(
+        self,
+        device: Device,
+        capacity: int,
+        xs: Sequence[np.ndarray],
+        y: np.ndarray | None,
+        weighted: bool,
+        ordered: bool,
+    ) -> None:
+        self.device, self.capacity = device, capacity
+        rows = lambda a: (capacity, *a.shape[1:])  # noqa: E731
+
+        def hold(shape: Sequence[int], dtype: Any) -> Block:  # of its own: the pool would round it up by up to 6%
+            return device.memory.allocate(math.prod(shape) * np.dtype(dtype).itemsize, pooled=False)
+
+        self.shapes = [(x.shape[1:], x.dtype) for x in xs]
+        self.xs = [hold(rows(x), x.dtype) for x in xs]
+        self.target = None if y is None else (y.shape[1:], y.dtype)
+        self.y = None if y is None else hold(rows(y), y.dtype)
+        self.weight = hold((capacity,), xs[0].dtype) if weighted else None
+        self.order = hold((capacity,), np.int32) if ordered else None
+        self.state = hold((3,), np.int32)
+
+    @staticmethod
+    def row_bytes(xs: Sequence[np.ndarray], y: np.ndarray | None, weighted: bool) -> list[int]:
+        """The bytes of one row in each array, the order and the weights included."""
+        arrays = [*xs] if y is None else [*xs, y]
+        return [*(math.prod(a.shape[1:]) * a.dtype.itemsize for a in arrays), 4, *([8] if weighted else [])]
+
+    def fits(self, rows: int, xs: Sequence[np.ndarray], y: np.ndarray | None) -> bool:
+        """Whether this feed can carry `rows` rows of such data."""
+        target = None if y is None else (y.shape[1:], y.dtype)
+        return rows <= self.capacity and self.shapes == [(x.shape[1:], x.dtype) for x in xs] and self.target == target
+
+    def load(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None) -> None:
+        """Bring rows to the device."""
+        for array, block in zip(xs, self.xs):
+            self.device.upload(np.ascontiguousarray(array), block)
+        if y is not None and self.y is not None:
+            self.device.upload(np.ascontiguousarray(y), self.y)
+        if weight is not None and self.weight is not None:
+            self.device.upload(np.ascontiguousarray(weight), self.weight)
+
+    def rewind(self, order: np.ndarray | None = None, step: int = 0) -> None:
+        """Start again at the first row, in a new order; `step` is where results go on."""
+        if order is not None and self.order is not None:
+            self.device.upload(np.ascontiguousarray(order, np.int32), self.order)
+        self.device.upload(np.array([0, step, 0], np.int32), self.state)
+
+    def batch(self, rows: int) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+        """The next `rows` rows as tensors: inputs, targets, weights; gathered when something asks for their memory."""
+
+        def part(block: Any, shape: Sequence[int], dtype: Any) -> Tensor:
+            return Batch(RowsOf(block, self.order, self.state), (rows, *shape), dtype, self.device)
+
+        xs = [part(block, *shape) for block, shape in zip(self.xs, self.shapes)]
+        y = part(self.y, *self.target) if self.target else None
+        return xs, y, part(self.weight, (), self.shapes[0][1]) if self.weight else None
+
+
+class Batch(Tensor):
+    """A mini-batch that lies in the data set until something asks for its `block`: then its rows are gathered."""
+
+    __slots__ = ("_memory",)
+    _memory: Any
+
+    def __init__(self, rows: RowsOf, shape: Sequence[int], dtype: Any, device: Device) -> None:
+        super().__init__(None, shape, dtype, device)  # type: ignore[arg-type]
+        self.rows = rows
+
+    @property
+    def block(self) -> Any:
+        if self._memory is None:
+            device, rows, columns = self.device, self.shape[0], math.prod(self.shape[1:])
+            assert self.rows is not None
+            self._memory = device.allocate(self.nbytes)
+            each = max(1, COPY_BYTES // max(1, columns * self.dtype.itemsize))
+            size, extra = ((columns, rows), {}) if not device.long_loops else ((-(-rows // each),), {"ROWS": 1})
+            device.launch(
+                "data", "gather", size, columns, rows, *self.rows, self._memory, each,
+                local=(1,) if extra else None, real="float" if self.dtype == np.int32 else device.real(self.dtype),
+                E="int" if self.dtype == np.int32 else "real", **extra,
+            )  # fmt: skip
+        return self._memory
+
+    @block.setter
+    def block(self, value: Any) -> None:
+        self._memory = value

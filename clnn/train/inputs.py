@@ -1,0 +1,151 @@
+"""What users give to fit, evaluate and predict, checked: inputs, targets, weights and metrics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..checks import in_range, numbers, whole
+from ..data.validate import check_features
+from ..errors import ConfigurationError, DataError, ShapeError
+from ..layers.base import Layer, for_shapes
+from ..losses import Loss, host_target
+from ..metrics import Metric, accuracy
+from ..runtime.lock import exclusive
+from ..runtime.recording import structure_changed, structure_version
+from ..runtime.watch import Watch
+from ..tensor import Tensor, no_grad, tensor
+
+
+def as_inputs(x: Any, dtype: Any, name: str = "x") -> list[np.ndarray]:
+    """One array per input of the model, in the model's type, checked for NaN and infinity."""
+    arrays = list(x) if isinstance(x, tuple) else [x]
+    found = []
+    for i, value in enumerate(arrays):
+        label = name if len(arrays) == 1 else f"{name}[{i}]"
+        array = numbers(value, label)
+        if array.ndim < 1:
+            raise DataError(f"{label} should be an array of numbers with one row a sample, not one number")
+        if array.dtype != dtype or not array.flags.c_contiguous:
+            array = np.ascontiguousarray(array, dtype)
+        check_features(array, label)
+        found.append(array)
+    if any(len(a) != len(found[0]) for a in found):
+        raise ShapeError(f"the inputs have {[len(a) for a in found]} samples; they need the same number")
+    return found
+
+
+@exclusive("device.lock")
+def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
+    """Build the model if it is not, and the output's shape for one sample, which the model remembers, with the activation
+    that its values come from."""
+
+    def key() -> Any:
+        return structure_version(), model.device, [(x.shape[1:], x.dtype) for x in xs]
+
+    known = model.__dict__.get("_output_shape")
+    if known and known[2].changed():
+        structure_changed()  # recordings hold the old layers
+    if known and known[0] == key():
+        return known[1]
+    samples = [np.zeros((1, *x.shape[1:]), x.dtype) for x in xs]
+    built = all(layer.built for layer in model.layers_inside())
+    restore = Watch([model]).saved() if built else lambda: None  # what forward() changes in layers is from no data
+    with no_grad():
+        try:
+            y = for_shapes(model.device, lambda: model(*[tensor(x, x.dtype, model.device) for x in samples]))
+        finally:
+            restore()
+    if not isinstance(y, Tensor):
+        raise ConfigurationError(f"forward() returned {type(y).__name__}; fit, evaluate and predict need one tensor")
+    model.__dict__["_output_shape"] = key(), y.shape[1:], Watch([model]), y.made_by
+    return y.shape[1:]
+
+
+def made_by(model: Layer) -> str:
+    """The activation that the outputs of the last `build_for` come from, where that is known."""
+    return model.__dict__["_output_shape"][3]
+
+
+def as_target(y: Any, loss: Any, output: tuple[int, ...], n: int, dtype: Any, name: str = "y") -> np.ndarray:
+    """The targets for n outputs of that shape, checked."""
+    array = host_target(y, dtype, name)
+    if array.ndim < 1 or len(array) != n:
+        raise ShapeError(f"{name} has {len(array) if array.ndim else 'no'} samples and x has {n}")
+    if array.dtype != np.int32:
+        check_features(array, name)
+    if isinstance(loss, Loss):
+        loss.check((n, *output), array.shape, array.dtype)
+        loss.check_values(array, (n, *output), name)
+        array = array if array.dtype == np.int32 else array.reshape(n, *output)
+    return np.ascontiguousarray(array)
+
+
+def as_weights(sample_weight: Any, y: np.ndarray, dtype: Any, name: str = "sample_weight") -> np.ndarray | None:
+    """One weight a sample, or None."""
+    if sample_weight is None:
+        return None
+    weight = np.ascontiguousarray(numbers(sample_weight, name), dtype)
+    if weight.shape != (len(y),):
+        raise ShapeError(f"{name} has the shape {weight.shape}; {len(y)} samples need {(len(y),)}")
+    check_features(weight, name)
+    return weight
+
+
+def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: Any) -> np.ndarray:
+    """The weight of each sample's class, 1 for a class that `class_weight` does not name."""
+    if not isinstance(class_weight, Mapping):
+        raise ConfigurationError(
+            f"class_weight maps class numbers to weights, such as {{0: 1.0, 1: 5.0}}; {class_weight!r} was given"
+        )
+    if getattr(loss, "takes", "numbers") == "numbers":
+        raise ConfigurationError(
+            "class_weight needs one of clnn's losses over classes; weight samples by sample_weight"
+        )
+    classes = max(2, outputs)
+    weights = np.ones(classes, dtype)
+    for label, value in class_weight.items():
+        number = int(label) if isinstance(label, (bool, np.bool_)) else whole(label)
+        if number is None or not 0 <= number < classes:
+            raise ConfigurationError(
+                f"class_weight names the class {label!r}, and the {classes} classes are numbered 0 to {classes - 1}"
+            )
+        weights[number] = in_range(f"class_weight's {number}", value, 0.0, math.inf)
+    return weights[classes_of(y)]
+
+
+def classes_of(y: np.ndarray, why: str = "class_weight") -> np.ndarray:
+    """The class of each sample whose targets are y: class numbers, a 0 or 1 for one output, or a row by class."""
+    if y.dtype == np.int32:
+        return y
+    rows = y.reshape(len(y), -1)
+    if rows.shape[1] == 1:
+        found, clear = (rows[:, 0] > 0.5).astype(np.int32), np.isin(rows[:, 0], (0, 1))
+    else:
+        found = rows.argmax(1)
+        clear = (rows == rows.max(1, keepdims=True)).sum(1) == 1
+    if not clear.all():
+        at = int(np.flatnonzero(~clear)[0])
+        raise DataError(
+            f"{why}: the targets y[{at}] = {y[at].tolist()} name no single class; give class numbers, one-hot rows, "
+            f"0 or 1 for one output, or {'sample_weight' if why == 'class_weight' else 'a metric of your own'} instead"
+        )
+    return found
+
+
+def check_accuracy(metrics: Sequence[Metric], model: Layer, loss: Any, output: tuple[int, ...], y: np.ndarray) -> None:
+    """An error where `accuracy` is asked for, and outputs or targets name no classes."""
+    if accuracy not in metrics:
+        return
+    if output[-1:] == (1,):
+        last, name = made_by(model), getattr(loss, "name", "a loss of your own")
+        if last != "sigmoid" and name != "binary_cross_entropy":
+            raise ConfigurationError(
+                f"accuracy: one output of {last or 'an unknown activation'}, trained with {name}, may say yes above 0 or above "
+                "1/2; give a metric of your own, such as lambda y, t: (y > 0.5) == t"
+            )
+    elif y.dtype != np.int32 and y.shape[1:] == output:
+        classes_of(y.reshape(-1, y.shape[-1]), "accuracy")
