@@ -35,7 +35,8 @@ from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
 from .optim import LAMB, SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, Optimizer, RMSprop
 from .random import seed
-from .runtime.device import Device, device, devices, use
+from .runtime.choice import device, devices, use
+from .runtime.device import Device
 from .runtime.recording import RecordingWarning
 from .schedules import Cosine, OneCycle, ReduceOnPlateau, Schedule, StepDecay, WarmUp
 from .step import step

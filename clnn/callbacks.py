@@ -16,6 +16,7 @@ from .losses import host_target
 from .ops.random import Generator
 from .parameters import gradients_aside, runs, statistics_kept
 from .random import drawing_from
+from .runtime.device import Device
 from .runtime.memory import Block
 from .tensor import Parameter, tensor
 
@@ -77,7 +78,7 @@ class EarlyStopping(Callback):
     def _start(self) -> None:
         self.best, self.best_epoch = math.nan, -1
         self.stopped_epoch: int | None = None
-        self._kept: list[tuple[Block, Block]] = []  # weights, and their copies
+        self._kept: list[tuple[Device, Block, Block]] = []  # weights, and their copies
 
     def on_train_begin(self, model: Any) -> None:
         self._start()
@@ -103,13 +104,13 @@ class EarlyStopping(Callback):
         if not self._kept:
             for run in runs(model.parameters()):
                 w = run.part(run.store.block)
-                self._kept.append((w, w.device.memory.allocate(w.nbytes, pooled=False)))
-        for w, copy in self._kept:
-            w.device.copy(w, copy, w.nbytes)
+                self._kept.append((run.store.device, w, w.memory.allocate(w.nbytes, pooled=False)))
+        for device, w, copy in self._kept:
+            device.copy(w, copy, w.nbytes)
 
     def on_train_end(self, model: Any) -> None:
-        for w, copy in self._kept:
-            w.device.copy(copy, w, w.nbytes)
+        for device, w, copy in self._kept:
+            device.copy(copy, w, w.nbytes)
         self._kept = []
 
 

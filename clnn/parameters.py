@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 from .gemm import Scale
 from .runtime.memory import Block
-from .runtime.recording import structure_changed
-from .runtime.watch import Restored
+from .runtime.watch import Restored, structure_changed
 from .tensor import Parameter
 
 

@@ -16,19 +16,12 @@ import numpy as np
 from .data.validate import check_labels
 from .errors import ConfigurationError
 from .ops.array import Array, empty
-from .runtime.device import Device, check_not_forked, device
+from .runtime.choice import device
+from .runtime.device import Device, check_not_forked
 from .runtime.memory import View
-from .runtime.recording import (
-    MOST_RECORDINGS,
-    AuditEnded,
-    Entry,
-    Recorder,
-    RecordingWarning,
-    Replays,
-    StepContext,
-    structure_version,
-)
-from .runtime.watch import KNOWN, Watch
+from .runtime.recorder import AuditEnded, Recorder, StepContext
+from .runtime.recording import MOST_RECORDINGS, Entry, RecordingWarning, Replays
+from .runtime.watch import KNOWN, Watch, structure_version
 from .tensor import Tensor, grad_enabled, host_array
 
 MOST_RESTARTS = (
@@ -238,11 +231,11 @@ class Step:
         recorder = Recorder(audit=True)
         watch = self._watched()
         restore, outset = watch.saved(), watch.outset()
-        where.step = context = StepContext(where)
+        where.step = context = StepContext()
         where.recorder = recorder
         try:
             recorder.result = self._python(context, function)
-            context.finish()
+            where.advance(context.take_cells())
             if effect := watch.side_effect(outset):
                 recorder.abort(effect)
         except AuditEnded:

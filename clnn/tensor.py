@@ -29,10 +29,10 @@ from .ops.linear import linear, matmul
 from .ops.reduce import argmax
 from .ops.shape import broadcast_to, concatenate, reshape, take_rows, take_slice, transpose
 from .ops.softmax import softmax
-from .runtime.device import Device, resolve
+from .runtime.choice import resolve
+from .runtime.device import Device
 from .runtime.memory import Block
-from .runtime.recording import structure_changed
-from .runtime.watch import Restored
+from .runtime.watch import Restored, structure_changed
 
 _mode = threading.local()
 _order = itertools.count()

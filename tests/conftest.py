@@ -28,7 +28,7 @@ import pyopencl as cl
 import pytest
 
 import clnn
-from clnn.runtime import device as runtime
+from clnn.runtime.choice import find_device
 from clnn.runtime.memory import SLACK, Block, Memory
 from clnn.runtime.program import Programs
 
@@ -39,7 +39,7 @@ def found_devices():
     """The devices to test on; [None] makes the fixture fail with advice rather than skip everything."""
     try:
         chosen = os.environ.get("CLNN_DEVICE", "")
-        return [runtime.find_device(chosen, "CLNN_DEVICE")] if chosen else clnn.devices() or [None]
+        return [find_device(chosen, "CLNN_DEVICE")] if chosen else clnn.devices() or [None]
     except clnn.DeviceError:
         return [None]
 
@@ -47,7 +47,7 @@ def found_devices():
 @pytest.fixture(params=found_devices(), ids=lambda d: d and f"{d.platform_index}:{d.device_index}-{d.kind}")
 def device(request):
     """Each OpenCL device, in use for the test."""
-    with clnn.use(request.param or runtime.find_device(os.environ.get("CLNN_DEVICE", ""), "CLNN_DEVICE")) as one:
+    with clnn.use(request.param or find_device(os.environ.get("CLNN_DEVICE", ""), "CLNN_DEVICE")) as one:
         yield one
 
 

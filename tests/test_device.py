@@ -11,7 +11,7 @@ import pytest
 
 import clnn
 from clnn.ops.array import fill
-from clnn.runtime import device as runtime
+from clnn.runtime import choice
 from clnn.runtime.device import MOST, int_vector
 from clnn.runtime.memory import Block, Memory
 from clnn.runtime.program import Programs
@@ -23,7 +23,7 @@ def made_up(platform, index, kind, name, maker, units, mhz, platform_name="Porta
     one = object.__new__(clnn.Device)
     one.platform_index, one.device_index, one.kind, one.name = platform, index, kind, name
     one.platform, one.version, one.driver = platform_name, "OpenCL 3.0", "1.0"
-    one.compute_units, one.clock_mhz, one.unified, one.unit_lanes, one.twin = units, mhz, False, 64, None
+    one.compute_units, one.clock_mhz, one.unified, one.twin = units, mhz, False, None
     one.cl_device = SimpleNamespace(vendor=maker, platform=SimpleNamespace(vendor=platform_name))
     return one
 
@@ -40,8 +40,8 @@ def machine(monkeypatch):
     """A machine with the five devices above, and no variable set."""
     for name in ("CLNN_DEVICE", "CLNN_DEVICE_EXCLUDE", "PYOPENCL_CTX"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(runtime, "_found", [CPU, SLOW, FAST, CARD, LARGE])
-    monkeypatch.setattr(runtime, "_default", None)
+    monkeypatch.setattr(choice, "_found", [CPU, SLOW, FAST, CARD, LARGE])
+    monkeypatch.setattr(choice, "_default", None)
     return monkeypatch
 
 
@@ -159,8 +159,8 @@ def platforms(monkeypatch):
 
     def have(*found):
         monkeypatch.setattr(cl, "get_platforms", lambda: list(found))
-        monkeypatch.setattr(runtime, "_found", None)
-        monkeypatch.setattr(runtime, "_default", None)
+        monkeypatch.setattr(choice, "_found", None)
+        monkeypatch.setattr(choice, "_default", None)
         return [f"{d.platform_index}:{d.device_index}" for d in clnn.devices()]
 
     return have
@@ -209,8 +209,8 @@ def test_platforms_that_fail_or_have_nothing_are_left_out_and_named(platforms):
         Platform("cpu", processor()),
     )
     assert found == ["2:1", "2:2", "4:0"]  # indices are pyopencl's
-    assert clnn.device().name == "NVIDIA GeForce" and runtime.find_device("4:0").kind == "cpu"
-    faults = runtime.faults()
+    assert clnn.device().name == "NVIDIA GeForce" and choice.find_device("4:0").kind == "cpu"
+    faults = choice.faults()
     assert len(faults) == 4 and faults[0] == "platform 0, empty, has no device"
     assert faults[1] == "platform 1 does not list its devices: clGetDeviceIDs failed: OUT_OF_HOST_MEMORY"
     assert "device 2:0 does not say what it is: " in faults[2] and "platform 3 does not list its devices: " in faults[3]
@@ -227,7 +227,7 @@ def test_a_device_that_two_vendor_files_list_counts_once(platforms):
     assert platforms(Platform("AMD", *two), Platform("AMD", *again), Platform("AMD", radeon(), version="OpenCL 2.0")) == [
         "0:0", "0:1", "1:0", "1:1", "2:0",
     ]  # fmt: skip
-    at = lambda want: (lambda d: (d.platform_index, d.device_index))(runtime.find_device(want))  # noqa: E731
+    at = lambda want: (lambda d: (d.platform_index, d.device_index))(choice.find_device(want))  # noqa: E731
     assert [at(f"gpu:{i}") for i in range(3)] == [(0, 0), (0, 1), (2, 0)]
     with pytest.raises(clnn.DeviceError):
         at("gpu:3")
@@ -245,10 +245,10 @@ def test_a_card_on_two_platforms_counts_once(platforms):
     twins = {d.name: d.twin and d.twin.platform for d in clnn.devices() if d.platform != "NVIDIA CUDA"}
     assert twins == {"NV167": "NVIDIA CUDA", "gfx1030": "rusticl"}
     assert [d.twin for d in clnn.devices()[:2]] == [None, None]
-    assert runtime.find_device("rusticl:0").platform == "rusticl" and runtime.find_device("NV167").name == "NV167"
-    assert len({runtime.find_device(f"gpu:{i}") for i in range(3)}) == 3
+    assert choice.find_device("rusticl:0").platform == "rusticl" and choice.find_device("NV167").name == "NV167"
+    assert len({choice.find_device(f"gpu:{i}") for i in range(3)}) == 3
     with pytest.raises(clnn.DeviceError):
-        runtime.find_device("gpu:3")
+        choice.find_device("gpu:3")
 
 
 def test_one_name_at_two_places_is_two_devices(platforms):
@@ -360,7 +360,7 @@ def test_a_device_of_another_form(device, monkeypatch, form, attributes):
 )
 def test_a_form_that_is_none(device, monkeypatch, form, said):
     monkeypatch.setenv("CLNN_DEVICE_AS", form)
-    monkeypatch.setattr(runtime, "_found", None)
+    monkeypatch.setattr(choice, "_found", None)
     for _ in range(2):  # a first error leaves nothing half-found
         with pytest.raises(clnn.ConfigurationError, match=f"CLNN_DEVICE_AS='{form}' .*{said}"):
             clnn.devices()
@@ -436,7 +436,7 @@ else:
     output = run(code, OCL_ICD_VENDORS=str(tmp_path), OCL_ICD_FILENAMES="", CLNN_DEVICE="")
     if "there are platforms" in output:
         pytest.skip("this loader has a driver of its own, whatever OCL_ICD_VENDORS says")
-    assert output.splitlines() == [f"There is no OpenCL device. {runtime.HOW_TO_GET_ONE}"] * 3
+    assert output.splitlines() == [f"There is no OpenCL device. {choice.HOW_TO_GET_ONE}"] * 3
 
 
 def test_importing_loads_no_driver_and_is_quick(tmp_path):
@@ -447,7 +447,7 @@ import pyopencl
 pyopencl_alone = time.process_time() - start
 import clnn
 print(pyopencl_alone, time.process_time() - start)
-assert clnn.runtime.device._found is None, "importing looked for devices"
+assert clnn.runtime.choice._found is None, "importing looked for devices"
 heavy = {"sklearn", "scipy", "matplotlib", "tqdm", "pyclblast", "torch"} & set(sys.modules)
 assert not heavy, f"importing clnn imported {heavy}"
 """
@@ -504,7 +504,7 @@ def test_local_memory_is_the_stack_only_where_that_is_large_enough(device, monke
         ("glibc", 1 << 20, False),
         ("", 8 << 20, False),
     ]:
-        monkeypatch.setattr(runtime, "libc_ver", lambda libc=libc: (libc, ""))
+        monkeypatch.setattr("clnn.runtime.device.libc_ver", lambda libc=libc: (libc, ""))
         monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
         assert asked(device) is (pocl and enough)
 

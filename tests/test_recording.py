@@ -455,5 +455,5 @@ def test_counters_move_by_their_own_amounts(device):
     for count in range(1, 5):
         cells = [clnn.tensor(np.array([10 * i, -1], np.int32)) for i in range(count)]
         for _ in range(2):
-            recording.advance_cells(device, [(cell.block, i + 1) for i, cell in enumerate(cells)])
+            device.advance([(cell.block, i + 1) for i, cell in enumerate(cells)])
         assert [cell.numpy().tolist() for cell in cells] == [[10 * i + 2 * (i + 1), -1] for i in range(count)]

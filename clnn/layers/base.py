@@ -18,10 +18,10 @@ from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS, Array
 from ..random import generator
 from ..registry import REGISTRY, VERSIONS, register  # noqa: F401 - layers have them from here
-from ..runtime.device import Device, ValuesWanted, device
+from ..runtime.choice import device
+from ..runtime.device import Device, ValuesWanted
 from ..runtime.lock import exclusive
-from ..runtime.recording import structure_changed
-from ..runtime.watch import Watched, rebinds
+from ..runtime.watch import Watched, rebinds, structure_changed
 from ..tensor import Parameter, Tensor, grad_enabled, tensor
 
 MOST_NESTED = 64  # layers in layers: each takes up to a dozen calls of Python's thousand

@@ -12,7 +12,6 @@ import numpy as np
 from ..checks import whole
 from ..errors import ConfigurationError, ShapeError
 from ..runtime.device import Device
-from ..runtime.recording import advance_cells
 from .array import Array, Backward, Sink, check_float, empty, empty_like, fill
 from .elementwise import binary
 from .rows import divided, sink_of
@@ -66,7 +65,7 @@ class Generator:
         stream = step.draw(self.cell) if step else 0
         self.device.launch("random", kernel, (-(-n // EACH),), n, stream, self.cell, *args, real=real)
         if not step:
-            advance_cells(self.device, [(self.cell, 1)])
+            self.device.advance([(self.cell, 1)])
 
     def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0, dtype: Any = np.float32) -> Array:
         """Uniform in [low, high)."""

@@ -24,10 +24,10 @@ from ..gemm.tile import vector_width
 from ..ops.array import empty_like, fill
 from ..ops.elementwise import scale_add
 from ..parameters import Run, Store, consolidate, runs
-from ..runtime.device import Device, devices
+from ..runtime.choice import devices
+from ..runtime.device import Device
 from ..runtime.memory import Block
-from ..runtime.recording import advance_cells, structure_changed, structure_version
-from ..runtime.watch import Restored, Watch, Watched, rebinds
+from ..runtime.watch import Restored, Watch, Watched, rebinds, structure_changed, structure_version
 from ..schedules import Schedule, find_rate, is_known
 from ..schedules import describe as describe_rate
 from ..tensor import Node, Parameter, backpropagate, moment
@@ -140,7 +140,9 @@ class Optimizer(Watched):
         self._kept: weakref.WeakKeyDictionary[Store, dict[str, Block]] = weakref.WeakKeyDictionary()
         self._left: weakref.WeakKeyDictionary[Store, Any] = weakref.WeakKeyDictionary()
         self._chunks: weakref.WeakKeyDictionary[Store, dict[Any, Any]] = weakref.WeakKeyDictionary()  # of LAMB
-        self._put_aside: list[tuple[Block, Block]] | None = None  # within `averaged`: weights, and where they belong
+        self._put_aside: list[tuple[Device, Block, Block]] | None = (
+            None  # in `averaged`: weights, and where they belong
+        )
         self._runs: list[Run] | None = None
         self._tables: dict[Any, tuple[Block, Block]] = {}  # (device, dtype): rates, the counter of rows
         self._rows = np.zeros((0, 2 * SCALE_PAIRS))
@@ -440,18 +442,18 @@ class Optimizer(Watched):
         swaps = []
         for run in runs(self.parameters):
             w, average = run.part(run.store.block), run.part(self.average(run.store))
-            swaps.append((run.store.device.memory.allocate(w.nbytes, pooled=False), w, average))
+            swaps.append((run.store.device, w.memory.allocate(w.nbytes, pooled=False), w, average))
         with self._alone():
-            for aside, w, average in swaps:
-                w.device.copy(w, aside, w.nbytes)
-                w.device.copy(average, w, w.nbytes)
-        self._put_aside = [(aside, w) for aside, w, _ in swaps]
+            for device, aside, w, average in swaps:
+                device.copy(w, aside, w.nbytes)
+                device.copy(average, w, w.nbytes)
+        self._put_aside = [(device, aside, w) for device, aside, w, _ in swaps]
         try:
             yield
         finally:
             with self._alone():
-                for aside, w in self._put_aside:
-                    w.device.copy(aside, w, w.nbytes)
+                for device, aside, w in self._put_aside:
+                    device.copy(aside, w, w.nbytes)
             self._put_aside = None
 
     def fuse(self) -> None:
@@ -558,13 +560,13 @@ class Optimizer(Watched):
                 "record: give the parameters of each device an optimizer and a step of their own, with tensors on it as arguments"
             )
         if context is not None and self in context.prepared:
-            context.finish()  # fit's loss has done that, along with its own work
+            self._stores[0].device.advance(context.take_cells())  # fit's loss has done that, along with its own work
             yield
             return
         self.prepare()
         try:
-            for cell in self.cells():
-                advance_cells(cell.device, [(cell, 1)])
+            for device, cell in dict.fromkeys((store.device, self.table(store)[1]) for store in self._stores):
+                device.advance([(cell, 1)])
             if context is not None:
                 context.stepped.append((self, self.given))
             yield

@@ -19,10 +19,11 @@ import re
 import shutil
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from functools import cached_property, partial
 from platform import libc_ver
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyopencl as cl
@@ -30,12 +31,10 @@ import pyopencl as cl
 from ..errors import ConfigurationError, DeviceError, OutOfDeviceMemory
 from . import selftest
 from .lock import FairLock, exclusive
-from .memory import Block, Memory, parse_size
+from .memory import Arena, Block, Memory, parse_size
+from .pacer import Pacer
 from .program import Programs
-from .ranking import distinct, mark_twins, rank, unit_lanes
-
-if TYPE_CHECKING:
-    from .recording import Recorder, StepContext
+from .recorder import AuditEnded, Recorder, StepContext
 
 MOST = 2**31 - 2**16  # elements of an array, and items along an axis: kernels count in 32 bits, in steps of up to 2**16
 SOON = 1 << 14  # bytes up to which an upload is a copy that nobody waits for
@@ -50,25 +49,28 @@ FORMS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
     "align": ("alignment", "128|256|512|1024|2048|4096|8192", "a power of 2 from 128 to 8192", int),
     "fp64": ("has_fp64", "0", "0", lambda text: text != "0"),
 }
-BROKEN = (cl.Error, UnicodeDecodeError)  # what asking a broken driver ends in
-HOW_TO_GET_ONE = (
-    "A driver is installed as a system package (Debian, Ubuntu: pocl-opencl-icd for any CPU, mesa-opencl-icd or "
-    "rocm-opencl-runtime for AMD, intel-opencl-icd for Intel; Nvidia's driver brings its own), or, without root on "
-    'Linux x86-64, by pip install "clnn[pocl]". `clnn doctor` says more.'
-)
-
-_forked = False
+_every: weakref.WeakSet[Device] = weakref.WeakSet()  # whoever made one has loaded a driver
+_forked = False  # since then
 
 
 def _after_fork() -> None:
     global _forked
-    _forked = _found is not None
-    for one in _found or ():  # a thread that is not in this process may have had it
+    _forked = bool(_every)
+    for one in _every:  # a thread that is not in this process may have had it
         one.lock = FairLock()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork)
+
+
+@atexit.register
+def _finish_at_exit() -> None:
+    """Let work that is still enqueued end before the driver is torn down: a process of PoCL 3.1 was seen to crash there."""
+    for one in () if _forked else list(_every):
+        if "_queue" in vars(one):
+            with contextlib.suppress(cl.Error):
+                one.queue.finish()
 
 
 class ValuesWanted(Exception):
@@ -133,21 +135,18 @@ class Device:
         self.unified = bool(cl_device.host_unified_memory)  # whether its memory is the host's
         self.twin: Device | None = None  # the same device on an earlier platform
         self.form = _take_form(self, os.environ.get("CLNN_DEVICE_AS", ""))
-        self.unit_lanes = unit_lanes(cl_device, self.kind)
         self.launches = 0  # kernels, copies and fills enqueued so far; steps fused into one kernel count once
         self.lock, self._now = FairLock(), _Now()
-        self.arena: Any = None  # a weak reference to the arena that the recordings share
+        self.arena: weakref.ref[Arena] | None = None  # the one that the recordings share
         self.constants: dict[Any, Block] = {}  # small read-only blocks, by what they hold
         self.tuned: Any = None  # what measurements say about its matrix products (clnn/gemm/tuning.py)
+        _every.add(self)
 
     def __repr__(self) -> str:
         return f"<Device {self.platform_index}:{self.device_index} {self.kind} {self.name} ({self.platform})>"
 
     def __deepcopy__(self, memo: Any) -> Device:
         return self
-
-    def __reduce__(self) -> Any:  # what was pickled with it comes back on the device in use there
-        return device, ()
 
     @property
     def identity(self) -> str:
@@ -195,7 +194,7 @@ class Device:
         check_not_forked()
         self._find_linker()
         self._turns = selftest.check(self)
-        with _pinned_pocl_threads():
+        with pinned_pocl_threads():
             try:
                 return cl.Context([self.cl_device])
             except cl.Error as error:
@@ -275,10 +274,8 @@ class Device:
         return Programs(self.context, self.has_fp64, self.pocl_version)
 
     @_opened
-    def pacer(self) -> Any:
-        from .recording import Pacer  # recording.py builds on this file
-
-        return Pacer(self)
+    def pacer(self) -> Pacer:
+        return Pacer(self.queue, self.no_memory)
 
     @property
     def memory_in_use(self) -> int:
@@ -316,8 +313,6 @@ class Device:
     def ends_audit(self, what: str) -> None:
         """Python is about to do what a recorded step never does: an audit that is under way is at its end."""
         if self.recorder is not None and self.recorder.audit:
-            from .recording import AuditEnded  # recording.py builds on this file
-
             self.recorder.abort(what)
             raise AuditEnded
 
@@ -404,6 +399,14 @@ class Device:
     def fill_zero(self, block: Block) -> None:
         """Set every byte of `block` to zero."""
         self.call("fill", _fill_zero, (block,), (block.nbytes // 4 * 4,))
+
+    def advance(self, cells: Sequence[tuple[Block, int]]) -> None:
+        """Add to int32 counters, each given with its amount, four in a launch that reads nothing else."""
+        for start in range(0, len(cells), 4):
+            some = cells[start : start + 4]
+            blocks: list[Block | None] = [block for block, _ in some] + [None] * (4 - len(some))
+            amounts = np.array([by for _, by in some] + [0] * (4 - len(some)), np.int32)
+            self.launch("state", "advance", (1,), *blocks, amounts, local=(1,))
 
     # -- work ---------------------------------------------------------------------------------------------------------
     @exclusive("lock")
@@ -628,7 +631,7 @@ def _take_form(device: Device, text: str) -> str:
 
 
 @contextlib.contextmanager
-def _pinned_pocl_threads() -> Iterator[None]:
+def pinned_pocl_threads() -> Iterator[None]:
     """PoCL pins its threads if POCL_AFFINITY=1 while it starts, and otherwise often wakes two on one core (measured:
     half the speed of small GEMMs). The user's own setting wins; the variable goes again, so that children do not pin.
     """
@@ -649,147 +652,3 @@ def check_not_forked() -> None:
             "OpenCL does not survive a fork: this process was forked after clnn had loaded the driver. "
             'Start workers with multiprocessing.get_context("spawn").'
         )
-
-
-# -- which devices there are, and which one is used -------------------------------------------------------------------
-_lock = threading.Lock()
-_found: list[Device] | None = None
-_faults: list[str] = []
-_default: tuple[Any, Device] | None = None
-_chosen = threading.local()
-
-
-@atexit.register
-def _finish_at_exit() -> None:
-    """Let work that is still enqueued end before the driver is torn down: a process of PoCL 3.1 was seen to crash there."""
-    for one in _found or () if not _forked else ():
-        if "_queue" in vars(one):
-            with contextlib.suppress(cl.Error):
-                one.queue.finish()
-
-
-def devices() -> list[Device]:
-    """Every device of every OpenCL platform, less those that `CLNN_DEVICE_EXCLUDE` names, by kinds and parts of names with
-    commas between; empty without a driver."""
-    global _found
-    with _lock:
-        if _found is None:
-            every: list[Device] = []
-            _faults.clear()
-            try:
-                with _pinned_pocl_threads():
-                    platforms = cl.get_platforms()
-            except cl.Error:  # the loader found no platform at all
-                platforms = []
-            for p, platform in enumerate(platforms):
-                try:
-                    with _pinned_pocl_threads():
-                        found = platform.get_devices()
-                    if not found:
-                        _faults.append(f"platform {p}, {platform.name.strip()}, has no device")
-                except BROKEN as error:
-                    _faults.append(f"platform {p} does not list its devices: {error}")
-                    continue
-                for d, cl_device in enumerate(found):
-                    try:
-                        every.append(Device(cl_device, p, d))
-                    except BROKEN as error:
-                        _faults.append(f"device {p}:{d} does not say what it is: {error}")
-            mark_twins(every)
-            _found = every
-    unwanted = [part.strip().lower() for part in os.environ.get("CLNN_DEVICE_EXCLUDE", "").split(",") if part.strip()]
-    return [device for device in _found if not any(_fits(device, part) for part in unwanted)]
-
-
-def faults() -> list[str]:
-    """What was wrong with platforms and devices that `devices()` left out, a sentence each."""
-    devices()
-    return list(_faults)
-
-
-def _fits(device: Device, part: str) -> bool:
-    """Whether `part` is the device's kind, or for other words a part of its names."""
-    return device.kind == part if part in KINDS else part in _label(device)
-
-
-def _label(device: Device) -> str:
-    maker, vendor = device.cl_device.vendor, device.cl_device.platform.vendor
-    return f"{device.platform} {device.version} {vendor} {device.name} {maker} {device.driver}".lower()
-
-
-def find_device(want: str = "", source: str = "the name") -> Device:
-    """The device that `want` means: a kind (gpu, cpu, accelerator), a part of a name, either with `:index`, or
-    platform:device as two indices; empty means the best one. No match is an error, never another device. A device that two
-    platforms have counts once, as that of the first, except where the indices or the name say the other.
-    """
-    there = devices()
-    if not there and _found:
-        raise DeviceError("CLNN_DEVICE_EXCLUDE leaves out every OpenCL device. Correct or unset it.")
-    if not there:
-        found_none = f"There is no OpenCL device{''.join(f'; {fault}' for fault in _faults)}"
-        raise DeviceError(f"{found_none}. {HOW_TO_GET_ONE}")
-    best_first = sorted(there, key=rank, reverse=True)
-    want = want.strip()
-    if not want:
-        return distinct(best_first)[0]
-    head, _, tail = want.partition(":")
-    matches: list[Device] = []
-    if head.isdecimal() and (not tail or tail.isdecimal()):
-        matches = [d for d in there if d.platform_index == int(head) and d.device_index == int(tail or 0)]
-    else:
-        index = int(tail) if tail.isdecimal() else None
-        part = head if index is not None else want
-        found = distinct([d for d in best_first if _fits(d, part.lower())])
-        matches = found if index is None else found[index : index + 1]
-    if not matches:
-        listing = "\n".join(
-            f"  {d.platform_index}:{d.device_index}  {d.kind}  {d.name}  ({d.platform} {d.version})" for d in there
-        )
-        hidden = len(_found or ()) - len(there)
-        less = f" (CLNN_DEVICE_EXCLUDE leaves out {hidden})" if hidden else ""
-        raise DeviceError(
-            f"{source} {want!r} matches no OpenCL device{less}. There are:\n{listing}\n"
-            f"Give a kind (gpu, cpu), a part of a name, or platform:device such as 0:0. {HOW_TO_GET_ONE}"
-        )
-    return matches[0]
-
-
-def device() -> Device:
-    """The device in use: that of the innermost `clnn.use(...)`, else CLNN_DEVICE's, else PYOPENCL_CTX's, else the best."""
-    global _default
-    stack = getattr(_chosen, "stack", None)
-    if stack:
-        return stack[-1]
-    asked = (
-        os.environ.get("CLNN_DEVICE", ""),
-        os.environ.get("PYOPENCL_CTX", ""),
-        os.environ.get("CLNN_DEVICE_EXCLUDE", ""),
-    )
-    if _default is None or _default[0] != asked:
-        if asked[0].strip():
-            found = find_device(asked[0], "CLNN_DEVICE")
-        elif asked[1].strip():
-            found = find_device(asked[1], "PYOPENCL_CTX")
-        else:
-            found = find_device()
-        _default = (asked, found)
-    return _default[1]
-
-
-@contextlib.contextmanager
-def use(which: str | Device) -> Iterator[Device]:
-    """`with clnn.use("gpu"):` makes new models and tensors on that device, in this thread."""
-    chosen = which if isinstance(which, Device) else find_device(which, "clnn.use")
-    stack = _chosen.__dict__.setdefault("stack", [])
-    stack.append(chosen)
-    try:
-        yield chosen
-    finally:
-        stack.pop()
-
-
-def resolve(which: str | Device | None) -> Device:
-    """A device from what a user gave: a `Device`, a name as for CLNN_DEVICE, or None for the one in use."""
-    if which is None:
-        return device()
-    return which if isinstance(which, Device) else find_device(which, "device")

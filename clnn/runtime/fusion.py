@@ -13,18 +13,16 @@ import math
 import os
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyopencl as cl
 
 from ..errors import ConfigurationError
+from .device import Device
 from .memory import Block
 from .program import read_source, source_for
-
-if TYPE_CHECKING:
-    from .device import Device
-    from .recording import Launch
+from .recorder import Launch
 
 # Steps to come, or replays so far, from which a step is fused: a launch saved is worth about 30 us, and takes a second to
 # compile, a tenth of one where PoCL has it cached.

@@ -8,21 +8,34 @@ import math
 import os
 import re
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import pyopencl as cl
 import pyopencl.tools as cl_tools
 
 from ..errors import ClnnError, ConfigurationError, OutOfDeviceMemory
-from .lock import exclusive
-
-if TYPE_CHECKING:
-    from .device import Device
+from .lock import FairLock, exclusive
 
 MOST_BYTES = 4 * (2**31 - 2**16)  # of what is cut into pieces: kernels count an array's elements in 31 bits
 SLACK = 256  # bytes behind every block that kernels may read (never write): whole vectors at an array's end
 ALIGNMENT = 512  # bytes; where views and arena regions start, unless the device wants more: then at multiples of both
+
+
+class Owner(Protocol):
+    """What memory asks of the device that it belongs to."""
+
+    name: str
+    cl_device: cl.Device
+    max_piece: int
+    alignment: int
+    lock: FairLock
+
+    @property
+    def queue(self) -> cl.CommandQueue: ...
+
+    def ends_audit(self, what: str) -> None: ...
 
 
 class Block:
@@ -30,7 +43,7 @@ class Block:
 
     __slots__ = ("device", "nbytes", "buffer", "memory", "counted", "plain", "ticket", "__weakref__")
 
-    def __init__(self, device: Device, nbytes: int, buffer: Any, memory: Memory, counted: int, plain: bool) -> None:
+    def __init__(self, device: Owner, nbytes: int, buffer: Any, memory: Memory, counted: int, plain: bool) -> None:
         self.device, self.nbytes, self.buffer = device, nbytes, buffer
         self.memory, self.counted, self.plain = memory, counted, plain
         self.ticket: Any = None  # set by a recorder that it was made under: then it is a temporary of that step
@@ -76,7 +89,7 @@ class Memory:
 
     poisoned = False
 
-    def __init__(self, device: Device) -> None:
+    def __init__(self, device: Owner) -> None:
         self._device = device
         self._allocator = cl_tools.ImmediateAllocator(device.queue)  # drivers that allocate at first use do so at once
         self._pool = cl_tools.MemoryPool(self._allocator)
@@ -175,6 +188,15 @@ class Memory:
         """Give back to the driver what the pool keeps for reuse."""
         gc.collect()
         self._pool.free_held()
+
+
+class Arena:
+    """The bytes in which the temporaries of all recordings of a device lie (replays follow each other in one queue): as
+    many pieces as it takes, none larger than the device allows."""
+
+    def __init__(self, memory: Memory, sizes: Sequence[int]) -> None:
+        self.sizes = list(sizes)
+        self.blocks = [memory.allocate(size, pooled=False) for size in sizes]
 
 
 def memory_limit(device: cl.Device) -> int:

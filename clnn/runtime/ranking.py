@@ -6,12 +6,11 @@ import contextlib
 import re
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyopencl as cl
 
-if TYPE_CHECKING:
-    from .device import Device
+from .device import Device
 
 KIND_ORDER = ("other", "cpu", "accelerator", "gpu")
 # Multiplications of floats that what a maker of GPUs calls a compute unit starts in a cycle
@@ -27,11 +26,12 @@ OTHER_LANES = 32  # a core of the GPUs of phones, from 16 to 128
 USUAL_CLOCK = 1000  # MHz, where a driver says 0
 
 
-def unit_lanes(cl_device: cl.Device, kind: str) -> int:
+def unit_lanes(device: Device) -> int:
     """Floats that a compute unit multiplies in a cycle, as far as is known; 1 for all but GPUs, which are compared as they
     are."""
-    if kind != "gpu":
+    if device.kind != "gpu":
         return 1
+    cl_device = device.cl_device
     maker = next((word for word in UNIT_LANES if re.search(rf"\b{word}\b", cl_device.vendor, re.IGNORECASE)), "")
     with contextlib.suppress(cl.Error, AttributeError):
         if (
@@ -45,12 +45,12 @@ def unit_lanes(cl_device: cl.Device, kind: str) -> int:
 def rank(device: Device) -> tuple[int, bool, int]:
     """The larger the better: the kind, then memory of its own, then multiplications a microsecond."""
     kind = KIND_ORDER.index(device.kind)
-    return kind, not device.unified, device.compute_units * device.unit_lanes * (device.clock_mhz or USUAL_CLOCK)
+    return kind, not device.unified, device.compute_units * unit_lanes(device) * (device.clock_mhz or USUAL_CLOCK)
 
 
 def reason(device: Device) -> str:
     """What `rank` goes by, in words."""
-    lanes = f" x {device.unit_lanes} lanes" if device.kind == "gpu" else ""
+    lanes = f" x {unit_lanes(device)} lanes" if device.kind == "gpu" else ""
     clock = f"{device.clock_mhz} MHz" if device.clock_mhz else f"a clock that is not told, taken for {USUAL_CLOCK} MHz"
     memory = "the host's memory" if device.unified else "memory of its own"
     return f"{device.kind}, {memory}, {device.compute_units} units{lanes} x {clock}"

@@ -13,16 +13,15 @@ import json
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from ..errors import DeviceError
 from ..files import cache_folder, write_atomically
-
-if TYPE_CHECKING:
-    from .device import Device
+from .memory import Block, Memory
 
 SECONDS = 180  # that a self-test may take; a GPU's compiler takes some 20, a hung driver for ever
 TURNS = 100_000  # of the loop that is tried
@@ -32,11 +31,29 @@ FEW_TURNS = 1 << 15  # a loop that ends earlier is a fault that no choice of ker
 CHILD = r"import sys; sys.path[:] = sys.argv[1].split('\n'); from clnn.tools.selftest import main; main(sys.argv[2])"
 
 
+class Tested(Protocol):
+    """What the self-test asks of a device."""
+
+    platform: str
+    version: str
+    form: str
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def memory(self) -> Memory: ...
+
+    def launch(self, file: str, name: str, size: Sequence[int], *args: Any) -> None: ...
+
+    def read(self, block: Block, array: np.ndarray) -> np.ndarray: ...
+
+
 class SelfTestWarning(UserWarning):
     """A device is used untested."""
 
 
-def check(device: Device) -> int | None:
+def check(device: Tested) -> int | None:
     """The most turns that loops of a work-item can take in all (0: any number), None where that was not tested; a
     `DeviceError` if the device fails its self-test.
 
@@ -65,7 +82,7 @@ def check(device: Device) -> int | None:
     return turns
 
 
-def _place(device: Device) -> tuple[Path, str]:
+def _place(device: Tested) -> tuple[Path, str]:
     """The file that remembers, and what it says of a device that passed."""
     from .. import __version__
 
@@ -73,7 +90,7 @@ def _place(device: Device) -> tuple[Path, str]:
     return cache_folder() / f"self-test-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json", key
 
 
-def run(device: Device) -> tuple[str, int, str]:
+def run(device: Tested) -> tuple[str, int, str]:
     """Test the device in a process of its own: (what is wrong or "", the most turns of its loops, why it was not tested)."""
     import subprocess
     from multiprocessing.spawn import get_executable  # an embedding program may have set another
@@ -111,7 +128,7 @@ def run(device: Device) -> tuple[str, int, str]:
     return "; ".join([*problems, f"at {at[-1]} its process {how}"]), 0, ""
 
 
-def count_turns(device: Device) -> int:
+def count_turns(device: Tested) -> int:
     """How many turns the loops of a work-item take before the driver ends them, up to `TURNS`; 0 if it does not.
 
     llvmpipe ends them after 65,535, without a word.

@@ -45,6 +45,21 @@ PLAIN = (type(None), bool, int, float, complex, str, bytes, range, slice)
 BUILT_IN = (*PLAIN, tuple, frozenset, list, deque, set, dict, types.MappingProxyType)
 
 
+class _Structure:
+    version = 0
+
+
+def structure_changed() -> None:
+    """Something that recordings froze has changed (what is trainable, a rate of dropout): each is checked before its
+    next replay."""
+    _Structure.version += 1
+
+
+def structure_version() -> int:
+    """How often `structure_changed` was called."""
+    return _Structure.version
+
+
 class Restored:
     """Its attributes are put back after an audit."""
 

@@ -220,11 +220,12 @@ def _verify(options: argparse.Namespace) -> int:
 # -- devices ----------------------------------------------------------------------------------------------------------
 def devices(options: argparse.Namespace) -> int:
     """A table of all devices, with a mark at the one in use."""
-    from ..runtime import device as runtime
+    from ..runtime import choice
+    from ..runtime.ranking import unit_lanes
 
-    used = runtime.device()
+    used = choice.device()
     rows = [("", "device", "kind", "name", "platform", "memory", "units", "lanes", "clock", "fp16", "fp64")]
-    for d in runtime.devices():
+    for d in choice.devices():
         rows.append(
             (
                 "*" if d is used else "",
@@ -235,7 +236,7 @@ def devices(options: argparse.Namespace) -> int:
                 + (f" ({d.twin.platform_index}:{d.twin.device_index} once more)" if d.twin else ""),
                 f"{d.global_memory / 2**30:.1f} GiB{' of the host' if d.unified else ''}",
                 str(d.compute_units),
-                str(d.unit_lanes) if d.kind == "gpu" else "",
+                str(unit_lanes(d)) if d.kind == "gpu" else "",
                 f"{d.clock_mhz} MHz",
                 "yes" if d.has_fp16 else "no",
                 "yes" if d.has_fp64 else "no",
@@ -245,7 +246,7 @@ def devices(options: argparse.Namespace) -> int:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip())
     print(f"\n* {used.platform_index}:{used.device_index} is used, {_why(used)}.")
-    for fault in runtime.faults():
+    for fault in choice.faults():
         print(f"Left out: {fault}")
     return 0
 
@@ -285,7 +286,7 @@ def train(options: argparse.Namespace) -> int:
     from ..layers import Dense
     from ..model import Sequential
     from ..optim import SGD, Adam
-    from ..runtime.device import device
+    from ..runtime.choice import device
 
     lr_sgd, lr_adam, batch_size, epochs = GOOD[options.data]
     batch_size = batch_size if options.batch_size is None else options.batch_size

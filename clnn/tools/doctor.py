@@ -339,11 +339,11 @@ def _answer(**what: Any) -> None:
 
 def _list() -> None:
     from ..errors import ClnnError
-    from ..runtime import device as runtime
+    from ..runtime import choice
 
     used, error = None, ""
     try:
-        used = runtime.device()
+        used = choice.device()
     except ClnnError as problem:
         error = str(problem)
     there = [
@@ -354,7 +354,7 @@ def _list() -> None:
             "kind": d.kind,
             "text": repr(d)[len("<Device ") : -1],
         }
-        for d in runtime.devices()
+        for d in choice.devices()
     ]
     _answer(devices=there, error=error)
 
@@ -366,7 +366,7 @@ def _try(index: str) -> None:
     from ..errors import ClnnError
     from ..gemm import clblast, engine_name
     from ..runtime import selftest
-    from ..runtime.device import find_device
+    from ..runtime.choice import find_device
 
     device = find_device(index)
     wrong, turns, untested = selftest.run(device)

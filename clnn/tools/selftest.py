@@ -14,7 +14,8 @@ from ..errors import ClnnError
 from ..gemm import gemm
 from ..gemm.tile import vector_width
 from ..ops.random import Generator
-from ..runtime.device import Device, devices, use
+from ..runtime.choice import devices, use
+from ..runtime.device import Device
 from ..tensor import tensor
 
 PHILOX = [

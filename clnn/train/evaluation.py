@@ -14,7 +14,6 @@ from ..losses import LOSSES, find_loss
 from ..metrics import Metric, find_metrics, metric_name
 from ..ops.array import block_of
 from ..runtime.lock import exclusive
-from ..runtime.recording import advance_cells
 from ..step import Step, copied
 from ..tensor import Tensor, no_grad
 from .feed import Feed
@@ -128,7 +127,7 @@ class Evaluation:
         if t is None:
             block_of(out)  # a model that hands its input on: the rows are gathered within the step
             if not alone:
-                advance_cells(out.device, [(self.feed.state, rows)])
+                out.device.advance([(self.feed.state, rows)])
             return out
         record_metrics(self.feed, self.results, out, t)
         record_loss(self.loss, out, t, w, classes, self.feed, self.results, self.batch, context)

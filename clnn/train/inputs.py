@@ -15,8 +15,7 @@ from ..layers.base import Layer, for_shapes
 from ..losses import Loss, host_target
 from ..metrics import Metric, accuracy
 from ..runtime.lock import exclusive
-from ..runtime.recording import structure_changed, structure_version
-from ..runtime.watch import Watch
+from ..runtime.watch import Watch, structure_changed, structure_version
 from ..tensor import Tensor, no_grad, tensor
 
 

@@ -25,7 +25,7 @@ from ..optim import Optimizer, find_optimizer
 from ..parameters import consolidate, statistics_kept
 from ..runtime.device import Device
 from ..runtime.lock import exclusive
-from ..runtime.recording import structure_version
+from ..runtime.watch import structure_version
 from ..step import Step
 from ..tensor import tensor
 from .evaluation import Evaluation

@@ -20,7 +20,8 @@ from ...ops.array import Array, Sink
 from ...ops.image.conv import conv
 from ...ops.image.window import slide
 from ...optim import SGD, Adam
-from ...runtime.device import Device, device
+from ...runtime.choice import device
+from ...runtime.device import Device
 from ...runtime.memory import Block
 from ...runtime.recording import Recording, Replays
 from ...tensor import Parameter

@@ -34,9 +34,11 @@ from ...gemm import Product, Scale, clblast, gemm, tile, tuning
 from ...gemm.tuning import Choice
 from ...ops.image import conv_plan
 from ...ops.image.conv_plan import Plan
-from ...runtime.device import Device, device, find_device
+from ...runtime.choice import device, find_device
+from ...runtime.device import Device
 from ...runtime.program import read_source
-from ...runtime.recording import Recorder, Recording
+from ...runtime.recorder import Recorder
+from ...runtime.recording import Recording
 from ..bench.nets import Convolution
 from . import conv
 

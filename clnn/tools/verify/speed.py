@@ -18,7 +18,8 @@ from ...errors import OutOfDeviceMemory
 from ...gemm import Product, engine_name, tile
 from ...ops.image.conv_plan import geometry, plan_for, shown, turned
 from ...ops.image.window import slide
-from ...runtime.device import Device, device
+from ...runtime.choice import device
+from ...runtime.device import Device
 from ...runtime.recording import Replays
 from ..bench import nets, own, workloads
 from ..drivers import loader

@@ -1,0 +1,58 @@
+"""The pacer: keeps the host from enqueueing work faster than the device does it, and uploads alive until they are done."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pyopencl as cl
+
+from ..errors import OutOfDeviceMemory
+
+MOST_HELD = 1024  # uploads under way
+IN_FLIGHT = 0.050  # seconds of enqueued work, at most about that
+MOST_BETWEEN = 256  # steps between markers: a driver keeps some hundred bytes for every launch that waits
+
+
+class Pacer:
+    """Keeps the host from running more than about 50 ms ahead: a marker every few steps, waited for one later."""
+
+    def __init__(self, queue: cl.CommandQueue, no_memory: Callable[[str, cl.MemoryError], OutOfDeviceMemory]) -> None:
+        self.queue, self.no_memory = queue, no_memory
+        self.every, self.count = 1, 0
+        self.marker: Any = None
+        self.held: list[Any] = []  # uploads since the last marker, and those before it
+        self.held_before: list[Any] = []
+        self.last = time.perf_counter()
+
+    def hold(self, event: Any) -> None:
+        """Keep an upload alive until a later marker has been waited for."""
+        self.held.append(event)
+        if len(self.held) >= MOST_HELD:
+            self._wait(event)
+            self.held.clear()
+
+    def _wait(self, event: Any) -> None:
+        try:
+            event.wait()
+        except cl.MemoryError as error:
+            raise self.no_memory("work enqueued before", error) from error
+
+    def step(self) -> None:
+        """A step was enqueued."""
+        self.count += 1
+        if self.count < self.every:
+            return
+        self.count = 0
+        previous, self.marker = self.marker, cl.enqueue_marker(self.queue)
+        self.queue.flush()
+        if previous is not None:
+            self._wait(previous)
+        self.held_before, self.held = self.held, []  # what goes here lies before the marker that was waited for
+        now = time.perf_counter()
+        if now - self.last < IN_FLIGHT / 4:
+            self.every = min(2 * self.every, MOST_BETWEEN)
+        elif now - self.last > IN_FLIGHT / 2:
+            self.every = max(1, self.every // 2)
+        self.last = now

@@ -1,0 +1,164 @@
+"""Recorders: the launches of one call of a step, noted with their arguments, and what that call has to settle at its end."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+
+from .memory import Block
+
+
+class AuditEnded(BaseException):
+    """The Python of a step does what no recording does, so that its launches need no comparison."""
+
+
+class Temporary:
+    """A block made inside a step, as recordings know it: its size, and whether it outlived the step."""
+
+    __slots__ = ("call", "nbytes", "alive", "first", "last", "piece", "offset")
+
+    def __init__(self, call: object, block: Block) -> None:
+        self.call, self.nbytes, self.alive = call, block.nbytes, weakref.ref(block)
+        self.first = self.last = -1
+        self.piece = self.offset = 0  # where it lies in the arena
+
+
+class Launch:
+    """One noted launch: a kernel or a call, and its arguments as blocks, temporaries and scalars."""
+
+    __slots__ = ("label", "source", "kernel", "function", "size", "local", "args")
+
+    def __init__(
+        self, label: str, source: Any, kernel: Any, function: Any, size: Any, local: Any, args: list[Any]
+    ) -> None:
+        self.label, self.source, self.kernel, self.function = label, source, kernel, function
+        self.size, self.local, self.args = size, local, args
+
+    def bind(self, queue: cl.CommandQueue, resolve: Callable[[Any], Any]) -> Callable[[], Any]:
+        """Set the arguments; what comes back runs the launch and takes nothing."""
+        values = [resolve(arg) for arg in self.args]
+        if self.kernel is None:
+            return partial(self.function, queue, *values)
+        self.kernel.set_args(*values)
+        return partial(cl.enqueue_nd_range_kernel, queue, self.kernel, self.size, self.local)
+
+
+class Recorder:
+    """Notes the launches of one call of a step. An `audit` only notes: nothing runs, and no memory is taken."""
+
+    def __init__(self, audit: bool = False) -> None:
+        self.audit = audit
+        self.launches: list[Launch] = []
+        self.result: Any = None
+        self.call = object()  # known to its temporaries, which would be in a cycle with the recorder itself
+        self.reason: str | None = None  # why this call cannot be replayed
+
+    def abort(self, reason: str) -> None:
+        self.reason = self.reason or reason
+
+    def add_temporary(self, block: Block) -> None:
+        block.ticket = Temporary(self.call, block)
+
+    def add_kernel(self, source: tuple[Any, ...], kernel: Any, size: Any, local: Any, values: list[Any]) -> None:
+        """Note a launch of kernel `source[1]` of file `source[0]`, for a type and with defines."""
+        file, name, _, defines = source
+        args = [self._noted(value) for value in values]
+        self.launches.append(Launch(f"{file}.{name}{dict(defines) or ''}", source, kernel, None, size, local, args))
+
+    def add_call(self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...]) -> None:
+        args = [self._noted(block) for block in blocks] + list(scalars)
+        self.launches.append(Launch(label, None, None, function, None, None, args))
+
+    def _noted(self, value: Any) -> Any:
+        """A block as a temporary of this step, or itself (a strong reference: a replay may not outlive it)."""
+        ticket = value.ticket if isinstance(value, Block) else None
+        return ticket if ticket is not None and ticket.call is self.call else value
+
+    def role(self, value: Any, seen: dict[Any, int]) -> Any:
+        """What an argument is in this recording: equal for arguments that are the same in another one."""
+        if isinstance(value, Block):
+            value = self._noted(value)
+        if isinstance(value, Temporary):
+            return ("temporary", seen.setdefault(value, len(seen)), value.nbytes)
+        if isinstance(value, np.ndarray):
+            return value.tobytes()
+        if isinstance(value, float):
+            return value.hex()
+        return value.role if isinstance(value, Block) else value
+
+    def first_difference(self, other: Recorder) -> str | None:
+        """In words, where two recordings of the same step differ; None where they are the same."""
+        roles: tuple[dict[Any, int], dict[Any, int]] = ({}, {})
+        for index, (mine, theirs) in enumerate(itertools.zip_longest(self.launches, other.launches)):
+            if mine is None or theirs is None:
+                longer, extra = ("later", theirs) if mine is None else ("earlier", mine)
+                return f"the {longer} call has a launch more, number {index}: {extra.label}"
+            if (mine.label, mine.size, mine.local) != (theirs.label, theirs.size, theirs.local):
+                return f"launch {index} is {mine.label} over {mine.size}, then {theirs.label} over {theirs.size}"
+            if mine.source != theirs.source:
+                return f"launch {index}, {mine.label}, is by {mine.source}, then by {theirs.source}"
+            for at, (a, b) in enumerate(zip(mine.args, theirs.args, strict=True)):
+                if self.role(a, roles[0]) != other.role(b, roles[1]):
+                    return f"argument {at} of launch {index}, {mine.label}, is {_shown(a)}, then {_shown(b)}"
+        for a, b in itertools.zip_longest(_leaves(self.result), _leaves(other.result)):
+            same = self.role(a, roles[0]) == other.role(b, roles[1])
+            if not (same if isinstance(same, bool) else a is b):
+                return f"it returned {_shown(a)}, then {_shown(b)}"
+        return None
+
+
+def _leaves(result: Any) -> Iterator[Any]:
+    """What a step returned, one by one: blocks and shapes for tensors, other values as they are."""
+    if isinstance(result, dict):
+        yield from result
+        result = list(result.values())
+    if isinstance(result, (list, tuple)):
+        yield len(result)
+        for item in result:
+            yield from _leaves(item)
+    elif hasattr(result, "block"):
+        yield from (result.block, result.shape, result.dtype)
+    else:
+        yield result
+
+
+def _shown(value: Any) -> str:
+    return f"a buffer of {value.nbytes} bytes" if isinstance(value, (Temporary, Block)) else repr(value)
+
+
+class StepContext:
+    """What one call of a step has touched and must be settled at its end: counters on the device to advance."""
+
+    def __init__(self) -> None:
+        self.cells: dict[Block, int] = {}
+        self.draws: dict[Block, int] = {}
+        self.classes: dict[Block, int] = {}  # of arrays that losses took for class numbers: how many classes there are
+        self.prepared: list[Any] = []  # optimizers that take one step in it, and whose counters have moved on for that
+        self.moved = False  # whether fit's counters have moved on to the next mini-batch
+        self.stepped: list[tuple[Any, Any]] = []  # other steps that were taken: (optimizer, its parameters)
+        # the gradients that a parameter had received before, for those that this changes
+        self.received: dict[Any, int] = {}
+
+    def advance(self, cell: Block, by: int = 1) -> None:
+        """Add `by` to the int32 in `cell` when the step ends, once however often this is said."""
+        self.cells[cell] = by
+
+    def draw(self, cell: Block) -> int:
+        """The number of this draw from the generator whose position is in `cell`: 0, 1, ... within the step."""
+        number = self.draws.get(cell, 0)
+        self.draws[cell] = number + 1
+        self.advance(cell)
+        return number
+
+    def take_cells(self) -> list[tuple[Block, int]]:
+        """The counters still to be advanced, and by how much: whoever takes them advances them (`Device.advance`, or a kernel
+        along with its own work)."""
+        taken = list(self.cells.items())
+        self.cells.clear()
+        return taken
