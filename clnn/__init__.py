@@ -40,7 +40,8 @@ from .runtime.device import Device
 from .runtime.recording import RecordingWarning
 from .schedules import Cosine, OneCycle, ReduceOnPlateau, Schedule, StepDecay, WarmUp
 from .step import step
-from .tensor import Parameter, Tensor, constant, grad_enabled, no_grad, ones, tensor, zeros
+from .tape import grad_enabled, no_grad
+from .tensor import Parameter, Tensor, constant, ones, tensor, zeros
 from .train import History, evaluate, fit, predict
 
 __version__ = "0.1.0"

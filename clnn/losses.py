@@ -21,7 +21,8 @@ from .ops.array import Array
 from .ops.elementwise import binary
 from .ops.loss import Record, Rows, rows
 from .runtime.watch import Watched
-from .tensor import Tensor, grad_enabled, host_array, on_tape, tensor
+from .tape import grad_enabled
+from .tensor import Tensor, host_array, on_tape, tensor
 
 ROUNDING = 1e-5  # by which a probability may miss [0, 1]
 
@@ -183,8 +184,7 @@ def mean_of(found: tuple[Rows, Tensor], output: Tensor) -> Tensor:
         for target, gradient in one.backward(None):
             yield target, gradient if dloss is None else binary("multiply", gradient, dloss)[0]
 
-    backward.starts_at_one = backward.folds = True  # type: ignore[attr-defined]
-    return on_tape(mean, (source,), backward)
+    return on_tape(mean, (source,), backward, of_loss=True)
 
 
 class Quadratic(Loss):

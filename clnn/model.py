@@ -24,7 +24,8 @@ from .random import drawing_from
 from .runtime.choice import resolve
 from .runtime.device import Device, ValuesWanted
 from .runtime.lock import exclusive
-from .tensor import Parameter, Tensor, no_grad, tensor
+from .tape import no_grad
+from .tensor import Parameter, Tensor, tensor
 
 
 class Model(Layer):

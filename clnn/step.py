@@ -22,7 +22,8 @@ from .runtime.memory import View
 from .runtime.recorder import AuditEnded, Recorder, StepContext
 from .runtime.recording import MOST_RECORDINGS, Entry, RecordingWarning, Replays
 from .runtime.watch import KNOWN, Watch, structure_version
-from .tensor import Tensor, grad_enabled, host_array
+from .tape import grad_enabled
+from .tensor import Tensor, host_array
 
 MOST_RESTARTS = (
     4  # calls that are not recorded because what they read has changed; then two are, since it may not matter

@@ -1,15 +1,7 @@
-"""`Tensor`: an array on a device that remembers how it was made, so that `backward()` can take gradients back.
-
-The tape is the graph of nodes behind a tensor, walked from the newest to the oldest; each closure is dropped as soon as
-it has run. Gradients of parameters go where the optimizer chose (`Parameter.sink`), all others into temporaries.
-"""
+"""`Tensor`: an array on a device that remembers how it was made, so that `backward()` can take gradients back (tape.py)."""
 
 from __future__ import annotations
 
-import contextlib
-import heapq
-import itertools
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -21,10 +13,10 @@ import numpy as np
 from .checks import leaves, numbers, sizes, spread
 from .errors import ClnnError, OutOfRangeError, ShapeError
 from .gemm import Scale
-from .ops.activation import FUNCTIONS, through, unary
+from .ops.activation import FUNCTIONS, unary
 from .ops.aggregate import reduce
-from .ops.array import FLOATS, Array, Gradient, Sink, empty, empty_like, fill
-from .ops.elementwise import BINARY, binary, scale_add
+from .ops.array import FLOATS, Array, Backward, Sink, empty, fill
+from .ops.elementwise import BINARY, binary
 from .ops.linear import linear, matmul
 from .ops.reduce import argmax
 from .ops.shape import broadcast_to, concatenate, reshape, take_rows, take_slice, transpose
@@ -33,47 +25,7 @@ from .runtime.choice import resolve
 from .runtime.device import Device
 from .runtime.memory import Block
 from .runtime.watch import Restored, structure_changed
-
-_mode = threading.local()
-_order = itertools.count()
-
-
-def moment() -> int:
-    """The present as a place in the order of all that happens on tape."""
-    return next(_order)
-
-
-def grad_enabled() -> bool:
-    """Whether operations are taken on tape: yes, except within `clnn.no_grad()`, evaluate and predict. A layer that does
-    something in training only asks this."""
-    return getattr(_mode, "enabled", True)
-
-
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Within it nothing is taken on tape: memory is reused at once, and dropout is off."""
-    before = grad_enabled()
-    _mode.enabled = False
-    try:
-        yield
-    finally:
-        _mode.enabled = before
-
-
-class Node:
-    """One operation on tape: the closure that takes its gradient back, and the gradient's shape."""
-
-    __slots__ = ("order", "backward", "like", "activation", "reads")
-
-    def __init__(self, y: Array, backward: Callable[[Any], Any], reads: Sequence[Any] = ()) -> None:
-        """`reads`: the parameters whose values the closure needs, as they are now."""
-        self.reads = [(p, p.version) for p in reads]
-        self.order = next(_order)
-        self.backward: Callable[[Any], Any] | None = backward
-        self.like, self.activation = (y.device, y.shape, y.dtype), y.activation
-
-    def __lt__(self, other: Node) -> bool:  # the newest first
-        return self.order > other.order
+from .tape import Node, backpropagate, grad_enabled, moment
 
 
 class Tensor(Array):
@@ -642,9 +594,11 @@ def apply(op: Callable[..., Any], *inputs: Any, **options: Any) -> Tensor:
 LINEAR = (reshape, transpose, broadcast_to, take_slice)
 
 
-def on_tape(y: Array, inputs: Sequence[Any], backward: Any, reads: Sequence[Any] = ()) -> Tensor:
+def on_tape(
+    y: Array, inputs: Sequence[Any], backward: Backward, reads: Sequence[Any] = (), of_loss: bool = False
+) -> Tensor:
     """`y` as a tensor whose history is `backward` from `inputs`, of which it reads the values of `reads` for the gradients of
-    the others, or of a single one."""
+    the others, or of a single one. `of_loss`: see `Node`."""
     t = _wrap(y)
     wanted = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
     for i, x in enumerate(inputs):
@@ -654,7 +608,7 @@ def on_tape(y: Array, inputs: Sequence[Any], backward: Any, reads: Sequence[Any]
     if grad_enabled() and any(wanted):
         single = len(inputs) == 1 or sum(wanted) > 1
         needed = [x for x in reads if isinstance(x, Parameter) and (single or not x.requires_grad)]
-        t.node = Node(y, backward, needed)
+        t.node = Node(y, backward, needed, of_loss)
     else:
         t.activation = None  # no gradient will come by
     return t
@@ -777,102 +731,3 @@ def rows_of(x: Tensor, index: Any) -> Tensor:
         bad = given[(given < -len(x)) | (given >= len(x))].flat[0]
         raise OutOfRangeError(f"take_rows: there is no row {bad} in an array of shape {x.shape}")
     return _wrap(take_rows(x, tensor(given, dtype=np.int32, device=x.device) if on_host else index))
-
-
-# -- the tape ---------------------------------------------------------------------------------------------------------
-class _Pending:
-    """The gradient gathered for a node so far, and whether its memory is this one's own to add to."""
-
-    __slots__ = ("gradient", "owned")
-
-    def __init__(self, gradient: Array, owned: bool) -> None:
-        self.gradient, self.owned = gradient, owned
-
-
-def backpropagate(root: Node, gradient: Array | None) -> None:
-    """Run the closures behind `root` from the newest to the oldest; None stands for a gradient of 1."""
-    device, shape, dtype = root.like
-    if gradient is None and not getattr(root.backward, "starts_at_one", False):
-        gradient = fill(empty(device, shape, dtype), 1.0)
-    if gradient is not None and root.activation is not None:
-        gradient = through(root.activation, gradient)
-    waiting, pending = [root], {root: _Pending(gradient, False) if gradient is not None else None}
-    while waiting:
-        node = heapq.heappop(waiting)
-        got = pending.pop(node)
-        for p, version in node.reads:
-            if p.version != version:
-                raise ClnnError(
-                    f"backward(): {p.name or 'a parameter'} has changed since the forward pass whose gradient needs its values, "
-                    "by an optimizer's step or load_state_dict(): call backward() before that, or run the forward pass again"
-                )
-        closure, node.backward, node.activation = node.backward, None, None  # what they hold is free from here on
-        if closure is None:
-            raise ClnnError("backward(): the tape was used up by an earlier backward(); run the forward pass again")
-        folded = getattr(closure, "folds", False)
-        for *targets, flowing in closure(got and got.gradient):
-            for target in _deliver(targets, flowing, pending, folded):
-                heapq.heappush(waiting, target)
-
-
-def _deliver(targets: list[Any], flowing: Gradient, pending: dict[Node, Any], folded: bool) -> list[Node]:
-    """Bring a gradient to the inputs it is for; the nodes that are now waiting for the first time come back."""
-    wanted = [isinstance(t, Tensor) and t.requires_grad for t in targets]
-    if not any(wanted):
-        return []
-    if isinstance(flowing, Array):
-        return _add(targets[0], flowing, pending, folded)
-    device, dtype = targets[0].device, targets[0].dtype
-    first: list[Node] = []
-    sinks: list[Sink | None] = []
-    loose: list[tuple[Tensor, Array]] = []  # written apart, then added like any array
-    for target, want in zip(targets, wanted):
-        node: Any = target.node if want else None
-        got = pending.get(node) if node else None
-        if not want:
-            sinks.append(None)
-        elif isinstance(target, Parameter):
-            sinks.append(target.next_sink())
-        elif len(targets) > 1 or (got is not None and not got.owned):
-            out = empty_like(target)
-            loose.append((target, out))
-            sinks.append(Sink(out.block, Scale.constant(device, dtype, 1, 0)))
-        elif got is None:
-            out = empty(*node.like)
-            pending[node] = _Pending(out, True)
-            first.append(node)
-            sinks.append(Sink(out.block, None, node.activation))
-        else:
-            sinks.append(Sink(got.gradient.block, Scale.constant(device, dtype, 1, 1), node.activation))
-    flowing(*sinks)
-    for target, out in loose:
-        first += _add(target, out, pending, False)
-    return first
-
-
-def _add(target: Tensor, gradient: Array, pending: dict[Node, Any], folded: bool) -> list[Node]:
-    """Add an array to what `target` has received."""
-    if not target.requires_grad:
-        return []
-    if isinstance(target, Parameter):
-        sink = target.next_sink()
-        assert sink.scale is not None
-        scale_add(gradient, sink.out, sink.scale)
-        return []
-    node = target.node
-    assert node is not None
-    got = pending.get(node)
-    activation = None if folded else node.activation
-    if got is not None and got.owned and activation:
-        through(activation, gradient, into=got.gradient)
-        return []
-    if activation:
-        gradient = through(activation, gradient)
-    if got is None:
-        pending[node] = _Pending(gradient, activation is not None)
-        return [node]
-    if got.owned:
-        scale_add(gradient, got.gradient.block, Scale.constant(gradient.device, gradient.dtype, 1, 1))
-    else:
-        pending[node] = _Pending(binary("add", got.gradient, gradient)[0], True)
-    return []

@@ -16,6 +16,7 @@ FLOORS = (
     {"runtime"},
     {"gemm"},
     {"ops"},
+    {"tape"},
     {"tensor", "random", "init", "parameters"},
     {"step", "functions", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "train", "minimize"},

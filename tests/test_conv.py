@@ -15,7 +15,8 @@ from clnn.ops.array import Sink
 from clnn.ops.image import conv as ops
 from clnn.ops.image import conv_plan
 from clnn.ops.image.window import paddings, per_axis, slide
-from clnn.tensor import grad_enabled, on_tape
+from clnn.tape import grad_enabled
+from clnn.tensor import on_tape
 
 ENGINES = ["rows", "columns", "gpu", "clblast"]
 

@@ -22,7 +22,8 @@ from ..runtime.choice import device
 from ..runtime.device import Device, ValuesWanted
 from ..runtime.lock import exclusive
 from ..runtime.watch import Watched, rebinds, structure_changed
-from ..tensor import Parameter, Tensor, grad_enabled, tensor
+from ..tape import grad_enabled
+from ..tensor import Parameter, Tensor, tensor
 
 MOST_NESTED = 64  # layers in layers: each takes up to a dozen calls of Python's thousand
 _building = threading.local()

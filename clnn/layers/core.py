@@ -12,7 +12,8 @@ from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
 from ..ops.random import dropout, gaussian_dropout, spatial_dropout
 from ..random import generator
-from ..tensor import Tensor, apply, function, grad_enabled, linear_layer, softmax_of
+from ..tape import grad_enabled
+from ..tensor import Tensor, apply, function, linear_layer, softmax_of
 from .base import Layer, register
 
 __all__ = ["Activation", "Dense", "Dropout", "Flatten", "GaussianDropout", "Reshape", "SpatialDropout"]

@@ -20,7 +20,8 @@ from ..ops.norm import (
     local_response_norm,
     rms_norm,
 )
-from ..tensor import Parameter, Tensor, grad_enabled, on_tape
+from ..tape import grad_enabled
+from ..tensor import Parameter, Tensor, on_tape
 from .base import Layer, register
 from .core import SOFTMAX
 

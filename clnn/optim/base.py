@@ -30,7 +30,8 @@ from ..runtime.memory import Block
 from ..runtime.watch import Restored, Watch, Watched, rebinds, structure_changed, structure_version
 from ..schedules import Schedule, find_rate, is_known
 from ..schedules import describe as describe_rate
-from ..tensor import Node, Parameter, backpropagate, moment
+from ..tape import Node, backpropagate, moment
+from ..tensor import Parameter
 
 ROWS = 1024  # steps in a table of rates
 STRIP, ACROSS = 64, 16  # columns that max-norm passes over at a time: a CPU thread, and a group on other devices

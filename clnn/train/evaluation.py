@@ -15,7 +15,8 @@ from ..metrics import Metric, find_metrics, metric_name
 from ..ops.array import block_of
 from ..runtime.lock import exclusive
 from ..step import Step, copied
-from ..tensor import Tensor, no_grad
+from ..tape import no_grad
+from ..tensor import Tensor
 from .feed import Feed
 from .inputs import as_inputs, as_target, as_weights, build_for, check_accuracy
 from .record import Results, record_loss, record_metrics, rows_by_step

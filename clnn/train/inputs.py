@@ -16,7 +16,8 @@ from ..losses import Loss, host_target
 from ..metrics import Metric, accuracy
 from ..runtime.lock import exclusive
 from ..runtime.watch import Watch, structure_changed, structure_version
-from ..tensor import Tensor, no_grad, tensor
+from ..tape import no_grad
+from ..tensor import Tensor, tensor
 
 
 def as_inputs(x: Any, dtype: Any, name: str = "x") -> list[np.ndarray]:

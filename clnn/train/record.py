@@ -13,7 +13,8 @@ from ..metrics import Metric, metric_name
 from ..ops.array import block_of
 from ..ops.loss import Record
 from ..runtime.device import Device
-from ..tensor import Node, Tensor, grad_enabled
+from ..tape import Node, grad_enabled
+from ..tensor import Tensor
 from .feed import Feed
 
 
@@ -86,8 +87,7 @@ def record_loss(
         def closure(_: Any) -> Any:
             return ((source, gradient) for _, gradient in found.backward(None))
 
-        closure.starts_at_one = closure.folds = True  # type: ignore[attr-defined]
-        start = Node(found.losses, closure) if grad_enabled() and source.requires_grad else None
+        start = Node(found.losses, closure, of_loss=True) if grad_enabled() and source.requires_grad else None
         losses, hit = found.losses, found.hits
     else:
         if w is not None:

@@ -13,7 +13,8 @@ from ...ops.array import Array
 from ...ops.elementwise import binary
 from ...ops.image.conv import conv, conv_transpose
 from ...ops.image.window import Paddings, Window, check_axes, paddings, per_axis, slide
-from ...tensor import Tensor, grad_enabled, on_tape
+from ...tape import grad_enabled
+from ...tensor import Tensor, on_tape
 from ..base import Layer, register
 from ..norm import BatchNorm
 

@@ -9,7 +9,8 @@ from ...checks import whole
 from ...errors import ClnnError, ConfigurationError, ShapeError
 from ...ops.image.pool import adaptive_pool, pool
 from ...ops.image.window import paddings, per_axis, slide
-from ...tensor import Tensor, grad_enabled, on_tape
+from ...tape import grad_enabled
+from ...tensor import Tensor, on_tape
 from ..base import Layer, register
 
 __all__ = [

@@ -17,7 +17,8 @@ from ...gemm import Scale, clblast, engine_name, gemm
 from ...ops.activation import FUNCTIONS
 from ...ops.random import Generator, dropout, spatial_dropout
 from ...step import step
-from ...tensor import Tensor, apply, concat, function, linear_layer, no_grad, rows_of, tensor
+from ...tape import no_grad
+from ...tensor import Tensor, apply, concat, function, linear_layer, rows_of, tensor
 from ...tensor import elementwise as of_two
 from ..bench import nets, workloads
 from ..bench.own import model_of
