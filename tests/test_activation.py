@@ -5,7 +5,6 @@ import pytest
 from helpers import KINKS, REFERENCES, assert_close, derivative, differences, eps, host, normal, parameter
 
 import clnn
-from clnn.gemm.tile import vector_width
 from clnn.ops.activation import ACTIVATIONS, ALIASES, FUNCTIONS, activation_name, through, unary
 from clnn.runtime import program
 from clnn.tensor import function, linear_layer
@@ -61,7 +60,7 @@ def kernels_and_every(tmp_path_factory):
 def test_formulas(rng, device, dtype, name, vectors, kernels_and_every, monkeypatch):
     """f and f' as elementwise kernels compute them, and in vectors, as the epilogue of GEMM does."""
     monkeypatch.setattr(program, "kernel_folder", lambda: kernels_and_every)
-    width = vector_width(device, dtype) if vectors else 1
+    width = device.vector_width(dtype) if vectors else 1
     x = inputs(rng, name, (64 * width,), dtype)
     t, f, df = clnn.tensor(x, dtype=dtype), clnn.zeros(x.shape, dtype), clnn.zeros(x.shape, dtype)
     device.launch(

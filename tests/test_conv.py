@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clnn
-from clnn.gemm import Scale, clblast
+from clnn.gemm import Scale, clblast_problem
 from clnn.ops.array import Sink
 from clnn.ops.image import conv as ops
 from clnn.ops.image import conv_plan
@@ -82,7 +82,7 @@ def engine(request, device, monkeypatch):
 
 def choose(engine, device, monkeypatch):
     if engine == "clblast":
-        if problem := clblast.problem(device):
+        if problem := clblast_problem(device):
             pytest.skip(problem)
         monkeypatch.setenv("CLNN_GEMM", "clblast")
         return

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import clnn
-from clnn.gemm import clblast
+from clnn.gemm import clblast_problem
 
 
 @pytest.fixture
@@ -454,7 +454,7 @@ _WAYS_TO_READ_A_BATCH = {
 @pytest.mark.parametrize("way", _WAYS_TO_READ_A_BATCH)
 def test_a_batch_of_any_axes_is_the_rows_that_it_should_be(device, rng, monkeypatch, way, inner, engine):
     """fit, evaluate and predict read mini-batches out of the data set: as if each had been given by itself."""
-    if engine == "clblast" and clblast.problem(device):
+    if engine == "clblast" and clblast_problem(device):
         pytest.skip("no CLBlast here")
     if way == "on the right" and len(inner) == 1:
         pytest.skip("a product of matrices")

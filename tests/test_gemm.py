@@ -8,7 +8,20 @@ import pytest
 from helpers import REFERENCES, as_a_cpu, assert_close, derivative, eps, normal
 
 import clnn
-from clnn.gemm import SCALE_PAIRS, Product, RowsOf, Scale, clblast, column_sums, engine_name, gemm, tile
+from clnn.gemm import (
+    SCALE_PAIRS,
+    Product,
+    RowsOf,
+    Scale,
+    Shape,
+    clblast,
+    clblast_problem,
+    column_sums,
+    engine_name,
+    gemm,
+    tile,
+    tuning,
+)  # fmt: skip
 
 GUARD = 37  # elements around each matrix that nobody may touch
 
@@ -16,7 +29,7 @@ GUARD = 37  # elements around each matrix that nobody may touch
 @pytest.fixture(params=["tile", "clblast"])
 def engine(request, device, monkeypatch):
     """Each engine in turn; `clblast` where pyclblast is installed."""
-    if request.param == "clblast" and (problem := clblast.problem(device)):
+    if request.param == "clblast" and (problem := clblast_problem(device)):
         pytest.skip(problem)
     monkeypatch.setenv("CLNN_GEMM", request.param)
     return request.param
@@ -82,12 +95,12 @@ def check(
         scales = both, Scale(both.table, both.at, 2, lambda: sums)
     else:
         scales = scale and pair(device, dtype, *scale), sums and pair(device, dtype, *sums)
-    gemm(
-        device, m, n, k, A.block, B.block, C.block, dtype=dtype, transpose_a=ta, transpose_b=tb, **options,
+    gemm(device, Product(
+        Shape(m, n, k, dtype, ta, tb), A.block, B.block, C.block, **options,
         a_offset=int(offsets[0]), b_offset=int(offsets[1]), c_offset=int(offsets[2]),
         scale=scales[0], bias=exact(device, bias_values, dtype) if bias else None, activation=act,
         saved=saved.block if saved else None, times=times, sums=(D.block, scales[1]) if sums else None,
-    )  # fmt: skip
+    ))  # fmt: skip
     alpha, beta = scale or (1.0, 0.0)
     z, magnitude = alpha * (a @ b), abs(alpha) * (np.abs(a) @ np.abs(b))
     if times:
@@ -141,7 +154,7 @@ def test_products_in_float64(rng, device, engine, form):
 
 def products(rng, device, dtype, ta, tb, scaled, columns, depths):
     """`columns` of C that select each of a CPU's tiles, and rows that fill a part of a tile, or several and a part."""
-    lanes = tile.vector_width(device, dtype)
+    lanes = device.vector_width(dtype)
     every = {
         "narrow": (1, lanes // 2 - 1, lanes),
         "middle": (lanes + 1, 2 * lanes - 2),
@@ -154,7 +167,7 @@ def products(rng, device, dtype, ta, tb, scaled, columns, depths):
     for i, (n, k, part) in enumerate((n, k, part) for n in every for k in depths for part in range(4)):
         if columns == "large" and part in (0, 2):
             continue
-        rows = tile.choose(device, product(7, n, k, dtype=dtype, transpose_a=ta, transpose_b=tb)).mr
+        rows = chosen(device, Shape(7, n, k, dtype, ta, tb)).mr
         m = (1, 3, max(1, rows - 1), 6 * rows + 3)[part]
         check(rng, device, dtype, m, n, k, ta, tb, scale=scales[i % len(scales)], padded=i % 2 == 0)
 
@@ -162,7 +175,7 @@ def products(rng, device, dtype, ta, tb, scaled, columns, depths):
 @pytest.mark.parametrize("form", ["nn", "tn", "nt"])
 def test_rows_that_end_within_a_vector(rng, device, engine, form):
     """Of few columns the last vectors overlap: each element is still read and written once."""
-    lanes, (ta, tb) = tile.vector_width(device, np.float32), (letter == "t" for letter in form)
+    lanes, (ta, tb) = device.vector_width(np.float32), (letter == "t" for letter in form)
     for n in (lanes - 1, lanes, lanes + 1, 2 * lanes - 1, 2 * lanes, 3 * lanes + 1):
         m = whole_tiles_and_a_rest(device, n, 10, ta, tb)
         for scale in ((1.0, 0.0), (-0.5, 2.0)):
@@ -171,7 +184,7 @@ def test_rows_that_end_within_a_vector(rng, device, engine, form):
 
 def whole_tiles_and_a_rest(device, n, k, ta=False, tb=False):
     """Rows of C that fill two of the tiles in use, and a part of a third."""
-    return 2 * tile.choose(device, product(7, n, k, transpose_a=ta, transpose_b=tb)).mr + 1
+    return 2 * chosen(device, Shape(7, n, k, np.float32, ta, tb)).mr + 1
 
 
 @pytest.mark.parametrize(("m", "n", "k"), [(0, 5, 7), (5, 0, 7), (0, 0, 0), (5, 7, 0), (1, 1, 1), (1, 1, 0)])
@@ -195,7 +208,7 @@ def test_forward_epilogue(rng, device, engine, padded):
 @pytest.mark.parametrize(("bias", "keep"), [(True, True), (True, False), (False, True), (False, False)])
 def test_epilogue_in_its_order(rng, device, engine, bias, keep):
     """Everything at once, f(alpha A B + beta C + bias), and each part left out, on whole tiles and on parts of one."""
-    lanes = tile.vector_width(device, np.float32)
+    lanes = device.vector_width(np.float32)
     for n in (lanes - 1, 2 * lanes, 2 * lanes + 3):
         for m in (whole_tiles_and_a_rest(device, n, 12), 3):
             check(rng, device, np.float32, m, n, 12, scale=(0.5, -2.0), bias=bias, act="gelu", keep=keep)
@@ -221,10 +234,10 @@ def test_sums_of_two_tables(rng, device, engine):
     """Where the product and its sums read different tables they are launched apart."""
     dy, sums = normal(rng, (11, 6)), pair(device, np.float32, 2.0, 0.0)
     x, out, total = normal(rng, (11, 4)), device.allocate(4 * 24), device.allocate(4 * 6)
-    gemm(
-        device, 4, 6, 11, exact(device, x, np.float32), exact(device, dy, np.float32), out, transpose_a=True,
+    gemm(device, Product(
+        Shape(4, 6, 11, transpose_a=True), exact(device, x, np.float32), exact(device, dy, np.float32), out,
         scale=pair(device, np.float32, 1.0, 0.0), sums=(total, sums),
-    )  # fmt: skip
+    ))  # fmt: skip
     assert_close(device.read(out, np.empty((4, 6), np.float32)), x.T @ dy, 1e-5)
     assert_close(device.read(total, np.empty(6, np.float32)), 2 * dy.sum(axis=0), 1e-5)
 
@@ -250,8 +263,8 @@ def test_rows_where_they_lie(rng, device, engine, ordered):
     source, state = exact(device, data, np.float32), exact(device, np.array([first[0], -1, first[1]]), np.int32)
     rows = RowsOf(source, exact(device, order, np.int32) if ordered else None, state)
     y, dw = device.allocate(4 * 13 * 7), device.allocate(4 * 9 * 7)
-    gemm(device, 13, 7, 9, source, exact(device, w, np.float32), y, rows=rows)
-    gemm(device, 9, 7, 13, source, exact(device, dy, np.float32), dw, transpose_a=True, rows=rows)
+    gemm(device, Product(Shape(13, 7, 9), source, exact(device, w, np.float32), y, rows=rows))
+    gemm(device, Product(Shape(9, 7, 13, transpose_a=True), source, exact(device, dy, np.float32), dw, rows=rows))
     x, x_backward = (data[order[at : at + 13]] for at in first)
     assert_close(device.read(y, np.empty((13, 7), np.float32)), x @ w, 16 * eps(np.float32) * 10)
     assert_close(device.read(dw, np.empty((9, 7), np.float32)), x_backward.T @ dy, 16 * eps(np.float32) * 10)
@@ -263,7 +276,7 @@ def test_not_finite(rng, device, engine, value):
     a, b = normal(rng, (6, 5)), normal(rng, (5, 7))
     a[2, 3], b[1, 4] = value, value
     out = device.allocate(4 * 42)
-    gemm(device, 6, 7, 5, exact(device, a, np.float32), exact(device, b, np.float32), out)
+    gemm(device, Product(Shape(6, 7, 5), exact(device, a, np.float32), exact(device, b, np.float32), out))
     with np.errstate(invalid="ignore"):
         assert_close(device.read(out, np.empty((6, 7), np.float32)), a @ b, 20 * eps(np.float32) * 10)
 
@@ -273,7 +286,7 @@ def test_the_same_bits_again(rng, device, engine):
     a, b, out = exact(device, normal(rng, (67, 130)), np.float32), exact(device, normal(rng, (130, 67)), np.float32), []
     for _ in range(3):
         c = device.allocate(4 * 67 * 67)
-        gemm(device, 67, 67, 130, a, b, c)
+        gemm(device, Product(Shape(67, 67, 130), a, b, c))
         out.append(device.read(c, np.empty(67 * 67, np.float32)).tobytes())
     assert out[0] == out[1] == out[2]
 
@@ -299,7 +312,7 @@ def test_copies_in_local_memory(rng, device, monkeypatch, ta, tb):
     monkeypatch.setattr(tile, "MOST_ROWS", 16)
     monkeypatch.setattr(tile, "SMALL", 1 << 10)
     monkeypatch.setattr(tile, "ALONE", 1)
-    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(8, 2, 4, 24))
+    monkeypatch.setattr(tile, "choose", lambda *_: tile.Tile(8, 2, 4, 24))
     for m, n, k in ((1, 1, 1), (19, 37, 50), (16, 32, 24)):
         check(rng, device, np.float32, m, n, k, ta, tb, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
 
@@ -310,7 +323,7 @@ def test_copies_that_do_not_fit_local_memory_are_not_made(rng, device, monkeypat
     monkeypatch.setattr(type(device), "launch", lambda self, *a, **how: launched.append(how) or launch(self, *a, **how))
     monkeypatch.setenv("CLNN_GEMM", "tile")
     monkeypatch.setattr(device, "local_memory", 4096)
-    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(4, 1, 4, 64))
+    monkeypatch.setattr(tile, "choose", lambda *_: tile.Tile(4, 1, 4, 64))
     check(rng, device, np.float32, 9, 37, 50, False, True, padded=True)
     assert any("TB" in how for how in launched) and not any("NC" in how for how in launched)
 
@@ -324,7 +337,7 @@ def test_few_rows(rng, device, monkeypatch):
     monkeypatch.setattr(tile, "DEEP", 16)
     monkeypatch.setattr(tile, "SMALL", 8)
     monkeypatch.setattr(tile, "ALONE", 1)
-    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(1, 1, 4, row=True))
+    monkeypatch.setattr(tile, "choose", lambda *_: tile.Tile(1, 1, 4, row=True))
     for m, n, k in ((1, 1, 1), (3, 64, 3), (1, 70, 6), (2, 200, 37), (3, 129, 100)):
         check(rng, device, np.float32, m, n, k, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
         check(rng, device, np.float32, m, n, k, act="gelu", times=True, padded=True)
@@ -334,7 +347,7 @@ def test_few_rows_as_they_are_chosen(rng, device, dtype, monkeypatch):
     """A layer that is large enough for them."""
     monkeypatch.setenv("CLNN_GEMM", "tile")
     if device.long_loops:
-        assert tile.choose(device, product(3, 515, 517)).row
+        assert chosen(device, Shape(3, 515, 517)).row
     for m in (1, 2, 3, 4):
         check(rng, device, dtype, m, 515, 517, bias=True, act="relu", padded=True)
     check(rng, device, dtype, 1, 5000, 60, bias=True)
@@ -347,7 +360,7 @@ def test_a_deep_product_in_place(rng, device, monkeypatch, ta):
     as_a_cpu(device, monkeypatch)
     monkeypatch.setattr(tile, "UNBROKEN", 16)
     monkeypatch.setattr(tile, "DEEP", 8)
-    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(5, 2, 4))
+    monkeypatch.setattr(tile, "choose", lambda *_: tile.Tile(5, 2, 4))
     for m, n, k in ((1, 1, 0), (1, 1, 17), (19, 37, 50), (16, 32, 24)):
         check(rng, device, np.float32, m, n, k, ta, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
         check(rng, device, np.float32, m, n, k, ta, scale=(1.0, 1.0), sums=(0.5, 1.0), padded=True)
@@ -369,7 +382,7 @@ def test_groups_of_a_gpu(rng, device, monkeypatch, ta, tb):
     monkeypatch.setattr(device, "kind", "gpu")
     if device.max_group < 256:
         pytest.skip("small work-groups")
-    monkeypatch.setattr(tile, "choose", lambda device, p: tile.Tile(2, 2, 4, 16, local=True))
+    monkeypatch.setattr(tile, "choose", lambda *_: tile.Tile(2, 2, 4, 16, local=True))
     for m, n, k in ((1, 1, 1), (33, 70, 17), (5, 200, 70)):
         check(rng, device, np.float32, m, n, k, ta, tb, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
     if ta and not tb:
@@ -388,23 +401,15 @@ def test_split_along_k(rng, device, monkeypatch, kind):
     monkeypatch.setattr(tile, "DEEP", 16)
     monkeypatch.setattr(device, "compute_units", 100)
     for m, n, k in ((1, 1, 50), (5, 9, 70), (2, 20, 33)):
-        assert tile.share(device, product(m, n, k), tile.choose(device, product(m, n, k))).parts > 1
+        assert tile.share(device, Shape(m, n, k), chosen(device, Shape(m, n, k))).parts > 1
         check(rng, device, np.float32, m, n, k, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
         check(rng, device, np.float32, m, n, k, ta=True, scale=(1.0, 1.0), sums=(0.5, 1.0), padded=True)
         check(rng, device, np.float32, m, n, k, tb=True, act="gelu", times=True)
 
 
-def product(m, n, k, **more):
-    """A product of plain matrices, as the engine takes it."""
-    values = dict.fromkeys(Product._fields) | {
-        "m": m,
-        "n": n,
-        "k": k,
-        "dtype": np.float32,
-        "transpose_a": False,
-        "transpose_b": False,
-    }
-    return Product(**values | more)
+def chosen(device, shape):
+    """The tile that a product of that shape gets."""
+    return tile.choose(device, shape, tuning.find(device, shape).tile)
 
 
 # -- which engine -----------------------------------------------------------------------------------------------------
@@ -412,12 +417,12 @@ def test_choice_of_engine(device, monkeypatch):
     monkeypatch.setenv("CLNN_GEMM", " Tile ")
     assert engine_name(device) == "tile"
     monkeypatch.delenv("CLNN_GEMM")
-    monkeypatch.setattr(clblast, "problem", lambda device: "")
+    monkeypatch.setattr(clblast, "problem", lambda *_: "")
     as_a_cpu(device, monkeypatch)
     assert engine_name(device) == "tile"
     monkeypatch.setattr(device, "kind", "gpu")
     assert engine_name(device) == "clblast"
-    monkeypatch.setattr(clblast, "problem", lambda device: "CLBlast is not well")
+    monkeypatch.setattr(clblast, "problem", lambda *_: "CLBlast is not well")
     assert engine_name(device) == "tile"
     monkeypatch.setenv("CLNN_GEMM", "clblast")
     with pytest.raises(clnn.DeviceError, match="CLBlast is not well.*CLNN_GEMM"):
@@ -435,7 +440,7 @@ def test_engines_are_really_used(rng, device, engine, monkeypatch):
     used = []
     for name, module in (("tile", tile), ("clblast", clblast)):
         run = module.run
-        monkeypatch.setattr(module, "run", lambda d, p, run=run, name=name: (used.append(name), run(d, p)))
+        monkeypatch.setattr(module, "run", lambda *args, run=run, name=name: (used.append(name), run(*args)))
     check(rng, device, np.float32, 5, 6, 7)
     assert used == [engine]
 
@@ -458,16 +463,16 @@ def self_tests(device, monkeypatch, tmp_path):
 @needs_clblast
 def test_self_test_is_remembered(device, self_tests, monkeypatch):
     ran, path = self_tests
-    assert clblast.problem(device) == ""
-    assert clblast.problem(device) == "" and len(ran) == 1
+    assert clblast_problem(device) == ""
+    assert clblast_problem(device) == "" and len(ran) == 1
     assert list(json.loads(path.read_text()).values()) == [""]
     clblast._problems.clear()  # as in another process
-    assert clblast.problem(device) == "" and len(ran) == 1
+    assert clblast_problem(device) == "" and len(ran) == 1
     path.write_text("{ damaged")
     clblast._problems.clear()
-    assert clblast.problem(device) == "" and len(ran) == 2
+    assert clblast_problem(device) == "" and len(ran) == 2
     monkeypatch.setattr(type(device), "identity", property(lambda d: "another driver"))
-    assert clblast.problem(device) == "" and len(ran) == 3
+    assert clblast_problem(device) == "" and len(ran) == 3
 
 
 @needs_clblast
@@ -479,7 +484,7 @@ def test_self_test_finds_wrong_products(device, self_tests, monkeypatch):
         multiply(queue, a, b, c, dtype, (*p[:8], 0, *p[9:]), value)
 
     monkeypatch.setattr(clblast, "_multiply", ignores_the_offset)
-    assert "is wrong on" in clblast.problem(device)
+    assert "is wrong on" in clblast_problem(device)
     assert "is wrong on" in next(iter(json.loads(path.read_text()).values()))
 
 
@@ -487,14 +492,14 @@ def test_self_test_finds_wrong_products(device, self_tests, monkeypatch):
 @pytest.mark.parametrize("calls", [10_000, pytest.param(20_000, marks=pytest.mark.slow)])
 def test_clblast_keeps_no_memory(device, calls, monkeypatch):
     """pyclblast alone keeps an event per call: 0.3 KB on PoCL, 6 KB on Intel's runtime."""
-    if problem := clblast.problem(device):
+    if problem := clblast_problem(device):
         pytest.skip(problem)
     monkeypatch.setenv("CLNN_GEMM", "clblast")
     a, b, c = clnn.ones((8, 8)), clnn.ones((8, 8)), clnn.ones((8, 8))
 
     def run(times):
         for i in range(times):
-            gemm(device, 8, 8, 8, a.block, b.block, c.block)
+            gemm(device, Product(Shape(8, 8, 8), a.block, b.block, c.block))
             if i % 100 == 0:
                 device.finish()
         device.finish()
@@ -517,7 +522,8 @@ def resident():
 
 def test_what_follows_a_product_that_its_engine_does_not_fuse(rng, device, monkeypatch):
     """Bias and activation in a launch of their own, each with and without the other, as after CLBlast's products."""
-    monkeypatch.setattr("clnn.gemm.engine_name", lambda *_: "clblast")
+    monkeypatch.setenv("CLNN_GEMM", "clblast")
+    monkeypatch.setattr(clblast, "problem", lambda *_: "")
     alone = {"bias": None, "activation": "linear", "saved": None, "times": False, "sums": None}
     monkeypatch.setattr(clblast, "run", lambda device, p: tile.run(device, p._replace(**alone)))
     for bias in (False, True):

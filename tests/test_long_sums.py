@@ -5,7 +5,7 @@ import pytest
 from helpers import host, parameter
 
 import clnn
-from clnn.gemm import clblast
+from clnn.gemm import clblast_problem
 from clnn.ops import norm
 from clnn.tensor import apply, linear_layer
 
@@ -89,8 +89,8 @@ def test_products_of_long_rows(form, n, m, columns):
 
 def test_products_by_clblast(device, monkeypatch):
     """CLBlast adds a product's terms in a row: long ones come in several calls."""
-    if clblast.problem(device):
-        pytest.skip(clblast.problem(device))
+    if clblast_problem(device):
+        pytest.skip(clblast_problem(device))
     monkeypatch.setenv("CLNN_GEMM", "clblast")
     k = 10**6
     check((full(2, k) @ full(k, 3)).numpy(), k * V * V, 4 * BOUND)

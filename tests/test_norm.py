@@ -180,11 +180,11 @@ def as_on_a_gpu(monkeypatch):
     blocks, groups = ops._Blocks.of, ops._groups
 
     class Other:
-        kind, group_width, long_loops = "gpu", 16, False
+        kind, group_width, long_loops, vector_width = "gpu", 16, False, staticmethod(lambda dtype: 4)
 
     monkeypatch.setattr(ops._Blocks, "of", staticmethod(lambda device, dtype, *sizes: blocks(Other, dtype, *sizes)))
     monkeypatch.setattr(ops, "_groups", lambda device, *sizes: groups(Other, *sizes))
-    monkeypatch.setattr(ops, "vector_width", lambda device, dtype: 4)
+    monkeypatch.setattr(clnn.Device, "vector_width", lambda self, dtype: 4)
 
 
 @pytest.fixture(params=[*GRIDS, "groups"])

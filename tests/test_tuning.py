@@ -8,7 +8,7 @@ import pytest
 from helpers import as_a_cpu, normal
 
 import clnn
-from clnn.gemm import Product, clblast, engine_name, gemm, tile, tuning
+from clnn.gemm import Shape, clblast, clblast_problem, engine_name, gemm, tile, tuning
 from clnn.gemm.tuning import Choice, TuningWarning
 from clnn.ops.image import conv, conv_plan
 from clnn.tools import cli
@@ -28,10 +28,10 @@ def fresh(device, monkeypatch, tmp_path):
     return tuning.user_file(), tuning.SHIPPED
 
 
-def product(m, n, k, form="nn", dtype=np.float32):
-    values = dict.fromkeys(Product._fields)
-    values.update(m=m, n=n, k=k, dtype=dtype, transpose_a=form[0] == "t", transpose_b=form[1] == "t")
-    return Product(**values)
+def chosen(device, *sizes):
+    """The tile in use for a product of a form and sizes."""
+    shape = Shape.of(*sizes)
+    return tile.choose(device, shape, tuning.find(device, shape).tile)
 
 
 def put(path, key, device, shape=("nn", 128, 512, 784), dtype="float32", **entry):
@@ -42,19 +42,19 @@ def put(path, key, device, shape=("nn", 128, 512, 784), dtype="float32", **entry
 
 # -- looking up -------------------------------------------------------------------------------------------------------
 def test_the_rule_where_nothing_is_known(device, fresh):
-    p = product(128, 512, 784)
+    p = Shape(128, 512, 784)
     assert tuning.find(device, p) == Choice() and engine_name(device, p) == "tile"
-    assert tile.choose(device, p)[:4] == tune.rule(device, "float32", ("nn", 128, 512, 784))
+    assert chosen(device, "nn", 128, 512, 784)[:4] == tune.rule(device, "float32", ("nn", 128, 512, 784))
 
 
 def test_the_users_table_lies_over_the_one_that_ships(device, fresh):
     user, shipped = fresh
     put(shipped, tuning.families(device)[0], device, tile=[4, 1, 4, 0])
-    assert tile.choose(device, product(128, 512, 784))[:4] == (4, 1, 4, 0)
+    assert chosen(device, "nn", 128, 512, 784)[:4] == (4, 1, 4, 0)
     put(user, device.identity, device, tile=[5, 1, 4, 64])
     device.tuned = None
-    assert tile.choose(device, product(128, 512, 784))[:4] == (5, 1, 4, 64)
-    assert tile.choose(device, product(128, 512, 784, "tn"))[:4] == tune.rule(device, "float32", ("tn", 128, 512, 784))
+    assert chosen(device, "nn", 128, 512, 784)[:4] == (5, 1, 4, 64)
+    assert chosen(device, "tn", 128, 512, 784)[:4] == tune.rule(device, "float32", ("tn", 128, 512, 784))
     assert tuning.load(device, shipped=False).classes.keys() == tuning.load(device).classes.keys()
 
 
@@ -101,17 +101,17 @@ def test_classes_tell_forms_types_widths_and_sizes_apart(device, fresh):
 
 
 def test_measured_engine(device, fresh, monkeypatch):
-    monkeypatch.setattr(clblast, "problem", lambda device: "")
-    p = product(128, 512, 784)
+    monkeypatch.setattr(clblast, "problem", lambda *_: "")
+    p = Shape(128, 512, 784)
     put(fresh[0], device.identity, device, engine="clblast")
     assert engine_name(device, p) == "clblast"
-    assert engine_name(device) == "tile" and engine_name(device, product(128, 512, 784, "tn")) == "tile"
+    assert engine_name(device) == "tile" and engine_name(device, Shape(128, 512, 784, transpose_a=True)) == "tile"
     monkeypatch.setenv("CLNN_GEMM", "tile")
     assert engine_name(device, p) == "tile"
     monkeypatch.delenv("CLNN_GEMM")
-    monkeypatch.setattr(clblast, "problem", lambda device: "it is not well")
+    monkeypatch.setattr(clblast, "problem", lambda *_: "it is not well")
     assert engine_name(device, p) == "tile"
-    monkeypatch.setattr(clblast, "problem", lambda device: "")
+    monkeypatch.setattr(clblast, "problem", lambda *_: "")
     monkeypatch.setattr(device, "kind", "gpu")
     put(fresh[0], device.identity, device, engine="tile")
     device.tuned = None
@@ -178,7 +178,7 @@ def test_writing_keeps_other_devices(device, fresh):
 
 
 def test_tiles_that_are_refused(device, fresh):
-    assert tuning.tile_problem(device, np.float32, (4, 1, 4, 0)) == ""
+    assert tile.problem(device, np.float32, (4, 1, 4, 0)) == ""
     for one, said in (
         ((0, 1, 4, 0), "mr = 0"),
         ((4, 1, 5, 0), "vw = 5"),
@@ -187,21 +187,21 @@ def test_tiles_that_are_refused(device, fresh):
         ((4, 1, 4), "no tile"),
         ((16, 8, 4, 0), "registers"),
     ):
-        assert said in tuning.tile_problem(device, np.float32, one)
-    width = tile.vector_width(device, np.float32)
-    assert width == 16 or "wider" in tuning.tile_problem(device, np.float32, (4, 1, 2 * width, 0))
+        assert said in tile.problem(device, np.float32, one)
+    width = device.vector_width(np.float32)
+    assert width == 16 or "wider" in tile.problem(device, np.float32, (4, 1, 2 * width, 0))
 
 
 def test_copies_that_do_not_fit_are_refused(device, fresh, monkeypatch):
     monkeypatch.setattr(device, "local_memory", 32 << 10)
-    assert "local memory" in tuning.tile_problem(device, np.float32, (4, 1, 4, 64))
+    assert "local memory" in tile.problem(device, np.float32, (4, 1, 4, 64))
 
 
 def test_the_rules_own_tiles_are_valid(device, fresh):
     for dtype in ("float32", "float64"):
         for some in tune.shapes(device, dtype, tune.LEVELS["thorough"]).values():
             for shape in some:
-                assert not tuning.tile_problem(device, np.dtype(dtype), tune.rule(device, dtype, shape))
+                assert not tile.problem(device, np.dtype(dtype), tune.rule(device, dtype, shape))
 
 
 def test_the_table_that_ships(device):
@@ -246,13 +246,13 @@ THIN = GOOD | {"MDIMA": 1, "MDIMC": 1, "MWG": 32, "NDIMB": 1, "NDIMC": 1, "NWG":
     ],
 )
 def test_constraints(device, values, said):
-    found = tuning.clblast_problem(device, np.float32, "Xgemm", values)
+    found = clblast.kernel_problem(device, np.float32, "Xgemm", values)
     assert said in found and bool(said) == bool(found)
 
 
 def test_candidates_are_valid(device, fresh):
     for _, one in zip(range(20), tune.parameters(device, "float32")):
-        assert tuning.parameters_problem(device, "float32", one) == ""
+        assert clblast.parameters_problem(device, "float32", one) == ""
     some = [("nn", 128, 512, 784)]
     every = [*tune.candidates(device, "float32", some, [(4, 1, 4, 0)], tune.LEVELS["thorough"])]
     assert len(every) > 20 and len(set(every)) == len(every) and (4, 1, 4, 0) not in every
@@ -265,11 +265,11 @@ def test_parameters_reach_clblast_before_its_self_test(device, fresh, monkeypatc
     did = []
     monkeypatch.setattr(clblast, "override", lambda d, dtype, kernels: did.append((dtype, kernels)))
     monkeypatch.setattr(clblast, "_self_test", lambda d: did.append("test") or "")
-    assert clblast.problem(device) == "" and did == ["test"]
+    assert clblast_problem(device) == "" and did == ["test"]
     tuning.write(user, device.identity, {"clblast": {"float32": {"Xgemm": GOOD}}})
     device.tuned = None
     clblast._problems.clear()
-    assert clblast.problem(device) == "" and did == ["test", ("float32", {"Xgemm": GOOD}), "test"]
+    assert clblast_problem(device) == "" and did == ["test", ("float32", {"Xgemm": GOOD}), "test"]
     assert len(json.loads((user.parent / "clblast-self-test.json").read_text())) == 2
 
 
@@ -321,7 +321,7 @@ def test_the_fastest_tile_is_stored_and_used(device, fresh, monkeypatch):
     assert device.tuned.classes and all(choice.tile[3] == 64 for choice in device.tuned.classes.values())
     entry = tuning.read(fresh[0], device.identity)["classes"][tune.class_of(device, "float32", ("nn", 128, 512, 784))]
     assert (entry["before"], entry["after"]) == (20.0, 10.0)
-    assert tile.choose(device, product(77, 512, 784)).kc == 64
+    assert chosen(device, "nn", 77, 512, 784).kc == 64
 
 
 def test_a_gain_of_less_than_three_percent_changes_nothing(device, fresh, monkeypatch):
@@ -387,7 +387,7 @@ def test_the_table_for_others_is_written_by_the_search(device, fresh, capsys, mo
     assert "float32 nn wide medium" in shown and "2.00x" in shown
     user.unlink()
     device.tuned = None
-    assert tile.choose(device, product(128, 512, 784)).kc == 64
+    assert chosen(device, "nn", 128, 512, 784).kc == 64
     assert device.identity in json.loads(shipped.read_text())["devices"][tuning.families(device)[1]]["measured"]
 
 
@@ -642,8 +642,9 @@ def test_a_candidate_with_wrong_numbers_is_refused(device, fresh, form, monkeypa
     used = Choice("tile", (4, 1, 4, 16))
     assert tune.error_of(device, np.dtype(np.float32), form, 9, 11, 20, used) == ""
 
-    def wrong(d, m, n, k, *more, **epilogue):
-        gemm(d, m, n, k - 1, *more, lda=m if form[0] == "t" else k, ldb=k if form[1] == "t" else n, **epilogue)
+    def wrong(d, p):
+        lda, ldb, _ = p.strides
+        gemm(d, p._replace(shape=p.shape._replace(k=p.shape.k - 1), lda=lda, ldb=ldb))
 
     monkeypatch.setattr(tune, "gemm", wrong)
     assert "wrong" in tune.error_of(device, np.dtype(np.float32), form, 9, 11, 20, used)

@@ -7,8 +7,9 @@ import hashlib
 import json
 import threading
 import warnings
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyopencl as cl
@@ -16,14 +17,27 @@ import pyopencl as cl
 from ..errors import DeviceError
 from ..files import cache_folder, write_atomically
 from ..runtime.device import Device
-from . import tuning
-
-if TYPE_CHECKING:
-    from . import Product
+from .product import Product
 
 LONGEST = 4096  # of K in one call: CLBlast adds all of it in a row (long sums: kernels/common.cl)
+PRECISIONS = {"float32": 32, "float64": 64}  # as CLBlast calls them
+CLBLAST: dict[str, dict[str, Sequence[int]]] = {  # every parameter of each kernel, and what it may be
+    "Xgemm": {
+        "GEMMK": (0,), "KREG": (1,), "KWG": (8, 16, 32, 64), "KWI": (1, 2, 4, 8, 16),
+        "MDIMA": (1, 2, 4, 8, 16, 32), "MDIMC": (1, 2, 4, 8, 16, 32), "MWG": (8, 16, 32, 64, 128, 256),
+        "NDIMB": (1, 2, 4, 8, 16, 32), "NDIMC": (1, 2, 4, 8, 16, 32), "NWG": (8, 16, 32, 64, 128, 256),
+        "SA": (0, 1), "SB": (0, 1), "STRM": (0, 1), "STRN": (0, 1), "VWM": (1, 2, 4, 8, 16), "VWN": (1, 2, 4, 8, 16),
+    },
+    "GemmRoutine": {"XGEMM_MIN_INDIRECT_SIZE": range(1, 1 << 16)},
+}  # fmt: skip
 _lock = threading.Lock()  # CLBlast before 1.6.1 is not safe across threads
 _problems: dict[str, str] = {}
+
+Parameters = dict[str, dict[str, dict[str, int]]]  # dtype: kernel: parameter: value
+
+
+class TuningWarning(UserWarning):
+    """A file of measurements that cannot be used, or a part of one; clnn does without it."""
 
 
 @lru_cache(maxsize=1)
@@ -71,14 +85,15 @@ def _multiply(queue: Any, a: Any, b: Any, c: Any, dtype: Any, p: tuple[Any, ...]
 
 def run(device: Device, p: Product) -> None:
     """C = alpha * op(A) op(B) + beta * C, without the rest of the epilogue."""
+    m, n, k, dtype, transpose_a, transpose_b = p.shape
     sizes = (
-        p.m, p.n, p.k, p.transpose_a, p.transpose_b, p.lda, p.ldb, p.ldc, p.a_offset, p.b_offset, p.c_offset,
+        m, n, k, transpose_a, transpose_b, *p.strides, p.a_offset, p.b_offset, p.c_offset,
     )  # fmt: skip
     value = p.scale.value if p.scale else None
-    label = f"clblast.gemm{(p.m, p.n, p.k, p.transpose_a, p.transpose_b)}"
-    device.check_blocks(label, (p.a, p.b, p.c), device.real(p.dtype))
+    label = f"clblast.gemm{sizes[:5]}"
+    device.check_blocks(label, (p.a, p.b, p.c), device.real(dtype))
     try:
-        device.call(label, _Call(np.dtype(p.dtype), sizes, value), (p.a, p.b, p.c), ())
+        device.call(label, _Call(np.dtype(dtype), sizes, value), (p.a, p.b, p.c), ())
     except (RuntimeError, ValueError) as error:
         raise DeviceError(
             f"CLBlast failed for {sizes} on {device!r}: {error}; CLNN_GEMM=tile does without it"
@@ -97,11 +112,56 @@ class _Call:
         _multiply(queue, a, b, c, self.dtype, self.sizes, self.value)
 
 
+# -- what is valid ----------------------------------------------------------------------------------------------------
+def kernel_problem(device: Device, dtype: Any, kernel: str, values: Any) -> str:
+    """What is wrong with parameters for one of CLBlast's kernels, or "".
+
+    CLBlast itself only looks whether each is there: with an invalid NWG it gives wrong numbers, fast.
+    """
+    names = CLBLAST.get(kernel)
+    if names is None or not isinstance(values, dict):
+        return f"{kernel!r} is no kernel that clnn tunes; there are {', '.join(CLBLAST)}"
+    if set(values) != set(names):
+        return f"{kernel} takes {', '.join(names)}, all of them, and nothing else"
+    for name, allowed in names.items():
+        if type(values[name]) is not int or values[name] not in allowed:
+            return f"{name} = {values[name]!r} is none of its values"
+    if kernel != "Xgemm":
+        return ""
+    v = values
+    threads = v["MDIMC"] * v["NDIMC"]
+    for what, whole, part in (
+        ("KWG / KWI", v["KWG"], v["KWI"]),
+        ("MWG / (MDIMC VWM)", v["MWG"], v["MDIMC"] * v["VWM"]),
+        ("MWG / (MDIMA VWM)", v["MWG"], v["MDIMA"] * v["VWM"]),
+        ("NWG / (NDIMC VWN)", v["NWG"], v["NDIMC"] * v["VWN"]),
+        ("NWG / (NDIMB VWN)", v["NWG"], v["NDIMB"] * v["VWN"]),
+        ("MDIMC NDIMC / MDIMA", threads, v["MDIMA"]),
+        ("MDIMC NDIMC / NDIMB", threads, v["NDIMB"]),
+        ("KWG MDIMA / (MDIMC NDIMC)", v["KWG"] * v["MDIMA"], threads),
+        ("KWG NDIMB / (MDIMC NDIMC)", v["KWG"] * v["NDIMB"], threads),
+    ):
+        if whole % part:
+            return f"{what} is not whole"
+    if threads > device.max_group:
+        return f"groups of {threads} work-items do not fit the device"
+    copies = v["KWG"] * (v["MWG"] * v["SA"] + v["NWG"] * v["SB"]) * np.dtype(dtype).itemsize
+    return f"copies of {copies} bytes do not fit local memory" if copies > device.local_memory else ""
+
+
+def parameters_problem(device: Device, dtype: str, kernels: Any) -> str:
+    """What is wrong with all of CLBlast's parameters for one type, or ""."""
+    if dtype not in PRECISIONS or not isinstance(kernels, dict):
+        return f"{dtype!r} is no type of float"
+    problems = (kernel_problem(device, dtype, kernel, values) for kernel, values in kernels.items())
+    return next(filter(None, problems), "")
+
+
 # -- the self-test ----------------------------------------------------------------------------------------------------
-def problem(device: Device) -> str:
+def problem(device: Device, parameters: Parameters) -> str:
     """Why CLBlast cannot be used on `device`, or "".
 
-    At its first use it gets the parameters that were measured for it. The self-test runs with them, once per driver and
+    At its first use it gets the `parameters` that were measured for it. The self-test runs with them, once per driver and
     set of parameters, and is remembered.
     """
     library, missing = _library()
@@ -109,7 +169,6 @@ def problem(device: Device) -> str:
         return missing
     if device.identity not in _problems:
         path = cache_folder() / "clblast-self-test.json"
-        parameters = (device.tuned or tuning.load(device)).clblast
         for dtype, kernels in parameters.items():
             override(device, dtype, kernels)
         key = f"{device.identity} | pyclblast {_version()}"
@@ -128,15 +187,15 @@ def problem(device: Device) -> str:
 
 
 def override(device: Device, dtype: str, kernels: dict[str, dict[str, int]]) -> None:
-    """Give CLBlast parameters of ours for this process; what is not valid must not get here (tuning.clblast_problem)."""
+    """Give CLBlast parameters of ours for this process; what is not valid must not get here (`kernel_problem`)."""
     for kernel, values in kernels.items():
         try:
             with _lock:
-                _library()[0].override_parameters(device.cl_device, kernel, tuning.PRECISIONS[dtype], values)
+                _library()[0].override_parameters(device.cl_device, kernel, PRECISIONS[dtype], values)
         except (RuntimeError, AttributeError) as error:  # another version of CLBlast, with other parameters
             warnings.warn(
                 f"this CLBlast does not take the parameters measured for {kernel} ({error}); `clnn tune` finds new ones",
-                tuning.TuningWarning,
+                TuningWarning,
                 stacklevel=2,
             )
 

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..runtime.device import Device, int_vector
-from . import tuning
-
-if TYPE_CHECKING:
-    from . import Product
+from .product import Product, Shape
 
 GROUP = 64  # work-items of a GPU's work-group, where each has a tile of its own
 SIDE = 16  # of the groups of gemm_local, as in kernels/gemm.cl
@@ -24,6 +22,8 @@ MOST_RUN = 1 << 14  # bytes of sums that gemm_row keeps: half a first-level cach
 FEW = 4  # fewer rows than this are done one by one, where B is large: a column of memory is slow to read
 UNBROKEN = 1024  # K is gone through at once up to here, else in steps of DEEP, so that what is read again is near
 DEEP = 256  # at least so much of K has a work-item where K is split
+# What a measured tile may be
+ROWS, VECTORS, WIDTHS, DEPTHS = range(1, 17), range(1, 9), (2, 4, 8, 16), (0, 16, 32, 64, 96, 128, 160, 192, 256)
 LONGEST = 1024  # products, or sums of steps, that are added in a row; beyond, K is split (long sums: kernels/common.cl)
 
 
@@ -37,6 +37,9 @@ class Tile(NamedTuple):
     kc: int = 0
     local: bool = False  # gemm_local, by groups of SIDE x SIDE work-items
     row: bool = False  # gemm_row, which has no tile
+
+
+Measured = tuple[int, int, int, int] | None  # mr, nv, vw and kc of a tile, where one was measured
 
 
 class Share(NamedTuple):
@@ -55,37 +58,45 @@ def _up(a: int, b: int) -> int:
     return -(-a // b)
 
 
-def vector_width(device: Device, dtype: Any) -> int:
-    """Lanes of a vector: the device's own width for CPUs, 4 for GPUs.
-
-    PoCL before 3.1 (its LLVM 14) aborts in the compiler on vectors of 16 floats, so it gets 8.
-    """
+def choose(device: Device, shape: Shape, measured: Measured = None, sums: bool = False) -> Tile:
+    """The tile for a product, which may add `sums`: the `measured` one, where there is a choice and one was measured. It
+    depends on layer sizes, not on the batch's, so that a remainder compiles nothing new (but for up to 3 samples and a large
+    layer)."""
+    m, n, _, dtype, transpose_a, transpose_b = shape
+    vw, weights = device.vector_width(dtype), shape.weights
     if not device.long_loops:
-        return 4
-    width = max(4, min(16, device.lanes))
-    if (0, 0) < device.pocl_version < (3, 1):
-        width = min(width, 8)
-    return width if dtype != np.float64 else max(2, width // 2)
-
-
-def choose(device: Device, p: Product) -> Tile:
-    """The tile for one product. It depends on layer sizes, not on the batch's, so that a remainder compiles nothing new
-    (but for up to 3 samples and a large layer)."""
-    vw = vector_width(device, p.dtype)
-    fixed = p.n * (p.m if p.transpose_a else p.k)  # of a layer's weights
-    if not device.long_loops:
-        if fixed < 1 << 14 or p.n < 32 or device.max_group < SIDE * SIDE:
+        if weights < 1 << 14 or n < 32 or device.max_group < SIDE * SIDE:
             return Tile(4, 1, vw)
-        return Tile(8, 2, vw, 8, local=True) if fixed >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
-    if p.m < FEW and fixed >= 1 << 15 and not (p.transpose_a or p.transpose_b or p.sums):
+        return Tile(8, 2, vw, 8, local=True) if weights >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
+    if m < FEW and weights >= 1 << 15 and not (transpose_a or transpose_b or sums):
         return Tile(1, 1, vw, row=True)
-    if measured := tuning.find(device, p).tile:
+    if measured:
         return Tile(*measured)
-    registers = 32 if vw * np.dtype(p.dtype).itemsize == 64 else 16
-    nv = 1 if p.n <= vw else 2
-    mr = 10 if registers == 32 else 5
-    copies = fixed >= 2048 if p.transpose_b else fixed >= 1 << 15
-    return Tile(mr, nv, vw, _depth(device, p.dtype, nv * vw) if copies else 0)
+    nv = 1 if n <= vw else 2
+    mr = 10 if vw * np.dtype(dtype).itemsize == 64 else 5  # of 32 registers, or of 16
+    copies = weights >= 2048 if transpose_b else weights >= 1 << 15
+    return Tile(mr, nv, vw, _depth(device, dtype, nv * vw) if copies else 0)
+
+
+def problem(device: Device, dtype: Any, tile: Any) -> str:
+    """What is wrong with a measured tile (mr, nv, vw, kc) on this device, or "". A wrong one would spill, or end the
+    compiler."""
+    if not (isinstance(tile, (list, tuple)) and len(tile) == 4 and all(type(x) is int for x in tile)):
+        return f"{tile!r} is no tile: it takes four whole numbers, mr, nv, vw and kc"
+    (mr, nv, vw, kc), most = tile, device.vector_width(dtype)
+    ranges: dict[str, tuple[int, Sequence[int]]] = {
+        "mr": (mr, ROWS), "nv": (nv, VECTORS), "vw": (vw, WIDTHS), "kc": (kc, DEPTHS),
+    }  # fmt: skip
+    for name, (value, allowed) in ranges.items():
+        if value not in allowed:
+            return f"{name} = {value} should be one of {', '.join(map(str, allowed))}"
+    if vw > most:
+        return f"vectors of {vw} are wider than the device's {most}"
+    if mr * nv + nv + 1 > device.registers:
+        return f"{mr} x {nv} vectors need {mr * nv + nv + 1} registers, of {device.registers}"
+    if kc and not copied_columns(device, dtype, nv * vw, kc):
+        return f"copies {kc} deep do not fit the device's {device.local_memory} bytes of local memory"
+    return ""
 
 
 def _depth(device: Device, dtype: Any, width: int) -> int:
@@ -99,36 +110,35 @@ def copied_columns(device: Device, dtype: Any, width: int, kc: int) -> int:
     return max(0, min(MOST_COLUMNS, room // kc)) // width * width
 
 
-def share(device: Device, p: Product, tile: Tile) -> Share:
+def share(device: Device, shape: Shape, tile: Tile) -> Share:
     """How C is divided among work-items: one tile each on a GPU (or each group, with gemm_local), blocks on a CPU."""
+    m, n, k, dtype, _, _ = shape
     if device.long_loops:
         width = tile.nv * tile.vw
         most = max(1, MOST_ROWS // tile.mr) * tile.mr
-        rows, columns = _blocks(p.m, p.n, p.k, tile.mr, width, most, device.compute_units, SMALL, ALONE)
-        work = p.m * p.n * p.k
+        rows, columns = _blocks(m, n, k, tile.mr, width, most, device.compute_units, SMALL, ALONE)
+        work = m * n * k
         enough, wanted = device.compute_units, work // SMALL if work >= ALONE else 1
         if (
             tile.row
         ):  # whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
-            rows, columns = p.m, _up(_up(p.n, _up(p.n, run_columns(device, p.dtype))), tile.vw) * tile.vw
-            enough, wanted = 4 * enough, p.n * p.k // (SMALL // 8)
+            rows, columns = m, _up(_up(n, _up(n, run_columns(device, dtype))), tile.vw) * tile.vw
+            enough, wanted = 4 * enough, n * k // (SMALL // 8)
     else:
         side, each = (SIDE, 1) if tile.local else (1, min(GROUP, device.group_width))
         rows, columns = side * tile.mr, side * tile.nv * tile.vw
         enough = wanted = 2 * each * device.compute_units
-    along, down = _up(p.n, columns), _up(p.m, rows)
+    along, down = _up(n, columns), _up(m, rows)
     items, depth = along * down, 0
     if items < enough:
-        parts = min(wanted // items, p.k // (DEEP if device.long_loops else DEEP // 4), _up(4 * enough, items))
-        depth = _up(_up(p.k, parts), 16) * 16 if parts > 1 else 0
+        parts = min(wanted // items, k // (DEEP if device.long_loops else DEEP // 4), _up(4 * enough, items))
+        depth = _up(_up(k, parts), 16) * 16 if parts > 1 else 0
     longest = LONGEST * (4 if tile.row else LONGEST if tile.local else tile.kc or DEEP)  # gemm_row adds four at a time
     if device.most_turns:
         longest = min(longest, device.most_turns // 64 * 16)
-        if p.sums:
-            device.check_turns(2 * p.k, f"column sums of {p.k:,} rows")
-    if (depth or p.k) > longest:
+    if (depth or k) > longest:
         depth = longest
-    parts = _up(p.k, depth) if depth else 1
+    parts = _up(k, depth) if depth else 1
     return Share(rows, columns, depth, items * parts, parts, along <= down)
 
 
@@ -159,11 +169,12 @@ def _blocks(
     return min(found)[1:]
 
 
-def run(device: Device, p: Product) -> None:
+def run(device: Device, p: Product, measured: Measured = None) -> None:
     """One launch for the product and its whole epilogue; where K is split, a second one for the epilogue."""
-    real = device.real(p.dtype)
-    tile = choose(device, p)
-    if tile.kc and not tile.local and not copied_columns(device, p.dtype, tile.nv * tile.vw, tile.kc):
+    m, n, k, dtype, transpose_a, transpose_b = p.shape
+    real = device.real(dtype)
+    tile = choose(device, p.shape, measured, p.sums is not None)
+    if tile.kc and not tile.local and not copied_columns(device, dtype, tile.nv * tile.vw, tile.kc):
         tile = tile._replace(kc=0)  # an array of no elements ends the process where drivers go through SPIR-V
     epilogue: dict[str, Any] = {"ACT": p.activation}
     if p.scale is not None:
@@ -174,9 +185,10 @@ def run(device: Device, p: Product) -> None:
         epilogue["KEEP"] = 1
     if p.bias is not None:
         epilogue["BIAS"] = 1
-    defines: dict[str, Any] = {"TA": int(p.transpose_a), "TB": int(p.transpose_b), **epilogue}
+    defines: dict[str, Any] = {"TA": int(transpose_a), "TB": int(transpose_b), **epilogue}
     if p.sums is not None:
-        assert not p.transpose_b, "column sums are those of B as it lies"
+        assert not transpose_b, "column sums are those of B as it lies"
+        device.check_turns(2 * k, f"column sums of {k:,} rows")
         defines["SUMS"] = 1
     if p.rows is not None:
         defines["FROM_SET"] = 1
@@ -185,23 +197,23 @@ def run(device: Device, p: Product) -> None:
         copied = {**in_registers, "KC": tile.kc, "LOCAL": 1}
         if device.group_limit("gemm", "gemm_local", real, **defines, **copied) < SIDE * SIDE:  # registers are too few
             tile = Tile(4, 1, tile.vw)
-    part = share(device, p, tile)
+    part = share(device, p.shape, tile)
     defines |= {"MR": tile.mr, "NV": tile.nv, "VW": tile.vw}
     if tile.row:
-        defines.update(ROW=1, NC=run_columns(device, p.dtype))
+        defines.update(ROW=1, NC=run_columns(device, dtype))
     elif tile.local:
         defines.update(KC=tile.kc, LOCAL=1)
     elif tile.kc:
-        columns = copied_columns(device, p.dtype, tile.nv * tile.vw, tile.kc)
+        columns = copied_columns(device, dtype, tile.nv * tile.vw, tile.kc)
         defines.update(MC=MOST_ROWS, NC=columns, KC=tile.kc, COPY=1)
     table, at = (p.scale.table, p.scale.at) if p.scale else (None, None)
     total, total_scale = p.sums if p.sums else (None, None)
     if total_scale is not None:
         table, at = (total_scale.table, total_scale.at) if p.scale is None else (table, at)
     sizes = [
-        p.m, p.n, p.k, p.lda, p.ldb, p.ldc, p.a_offset, p.b_offset, p.c_offset, part.j_first,
+        m, n, k, *p.strides, p.a_offset, p.b_offset, p.c_offset, part.j_first,
         p.scale.column if p.scale else 0, total_scale.column if total_scale else 0, part.rows, part.columns, part.depth,
-        max(1, p.k) if p.k <= UNBROKEN else DEEP,
+        max(1, k) if k <= UNBROKEN else DEEP,
     ]  # fmt: skip
     items, local = part.items, 1
     if tile.local:
@@ -212,8 +224,8 @@ def run(device: Device, p: Product) -> None:
         items = _up(items, local) * local
     c, to = p.c, sizes
     if part.parts > 1:
-        c = device.allocate(part.parts * p.m * p.n * np.dtype(p.dtype).itemsize)
-        to = [*sizes[:5], p.n, *sizes[6:8], 0, *sizes[9:]]
+        c = device.allocate(part.parts * m * n * np.dtype(dtype).itemsize)
+        to = [*sizes[:5], n, *sizes[6:8], 0, *sizes[9:]]
     device.launch(
         "gemm", "gemm_row" if tile.row else "gemm_local" if tile.local else "gemm_tile", (items,),
         int_vector(to), p.a, p.b, c, p.bias, p.saved, total, table, at, *(p.rows[1:] if p.rows else ()),
@@ -221,6 +233,6 @@ def run(device: Device, p: Product) -> None:
     )  # fmt: skip
     if part.parts > 1:
         device.launch(
-            "gemm", "gemm_sum", (_up(p.n, tile.vw), p.m),
+            "gemm", "gemm_sum", (_up(n, tile.vw), m),
             int_vector(sizes), part.parts, c, p.c, p.bias, p.saved, table, at, real=real, VW=tile.vw, SUM=1, **epilogue,
         )  # fmt: skip

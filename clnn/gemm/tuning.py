@@ -11,35 +11,30 @@ from __future__ import annotations
 import contextlib
 import json
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..files import cache_folder, write_atomically
 from ..runtime.device import Device
-
-if TYPE_CHECKING:
-    from . import Product
+from . import clblast, tile
+from .clblast import PRECISIONS
+from .clblast import TuningWarning as TuningWarning
+from .product import Shape
 
 FORMAT = 1
 SHIPPED = Path(__file__).with_name("tuned.json")
-PRECISIONS = {"float32": 32, "float64": 64}  # as CLBlast calls them
 # Classes by elements of a layer's weights
 SIZES = (("tiny", 1 << 11), ("small", 1 << 15), ("medium", 1 << 19))
-ROWS, VECTORS, WIDTHS, DEPTHS = range(1, 17), range(1, 9), (2, 4, 8, 16), (0, 16, 32, 64, 96, 128, 160, 192, 256)
-
-
-class TuningWarning(UserWarning):
-    """A file of measurements that cannot be used, or a part of one; clnn does without it."""
 
 
 class Choice(NamedTuple):
     """What to use for a product; "" and None leave it to the rules."""
 
     engine: str = ""
-    tile: tuple[int, int, int, int] | None = None  # as tile.Tile
+    tile: tile.Measured = None
 
 
 class Known:
@@ -57,116 +52,45 @@ class Known:
 
 
 # -- looking up -------------------------------------------------------------------------------------------------------
-def find(device: Device, p: Product) -> Choice:
+def known(device: Device) -> Known:
+    """What is known of a device, read at the first time."""
+    found = device.tuned
+    return found if isinstance(found, Known) else load(device)
+
+
+def find(device: Device, shape: Shape) -> Choice:
     """What is known for one product. Layer sizes count, never the batch's, so that a remainder compiles nothing."""
-    known = device.tuned or load(device)
-    if known.forced is not None:
-        return known.forced
-    fixed = p.n * (p.m if p.transpose_a else p.k)  # the layer's weights
-    key = (p.transpose_a, p.transpose_b, p.dtype, p.n, fixed)
-    choice = known.found.get(key)
+    there = known(device)
+    if there.forced is not None:
+        return there.forced
+    _, n, _, dtype, transpose_a, transpose_b = shape
+    key = (transpose_a, transpose_b, dtype, n, shape.weights)
+    choice = there.found.get(key)
     if choice is None:
-        if len(known.found) >= 4096:
-            known.found.clear()
-        name = shape_class(device, p.dtype, p.transpose_a, p.transpose_b, p.n, fixed)
-        choice = known.found[key] = known.classes.get(name, Choice())
+        if len(there.found) >= 4096:
+            there.found.clear()
+        choice = there.found[key] = there.classes.get(shape_class(device, shape), Choice())
     return choice
 
 
-def shape_class(device: Device, dtype: Any, transpose_a: bool, transpose_b: bool, n: int, fixed: int) -> str:
+def shape_class(device: Device, shape: Shape) -> str:
     """The class of a product, such as "float32 nn wide medium": type, form, columns of C, elements of the weights."""
-    from .tile import vector_width  # tile.py asks this file
-
-    lanes = vector_width(device, dtype)
+    _, n, _, dtype, transpose_a, transpose_b = shape
+    lanes = device.vector_width(dtype)
     width = "narrow" if n <= lanes else "middle" if n <= 2 * lanes else "wide"
-    size = next((name for name, bound in SIZES if fixed < bound), "large")
+    size = next((name for name, bound in SIZES if shape.weights < bound), "large")
     return f"{np.dtype(dtype).name} {'nt'[transpose_a]}{'nt'[transpose_b]} {width} {size}"
 
 
 @contextlib.contextmanager
 def forced(device: Device, choice: Choice) -> Iterator[None]:
     """Every product on `device` goes by `choice`."""
-    known = device.tuned or load(device)
-    before, known.forced = known.forced, choice
+    there = known(device)
+    before, there.forced = there.forced, choice
     try:
         yield
     finally:
-        known.forced = before
-
-
-# -- what is valid ----------------------------------------------------------------------------------------------------
-def registers(device: Device) -> int:
-    """Vector registers of a CPU: 32 with 512-bit vectors, else 16."""
-    return 32 if device.lanes >= 16 else 16
-
-
-def tile_problem(device: Device, dtype: Any, tile: Any) -> str:
-    """What is wrong with a tile (mr, nv, vw, kc) on this device, or "". A wrong one would spill, or end the compiler."""
-    from .tile import copied_columns, vector_width
-
-    if not (isinstance(tile, (list, tuple)) and len(tile) == 4 and all(type(x) is int for x in tile)):
-        return f"{tile!r} is no tile: it takes four whole numbers, mr, nv, vw and kc"
-    (mr, nv, vw, kc), most = tile, vector_width(device, dtype)
-    ranges: dict[str, tuple[int, Sequence[int]]] = {
-        "mr": (mr, ROWS), "nv": (nv, VECTORS), "vw": (vw, WIDTHS), "kc": (kc, DEPTHS),
-    }  # fmt: skip
-    for name, (value, allowed) in ranges.items():
-        if value not in allowed:
-            return f"{name} = {value} should be one of {', '.join(map(str, allowed))}"
-    if vw > most:
-        return f"vectors of {vw} are wider than the device's {most}"
-    if mr * nv + nv + 1 > registers(device):
-        return f"{mr} x {nv} vectors need {mr * nv + nv + 1} registers, of {registers(device)}"
-    if kc and not copied_columns(device, dtype, nv * vw, kc):
-        return f"copies {kc} deep do not fit the device's {device.local_memory} bytes of local memory"
-    return ""
-
-
-CLBLAST: dict[str, dict[str, Sequence[int]]] = {  # every parameter of each kernel, and what it may be
-    "Xgemm": {
-        "GEMMK": (0,), "KREG": (1,), "KWG": (8, 16, 32, 64), "KWI": (1, 2, 4, 8, 16),
-        "MDIMA": (1, 2, 4, 8, 16, 32), "MDIMC": (1, 2, 4, 8, 16, 32), "MWG": (8, 16, 32, 64, 128, 256),
-        "NDIMB": (1, 2, 4, 8, 16, 32), "NDIMC": (1, 2, 4, 8, 16, 32), "NWG": (8, 16, 32, 64, 128, 256),
-        "SA": (0, 1), "SB": (0, 1), "STRM": (0, 1), "STRN": (0, 1), "VWM": (1, 2, 4, 8, 16), "VWN": (1, 2, 4, 8, 16),
-    },
-    "GemmRoutine": {"XGEMM_MIN_INDIRECT_SIZE": range(1, 1 << 16)},
-}  # fmt: skip
-
-
-def clblast_problem(device: Device, dtype: Any, kernel: str, values: Any) -> str:
-    """What is wrong with parameters for one of CLBlast's kernels, or "".
-
-    CLBlast itself only looks whether each is there: with an invalid NWG it gives wrong numbers, fast.
-    """
-    names = CLBLAST.get(kernel)
-    if names is None or not isinstance(values, dict):
-        return f"{kernel!r} is no kernel that clnn tunes; there are {', '.join(CLBLAST)}"
-    if set(values) != set(names):
-        return f"{kernel} takes {', '.join(names)}, all of them, and nothing else"
-    for name, allowed in names.items():
-        if type(values[name]) is not int or values[name] not in allowed:
-            return f"{name} = {values[name]!r} is none of its values"
-    if kernel != "Xgemm":
-        return ""
-    v = values
-    threads = v["MDIMC"] * v["NDIMC"]
-    for what, whole, part in (
-        ("KWG / KWI", v["KWG"], v["KWI"]),
-        ("MWG / (MDIMC VWM)", v["MWG"], v["MDIMC"] * v["VWM"]),
-        ("MWG / (MDIMA VWM)", v["MWG"], v["MDIMA"] * v["VWM"]),
-        ("NWG / (NDIMC VWN)", v["NWG"], v["NDIMC"] * v["VWN"]),
-        ("NWG / (NDIMB VWN)", v["NWG"], v["NDIMB"] * v["VWN"]),
-        ("MDIMC NDIMC / MDIMA", threads, v["MDIMA"]),
-        ("MDIMC NDIMC / NDIMB", threads, v["NDIMB"]),
-        ("KWG MDIMA / (MDIMC NDIMC)", v["KWG"] * v["MDIMA"], threads),
-        ("KWG NDIMB / (MDIMC NDIMC)", v["KWG"] * v["NDIMB"], threads),
-    ):
-        if whole % part:
-            return f"{what} is not whole"
-    if threads > device.max_group:
-        return f"groups of {threads} work-items do not fit the device"
-    copies = v["KWG"] * (v["MWG"] * v["SA"] + v["NWG"] * v["SB"]) * np.dtype(dtype).itemsize
-    return f"copies of {copies} bytes do not fit local memory" if copies > device.local_memory else ""
+        there.forced = before
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -236,7 +160,7 @@ def _written(value: Any, indent: str = "") -> str:
 
 def load(device: Device, shipped: bool = True) -> Known:
     """The user's measurements over the table that ships; kept on the device."""
-    known = Known()
+    there = Known()
     tables = [(SHIPPED, shipped_for(device))] if shipped else []
     for path, found in [*tables, (user_file(), read(user_file(), device.identity))]:
         for name, entry in found.get("classes", {}).items():
@@ -244,33 +168,25 @@ def load(device: Device, shipped: bool = True) -> Known:
             if wrong:
                 warnings.warn(f"{path} says {wrong} for {name!r}, which is left out", TuningWarning, stacklevel=2)
             else:
-                known.classes[name] = choice
+                there.classes[name] = choice
         for dtype, kernels in found.get("clblast", {}).items():
-            wrong = parameters_problem(device, dtype, kernels)
+            wrong = clblast.parameters_problem(device, dtype, kernels)
             if wrong:
                 warnings.warn(f"{path} says for CLBlast: {wrong}; that is left out", TuningWarning, stacklevel=2)
             else:
-                known.clblast[dtype] = kernels
-        known.convolutions |= found.get("convolutions", {})
-    device.tuned = known
-    return known
-
-
-def parameters_problem(device: Device, dtype: str, kernels: Any) -> str:
-    """What is wrong with all of CLBlast's parameters for one type, or ""."""
-    if dtype not in PRECISIONS or not isinstance(kernels, dict):
-        return f"{dtype!r} is no type of float"
-    problems = (clblast_problem(device, dtype, kernel, values) for kernel, values in kernels.items())
-    return next(filter(None, problems), "")
+                there.clblast[dtype] = kernels
+        there.convolutions |= found.get("convolutions", {})
+    device.tuned = there
+    return there
 
 
 def _choice(device: Device, name: str, entry: Any) -> tuple[Choice, str]:
     dtype = name.split()[0] if name.split() else ""
     if dtype not in PRECISIONS or not isinstance(entry, dict):
         return Choice(), "nothing that clnn understands"
-    engine, tile = entry.get("engine", ""), entry.get("tile")
+    engine, measured = entry.get("engine", ""), entry.get("tile")
     if engine not in ("", "tile", "clblast"):
         return Choice(), f"engine {engine!r}"
-    if tile is not None and (wrong := tile_problem(device, np.dtype(dtype), tile)):
-        return Choice(), f"tile {tile!r}, but {wrong},"
-    return Choice(engine, tile and tuple(tile)), ""
+    if measured is not None and (wrong := tile.problem(device, np.dtype(dtype), measured)):
+        return Choice(), f"tile {measured!r}, but {wrong},"
+    return Choice(engine, measured and tuple(measured)), ""

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ..errors import ShapeError
-from ..gemm import column_sums, engine_name, gemm
+from ..gemm import Product, Shape, column_sums, engine_name, gemm
 from .activation import fused
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty
 
@@ -32,8 +32,11 @@ def linear(
     rows = x.rows if x.ndim == 2 and engine_name(device) == "tile" else None
     source = x.block if rows is None else rows.source
     gemm(
-        device, m, n, k, source, w.block, y.block,
-        dtype=dtype, rows=rows, bias=block_of(b), activation=activation, saved=block_of(saved),
+        device,
+        Product(
+            Shape(m, n, k, dtype), source, w.block, y.block,
+            rows=rows, bias=block_of(b), activation=activation, saved=block_of(saved),
+        ),
     )  # fmt: skip
 
     def backward(dz):
@@ -44,17 +47,18 @@ def linear(
         def write_dx(sink: Sink):
             name, before = sink.times or ("linear", None)
             gemm(
-                device, m, k, n, dz.block, w.block, sink.out, dtype=dtype, transpose_b=True,
-                scale=sink.scale, activation=name, saved=block_of(before), times=before is not None,
+                device,
+                Product(
+                    Shape(m, k, n, dtype, transpose_b=True), dz.block, w.block, sink.out,
+                    scale=sink.scale, activation=name, saved=block_of(before), times=before is not None,
+                ),
             )  # fmt: skip
 
         def write_dw_db(for_w: Sink | None, for_b: Sink | None = None):
             sums: Any = for_b and (for_b.out, for_b.scale)
             if for_w:
-                gemm(
-                    device, k, n, m, source, dz.block, for_w.out,
-                    dtype=dtype, rows=lying, transpose_a=True, scale=for_w.scale, sums=sums,
-                )  # fmt: skip
+                shape = Shape(k, n, m, dtype, transpose_a=True)
+                gemm(device, Product(shape, source, dz.block, for_w.out, scale=for_w.scale, sums=sums, rows=lying))
             elif sums:
                 column_sums(device, n, m, dz.block, sums, dtype)
 
@@ -78,12 +82,10 @@ def matmul(a: Array, b: Array) -> tuple[Array, Backward]:
     def each(x: Array, y: Array, shape, sizes, transpose_a=False, transpose_b=False) -> Array:
         out = empty(device, shape, dtype)
         rows, columns, depth = sizes
+        product = Product(Shape(rows, columns, depth, dtype, transpose_a, transpose_b), x.block, y.block, out.block)
         for i in range(count):
-            gemm(
-                device, rows, columns, depth, x.block, y.block, out.block, dtype=dtype,
-                transpose_a=transpose_a, transpose_b=transpose_b,
-                a_offset=i * rows * depth, b_offset=i * depth * columns, c_offset=i * rows * columns,
-            )  # fmt: skip
+            offsets = {"a_offset": i * rows * depth, "b_offset": i * depth * columns, "c_offset": i * rows * columns}
+            gemm(device, product._replace(**offsets))
         return out
 
     def backward(dy):

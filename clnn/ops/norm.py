@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import ShapeError
-from ..gemm.tile import vector_width
 from ..runtime.device import Device, int_vector
 from .activation import fused
 from .array import Array, Backward, Sink, block_of, check_float, check_together, empty, empty_like
@@ -41,7 +40,7 @@ class _Blocks(NamedTuple):
 
     @staticmethod
     def of(device: Device, dtype: Any, batch: int, channels: int, space: int) -> _Blocks:
-        vector, space = vector_width(device, dtype), max(1, space)
+        vector, space = device.vector_width(dtype), max(1, space)
         columns, most = (COLUMNS, 1) if device.long_loops else (vector, _width(device, 64))
         each = -(-space // columns) if space >= columns else 1  # blocks of a channel
         blocks = channels * each if space >= columns else -(-channels // (columns // space))
@@ -355,7 +354,7 @@ def _by_sample(
     of_rows, width, each = _groups(device, rows, n, ITEM)
     of_rows *= n > 0
     sizes = _sizes(rows, n, each, groups, per, run)
-    built = {"VW": vector_width(device, dtype)}
+    built = {"VW": device.vector_width(dtype)}
     stats = empty(device, (rows, 2), dtype)
     y, saved, defines = _Output.like(x, activation, keep)
     _launch(
@@ -418,7 +417,7 @@ def local_response_norm(
     (Krizhevsky et al. 2012, with alpha divided by size as PyTorch has it)."""
     batch, channels, space = _check("local_response_norm", x)
     device, real = x.device, x.real
-    vector = vector_width(device, x.dtype)
+    vector = device.vector_width(x.dtype)
     along = -(-space // vector)
     sizes, items = _sizes(batch, channels, space, size, along), batch * along * (channels > 0)
     device.check_turns(channels * (size + 1), f"local_response_norm over {channels:,} channels, {size} at a time,")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..gemm.tile import vector_width
 from ..runtime.device import Device
 from ..runtime.memory import Block
 from .array import Sink
@@ -27,14 +26,14 @@ def divided(
     parts = max(1, min(n, n * width // WORTH, PARTS * device.compute_units))
     each = max(1, -(-n // parts))
     lanes = 1 << max(1, (-(-width // step) - 1).bit_length())
-    return each, (-(-n // each),), (1,), {"VW": min(lanes, vector_width(device, dtype))}
+    return each, (-(-n // each),), (1,), {"VW": min(lanes, device.vector_width(dtype))}
 
 
 def elements(device: Device, dtype: Any, n: int) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
     """How a launch goes over n elements: those of a work-item, global and local size, defines; as `divided`."""
     if not device.long_loops:
         return 1, (n,), None, {}
-    width = vector_width(device, dtype)
+    width = device.vector_width(dtype)
     parts = max(1, min(n // WORTH, PARTS * device.compute_units))
     each = -(-n // (parts * width)) * width
     return each, (-(-n // each) if n else 0,), (1,), {"VW": width}

@@ -20,7 +20,6 @@ import numpy as np
 from ..checks import arguments, as_argument, in_range
 from ..errors import CheckpointError, ClnnError, ConfigurationError
 from ..gemm import SCALE_PAIRS, Scale
-from ..gemm.tile import vector_width
 from ..ops.array import empty_like, fill
 from ..ops.elementwise import scale_add
 from ..parameters import Run, Store, consolidate, runs
@@ -60,7 +59,7 @@ class Grid(NamedTuple):
     @staticmethod
     def over(device: Device, dtype: Any, sums: bool = False) -> Grid:
         """The grid for a device; for `sums` a group has several vectors a work-item, so that there are fewer groups."""
-        vector = vector_width(device, dtype)
+        vector = device.vector_width(dtype)
         if device.long_loops:
             return Grid(vector, ITEM // vector, 1)
         return Grid(vector, 8 if sums else 1, device.group_width)

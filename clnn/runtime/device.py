@@ -139,7 +139,7 @@ class Device:
         self.lock, self._now = FairLock(), _Now()
         self.arena: weakref.ref[Arena] | None = None  # the one that the recordings share
         self.constants: dict[Any, Block] = {}  # small read-only blocks, by what they hold
-        self.tuned: Any = None  # what measurements say about its matrix products (clnn/gemm/tuning.py)
+        self.tuned: object = None  # what measurements say about its matrix products (clnn/gemm/tuning.py)
         _every.add(self)
 
     def __repr__(self) -> str:
@@ -218,6 +218,23 @@ class Device:
                 f"{what} takes {turns:,} turns of a loop, and {self!r} ends loops after {self.most_turns:,}: use a smaller one, "
                 "or another driver or device"
             )
+
+    def vector_width(self, dtype: Any) -> int:
+        """Lanes of a vector in kernels: as many as the registers of a CPU have, 4 on GPUs.
+
+        PoCL before 3.1 (its LLVM 14) aborts in the compiler on vectors of 16 floats, so it gets 8.
+        """
+        if not self.long_loops:
+            return 4
+        width = max(4, min(16, self.lanes))
+        if (0, 0) < self.pocl_version < (3, 1):
+            width = min(width, 8)
+        return width if dtype != np.float64 else max(2, width // 2)
+
+    @property
+    def registers(self) -> int:
+        """Vector registers of a CPU: 32 with 512-bit vectors, else 16."""
+        return 32 if self.lanes >= 16 else 16
 
     @cached_property
     def pocl_version(self) -> tuple[int, int]:

@@ -364,7 +364,7 @@ def _try(index: str) -> None:
     import pyopencl as cl
 
     from ..errors import ClnnError
-    from ..gemm import clblast, engine_name
+    from ..gemm import clblast, clblast_problem, engine_name
     from ..runtime import selftest
     from ..runtime.choice import find_device
 
@@ -397,7 +397,7 @@ def _try(index: str) -> None:
         sys.exit(f"clnn's own kernel: {wrong}")
     _answer(stage="tile", text="clnn multiplies matrices right")
     if os.environ.get("CLNN_GEMM") != "tile" and clblast.available():
-        problem = clblast.problem(device) or _product(device, "clblast")
+        problem = clblast_problem(device) or _product(device, "clblast")
         _answer(stage="tile", text=f"CLBlast does not ({problem})" if problem else "so does CLBlast")
     try:
         _answer(stage="done", text=f"the engine in use is {engine_name(device)}", problem="")
@@ -409,7 +409,7 @@ def _product(device: Any, engine: str) -> str:
     """A small product, with an odd edge everywhere, against NumPy's: what is wrong with it, or ""."""
     import numpy as np
 
-    from ..gemm import gemm
+    from ..gemm import Product, Shape, gemm
 
     asked = os.environ.get("CLNN_GEMM")
     os.environ["CLNN_GEMM"] = engine
@@ -420,7 +420,7 @@ def _product(device: Any, engine: str) -> str:
         on_a, on_b, on_c = (device.allocate(4 * size) for size in (m * k, k * n, m * n))
         device.upload(a, on_a)
         device.upload(b, on_b)
-        gemm(device, m, n, k, on_a, on_b, on_c)
+        gemm(device, Product(Shape(m, n, k), on_a, on_b, on_c))
         worst = np.abs(device.read(on_c, np.empty((m, n), np.float32)) - a @ b).max()
         return "" if worst < 1e-3 else f"a product is wrong by {worst:.2g}"
     finally:

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ClnnError
-from ..gemm import gemm
-from ..gemm.tile import vector_width
+from ..gemm import Product, Shape, gemm
 from ..ops.random import Generator
 from ..runtime.choice import devices, use
 from ..runtime.device import Device
@@ -124,7 +123,7 @@ def functions(device: Device) -> Iterator[str]:
 
 def _inputs(device: Device, dtype: Any, most: float) -> Any:
     """Numbers up to `most` and their block, one element into it; how many vectors these are, and their width; blocks like it."""
-    width = vector_width(device, dtype)
+    width = device.vector_width(dtype)
     x = np.random.default_rng(0).uniform(-most, most, 1 + 37 * width).astype(dtype)
     block = device.allocate(x.nbytes)
     device.upload(x, block)
@@ -154,7 +153,7 @@ def products(device: Device) -> Iterator[str]:
     on_a, on_b, on_c = (device.allocate(4 * size) for size in (m * k, k * n, m * n))
     device.upload(a, on_a)
     device.upload(b, on_b)
-    gemm(device, m, n, k, on_a, on_b, on_c)
+    gemm(device, Product(Shape(m, n, k), on_a, on_b, on_c))
     yield from _far("a matrix product:", device.read(on_c, np.empty((m, n), np.float32)), a.astype(float) @ b, 1e-5)
 
 

@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ShapeError
-from ...gemm import Scale, engine_name, forced_engine, gemm
-from ...gemm.tile import vector_width
+from ...gemm import Product, Scale, Shape, engine_name, forced_engine, gemm
 from ...runtime.device import Device
 from ...runtime.memory import Block
 from ..activation import fused
@@ -173,7 +172,7 @@ def _by_winograd(
     epilogue: Epilogue,
     flip: Any,
 ) -> None:
-    real, vw, a = device.real(dtype), vector_width(device, dtype), plan.rb + 2
+    real, vw, a = device.real(dtype), device.vector_width(dtype), plan.rb + 2
     strips = up(g.k, plan.v * vw)
     u = device.allocate(g.groups * strips * plan.v * vw * g.c * a * a * np.dtype(dtype).itemsize)
     device.launch(
@@ -275,7 +274,7 @@ def _gradients_by_winograd(
     for_b: Sink | None,
     dtype: Any,
 ) -> None:
-    real, vw, a, size = device.real(dtype), vector_width(device, dtype), plan.rb + 2, np.dtype(dtype).itemsize
+    real, vw, a, size = device.real(dtype), device.vector_width(dtype), plan.rb + 2, np.dtype(dtype).itemsize
     width = plan.v * vw
     kp, cr = up(g.k, width) * width, up(g.c, plan.r) * plan.r
     blocks = up(n * tiles_of(g, plan.rb), plan.cb)
@@ -306,13 +305,13 @@ def _unfold(device: Device, n: int, g: Geometry, x: Block, w: Block, y: Block, d
     positions, depth, size = math.prod(g.out), g.c * g.taps, np.dtype(dtype).itemsize
     columns = device.allocate(g.groups * depth * positions * size)
     sums = device.allocate(n * g.groups * g.k * positions * size)
+    product = Product(Shape(g.k, positions, depth, dtype), w, columns, sums)
     for image in range(n):
         _unfold_image(device, g, image, x, columns, dtype)
         for group in range(g.groups):
-            gemm(
-                device, g.k, positions, depth, w, columns, sums, dtype=dtype, a_offset=group * g.k * depth,
-                b_offset=group * depth * positions, c_offset=(image * g.groups + group) * g.k * positions,
-            )  # fmt: skip
+            from_w, from_x = group * g.k * depth, group * depth * positions
+            to_y = (image * g.groups + group) * g.k * positions
+            gemm(device, product._replace(a_offset=from_w, b_offset=from_x, c_offset=to_y))
     device.launch(
         "conv", "finish", (positions, n * g.groups * g.k), g.groups * g.k, positions, n, epilogue.column, sums,
         *epilogue.arguments(y), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
@@ -323,12 +322,12 @@ def _fold(device: Device, n: int, g: Geometry, dy: Block, w: Block, dx: Block, d
     positions, depth = math.prod(g.out), g.c * g.taps
     columns = device.allocate(g.groups * depth * positions * np.dtype(dtype).itemsize)
     p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column)
+    product = Product(Shape(depth, positions, g.k, dtype, transpose_a=True), w, dy, columns)
     for image in range(n):
         for group in range(g.groups):
-            gemm(
-                device, depth, positions, g.k, w, dy, columns, dtype=dtype, transpose_a=True, a_offset=group * g.k * depth,
-                b_offset=(image * g.groups + group) * g.k * positions, c_offset=group * depth * positions,
-            )  # fmt: skip
+            from_w, to_x = group * g.k * depth, group * depth * positions
+            from_dy = (image * g.groups + group) * g.k * positions
+            gemm(device, product._replace(a_offset=from_w, b_offset=from_dy, c_offset=to_x))
         device.launch(
             "conv", "fold", (math.prod(g.space), g.groups * g.c), p, q, image, columns,
             *epilogue.arguments(dx), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
@@ -343,14 +342,12 @@ def _unfolded_gradients(
         total = fill(empty(device, (g.groups * g.k, depth), dtype), 0.0)
         columns = device.allocate(g.groups * depth * positions * total.dtype.itemsize)
         added = Scale.constant(device, dtype, 1, 1)
+        product = Product(Shape(g.k, depth, positions, dtype, transpose_b=True), dy, columns, total.block, scale=added)
         for image in range(n):
             _unfold_image(device, g, image, x, columns, dtype)
             for group in range(g.groups):
-                gemm(
-                    device, g.k, depth, positions, dy, columns, total.block, dtype=dtype, transpose_b=True, scale=added,
-                    a_offset=(image * g.groups + group) * g.k * positions, b_offset=group * depth * positions,
-                    c_offset=group * g.k * depth,
-                )  # fmt: skip
+                from_dy, from_x = (image * g.groups + group) * g.k * positions, group * depth * positions
+                gemm(device, product._replace(a_offset=from_dy, b_offset=from_x, c_offset=group * g.k * depth))
         assert for_w.scale is not None
         scale_add(total, for_w.out, for_w.scale)
     if for_b is not None:

@@ -19,8 +19,6 @@ import numpy as np
 
 from ...errors import ConfigurationError
 from ...gemm import tuning
-from ...gemm.tile import vector_width
-from ...gemm.tuning import registers
 from ...runtime.device import Device, int_vector
 from .window import Window
 
@@ -154,8 +152,8 @@ def limits(device: Device, dtype: Any) -> Limits:
     """Those of a CPU."""
     size, share = np.dtype(dtype).itemsize, min(1.0, device.local_memory / LOCAL)
     return Limits(
-        vector_width(device, dtype),
-        registers(device),
+        device.vector_width(dtype),
+        device.registers,
         int(SLAB_BYTES * share) // size,
         int(OUT * share) * 4 // size,
         int(NARROW * share) * 4 // size // 4 * 4,
@@ -461,7 +459,7 @@ def _refused(entry: Any) -> bool:
 
 def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False) -> Plan | None:
     """The plan that was measured, or else the model's; None where conv_local does it."""
-    known, key = device.tuned or tuning.load(device), (g, dtype, weights)
+    known, key = tuning.known(device), (g, dtype, weights)
     measured = known.plans.get(key)
     if measured is None and known.convolutions and key not in known.plans:
         entry = known.convolutions.get(name(g, dtype, weights))
@@ -479,7 +477,7 @@ def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False) -> 
 @contextlib.contextmanager
 def forced(device: Device, g: Geometry, dtype: Any, weights: bool, plan: Plan) -> Iterator[None]:
     """That convolution goes by `plan`."""
-    known, key = device.tuned or tuning.load(device), (g, dtype, weights)
+    known, key = tuning.known(device), (g, dtype, weights)
     known.plans[key] = plan
     try:
         yield

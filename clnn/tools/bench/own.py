@@ -12,8 +12,8 @@ import pyopencl as cl
 
 from ... import layers
 from ...callbacks import Callback
-from ...gemm import Scale, engine_name, gemm
-from ...gemm.tile import vector_width
+from ...gemm import Product as Multiplication
+from ...gemm import Scale, Shape, engine_name, gemm
 from ...layers import Dense
 from ...model import Sequential
 from ...ops.array import Array, Sink
@@ -109,15 +109,15 @@ class Clnn:
         pair = Scale.constant(d, np.float32, -0.5, 1.0)
         epilogues: dict[str, dict[str, Any]] = {
             "NN": {"bias": extra, "activation": "relu"},
-            "TN": {"scale": pair, "sums": (extra, pair), "transpose_a": True},
-            "NT": {"times": True, "activation": "relu", "saved": saved, "transpose_b": True},
+            "TN": {"scale": pair, "sums": (extra, pair)},
+            "NT": {"times": True, "activation": "relu", "saved": saved},
         }
-        epilogue = epilogues[p.form]
+        multiplication = Multiplication(Shape.of(*p), a, b, c, **epilogues[p.form])
         each = max(1, min(8, STEADY // p.work))
 
         def step(_: Any) -> None:
             for _ in range(each):
-                gemm(d, p.m, p.n, p.k, a, b, c, **epilogue)
+                gemm(d, multiplication)
 
         replays = Replays("bench")
 
@@ -129,7 +129,7 @@ class Clnn:
         def result() -> tuple[np.ndarray, np.ndarray]:
             d.upload(before, c)  # what the launches so far have added goes again
             d.upload(bias, extra)
-            gemm(d, p.m, p.n, p.k, a, b, c, **epilogue)
+            gemm(d, multiplication)
             return d.read(c, np.empty_like(before)), d.read(extra, np.empty_like(bias))
 
         run.at_once = each  # type: ignore[attr-defined]
@@ -225,7 +225,7 @@ class Peaks:
         self.local = 1 if d.long_loops else min(64, d.group_width)
         # a driver that ends long loops, with those over sums inside, would be taken for a fast one
         self.rounds = min(FMA_ROUNDS, d.most_turns // (4 * FMA_SUMS)) if d.most_turns else FMA_ROUNDS
-        self.width = vector_width(d, np.float32)
+        self.width = d.vector_width(np.float32)
         self.out = d.memory.allocate(4 * self.items)
         size = min(COPY_BYTES, d.memory.limit // 8, d.memory.piece // 2) // 4096 * 4096
         self.source, self.target = d.memory.allocate(size), d.memory.allocate(size)

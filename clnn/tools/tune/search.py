@@ -30,7 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ClnnError, ConfigurationError
-from ...gemm import Product, Scale, clblast, gemm, tile, tuning
+from ...gemm import Product, Scale, Shape, clblast, clblast_problem, gemm, tile, tuning
 from ...gemm.tuning import Choice
 from ...ops.image import conv_plan
 from ...ops.image.conv_plan import Plan
@@ -42,7 +42,7 @@ from ...runtime.recording import Recording
 from ..bench.nets import Convolution
 from . import conv
 
-Shape = tuple[str, int, int, int]  # form, m, n, k
+Sizes = tuple[str, int, int, int]  # form, m, n, k
 GAIN = 1.03  # what a candidate must win by
 SECONDS = 0.003  # a timing takes about that long
 PATIENCE = 90  # seconds for one candidate, compiling included; CLBlast gets twice that
@@ -74,14 +74,14 @@ SQUARES = (512, 1024, 2048)
 
 
 # -- what is measured -------------------------------------------------------------------------------------------------
-def shapes(device: Device, dtype: str, level: Level) -> dict[str, list[Shape]]:
+def shapes(device: Device, dtype: str, level: Level) -> dict[str, list[Sizes]]:
     """The products to time, by class; a class's first ones matter most."""
-    every: list[Shape] = []
+    every: list[Sizes] = []
     for batch, out, into in LAYERS:
         every += [("nn", batch, out, into), ("tn", into, out, batch), ("nt", batch, into, out)]
     for size in SQUARES if device.kind == "gpu" or level.shapes > 3 else SQUARES[:2]:
         every += [(form, size, size, size) for form in ("nn", "tn", "nt", "tt")]
-    found: dict[str, list[Shape]] = {}
+    found: dict[str, list[Sizes]] = {}
     for shape in every:
         found.setdefault(class_of(device, dtype, shape), []).append(shape)
     if level.shapes == 2:
@@ -89,38 +89,32 @@ def shapes(device: Device, dtype: str, level: Level) -> dict[str, list[Shape]]:
     return {name: some[: level.shapes] for name, some in found.items()}
 
 
-def class_of(device: Device, dtype: str, shape: Shape) -> str:
-    form, m, n, k = shape
-    return tuning.shape_class(
-        device, np.dtype(dtype), form[0] == "t", form[1] == "t", n, n * (m if form == "tn" else k)
-    )
+def class_of(device: Device, dtype: str, sizes: Sizes) -> str:
+    return tuning.shape_class(device, Shape.of(*sizes, np.dtype(dtype)))
 
 
-def rule(device: Device, dtype: str, shape: Shape) -> tuple[int, int, int, int]:
+def rule(device: Device, dtype: str, sizes: Sizes) -> tuple[int, int, int, int]:
     """The tile that is used where nothing was measured."""
-    form, m, n, k = shape
-    values: dict[str, Any] = dict.fromkeys(Product._fields)
-    values.update(m=m, n=n, k=k, dtype=np.dtype(dtype), transpose_a=form[0] == "t", transpose_b=form[1] == "t")
-    with tuning.forced(device, Choice()):
-        return tuple(tile.choose(device, Product(**values))[:4])  # type: ignore[return-value]
+    mr, nv, vw, kc, *_ = tile.choose(device, Shape.of(*sizes, np.dtype(dtype)))
+    return mr, nv, vw, kc
 
 
 def candidates(
-    device: Device, dtype: str, some: list[Shape], best: list[tuple[int, ...]], level: Level
+    device: Device, dtype: str, some: list[Sizes], best: list[tuple[int, ...]], level: Level
 ) -> Iterator[tuple[int, int, int, int]]:
     """Tiles to try, most promising first. The last of `best` steers them; the last ones are in random order."""
     start, tried, most = best[-1], set(best), max(n for _, _, n, _ in some)
 
     def fresh(*one: int) -> Iterator[tuple[int, int, int, int]]:
         idle = one[1] > 1 and (one[1] - 1) * one[2] >= most  # vectors that would hang over C altogether
-        if not idle and one not in tried and not tuning.tile_problem(device, np.dtype(dtype), one):
+        if not idle and one not in tried and not tile.problem(device, np.dtype(dtype), one):
             tried.add(one)
             yield one  # type: ignore[misc]
 
     # many registers in use, and few loads for each multiply-add
     blocks = [(mr, nv) for mr in (4, 5, 6, 8, 10, 12, 14) for nv in (1, 2, 3, 4)]
     blocks.sort(key=lambda one: (one[0] + one[1]) / (one[0] * one[1]) - 0.01 * one[0] * one[1])
-    blocks = [one for one in blocks if not tuning.tile_problem(device, np.dtype(dtype), (*one, start[2], 0))]
+    blocks = [one for one in blocks if not tile.problem(device, np.dtype(dtype), (*one, start[2], 0))]
     depths = (0, 256, 128, 64)
     for kc in depths:
         yield from fresh(*best[-1][:3], kc)
@@ -149,7 +143,7 @@ def parameters(device: Device, dtype: str) -> Iterator[dict[str, dict[str, int]]
     )
     every = [plain | one for one in good] if device.kind == "cpu" else []
     generator = random.Random(0)
-    names = {name: tuple(values) for name, values in tuning.CLBLAST["Xgemm"].items()}
+    names = {name: tuple(values) for name, values in clblast.CLBLAST["Xgemm"].items()}
     for _ in range(1_000_000):
         if every:
             one = every.pop(0)
@@ -161,7 +155,7 @@ def parameters(device: Device, dtype: str) -> Iterator[dict[str, dict[str, int]]
                 continue
             if not 8 <= elements <= 512:  # all of them unrolled: more compiles for minutes
                 continue
-        if not tuning.clblast_problem(device, np.dtype(dtype), "Xgemm", one):
+        if not clblast.kernel_problem(device, np.dtype(dtype), "Xgemm", one):
             yield {"Xgemm": one, "GemmRoutine": routine} if device.kind == "cpu" else {"Xgemm": one}
 
 
@@ -194,7 +188,7 @@ class Search:
         for name in [name for name, entry in self.found["classes"].items() if not isinstance(entry, dict)]:
             del self.found["classes"][name]  # what load() warned of
         for dtype in [*self.found["clblast"]]:
-            if tuning.parameters_problem(device, dtype, self.found["clblast"][dtype]):
+            if clblast.parameters_problem(device, dtype, self.found["clblast"][dtype]):
                 del self.found["clblast"][dtype]
         for part, files in (("kernel", ("gemm",)), ("convolution kernel", ("conv", "winograd"))):
             if self.found.get(part) != _digest(
@@ -253,7 +247,7 @@ class Search:
     def _tile(self, name: str, until: float) -> str:
         some, dtype = self.classes[name], name.split()[0]
         mine = self.found["classes"].get(name, {}).get("tile")
-        if tuning.tile_problem(self.device, np.dtype(dtype), mine):
+        if tile.problem(self.device, np.dtype(dtype), mine):
             mine = None
         before = self.known.classes.get(name, Choice()).tile or rule(self.device, dtype, some[0])
         best = [tuple(mine) if mine else before]
@@ -307,7 +301,7 @@ class Search:
 
         What was measured is stored at once, since one set takes as long as a class of tiles.
         """
-        some: list[Shape] = [("nn", 128, 512, 784), ("tn", 784, 512, 128), ("nn", 512, 512, 512)]
+        some: list[Sizes] = [("nn", 128, 512, 784), ("tn", 784, 512, 128), ("nn", 512, 512, 512)]
         tried: list[Any] = self.found["tried"].setdefault(dtype, [])
         own: dict[str, dict[str, int]] = {}
         for one in (own, *itertools.islice(parameters(self.device, dtype), self.level.parameters)):
@@ -355,7 +349,7 @@ class Search:
 
     def compare(
         self,
-        some: list[Shape],
+        some: list[Sizes],
         dtype: str,
         best: Choice,
         candidate: Choice,
@@ -501,7 +495,7 @@ def work(where: str) -> None:
 
 def compare(
     device: Device,
-    shapes: list[Shape],
+    shapes: list[Sizes],
     dtype: str,
     best: Any,
     candidate: Any,
@@ -511,13 +505,13 @@ def compare(
     """Seconds for each shape in each round, of the best one and the candidate, if the candidate computes right."""
     from ...gemm import clblast as engine
 
-    known = device.tuned or tuning.load(device)
+    known = tuning.known(device)
     one, two = (Choice(choice[0], choice[1] and tuple(choice[1])) for choice in (best, candidate))
     if two.engine == "clblast":
         if clblast is not None and known.clblast != clblast:
             known.clblast = clblast
             engine._problems.clear()
-        if wrong := engine.problem(device):
+        if wrong := clblast_problem(device):
             return {"wrong": wrong}
     for form in dict.fromkeys(shape[0] for shape in shapes):
         sizes = _ragged(two, form) if two.engine == "tile" else [(131, 67, 93), (37, 130, 65), (3, 5, 7)]
@@ -599,9 +593,7 @@ def multiply(device: Device, dtype: Any, form: str, m: int, n: int, k: int, with
         "nt": {"scale": plain, "activation": "relu", "saved": saved, "times": True},
         "tt": {},
     }
-    gemm(
-        device, m, n, k, a, b, c, dtype=dtype, transpose_a=form[0] == "t", transpose_b=form[1] == "t", **epilogue[form]
-    )
+    gemm(device, Product(Shape.of(form, m, n, k, dtype), a, b, c, **epilogue[form]))
 
 
 def error_of(device: Device, dtype: Any, form: str, m: int, n: int, k: int, choice: Choice) -> str:
@@ -657,7 +649,7 @@ class Timed:
         return max(1, min(1000, round(SECONDS / min(self.seconds(3) for _ in range(3)))))
 
 
-def timed_product(device: Device, dtype: str, shape: Shape, choice: Choice) -> Timed:
+def timed_product(device: Device, dtype: str, shape: Sizes, choice: Choice) -> Timed:
     used = operands(device, np.dtype(dtype), *shape)
     with tuning.forced(device, choice):
         return Timed(device, lambda: multiply(device, np.dtype(dtype), *shape, used))
@@ -693,7 +685,7 @@ def tune(
     search = Search(used, level, minutes, engine, convolutions=own or None, shipped=not ship, say=say)
     say(f"{used.name} ({used.platform}); results go to {path}. Ctrl-C stops, and the next run goes on.")
     if engine in ("clblast", "all") and not clblast.available():
-        say(f"CLBlast is left out: {clblast.problem(used)}")
+        say(f"CLBlast is left out: {clblast_problem(used)}")
     done = search.run()
     if engine != "conv":
         print(table(used, search.found["classes"]))

@@ -13,7 +13,7 @@ import numpy as np
 from ... import layers, losses, metrics, optim
 from ...data import augment
 from ...functions import log_softmax, softmax
-from ...gemm import Scale, clblast, engine_name, gemm
+from ...gemm import Product, Scale, Shape, clblast, clblast_problem, engine_name, gemm
 from ...ops.activation import FUNCTIONS
 from ...ops.random import Generator, dropout, spatial_dropout
 from ...step import step
@@ -142,7 +142,7 @@ def by_clblast(c: Checks) -> None:
     """The same by CLBlast, where it is there."""
     if not clblast.available():
         c.say(note="pyclblast is not installed")
-    elif problem := clblast.problem(c.device):
+    elif problem := clblast_problem(c.device):
         c.say(note=f"clnn does without CLBlast: {problem}")
     else:
         _by_engine(c, "clblast")
@@ -162,7 +162,7 @@ def _product(c: Checks, engine: str, m: int, n: int, k: int, ta: bool, tb: bool)
     a, b = c.normal(m, k), c.normal(k, n)
     c.case(f"{'NT'[ta]}{'NT'[tb]} {m}x{n}x{k} by {engine}")
     on_a, on_b, on_c = _held(c, a.T if ta else a), _held(c, b.T if tb else b), d.allocate(m * n * size)
-    gemm(d, m, n, k, on_a, on_b, on_c, dtype=c.dtype, transpose_a=ta, transpose_b=tb)
+    gemm(d, Product(Shape(m, n, k, c.dtype, ta, tb), on_a, on_b, on_c))
     c.close("C", d.read(on_c, np.empty((m, n), c.dtype)), a @ b, 16, np.abs(a) @ np.abs(b))
 
 
@@ -175,19 +175,21 @@ def _epilogues(c: Checks, engine: str, m: int, n: int, k: int) -> None:
     for act in ("relu", "gelu"):
         c.case(f"NN {m}x{n}x{k} with bias and {act} by {engine}")
         out, saved = _held(c, before), _held(c, before) if act == "gelu" else None
-        gemm(d, m, n, k, _held(c, a), _held(c, b), out, dtype=c.dtype, bias=_held(c, bias), activation=act, saved=saved)
+        shape = Shape(m, n, k, c.dtype)
+        gemm(d, Product(shape, _held(c, a), _held(c, b), out, bias=_held(c, bias), activation=act, saved=saved))
         c.close("C", read(out, (m, n)), ref.FUNCTIONS[act](product + bias), 32, scale + 1)
         if saved is not None:
             c.close("what its derivative needs", read(saved, (m, n)), product + bias, 32, scale + 1)
     c.case(f"TN {m}x{n}x{k} added to C, with column sums, by {engine}")
     pair, out, sums = Scale.constant(d, c.dtype, -0.5, 1.0), _held(c, before), _held(c, bias)
-    gemm(d, m, n, k, _held(c, a.T), _held(c, b), out, dtype=c.dtype, transpose_a=True, scale=pair, sums=(sums, pair))
+    shape = Shape(m, n, k, c.dtype, transpose_a=True)
+    gemm(d, Product(shape, _held(c, a.T), _held(c, b), out, scale=pair, sums=(sums, pair)))
     c.close("C", read(out, (m, n)), before - product / 2, 32, scale + 1)
     c.close("column sums", read(sums, (n,)), bias - b.sum(0) / 2, 32, np.abs(b).sum(0) + 1)
     c.case(f"NT {m}x{n}x{k} times a derivative by {engine}")
     out, saved = _held(c, np.full((m, n), np.nan)), _held(c, before)
-    gemm(d, m, n, k, _held(c, a), _held(c, b.T), out, dtype=c.dtype, transpose_b=True, activation="relu", saved=saved,
-         times=True)  # fmt: skip
+    shape = Shape(m, n, k, c.dtype, transpose_b=True)
+    gemm(d, Product(shape, _held(c, a), _held(c, b.T), out, activation="relu", saved=saved, times=True))
     c.close("C", read(out, (m, n)), product * (before > 0), 32, scale + 1)
 
 

@@ -15,7 +15,7 @@ import pyopencl as cl
 
 from ... import __version__
 from ...errors import OutOfDeviceMemory
-from ...gemm import Product, engine_name, tile
+from ...gemm import Shape, engine_name, tile, tuning
 from ...ops.image.conv_plan import geometry, plan_for, shown, turned
 from ...ops.image.window import slide
 from ...runtime.choice import device
@@ -51,7 +51,7 @@ def about(say: Say, began: float) -> dict[str, Any]:
             continue
     d.queue  # noqa: B018 - opens the device
     return {
-        **own.about(), "kind": d.kind, "lanes": tile.vector_width(d, np.float32), "fp16": d.has_fp16, "fp64": d.has_fp64,
+        **own.about(), "kind": d.kind, "lanes": d.vector_width(np.float32), "fp16": d.has_fp16, "fp64": d.has_fp64,
         "limits": {name: value if isinstance(value, (int, str)) else list(value) for name, value in limits.items()},
         "extensions": d.cl_device.extensions.split(), "clnn": __version__, "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}", "packages": packages,
@@ -140,15 +140,10 @@ def products(say: Say, began: float) -> dict[str, Any]:
 
 
 def _plan(d: Device, p: workloads.Product) -> str:
-    a, b = (form == "T" for form in p.form)
-    nothing: Any = None
-    product = Product(
-        p.m, p.n, p.k, nothing, nothing, nothing, np.dtype(np.float32), a, b, p.m if a else p.k, p.k if b else p.n, p.n,
-        0, 0, 0, None, None, "linear", None, False, None, None,
-    )  # fmt: skip
-    if engine_name(d, product) == "clblast":
+    shape = Shape.of(*p)
+    if engine_name(d, shape) == "clblast":
         return "CLBlast"
-    t = tile.choose(d, product)
+    t = tile.choose(d, shape, tuning.find(d, shape).tile)
     kind = "row" if t.row else "local" if t.local else "tile"
     return f"gemm_{kind} {t.mr}x{t.nv}x{t.vw}" + (f", {t.kc} deep" if t.kc else "")
 
