@@ -50,6 +50,8 @@ typedef REAL T;
 // `at` holds the row's number, so a replay reads this step's learning rate from device memory.
 #define SCALE_PAIRS 5
 #define SCALE(table, at, column) ((table)[(at)[0] * SCALE_PAIRS + (column)])
+// What the sink then holds; `out` is not read where beta is 0.
+#define AXPBY(pair, gradient, out) ((pair).y == 0 ? (pair).x * (gradient) : (pair).x * (gradient) + (pair).y * (out))
 
 // Row r of a mini-batch inside the whole data set: order[first + r], or first + r without an order. `state` holds first in
 // [0] for the forward pass, and in [2] for the backward pass, when the loss has already moved [0] on.

@@ -1,20 +1,11 @@
 // What convolution kernels share: how sizes are handed over, and what becomes of a sum before it is stored.
 //
-// Epilogue of a sum s at channel k, each part there only if its define is: SCALED alpha * s + beta * y, TIMES times ACT's
-// derivative at SAVED before beta * y is added, FACTOR times factor[k], BIAS + bias[k], KEEP (the value so far goes to SAVED), ACT f(...) unless TIMES.
-#ifndef ACT
-#define ACT linear
-#endif
-#include "activation.cl"
+// Epilogue of a sum at channel k, each part there only if its define is: SCALED, TIMES as in sink.cl, FACTOR times factor[k],
+// BIAS + bias[k], KEEP (the value so far goes to SAVED), ACT f(...) unless TIMES.
 #ifdef VW
-#include "vectors.cl"
 #define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
-#else                  // for GPUs
-#define UNROLL _Pragma("unroll")
-#define VLOAD(i, p) (p)[i]
-#define load_n(p, n) (p)[0]
-#define store_n(x, p, n) (p)[0] = (x)
 #endif
+#include "sink.cl"
 
 // p: G C K, in D H W, out D H W, size D H W, stride D H W, and a number of its own for each kernel
 // q: padding before D H W, dilation D H W, up D H W, and seven numbers more
@@ -24,11 +15,6 @@
   const int PD = q.s0, PH = q.s1, PW = q.s2, DD = q.s3, DH = q.s4, DW = q.s5, UD = q.s6, UH = q.s7, UW = q.s8;           \
   const int TAPS = KD * KH * KW, DEPTH = (ID - 1) * UD + 1, HEIGHT = (IH - 1) * UH + 1;
 
-#ifdef SCALED
-#define PAIR SCALE(scale, at, column)
-#else
-#define PAIR (real2)(1, 0)
-#endif
 #ifdef FACTOR
 #define FACTOR_OF(k) factor[k]
 #else
@@ -40,16 +26,7 @@
 #define BIAS_OF(k) 0
 #endif
 INLINE T epilogue(T x, real a, real b, global const real *saved, global real *kept, global const real *y, int n, real2 pair) {
-#ifdef SCALED
-  x *= pair.x;
-#endif
-#ifdef TIMES
-  const T before = VLOAD(0, saved);
-  x *= DERIVATIVE(before);
-#endif
-#ifdef SCALED
-  if (pair.y != 0) x += pair.y * load_n(y, n);
-#endif
+  x = sunk(x, saved, y, n, pair);
 #ifdef FACTOR
   x *= a;
 #endif

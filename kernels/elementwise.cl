@@ -106,12 +106,12 @@ kernel void binary_backward_b(BINARY_ARGS, global const real *dy, global real *d
 #endif
 #endif
 
-// out = alpha * g + beta * out, with a sink's (alpha, beta); out is not read where beta is 0.
+// out = alpha * g + beta * out, with a sink's (alpha, beta)
 kernel void scale_add(int n, global const real *g, global real *out, global const real2 *scale, global const int *at, int column) {
   const int i = get_global_id(0);
   if (i >= n) return;
-  const real2 s = SCALE(scale, at, column);
-  out[i] = s.y == 0 ? s.x * g[i] : s.x * g[i] + s.y * out[i];
+  const real2 pair = SCALE(scale, at, column);
+  out[i] = AXPBY(pair, g[i], out[i]);
 }
 
 // y = value everywhere

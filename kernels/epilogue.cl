@@ -26,6 +26,5 @@ kernel void column_sums(int n, int rows, global const real *x, global real *out,
     for (IN_SPAN(r, first, rows)) part += x[(size_t)r * n + c];
     ADD_TO(real, all, part)
   }
-  const real sum = pair.x * WHOLE(all);
-  out[c] = pair.y == 0 ? sum : sum + pair.y * out[c];
+  out[c] = AXPBY(pair, WHOLE(all), out[c]);
 }

@@ -12,7 +12,7 @@
 //                               the other, and gemm_sum adds them up and does the epilogue.
 //
 // Epilogue, in this order, each part there only if its define is:
-//   SCALED  alpha * s + beta * C, the pair from a scale table (common.cl); C is not read where beta is 0
+//   SCALED  alpha * s + beta * C, the pair from a scale table (sink.cl)
 //   TIMES   the product is multiplied by ACT's derivative at SAVED (M, N) before beta * C is added
 //   BIAS    + bias (N)
 //   KEEP    the value so far goes to SAVED: what activations whose derivative needs x come back to
@@ -30,11 +30,10 @@
 #ifndef KC
 #define KC 16  // depth of what is copied at a time
 #endif
-#ifndef ACT
-#define ACT linear
+#ifdef SCALED
+#define PAIR SCALE(scale, at, s.sa)
 #endif
-#include "activation.cl"
-#include "vectors.cl"
+#include "sink.cl"
 
 #define NR (NV * VW)
 
@@ -57,17 +56,8 @@
 // What becomes of the sum x of one vector of C at row, col. `later`: C already holds the products of earlier k.
 INLINE T epilogue(T x, int later, int last, global const real *c, global const real *bias, global real *saved, int N,
                   int row, int col, int n, real2 pair) {
-#ifdef SCALED
-  x *= pair.x;
-#endif
-#ifdef TIMES
-  const T before = VLOAD(0, saved + (size_t)row * N + col);
-  x *= DERIVATIVE(before);
-#endif
-  if (later) x += load_n(c, n);
-#ifdef SCALED
-  else if (pair.y != 0) x += pair.y * load_n(c, n);
-#endif
+  // the products of earlier k have been through here
+  x = sunk(x, saved + (size_t)row * N + col, c, n, (real2)(pair.x, later ? 1 : pair.y));
   if (!last) return x;
 #ifdef BIAS
   x += VLOAD(0, bias + col);
@@ -105,18 +95,10 @@ INLINE void column_sums(int N, int K, int j, int end, global const real *B, int 
       global real *d = D + c + v * VW;
       const int n = N - c - v * VW;
       const T all = VLOAD(v, t), all_lost = VLOAD(v, lost);
-      T sum = WHOLE(all) * pair.x;
-      if (pair.y != 0) sum += pair.y * load_n(d, n);
-      store_n(sum, d, n);
+      store_n(AXPBY(pair, WHOLE(all), load_n(d, n)), d, n);
     }
   }
 }
-#endif
-
-#ifdef SCALED
-#define PAIR SCALE(scale, at, s.sa)
-#else
-#define PAIR (real2)(1, 0)
 #endif
 
 // FROM_SET: A is the whole data set, and row r of a mini-batch is its row order[first + r]

@@ -19,8 +19,7 @@
 //
 // A build has the one kernel that its defines ask for: parts of a fused step (clnn/runtime/fusion.py) share no name.
 //   KEEP    the value before the activation goes to `saved`: what activations whose derivative needs x come back to
-//   TIMES   a gradient is multiplied by ACT's derivative at `saved`
-//   SCALED  out = alpha * gradient + beta * out, the pair from a scale table (common.cl); out is not read where beta is 0
+//   TIMES, SCALED: how a gradient is written (sink.cl)
 #ifndef VW
 #define VW 4          // lanes of a vector
 #endif
@@ -30,11 +29,8 @@
 #ifndef WIDTH
 #define WIDTH 1       // work-items in a group
 #endif
-#ifndef ACT
-#define ACT linear
-#endif
-#include "activation.cl"
-#include "vectors.cl"
+#include "group.cl"
+#include "sink.cl"
 
 // Squares are of distances in units of 2^20, so that those of values near 1e19 do not overflow; epsilon hides what gets lost
 // of distances below 1e-12.
@@ -57,19 +53,12 @@ static inline T first_n(T x, int n) {                 // 0 in the other lanes
   for (int l = n; l < VW; l++) t[l] = 0;
   return VLOAD(0, t);
 }
-static inline real lanes(T x) {                       // their sum, by halves
-  real t[VW];
-  VSTORE(x, 0, t);
-  for (int h = VW / 2; h; h /= 2) for (int l = 0; l < h; l++) t[l] += t[l + h];
-  return t[0];
-}
-
 static inline real sum_of(const real *p, int n) {
   real sum = 0;
   if (n < VW) { for (int i = 0; i < n; i++) sum += p[i]; return sum; }
   T t = (T)(0);
   for (int i = 0; i < n; i += VW) t += first_n(VLOAD(0, p + i), n - i);
-  return lanes(t);
+  return sum_of_lanes(t);
 }
 
 // y = f(x), up to n lanes
@@ -79,48 +68,6 @@ static inline void activate(T x, global real *y, global real *saved, int n) {
 #endif
   store_n(ACTIVATE(x), y, n);
 }
-
-#ifdef SCALED
-#define PAIR SCALE(scale, at, column)
-#else
-#define PAIR (real2)(1, 0)
-#endif
-#define SINK_ARGS global real *out, global const real *saved, global const real2 *scale, global const int *at, int column
-
-// A gradient to where it belongs, up to n lanes
-static inline void deliver(T d, global real *out, global const real *saved, int n, real2 pair) {
-#ifdef SCALED
-  d *= pair.x;
-#endif
-#ifdef TIMES
-  const T before = VLOAD(0, saved);
-  d *= DERIVATIVE(before);
-#endif
-#ifdef SCALED
-  if (pair.y != 0) d += pair.y * load_n(out, n);
-#endif
-  store_n(d, out, n);
-}
-
-// The sum over a group of WIDTH, in every work-item, always in one order
-#if WIDTH > 1
-#define SHARED local real shared[WIDTH];
-#define OVER_GROUP(x) over_group(x, shared)
-static inline real over_group(real mine, local real *shared) {
-  const int id = get_local_id(0);
-  barrier(CLK_LOCAL_MEM_FENCE);                       // the last sum has been read
-  shared[id] = mine;
-  barrier(CLK_LOCAL_MEM_FENCE);
-  for (int h = WIDTH / 2; h; h /= 2) {
-    if (id < h) shared[id] += shared[id + h];
-    barrier(CLK_LOCAL_MEM_FENCE);
-  }
-  return shared[0];
-}
-#else
-#define SHARED
-#define OVER_GROUP(x) (x)
-#endif
 
 // ---- by channel ----------------------------------------------------------------------------------------------------------
 // s: batch, channels, space, rows of a chunk, blocks in a row of blocks, items
@@ -222,7 +169,7 @@ kernel GROUP_OF(WIDTH) void channel_sums(int8 s, global const real *x, global co
     } else {
       T t = (T)(0);
       for (int i = 0; i < run; i += VW) t += first_n((VLOAD(0, kc + i) - kc[0]) * (real)IN_UNITS + VLOAD(0, ac + i) * one, run - i);
-      sum = lanes(t);
+      sum = sum_of_lanes(t);
     }
     const real middle = sum / run;
     if (run < VW) {
@@ -236,7 +183,7 @@ kernel GROUP_OF(WIDTH) void channel_sums(int8 s, global const real *x, global co
         const T ai = VLOAD(0, ac + i), d = (VLOAD(0, kc + i) - kc[0]) * (real)IN_UNITS + ai * one - middle;
         t += first_n(VLOAD(0, bc + i) - ai * ai * one + n * d * d, run - i);
       }
-      squares = lanes(t);
+      squares = sum_of_lanes(t);
     }
     parts[c] = (real2)(kc[0] + middle / (real)IN_UNITS, squares);
 #else
@@ -286,9 +233,6 @@ kernel GROUP_OF(WIDTH) void join_moments(int8 s, int parts, int each, global con
 // Sums over parts: those of dy are beta's gradient, those of dy (x - mean), divided by the deviation if there are stats, gamma's;
 // to their sinks, where there are. With dx: p and q of dx = a (dy + (x - mean) / deviation p + q), each (channels,). n: values of
 // a channel
-static inline void to_sink(real g, global real *out, int c, real2 pair) {
-  out[c] = pair.y == 0 ? pair.x * g : pair.x * g + pair.y * out[c];
-}
 kernel GROUP_OF(WIDTH) void join_sums(int channels, int parts, int each, int n, global const real2 *part, global const real *stats, global real *dx,
                                       global real *dgamma, global const real2 *gamma_scale, global const int *gamma_at, int gamma_column,
                                       global real *dbeta, global const real2 *beta_scale, global const int *beta_at, int beta_column) {
@@ -307,8 +251,8 @@ kernel GROUP_OF(WIDTH) void join_sums(int channels, int parts, int each, int n, 
         dx[c] = -product / n;
         dx[channels + c] = -sum / n;
       }
-      if (dgamma) to_sink(product, dgamma, c, SCALE(gamma_scale, gamma_at, gamma_column));
-      if (dbeta) to_sink(sum, dbeta, c, SCALE(beta_scale, beta_at, beta_column));
+      if (dgamma) dgamma[c] = AXPBY(SCALE(gamma_scale, gamma_at, gamma_column), product, dgamma[c]);
+      if (dbeta) dbeta[c] = AXPBY(SCALE(beta_scale, beta_at, beta_column), sum, dbeta[c]);
     }
   }
 }
@@ -353,7 +297,7 @@ kernel GROUP_OF(WIDTH) void channel_backward(int8 s, global const real *x, globa
   PLACE
   const real2 pair = PAIR;
   T ka[VECTORS];
-  dy += start; out += start;
+  dy += start; dx += start;
 #ifdef CENTRED
   T km[VECTORS], ks[VECTORS], kp[VECTORS], kq[VECTORS];
   spread((real *)km, a, p);
@@ -367,14 +311,14 @@ kernel GROUP_OF(WIDTH) void channel_backward(int8 s, global const real *x, globa
 #ifdef TIMES
   saved += start;
 #endif
-  for (int r = p.row; r < p.end; r++, dy += stride, out += stride) {
+  for (int r = p.row; r < p.end; r++, dy += stride, dx += stride) {
     for (int v = 0; v < vectors; v++) {
       T d = VLOAD(v, dy);
 #ifdef CENTRED
       d += (VLOAD(v, x) - km[v]) * ks[v] * kp[v] + kq[v];
 #endif
       d *= ka[v];
-      deliver(d, out + v * VW, saved + v * VW, p.width - v * VW, pair);
+      write_lanes(d, saved + v * VW, dx + v * VW, p.width - v * VW, pair);
     }
 #ifdef CENTRED
     x += stride;
@@ -439,7 +383,7 @@ kernel GROUP_OF(WIDTH) void row_forward(int8 s, global const real *x, global con
       for (MY_VECTORS_OF_PART) { const T d = VLOAD(0, row + i) * (real)IN_UNITS; part += first_n(d * d, n - i); }
       ADD_TO(T, squares, part)
     }
-    const real in_units = OVER_GROUP(lanes(WHOLE(squares))) / n;
+    const real in_units = OVER_GROUP(sum_of_lanes(WHOLE(squares))) / n;
 #else
     const real near = row[0];                         // sums of distances from any value are more accurate
     TOTAL(T, sum);
@@ -448,7 +392,7 @@ kernel GROUP_OF(WIDTH) void row_forward(int8 s, global const real *x, global con
       for (MY_VECTORS_OF_PART) part += first_n(VLOAD(0, row + i) - near, n - i);
       ADD_TO(T, sum, part)
     }
-    mean = near + OVER_GROUP(lanes(WHOLE(sum))) / n;
+    mean = near + OVER_GROUP(sum_of_lanes(WHOLE(sum))) / n;
     TOTAL(T, rest);
     for (EACH_PART) {
       T part = (T)(0), of_squares = (T)(0);
@@ -456,8 +400,8 @@ kernel GROUP_OF(WIDTH) void row_forward(int8 s, global const real *x, global con
       ADD_TO(T, rest, part)
       ADD_TO(T, squares, of_squares)
     }
-    const real off = OVER_GROUP(lanes(WHOLE(rest))) / n;  // what rounding has left of the mean
-    const real in_units = OVER_GROUP(lanes(WHOLE(squares))) / n - off * off;
+    const real off = OVER_GROUP(sum_of_lanes(WHOLE(rest))) / n;  // what rounding has left of the mean
+    const real in_units = OVER_GROUP(sum_of_lanes(WHOLE(squares))) / n - off * off;
 #endif
     const real scale = one_over_deviation(in_units, epsilon);
     const int o = r % s.s3 * s.s4;
@@ -493,7 +437,7 @@ kernel GROUP_OF(WIDTH) void run_sums(int8 s, global const real *x, global const 
       ADD_TO(T, gs, a)
       ADD_TO(T, products, b)
     }
-    const real sum = OVER_GROUP(lanes(WHOLE(gs))), product = OVER_GROUP(lanes(WHOLE(products)));
+    const real sum = OVER_GROUP(sum_of_lanes(WHOLE(gs))), product = OVER_GROUP(sum_of_lanes(WHOLE(products)));
     if (get_local_id(0) == 0) sums[r] = (real2)(sum, product);
   }
 }
@@ -526,7 +470,7 @@ kernel GROUP_OF(WIDTH) void row_backward(int8 s, global const real *x, global co
       ADD_TO(T, gs, a)
       ADD_TO(T, products, b)
     }
-    real sum = lanes(WHOLE(gs)), product = lanes(WHOLE(products));
+    real sum = sum_of_lanes(WHOLE(gs)), product = sum_of_lanes(WHOLE(products));
 #else
     TOTAL(real2, both);
     for (int k = get_local_id(0); k < s.s4; k += WIDTH) ADD_TO(real2, both, sums[(size_t)r * s.s4 + k] * (gamma ? gamma[o + k] : 1))
@@ -543,7 +487,7 @@ kernel GROUP_OF(WIDTH) void row_backward(int8 s, global const real *x, global co
       T g = VLOAD(0, dy + row + i);
       if (gamma) g *= of_runs(gamma + o, i, s.s5);
       const T h = (VLOAD(0, x + row + i) - of.x) * of.y;
-      deliver((g - sum - h * product) * of.y, out + row + i, saved + row + i, n - i, pair);
+      write_lanes((g - sum - h * product) * of.y, saved + row + i, dx + row + i, n - i, pair);
     }
   }
 }
@@ -599,7 +543,7 @@ kernel void response_backward(int8 s, global const real *x, global const real *d
     for (int j = max(0, c - (s.s3 - 1) / 2); j <= min(channels - 1, c + s.s3 / 2); j++) sum += VLOAD(0, t + start + (size_t)j * space);
     const size_t to = start + (size_t)c * space;
     const T g = VLOAD(0, dy + to) * POWER(VLOAD(0, d + to), -beta);
-    deliver(g - 2 * alpha * beta / s.s3 * sum * VLOAD(0, x + to), out + to, saved + to, n, pair);
+    write_lanes(g - 2 * alpha * beta / s.s3 * sum * VLOAD(0, x + to), saved + to, dx + to, n, pair);
   }
 }
 #endif

@@ -150,32 +150,8 @@ kernel void update(int n, int decays, global T *restrict gradient, global T *res
 #endif
 
 // -- sums over whole stores: each group leaves the sum of its stretch, then one group adds those up, always in one order
-static inline real lanes(T x) {
-#ifdef VW
-  real sum = 0;
-  const real *lane = (const real *)&x;
-  for (int k = 0; k < VW; k++) sum += lane[k];
-  return sum;
-#else
-  return x;
-#endif
-}
-
-#if WIDTH > 1
-#define SHARED local real2 shared[WIDTH];
-#define OVER_GROUP(x) over_group(x, shared)
-// The sum over the group, in work-item 0
-static inline real2 over_group(real2 mine, local real2 *shared) {
-  const int id = get_local_id(0);
-  shared[id] = mine;
-  barrier(CLK_LOCAL_MEM_FENCE);
-  if (id == 0) for (int k = 1; k < WIDTH; k++) mine += shared[k];
-  return mine;
-}
-#else
-#define SHARED
-#define OVER_GROUP(x) (x)
-#endif
+#define SUMMED real2
+#include "group.cl"
 
 // Sums of g^2, for clipping by norm. The second of each pair is the sum of (g / 2^80)^2: it counts where the first overflows.
 #define SMALL 8.271806125530277e-25
@@ -190,7 +166,7 @@ kernel void squares(int n, int first, global const T *gradient, global real2 *pa
     s += g * g;
     t += h * h;
   }
-  const real2 sum = OVER_GROUP((real2)(lanes(s), lanes(t)));
+  const real2 sum = OVER_GROUP((real2)(sum_of_lanes(s), sum_of_lanes(t)));
   if (get_local_id(0) == 0) partial[first + group] = sum;
 }
 #endif
@@ -233,7 +209,7 @@ kernel void lamb_moments(global const int4 *chunks, global const T *gradient, gl
     of_weights += w * w;
     of_steps += step * step;
   }
-  const real2 sum = OVER_GROUP((real2)(lanes(of_weights), lanes(of_steps)));
+  const real2 sum = OVER_GROUP((real2)(sum_of_lanes(of_weights), sum_of_lanes(of_steps)));
   if (get_local_id(0) == 0) partial[get_group_id(0)] = sum;
 }
 #endif

@@ -281,7 +281,7 @@ kernel void winograd_sum(int G, int C, int K, int parts, int for_w, int for_b, g
       const real2 pair = SCALE(scale_b, at_b, for_b);
       for (int l = 0; l < min(VW, K - k0); l++) {
         global real *to = db + g * K + k0 + l;
-        *to = pair.y == 0 ? pair.x * out[0][l] : pair.x * out[0][l] + pair.y * *to;
+        *to = AXPBY(pair, out[0][l], *to);
       }
       continue;
     }
@@ -303,7 +303,7 @@ kernel void winograd_sum(int G, int C, int K, int parts, int for_w, int for_b, g
     const real2 pair = SCALE(scale_w, at_w, for_w);
     for (int l = 0; l < min(VW, K - k0); l++) {
       global real *to = dw + (((size_t)g * K + k0 + l) * C + c) * 9;
-      for (int t = 0; t < 9; t++) to[t] = pair.y == 0 ? pair.x * out[t][l] : pair.x * out[t][l] + pair.y * to[t];
+      for (int t = 0; t < 9; t++) to[t] = AXPBY(pair, out[t][l], to[t]);
     }
   }
 }

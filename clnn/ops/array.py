@@ -65,11 +65,22 @@ class Array:
 
 
 class Sink(NamedTuple):
-    """Where a gradient goes: out = alpha * gradient (* f'(saved)) + beta * out."""
+    """Where a gradient goes: out = alpha * gradient (* f'(saved)) + beta * out; kernels/sink.cl writes it."""
 
     out: Block
     scale: Scale | None = None
     times: tuple[str, Array] | None = None
+
+    def arguments(self) -> tuple[Any, ...]:
+        """What a kernel takes as SINK_ARGS: saved, out, the scale's table, row and column."""
+        saved = self.times[1].block if self.times else None
+        scale = self.scale
+        return saved, self.out, *((scale.table, scale.at, scale.column) if scale else (None, None, 0))
+
+    def defines(self) -> dict[str, Any]:
+        """The defines that go with them."""
+        scaled: dict[str, Any] = {"SCALED": 1} if self.scale else {}
+        return scaled | ({"TIMES": 1, "ACT": self.times[0]} if self.times else {})
 
 
 Gradient = Any  # an Array, or Callable[[Sink | None, ...], None]

@@ -93,16 +93,6 @@ class _Output(NamedTuple):
         return _Output(y, saved, {"ACT": activation, **({} if saved is None else {"KEEP": 1})})
 
 
-def _into(sink: Sink) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A sink as kernels take it: arguments and defines."""
-    scale = sink.scale
-    defines: dict[str, Any] = {} if scale is None else {"SCALED": 1}
-    if sink.times is not None:
-        defines |= {"TIMES": 1, "ACT": sink.times[0]}
-    saved = block_of(sink.times[1]) if sink.times else None
-    return (sink.out, saved, *((None, None, 0) if scale is None else scale[:3])), defines
-
-
 def _pair(sink: Sink | None) -> tuple[Any, ...]:
     """The sink of a small gradient as kernels take it; nothing without one."""
     if sink is None:
@@ -193,7 +183,7 @@ def batch_norm(
         def write_dx(sink: Sink):
             if not joined:
                 join()
-            into, how = _into(sink)
+            into, how = sink.arguments(), sink.defines()
             blocks.launch(
                 device, "channel_backward", real, x.block, dz.block, stats.block, joined.pop().block, *into,
                 BACKWARD=1, CENTRED=1, **how,
@@ -219,7 +209,7 @@ def channel_affine(
 
     def backward(dz):
         def write_dx(sink: Sink):
-            into, how = _into(sink)
+            into, how = sink.arguments(), sink.defines()
             blocks.launch(device, "channel_backward", real, x.block, dz.block, a.block, None, *into, BACKWARD=1, **how)
 
         def write_da_db(for_a: Sink | None, for_b: Sink | None):
@@ -385,7 +375,7 @@ def _by_sample(
             return summed[0]
 
         def write_dx(sink: Sink):
-            into, how = _into(sink)
+            into, how = sink.arguments(), sink.defines()
             if not last or sink.scale is not None:  # x may be its own sink: what else reads it comes first
                 sums()
             _launch(
@@ -434,7 +424,7 @@ def local_response_norm(
                 "norm", "response_terms", (items,), sizes, x.block, dz.block, d.block, terms.block, float(beta),
                 real=real, RESPONSE_TERMS=1, VW=vector,
             )  # fmt: skip
-            into, how = _into(sink)
+            into, how = sink.arguments(), sink.defines()
             device.launch(
                 "norm", "response_backward", (items,), sizes, x.block, dz.block, d.block, terms.block, float(alpha), float(beta),
                 *into, real=real, RESPONSE_BACKWARD=1, VW=vector, **how,

@@ -14,7 +14,7 @@ from ..errors import ConfigurationError, ShapeError
 from ..runtime.device import Device
 from .array import Array, Backward, Sink, check_float, empty, empty_like, fill
 from .elementwise import binary
-from .rows import divided, sink_of
+from .rows import divided
 
 EACH = 32  # numbers that a work-item makes, as in kernels/random.cl
 
@@ -119,7 +119,7 @@ def spatial_dropout(x: Array, rate: float, generator: Generator) -> tuple[Array,
 
     def scale(source: Array, sink: Sink) -> None:
         each, size, local, vectors = divided(x.device, x.dtype, planes, run)
-        arguments, how = sink_of(sink)
+        arguments, how = sink.arguments(), sink.defines()
         x.device.launch(
             "planes", "planes_scale", size, planes, run, each, factor.block, source.block, *arguments,
             local=local, real=x.real, **vectors, **how,

@@ -1,12 +1,10 @@
-"""Launches over the rows of an array: how they are divided among work-items, and what a gradient's sink adds to them."""
+"""Launches over the rows of an array: how they are divided among work-items."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..runtime.device import Device
-from ..runtime.memory import Block
-from .array import Sink
 
 WORTH = 1 << 12  # elements that are worth a CPU's work-item (a few us)
 COMBS = 64  # vectors that a CPU's work-item holds side by side, at most: they lie on its stack
@@ -37,16 +35,3 @@ def elements(device: Device, dtype: Any, n: int) -> tuple[int, tuple[int, ...], 
     parts = max(1, min(n // WORTH, PARTS * device.compute_units))
     each = -(-n // (parts * width)) * width
     return each, (-(-n // each) if n else 0,), (1,), {"VW": width}
-
-
-def sink_of(sink: Sink) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A gradient's last arguments (saved, dx, the scale's table, row and column), and the defines that go with them."""
-    defines: dict[str, Any] = {}
-    saved: Block | None = None
-    scale: tuple[Any, ...] = (None, None, 0)
-    if sink.scale is not None:
-        defines["SCALED"], scale = 1, (sink.scale.table, sink.scale.at, sink.scale.column)
-    if sink.times is not None:
-        defines["ACT"], before = sink.times
-        defines["TIMES"], saved = 1, before.block
-    return (saved, sink.out, *scale), defines

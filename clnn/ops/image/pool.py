@@ -14,7 +14,7 @@ from ...gemm import constant_block
 from ...runtime.device import Device, int_vector
 from ...runtime.memory import Block
 from ..array import Array, Backward, Sink, check_float, empty
-from ..rows import divided, sink_of
+from ..rows import divided
 from .window import Window
 
 
@@ -85,9 +85,9 @@ def _turns(sizes: Sequence[int]) -> int:
 
 
 def _sink_of(sink: Sink, x: Array, largest: weakref.ref[Block] | None) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """`sink_of`; where an activation's derivative would read x, it reads the largest of x, the same numbers and fewer, if
-    something else keeps them in memory."""
-    (saved, *rest), how = sink_of(sink)
+    """A sink's arguments and defines; where an activation's derivative would read x, it reads the largest of x, the same
+    numbers and fewer, if something else keeps them in memory."""
+    (saved, *rest), how = sink.arguments(), sink.defines()
     kept = largest and largest()
     if kept is not None and saved is x.block:
         return (kept, *rest), how | {"FROM_Y": 1}

@@ -9,7 +9,7 @@ from typing import Any
 from ...errors import ConfigurationError, ShapeError
 from ...runtime.device import int_vector
 from ..array import Array, Backward, Sink, check_float, empty
-from ..rows import COMBS, divided, sink_of
+from ..rows import COMBS, divided
 
 UPSAMPLINGS = ("nearest", "bilinear", "linear")
 PADDINGS = ("constant", "reflect", "replicate")
@@ -50,7 +50,7 @@ def _resized(
 
     def backward(dy):
         def write(sink: Sink):
-            arguments, how = sink_of(sink)
+            arguments, how = sink.arguments(), sink.defines()
             launch(f"{name}_backward", space, dy.block, *arguments, **how)
 
         yield x, write
