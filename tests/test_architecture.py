@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -34,32 +35,36 @@ def short(file):
 
 
 def imports(file):
-    """(the line, the part of clnn) of each import of clnn in a file; those for type checkers alone do not count."""
+    """(the line, the path as a list of names) of each import of clnn in a file: at its top, in its functions, and for type
+    checkers alone."""
     package = file.relative_to(ROOT).parent.parts
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        found = []
+        if isinstance(node, ast.Import):
+            found = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = [*package[: len(package) - node.level + 1]] if node.level else []
+            path = base + (node.module.split(".") if node.module else [])
+            found = [[*path, alias.name] for alias in node.names]
+        yield from ((node.lineno, path) for path in found if path[0] == "clnn")
 
-    def inside(node):
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
-                continue
-            if isinstance(child, ast.Import):
-                yield from ((child.lineno, alias.name.split(".")) for alias in child.names)
-            elif isinstance(child, ast.ImportFrom):
-                base = [*package[: len(package) - child.level + 1]] if child.level else []
-                path = base + (child.module.split(".") if child.module else [])
-                yield from ((child.lineno, [*path, alias.name]) for alias in child.names)
-            else:
-                yield from inside(child)
 
-    for line, path in inside(ast.parse(file.read_text(encoding="utf-8"))):
-        if path[0] == "clnn":
-            yield line, path[1] if len(path) > 1 else "the package itself"
+def module(path):
+    """The file of the module that an imported path names, or that has the name at its end."""
+    for end in range(len(path), 0, -1):
+        place = ROOT.joinpath(*path[:end])
+        for file in (place.with_suffix(".py"), place / "__init__.py"):
+            if file.is_file():
+                return file
+    raise AssertionError(f"{'.'.join(path)} is no module")
 
 
 @pytest.mark.parametrize("file", MODULES, ids=short)
 def test_imports_go_downward_only(file):
     mine = Path(short(file)).parts[1].removesuffix(".py")
     assert mine in FLOOR, f"{short(file)} has no floor: give it one in FLOORS"
-    for line, part in imports(file):
+    for line, path in imports(file):
+        part = path[1] if len(path) > 1 else "the package itself"
         if part == "__version__":  # a word that any floor may ask for
             continue
         assert part in FLOOR, f"{short(file)}:{line} imports {part}, which has no floor"
@@ -68,17 +73,46 @@ def test_imports_go_downward_only(file):
         )
 
 
+def test_every_room_of_a_floor_is_there():
+    rooms = {Path(short(file)).parts[1].removesuffix(".py") for file in MODULES}
+    assert set(FLOOR) == rooms, "FLOORS names rooms that do not exist"
+
+
+def circle(files):
+    """Files of which each imports the next, and the last one the first; None if there are none."""
+    below = {
+        file: {module(path) for _, path in imports(file) if path[1:] != ["__version__"]} - {file} for file in files
+    }
+    try:
+        TopologicalSorter(below).prepare()
+    except CycleError as error:
+        return [short(file) for file in reversed(error.args[1])]
+    return None
+
+
+def test_no_two_modules_need_each_other():
+    """Inside a folder, and among the rooms of one floor, imports go downward, too."""
+    found = circle(MODULES)
+    assert found is None, f"a circle of imports: {' -> '.join(found)}"
+
+
 def test_the_walk_sees_every_form_of_import(tmp_path, monkeypatch):
     monkeypatch.setitem(globals(), "ROOT", tmp_path)
-    file = tmp_path / "clnn" / "ops" / "x.py"
+    file, other = tmp_path / "clnn" / "ops" / "x.py", tmp_path / "clnn" / "ops" / "y.py"
     file.parent.mkdir(parents=True)
+    (file.parent / "__init__.py").write_text("")
     file.write_text(
         "import clnn.model\nfrom clnn import train\nfrom clnn.data.idx import read\nfrom .. import step\nimport clnn\n"
         "from ..gemm import tile\nfrom . import y\nfrom .z import w\nimport numpy\nfrom os import path\n"
-        "def f():\n    from ..tools.cli import main\nif TYPE_CHECKING:\n    from ..model import Model\n"
+        "def f():\n    from ..cli import main\nif TYPE_CHECKING:\n    from ..model import Model\n"
     )
-    found = ["model", "train", "data", "step", "the package itself", "gemm", "ops", "ops", "tools"]
-    assert [part for _, part in imports(file)] == found
+    found = ["model", "train", "data", "step", None, "gemm", "ops", "ops", "cli", "model"]
+    assert [(*path, None)[1] for _, path in sorted(imports(file))] == found
+    for text, up in (("from . import x", True), ("from .x import f", True), ("from . import f", False)):
+        for where in ("{}", "def g():\n    {}", "if TYPE_CHECKING:\n    {}"):
+            file.write_text("from . import y\n")
+            other.write_text(where.format(text) + "\n")
+            assert set(circle([file, other]) or ()) == ({"clnn/ops/x.py", "clnn/ops/y.py"} if up else set())
 
 
 @pytest.mark.parametrize("file", [ROOT / "clnn" / "__init__.py", *MODULES], ids=short)
