@@ -92,7 +92,8 @@ class Loss(Watched):
         return shaped, source
 
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
-        """The kernel's line, the tensor it reads, and whether its derivative is by that tensor's activation's input."""
+        """The loss's line in kernels/losses.cl, the tensor from which it is computed, and whether its derivative is already
+        the one by the input of that tensor's activation."""
         return self.name, output, False
 
     def prepare(self, output: Tensor, target: Any) -> Tensor:

@@ -68,7 +68,7 @@ def room(p: Parameter) -> int:
 
 
 class Run(NamedTuple):
-    """A contiguous stretch of a store, in bytes, that one launch updates: `decays` of it (bytes) come first."""
+    """A contiguous stretch of a store, in bytes, that one launch updates. Its first `decays` bytes are those that decay."""
 
     store: Store
     start: int

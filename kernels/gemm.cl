@@ -2,14 +2,14 @@
 //
 //            N                  gemm_tile: a work-item owns MC x NC of C (the host says which) and goes over it in strips of
 //        +-----+  B             NR = NV * VW columns and tiles of MR rows, held in MR * NV vector registers: per k, a row of
-//      K |  #  |                NR values of B times a column of MR values of A. With COPY blocks of A and of B
-//        +-----+                are copied first, KC deep, to local memory: on a CPU that is the thread's own scratch, which
-//    K   +-----+                stays in its cache (what two cores read together is slow to come by), has no large strides,
-//  +---+ |     |                and a transposed B is turned once.
+//      K |  #  |                NR values of B times a column of MR values of A. COPY copies blocks of A and
+//        +-----+                of B first, KC deep, to local memory. On a CPU that is the thread's own scratch: the copy stays
+//    K   +-----+                in this core's cache (lines shared by two cores are slow to fetch), has no large strides, and
+//  +---+ |     |                transposes B only once.
 // M|###| |  #  | C              gemm_row, for up to 3 rows of A (inference of single samples): B is read in long runs.
 //  +---+ +-----+                gemm_local, for GPUs: a work-group owns a tile of C and stages operands in local memory.
-//                               Where M x N is too small to fill the device, K is split: the parts are written one behind
-//                               the other, and gemm_sum adds them up and does the epilogue.
+//                               Where M x N is too small to fill the device, K is split: the partial products are stored
+//                               one after the other, and gemm_sum adds them and applies the epilogue.
 //
 // Epilogue, in this order, each part there only if its define is:
 //   SCALED  alpha * s + beta * C, the pair from a scale table (sink.cl)
@@ -239,8 +239,8 @@ INLINE T gather(global const real *b, int ldb, int first, int n) {  // one value
 #define C_USED
 #endif
 
-// t (MR, NR) = MR rows of A from i, times n columns of B, over kc values of k from k0. Of the last tile of rows some are not
-// A's: they are read, from what lies behind it, computed and dropped.
+// t (MR, NR) = MR rows of A from i, times n columns of B, over kc values of k from k0. The last tile may have rows past
+// the end of A: they are read (every block has SLACK bytes after it), computed and discarded.
 APART void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t C_ARGS) {
   A_ROWS
   T acc[MR][NV], bv[NV];

@@ -35,7 +35,7 @@ PUT(local)
 #endif
 #define PARTS(n, to, from) { int l = 0; PART_8(n, to, from) PART_4(n, to, from) PART(n, 2, to, from) if ((n) & 1) (to)[l] = (from)[l]; }
 INLINE T load_n(global const real *p, int n) {
-#ifndef STACK  // on PoCL they are read whole too, whatever others write there meanwhile: a vector put together is slow to come by
+#ifndef STACK  // on PoCL a partial vector is read whole too: assembling it lane by lane is slow, and the lanes past n are dropped
   if (n < VW) {
     real t[VW] __attribute__((aligned(64)));
     VSTORE((T)(0), 0, t);
@@ -59,7 +59,7 @@ APART void copy_row(local real *d, global const real *p, int n, int total) {  //
   for (; x < total; x++) d[x] = 0;
 }
 
-// d (depth, width) = n rows of B, turned, and zeros beside; 4 x 4 at a time, of which the compiler makes shuffles
+// d (depth, width) = n rows of B transposed, then zeros; 4 x 4 at a time, which the compiler turns into shuffles
 APART void copy_turned(local real *d, int width, global const real *b, size_t ldb, int n, int depth) {
   for (int c0 = 0; c0 < width; c0 += 4) {
     if (c0 + 4 <= n && depth >= 4)

@@ -102,7 +102,7 @@ class Layer(Watched):
             raise
 
     def with_next(self, following: Layer, x: Tensor) -> Tensor | None:
-        """What `following` makes of this layer's output, where one launch does both: at inference. None where it does not."""
+        """At inference: what `following` makes of this layer's output, if one launch can compute both; otherwise None."""
         return None
 
     def ensure_built(self, *shapes: tuple[int, ...]) -> None:

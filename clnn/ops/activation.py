@@ -64,9 +64,9 @@ def activation_name(name: str | None) -> str:
 
 
 def fused(y: Array, name: str, keep: bool) -> Array | None:
-    """Note on y, an op's output, the activation that its launch ends with: what is behind it takes the gradient on to the
-    activation's input. The array that the launch has to keep that input in, for a derivative that reads it: with `keep` only.
-    """
+    """Record on `y`, an op's output, that its launch ends with the activation `name`. The op's backward closure then gets the
+    gradient at the activation's input. Returns the array in which the launch must keep that input, or None if the derivative
+    does not read it or `keep` is false."""
     y.made_by = name
     if name == "linear":
         return None

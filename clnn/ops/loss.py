@@ -12,8 +12,7 @@ from .array import Array, Backward, block_of, check_together, empty, empty_like
 
 
 class Rows(NamedTuple):
-    """The losses of the samples (rows,), 1 where a sample's largest output is its label's (rows,), and the closure for
-    the gradient of the mean."""
+    """losses (rows,); hits (rows,), 1 where the largest output is the label's; backward, for the gradient of the mean."""
 
     losses: Array
     hits: Array | None

@@ -19,7 +19,7 @@ from .array import Array, Backward, Sink, block_of, check_float, check_together,
 COLUMNS = 1024  # of a block that a CPU thread passes over: with its sums it fits the first-level cache
 ITEM = 1 << 15  # elements that are worth a CPU thread; fewer are one work-item, so that small steps can be fused
 MOST_ROWS = 256  # of a block: bounds what a variance can lose, see kernels/norm.cl
-ITEMS = 1 << 15  # on other devices: as many as fill them, of at least FEW_ROWS rows
+ITEMS = 1 << 15  # work-items that fill a GPU; each gets at least FEW_ROWS rows
 FEW_ROWS = 8
 JOINED = 1 << 12  # parts that one work-item adds up
 

@@ -74,7 +74,7 @@ def _finish_at_exit() -> None:
 
 
 class ValuesWanted(Exception):
-    """Something read from a device on which nothing is launched for now."""
+    """Raised where a dry run, which infers shapes and launches nothing, would read a value."""
 
 
 class _opened(cached_property):  # noqa: N801 - used as a decorator

@@ -41,7 +41,7 @@ GROUPS = re.compile(r"\b(barrier|get_local_id|get_group_id)\b")
 KERNEL = re.compile(r"^kernel\b[\s\S]*?\bvoid (\w+)\(", re.MULTILINE)
 # A kernel, or another one in its file, as a function of its item
 FUNCTION = "#define {kernel}(...) {name}(int item_x, int item_y, int item_z, __VA_ARGS__)\n"
-# Its local memory is its core's stack, and it is not inlined where it has some, which would add up
+# Local memory becomes the core's stack. A part that uses any is not inlined, or the stack frames of all would add up
 PART = """\
 #define get_global_id(d) ((size_t)((d) == 0 ? item_x : (d) == 1 ? item_y : item_z))
 #define get_group_id(d) get_global_id(d)

@@ -47,7 +47,7 @@ class Recording:
         self.calls: list[Callable[[], Any]] = []
         self.fused: Fused | None = None
         self.replays = 0
-        self.steps_to_come = 0  # as far as whoever runs this knows
+        self.steps_to_come = 0  # steps that the caller still expects to run
         self.timed, self.seconds = 0, float("inf")  # replays timed so far, and the fastest of them
 
     def _plan(self) -> list[Temporary]:
