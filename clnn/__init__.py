@@ -37,6 +37,7 @@ from .optim import LAMB, SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nad
 from .random import seed
 from .runtime.choice import device, devices, use
 from .runtime.device import Device
+from .runtime.profile import profile
 from .runtime.recording import RecordingWarning
 from .schedules import Cosine, OneCycle, ReduceOnPlateau, Schedule, StepDecay, WarmUp
 from .step import step
@@ -108,6 +109,7 @@ __all__ = [
     "ones",
     "optim",
     "predict",
+    "profile",
     "schedules",
     "search",
     "seed",

@@ -74,38 +74,37 @@ class Guard:
 
     def __init__(self):
         self.lock = threading.RLock()
-        self.alive = {}  # by a block's id: a weak reference to it, and its queue
-        self.aside = {}  # by device: its queue, memory for ends, and the sizes of the blocks whose ends lie there
+        self.alive = {}  # by a block's id: a weak reference to it
+        self.aside = {}  # by device: memory for ends, and the sizes of the blocks whose ends lie there
 
     def put(self, block):
-        queue, start = block.device.queue, -(-block.nbytes // 4) * 4
-        cl.enqueue_fill_buffer(queue, block.buffer, self.PATTERN, start, block.counted // 4 * 4 - start)
-        self.alive[id(block)] = weakref.ref(block), queue
+        start = -(-block.nbytes // 4) * 4
+        cl.enqueue_fill_buffer(block.device.queue, block.buffer, self.PATTERN, start, block.counted // 4 * 4 - start)
+        self.alive[id(block)] = weakref.ref(block)
 
     def take(self, block):
-        _, queue = self.alive.pop(id(block), (None, None))
-        if queue is None:
+        if self.alive.pop(id(block), None) is None:
             return
         device = block.device
         if device not in self.aside:
-            self.aside[device] = queue, cl.Buffer(device.context, cl.mem_flags.READ_WRITE, self.MOST * SLACK), []
-        _, buffer, sizes = self.aside[device]
+            self.aside[device] = cl.Buffer(device.context, cl.mem_flags.READ_WRITE, self.MOST * SLACK), []
+        buffer, sizes = self.aside[device]
         start = -(-block.nbytes // 4) * 4
         with self.lock:  # blocks of several threads go at once
             at = len(sizes)
             sizes.append(block.nbytes)  # its place, before another block goes on the way
             cl.enqueue_copy(
-                queue, buffer, block.buffer,
+                device._queue, buffer, block.buffer,
                 src_offset=start, dst_offset=at * SLACK, byte_count=SLACK - start + block.nbytes,
             )  # fmt: skip
             if len(sizes) == self.MOST:
                 self.look()
 
     def look(self):
-        for queue, buffer, sizes in self.aside.values():
+        for device, (buffer, sizes) in self.aside.items():
             ends = np.empty((len(sizes), SLACK // 4), np.int32)
             if sizes:
-                cl.enqueue_copy(queue, ends, buffer)
+                cl.enqueue_copy(device._queue, ends, buffer)
             written = [
                 (n, int(np.argmax(end != self.PATTERN)))
                 for n, end in zip(sizes, ends[:, :-1])
@@ -115,7 +114,7 @@ class Guard:
             assert not written, f"written behind the end of blocks, (bytes, elements behind the end): {written}"
 
     def end(self):
-        for block in [one() for one, _ in list(self.alive.values())]:
+        for block in [one() for one in list(self.alive.values())]:
             if block is not None:
                 self.take(block)
         self.look()

@@ -93,7 +93,7 @@ def run(device: Device, p: Product) -> None:
     label = f"clblast.gemm{sizes[:5]}"
     device.check_blocks(label, (p.a, p.b, p.c), device.real(dtype))
     try:
-        device.call(label, _Call(np.dtype(dtype), sizes, value), (p.a, p.b, p.c), ())
+        device.call(label, _Call(np.dtype(dtype), sizes, value), (p.a, p.b, p.c), (), flops=2 * m * n * k)
     except (RuntimeError, ValueError) as error:
         raise DeviceError(
             f"CLBlast failed for {sizes} on {device!r}: {error}; CLNN_GEMM=tile does without it"

@@ -34,7 +34,8 @@ from .lock import FairLock, exclusive
 from .memory import Arena, Block, Memory, parse_size
 from .pacer import Pacer
 from .program import Programs
-from .recorder import AuditEnded, Recorder, StepContext
+from .recorder import AuditEnded, Recorder, StepContext, label_of
+from .timing import TIMES, active, join, note
 
 MOST = 2**31 - 2**16  # elements of an array, and items along an axis: kernels count in 32 bits, in steps of up to 2**16
 SOON = 1 << 14  # bytes up to which an upload is a copy that nobody waits for
@@ -137,6 +138,7 @@ class Device:
         self.form = _take_form(self, os.environ.get("CLNN_DEVICE_AS", ""))
         self.launches = 0  # kernels, copies and fills enqueued so far; steps fused into one kernel count once
         self.lock, self._now = FairLock(), _Now()
+        self.timers = 0  # profiles for which its queue times what it runs
         self.arena: weakref.ref[Arena] | None = None  # the one that the recordings share
         self.constants: dict[Any, Block] = {}  # small read-only blocks, by what they hold
         self.tuned: object = None  # what measurements say about its matrix products (clnn/gemm/tuning.py)
@@ -270,11 +272,28 @@ class Device:
     def queue(self) -> cl.CommandQueue:
         """The one queue of commands, in order. ClnnError in a process forked after the device was opened."""
         check_not_forked()
+        if active.profiles:
+            join(self)
         return self._queue
 
     @_opened
-    def _queue(self) -> cl.CommandQueue:
+    def usual_queue(self) -> cl.CommandQueue:
+        """The queue in use but where a profile is open."""
         return cl.CommandQueue(self.context)
+
+    @_opened
+    def _queue(self) -> cl.CommandQueue:
+        return self.usual_queue
+
+    @exclusive("lock")
+    def time_launches(self, on: bool) -> None:
+        """A profile begins, or ends, to need the times of what runs: while there is one, another queue is in use."""
+        self.finish()
+        self.timers += 1 if on else -1
+        if on and self.timers == 1:
+            self._queue = self.pacer.queue = cl.CommandQueue(self.context, properties=TIMES)
+        elif not self.timers:
+            self._queue = self.pacer.queue = self.usual_queue
 
     @property
     def memory(self) -> Memory:
@@ -353,9 +372,11 @@ class Device:
         if array.nbytes > SOON:
             self._help()
             try:
-                cl.enqueue_copy(self.queue, block.buffer, array, is_blocking=True)
+                event = cl.enqueue_copy(self.queue, block.buffer, array, is_blocking=True)
             except cl.MemoryError as error:
                 raise self.no_memory("an upload", error) from error
+            if active.profiles:
+                note(self, "upload", None, (), event, step=self.step, held=array.nbytes)
         else:
             self.upload_soon(array, block)
 
@@ -369,6 +390,8 @@ class Device:
             except cl.MemoryError as error:
                 event = self.once_more("an upload", write, error)
             self.pacer.hold(event)  # dropping the event would wait for it
+            if active.profiles:
+                note(self, "upload", None, (), event, step=self.step, held=array.nbytes)
 
     @exclusive("lock")
     def read(self, block: Block, array: np.ndarray) -> np.ndarray:
@@ -383,9 +406,11 @@ class Device:
         if array.nbytes:
             self._help()
             try:
-                cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
+                event = cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
             except cl.MemoryError as error:
                 raise self.no_memory("reading back", error) from error
+            if active.profiles:
+                note(self, "read", None, (), event, step=self.step, held=array.nbytes)
         return array
 
     @property
@@ -435,13 +460,14 @@ class Device:
         *args: Any,
         local: Sequence[int] | None = None,
         real: str = "float",
+        flops: int = 0,
         **defines: Any,
     ) -> None:
         """Run kernel `name` of `kernels/<file>.cl` over `size` work-items.
 
         Arguments in the kernel's order: `Block` (or None for a null pointer), whole numbers (int32) and floats (`real`),
         Python's or NumPy's, and short int32 arrays for vector arguments. Without `local`, `size` is padded to whole work-groups,
-        and the kernel must guard its edges.
+        and the kernel must guard its edges. A profile is told its `flops`.
         """
         if 0 in size or self._now.dry:
             return
@@ -462,7 +488,9 @@ class Device:
         self.check_blocks(f"{file}.{name}", values, real)
         recorder, source = self.recorder, (file, name, real, key)
         if recorder is not None and recorder.audit:
-            recorder.add_kernel(source, None, tuple(size), self._group(source, local) if free else tuple(local), values)
+            recorder.add_kernel(
+                source, None, tuple(size), self._group(source, local) if free else tuple(local), values, flops
+            )
             return
         try:
             if recorder is None:
@@ -472,10 +500,10 @@ class Device:
             size, local = tuple(size), self._group(source, local) if free else tuple(local)
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
             try:
-                cl.enqueue_nd_range_kernel(self.queue, kernel, size, local)
+                event = cl.enqueue_nd_range_kernel(self.queue, kernel, size, local)
             except cl.MemoryError as error:
                 run = partial(cl.enqueue_nd_range_kernel, self.queue, kernel, size, local)
-                self.once_more(f"{file}.{name}", run, error)
+                event = self.once_more(f"{file}.{name}", run, error)
         except cl.Error as error:
             most, small = self.programs.group_limits.get(source, self.max_group), ""
             if math.prod(local) > most:  # Mesa's rusticl runs more than it says, so it is asked to
@@ -488,7 +516,9 @@ class Device:
             ) from error
         self.launches += 1
         if recorder is not None:
-            recorder.add_kernel(source, kernel, size, local, values)
+            recorder.add_kernel(source, kernel, size, local, values, flops)
+        if active.profiles:
+            note(self, label_of(source), size, values, event, flops=flops, real=real, step=self.step)
 
     def _group(self, source: tuple[Any, ...], local: Sequence[int]) -> tuple[int, ...]:
         """A work-group that may be smaller, as the kernel needs it when compiled: of one that takes many registers some
@@ -513,19 +543,32 @@ class Device:
                 )
 
     @exclusive("lock")
-    def call(self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...]) -> None:
-        """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch."""
+    def call(
+        self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...], flops: int = 0
+    ) -> None:
+        """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch. It returns the event
+        of that work, if there is one of all of it."""
         if self._now.dry:
             return
         if not self.auditing:
             arguments = (self.queue, *[block.buffer for block in blocks], *scalars)
+            before = cl.enqueue_marker(self.queue) if active.profiles else None
             try:
-                function(*arguments)
+                event = function(*arguments)
             except cl.MemoryError as error:
-                self.once_more(label, partial(function, *arguments), error)
+                event = self.once_more(label, partial(function, *arguments), error)
             self.launches += 1
+            if active.profiles:
+                self.note_call(label, blocks, before, event, flops, self.step)
         if self.recorder is not None:
-            self.recorder.add_call(label, function, blocks, scalars)
+            self.recorder.add_call(label, function, blocks, scalars, flops)
+
+    def note_call(self, label: str, args: Sequence[Any], before: Any, event: Any, flops: int, step: Any) -> None:
+        """Note in profiles what a call enqueued after the marker `before`; without an event of its own, up to now."""
+        if event is None:
+            note(self, label, None, args, cl.enqueue_marker(self.queue), before=before, flops=flops, step=step)
+        else:
+            note(self, label, None, args, event, flops=flops, step=step)
 
     def grid(self, size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The global size padded to whole work-groups, and the work-group."""
@@ -576,13 +619,12 @@ class Device:
         return self.memory.out_of_memory(what, f"the driver says: {error}")
 
 
-def _copy(queue: cl.CommandQueue, source: Any, target: Any, nbytes: int) -> None:
-    cl.enqueue_copy(queue, target, source, byte_count=nbytes)
+def _copy(queue: cl.CommandQueue, source: Any, target: Any, nbytes: int) -> cl.Event:
+    return cl.enqueue_copy(queue, target, source, byte_count=nbytes)
 
 
-def _fill_zero(queue: cl.CommandQueue, buffer: Any, nbytes: int) -> None:
-    if nbytes:
-        cl.enqueue_fill_buffer(queue, buffer, np.zeros(1, np.int32), 0, nbytes)
+def _fill_zero(queue: cl.CommandQueue, buffer: Any, nbytes: int) -> cl.Event | None:
+    return cl.enqueue_fill_buffer(queue, buffer, np.zeros(1, np.int32), 0, nbytes) if nbytes else None
 
 
 def too_large(what: str) -> DeviceError:

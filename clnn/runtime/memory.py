@@ -31,9 +31,13 @@ class Owner(Protocol):
     max_piece: int
     alignment: int
     lock: FairLock
+    timers: int
 
     @property
     def queue(self) -> cl.CommandQueue: ...
+
+    @property
+    def usual_queue(self) -> cl.CommandQueue: ...
 
     def ends_audit(self, what: str) -> None: ...
 
@@ -91,7 +95,9 @@ class Memory:
 
     def __init__(self, device: Owner) -> None:
         self._device = device
-        self._allocator = cl_tools.ImmediateAllocator(device.queue)  # drivers that allocate at first use do so at once
+        self._allocator = cl_tools.ImmediateAllocator(
+            device.usual_queue
+        )  # drivers that allocate at first use do so at once
         self._pool = cl_tools.MemoryPool(self._allocator)
         self._sizes: dict[int, int] = {}  # bytes asked for: bytes that the pool really takes
         self._in_use = self._plain_in_use = self.peak = 0
@@ -133,6 +139,8 @@ class Memory:
             buffer: Any = self._pool.allocate(nbytes + SLACK) if pooled else self._plain(size)
         except (cl.MemoryError, cl.RuntimeError) as error:
             raise self.out_of_memory(nbytes, f"the driver says: {error}") from error
+        if self._device.timers:  # what the allocator has enqueued lies in the usual queue, and a profile's is in use
+            self._device.usual_queue.finish()
         if self.poisoned:
             cl.enqueue_fill_buffer(self._device.queue, buffer, np.full(1, -1, np.int32), 0, size // 4 * 4)
         self._in_use += size

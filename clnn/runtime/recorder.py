@@ -32,13 +32,13 @@ class Temporary:
 class Launch:
     """One noted launch: a kernel or a call, and its arguments as blocks, temporaries and scalars."""
 
-    __slots__ = ("label", "source", "kernel", "function", "size", "local", "args")
+    __slots__ = ("label", "source", "kernel", "function", "size", "local", "args", "flops")
 
     def __init__(
-        self, label: str, source: Any, kernel: Any, function: Any, size: Any, local: Any, args: list[Any]
+        self, label: str, source: Any, kernel: Any, function: Any, size: Any, local: Any, args: list[Any], flops: int
     ) -> None:
         self.label, self.source, self.kernel, self.function = label, source, kernel, function
-        self.size, self.local, self.args = size, local, args
+        self.size, self.local, self.args, self.flops = size, local, args, flops
 
     def bind(self, queue: cl.CommandQueue, resolve: Callable[[Any], Any]) -> Callable[[], Any]:
         """Set the arguments; what comes back runs the launch and takes nothing."""
@@ -47,6 +47,12 @@ class Launch:
             return partial(self.function, queue, *values)
         self.kernel.set_args(*values)
         return partial(cl.enqueue_nd_range_kernel, queue, self.kernel, self.size, self.local)
+
+
+def label_of(source: tuple[Any, ...]) -> str:
+    """A launch in words: the kernel's file and name, and what is compiled in."""
+    file, name, _, defines = source
+    return f"{file}.{name}{dict(defines) or ''}"
 
 
 class Recorder:
@@ -65,15 +71,18 @@ class Recorder:
     def add_temporary(self, block: Block) -> None:
         block.ticket = Temporary(self.call, block)
 
-    def add_kernel(self, source: tuple[Any, ...], kernel: Any, size: Any, local: Any, values: list[Any]) -> None:
+    def add_kernel(
+        self, source: tuple[Any, ...], kernel: Any, size: Any, local: Any, values: list[Any], flops: int
+    ) -> None:
         """Note a launch of kernel `source[1]` of file `source[0]`, for a type and with defines."""
-        file, name, _, defines = source
         args = [self._noted(value) for value in values]
-        self.launches.append(Launch(f"{file}.{name}{dict(defines) or ''}", source, kernel, None, size, local, args))
+        self.launches.append(Launch(label_of(source), source, kernel, None, size, local, args, flops))
 
-    def add_call(self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...]) -> None:
+    def add_call(
+        self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...], flops: int
+    ) -> None:
         args = [self._noted(block) for block in blocks] + list(scalars)
-        self.launches.append(Launch(label, None, None, function, None, None, args))
+        self.launches.append(Launch(label, None, None, function, None, None, args, flops))
 
     def _noted(self, value: Any) -> Any:
         """A block as a temporary of this step, or itself (a strong reference: a replay may not outlive it)."""

@@ -7,7 +7,9 @@ overwrite (parameters, results, whatever outlives the step) stays where it is an
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import sys
 import time
 import warnings
 import weakref
@@ -22,7 +24,9 @@ from ..errors import BuildError
 from .device import Device
 from .fusion import WORTH, Fused, fuse
 from .memory import SLACK, Arena, Block
+from .profile import profile_of_debug
 from .recorder import Recorder, StepContext, Temporary
+from .timing import active, join, note
 
 MOST_RECORDINGS = 8  # a step keeps that many, least recently used goes
 TIMED = 10  # replays, of which the fastest says whether a step is worth fusing
@@ -45,6 +49,7 @@ class Recording:
         self.nbytes = sum(self.sizes)
         self.arena: Arena | None = None
         self.calls: list[Callable[[], Any]] = []
+        self.queue: cl.CommandQueue | None = None
         self.fused: Fused | None = None
         self.replays = 0
         self.steps_to_come = 0  # steps that the caller still expects to run
@@ -87,8 +92,13 @@ class Recording:
     def replay(self, times: int = 1) -> None:
         """Enqueue every launch again; several times only up to `most()`."""
         current = self.device.arena() if self.device.arena is not None else None
-        if not self.calls or self.arena is not current:
+        if active.profiles:
+            join(self.device)
+        if not self.calls or self.arena is not current or self.queue is not self.device._queue:
             self._bind()
+        if active.profiles:
+            self._replay_noted(times)
+            return
         if self.fused is not None:
             try:
                 self.fused.run(times)
@@ -115,6 +125,25 @@ class Recording:
                 self._fuse()
                 self.arena = None  # bound anew at the next replay
                 self.calls = []
+
+    def _replay_noted(self, times: int) -> None:
+        """Replay launch by launch, and tell the profiles of each when it ran."""
+        device = self.device
+        for step in [object() for _ in range(times)]:
+            for launch, call in zip(self.launches, self.calls, strict=True):
+                before = cl.enqueue_marker(device.queue) if launch.kernel is None else None
+                try:
+                    event = call()
+                except cl.MemoryError as error:
+                    event = device.once_more("a replayed step", call, error)
+                if launch.kernel is None:
+                    device.note_call(launch.label, launch.args, before, event, launch.flops, step)
+                else:
+                    real = launch.source[2]
+                    note(
+                        device, launch.label, launch.size, launch.args, event, flops=launch.flops, real=real, step=step
+                    )
+        device.launches += times * len(self.calls)
 
     def _fuse(self) -> None:
         try:
@@ -144,8 +173,9 @@ class Recording:
                 return views[arg]
             return arg.buffer if isinstance(arg, Block) else arg
 
+        self.queue = device.queue  # that of a profile is another one
         self.views = views  # a kernel's argument keeps no buffer alive: without this, replays run on freed ones
-        self.calls = [launch.bind(device.queue, resolve) for launch in self.launches]
+        self.calls = [launch.bind(self.queue, resolve) for launch in self.launches]
         if self.fused is not None:
             self.fused.bind(resolve)
 
@@ -223,11 +253,13 @@ class Replays:
             pacer.step()
             return entry.result, True
         recorder = Recorder() if entry.called and self.record and not entry.eager else None
+        shown = profile_of_debug() if recorder is not None and entry.recorder is not None else contextlib.nullcontext()
         device.step = context = StepContext()
         device.recorder = recorder
         try:
-            result = function(context)
-            device.advance(context.take_cells())
+            with shown as seen:
+                result = function(context)
+                device.advance(context.take_cells())
         except BaseException:
             self._entries.pop(key, None)
             raise
@@ -235,7 +267,10 @@ class Replays:
             device.step = device.recorder = None
         entry.called = True
         pacer.step()
-        return result, recorder is not None and self._note(device, entry, recorder, result)
+        recorded = recorder is not None and self._note(device, entry, recorder, result)
+        if recorded and seen is not None:
+            print(f"the step {self.name!r} is recorded:\n{seen}", file=sys.stderr)
+        return result, recorded
 
     def _note(self, device: Device, entry: Entry, recorder: Recorder, result: Any) -> bool:
         reason, recorder.result = recorder.reason, result

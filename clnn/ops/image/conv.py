@@ -119,7 +119,7 @@ def apply(
     if _by_clblast(device):
         (_fold if flip else _unfold)(device, n, g, x, w, y, dtype, epilogue)
         return
-    g = turned(g) if flip else g
+    g, flops = turned(g) if flip else g, g.flops(n)
     real, size = device.real(dtype), np.dtype(dtype).itemsize
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
     plan = plan_for(device, g, dtype)
@@ -131,11 +131,11 @@ def apply(
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
         device.launch(
             "conv", "conv_local", (tiles * side * side,), p, q, n, x, w, *epilogue.arguments(y),
-            local=(side * side,), real=real, LOCAL=1, SIDE=side, **extra,
+            local=(side * side,), real=real, flops=flops, LOCAL=1, SIDE=side, **extra,
         )  # fmt: skip
         return
     if plan.kernel == "winograd":
-        _by_winograd(device, n, g, plan, x, w, y, dtype, epilogue, extra)
+        _by_winograd(device, n, g, plan, x, w, y, dtype, epilogue, extra, flops)
         return
     limit = limits(device, dtype)
     vw, columns, scatter = limit.vw, plan.kernel == "columns", plan.kernel == "scatter"
@@ -156,7 +156,8 @@ def apply(
     )
     device.launch(
         "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, *epilogue.arguments(y),
-        local=(1,), real=real, VW=vw, SLAB=limit.slab + 9 * vw, MOST_TAPS=_most_taps(g), **kernel, **epilogue.defines(),
+        local=(1,), real=real, flops=flops, VW=vw, SLAB=limit.slab + 9 * vw, MOST_TAPS=_most_taps(g), **kernel,
+        **epilogue.defines(),
     )  # fmt: skip
 
 
@@ -171,6 +172,7 @@ def _by_winograd(
     dtype: Any,
     epilogue: Epilogue,
     flip: Any,
+    flops: int,
 ) -> None:
     real, vw, a = device.real(dtype), device.vector_width(dtype), plan.rb + 2
     strips = up(g.k, plan.v * vw)
@@ -184,8 +186,8 @@ def _by_winograd(
     kept, slab = winograd_sizes(g, vw, plan.rb, plan.v, plan.cb)
     p, q = g.vectors(0, 0, 0, parts, 0, epilogue.column)
     device.launch(
-        "winograd", "winograd", (items * parts,), p, q, n, x, u, *epilogue.arguments(y), local=(1,), real=real, VW=vw,
-        NV=plan.v, M=plan.rb, MR=plan.r, TILES=plan.cb, V_SIZE=kept, SLAB=slab, FORWARD=1, **epilogue.defines(),
+        "winograd", "winograd", (items * parts,), p, q, n, x, u, *epilogue.arguments(y), local=(1,), real=real, flops=flops,
+        VW=vw, NV=plan.v, M=plan.rb, MR=plan.r, TILES=plan.cb, V_SIZE=kept, SLAB=slab, FORWARD=1, **epilogue.defines(),
     )  # fmt: skip
 
 
@@ -216,7 +218,7 @@ def weight_gradients(
         p, q = g.vectors(0, 0, 0, 0, 0, 0, depth)
         device.launch(
             "conv", "conv_local", (parts * tiles * side * side,), p, q, n, x, dy, None, None, partial, None, None, None,
-            local=(side * side,), real=real, LOCAL=1, SIDE=side, WEIGHTS=1,
+            local=(side * side,), real=real, flops=g.flops(n), LOCAL=1, SIDE=side, WEIGHTS=1,
         )  # fmt: skip
     else:
         lanes, limit = by_lanes(g), limits(device, dtype)
@@ -235,8 +237,8 @@ def weight_gradients(
         )
         device.launch(
             "conv", f"conv_{plan.kernel}", (parts * g.groups * splits,), p, q, n, x, dy, partial,
-            local=(1,), real=real, WEIGHTS=1, SLAB=limit.slab + 9 * vw, OUT=limit.kept + vw, MOST_TAPS=_most_taps(g),
-            **tile, **extra,
+            local=(1,), real=real, flops=g.flops(n), WEIGHTS=1, SLAB=limit.slab + 9 * vw, OUT=limit.kept + vw,
+            MOST_TAPS=_most_taps(g), **tile, **extra,
         )  # fmt: skip
     columns, sinks = _sinks(for_w, for_b)
     device.launch(
@@ -285,7 +287,7 @@ def _gradients_by_winograd(
     common: dict[str, Any] = {"real": real, "VW": vw, "NV": plan.v, "M": plan.rb, "MR": plan.r}
     device.launch(
         "winograd", "winograd_gradients", (parts * g.groups,), p, q, n, x, dy, partial, local=(1,), TILES=plan.cb,
-        V_SIZE=kept, D_SIZE=a * a * (plan.cb * kp + vw), SLAB=slab, K_SIZE=kp, GRADIENTS=1, **common,
+        flops=g.flops(n), V_SIZE=kept, D_SIZE=a * a * (plan.cb * kp + vw), SLAB=slab, K_SIZE=kp, GRADIENTS=1, **common,
     )  # fmt: skip
     columns, sinks = _sinks(for_w, for_b)
     device.launch(

@@ -57,6 +57,10 @@ class Geometry(NamedTuple):
     def taps(self) -> int:
         return math.prod(self.size)
 
+    def flops(self, n: int) -> int:
+        """Those of its sums over n images, and of either of its gradients' as many: asked of the forward pass's geometry."""
+        return 2 * n * self.groups * self.c * self.k * self.taps * math.prod(self.out)
+
     def vectors(self, first: int, *last: int) -> tuple[np.ndarray, np.ndarray]:
         """The two arguments of sizes that every kernel takes."""
         p = [self.groups, self.c, self.k, *self.space, *self.out, *self.size, *self.stride, first]

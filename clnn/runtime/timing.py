@@ -1,0 +1,34 @@
+"""Which profiles a thread has open (profile.py): a launch, a copy or a replay looks here, and tells them when it ran."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import pyopencl as cl
+
+TIMES = cl.command_queue_properties.PROFILING_ENABLE  # a property of a queue
+
+
+class _Active(threading.local):
+    profiles: tuple[Any, ...] = ()
+
+
+active = _Active()
+
+
+def join(device: Any) -> None:
+    """Before this thread enqueues work: have the device's queue time it, if a profile is open."""
+    for one in active.profiles:
+        one.join(device)
+
+
+def note(
+    device: Any, label: str, size: Any, args: Sequence[Any], event: Any, *, before: Any = None, flops: int = 0,
+    real: str = "float", step: Any = None, held: int = 0,
+) -> None:  # fmt: skip
+    """Note what was enqueued: it ran from the start of `event`, or the end of `before`, to the end of `event`. `step` tells
+    one run of a step from the next; `held` are the bytes of the host's array that it copies."""
+    for one in active.profiles:
+        one.note(device, label, size, args, before, event, flops, real, step, held)
