@@ -418,8 +418,11 @@ def test_plot(tmp_path):
 @pytest.mark.parametrize("name, net", [("mlp", SMALL["mlp"]), ("resnet", IMAGES)])
 def test_a_profile_lists_launches(monkeypatch, name, net):
     monkeypatch.setitem(nets.ALL, name, net)
-    launches = run.profile(name)
-    assert launches and all(np.isfinite(one["seconds"]) and one["launch"] for one in launches)
+    found = run.profile(name)
+    assert found["launches"] and all(0 <= one["seconds"] < 10 and one["launch"] for one in found["launches"])
+    assert "GFLOP/s" in found["table"] and all(
+        one["launch"].partition("{")[0] in found["table"] for one in found["launches"]
+    )
 
 
 def test_a_device_that_is_not_there_is_an_error(monkeypatch):

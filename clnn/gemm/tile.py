@@ -229,7 +229,7 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
     device.launch(
         "gemm", "gemm_row" if tile.row else "gemm_local" if tile.local else "gemm_tile", (items,),
         int_vector(to), p.a, p.b, c, p.bias, p.saved, total, table, at, *(p.rows[1:] if p.rows else ()),
-        local=(local,), real=real, flops=2 * p.m * p.n * p.k, **defines,
+        local=(local,), real=real, flops=2 * m * n * k, **defines,
     )  # fmt: skip
     if part.parts > 1:
         device.launch(

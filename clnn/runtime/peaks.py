@@ -8,6 +8,8 @@ from functools import cached_property
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
+
 from .device import Device
 from .memory import Block
 
@@ -26,8 +28,7 @@ class Peaks:
         self.local = 1 if d.long_loops else min(64, d.group_width)
         # a driver that ends long loops, with those over sums inside, would be taken for a fast one
         self.rounds = min(FMA_ROUNDS, d.most_turns // (4 * FMA_SUMS)) if d.most_turns else FMA_ROUNDS
-        most = 8 if (0, 0) < d.pocl_version < (3, 1) else 16
-        self.width = (max(4, min(most, d.lanes)) if d.long_loops else 4) // (2 if real == "double" else 1)
+        self.width = d.vector_width(np.float64 if real == "double" else np.float32)
 
     @cached_property
     def out(self) -> Block:

@@ -337,10 +337,7 @@ def bench(options: argparse.Namespace) -> int:
 
     if options.profile:
         for name in options.workloads or ["mlp"]:
-            launches = run.profile(name)
-            print(f"{name}: {len(launches)} launches, {sum(one['seconds'] for one in launches) * 1e6:,.1f} us")
-            for one in launches:
-                print(f"{one['seconds'] * 1e6:10,.1f} us  {one['size']:12} {one['launch']}")
+            print(f"{name}\n{run.profile(name)['table']}")
         return 0
     rounds = options.rounds if options.rounds is not None else 3 if options.quick else 7
     against = [name for name in options.against.split(",") if name]

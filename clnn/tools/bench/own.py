@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import pyopencl as cl
 
 from ... import layers
 from ...callbacks import Callback
@@ -23,7 +21,8 @@ from ...optim import SGD, Adam
 from ...runtime.choice import device
 from ...runtime.device import Device
 from ...runtime.memory import Block
-from ...runtime.recording import Recording, Replays
+from ...runtime.profile import Profile
+from ...runtime.recording import Replays
 from ...tensor import Parameter
 from .nets import EPSILON, MOMENTUM, ConvNet, Convolution
 from .nets import Layer as Described
@@ -211,75 +210,6 @@ def held(where: Device, array: np.ndarray) -> Block:
     return block
 
 
-# -- the device -------------------------------------------------------------------------------------------------------
-COPY_BYTES = 128 << 20
-FMA_ROUNDS, FMA_SUMS = 1 << 16, 16
-
-
-class Peaks:
-    """The device's own limits: multiply-adds in registers, and copying in its memory."""
-
-    def __init__(self) -> None:
-        self.device = d = device()
-        self.items = 16 * d.compute_units * (1 if d.long_loops else 256)
-        self.local = 1 if d.long_loops else min(64, d.group_width)
-        # a driver that ends long loops, with those over sums inside, would be taken for a fast one
-        self.rounds = min(FMA_ROUNDS, d.most_turns // (4 * FMA_SUMS)) if d.most_turns else FMA_ROUNDS
-        self.width = d.vector_width(np.float32)
-        self.out = d.memory.allocate(4 * self.items)
-        size = min(COPY_BYTES, d.memory.limit // 8, d.memory.piece // 2) // 4096 * 4096
-        self.source, self.target = d.memory.allocate(size), d.memory.allocate(size)
-        d.fill_zero(self.source)
-
-    def measure(self) -> dict[str, float]:
-        """GFLOP/s and GB/s (read and written bytes together), each over a few hundredths of a second."""
-        return {
-            "gflops": 2e-9 * self.items * self.width * FMA_SUMS * self._rate(self._fma),
-            "gbytes": 2e-9 * self.source.nbytes * self._rate(self._copy),
-        }
-
-    def _rate(self, run: Callable[[int], None]) -> float:
-        """Calls a second, the best of three turns of a few hundredths of a second: a turn that waited for a core says nothing."""
-        run(1)
-        self.device.finish()
-        best, count, turns = 0.0, 1, 0
-        while turns < 3:
-            began = time.perf_counter()
-            run(count)
-            self.device.finish()
-            seconds = time.perf_counter() - began
-            best = max(best, count / seconds)
-            turns += seconds > 0.02 and count >= 0.02 * best
-            count = max(1, min(4 * count, int(0.04 * best)))
-        return best
-
-    def _fma(self, count: int) -> None:
-        """`count` multiply-adds of each sum of each work-item."""
-        while count > 0:
-            now = min(count, self.rounds)
-            self.device.launch(
-                "bench",
-                "multiply_add",
-                (self.items,),
-                now,
-                self.out,
-                0.999,
-                local=(self.local,),
-                VW=self.width,
-                SUMS=FMA_SUMS,
-            )
-            count -= now
-
-    def _copy(self, count: int) -> None:
-        each = 1 << 12 if self.device.long_loops else 1  # vectors that a work-item copies
-        items = self.source.nbytes // (4 * self.width * each)
-        for _ in range(count):
-            self.device.launch(
-                "bench", "copy", (items // self.local * self.local,), each, self.source, self.target,
-                local=(self.local,), VW=self.width,
-            )  # fmt: skip
-
-
 class Enough(Exception):
     """Ends a fit."""
 
@@ -298,26 +228,11 @@ def train_epochs(net: Net | ConvNet, epochs: int) -> None:
         Clnn().train(net, {}, after)
 
 
-def profile(net: Net | ConvNet) -> list[dict[str, Any]]:
-    """The launches of a recorded training step with their seconds, the least of many replays. They go through a queue
-    that measures, so this process is good for nothing else."""
-    d = device()
-    d.__dict__["_queue"] = cl.CommandQueue(d.context, properties=cl.command_queue_properties.PROFILING_ENABLE)
-    least: dict[tuple[int, str, str], float] = {}
-
-    def replay(self: Recording, times: int = 1) -> None:
-        if not self.calls:
-            self._bind()
-        events = [call() for call in self.calls]
-        d.finish()
-        for index, (launch, event) in enumerate(zip(self.launches, events)):
-            if event is not None:  # a call that is no kernel has no event of its own
-                key = (index, launch.label, str(launch.size))
-                least[key] = min(least.get(key, 1e9), (event.profile.end - event.profile.start) * 1e-9)
-
-    Recording.replay = replay  # type: ignore[method-assign]
-    train_epochs(net._replace(steps=min(net.steps, 40)), 3)
-    return [{"launch": label, "size": size, "seconds": seconds} for (_, label, size), seconds in sorted(least.items())]
+def profile(net: Net | ConvNet) -> Profile:
+    """The launches of training steps."""
+    with Profile() as found:
+        train_epochs(net._replace(steps=min(net.steps, 40)), 3)
+    return found
 
 
 def about() -> dict[str, Any]:

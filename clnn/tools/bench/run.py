@@ -523,12 +523,12 @@ def memory(bench: Bench, name: str, net: w.Net | nets.ConvNet) -> None:
             )
 
 
-def profile(name: str) -> list[dict[str, Any]]:
-    """The launches of a training step, with the seconds of each."""
+def profile(name: str) -> dict[str, Any]:
+    """The launches of training steps: each with its seconds at best, and all as a table."""
     if name not in nets.ALL:
         raise ConfigurationError(f"--profile takes one of {', '.join(nets.ALL)}, not {name!r}")
     with contextlib.closing(Worker(UNFUSED, "profile", net=nets.ALL[name])) as worker:
         try:
-            return worker.ask()["launches"]
+            return worker.ask()
         except Failed as error:
             raise ClnnError(f"the profile of {name} failed: {error}") from None

@@ -179,9 +179,11 @@ def calls(talk: Talk, task: Callable[[Any], tuple[Any, Any]]) -> None:
 
 def device(talk: Talk, side: Any, options: dict[str, Any]) -> None:
     """The device's name, and its peaks as often as asked."""
-    from .own import Peaks, about
+    from ...runtime.choice import device as in_use
+    from ...runtime.peaks import Peaks
+    from .own import about
 
-    peaks = Peaks()
+    peaks = Peaks(in_use())
     talk.answer(**about())
     while talk.ask():
         talk.answer(**peaks.measure())
@@ -194,7 +196,9 @@ def memory(talk: Talk, side: Any, options: dict[str, Any]) -> None:
 def profile(talk: Talk, side: Any, options: dict[str, Any]) -> None:
     from .own import profile
 
-    talk.answer(launches=profile(net_of(options["net"])))
+    found = profile(net_of(options["net"]))
+    launches = [{"launch": r.launch, "size": r.size, "seconds": r.minimum, "runs": r.runs} for r in found.rows]
+    talk.answer(launches=launches, table=found.table())
 
 
 KINDS: dict[str, Callable[[Talk, Any, dict[str, Any]], None]] = {

@@ -20,6 +20,7 @@ from ...ops.image.conv_plan import geometry, plan_for, shown, turned
 from ...ops.image.window import slide
 from ...runtime.choice import device
 from ...runtime.device import Device
+from ...runtime.peaks import Peaks
 from ...runtime.recording import Replays
 from ..bench import nets, own, workloads
 from ..drivers import loader
@@ -63,7 +64,7 @@ def about(say: Say, began: float) -> dict[str, Any]:
 def peaks(say: Say, began: float) -> dict[str, Any]:
     """What the device can do at most; what a launch costs, recorded and not, and waiting for one."""
     d = device()
-    found: dict[str, Any] = own.Peaks().measure()
+    found: dict[str, Any] = Peaks(d).measure()
     block, many = d.memory.allocate(4), 200
 
     def launches(_: Any) -> None:
@@ -123,7 +124,8 @@ def _small_enough(flops: float, peak: float) -> bool:
 
 def products(say: Say, began: float) -> dict[str, Any]:
     """Products of training, and square ones, with their epilogues."""
-    d, peak = device(), own.Peaks().measure()
+    d = device()
+    peak = Peaks(d).measure()
     mlp = workloads.training_products(128, workloads.NETS["mlp"].sizes)
     chosen = [mlp[0], mlp[3], mlp[6], *(workloads.Product("NN", n, n, n) for n in (960, 2048))]
     for p in chosen:
@@ -150,7 +152,8 @@ def _plan(d: Device, p: workloads.Product) -> str:
 
 def convolutions(say: Say, began: float) -> dict[str, Any]:
     """The convolutions of a small network, forward and their gradients."""
-    d, peak = device(), own.Peaks().measure()
+    d = device()
+    peak = Peaks(d).measure()
     for c in nets.convolutions([nets.NETS["cnn"]]):
         if not _small_enough(c.flops, peak["gflops"]):
             say(note=f"{c.name} is left out: too large for this device")
@@ -175,7 +178,7 @@ def _training(name: str) -> Callable[[Say, float], dict[str, Any]]:
     def measure(say: Say, began: float) -> dict[str, Any]:
         d, net = device(), nets.ALL[name]
         start = time.time()
-        peak, measuring = own.Peaks().measure(), time.time() - start
+        peak, measuring = Peaks(device()).measure(), time.time() - start
         if net.flops / (peak["gflops"] * 1e9) > 10 * LONG:
             say(note=f"{name} is left out: too large for this device")
             return peak
