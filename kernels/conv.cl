@@ -20,7 +20,6 @@
 // conv_sum       adds the parts up, into the sinks of w and b.
 // conv_local     all three for GPUs, as a product of matrices whose operands are gathered while a group copies them to local
 //                memory (implicit GEMM).
-// unfold, fold   im2col and its adjoint, and finish, the epilogue: for CLBlast, one image at a time.
 #include "conv_epilogue.cl"
 // A sum of products is taken in runs of up to LONGEST of them, of whole channels where those have fewer (long sums: common.cl).
 #define LONGEST 1024
@@ -660,46 +659,5 @@ void conv_local(int16 p, int16 q, int N, global const real *x, global const real
 #endif
     }
   }
-}
-#endif
-
-#ifdef UNFOLD
-// columns (C taps, out) of the images from `n` on = what each tap of each output sees
-kernel void unfold(int16 p, int16 q, int n, global const real *x, global real *columns) {
-  UNPACK
-  const int P = OD * OH * OW, i = get_global_id(0), e = get_global_id(1);
-  if (i >= P) return;
-  const int t = e % TAPS, c = e / TAPS;
-  const int col = i % OW * SW + t % KW * DW - PW, row = i / OW % OH * SH + t / KW % KH * DH - PH, deep = i / OW / OH * SD + t / KW / KH * DD - PD;
-  const int there = col >= 0 && row >= 0 && deep >= 0 && col < IW && row < IH && deep < ID;
-  columns[(size_t)e * P + i] = there ? x[((size_t)n * G * C + c) * ID * IH * IW + (deep * IH + row) * IW + col] : 0;
-}
-
-// its adjoint: each input of image n sums what every tap that sees it says, and the epilogue follows
-kernel void fold(int16 p, int16 q, int n, global const real *columns, global const real *factor, global const real *bias, global real *x, global real *saved,
-                 global const real2 *scale, global const int *at) {
-  UNPACK
-  const int column = q.sd, P = OD * OH * OW, space = ID * IH * IW, i = get_global_id(0), c = get_global_id(1);
-  if (i >= space) return;
-  const int w = i % IW, h = i / IW % IH, d = i / IW / IH;
-  real sum = 0;
-  for (int t = 0; t < TAPS; t++) {
-    const int col = w + PW - t % KW * DW, row = h + PH - t / KW % KH * DH, deep = d + PD - t / KW / KH * DD;
-    if (col >= 0 && row >= 0 && deep >= 0 && col % SW == 0 && row % SH == 0 && deep % SD == 0 && col / SW < OW && row / SH < OH && deep / SD < OD)
-      sum += columns[((size_t)c * TAPS + t) * P + (deep / SD * OH + row / SH) * OW + col / SW];
-  }
-  const size_t to = ((size_t)n * G * C + c) * space + i;
-  const real by = FACTOR_OF(c), shift = BIAS_OF(c);
-  x[to] = epilogue(sum, by, shift, saved + to, saved + to, x + to, 1, PAIR);
-}
-
-// y = epilogue(x), x and y (images, channels, space)
-kernel void finish(int channels, int space, int images, int column, global const real *x, global const real *factor, global const real *bias, global real *y,
-                   global real *saved, global const real2 *scale, global const int *at) {
-  const int i = get_global_id(0), row = get_global_id(1);
-  if (i >= space) return;
-  const size_t to = (size_t)row * space + i;
-  const real by = FACTOR_OF(row % channels), shift = BIAS_OF(row % channels);
-  y[to] = epilogue(x[to], by, shift, saved + to, saved + to, y + to, 1, PAIR);
 }
 #endif

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import clnn
-from clnn.gemm import Scale, clblast_problem
+from clnn.gemm import Scale
 from clnn.ops.array import Sink
 from clnn.ops.image import conv as ops
 from clnn.ops.image import conv_plan
@@ -18,7 +18,7 @@ from clnn.ops.image.window import paddings, per_axis, slide
 from clnn.tape import grad_enabled
 from clnn.tensor import on_tape
 
-ENGINES = ["rows", "columns", "gpu", "clblast"]
+ENGINES = ["rows", "columns", "gpu"]
 
 
 # -- references -------------------------------------------------------------------------------------------------------
@@ -81,11 +81,6 @@ def engine(request, device, monkeypatch):
 
 
 def choose(engine, device, monkeypatch):
-    if engine == "clblast":
-        if problem := clblast_problem(device):
-            pytest.skip(problem)
-        monkeypatch.setenv("CLNN_GEMM", "clblast")
-        return
     monkeypatch.setenv("CLNN_GEMM", "tile")
     if engine == "gpu":
         monkeypatch.setattr(device, "kind", "gpu")
@@ -187,7 +182,7 @@ SHAPES = [  # n, space, c, k, size, stride, padding, dilation, groups
 @pytest.mark.parametrize(
     ("engine", "shape"),
     [
-        pytest.param(engine, shape, marks=[pytest.mark.slow] * (engine in ("gpu", "clblast") and i not in (0, 1, 3, 7)))
+        pytest.param(engine, shape, marks=[pytest.mark.slow] * (engine == "gpu" and i not in (0, 1, 3, 7)))
         for engine, (i, shape) in itertools.product(ENGINES, enumerate(SHAPES))
     ],
     ids=str,
@@ -519,7 +514,7 @@ def test_a_saved_model_is_the_same(device, tmp_path):
     assert repr(again.layers) == repr(model.layers)
 
 
-@pytest.mark.parametrize("engine", ["planned", pytest.param("gpu", marks=pytest.mark.slow), "clblast"])
+@pytest.mark.parametrize("engine", ["planned", pytest.param("gpu", marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "layer", [clnn.Conv2D(5, 3), clnn.Conv2D(5, 3, bias=False), clnn.Conv2DTranspose(5, 2, stride=2)], ids=repr
 )

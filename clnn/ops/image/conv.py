@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ShapeError
-from ...gemm import Product, Scale, Shape, engine_name, forced_engine, gemm
+from ...gemm import Scale
 from ...runtime.device import Device
 from ...runtime.memory import Block
 from ..activation import fused
-from ..array import Array, Backward, Sink, block_of, check_float, check_together, empty, fill
-from ..elementwise import scale_add
+from ..array import Array, Backward, Sink, block_of, check_float, check_together, empty
 from ..reduce import sum_to
 from .conv_plan import (
     SIDE,
@@ -98,10 +97,6 @@ def _turns(side: int) -> int:
     return 2 if side > 2 else 5
 
 
-def _by_clblast(device: Device) -> bool:
-    return forced_engine() == "clblast" and engine_name(device) == "clblast"
-
-
 def apply(
     device: Device,
     n: int,
@@ -115,9 +110,6 @@ def apply(
 ) -> None:
     """y = epilogue(x * w) for n images; with `flip` the gradient by inputs of that convolution, whose dy is x."""
     if n == 0:
-        return
-    if _by_clblast(device):
-        (_fold if flip else _unfold)(device, n, g, x, w, y, dtype, epilogue)
         return
     g, flops = turned(g) if flip else g, g.flops(n)
     real, size = device.real(dtype), np.dtype(dtype).itemsize
@@ -195,9 +187,6 @@ def weight_gradients(
     device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, dtype: Any
 ) -> None:
     """The gradients by weights and bias, into their sinks."""
-    if _by_clblast(device):
-        _unfolded_gradients(device, n, g, x, dy, for_w, for_b, dtype)
-        return
     real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
     extra: dict[str, Any] = {}
     plan = plan_for(device, g, dtype, weights=True)
@@ -294,68 +283,6 @@ def _gradients_by_winograd(
         "winograd", "winograd_sum", (g.groups * (g.c + 1),), g.groups, g.c, g.k, parts, *columns, partial, *sinks,
         local=_one(device), SUM=1, **common,
     )  # fmt: skip
-
-
-# -- by CLBlast: im2col for one image at a time -----------------------------------------------------------------------
-def _unfold_image(device: Device, g: Geometry, image: int, x: Block, columns: Block, dtype: Any) -> None:
-    p, q = g.vectors(0)
-    size = (math.prod(g.out), g.groups * g.c * g.taps)
-    device.launch("conv", "unfold", size, p, q, image, x, columns, real=device.real(dtype), UNFOLD=1)
-
-
-def _unfold(device: Device, n: int, g: Geometry, x: Block, w: Block, y: Block, dtype: Any, epilogue: Epilogue) -> None:
-    positions, depth, size = math.prod(g.out), g.c * g.taps, np.dtype(dtype).itemsize
-    columns = device.allocate(g.groups * depth * positions * size)
-    sums = device.allocate(n * g.groups * g.k * positions * size)
-    product = Product(Shape(g.k, positions, depth, dtype), w, columns, sums)
-    for image in range(n):
-        _unfold_image(device, g, image, x, columns, dtype)
-        for group in range(g.groups):
-            from_w, from_x = group * g.k * depth, group * depth * positions
-            to_y = (image * g.groups + group) * g.k * positions
-            gemm(device, product._replace(a_offset=from_w, b_offset=from_x, c_offset=to_y))
-    device.launch(
-        "conv", "finish", (positions, n * g.groups * g.k), g.groups * g.k, positions, n, epilogue.column, sums,
-        *epilogue.arguments(y), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
-    )  # fmt: skip
-
-
-def _fold(device: Device, n: int, g: Geometry, dy: Block, w: Block, dx: Block, dtype: Any, epilogue: Epilogue) -> None:
-    positions, depth = math.prod(g.out), g.c * g.taps
-    columns = device.allocate(g.groups * depth * positions * np.dtype(dtype).itemsize)
-    p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column)
-    product = Product(Shape(depth, positions, g.k, dtype, transpose_a=True), w, dy, columns)
-    for image in range(n):
-        for group in range(g.groups):
-            from_w, to_x = group * g.k * depth, group * depth * positions
-            from_dy = (image * g.groups + group) * g.k * positions
-            gemm(device, product._replace(a_offset=from_w, b_offset=from_dy, c_offset=to_x))
-        device.launch(
-            "conv", "fold", (math.prod(g.space), g.groups * g.c), p, q, image, columns,
-            *epilogue.arguments(dx), real=device.real(dtype), UNFOLD=1, **epilogue.defines(),
-        )  # fmt: skip
-
-
-def _unfolded_gradients(
-    device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, dtype: Any
-) -> None:
-    positions, depth = math.prod(g.out), g.c * g.taps
-    if for_w is not None:
-        total = fill(empty(device, (g.groups * g.k, depth), dtype), 0.0)
-        columns = device.allocate(g.groups * depth * positions * total.dtype.itemsize)
-        added = Scale.constant(device, dtype, 1, 1)
-        product = Product(Shape(g.k, depth, positions, dtype, transpose_b=True), dy, columns, total.block, scale=added)
-        for image in range(n):
-            _unfold_image(device, g, image, x, columns, dtype)
-            for group in range(g.groups):
-                from_dy, from_x = (image * g.groups + group) * g.k * positions, group * depth * positions
-                gemm(device, product._replace(a_offset=from_dy, b_offset=from_x, c_offset=group * g.k * depth))
-        assert for_w.scale is not None
-        scale_add(total, for_w.out, for_w.scale)
-    if for_b is not None:
-        assert for_b.scale is not None
-        dz = Array(dy, (n, g.groups * g.k, positions), dtype, device)
-        scale_add(sum_to(dz, (g.groups * g.k, 1)), for_b.out, for_b.scale)
 
 
 # -- the ops ----------------------------------------------------------------------------------------------------------
