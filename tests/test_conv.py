@@ -177,12 +177,20 @@ SHAPES = [  # n, space, c, k, size, stride, padding, dilation, groups
     (2, (7, 1), 2, 3, (3, 1), (2, 1), 0, (1, 1), 1),
     (2, (2, 9), 2, 3, (1, 2), (1, 4), 0, (1, 1), 1),
 ]
+MARKS = {  # one of each kernel file for every platform
+    ("rows", 1): pytest.mark.platform("conv", "conv_rows", "conv_weights"),
+    ("columns", 1): pytest.mark.platform("conv_columns"),
+    ("columns", 2): pytest.mark.platform("conv_lanes"),
+    ("gpu", 1): pytest.mark.platform("conv_local"),
+}
 
 
 @pytest.mark.parametrize(
     ("engine", "shape"),
     [
-        pytest.param(engine, shape, marks=[pytest.mark.slow] * (engine == "gpu" and i not in (0, 1, 3, 7)))
+        pytest.param(
+            engine, shape, marks=MARKS.get((engine, i), [pytest.mark.slow] * (engine == "gpu" and i not in (0, 3, 7)))
+        )
         for engine, (i, shape) in itertools.product(ENGINES, enumerate(SHAPES))
     ],
     ids=str,
@@ -232,7 +240,7 @@ SCATTERED = [  # what scatter takes: stride 1, in chunks of inputs and outputs; 
 ]
 
 
-@pytest.mark.platform("conv")
+@pytest.mark.platform("conv_scatter")
 @pytest.mark.parametrize(
     "shape", [pytest.param(shape, marks=[pytest.mark.slow] * (i > 1)) for i, shape in enumerate(SCATTERED)], ids=str
 )

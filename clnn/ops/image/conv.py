@@ -86,7 +86,7 @@ def _side(device: Device, real: str, **defines: Any) -> int:
     side = SIDE
     while side * side > device.max_group:
         side //= 2
-    while side > 1 and side * side > device.group_limit("conv", "conv_local", real, LOCAL=1, SIDE=side, **defines):
+    while side > 1 and side * side > device.group_limit("conv_local", "conv_local", real, SIDE=side, **defines):
         side //= 2
     return side
 
@@ -122,8 +122,8 @@ def apply(
         tiles = up(n * math.prod(g.out), EACH * side) * up(g.k, EACH * side) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
         device.launch(
-            "conv", "conv_local", (tiles * side * side,), p, q, n, x, w, *epilogue.arguments(y),
-            local=(side * side,), real=real, flops=flops, LOCAL=1, SIDE=side, **extra,
+            "conv_local", "conv_local", (tiles * side * side,), p, q, n, x, w, *epilogue.arguments(y),
+            local=(side * side,), real=real, flops=flops, SIDE=side, **extra,
         )  # fmt: skip
         return
     if plan.kernel == "winograd":
@@ -142,12 +142,12 @@ def apply(
     parts = min(blocks, up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
     p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, epilogue.column)
     kernel: dict[str, Any] = (
-        {"COLUMNS": 1, "MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": limit.narrow}
+        {"MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": limit.narrow}
         if columns
-        else {plan.kernel.upper(): 1, "KR": plan.r, "PV": plan.v, "OUT": limit.scattered if scatter else limit.out}
+        else {"KR": plan.r, "PV": plan.v, "OUT": limit.scattered if scatter else limit.out}
     )
     device.launch(
-        "conv", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, *epilogue.arguments(y),
+        f"conv_{plan.kernel}", f"conv_{plan.kernel}", (items * parts,), p, q, n, x, packed, *epilogue.arguments(y),
         local=(1,), real=real, flops=flops, VW=vw, SLAB=limit.slab + 9 * vw, MOST_TAPS=_most_taps(g), **kernel,
         **epilogue.defines(),
     )  # fmt: skip
@@ -206,8 +206,8 @@ def weight_gradients(
         partial = device.allocate(parts * g.groups * (entries + 1) * kp * size)
         p, q = g.vectors(0, 0, 0, 0, 0, 0, depth)
         device.launch(
-            "conv", "conv_local", (parts * tiles * side * side,), p, q, n, x, dy, None, None, partial, None, None, None,
-            local=(side * side,), real=real, flops=g.flops(n), LOCAL=1, SIDE=side, WEIGHTS=1,
+            "conv_local", "conv_local", (parts * tiles * side * side,), p, q, n, x, dy, None, None, partial, None, None, None,
+            local=(side * side,), real=real, flops=g.flops(n), SIDE=side, WEIGHTS=1,
         )  # fmt: skip
     else:
         lanes, limit = by_lanes(g), limits(device, dtype)
@@ -225,8 +225,8 @@ def weight_gradients(
             {"MR": plan.r} if lanes else {"MR": plan.r, "NV": plan.v, "RUN": run, "DX": g.dilation[2] if run > 1 else 1}
         )
         device.launch(
-            "conv", f"conv_{plan.kernel}", (parts * g.groups * splits,), p, q, n, x, dy, partial,
-            local=(1,), real=real, flops=g.flops(n), WEIGHTS=1, SLAB=limit.slab + 9 * vw, OUT=limit.kept + vw,
+            f"conv_{plan.kernel}", f"conv_{plan.kernel}", (parts * g.groups * splits,), p, q, n, x, dy, partial,
+            local=(1,), real=real, flops=g.flops(n), SLAB=limit.slab + 9 * vw, OUT=limit.kept + vw,
             MOST_TAPS=_most_taps(g), **tile, **extra,
         )  # fmt: skip
     columns, sinks = _sinks(for_w, for_b)

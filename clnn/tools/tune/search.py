@@ -43,6 +43,8 @@ from ..bench.nets import Convolution
 from . import conv
 
 Sizes = tuple[str, int, int, int]  # form, m, n, k
+# files of kernels/
+CONVOLUTION = ("conv_rows", "conv_columns", "conv_scatter", "conv_weights", "conv_lanes", "winograd")
 GAIN = 1.03  # what a candidate must win by
 SECONDS = 0.003  # a timing takes about that long
 PATIENCE = 90  # seconds for one candidate, compiling included; CLBlast gets twice that
@@ -190,12 +192,12 @@ class Search:
         for dtype in [*self.found["clblast"]]:
             if clblast.parameters_problem(device, dtype, self.found["clblast"][dtype]):
                 del self.found["clblast"][dtype]
-        for part, files in (("kernel", ("gemm",)), ("convolution kernel", ("conv", "winograd"))):
+        for part, files in (("kernel", ("gemm",)), ("convolution kernel", CONVOLUTION)):
             if self.found.get(part) != _digest(
                 *files
             ):  # measured with another kernel: what was found is where to start
                 done = self.found["done"].items()
-                left = {step: name for step, name in done if step.startswith("convolution ") != ("conv" in files)}
+                left = {step: name for step, name in done if step.startswith("convolution ") != (files is CONVOLUTION)}
                 self.found.update({part: _digest(*files), "done": left})
         self.classes = {
             name: some for dtype in self._dtypes() for name, some in shapes(device, dtype, self.level).items()

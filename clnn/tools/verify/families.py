@@ -630,6 +630,8 @@ class Family(NamedTuple):
     files: tuple[str, ...]
 
 
+# On a CPU a plan chooses among them, on a GPU it is conv_local.
+CONVOLUTION = ("conv", "conv_rows", "conv_columns", "conv_scatter", "conv_weights", "conv_local")
 FAMILIES = {
     "elementwise": Family(elementwise, ("elementwise", "activation")),
     "reduce": Family(reduction, ("reduce",)),
@@ -637,11 +639,11 @@ FAMILIES = {
     "gemm": Family(products, ("gemm", "epilogue")),
     "clblast": Family(by_clblast, ("epilogue",)),
     "linear": Family(linear, ("gemm",)),
-    "conv": Family(convolutions, ("conv",)),
+    "conv": Family(convolutions, CONVOLUTION),
     "conv-3x3": Family(winograd, ("winograd",)),
-    "conv-transposed": Family(transposed, ("conv",)),
-    "conv-grouped": Family(grouped, ("conv",)),
-    "conv-1d-3d": Family(other_axes, ("conv",)),
+    "conv-transposed": Family(transposed, CONVOLUTION),
+    "conv-grouped": Family(grouped, (*CONVOLUTION, "conv_lanes")),
+    "conv-1d-3d": Family(other_axes, CONVOLUTION),
     "pool": Family(pooling, ("pool",)),
     "norm": Family(normalisation, ("norm",)),
     "resize": Family(resizing, ("resize",)),
@@ -651,5 +653,5 @@ FAMILIES = {
     "loss": Family(losses_and_metrics, ("losses", "metrics")),
     "optimizer": Family(optimizers, ("optimizer", "state")),
     "fit": Family(training, ("data", "state")),
-    "float64": Family(doubles, ("gemm", "conv", "softmax")),
+    "float64": Family(doubles, ("gemm", *CONVOLUTION, "softmax")),
 }
