@@ -1,4 +1,4 @@
-"""A device's own limits, measured: multiply-adds in registers, and copying in its memory."""
+"""A device's own limits, measured: multiply-adds in registers, copying in its memory; and whether its clock tells the time."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
+import pyopencl as cl
 
+from ..errors import DeviceError
 from .device import Device
 from .memory import Block
+from .timing import TIMES
 
 COPY_BYTES = 128 << 20
 FMA_ROUNDS, FMA_SUMS = 1 << 16, 16
+CLOCK = 0.01  # seconds of the launch by which a clock is judged
 _known: WeakKeyDictionary[Any, dict[str, float]] = WeakKeyDictionary()
 
 
@@ -97,3 +101,44 @@ def peak_gflops(device: Device, real: str = "float") -> float:
     if real not in known:
         known[real] = Peaks(device, real).gflops()
     return known[real]
+
+
+def check_clock(device: Device) -> None:
+    """`DeviceError` where the driver does not say what launches take: asked once, of one that the host's clock times too.
+    Mesa's llvmpipe (rusticl 22.3) says a nanosecond, whatever it runs."""
+    known = _known.setdefault(device, {})
+    if "clock" not in known:
+        known["clock"] = _told(device)
+    if known["clock"] < 0.1:
+        raise DeviceError(
+            f"the driver of {device!r} does not tell what launches take ({known['clock']:.2%} of what one took by the host's "
+            "clock), so there is no profile of it; clnn.profile and CLNN_DEBUG=1 need another driver or device"
+        )
+
+
+def _told(device: Device) -> float:
+    """The time that the device's clock gives a launch, as a part of the time by the host's. Nothing notes that launch."""
+    queue = cl.CommandQueue(device.context, properties=TIMES)
+    defines = (("SUMS", FMA_SUMS), ("VW", device.vector_width(np.float32)))
+    kernel = device.programs.new_kernel("bench", "multiply_add", "float", defines, (np.int32, None, np.float32))
+    out = cl.Buffer(device.context, cl.mem_flags.READ_WRITE, 4)
+
+    def run(rounds: int) -> tuple[float, cl.Event]:
+        kernel.set_args(rounds, out, 0.999)
+        began = time.perf_counter()
+        event = cl.enqueue_nd_range_kernel(queue, kernel, (1,), (1,))
+        queue.finish()
+        return time.perf_counter() - began, event
+
+    rounds = 1
+    while True:
+        took, event = min(
+            (run(rounds) for _ in range(3)), key=lambda one: one[0]
+        )  # the others may have waited for a core
+        if took >= CLOCK or rounds >= FMA_ROUNDS << 8:
+            break
+        rounds *= 4
+    try:
+        return (event.profile.end - event.profile.start) * 1e-9 / took
+    except cl.Error:  # it has no times at all
+        return 0.0

@@ -23,7 +23,7 @@ from ..errors import ConfigurationError, DeviceError
 from ..files import write_atomically
 from .device import Device
 from .memory import Block
-from .peaks import peak_gflops
+from .peaks import check_clock, peak_gflops
 from .recorder import Temporary
 from .timing import active
 
@@ -101,6 +101,7 @@ class Profile:
         if device not in self._devices:
             self._devices.append(device)  # first, because what is opened now asks for the queue
             try:
+                check_clock(device)
                 device.time_launches(True)
             except BaseException:
                 self._devices.remove(device)
