@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from . import arrays
+from .arrays import *  # noqa: F403
 from .checks import whole, whole_numbers
 from .errors import ShapeError
 from .layers.base import Layer
@@ -14,7 +16,7 @@ from .layers.image.pool import AvgPool1D, AvgPool2D, AvgPool3D, MaxPool1D, MaxPo
 from .layers.image.resize import Padding, UpSampling
 from .ops.activation import FUNCTIONS
 from .ops.elementwise import BINARY
-from .tensor import Tensor, concat, elementwise, function, rows_of, softmax_of, tensor
+from .tensor import Tensor, concat, elementwise, function, softmax_of, tensor
 
 
 def _named(name: str) -> Callable[[Any], Tensor]:
@@ -26,7 +28,7 @@ def _named(name: str) -> Callable[[Any], Tensor]:
     return call
 
 
-_unary = {name: _named(name) for name in FUNCTIONS if name not in ("linear", "step", "negative")}
+_unary = {name: _named(name) for name in FUNCTIONS if name not in ("linear", "step", "negative", *arrays.__all__)}
 globals().update(_unary)
 
 
@@ -125,11 +127,12 @@ def split(x: Any, parts: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     return found
 
 
-concatenate, take_rows = concat, rows_of
+concatenate = concat
 
 __all__ = [
     *_unary,
     *_binary,
+    *arrays.__all__,
     "avg_pool",
     "concatenate",
     "log_softmax",
@@ -137,6 +140,5 @@ __all__ = [
     "pad",
     "softmax",
     "split",
-    "take_rows",
     "upsample",
 ]

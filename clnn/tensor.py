@@ -11,15 +11,16 @@ from typing import Any
 import numpy as np
 
 from .checks import leaves, numbers, sizes, spread
-from .errors import ClnnError, OutOfRangeError, ShapeError
+from .errors import ClnnError, ShapeError
 from .gemm import Scale
 from .ops.activation import FUNCTIONS, unary
 from .ops.aggregate import reduce
 from .ops.array import FLOATS, Array, Backward, Sink, empty, fill
 from .ops.elementwise import BINARY, binary
+from .ops.index import is_basic, take_items
 from .ops.linear import linear, matmul
 from .ops.reduce import argmax
-from .ops.shape import broadcast_to, concatenate, reshape, take_rows, take_slice, transpose
+from .ops.shape import broadcast_to, concatenate, reshape, take_slice, transpose
 from .ops.softmax import softmax
 from .runtime.choice import resolve
 from .runtime.device import Device
@@ -175,7 +176,7 @@ class Tensor(Array):
         return elementwise("power", other, self)
 
     def __neg__(self) -> Tensor:
-        return apply(unary, self, name="negative")
+        return elementwise("subtract", 0, self) if self.dtype == np.int32 else apply(unary, self, name="negative")
 
     def __abs__(self) -> Tensor:
         return apply(unary, self, name="abs")
@@ -203,6 +204,37 @@ class Tensor(Array):
 
     def __ne__(self, other: Any) -> Any:
         return elementwise("not_equal", self, other) if _is_number(other) else NotImplemented
+
+    def __mod__(self, other: Any) -> Tensor:
+        return elementwise("remainder", self, other)
+
+    def __rmod__(self, other: Any) -> Tensor:
+        return elementwise("remainder", other, self)
+
+    def __floordiv__(self, other: Any) -> Tensor:
+        return elementwise("floor_divide", self, other)
+
+    def __rfloordiv__(self, other: Any) -> Tensor:
+        return elementwise("floor_divide", other, self)
+
+    def __and__(self, other: Any) -> Tensor:
+        """`logical_and`, as for masks: `(t > 0) & (t < 1)`."""
+        return elementwise("logical_and", self, other)
+
+    __rand__ = __and__
+
+    def __or__(self, other: Any) -> Tensor:
+        return elementwise("logical_or", self, other)
+
+    __ror__ = __or__
+
+    def __xor__(self, other: Any) -> Tensor:
+        return elementwise("logical_xor", self, other)
+
+    __rxor__ = __xor__
+
+    def __invert__(self) -> Tensor:
+        return elementwise("equal", self, 0)
 
     __hash__ = object.__hash__  # dicts and sets hold tensors by identity
 
@@ -307,7 +339,7 @@ class Tensor(Array):
         return apply(broadcast_to, self, shape=sizes("broadcast_to", shape))
 
     def __getitem__(self, key: Any) -> Tensor:
-        return apply(take_slice, self, key=key)
+        return apply(take_slice if is_basic(key) else take_items, self, key=key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         raise ClnnError(
@@ -591,7 +623,7 @@ def apply(op: Callable[..., Any], *inputs: Any, **options: Any) -> Tensor:
 
 
 # The gradients of these do not depend on their inputs' values.
-LINEAR = (reshape, transpose, broadcast_to, take_slice)
+LINEAR = (reshape, transpose, broadcast_to, take_slice, take_items)
 
 
 def on_tape(
@@ -711,23 +743,3 @@ def concat(tensors: Iterable[Any], axis: int = 0) -> Tensor:
     tensors = [t if isinstance(t, Tensor) else tensor(t, *of) for t in tensors]
     y, backward = concatenate(tensors, axis)
     return on_tape(y, tensors, backward)
-
-
-def rows_of(x: Tensor, index: Any) -> Tensor:
-    """x[index] for whole numbers of any shape that name rows of x, negative ones from the end.
-
-    No gradient goes through: ClnnError for an x with a history. OutOfRangeError for a row that x does not have; where the
-    index lies on the device and a step is recorded, that row becomes NaN (of int32 the least number) instead.
-    """
-    x = tensor(x)
-    x.refuse_history("take_rows")
-    if not x.shape:
-        raise ShapeError("take_rows: a tensor without axes has no rows")
-    on_host = not isinstance(index, Tensor)
-    given = numbers(index, "take_rows' index") if on_host else index.numpy() if x.device.reads else None
-    if (index.dtype if given is None else given.dtype).kind not in "iu" and (given is None or given.size):
-        raise ShapeError(f"take_rows: rows are named by whole numbers, not by {index!r}")
-    if given is not None and given.size and not -len(x) <= given.min() <= given.max() < len(x):
-        bad = given[(given < -len(x)) | (given >= len(x))].flat[0]
-        raise OutOfRangeError(f"take_rows: there is no row {bad} in an array of shape {x.shape}")
-    return _wrap(take_rows(x, tensor(given, dtype=np.int32, device=x.device) if on_host else index))

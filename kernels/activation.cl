@@ -41,6 +41,17 @@ FUNCTION(abs,          fabs(x),                                         WHERE(x 
 FUNCTION(negative,     -x,                                              (T)(-1))
 FUNCTION(sin,          sin(x),                                          cos(x))
 FUNCTION(cos,          cos(x),                                          -sin(x))
+FUNCTION(erf,          erf(x),                                          2 * 0.56418958354775628694807945156077 * exp(-x * x))
+FUNCTION(log1p,        log1p(x),                                        1 / (1 + x))
+FUNCTION(expm1,        expm1(x),                                        y + 1)
+FUNCTION(reciprocal,   1 / x,                                           -y * y)
+FUNCTION(sign,         WHERE(x > 0, 1, WHERE(x < 0, -1, x)),            (T)(0))
+FUNCTION(floor,        floor(x),                                        (T)(0))
+FUNCTION(ceil,         ceil(x),                                         (T)(0))
+FUNCTION(round,        rint(x),                                         (T)(0))
+FUNCTION(isnan,        WHERE(x != x, 1, 0),                             (T)(0))
+FUNCTION(isfinite,     WHERE(x - x == 0, 1, 0),                         (T)(0))
+FUNCTION(logical_not,  WHERE(x == 0, 1, 0),                             (T)(0))
 
 #ifdef ACT
 #define ACTIVATE(x) CAT(ACT, _f)(x)

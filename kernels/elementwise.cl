@@ -9,11 +9,13 @@
   for (int i = (int)get_global_id(0) * each, left = min(each, n - i); left > 0; i += VW, left -= VW)
 #endif
 
-// Functions of two variables: name, f(a, b), df/da, df/db.
+// Functions of two variables: name, f(a, b), df/da, df/db. Those of whole numbers too have an INTEGER line.
 #define BINARY(name, f, da, db)                                \
-  static inline T name##_f2(T a, T b) { return f; }            \
-  static inline T name##_da(T a, T b) { return da; }           \
-  static inline T name##_db(T a, T b) { return db; }
+  static inline T CAT(name, _f2)(T a, T b) { return f; }            \
+  static inline T CAT(name, _da)(T a, T b) { return da; }           \
+  static inline T CAT(name, _db)(T a, T b) { return db; }
+#define INTEGER(name, f) static inline int CAT(name, _int)(int a, int b) { return f; }
+#define COMPARISON(name, condition) BINARY(name, WHERE(condition, 1, 0), 0, 0) INTEGER(name, condition)
 BINARY(add,           a + b,                                               1,                               1)
 BINARY(subtract,      a - b,                                               1,                               -1)
 BINARY(multiply,      a * b,                                               b,                               a)
@@ -21,12 +23,23 @@ BINARY(divide,        a / b,                                               1 / b
 BINARY(power,         pow(a, b),                                           WHERE(b == 0, 0, b * pow(a, b - 1)), WHERE(a == 0 && b >= 0, 0, pow(a, b) * log(a)))
 BINARY(maximum,       WHERE(a >= b, a, WHERE(a < b, b, a + b)),            WHERE(a > b, 1, WHERE(a == b, 0.5, 0)), WHERE(a < b, 1, WHERE(a == b, 0.5, 0)))
 BINARY(minimum,       WHERE(a <= b, a, WHERE(a > b, b, a + b)),            WHERE(a < b, 1, WHERE(a == b, 0.5, 0)), WHERE(a > b, 1, WHERE(a == b, 0.5, 0)))
-BINARY(equal,         WHERE(a == b, 1, 0),                                 0,                               0)
-BINARY(not_equal,     WHERE(a == b, 0, 1),                                 0,                               0)
-BINARY(less,          WHERE(a < b, 1, 0),                                  0,                               0)
-BINARY(less_equal,    WHERE(a <= b, 1, 0),                                 0,                               0)
-BINARY(greater,       WHERE(a > b, 1, 0),                                  0,                               0)
-BINARY(greater_equal, WHERE(a >= b, 1, 0),                                 0,                               0)
+BINARY(arctan2,       atan2(a, b),                                         b / (a * a + b * b),             -a / (a * a + b * b))
+BINARY(logaddexp,     WHERE(a == b, a + 0.69314718055994530942, WHERE(a > b, a, b) + log1p(exp(-fabs(a - b)))), 1 / (1 + exp(b - a)), 1 / (1 + exp(a - b)))
+#define LOWER(a, b) (fmod(a, b) != 0 && (fmod(a, b) < 0) != (b < 0))               // a / b is rounded down, as in Python, not to 0
+BINARY(remainder,     WHERE(LOWER(a, b), fmod(a, b) + b, fmod(a, b)),      1,                               -floor(a / b))
+BINARY(floor_divide,  WHERE(b == 0, a / b, rint((a - fmod(a, b)) / b) - WHERE(LOWER(a, b), 1, 0)), 0,       0)
+INTEGER(add, a + b) INTEGER(subtract, a - b) INTEGER(multiply, a * b) INTEGER(maximum, max(a, b)) INTEGER(minimum, min(a, b))
+INTEGER(remainder, b == 0 ? 0 : b == -1 ? 0 : (a % b != 0 && (a % b < 0) != (b < 0) ? a % b + b : a % b))
+INTEGER(floor_divide, b == 0 ? 0 : b == -1 ? -a : a / b - (a % b != 0 && (a % b < 0) != (b < 0)))
+COMPARISON(equal,         a == b)
+COMPARISON(not_equal,     a != b)
+COMPARISON(less,          a < b)
+COMPARISON(less_equal,    a <= b)
+COMPARISON(greater,       a > b)
+COMPARISON(greater_equal, a >= b)
+COMPARISON(logical_and,   a != 0 && b != 0)
+COMPARISON(logical_or,    a != 0 || b != 0)
+COMPARISON(logical_xor,   (a != 0) != (b != 0))
 
 #ifdef ACT
 #ifdef ACCUMULATE
@@ -58,12 +71,14 @@ kernel void unary_backward(int n, int each, global const real *saved, global con
 #endif
 
 #ifdef OP
-#ifdef INTS                                // integers are compared by the sign of their difference, which a float keeps
+#ifdef INTS                                // INTS is the type of the result: of a comparison real, else int
 #define IN int
-#define F2(a, b) CAT(OP, _f2)((T)sub_sat(a, b), (T)0)
+#define F2(a, b) CAT(OP, _int)(a, b)
 #else
+#define INTS real
 #define IN real
 #define F2(a, b) CAT(OP, _f2)(a, b)
+#define DIFFERENTIABLE
 #endif
 #ifdef BROADCAST
 #define BINARY_ARGS int n, int8 shape, int8 a_strides, int8 b_strides, global const IN *a, global const IN *b
@@ -84,7 +99,7 @@ kernel void unary_backward(int n, int each, global const real *saved, global con
 #endif
 
 // y = f(a, b), and what ACT makes of it
-kernel void binary_forward(BINARY_ARGS, global real *y) {
+kernel void binary_forward(BINARY_ARGS, global INTS *y) {
   const int i = get_global_id(0);
 #ifdef ACT
   if (i < n) y[i] = ACTIVATE(F2(A, B));
@@ -93,7 +108,7 @@ kernel void binary_forward(BINARY_ARGS, global real *y) {
 #endif
 }
 
-#ifndef INTS
+#ifdef DIFFERENTIABLE
 // The gradient by a and by b, each before it is summed over the axes that were broadcast.
 kernel void binary_backward_a(BINARY_ARGS, global const real *dy, global real *da) {
   const int i = get_global_id(0);
@@ -104,6 +119,29 @@ kernel void binary_backward_b(BINARY_ARGS, global const real *dy, global real *d
   if (i < n) db[i] = dy[i] * CAT(OP, _db)(A, B);
 }
 #endif
+#endif
+
+#ifdef CONDITION                           // its type
+// y = a where the condition is not 0, else b. Each is an array that is broadcast to `shape`, or with A_NUMBER, B_NUMBER a number.
+#ifdef A_NUMBER
+#define A_ARG ELEMENT a
+#define A_OF(i) a
+#else
+#define A_ARG global const ELEMENT *a
+#define A_OF(i) a[strided(i, shape, a_strides)]
+#endif
+#ifdef B_NUMBER
+#define B_ARG ELEMENT b
+#define B_OF(i) b
+#else
+#define B_ARG global const ELEMENT *b
+#define B_OF(i) b[strided(i, shape, b_strides)]
+#endif
+kernel void choose(int n, int8 shape, int8 strides, int8 a_strides, int8 b_strides, global const CONDITION *condition, A_ARG, B_ARG,
+                   global ELEMENT *y) {
+  const int i = get_global_id(0);
+  if (i < n) y[i] = condition[strided(i, shape, strides)] != 0 ? A_OF(i) : B_OF(i);
+}
 #endif
 
 // out = alpha * g + beta * out, with a sink's (alpha, beta)

@@ -6,6 +6,8 @@
 #define JOIN(s, x) ((x) > (s) || (x) != (x) ? (x) : (s))      // NaN wins
 #elif defined(MIN)
 #define JOIN(s, x) ((x) < (s) || (x) != (x) ? (x) : (s))
+#elif defined(PROD)
+#define JOIN(s, x) ((s) * (x))
 #else
 #define JOIN(s, x) ((s) + (x))
 #endif

@@ -56,11 +56,12 @@ kernel void runs_backward(RUNS, global const real *restrict dy, global const rea
 #endif
 
 #ifdef NOWHERE
-// y[r] = x[index[r]]: rows of `columns` elements of the `n` rows of x, counted from the end where negative; others are NOWHERE
-kernel void take_rows(int columns, int rows, int n, global const ELEMENT *x, global const int *index, global ELEMENT *y) {
+// y[o, r] = x[o, index[r]]: rows of `columns` elements of the `n` rows of x, counted from the end where negative; others are
+// NOWHERE. There are `rows` in all, m for each o.
+kernel void take_rows(int columns, int rows, int m, int n, global const ELEMENT *x, global const int *index, global ELEMENT *y) {
   const int c = get_global_id(0), r = get_global_id(1);
   if (c >= columns) return;
-  const int from = index[r] < 0 ? index[r] + n : index[r];
-  y[(size_t)r * columns + c] = from >= 0 && from < n ? x[(size_t)from * columns + c] : (ELEMENT)NOWHERE;
+  const int number = index[r % m], from = number < 0 ? number + n : number;
+  y[(size_t)r * columns + c] = from >= 0 && from < n ? x[((size_t)(r / m) * n + from) * columns + c] : (ELEMENT)NOWHERE;
 }
 #endif

@@ -8,8 +8,7 @@ import clnn
 from clnn.ops.activation import ACTIVATIONS, ALIASES, FUNCTIONS, activation_name, through, unary
 from clnn.runtime import program
 from clnn.tensor import function, linear_layer
-
-POSITIVE = ("log", "sqrt")
+from clnn.tools.verify.references import POSITIVE
 
 
 def inputs(rng, name, shape, dtype=np.float32):

@@ -18,7 +18,7 @@ FLOORS = (
     {"gemm"},
     {"ops"},
     {"tape"},
-    {"tensor", "random", "init", "parameters"},
+    {"tensor", "arrays", "random", "init", "parameters"},
     {"step", "functions", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "train", "minimize"},
     {"model", "search"},

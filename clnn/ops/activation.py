@@ -50,6 +50,17 @@ MATH = {
     "negative": Function("x", "-x"),
     "sin": Function("x", "sin(x), x in radians"),
     "cos": Function("x", "cos(x), x in radians"),
+    "erf": Function("x", "the error function, 2 / sqrt(pi) times the integral of exp(-t t) from 0 to x"),
+    "log1p": Function("x", "log(1 + x), exact for small x"),
+    "expm1": Function("y", "exp(x) - 1, exact for small x"),
+    "reciprocal": Function("y", "1 / x"),
+    "sign": Function("y", "-1, 0 or 1; its derivative is 0"),
+    "floor": Function("y", "the largest whole number that is at most x; its derivative is 0"),
+    "ceil": Function("y", "the least whole number that is at least x; its derivative is 0"),
+    "round": Function("y", "the nearest whole number, of two the even one; its derivative is 0"),
+    "isnan": Function("y", "1 where x is NaN, else 0"),
+    "isfinite": Function("y", "1 where x is neither infinite nor NaN, else 0"),
+    "logical_not": Function("y", "1 where x is 0, else 0"),
 }
 FUNCTIONS = {**ACTIVATIONS, **MATH}
 

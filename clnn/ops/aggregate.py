@@ -1,4 +1,4 @@
-"""Sum, mean, max and min over axes, with their gradients."""
+"""Sum, mean, product, max and min over axes, with their gradients."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ import math
 from collections.abc import Sequence
 
 from ..errors import ShapeError
-from .array import Array, Backward, check_float, empty, fill
+from .array import Array, Backward, check_float, empty, empty_like, fill
 from .elementwise import binary
 from .reduce import normal_axes, reduced
-from .shape import broadcast_to
+from .shape import broadcast_to, transpose
 
 
 def reduce(
     x: Array, kind: str, axis: int | Sequence[int] | None = None, keepdims: bool = False
 ) -> tuple[Array, Backward]:
-    """sum, mean, max or min over `axis` (all axes if None). A gradient of max and min is shared by equals."""
+    """sum, mean, prod, max or min over `axis` (all axes if None). A gradient of max and min is shared by equals."""
     check_float(kind, x)
     axes = normal_axes(x.ndim, axis)
     count = math.prod(x.shape[a] for a in axes)
     kept = tuple(1 if i in axes else s for i, s in enumerate(x.shape))
     shape = kept if keepdims else tuple(s for i, s in enumerate(x.shape) if i not in axes)
     if count == 0:
-        if kind != "sum":
+        if kind not in ("sum", "prod"):
             raise ShapeError(f"{kind} over no elements: an array of shape {x.shape} over axes {axes}")
-        y = fill(empty(x.device, kept, x.dtype), 0.0)
+        y = fill(empty(x.device, kept, x.dtype), float(kind == "prod"))
     elif not axes:
         y = x
     else:
@@ -35,7 +35,9 @@ def reduce(
         dy = dy.reshaped(kept)
         if kind == "mean":
             dy = binary("multiply", dy, 1.0 / count)[0]
-        if kind in ("max", "min"):
+        if kind == "prod":
+            yield x, _of_product(x, axes, dy)
+        elif kind in ("max", "min"):
             chosen = binary("equal", x, y.reshaped(kept))[0]
             dy = binary("divide", dy, reduced(chosen, "sum", axes))[0]
             yield x, binary("multiply", chosen, dy)[0]
@@ -43,3 +45,16 @@ def reduce(
             yield x, broadcast_to(dy, x.shape)[0]
 
     return y, backward
+
+
+def _of_product(x: Array, axes: Sequence[int], dy: Array) -> Array:
+    """The gradient of a product over axes: dy times the product of all other elements."""
+    order = [*(a for a in range(x.ndim) if a not in axes), *axes]
+    last = transpose(x, order)[0]
+    n = math.prod(x.shape[a] for a in axes)
+    x.device.check_turns(n, f"the gradient of a product of {n:,} elements")
+    dx = empty_like(last)
+    x.device.launch(
+        "index", "product_backward", (dy.size,), dy.size, n, 1, last.block, dy.block, dx.block, real=x.real, PRODUCT_BACKWARD=1
+    )  # fmt: skip
+    return transpose(dx, [order.index(a) for a in range(x.ndim)])[0]

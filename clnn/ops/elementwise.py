@@ -7,33 +7,49 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import ShapeError
+from ..errors import DeviceError, ShapeError
 from ..gemm import Scale
 from .array import Array, Backward, check_float, check_together, empty, empty_like, vector8
 from .reduce import sum_to
 
+TYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double", np.dtype(np.int32): "int"}
+
 
 class Binary(NamedTuple):
-    """A function of two variables: whether it has a gradient, and what it is."""
+    """A function of two variables: whether it has a gradient, what it is, and what it makes of int32, if it takes them."""
 
     gradient: bool
     formula: str
+    of_ints: str = ""
 
 
 BINARY = {
-    "add": Binary(True, "a + b"),
-    "subtract": Binary(True, "a - b"),
-    "multiply": Binary(True, "a b"),
+    "add": Binary(True, "a + b", "int32"),
+    "subtract": Binary(True, "a - b", "int32"),
+    "multiply": Binary(True, "a b", "int32"),
     "divide": Binary(True, "a / b"),
     "power": Binary(True, "a to the power of b"),
-    "maximum": Binary(True, "the larger of a and b, NaN if one is; where they are equal they share the gradient"),
-    "minimum": Binary(True, "the smaller of a and b, NaN if one is; where they are equal they share the gradient"),
-    "equal": Binary(False, "1 where a = b, else 0"),
-    "not_equal": Binary(False, "0 where a = b, else 1"),
-    "less": Binary(False, "1 where a < b, else 0"),
-    "less_equal": Binary(False, "1 where a <= b, else 0"),
-    "greater": Binary(False, "1 where a > b, else 0"),
-    "greater_equal": Binary(False, "1 where a >= b, else 0"),
+    "maximum": Binary(
+        True, "the larger of a and b, NaN if one is; where they are equal they share the gradient", "int32"
+    ),
+    "minimum": Binary(
+        True, "the smaller of a and b, NaN if one is; where they are equal they share the gradient", "int32"
+    ),
+    "arctan2": Binary(True, "the angle of the point (b, a), in radians from -pi to pi"),
+    "logaddexp": Binary(True, "log(exp(a) + exp(b)), without overflow"),
+    "remainder": Binary(
+        True, "a - b floor(a / b), with the sign of b, as Python's a % b; by 0 NaN, of int32 0", "int32"
+    ),
+    "floor_divide": Binary(True, "floor(a / b), with derivative 0; by 0 infinite or NaN, of int32 0", "int32"),
+    "equal": Binary(False, "1 where a = b, else 0", "float32"),
+    "not_equal": Binary(False, "0 where a = b, else 1", "float32"),
+    "less": Binary(False, "1 where a < b, else 0", "float32"),
+    "less_equal": Binary(False, "1 where a <= b, else 0", "float32"),
+    "greater": Binary(False, "1 where a > b, else 0", "float32"),
+    "greater_equal": Binary(False, "1 where a >= b, else 0", "float32"),
+    "logical_and": Binary(False, "1 where neither a nor b is 0, else 0", "float32"),
+    "logical_or": Binary(False, "0 where a and b are 0, else 1", "float32"),
+    "logical_xor": Binary(False, "1 where one of a and b is 0, else 0", "float32"),
 }
 
 
@@ -69,7 +85,7 @@ def broadcast_strides(shape: tuple[int, ...], target: tuple[int, ...]) -> list[i
 
 
 def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
-    """y = f(a, b), elementwise; one of them may be a number. Comparisons also take int32, and give float32."""
+    """y = f(a, b), elementwise; one of them may be a number. Of int32 BINARY says whether it takes them, and what it gives."""
     extra: dict[str, Any] = {}
     operands: tuple[Any, ...]
     if not isinstance(a, Array):
@@ -86,18 +102,20 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
             strides = [vector8(broadcast_strides(x.shape, shape), 0) for x in (a, b)]
             operands, extra = (vector8(shape, 1), *strides, *operands), {"BROADCAST": 1}
     device, dtype = one.device, one.dtype
-    if dtype == np.int32 and not BINARY[name].gradient:
-        dtype, extra["INTS"] = np.dtype(np.float32), 1
+    if dtype == np.int32 and BINARY[name].of_ints:
+        dtype = np.dtype(BINARY[name].of_ints)
+        extra["INTS"] = "int" if dtype == np.int32 else "real"
         operands = tuple(_whole(name, x) if isinstance(x, (int, float)) else x for x in operands)
     else:
         check_float(name, one)
     y = empty(device, shape, dtype)
     n = y.size
-    device.launch("elementwise", "binary_forward", (n,), n, *operands, y.block, real=y.real, OP=name, **extra)
+    real = "float" if one.dtype == np.int32 else y.real
+    device.launch("elementwise", "binary_forward", (n,), n, *operands, y.block, real=real, OP=name, **extra)
 
     def backward(dy):
         for letter, x in (("a", a), ("b", b)):
-            if isinstance(x, Array) and BINARY[name].gradient:
+            if isinstance(x, Array) and BINARY[name].gradient and x.dtype != np.int32:
                 if name == "add" or (name == "subtract" and letter == "a"):
                     dx = dy  # the derivative is 1
                 else:
@@ -113,10 +131,50 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
 
 def _whole(name: str, number: float) -> int:
     if not float(number).is_integer() or abs(number) >= 2**31:
-        raise ShapeError(
-            f"{name}: int32 is compared with int32, and {number:g} is none; convert with .astype('float32')"
-        )
+        raise ShapeError(f"{name}: int32 goes with int32, and {number:g} is none; convert with .astype('float32')")
     return int(number)
+
+
+def choose(condition: Array, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
+    """y = a where the condition is not 0 (NaN is not), else b, with broadcasting; a or b may be a number. A gradient goes to
+    what was chosen, and what was not may be anything, NaN too."""
+    arrays = [x for x in (a, b) if isinstance(x, Array)]
+    check_together("where", *arrays)
+    shape = condition.shape
+    for x in arrays:
+        if x.device is not condition.device:
+            raise DeviceError(
+                f"where: arrays on two devices, {condition.device!r} and {x.device!r}; move one with .to(device)"
+            )
+        shape = broadcast_shape("where", shape, x.shape)
+    like = arrays[0] if arrays else None
+    dtype = like.dtype if like is not None else np.dtype(np.float32)
+    y = empty(condition.device, shape, dtype)
+
+    def launch(out: Array, a: Array | float, b: Array | float) -> None:
+        operands: list[Any] = []
+        extra: dict[str, Any] = {}
+        strides = [vector8(broadcast_strides(condition.shape, shape), 0)]
+        for name, x in (("A", a), ("B", b)):
+            strides.append(vector8(broadcast_strides(x.shape, shape) if isinstance(x, Array) else [], 0))
+            if not isinstance(x, Array):
+                extra[f"{name}_NUMBER"] = 1
+            operands.append(x.block if isinstance(x, Array) else _whole("where", x) if dtype == np.int32 else float(x))
+        condition.device.launch(
+            "elementwise", "choose", (out.size,), out.size, vector8(shape, 1), *strides, condition.block, *operands, out.block,
+            real="float" if dtype == np.int32 else out.real, CONDITION=TYPES[condition.dtype], ELEMENT=TYPES[dtype], **extra,
+        )  # fmt: skip
+
+    launch(y, a, b)
+
+    def backward(dy):
+        for at, x in enumerate((a, b)):
+            if isinstance(x, Array) and dtype != np.int32:
+                dx = empty_like(y)
+                launch(dx, *((dy, 0.0) if at == 0 else (0.0, dy)))
+                yield x, sum_to(dx, x.shape)
+
+    return y, backward
 
 
 def scale_add(gradient: Array, out, scale: Scale) -> None:

@@ -141,9 +141,7 @@ def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
                 raise OutOfRangeError(f"index {k} is out of range for axis {axis} of an array of shape {x.shape}")
             offset += number % size * stride
         else:
-            raise ShapeError(
-                f"an array is indexed by integers, slices, None and ..., not by {k!r}; clnn.take_rows takes rows"
-            )
+            raise ShapeError(f"an array is indexed by integers, slices, None and ..., not by {k!r}")
         axis += 1
     y = _strided(x, kept, strides, offset)
 
@@ -209,15 +207,3 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> tuple[Array, Backward
             yield x, _strided(dy, x.shape, strides, begin * strides[axis])
 
     return y, backward
-
-
-def take_rows(x: Array, index: Array) -> Array:
-    """y[i] = x[index[i]], index int32 of any shape, negative from the end; for data, without a gradient. A row that x does not
-    have is NaN, or the least int32."""
-    columns = math.prod(x.shape[1:])
-    y = empty(x.device, (*index.shape, *x.shape[1:]), x.dtype)
-    x.device.launch(
-        "shape", "take_rows", (columns, index.size), columns, index.size, x.shape[0], x.block, index.block, y.block,
-        real="float", NOWHERE="INT_MIN" if x.dtype == np.int32 else "NAN", **_element(x),
-    )  # fmt: skip
-    return y

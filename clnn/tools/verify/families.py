@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import layers, losses, metrics, optim
+from ...arrays import take_rows
 from ...data import augment
 from ...functions import log_softmax, softmax
 from ...gemm import Product, Scale, Shape, clblast, clblast_problem, engine_name, gemm
@@ -18,7 +19,7 @@ from ...ops.activation import FUNCTIONS
 from ...ops.random import Generator, dropout, spatial_dropout
 from ...step import step
 from ...tape import no_grad
-from ...tensor import Tensor, apply, concat, function, linear_layer, rows_of, tensor
+from ...tensor import Tensor, apply, concat, function, linear_layer, tensor
 from ...tensor import elementwise as of_two
 from ..bench import nets, workloads
 from ..bench.own import model_of
@@ -454,7 +455,7 @@ def shapes(c: Checks) -> None:
          c.normal(6, 256))  # fmt: skip
     c.case("rows by their numbers")
     rows, index = c.normal(1001, 37), c.rng.integers(0, 1001, 503).astype(np.int32)
-    c.same("rows", rows_of(c.tensor(rows), index), rows[index])
+    c.same("rows", take_rows(c.tensor(rows), index), rows[index])
 
 
 def augmentation(c: Checks) -> None:

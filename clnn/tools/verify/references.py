@@ -56,12 +56,25 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "negative": np.negative,
     "sin": np.sin,
     "cos": np.cos,
+    "erf": _erf,
+    "log1p": np.log1p,
+    "expm1": np.expm1,
+    "reciprocal": np.reciprocal,
+    "sign": np.sign,
+    "floor": np.floor,
+    "ceil": np.ceil,
+    "round": np.round,
+    "isnan": lambda x: np.isnan(x) * 1.0,
+    "isfinite": lambda x: np.isfinite(x) * 1.0,
+    "logical_not": lambda x: np.logical_not(x) * 1.0,
 }
 KINKS: dict[str, tuple[float, ...]] = {  # where there is no derivative: random inputs keep away
     "step": (0,), "relu": (0,), "leaky_relu": (0,), "elu": (0,), "selu": (0,), "abs": (0,),
     "hard_sigmoid": (-3, 3), "hard_tanh": (-1, 1), "hard_swish": (-3, 3),
+    "sign": (0,), "floor": tuple(range(-6, 7)), "ceil": tuple(range(-6, 7)),
+    "round": tuple(i + 0.5 for i in range(-6, 6)),
 }  # fmt: skip
-POSITIVE = ("log", "sqrt")  # whose inputs are greater than 0
+POSITIVE = ("log", "sqrt", "log1p", "reciprocal")  # whose inputs are greater than 0
 
 
 def derivative(name: str, x: np.ndarray, h: float = STEP) -> np.ndarray:

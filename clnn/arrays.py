@@ -1,0 +1,375 @@
+"""Functions of tensors as NumPy and PyTorch know them: choosing, joining, indexing, sorting, statistics.
+
+Arguments may be tensors, arrays, numbers or nested lists. All have gradients unless they say otherwise, work under
+`@clnn.step`, and raise ShapeError for shapes and axes that do not fit.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from .checks import check_count, numbers, sizes, whole, whole_numbers
+from .errors import ConfigurationError, OutOfRangeError, ShapeError
+from .ops import index as ops
+from .ops.aggregate import reduce
+from .ops.array import FLOATS
+from .ops.elementwise import choose
+from .ops.reduce import normal_axes
+from .runtime.choice import resolve
+from .tape import no_grad
+from .tensor import Tensor, _wrap, apply, concat, function, on_tape, tensor
+
+
+# -- choosing ---------------------------------------------------------------------------------------------------------
+def where(condition: Any, a: Any, b: Any) -> Tensor:
+    """a where the condition is not 0, else b, with broadcasting. A gradient goes to what was chosen: what was not may be NaN.
+
+    >>> clnn.where(clnn.tensor([1.0, -2.0]) > 0, 5.0, 7.0).numpy()
+    array([5., 7.], dtype=float32)
+    """
+    like = next((t for t in (a, b) if isinstance(t, Tensor)), None)
+    device = like.device if like is not None else condition.device if isinstance(condition, Tensor) else None
+    dtype = None if like is None else like.dtype
+    condition = tensor(condition, device=device)
+
+    def operand(value: Any) -> Any:
+        if isinstance(value, Tensor) or (np.ndim(value) == 0 and dtype is not None):
+            return value if isinstance(value, Tensor) else numbers(value, "where's argument").item()
+        return tensor(value, dtype, device)
+
+    a, b = operand(a), operand(b)
+    y, backward = choose(condition, a, b)
+    return on_tape(y, (a, b), lambda dy: backward(dy))
+
+
+def masked_fill(x: Any, mask: Any, value: float) -> Tensor:
+    """x with `value` where the mask is not 0, as PyTorch has it."""
+    return where(mask, value, tensor(x))
+
+
+def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
+    """x, but at least `low` and at most `high`, numbers or arrays; NaN stays. The gradient is 0 where x was cut off."""
+    x = tensor(x)
+    if low is None and high is None:
+        raise ConfigurationError("clip needs a low or a high bound")
+    if low is not None:
+        x = where(x < low, low, x)
+    return x if high is None else where(x > high, high, x)
+
+
+def leaky_relu(x: Any, slope: Any = 0.01) -> Tensor:
+    """x where x > 0, else slope x (Maas et al. 2013). A `slope` that is a tensor learns, as PReLU's does (He et al. 2015)."""
+    if not isinstance(slope, Tensor) and slope == 0.01:
+        return function(x, "leaky_relu")
+    x = tensor(x)
+    return where(x < 0, x * slope, x)
+
+
+def elu(x: Any, alpha: float = 1.0) -> Tensor:
+    """x where x > 0, else alpha (exp(x) - 1) (Clevert et al. 2016)."""
+    if alpha == 1:
+        return function(x, "elu")
+    x = tensor(x)
+    return where(x < 0, alpha * function(where(x < 0, x, 0.0), "expm1"), x)
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------
+def _axis(what: str, axis: Any, ndim: int) -> int:
+    (one,) = whole_numbers(f"{what}'s axis", axis) if whole(axis) is not None else (None,)
+    if one is None or not -ndim <= one < ndim:
+        raise ShapeError(f"{what}: axis {axis!r} is out of range for {ndim} axes")
+    return one % ndim
+
+
+def expand_dims(x: Any, axis: int) -> Tensor:
+    """x with an axis of length 1 at place `axis` of the result."""
+    x = tensor(x)
+    axis = _axis("expand_dims", axis, x.ndim + 1)
+    return x.reshape((*x.shape[:axis], 1, *x.shape[axis:]))
+
+
+def squeeze(x: Any, axis: int | Sequence[int] | None = None) -> Tensor:
+    """x without its axes of length 1, or without those that `axis` names."""
+    x = tensor(x)
+    axes = normal_axes(x.ndim, axis)
+    if axis is not None and any(x.shape[a] != 1 for a in axes):
+        raise ShapeError(f"squeeze: not all of the axes {axis!r} of an array of shape {x.shape} have length 1")
+    return x.reshape([s for a, s in enumerate(x.shape) if not (a in axes and s == 1)])
+
+
+def stack(tensors: Iterable[Any], axis: int = 0) -> Tensor:
+    """Arrays of one shape joined along a new axis.
+
+    >>> clnn.stack([[1.0, 2.0], [3.0, 4.0]], axis=1).numpy()
+    array([[1., 3.],
+           [2., 4.]], dtype=float32)
+    """
+    tensors = list(tensors)
+    shapes = [np.shape(t) if not isinstance(t, Tensor) else t.shape for t in tensors]
+    if any(shape != shapes[0] for shape in shapes):
+        raise ShapeError(
+            f"stack joins arrays of one shape, not of {shapes}; concatenate joins along an axis that is there"
+        )
+    if not tensors:
+        raise ShapeError("stack needs at least one array")
+    axis = _axis("stack", axis, len(shapes[0]) + 1)
+    like = next((t for t in tensors if isinstance(t, Tensor)), None)
+    of = () if like is None else (like.dtype, like.device)
+    return concat([expand_dims(tensor(t, *of) if not isinstance(t, Tensor) else t, axis) for t in tensors], axis)
+
+
+def flip(x: Any, axis: int | Sequence[int] | None = None) -> Tensor:
+    """x with its elements in reverse along an axis, several, or all of them."""
+    x = tensor(x)
+    axes = normal_axes(x.ndim, axis)
+    return x[tuple(slice(None, None, -1) if a in axes else slice(None) for a in range(x.ndim))]
+
+
+def roll(x: Any, shift: int, axis: int) -> Tensor:
+    """x with its elements moved `shift` places on along an axis, those at the end to its start."""
+    x = tensor(x)
+    axis = _axis("roll", axis, x.ndim)
+    n = x.shape[axis]
+    (shift,) = whole_numbers("roll's shift", shift)
+    if not n or not shift % n:
+        return x
+    at: tuple[Any, ...] = (slice(None),) * axis
+    return concat([x[(*at, slice(n - shift % n, None))], x[(*at, slice(None, n - shift % n))]], axis)
+
+
+def tile(x: Any, times: int | Sequence[int]) -> Tensor:
+    """x repeated as a whole, `times` along each axis, the last ones if there are fewer numbers; more add axes in front."""
+    x = tensor(x)
+    times = sizes("tile", times)
+    shape = (1,) * (len(times) - x.ndim) + x.shape
+    times = (1,) * (len(shape) - len(times)) + times
+    apart = x.reshape([s for side in shape for s in (1, side)])
+    wide = apart.broadcast_to([s for pair in zip(times, shape) for s in pair])
+    return wide.reshape([a * b for a, b in zip(times, shape)])
+
+
+def repeat(x: Any, times: int, axis: int) -> Tensor:
+    """x with each element along an axis repeated `times`, one beside the other."""
+    x = tensor(x)
+    axis = _axis("repeat", axis, x.ndim)
+    times = check_count("repeat's times", times, 0)
+    before, n, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
+    return (
+        x.reshape((*before, n, 1, *after))
+        .broadcast_to((*before, n, times, *after))
+        .reshape((*before, n * times, *after))
+    )
+
+
+def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None, device: Any = None) -> Tensor:
+    """start, start + step, ... below stop; from 0 with one argument. int32 where all three are integers, else float32."""
+    if stop is None:
+        start, stop = 0, start
+    given: list[Any] = [
+        numbers(v, "arange's argument").item() if whole(v) is None else whole(v) for v in (start, stop, step)
+    ]
+    if given[2] == 0:
+        raise ConfigurationError("arange's step is 0")
+    kind = np.dtype(dtype or (np.int32 if all(isinstance(v, int) for v in given) else np.float32))
+    if kind not in FLOATS and (kind != np.int32 or not all(float(v).is_integer() for v in given)):
+        raise ShapeError(
+            f"arange makes float32, float64, or of whole numbers int32; {dtype!r} of {given} was asked for"
+        )
+    where_ = resolve(device)
+    where_.real(kind)
+    return _wrap(ops.arange(where_, max(0, math.ceil((given[1] - given[0]) / given[2])), given[0], given[2], kind))
+
+
+def _triangle(x: Any, k: int, upper: bool) -> Tensor:
+    x = tensor(x)
+    if x.ndim < 2:
+        raise ShapeError(f"a triangle is one of the last two axes, and the shape is {x.shape}")
+    rows, columns = x.shape[-2:]
+    (k,) = whole_numbers("the diagonal", k)
+    ahead = arange(columns, device=x.device) - arange(rows, device=x.device).reshape(rows, 1)
+    return where(ahead >= k if upper else ahead <= k, x, 0.0)
+
+
+def tril(x: Any, k: int = 0) -> Tensor:
+    """x with zeros above its kth diagonal, over the last two axes: element [i, j] stays where j - i <= k."""
+    return _triangle(x, k, False)
+
+
+def triu(x: Any, k: int = 0) -> Tensor:
+    """x with zeros below its kth diagonal, over the last two axes: element [i, j] stays where j - i >= k."""
+    return _triangle(x, k, True)
+
+
+def one_hot(labels: Any, classes: int) -> Tensor:
+    """float32 of shape (*labels.shape, classes): 1 at each label, else 0. OutOfRangeError for a label outside 0 to classes - 1;
+    in a replayed step its row is all 0. It has no gradient.
+
+    >>> clnn.one_hot([2, 0], 3).numpy()
+    array([[0., 0., 1.],
+           [1., 0., 0.]], dtype=float32)
+    """
+    classes, labels = check_count("one_hot's classes", classes), tensor(labels)
+    if labels.dtype != np.int32:
+        raise ShapeError(f"one_hot: labels are int32, not {labels.dtype}; convert with .astype('int32')")
+    if labels.device.reads and labels.size:
+        given = labels.numpy()
+        if not 0 <= given.min() <= given.max() < classes:
+            bad = given[(given < 0) | (given >= classes)].flat[0]
+            raise OutOfRangeError(f"one_hot: label {bad} is none of {classes} classes, 0 to {classes - 1}")
+    return expand_dims(labels, -1) == arange(classes, device=labels.device)
+
+
+# -- indexing ---------------------------------------------------------------------------------------------------------
+def _index(what: str, index: Any, size: int, of: Tensor) -> Tensor:
+    """An index as int32 on the device of `of`, in range where that can be seen: in a recorded step it cannot."""
+    on_host = not isinstance(index, Tensor)
+    given = numbers(index, f"{what}'s index") if on_host else index.numpy() if of.device.reads else None
+    if (index.dtype if given is None else given.dtype).kind not in "iu" and (given is None or given.size):
+        raise ShapeError(f"{what}: rows are named by whole numbers, not by {index!r}")
+    if given is not None and given.size and not -size <= given.min() <= given.max() < size:
+        bad = given[(given < -size) | (given >= size)].flat[0]
+        raise OutOfRangeError(f"{what}: there is no row {bad} in an array of shape {of.shape}")
+    return tensor(given, np.int32, of.device) if on_host else index
+
+
+def take(x: Any, index: Any, axis: int = 0) -> Tensor:
+    """The rows of x along `axis` that an index of any shape names: x.shape[:axis] + index.shape + x.shape[axis + 1:].
+
+    Negative numbers count from the end. The gradient of a row is the sum over all that named it, in their order, so to the
+    same bits each time. OutOfRangeError for a row that x does not have; where the index lies on the device and a step is
+    recorded, that row is NaN (of int32 the least number) instead.
+    """
+    x = tensor(x)
+    axis = _axis("take", axis, x.ndim)
+    return apply(ops.take, x, index=_index("take", index, x.shape[axis], x), axis=axis)
+
+
+def take_rows(x: Any, index: Any) -> Tensor:
+    """x[index] for whole numbers of any shape that name rows of x: `take` along the first axis."""
+    x = tensor(x)
+    if not x.shape:
+        raise ShapeError("take_rows: a tensor without axes has no rows")
+    return apply(ops.take, x, index=_index("take_rows", index, x.shape[0], x))
+
+
+def gather(x: Any, index: Any, axis: int = -1) -> Tensor:
+    """y[..., j, ...] = x[..., index[..., j, ...], ...] along `axis`: NumPy's take_along_axis, PyTorch's gather. The index has
+    x's shape but for that axis. Errors and gradient as for `take`.
+
+    >>> clnn.gather([[1.0, 2.0], [3.0, 4.0]], [[1], [0]]).numpy()
+    array([[2.],
+           [3.]], dtype=float32)
+    """
+    x = tensor(x)
+    axis = _axis("gather", axis, x.ndim)
+    return apply(ops.gather, x, index=_index("gather", index, x.shape[axis], x), axis=axis)
+
+
+def scatter_add(x: Any, index: Any, values: Any, axis: int = 0) -> Tensor:
+    """x, to whose rows along `axis` that `index` names `values` are added, in their order: the same bits each time.
+
+    >>> clnn.scatter_add(clnn.zeros(3), [1, 1, 2], [1.0, 2.0, 3.0]).numpy()
+    array([0., 3., 3.], dtype=float32)
+    """
+    x = tensor(x)
+    axis = _axis("scatter_add", axis, x.ndim)
+    at, values = _index("scatter_add", index, x.shape[axis], x), tensor(values, x.dtype, x.device)
+    y, backward = ops.scatter_add(x, at, values, axis)
+    return on_tape(y, (x, values), backward)
+
+
+# -- sorting ----------------------------------------------------------------------------------------------------------
+def _sorted(what: str, x: Tensor, axis: int, descending: bool) -> tuple[Tensor, int]:
+    """Where the elements of x lie in order along an axis, as int32 of x's shape, and that axis."""
+    axis = _axis(what, axis, x.ndim)
+    x = x.detach()
+    order = [*(a for a in range(x.ndim) if a != axis), axis]
+    with no_grad():
+        last = x if axis == x.ndim - 1 else x.transpose(order)
+        rows = last.reshape(-1, last.shape[-1]) if last.size else last.reshape(0, last.shape[-1])
+        at = (
+            _wrap(ops.sort(rows, descending)[1]).reshape(last.shape)
+            if last.size
+            else tensor(np.zeros(last.shape, np.int32))
+        )
+        return (at if axis == x.ndim - 1 else at.transpose([order.index(a) for a in range(x.ndim)])), axis
+
+
+def argsort(x: Any, axis: int = -1, descending: bool = False) -> Tensor:
+    """Where along an axis the elements in order are, as int32. Equals keep their order; NaN counts as largest. No gradient."""
+    return _sorted("argsort", tensor(x), axis, descending)[0]
+
+
+def sort(x: Any, axis: int = -1, descending: bool = False) -> Tensor:
+    """x in order along an axis; NaN counts as largest.
+
+    >>> clnn.sort([3.0, 1.0, 2.0]).numpy()
+    array([1., 2., 3.], dtype=float32)
+    """
+    x = tensor(x)
+    at, axis = _sorted("sort", x, axis, descending)
+    return apply(ops.gather, x, index=at, axis=axis)
+
+
+def topk(x: Any, k: int, axis: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
+    """The k largest (or least) along an axis, in order, and where they are, int32."""
+    x = tensor(x)
+    at, axis = _sorted("topk", x, axis, largest)
+    k = check_count("topk's k", k, 0)
+    if k > x.shape[axis]:
+        raise ShapeError(f"topk: there are no {k} elements along axis {axis} of an array of shape {x.shape}")
+    at = at[(*(slice(None),) * axis, slice(k))]
+    return apply(ops.gather, x, index=at, axis=axis), at
+
+
+def argmin(x: Any, axis: int | None = -1) -> Tensor:
+    """Where along an axis, or with None among all elements, the least is; otherwise as `Tensor.argmax`."""
+    x = tensor(x).detach()
+    return (0 - x if x.dtype == np.int32 else -x).argmax(axis)
+
+
+# -- sums and statistics ----------------------------------------------------------------------------------------------
+def cumsum(x: Any, axis: int = -1) -> Tensor:
+    """y[k] = the sum of x[j] over j <= k along an axis."""
+    x = tensor(x)
+    return apply(ops.cumulative_sum, x, axis=_axis("cumsum", axis, x.ndim))
+
+
+def prod(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """The product over an axis, several, or all of them. The gradient is right where elements are 0, too."""
+    return apply(reduce, tensor(x), kind="prod", axis=axis, keepdims=keepdims)
+
+
+def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+    """The variance over an axis, several, or all of them: the sum of (x - mean)^2 over n - ddof (PyTorch's `ddof` is 1)."""
+    x = tensor(x)
+    n = math.prod(x.shape[a] for a in normal_axes(x.ndim, axis))
+    if n - ddof <= 0:
+        raise ShapeError(f"var over {n} elements with ddof={ddof}: an array of shape {x.shape} over axis {axis!r}")
+    return function(x - x.mean(axis, keepdims=True), "square").sum(axis, keepdims) / (n - ddof)
+
+
+def std(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
+    """The standard deviation, the square root of `var`."""
+    return function(var(x, axis, keepdims, ddof), "sqrt")
+
+
+def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
+    """log(sum(exp(x))) over an axis, several, or all of them, without overflow."""
+    x = tensor(x)
+    top = x.detach().max(axis, keepdims=True)
+    top = where(function(top, "isfinite"), top, 0.0)
+    y = function(function(x - top, "exp").sum(axis, keepdims=True), "log") + top
+    axes = normal_axes(x.ndim, axis)
+    return y if keepdims else y.reshape([s for a, s in enumerate(x.shape) if a not in axes])
+
+
+__all__ = [
+    "arange", "argmin", "argsort", "clip", "cumsum", "elu", "expand_dims", "flip", "gather", "leaky_relu", "logsumexp",
+    "masked_fill", "one_hot", "prod", "repeat", "roll", "scatter_add", "sort", "squeeze", "stack", "std", "take", "take_rows",
+    "tile", "topk", "tril", "triu", "var", "where",
+]  # fmt: skip

@@ -1,0 +1,281 @@
+"""Elements by their numbers: taking and scattering them with gradients, sorting, and running sums along an axis."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ..checks import whole
+from ..errors import OutOfRangeError, ShapeError
+from ..gemm import Scale
+from ..runtime.device import Device
+from .array import Array, Backward, Sink, check_float, check_together, empty, empty_like
+from .elementwise import TYPES
+from .reduce import normal_axes
+from .rows import divided
+from .shape import reshape, take_slice, transpose
+
+BLOCK = 16  # elements that one work-item sorts by insertion
+
+
+def _nowhere(x: Array) -> dict[str, Any]:
+    """Defines: the type of x's elements, and what stands for one that x does not have."""
+    return {"ELEMENT": TYPES[x.dtype], "NOWHERE": "INT_MIN" if x.dtype == np.int32 else "NAN"}
+
+
+def lines(x: Array, axis: int) -> tuple[int, int, int, int]:
+    """x as (outer, n, inner) around one axis, and that axis counted from 0."""
+    axes = normal_axes(x.ndim, axis)
+    if len(axes) != 1:
+        raise ShapeError(f"one axis of an array of shape {x.shape} is wanted, and {axis!r} was given")
+    (a,) = axes
+    return math.prod(x.shape[:a]), x.shape[a], math.prod(x.shape[a + 1 :]), a
+
+
+def _real(x: Array) -> str:
+    return "float" if x.dtype == np.int32 else x.real
+
+
+def sort(x: Array, descending: bool = False, limit: int | None = None) -> tuple[Array, Array]:
+    """x (rows, n) sorted within rows, and where each element was, int32. Equals keep their order, and NaN is the largest.
+    With a `limit`, x are numbers of rows, negative ones from the end; those of no row go last, as the largest int32."""
+    device, (rows, n) = x.device, x.shape
+    built: dict[str, Any] = {"KEY": TYPES[x.dtype], "real": _real(x), **({"DESCENDING": 1} if descending else {})}
+    numbers: dict[str, Any] = {} if limit is None else {"INDEX": 1}
+    keys, at = empty_like(x), empty(device, x.shape, np.int32)
+    blocks = rows * -(-n // BLOCK)
+    device.launch(
+        "index", "sort_blocks", (blocks,), rows, n, limit or 0, x.block, keys.block, at.block,
+        BLOCK=BLOCK, **built, **numbers,
+    )  # fmt: skip
+    width = BLOCK
+    while width < n:
+        to_keys, to_at = empty_like(keys), empty_like(at)
+        device.launch(
+            "index", "merge_runs", (x.size,), rows, n, width, keys.block, at.block, to_keys.block, to_at.block, **built
+        )
+        keys, at, width = to_keys, to_at, 2 * width
+    return keys, at
+
+
+def _scatter(device: Device, dy: Array, index: Array, outer: int, n: int, inner: int, sink: Sink) -> None:
+    """Into the sink, for each row r of n, the sum of those rows of dy (outer, m, inner) whose number is r."""
+    m = index.size
+    keys, at = sort(Array(index.block, (1, m), np.int32, device), limit=n)
+    each, size, local, vectors = divided(device, dy.dtype, outer * n, inner)
+    device.launch(
+        "index", "take_backward", size, outer, n, inner, m, each, keys.block, at.block, dy.block, *sink.arguments(),
+        local=local, real=dy.real, TAKE_BACKWARD=1, **vectors, **sink.defines(),
+    )  # fmt: skip
+
+
+def take(x: Array, index: Array, axis: int = 0) -> tuple[Array, Backward]:
+    """y = the rows of x along `axis` that `index`, int32 of any shape, names; negative ones count from the end. A row that x
+    does not have is NaN, or the least int32."""
+    outer, n, inner, a = lines(x, axis)
+    m, device = index.size, x.device
+    y = empty(device, (*x.shape[:a], *index.shape, *x.shape[a + 1 :]), x.dtype)
+    device.launch(
+        "shape", "take_rows", (inner, outer * m), inner, outer * m, m, n, x.block, index.block, y.block,
+        real="float", **_nowhere(x),
+    )  # fmt: skip
+    kept = index.alias()
+
+    def backward(dy):
+        def write(sink: Sink):
+            _scatter(device, dy, kept, outer, n, inner, sink)
+
+        yield x, write
+
+    return y, backward
+
+
+def scatter_add(x: Array, index: Array, values: Array, axis: int = 0) -> tuple[Array, Backward]:
+    """y = x, to whose row index[j] along `axis` row j of `values` is added, each in the order of j."""
+    check_float("scatter_add", x)
+    check_together("scatter_add", x, values)
+    outer, n, inner, a = lines(x, axis)
+    wanted = (*x.shape[:a], *index.shape, *x.shape[a + 1 :])
+    if values.shape != wanted:
+        raise ShapeError(
+            f"scatter_add: {index.shape} numbers of rows along axis {a} of {x.shape} want values of shape {wanted}, not "
+            f"{values.shape}"
+        )
+    y = empty_like(x)
+    x.device.copy(x.block, y.block, x.nbytes)
+    _scatter(x.device, values, index, outer, n, inner, Sink(y.block, Scale.constant(x.device, x.dtype, 1, 1)))
+    kept = index.alias()
+
+    def backward(dy):
+        yield x, dy
+        yield values, take(dy, kept, a)[0]
+
+    return y, backward
+
+
+def gather(x: Array, index: Array, axis: int = -1) -> tuple[Array, Backward]:
+    """y[o, j, i] = x[o, index[o, j, i], i] along `axis`, as NumPy's take_along_axis; otherwise as `take`."""
+    outer, n, inner, a = lines(x, axis)
+    if index.ndim != x.ndim or index.shape[:a] + index.shape[a + 1 :] != x.shape[:a] + x.shape[a + 1 :]:
+        raise ShapeError(
+            f"gather along axis {a}: an index of shape {index.shape} differs from {x.shape} along other axes"
+        )
+    m, device = index.shape[a], x.device
+    y = empty(device, index.shape, x.dtype)
+    device.launch(
+        "index", "gather", (y.size,), outer, n, inner, m, x.block, index.block, y.block, real=_real(x), GATHER=1, **_nowhere(x)
+    )  # fmt: skip
+    kept = index.alias()
+
+    def backward(dy):
+        def write(sink: Sink):
+            device.check_turns(m, f"the gradient of gather from {m:,} places")
+            device.launch(
+                "index", "gather_backward", (x.size,), outer, n, inner, m, kept.block, dy.block, *sink.arguments(),
+                real=dy.real, GATHER_BACKWARD=1, **sink.defines(),
+            )  # fmt: skip
+
+        yield x, write
+
+    return y, backward
+
+
+def cumulative_sum(x: Array, axis: int = -1, reverse: bool = False) -> tuple[Array, Backward]:
+    """y[k] = the sum of x[j] over j <= k along `axis`, or with `reverse` over j >= k."""
+    check_float("cumsum", x)
+    outer, n, inner, a = lines(x, axis)
+    x.device.check_turns(n, f"cumsum over {n:,} elements")
+    y = empty_like(x)
+    x.device.launch(
+        "index", "cumulate", (outer * inner if n else 0,), outer, n, inner, int(reverse), x.block, y.block,
+        real=x.real, CUMULATE=1,
+    )  # fmt: skip
+
+    def backward(dy):
+        yield x, cumulative_sum(dy, a, not reverse)[0]
+
+    return y, backward
+
+
+def arange(device: Device, n: int, start: float, step: float, dtype: Any) -> Array:
+    """start + i step for i from 0 to n - 1."""
+    y = empty(device, (n,), dtype)
+    kind = int if y.dtype == np.int32 else float
+    device.launch(
+        "index", "arange", (n,), n, kind(start), kind(step), y.block, real=_real(y), ELEMENT=TYPES[y.dtype], COUNT=1
+    )
+    return y
+
+
+# -- x[key] with arrays among the keys --------------------------------------------------------------------------------
+def is_basic(key: Any) -> bool:
+    """Whether a key has integers, slices, None and `...` alone."""
+    keys = key if isinstance(key, tuple) else (key,)
+    return all(k is None or k is Ellipsis or isinstance(k, slice) or whole(k) is not None for k in keys)
+
+
+def _on_host(x: Array) -> np.ndarray:
+    return x.device.read(x.block, np.empty(x.shape, x.dtype))
+
+
+def _numbers_of(k: Any, size: int, axis: int, shape: tuple[int, ...]) -> np.ndarray:
+    """One key of an axis as whole numbers from 0, checked."""
+    index = np.asarray(k)
+    if index.size == 0:
+        index = index.astype(np.int64)
+    if index.dtype.kind not in "iu":
+        raise ShapeError(
+            f"an axis is indexed by integers, bools, slices, None and ..., and by arrays of these, not by {k!r}"
+        )
+    if index.size and not -size <= index.min() <= index.max() < size:
+        bad = index[(index < -size) | (index >= size)].flat[0]
+        raise OutOfRangeError(f"index {bad} is out of range for axis {axis} of an array of shape {shape}")
+    return np.where(index < 0, index + size, index)
+
+
+def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
+    """x[key] where arrays of integers or bools are among the keys, as NumPy has it; an index tensor on the device alone."""
+    keys: list[Any] = []
+    for k in key if isinstance(key, tuple) else (key,):
+        mask = _on_host(k) if isinstance(k, Array) and k.dtype != np.int32 else k
+        if isinstance(mask, (bool, np.bool_)):
+            raise ShapeError(
+                f"an axis is not indexed by {mask!r}: a mask has the shape of the axes that it chooses from"
+            )
+        mask = np.asarray(mask) if isinstance(mask, (list, np.ndarray)) else mask
+        if isinstance(k, Array) and mask is not k:
+            if not np.isin(mask, (0, 1)).all():
+                raise ShapeError(
+                    "a tensor of floats as an index is a mask, of 0 and 1, such as t > 0; name elements by int32"
+                )
+            mask = mask != 0
+        if isinstance(mask, np.ndarray) and mask.dtype == bool:
+            at = sum(k is not None and k is not Ellipsis for k in keys)
+            if Ellipsis in [k for k in keys if k is Ellipsis]:
+                at = x.ndim - mask.ndim
+            if x.shape[at : at + mask.ndim] != mask.shape:
+                raise ShapeError(
+                    f"a mask of shape {mask.shape} does not fit axes {at} on of an array of shape {x.shape}"
+                )
+            keys += list(np.nonzero(mask))
+        else:
+            keys.append(mask)
+    used = sum(k is not None and k is not Ellipsis for k in keys)
+    if used > x.ndim or sum(k is Ellipsis for k in keys) > 1:
+        raise ShapeError(f"index {key!r} has too many parts for an array of shape {x.shape}")
+    if not any(k is Ellipsis for k in keys):
+        keys.append(Ellipsis)
+    at = next(i for i, k in enumerate(keys) if k is Ellipsis)
+    keys[at : at + 1] = [slice(None)] * (x.ndim - used)
+    plain = [k if k is None or isinstance(k, slice) else slice(None) for k in keys]
+    named = [
+        i for i, k in enumerate(keys) if k is not None and not isinstance(k, slice)
+    ]  # axes of what the slices leave
+    backs: list[Backward] = []
+
+    def then(op: Any, z: Array, how: Any) -> Array:
+        y, back = op(z, how)
+        backs.append(back)
+        return y
+
+    z = x if all(k == slice(None) for k in plain) else then(take_slice, x, tuple(plain))
+    rest = [i for i in range(len(keys)) if i not in named]
+    sides, left = [z.shape[i] for i in named], [z.shape[i] for i in rest]
+    if named != list(range(len(named))):
+        z = then(transpose, z, [*named, *rest])
+    z = then(reshape, z, [math.prod(sides), *left])
+    on_device = [keys[i] for i in named if isinstance(keys[i], Array)]
+    if on_device and len(named) == 1 and not x.device.reads:
+        index = on_device[0]
+    else:
+        found = [_on_host(k) if isinstance(k, Array) else k for k in (keys[i] for i in named)]
+        found = [_numbers_of(k, size, i, x.shape) for i, k, size in zip(named, found, sides)]
+        try:
+            flat = (
+                np.ravel_multi_index(np.broadcast_arrays(*found), sides)
+                if math.prod(sides)
+                else np.broadcast_arrays(*found)[0]
+            )
+        except ValueError:
+            raise ShapeError(f"index arrays of shapes {[k.shape for k in found]} do not broadcast") from None
+        index = empty(x.device, flat.shape, np.int32)
+        x.device.upload(np.ascontiguousarray(flat, np.int32), index.block)
+    z = then(take, z, index)
+    if named[0] and named == list(range(named[0], named[-1] + 1)):  # the new axes stand where those were, else in front
+        n, before = index.ndim, named[0]
+        z = then(transpose, z, [*range(n, n + before), *range(n), *range(n + before, n + len(rest))])
+
+    def backward(dy):
+        flowing: Any = dy
+        for back in backs[:0:-1]:
+            ((of, given),) = back(flowing)
+            if not isinstance(given, Array):
+                made = empty_like(of)
+                given(Sink(made.block))
+                given = made
+            flowing = given
+        yield from backs[0](flowing)
+
+    return z, backward

@@ -1,0 +1,243 @@
+"""Functions of arrays (choosing, joining, indexing, sorting, statistics) against float64 NumPy, with gradients."""
+
+import numpy as np
+import pytest
+from helpers import assert_close, check_op, eps, normal, parameter
+
+import clnn
+
+
+def logsumexp(x, axis=None, keepdims=False):
+    top = x.max(axis, keepdims=True)
+    y = np.log(np.exp(x - top).sum(axis, keepdims=True)) + top
+    return y if keepdims else y.squeeze(tuple(range(x.ndim)) if axis is None else axis)
+
+
+X, I, V = (3, 4, 5), np.array([[2, 0], [-1, 2]]), np.array([1, 1, 3, -4])
+CASES = {  # what clnn does, what NumPy does, shapes of the arguments
+    "where": (lambda a, b: clnn.where(a > b, a * b, b), lambda a, b: np.where(a > b, a * b, b), (X, X)),
+    "where, broadcast": (lambda a, b: clnn.where(b > 0, a, b), lambda a, b: np.where(b > 0, a, b), ((4, 1), X)),
+    "where, numbers": (lambda a: clnn.where(a > 0, a, 3.0), lambda a: np.where(a > 0, a, 3.0), (X,)),
+    "masked_fill": (lambda a: clnn.masked_fill(a, np.eye(5)[:4], -9.0), lambda a: np.where(np.eye(5)[:4], -9.0, a), (X,)),
+    "clip": (lambda a: clnn.clip(a, -0.4, 0.6), lambda a: np.clip(a, -0.4, 0.6), (X,)),
+    "clip, below": (lambda a: clnn.clip(a, high=0.1), lambda a: np.minimum(a, 0.1), (X,)),
+    "leaky_relu": (lambda a: clnn.leaky_relu(a, 0.3), lambda a: np.where(a > 0, a, 0.3 * a), (X,)),
+    "prelu": (lambda a, s: clnn.leaky_relu(a, s), lambda a, s: np.where(a > 0, a, s * a), (X, (4, 1))),
+    "elu": (lambda a: clnn.elu(a, 0.3), lambda a: np.where(a > 0, a, 0.3 * np.expm1(np.minimum(a, 0))), (X,)),
+    "expand_dims": (lambda a: clnn.expand_dims(a, 1), lambda a: np.expand_dims(a, 1), (X,)),
+    "expand_dims, last": (lambda a: clnn.expand_dims(a, -1), lambda a: np.expand_dims(a, -1), (X,)),
+    "squeeze": (clnn.squeeze, np.squeeze, ((1, 3, 1, 4),)),
+    "squeeze, one": (lambda a: clnn.squeeze(a, -2), lambda a: a.squeeze(-2), ((1, 3, 1, 4),)),
+    "stack": (lambda a, b: clnn.stack([a, b, a], 1), lambda a, b: np.stack([a, b, a], 1), (X, X)),
+    "stack, last": (lambda a, b: clnn.stack([a, b], -1), lambda a, b: np.stack([a, b], -1), (X, X)),
+    "flip": (clnn.flip, np.flip, (X,)),
+    "flip, some": (lambda a: clnn.flip(a, (0, -1)), lambda a: np.flip(a, (0, -1)), (X,)),
+    "roll": (lambda a: clnn.roll(a, 3, 1), lambda a: np.roll(a, 3, 1), (X,)),
+    "roll, back": (lambda a: clnn.roll(a, -7, -1), lambda a: np.roll(a, -7, -1), (X,)),
+    "tile": (lambda a: clnn.tile(a, (2, 3)), lambda a: np.tile(a, (2, 3)), (X,)),
+    "tile, in front": (lambda a: clnn.tile(a, (2, 1, 1, 2)), lambda a: np.tile(a, (2, 1, 1, 2)), (X,)),
+    "repeat": (lambda a: clnn.repeat(a, 3, 1), lambda a: np.repeat(a, 3, 1), (X,)),
+    "tril": (clnn.tril, np.tril, (X,)),
+    "tril, k": (lambda a: clnn.tril(a, -1), lambda a: np.tril(a, -1), (X,)),
+    "triu": (lambda a: clnn.triu(a, 1), lambda a: np.triu(a, 1), (X,)),
+    "take": (lambda a: clnn.take(a, I), lambda a: np.take(a, I, 0), (X,)),
+    "take, last": (lambda a: clnn.take(a, V, -1), lambda a: np.take(a, V, -1), (X,)),
+    "take, all equal": (lambda a: clnn.take(a, [1] * 40, 1), lambda a: np.take(a, [1] * 40, 1), (X,)),
+    "take, vectors": (lambda a: clnn.take(a, I), lambda a: a[I], ((3, 37),)),
+    "gather": (
+        lambda a: clnn.gather(a, np.argsort(np.arange(60).reshape(X) % 7, 1)[:, :3], 1),
+        lambda a: np.take_along_axis(a, np.argsort(np.arange(60).reshape(X) % 7, 1)[:, :3], 1),
+        (X,),
+    ),
+    "gather, twice": (
+        lambda a: clnn.gather(a, np.zeros((3, 4, 2), int) - 1),
+        lambda a: np.take_along_axis(a, np.zeros((3, 4, 2), int) + 4, -1),
+        (X,),
+    ),
+    "key, rows": (lambda a: a[I], lambda a: a[I], (X,)),
+    "key, column": (lambda a: a[:, V], lambda a: a[:, V], (X,)),
+    "key, two": (lambda a: a[[0, 2, 1], [3, 0, -1]], lambda a: a[[0, 2, 1], [3, 0, -1]], (X,)),
+    "key, apart": (lambda a: a[[0, 2], :, [4, 1]], lambda a: a[[0, 2], :, [4, 1]], (X,)),
+    "key, number": (lambda a: a[1, :, [4, 1]], lambda a: a[1, :, [4, 1]], (X,)),
+    "key, slices": (lambda a: a[::-1, 1:3, [4, 1]], lambda a: a[::-1, 1:3, [4, 1]], (X,)),
+    "key, new axes": (lambda a: a[None, :, V, None], lambda a: a[None, :, V, None], (X,)),
+    "key, ellipsis": (lambda a: a[..., [0, 0, 2]], lambda a: a[..., [0, 0, 2]], (X,)),
+    "key, broadcast": (lambda a: a[[[0], [2]], [1, 3]], lambda a: a[[[0], [2]], [1, 3]], (X,)),
+    "key, mask": (lambda a: a[np.eye(3, 4) > 0], lambda a: a[np.eye(3, 4) > 0], (X,)),
+    "key, mask behind": (lambda a: a[..., np.eye(4, 5) > 0], lambda a: a[..., np.eye(4, 5) > 0], (X,)),
+    "key, mask of one axis": (lambda a: a[:, [True, False, True, True]], lambda a: a[:, [0, 2, 3]], (X,)),
+    "key, nothing": (lambda a: a[np.zeros(0, int)], lambda a: a[np.zeros(0, int)], (X,)),
+    "sort": (clnn.sort, np.sort, (X,)),
+    "sort, first axis": (lambda a: clnn.sort(a, 0), lambda a: np.sort(a, 0), ((41, 3),)),
+    "sort, down": (lambda a: clnn.sort(a, descending=True), lambda a: -np.sort(-a), ((3, 77),)),
+    "topk": (lambda a: clnn.topk(a, 3)[0], lambda a: -np.sort(-a)[..., :3], (X,)),
+    "topk, least": (lambda a: clnn.topk(a, 2, 1, largest=False)[0], lambda a: np.sort(a, 1)[:, :2], (X,)),
+    "cumsum": (clnn.cumsum, lambda a: np.cumsum(a, -1), (X,)),
+    "cumsum, first axis": (lambda a: clnn.cumsum(a, 0), lambda a: np.cumsum(a, 0), ((300, 2),)),
+    "prod": (clnn.prod, np.prod, (X,)),
+    "prod, axis": (lambda a: clnn.prod(a, 1), lambda a: np.prod(a, 1), (X,)),
+    "prod, axes": (lambda a: clnn.prod(a, (0, 2), keepdims=True), lambda a: np.prod(a, (0, 2), keepdims=True), (X,)),
+    "var": (clnn.var, np.var, (X,)),
+    "var, ddof": (lambda a: clnn.var(a, (0, 2), ddof=1), lambda a: np.var(a, (0, 2), ddof=1), (X,)),
+    "std": (lambda a: clnn.std(a, 1, keepdims=True), lambda a: np.std(a, 1, keepdims=True), (X,)),
+    "logsumexp": (lambda a: clnn.logsumexp(a, 1), lambda a: logsumexp(a, 1), (X,)),
+    "logsumexp, all": (clnn.logsumexp, logsumexp, (X,)),
+    "scatter_add": (
+        lambda a, v: clnn.scatter_add(a, [2, 0, 2], v),
+        lambda a, v: a + np.stack([v[1], 0 * v[0], v[0] + v[2]]),
+        (X, X),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_numpy(rng, device, name):
+    """Values and gradients."""
+    op, reference, shapes = CASES[name]
+    check_op(rng, op, reference, *(normal(rng, shape) for shape in shapes), rounding=64)
+
+
+@pytest.mark.parametrize("name", ["where", "take", "gather", "key, two", "sort", "cumsum", "prod", "scatter_add"])
+def test_in_float64(rng, device, name):
+    if not device.has_fp64:
+        pytest.skip("no float64")
+    op, reference, shapes = CASES[name]
+    check_op(rng, op, reference, *(normal(rng, s, np.float64) for s in shapes), dtype=np.float64, rounding=64)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if not n.startswith(("key", "take", "gather", "masked", "scatter"))])
+def test_a_recorded_step_gives_the_same_bits(rng, device, name):
+    op, _, shapes = CASES[name]
+    arrays = [normal(rng, shape, np.float32) for shape in shapes]
+
+    def gradients(record):
+        inputs = [parameter(a) for a in arrays]
+
+        @clnn.step(record=record)
+        def run(*scales):
+            y = op(*(p * s for p, s in zip(inputs, scales)))
+            (y * y).sum().backward()
+            return y, [p.grad * 1.0 for p in inputs]
+
+        found = []
+        for i in range(5):
+            for p in inputs:
+                p.zero_grad()
+            y, grads = run(*(clnn.tensor(1.0 + 0.1 * i) for _ in inputs))
+            found += [y.numpy(), *(g.numpy() for g in grads)]
+        return found
+
+    for a, b in zip(gradients(True), gradients(False)):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.platform("index", "elementwise")
+def test_an_index_on_the_device_in_a_recorded_step(rng, device):
+    """A row that there is not becomes NaN then, and its gradient goes nowhere."""
+    table = parameter(normal(rng, (7, 5)))
+
+    @clnn.step
+    def run(index):
+        y = table[index]
+        clnn.where(clnn.isnan(y), 0.0, y).sum().backward()
+        return y, clnn.gather(y.detach(), index.reshape(-1, 1) * 0, 1), table.grad * 1.0
+
+    for _ in range(5):
+        table.zero_grad()
+        index = rng.integers(-7, 7, 11).astype(np.int32)
+        y, first, grad = run(clnn.tensor(index))
+        np.testing.assert_array_equal(y.numpy(), table.numpy()[index])
+        np.testing.assert_array_equal(grad.numpy()[:, 0], np.bincount(index % 7, minlength=7))
+    table.zero_grad()
+    y, _, grad = run(clnn.tensor(np.array([0, 7, -8, 3, 1, 1, 1, 1, 1, 1, 1], np.int32)))
+    assert np.isnan(y.numpy()[1:3]).all() and not np.isnan(y.numpy()[3:]).any()
+    np.testing.assert_array_equal(grad.numpy()[:, 0], [1, 7, 0, 1, 0, 0, 0])
+
+
+def test_what_was_not_chosen_may_be_nan(device):
+    x = parameter([4.0, -1.0])
+    y = clnn.where(x > 0, clnn.sqrt(x), 0.0)
+    y.sum().backward()
+    np.testing.assert_array_equal(y.numpy(), [2, 0])
+    z = clnn.where(clnn.tensor([np.nan, 0.0]), 1.0, 2.0)  # NaN is not 0
+    np.testing.assert_array_equal(z.numpy(), [1, 2])
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 15, 16, 17, 100, 1000])
+def test_sorting_is_stable_and_nan_is_last(rng, device, n):
+    x = rng.integers(0, 9, (2, n)).astype(np.float32)
+    x[:, ::7] = np.nan
+    np.testing.assert_array_equal(clnn.argsort(x).numpy(), np.argsort(x, -1, kind="stable"))
+    np.testing.assert_array_equal(clnn.sort(x).numpy(), np.sort(x, -1))
+    down = clnn.sort(x, descending=True).numpy()
+    np.testing.assert_array_equal(down, np.sort(x, -1)[:, ::-1])
+    ints = rng.integers(-(2**31), 2**31, (2, n))
+    np.testing.assert_array_equal(clnn.sort(clnn.tensor(ints)).numpy(), np.sort(ints, -1))
+
+
+def test_many_to_one_place(device):
+    """Long sums: the error of a gradient does not grow with the number that is added."""
+    table = parameter(np.zeros((2, 3)))
+    table[np.zeros(300000, int)].backward(np.full((300000, 3), 0.1, np.float32))
+    assert_close(table.grad.numpy(), np.array([[30000.0] * 3, [0] * 3]), 30000 * 64 * eps(np.float32))
+
+
+def test_int32(rng, device):
+    a, b = rng.integers(-9, 9, (2, 60))
+    b = np.where(b == 0, 5, b)
+    s, t = clnn.tensor(a), clnn.tensor(b)
+    for name in ("add", "subtract", "multiply", "maximum", "minimum", "remainder", "floor_divide"):
+        for got, want in (
+            (getattr(clnn, name)(s, t), getattr(np, name)(a, b)),
+            (getattr(clnn, name)(s, 4), getattr(np, name)(a, 4)),
+        ):
+            assert got.dtype == np.int32
+            np.testing.assert_array_equal(got.numpy(), want)
+    np.testing.assert_array_equal(((s > 0) & (t < 3) | ~(s < t)).numpy(), ((a > 0) & (b < 3) | ~(a < b)))
+    np.testing.assert_array_equal((-s).numpy(), -a)
+    np.testing.assert_array_equal((7 - s).numpy(), 7 - a)
+    np.testing.assert_array_equal((s % 4).numpy(), a % 4)
+    np.testing.assert_array_equal((17 // t).numpy(), 17 // b)
+    np.testing.assert_array_equal(clnn.where(s > 0, s, t).numpy(), np.where(a > 0, a, b))
+
+
+def test_arange_and_one_hot(device):
+    for args in ((5,), (2, 9, 3), (9, 2, -2), (0.5, 3.0, 0.25), (3, 3), (-3,)):
+        np.testing.assert_allclose(clnn.arange(*args).numpy(), np.arange(*args), rtol=1e-6)
+    assert clnn.arange(5).dtype == np.int32 and clnn.arange(5.0).dtype == np.float32
+    np.testing.assert_array_equal(clnn.one_hot([[0, 2], [1, 1]], 3).numpy(), np.eye(3)[[[0, 2], [1, 1]]])
+
+
+WRONG = {
+    "where: shapes": (lambda t: clnn.where(t > 0, t, clnn.zeros((4, 4))), "do not broadcast"),
+    "clip": (clnn.clip, "a low or a high bound"),
+    "squeeze": (lambda t: clnn.squeeze(t, 0), "have length 1"),
+    "stack": (lambda t: clnn.stack([t, t[1:]]), "one shape"),
+    "stack of none": (lambda t: clnn.stack([]), "at least one"),
+    "expand_dims": (lambda t: clnn.expand_dims(t, 4), "out of range"),
+    "tril": (lambda t: clnn.tril(t[0, 0]), "last two axes"),
+    "take": (lambda t: clnn.take(t, 3), "no row 3"),
+    "take, axis": (lambda t: clnn.take(t, 0, 3), "axis 3"),
+    "take, floats": (lambda t: clnn.take(t, 0.5), "whole numbers"),
+    "gather": (lambda t: clnn.gather(t, np.zeros((2, 4, 1), int)), "differs"),
+    "scatter_add": (lambda t: clnn.scatter_add(t, [0, 1], t), "want values of shape"),
+    "topk": (lambda t: clnn.topk(t, 6), "no 6 elements"),
+    "one_hot": (lambda t: clnn.one_hot([0, 3], 3), "label 3 is none of 3"),
+    "one_hot of floats": (lambda t: clnn.one_hot([0.5], 3), "int32"),
+    "arange": (lambda t: clnn.arange(0, 3, 0), "step is 0"),
+    "arange, int": (lambda t: clnn.arange(0, 3, 0.5, dtype="int32"), "whole numbers"),
+    "var": (lambda t: clnn.var(t[:1], 0, ddof=1), "ddof=1"),
+    "key": (lambda t: t[[0, 3]], "index 3 is out of range for axis 0"),
+    "key, floats": (lambda t: t[[0.5]], "indexed by"),
+    "key, shapes": (lambda t: t[[0, 1], [0, 1, 2]], "do not broadcast"),
+    "key, too many": (lambda t: t[[0], [0], [0], [0]], "too many parts"),
+    "key, mask": (lambda t: t[np.ones((3, 3), bool)], "a mask of shape"),
+    "key, tensor": (lambda t: t[t], "a mask, of 0 and 1"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments(rng, device, name):
+    call, message = WRONG[name]
+    with pytest.raises(clnn.ClnnError, match=message):
+        call(clnn.tensor(normal(rng, X)))
