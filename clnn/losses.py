@@ -8,6 +8,7 @@ A loss is an object that is called: `clnn.losses.cross_entropy(net(x), y)`, or `
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -181,7 +182,7 @@ def mean_of(found: tuple[Rows, Tensor], output: Tensor) -> Tensor:
         raise ShapeError(f"a loss over no samples: the output has the shape {output.shape}")
     mean = reduce(one.losses, "mean")[0]
 
-    def backward(dloss: Any) -> Any:
+    def backward(dloss: Array | None) -> Iterator[tuple[Array, Array]]:
         for target, gradient in one.backward(None):
             yield target, gradient if dloss is None else binary("multiply", gradient, dloss)[0]
 

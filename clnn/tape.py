@@ -11,7 +11,7 @@ import heapq
 import itertools
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 from .errors import ClnnError
 from .gemm import Scale
@@ -95,12 +95,13 @@ def backpropagate(root: Node, gradient: Array | None) -> None:
         closure, node.backward, node.activation = node.backward, None, None  # what they hold is free from here on
         if closure is None:
             raise ClnnError("backward(): the tape was used up by an earlier backward(); run the forward pass again")
-        for *targets, flowing in closure(got and got.gradient):
+        # only a loss's gradient can be missing, and its closure takes None for 1
+        for *targets, flowing in closure(cast(Array, got.gradient if got is not None else None)):
             for target in _deliver(targets, flowing, pending, node.of_loss):
                 heapq.heappush(waiting, target)
 
 
-def _deliver(targets: list[Any], flowing: Gradient, pending: dict[Node, Any], of_loss: bool) -> list[Node]:
+def _deliver(targets: list[Any], flowing: Gradient, pending: dict[Node, _Pending | None], of_loss: bool) -> list[Node]:
     """Bring a gradient to the inputs it is for; the nodes that are now waiting for the first time come back."""
     wanted = [getattr(t, "requires_grad", False) for t in targets]  # not so for arrays and numbers
     if not any(wanted):
@@ -135,7 +136,7 @@ def _deliver(targets: list[Any], flowing: Gradient, pending: dict[Node, Any], of
     return first
 
 
-def _add(target: Any, gradient: Array, pending: dict[Node, Any], of_loss: bool = False) -> list[Node]:
+def _add(target: Any, gradient: Array, pending: dict[Node, _Pending | None], of_loss: bool = False) -> list[Node]:
     """Add an array to what `target` has received."""
     node: Node | None = target.node
     if node is None:  # a parameter

@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Number
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from .checks import leaves, numbers, sizes, spread
 from .errors import ClnnError, ShapeError
@@ -19,14 +20,18 @@ from .ops.array import FLOATS, Array, Backward, Sink, empty, fill
 from .ops.elementwise import BINARY, binary
 from .ops.index import is_basic, take_items
 from .ops.linear import linear, matmul
-from .ops.reduce import argmax
+from .ops.reduce import Axis, argmax
 from .ops.shape import broadcast_to, concatenate, reshape, take_slice, transpose
 from .ops.softmax import softmax
 from .runtime.choice import resolve
-from .runtime.device import Device
+from .runtime.device import Device, DType
 from .runtime.memory import Block
 from .runtime.watch import Restored, structure_changed
 from .tape import Node, backpropagate, grad_enabled, moment
+
+# Where a parameter's gradient is written: into a buffer of its own, into the velocity, or straight into the weights
+Place = Literal["plain", "velocity", "straight"]
+Operand = Array | np.ndarray | np.generic | Sequence[Any] | float | Decimal | Fraction  # of + and the like
 
 
 class Tensor(Array):
@@ -38,7 +43,7 @@ class Tensor(Array):
     __slots__ = ("node",)
     __array_priority__ = 1000  # array + tensor calls Tensor.__radd__
 
-    def __init__(self, block: Block, shape: Sequence[int], dtype: Any, device: Device) -> None:
+    def __init__(self, block: Block, shape: Sequence[int], dtype: DType, device: Device) -> None:
         super().__init__(block, shape, dtype, device)
         self.node: Node | None = None
 
@@ -47,7 +52,7 @@ class Tensor(Array):
         """A copy on the host."""
         return self.device.read(self.block, np.empty(self.shape, self.dtype))
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, dtype: DTypeLike | None = None, copy: bool | None = None) -> np.ndarray:
         if copy is False:
             raise ValueError("a tensor's values on the host are always a copy, and copy=False was asked for")
         array = self.numpy()
@@ -63,7 +68,8 @@ class Tensor(Array):
         """The one element as a Python number."""
         if self.size != 1:
             raise ShapeError(f"only a tensor of one element is a number, and this one has the shape {self.shape}")
-        return self.numpy().reshape(()).item()
+        value: float = self.numpy().reshape(()).item()
+        return value
 
     def __float__(self) -> float:
         return float(self.item())
@@ -97,7 +103,7 @@ class Tensor(Array):
         self.refuse_history("to()")
         return tensor(self.numpy(), device=device, dtype=self.dtype)
 
-    def astype(self, dtype: Any) -> Tensor:
+    def astype(self, dtype: DTypeLike) -> Tensor:
         """A copy of another type, by way of the host. ClnnError where it has a history, which would not come along."""
         self.refuse_history("astype()")
         return tensor(self.numpy(), device=self.device, dtype=dtype)
@@ -145,34 +151,34 @@ class Tensor(Array):
         backpropagate(self.node, gradient)
 
     # -- arithmetic ---------------------------------------------------------------------------------------------------
-    def __add__(self, other: Any) -> Tensor:
+    def __add__(self, other: Operand) -> Tensor:
         return elementwise("add", self, other)
 
     __radd__ = __add__
 
-    def __sub__(self, other: Any) -> Tensor:
+    def __sub__(self, other: Operand) -> Tensor:
         return elementwise("subtract", self, other)
 
-    def __rsub__(self, other: Any) -> Tensor:
+    def __rsub__(self, other: Operand) -> Tensor:
         return elementwise("subtract", other, self)
 
-    def __mul__(self, other: Any) -> Tensor:
+    def __mul__(self, other: Operand) -> Tensor:
         return elementwise("multiply", self, other)
 
     __rmul__ = __mul__
 
-    def __truediv__(self, other: Any) -> Tensor:
+    def __truediv__(self, other: Operand) -> Tensor:
         return elementwise("divide", self, other)
 
-    def __rtruediv__(self, other: Any) -> Tensor:
+    def __rtruediv__(self, other: Operand) -> Tensor:
         return elementwise("divide", other, self)
 
-    def __pow__(self, other: Any) -> Tensor:
+    def __pow__(self, other: Operand) -> Tensor:
         if isinstance(other, (int, float)) and other == 2:
             return apply(unary, self, name="square")
         return elementwise("power", self, other)
 
-    def __rpow__(self, other: Any) -> Tensor:
+    def __rpow__(self, other: Operand) -> Tensor:
         return elementwise("power", other, self)
 
     def __neg__(self) -> Tensor:
@@ -181,22 +187,22 @@ class Tensor(Array):
     def __abs__(self) -> Tensor:
         return apply(unary, self, name="abs")
 
-    def __matmul__(self, other: Any) -> Tensor:
+    def __matmul__(self, other: Operand) -> Tensor:
         return _matmul(self, other)
 
-    def __rmatmul__(self, other: Any) -> Tensor:
+    def __rmatmul__(self, other: Operand) -> Tensor:
         return _matmul(other, self)
 
-    def __lt__(self, other: Any) -> Tensor:
+    def __lt__(self, other: Operand) -> Tensor:
         return elementwise("less", self, other)
 
-    def __le__(self, other: Any) -> Tensor:
+    def __le__(self, other: Operand) -> Tensor:
         return elementwise("less_equal", self, other)
 
-    def __gt__(self, other: Any) -> Tensor:
+    def __gt__(self, other: Operand) -> Tensor:
         return elementwise("greater", self, other)
 
-    def __ge__(self, other: Any) -> Tensor:
+    def __ge__(self, other: Operand) -> Tensor:
         return elementwise("greater_equal", self, other)
 
     def __eq__(self, other: Any) -> Any:
@@ -260,7 +266,7 @@ class Tensor(Array):
         return bool(equal.size and equal.max()) if isinstance(equal, Tensor) else False
 
     # -- reductions and shapes ----------------------------------------------------------------------------------------
-    def sum(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+    def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The sum over an axis, several, or all of them (None); `keepdims` leaves them with length 1. ShapeError for an axis
         that there is not. The error grows with log n (kernels/common.cl).
 
@@ -269,7 +275,7 @@ class Tensor(Array):
         """
         return apply(reduce, self, kind="sum", axis=axis, keepdims=keepdims)
 
-    def mean(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+    def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The mean over an axis, several, or all of them, as `sum` takes them. ShapeError over no
         elements.
 
@@ -278,7 +284,7 @@ class Tensor(Array):
         """
         return apply(reduce, self, kind="mean", axis=axis, keepdims=keepdims)
 
-    def max(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+    def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The largest over an axis, several, or all of them, as `sum` takes them; NaN where one is. Those that
         are equal share the gradient. ShapeError over no elements.
 
@@ -287,7 +293,7 @@ class Tensor(Array):
         """
         return apply(reduce, self, kind="max", axis=axis, keepdims=keepdims)
 
-    def min(self, axis: Any = None, keepdims: bool = False) -> Tensor:
+    def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The smallest over an axis, several, or all of them; otherwise as `max`.
 
         >>> float(clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).min())
@@ -389,14 +395,14 @@ class Parameter(Tensor, Restored):
     )
 
     def __init__(
-        self, block: Block, shape: Sequence[int], dtype: Any, device: Device, name: str = "", learns: bool = True
+        self, block: Block, shape: Sequence[int], dtype: DType, device: Device, name: str = "", learns: bool = True
     ) -> None:
         super().__init__(block, shape, dtype, device)
         self.name, self.learns, self._trainable = name, learns, True
         self.decays = len(self.shape) > 1  # weight decay is for weights, not for biases
         self.rate_factor = 1.0  # of the optimizer's learning rate
         self.max_norm = None  # of a column, or a number, which each step ends with
-        self.sink: tuple[Scale, str] | None = None
+        self.sink: tuple[Scale, Place] | None = None
         self.uses = self.since = self.forward_uses = self.version = 0
         self.store: Any = None  # the flat store that it is a view of, see parameters.py
         self.position = 0
@@ -531,7 +537,9 @@ def _parameter_again(array: np.ndarray, where: Device, settings: dict[str, Any])
 
 
 # -- making tensors ---------------------------------------------------------------------------------------------------
-def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, requires_grad: bool = False) -> Tensor:
+def tensor(
+    value: Any, dtype: DTypeLike | None = None, device: str | Device | None = None, requires_grad: bool = False
+) -> Tensor:
     """A tensor from an array, a number or nested lists.
 
     Floats of any width become float32, NumPy's too (whose default is float64), and integers and bools int32, unless `dtype`
@@ -558,7 +566,7 @@ def tensor(value: Any, dtype: Any = None, device: str | Device | None = None, re
     return y
 
 
-def host_array(value: Any, dtype: Any = None) -> np.ndarray:
+def host_array(value: Any, dtype: DTypeLike | None = None) -> np.ndarray:
     """A contiguous NumPy array of a type that tensors have; without `dtype` that of a tensor, else float32 or int32."""
     for one in leaves(value) if isinstance(value, (list, tuple)) else ():
         if isinstance(one, Tensor):
@@ -577,13 +585,13 @@ def host_array(value: Any, dtype: Any = None) -> np.ndarray:
     return np.ascontiguousarray(array, dtype).reshape(array.shape)
 
 
-def _host_array_for(value: Any, dtype: Any, device: str | Device | None) -> tuple[np.ndarray, Device]:
+def _host_array_for(value: Any, dtype: DTypeLike | None, device: str | Device | None) -> tuple[np.ndarray, Device]:
     array, where = host_array(value, dtype), resolve(device)
     where.real(array.dtype)  # an error where it has none
     return array, where
 
 
-def constant(value: Any, dtype: Any = None, device: str | Device | None = None) -> Tensor:
+def constant(value: Any, dtype: DTypeLike | None = None, device: str | Device | None = None) -> Tensor:
     """A tensor that a recorded step may upload: made at the first call, the same at every replay. Types as for `tensor`."""
     if isinstance(value, Tensor):
         value.refuse_history("constant()")
@@ -593,20 +601,22 @@ def constant(value: Any, dtype: Any = None, device: str | Device | None = None) 
     return Tensor(block, array.shape, array.dtype, where)
 
 
-def zeros(shape: int | Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
+def zeros(shape: int | Sequence[int], dtype: DTypeLike = np.float32, device: str | Device | None = None) -> Tensor:
     """A tensor of zeros. Types as for `tensor`."""
     return _filled("zeros", shape, 0, dtype, device)
 
 
-def ones(shape: int | Sequence[int], dtype: Any = np.float32, device: str | Device | None = None) -> Tensor:
+def ones(shape: int | Sequence[int], dtype: DTypeLike = np.float32, device: str | Device | None = None) -> Tensor:
     """A tensor of ones. Types as for `tensor`."""
     return _filled("ones", shape, 1, dtype, device)
 
 
-def _filled(what: str, shape: int | Sequence[int], value: int, dtype: Any, device: str | Device | None) -> Tensor:
+def _filled(
+    what: str, shape: int | Sequence[int], value: int, dtype: DTypeLike | None, device: str | Device | None
+) -> Tensor:
     shape, where = sizes(what, shape), resolve(device)
     if np.dtype(dtype) in FLOATS:
-        return _wrap(fill(empty(where, shape, dtype), value))
+        return _wrap(fill(empty(where, shape, np.dtype(dtype)), value))
     return tensor(np.full(shape, value), dtype, where)
 
 
@@ -616,7 +626,7 @@ def _wrap(y: Array) -> Tensor:
     return t
 
 
-def apply(op: Callable[..., Any], *inputs: Any, **options: Any) -> Tensor:
+def apply(op: Callable[..., tuple[Array, Backward]], *inputs: Any, **options: Any) -> Tensor:
     """Run an op, and take it on tape if one of its inputs leads to a trainable parameter."""
     y, backward = op(*inputs, **options)
     return on_tape(y, inputs, backward, () if op in LINEAR else inputs)

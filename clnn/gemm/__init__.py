@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError, DeviceError
-from ..runtime.device import Device
+from ..runtime.device import Device, DType
 from ..runtime.memory import Block
 from . import clblast, tile, tuning
 from .product import SCALE_PAIRS, Product, RowsOf, Scale, Shape, constant_block
@@ -97,7 +97,7 @@ def _unfused(device: Device, p: Product, measured: tile.Measured) -> None:
         column_sums(device, n, k, p.b, p.sums, dtype)
 
 
-def column_sums(device: Device, n: int, rows: int, x: Block, sums: tuple[Block, Scale], dtype: Any) -> None:
+def column_sums(device: Device, n: int, rows: int, x: Block, sums: tuple[Block, Scale], dtype: DType) -> None:
     out, scale = sums
     device.check_turns(2 * rows, f"column sums of {rows:,} rows")
     device.launch(

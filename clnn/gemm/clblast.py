@@ -16,7 +16,7 @@ import pyopencl as cl
 
 from ..errors import DeviceError
 from ..files import cache_folder, write_atomically
-from ..runtime.device import Device
+from ..runtime.device import Device, DType
 from .product import Product
 
 LONGEST = 4096  # of K in one call: CLBlast adds all of it in a row (long sums: kernels/common.cl)
@@ -57,7 +57,7 @@ def _operand() -> Any:
     class Operand(pyopencl.array.Array):
         """The few attributes that pyclblast reads of a PyOpenCL array, over a buffer of ours."""
 
-        def __init__(self, buffer: Any, dtype: Any) -> None:
+        def __init__(self, buffer: Any, dtype: DType) -> None:
             self.base_data, self.dtype, self.shape, self.offset = buffer, np.dtype(dtype), (1, 1), 0
 
     return Operand
@@ -68,7 +68,7 @@ def available() -> bool:
     return _library()[0] is not None
 
 
-def _multiply(queue: Any, a: Any, b: Any, c: Any, dtype: Any, p: tuple[Any, ...], value: Any) -> None:
+def _multiply(queue: Any, a: Any, b: Any, c: Any, dtype: DType, p: tuple[Any, ...], value: Any) -> None:
     m, n, k, transpose_a, transpose_b, lda, ldb, ldc, a_offset, b_offset, c_offset = p
     alpha, beta = value() if value else (1.0, 0.0)
     operand = _operand()
@@ -105,7 +105,7 @@ class _Call:
 
     __slots__ = ("dtype", "sizes", "value")
 
-    def __init__(self, dtype: Any, sizes: tuple[Any, ...], value: Any) -> None:
+    def __init__(self, dtype: DType, sizes: tuple[Any, ...], value: Any) -> None:
         self.dtype, self.sizes, self.value = dtype, sizes, value
 
     def __call__(self, queue: Any, a: Any, b: Any, c: Any) -> None:
@@ -113,7 +113,7 @@ class _Call:
 
 
 # -- what is valid ----------------------------------------------------------------------------------------------------
-def kernel_problem(device: Device, dtype: Any, kernel: str, values: Any) -> str:
+def kernel_problem(device: Device, dtype: DType, kernel: str, values: Any) -> str:
     """What is wrong with parameters for one of CLBlast's kernels, or "".
 
     CLBlast itself only looks whether each is there: with an invalid NWG it gives wrong numbers, fast.
@@ -153,7 +153,7 @@ def parameters_problem(device: Device, dtype: str, kernels: Any) -> str:
     """What is wrong with all of CLBlast's parameters for one type, or ""."""
     if dtype not in PRECISIONS or not isinstance(kernels, dict):
         return f"{dtype!r} is no type of float"
-    problems = (kernel_problem(device, dtype, kernel, values) for kernel, values in kernels.items())
+    problems = (kernel_problem(device, np.dtype(dtype), kernel, values) for kernel, values in kernels.items())
     return next(filter(None, problems), "")
 
 

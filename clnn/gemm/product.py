@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-from ..runtime.device import Device
+from ..runtime.device import Device, DType
 from ..runtime.memory import Block
 
 SCALE_PAIRS = 5  # pairs in a row of a scale table, as in kernels/common.cl
@@ -26,7 +26,7 @@ class Scale(NamedTuple):
     value: Callable[[], tuple[float, float]]
 
     @staticmethod
-    def constant(device: Device, dtype: Any, alpha: float, beta: float) -> Scale:
+    def constant(device: Device, dtype: DType, alpha: float, beta: float) -> Scale:
         """A pair that never changes; kept per device."""
         common = [(1.0, 0.0), (1.0, 1.0)]  # these two share a table, so that one launch can use both
         pair = (float(alpha), float(beta))
@@ -68,12 +68,12 @@ class Shape(NamedTuple):
     m: int
     n: int
     k: int
-    dtype: Any = np.float32
+    dtype: DType = np.float32
     transpose_a: bool = False
     transpose_b: bool = False
 
     @staticmethod
-    def of(form: str, m: int, n: int, k: int, dtype: Any = np.float32) -> Shape:
+    def of(form: str, m: int, n: int, k: int, dtype: DType = np.float32) -> Shape:
         """By BLAS's letters for A and B: n for one that is stored as it is, t for one that is stored transposed."""
         return Shape(m, n, k, dtype, *(letter in "tT" for letter in form))
 

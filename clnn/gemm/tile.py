@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime.device import Device, int_vector
+from ..runtime.device import Device, DType, int_vector
 from .product import Product, Shape
 
 GROUP = 64  # work-items of a GPU's work-group, where each has a tile of its own
@@ -78,7 +78,7 @@ def choose(device: Device, shape: Shape, measured: Measured = None, sums: bool =
     return Tile(mr, nv, vw, _depth(device, dtype, nv * vw) if copies else 0)
 
 
-def problem(device: Device, dtype: Any, tile: Any) -> str:
+def problem(device: Device, dtype: DType, tile: Any) -> str:
     """What is wrong with a measured tile (mr, nv, vw, kc) on this device, or "". A wrong one would spill, or end the
     compiler."""
     if not (isinstance(tile, (list, tuple)) and len(tile) == 4 and all(type(x) is int for x in tile)):
@@ -99,12 +99,12 @@ def problem(device: Device, dtype: Any, tile: Any) -> str:
     return ""
 
 
-def _depth(device: Device, dtype: Any, width: int) -> int:
+def _depth(device: Device, dtype: DType, width: int) -> int:
     """How deep copies are: MOST_ROWS of A and a few strips of B have to fit local memory."""
     return next((kc for kc in (256, 128, 64) if copied_columns(device, dtype, width, kc) >= 2 * width), 0)
 
 
-def copied_columns(device: Device, dtype: Any, width: int, kc: int) -> int:
+def copied_columns(device: Device, dtype: DType, width: int, kc: int) -> int:
     """How many columns of B, whole strips, are copied together: what fits local memory beside the rows of A."""
     room = device.local_memory // np.dtype(dtype).itemsize - (MOST_ROWS + 16) * (kc + 16)
     return max(0, min(MOST_COLUMNS, room // kc)) // width * width
@@ -142,7 +142,7 @@ def share(device: Device, shape: Shape, tile: Tile) -> Share:
     return Share(rows, columns, depth, items * parts, parts, along <= down)
 
 
-def run_columns(device: Device, dtype: Any) -> int:
+def run_columns(device: Device, dtype: DType) -> int:
     """How many columns gemm_row adds up at once: what fits a first-level cache, and local memory."""
     return min(MOST_RUN, device.local_memory) // np.dtype(dtype).itemsize // 64 * 64
 

@@ -118,7 +118,7 @@ def read(path: Path, key: str) -> dict[str, Any]:
         table = json.loads(path.read_text(encoding="utf-8"))
         if table["format"] != FORMAT:
             raise ValueError(f"its format is {table['format']!r}, and this clnn reads {FORMAT}")
-        found = table["devices"].get(key, {})
+        found: dict[str, Any] = table["devices"].get(key, {})
         if not all(
             isinstance(found.get(part, {}), dict) for part in ("classes", "clblast", "done", "tried", "convolutions")
         ):

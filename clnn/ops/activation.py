@@ -6,10 +6,11 @@ of: its output y (then nothing more is kept), or its input x.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..errors import ConfigurationError
-from .array import Array, Backward, check_float, empty_like
+from .array import Array, Backward, Flow, check_float, empty_like
 from .rows import elements
 
 
@@ -98,7 +99,7 @@ def unary(x: Array, name: str) -> tuple[Array, Backward]:
     y.made_by = name
     y.activation = (name, (y if FUNCTIONS[name].saves == "y" else x).alias())
 
-    def backward(dz):
+    def backward(dz: Array) -> Iterator[Flow]:
         yield x, dz
 
     return y, backward

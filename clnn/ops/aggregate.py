@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..errors import ShapeError
-from .array import Array, Backward, check_float, empty, empty_like, fill
+from .array import Array, Backward, Flow, check_float, empty, empty_like, fill
 from .elementwise import binary
-from .reduce import normal_axes, reduced
+from .reduce import Axis, normal_axes, reduced
 from .shape import broadcast_to, transpose
 
 
-def reduce(
-    x: Array, kind: str, axis: int | Sequence[int] | None = None, keepdims: bool = False
-) -> tuple[Array, Backward]:
+def reduce(x: Array, kind: str, axis: Axis = None, keepdims: bool = False) -> tuple[Array, Backward]:
     """sum, mean, prod, max or min over `axis` (all axes if None). A gradient of max and min is shared by equals."""
     check_float(kind, x)
     axes = normal_axes(x.ndim, axis)
@@ -31,7 +29,7 @@ def reduce(
         y = reduced(x, "sum" if kind == "mean" else kind, axes, 1.0 / count if kind == "mean" else 1.0)
     y = y.reshaped(shape)
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         dy = dy.reshaped(kept)
         if kind == "mean":
             dy = binary("multiply", dy, 1.0 / count)[0]

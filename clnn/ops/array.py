@@ -10,8 +10,9 @@ import numpy as np
 
 from ..errors import DeviceError, ShapeError
 from ..gemm import RowsOf, Scale
-from ..runtime.device import Device, int_vector
+from ..runtime.device import Device, DType, int_vector
 from ..runtime.memory import Block
+from ..runtime.recorder import Argument, Defines
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
@@ -26,11 +27,11 @@ class Array:
 
     __slots__ = ("block", "shape", "dtype", "device", "made_by", "activation", "logits", "rows", "__weakref__")
 
-    def __init__(self, block: Block, shape: Sequence[int], dtype: Any, device: Device) -> None:
+    def __init__(self, block: Block, shape: Sequence[int], dtype: DType, device: Device) -> None:
         self.block, self.shape, self.dtype, self.device = block, tuple(shape), np.dtype(dtype), device
         self.made_by = ""
         self.activation: tuple[str, Array] | None = None
-        self.logits: Any = None
+        self.logits: Any = None  # of the same class as this one
         self.rows: RowsOf | None = None
 
     @property
@@ -71,23 +72,26 @@ class Sink(NamedTuple):
     scale: Scale | None = None
     times: tuple[str, Array] | None = None
 
-    def arguments(self) -> tuple[Any, ...]:
+    def arguments(self) -> tuple[Argument, ...]:
         """What a kernel takes as SINK_ARGS: saved, out, the scale's table, row and column."""
         saved = self.times[1].block if self.times else None
         scale = self.scale
         return saved, self.out, *((scale.table, scale.at, scale.column) if scale else (None, None, 0))
 
-    def defines(self) -> dict[str, Any]:
+    def defines(self) -> Defines:
         """The defines that go with them."""
-        scaled: dict[str, Any] = {"SCALED": 1} if self.scale else {}
+        scaled: Defines = {"SCALED": 1} if self.scale else {}
         return scaled | ({"TIMES": 1, "ACT": self.times[0]} if self.times else {})
 
 
-Gradient = Any  # an Array, or Callable[[Sink | None, ...], None]
-Backward = Callable[[Any], Iterable[tuple[Any, ...]]]
+Writer = Callable[..., None]  # writes gradients where it is told: a Sink for each input, None for one that wants none
+Gradient = Array | Writer
+Flow = tuple[Gradient, ...]  # one or more inputs, and last their gradient: an array for one input, a writer for several
+Backward = Callable[[Array], Iterable[Flow]]  # from an output's gradient to those of the inputs
+LossBackward = Callable[[Array | None], Iterable[tuple[Array, Array]]]  # where None stands for a gradient of 1
 
 
-def empty(device: Device, shape: Sequence[int], dtype: Any = np.float32) -> Array:
+def empty(device: Device, shape: Sequence[int], dtype: DType = np.float32) -> Array:
     """An array whose elements are not set."""
     dtype = np.dtype(dtype)
     return Array(device.allocate(math.prod(shape) * dtype.itemsize), shape, dtype, device)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import DeviceError, ShapeError
 from ..gemm import Scale
-from .array import Array, Backward, check_float, check_together, empty, empty_like, vector8
+from ..runtime.memory import Block
+from ..runtime.recorder import Argument
+from .array import Array, Backward, Flow, check_float, check_together, empty, empty_like, vector8
 from .reduce import sum_to
 
 TYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double", np.dtype(np.int32): "int"}
@@ -87,7 +90,7 @@ def broadcast_strides(shape: tuple[int, ...], target: tuple[int, ...]) -> list[i
 def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
     """y = f(a, b), elementwise; one of them may be a number. Of int32 BINARY says whether it takes them, and what it gives."""
     extra: dict[str, Any] = {}
-    operands: tuple[Any, ...]
+    operands: tuple[Argument, ...]
     if not isinstance(a, Array):
         assert isinstance(b, Array)
         shape, one, operands, extra = b.shape, b, (float(a), b.block), {"SCALAR_FIRST": 1}
@@ -113,7 +116,7 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
     real = "float" if one.dtype == np.int32 else y.real
     device.launch("elementwise", "binary_forward", (n,), n, *operands, y.block, real=real, OP=name, **extra)
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         for letter, x in (("a", a), ("b", b)):
             if isinstance(x, Array) and BINARY[name].gradient and x.dtype != np.int32:
                 if name == "add" or (name == "subtract" and letter == "a"):
@@ -167,7 +170,7 @@ def choose(condition: Array, a: Array | float, b: Array | float) -> tuple[Array,
 
     launch(y, a, b)
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         for at, x in enumerate((a, b)):
             if isinstance(x, Array) and dtype != np.int32:
                 dx = empty_like(y)
@@ -177,7 +180,7 @@ def choose(condition: Array, a: Array | float, b: Array | float) -> tuple[Array,
     return y, backward
 
 
-def scale_add(gradient: Array, out, scale: Scale) -> None:
+def scale_add(gradient: Array, out: Block, scale: Scale) -> None:
     """out = alpha * gradient + beta * out, into a block, with a sink's pair."""
     gradient.device.launch(
         "elementwise", "scale_add", (gradient.size,), gradient.size, gradient.block, out, scale.table, scale.at, scale.column,
@@ -200,7 +203,7 @@ def add(a: Array, b: Array, activation: str = "linear") -> tuple[Array, Backward
     if extra:
         y.activation = (activation, y.alias())
 
-    def backward(dz):
+    def backward(dz: Array) -> Iterator[Flow]:
         yield a, dz
         yield b, dz
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import numpy as np
 from ..checks import whole
 from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale
-from ..runtime.device import Device
-from .array import Array, Backward, Sink, check_float, check_together, empty, empty_like
+from ..runtime.device import Device, DType
+from .array import Array, Backward, Flow, Sink, check_float, check_together, empty, empty_like
 from .elementwise import TYPES
 from .reduce import normal_axes
 from .rows import divided
@@ -83,8 +84,8 @@ def take(x: Array, index: Array, axis: int = 0) -> tuple[Array, Backward]:
     )  # fmt: skip
     kept = index.alias()
 
-    def backward(dy):
-        def write(sink: Sink):
+    def backward(dy: Array) -> Iterator[Flow]:
+        def write(sink: Sink) -> None:
             _scatter(device, dy, kept, outer, n, inner, sink)
 
         yield x, write
@@ -108,7 +109,7 @@ def scatter_add(x: Array, index: Array, values: Array, axis: int = 0) -> tuple[A
     _scatter(x.device, values, index, outer, n, inner, Sink(y.block, Scale.constant(x.device, x.dtype, 1, 1)))
     kept = index.alias()
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         yield x, dy
         yield values, take(dy, kept, a)[0]
 
@@ -129,8 +130,8 @@ def gather(x: Array, index: Array, axis: int = -1) -> tuple[Array, Backward]:
     )  # fmt: skip
     kept = index.alias()
 
-    def backward(dy):
-        def write(sink: Sink):
+    def backward(dy: Array) -> Iterator[Flow]:
+        def write(sink: Sink) -> None:
             device.check_turns(m, f"the gradient of gather from {m:,} places")
             device.launch(
                 "index", "gather_backward", (x.size,), outer, n, inner, m, kept.block, dy.block, *sink.arguments(),
@@ -153,13 +154,13 @@ def cumulative_sum(x: Array, axis: int = -1, reverse: bool = False) -> tuple[Arr
         real=x.real, CUMULATE=1,
     )  # fmt: skip
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         yield x, cumulative_sum(dy, a, not reverse)[0]
 
     return y, backward
 
 
-def arange(device: Device, n: int, start: float, step: float, dtype: Any) -> Array:
+def arange(device: Device, n: int, start: float, step: float, dtype: DType) -> Array:
     """start + i step for i from 0 to n - 1."""
     y = empty(device, (n,), dtype)
     kind = int if y.dtype == np.int32 else float
@@ -235,7 +236,7 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
     ]  # axes of what the slices leave
     backs: list[Backward] = []
 
-    def then(op: Any, z: Array, how: Any) -> Array:
+    def then(op: Callable[..., tuple[Array, Backward]], z: Array, how: Any) -> Array:
         y, back = op(z, how)
         backs.append(back)
         return y
@@ -267,10 +268,11 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
         n, before = index.ndim, named[0]
         z = then(transpose, z, [*range(n, n + before), *range(n), *range(n + before, n + len(rest))])
 
-    def backward(dy):
-        flowing: Any = dy
+    def backward(dy: Array) -> Iterator[Flow]:
+        flowing = dy
         for back in backs[:0:-1]:
             ((of, given),) = back(flowing)
+            assert isinstance(of, Array)
             if not isinstance(given, Array):
                 made = empty_like(of)
                 given(Sink(made.block))

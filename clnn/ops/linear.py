@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 from ..errors import ShapeError
 from ..gemm import Product, Shape, column_sums, engine_name, gemm
 from .activation import fused
-from .array import Array, Backward, Sink, block_of, check_float, check_together, empty
+from .array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
 
 
 def linear(
@@ -39,12 +39,12 @@ def linear(
         ),
     )  # fmt: skip
 
-    def backward(dz):
+    def backward(dz: Array) -> Iterator[Flow]:
         # the rows that the backward pass reads are this batch's once the counters have moved on: not within a forward pass
         lying = rows if rows is not None and device.step is not None and device.step.moved else None
         source = x.block if lying is None else lying.source
 
-        def write_dx(sink: Sink):
+        def write_dx(sink: Sink) -> None:
             name, before = sink.times or ("linear", None)
             gemm(
                 device,
@@ -54,8 +54,11 @@ def linear(
                 ),
             )  # fmt: skip
 
-        def write_dw_db(for_w: Sink | None, for_b: Sink | None = None):
-            sums: Any = for_b and (for_b.out, for_b.scale)
+        def write_dw_db(for_w: Sink | None, for_b: Sink | None = None) -> None:
+            sums = None
+            if for_b:
+                assert for_b.scale is not None
+                sums = for_b.out, for_b.scale
             if for_w:
                 shape = Shape(k, n, m, dtype, transpose_a=True)
                 gemm(device, Product(shape, source, dz.block, for_w.out, scale=for_w.scale, sums=sums, rows=lying))
@@ -79,16 +82,23 @@ def matmul(a: Array, b: Array) -> tuple[Array, Backward]:
     (m, k), n, count = a.shape[-2:], b.shape[-1], math.prod(a.shape[:-2])
     device, dtype = a.device, a.dtype
 
-    def each(x: Array, y: Array, shape, sizes, transpose_a=False, transpose_b=False) -> Array:
+    def each(
+        x: Array,
+        y: Array,
+        shape: Sequence[int],
+        sizes: tuple[int, int, int],
+        transpose_a: bool = False,
+        transpose_b: bool = False,
+    ) -> Array:
         out = empty(device, shape, dtype)
         rows, columns, depth = sizes
         product = Product(Shape(rows, columns, depth, dtype, transpose_a, transpose_b), x.block, y.block, out.block)
         for i in range(count):
-            offsets = {"a_offset": i * rows * depth, "b_offset": i * depth * columns, "c_offset": i * rows * columns}
-            gemm(device, product._replace(**offsets))
+            from_x, from_y, to = i * rows * depth, i * depth * columns, i * rows * columns
+            gemm(device, product._replace(a_offset=from_x, b_offset=from_y, c_offset=to))
         return out
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         yield a, each(dy, b, a.shape, (m, k, n), transpose_b=True)
         yield b, each(a, dy, b.shape, (k, n, m), transpose_a=True)
 

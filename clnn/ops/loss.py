@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..runtime.device import int_vector
 from ..runtime.memory import Block
-from .array import Array, Backward, block_of, check_together, empty, empty_like
+from .array import Array, LossBackward, block_of, check_together, empty, empty_like
 
 
 class Rows(NamedTuple):
@@ -16,7 +17,7 @@ class Rows(NamedTuple):
 
     losses: Array
     hits: Array | None
-    backward: Backward
+    backward: LossBackward
 
 
 class Record(NamedTuple):
@@ -94,7 +95,7 @@ def rows(
         local=local, real=y.real, **defines,
     )  # fmt: skip
 
-    def backward(dloss):
+    def backward(dloss: Array | None) -> Iterator[tuple[Array, Array]]:
         assert dy is not None
         yield y, dy  # by y's activation's input already, where it has one
 

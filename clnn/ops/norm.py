@@ -7,14 +7,16 @@ derivative needs it is kept. Sums that several gradients need are computed once.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ..errors import ShapeError
-from ..runtime.device import Device, int_vector
+from ..runtime.device import Device, DType, int_vector
+from ..runtime.recorder import Argument, Defines
 from .activation import fused
-from .array import Array, Backward, Sink, block_of, check_float, check_together, empty, empty_like
+from .array import Array, Backward, Flow, Sink, Writer, block_of, check_float, check_together, empty, empty_like
 
 COLUMNS = 1024  # of a block that a CPU thread passes over: with its sums it fits the first-level cache
 ITEM = 1 << 15  # elements that are worth a CPU thread; fewer are one work-item, so that small steps can be fused
@@ -36,10 +38,10 @@ class _Blocks(NamedTuple):
     parts: int  # of each channel
     most: int  # work-items in a group
     sizes: np.ndarray
-    defines: dict[str, Any]
+    defines: Defines
 
     @staticmethod
-    def of(device: Device, dtype: Any, batch: int, channels: int, space: int) -> _Blocks:
+    def of(device: Device, dtype: DType, batch: int, channels: int, space: int) -> _Blocks:
         vector, space = device.vector_width(dtype), max(1, space)
         columns, most = (COLUMNS, 1) if device.long_loops else (vector, _width(device, 64))
         each = -(-space // columns) if space >= columns else 1  # blocks of a channel
@@ -53,7 +55,7 @@ class _Blocks(NamedTuple):
         sizes = _sizes(batch, channels, space, rows, blocks, items)
         return _Blocks(items, chunks * each, most, sizes, {"VW": vector, "COLUMNS": columns})
 
-    def launch(self, device: Device, kernel: str, real: str, *args: Any, **defines: Any) -> None:
+    def launch(self, device: Device, kernel: str, real: str, *args: Argument, **defines: Any) -> None:
         """Launch a kernel by channel."""
         width = device.fitting(self.most, "norm", kernel, real, **self.defines, **defines)
         device.launch(
@@ -73,7 +75,7 @@ def _groups(device: Device, number: int, work: int, enough: int) -> tuple[int, i
     return -(-number // each), _width(device, 128 if work >= 512 else 32), each
 
 
-def _launch(device: Device, kernel: str, groups: int, most: int, real: str, *args: Any, **defines: Any) -> None:
+def _launch(device: Device, kernel: str, groups: int, most: int, real: str, *args: Argument, **defines: Any) -> None:
     """Launch a kernel whose groups, of up to `most` work-items, add up together."""
     width = device.fitting(most, "norm", kernel, real, **defines)
     device.launch("norm", kernel, (groups * width,), *args, local=(width,), real=real, WIDTH=width, **defines)
@@ -84,7 +86,7 @@ class _Output(NamedTuple):
 
     y: Array
     saved: Array | None
-    defines: dict[str, Any]
+    defines: Defines
 
     @staticmethod
     def like(x: Array, activation: str, keep: bool) -> _Output:
@@ -93,7 +95,7 @@ class _Output(NamedTuple):
         return _Output(y, saved, {"ACT": activation, **({} if saved is None else {"KEEP": 1})})
 
 
-def _pair(sink: Sink | None) -> tuple[Any, ...]:
+def _pair(sink: Sink | None) -> tuple[Argument, ...]:
     """The sink of a small gradient as kernels take it; nothing without one."""
     if sink is None:
         return None, None, None, 0
@@ -171,16 +173,16 @@ def batch_norm(
         FORWARD=1, CENTRED=1, **defines,
     )  # fmt: skip
 
-    def backward(dz):
-        joined = []  # what dx needs, once it is there
+    def backward(dz: Array) -> Iterator[Flow]:
+        joined: list[Array] = []  # what dx needs, once it is there
 
-        def join(for_gamma: Sink | None = None, for_beta: Sink | None = None):
+        def join(for_gamma: Sink | None = None, for_beta: Sink | None = None) -> None:
             sums, by = empty(device, (blocks.parts, channels, 2), dtype), empty(device, (2, channels), dtype)
             blocks.launch(device, "channel_sums", real, x.block, dz.block, stats.block, sums.block, SUMS=1)
             _join(device, real, channels, blocks.parts, n, sums, stats, by, for_gamma, for_beta)
             joined.append(by)
 
-        def write_dx(sink: Sink):
+        def write_dx(sink: Sink) -> None:
             if not joined:
                 join()
             into, how = sink.arguments(), sink.defines()
@@ -207,12 +209,12 @@ def channel_affine(
         device, "channel_forward", real, x.block, a.block, b.block, y.block, block_of(saved), FORWARD=1, **defines
     )
 
-    def backward(dz):
-        def write_dx(sink: Sink):
+    def backward(dz: Array) -> Iterator[Flow]:
+        def write_dx(sink: Sink) -> None:
             into, how = sink.arguments(), sink.defines()
             blocks.launch(device, "channel_backward", real, x.block, dz.block, a.block, None, *into, BACKWARD=1, **how)
 
-        def write_da_db(for_a: Sink | None, for_b: Sink | None):
+        def write_da_db(for_a: Sink | None, for_b: Sink | None) -> None:
             sums = empty(device, (blocks.parts, channels, 2), dtype)
             blocks.launch(device, "channel_sums", real, x.block, dz.block, None, sums.block, SUMS=1)
             _join(device, real, channels, blocks.parts, 1, sums, None, None, for_a, for_b)
@@ -236,7 +238,7 @@ def fold(
     return a, b
 
 
-def _both(gamma: Array | None, beta: Array | None, write: Any) -> Any:
+def _both(gamma: Array | None, beta: Array | None, write: Writer) -> Iterator[Flow]:
     """What a backward closure yields for gamma and beta, of which either may be missing."""
     if gamma is not None and beta is not None:
         yield gamma, beta, write
@@ -352,8 +354,8 @@ def _by_sample(
         block_of(saved), float(epsilon), ROW_FORWARD=1, **built, **kind, **defines,
     )  # fmt: skip
 
-    def backward(dz):
-        summed = []
+    def backward(dz: Array) -> Iterator[Flow]:
+        summed: list[tuple[Array, int]] = []
 
         def sums() -> tuple[Array, int]:
             """For each channel the sums of dz and of dz (x - mean) / deviation, in parts, and their number."""
@@ -374,7 +376,7 @@ def _by_sample(
                 summed.append((found, batch if run else 0))
             return summed[0]
 
-        def write_dx(sink: Sink):
+        def write_dx(sink: Sink) -> None:
             into, how = sink.arguments(), sink.defines()
             if not last or sink.scale is not None:  # x may be its own sink: what else reads it comes first
                 sums()
@@ -383,7 +385,7 @@ def _by_sample(
                 None if last else sums()[0].block, *into, ROW_BACKWARD=1, **built, **kind, **how,
             )  # fmt: skip
 
-        def write(for_gamma: Sink | None = None, for_beta: Sink | None = None):
+        def write(for_gamma: Sink | None = None, for_beta: Sink | None = None) -> None:
             found, parts = sums()
             _join(device, real, channels, parts, 1, found, None, None, for_gamma, for_beta)
 
@@ -417,8 +419,8 @@ def local_response_norm(
         float(alpha), float(beta), float(k), real=real, RESPONSE_FORWARD=1, VW=vector, **defines,
     )  # fmt: skip
 
-    def backward(dz):
-        def write_dx(sink: Sink):
+    def backward(dz: Array) -> Iterator[Flow]:
+        def write_dx(sink: Sink) -> None:
             terms = empty_like(x)
             device.launch(
                 "norm", "response_terms", (items,), sizes, x.block, dz.block, d.block, terms.block, float(beta),

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from ..checks import whole
 from ..errors import ConfigurationError, ShapeError
-from ..runtime.device import Device
-from .array import Array, Backward, Sink, check_float, empty, empty_like, fill
+from ..runtime.device import Device, DType
+from .array import Array, Backward, Flow, Sink, check_float, empty, empty_like, fill
 from .elementwise import binary
 from .rows import divided
 
@@ -67,13 +67,15 @@ class Generator:
         if not step:
             self.device.advance([(self.cell, 1)])
 
-    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0, dtype: Any = np.float32) -> Array:
+    def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0, dtype: DType = np.float32) -> Array:
         """Uniform in [low, high)."""
         y = empty(self.device, shape, dtype)
         self.draw("uniform", y.size, y.block, float(low), float(high), real=y.real)
         return y
 
-    def normal(self, shape: Sequence[int], mean: float = 0.0, deviation: float = 1.0, dtype: Any = np.float32) -> Array:
+    def normal(
+        self, shape: Sequence[int], mean: float = 0.0, deviation: float = 1.0, dtype: DType = np.float32
+    ) -> Array:
         """Normal with mean and standard deviation."""
         y = empty(self.device, shape, dtype)
         self.draw("normal", y.size, y.block, float(mean), float(deviation), real=y.real)
@@ -100,7 +102,7 @@ def dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backwar
     keep = 1.0 - rate
     generator.draw("dropout_forward", x.size, x.block, y.block, mask, keep, real=x.real)
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         dx = empty_like(dy)
         x.device.launch("random", "dropout_backward", (x.size,), x.size, mask, dy.block, dx.block, keep, real=x.real)
         yield x, dx
@@ -128,8 +130,8 @@ def spatial_dropout(x: Array, rate: float, generator: Generator) -> tuple[Array,
     if x.size:
         scale(x, Sink(y.block))
 
-    def backward(dy):
-        def write(sink: Sink):
+    def backward(dy: Array) -> Iterator[Flow]:
+        def write(sink: Sink) -> None:
             if x.size:
                 scale(dy, sink)
 
@@ -143,7 +145,7 @@ def gaussian_dropout(x: Array, rate: float, generator: Generator) -> tuple[Array
     _check_dropout(x, rate)
     noise = generator.normal(x.shape, 1.0, math.sqrt(rate / (1.0 - rate)), x.dtype)
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         yield x, binary("multiply", dy, noise)[0]
 
     return binary("multiply", x, noise)[0], backward

@@ -12,12 +12,13 @@ from ..checks import whole_numbers
 from ..errors import ShapeError
 from .array import Array, check_float, empty, fill
 
+Axis = int | Sequence[int] | None  # one axis, several, or all
 CHUNK = (
     1024  # elements that one work-item joins at most; another launch joins the chunks (long sums: kernels/common.cl)
 )
 
 
-def normal_axes(ndim: int, axis: int | Sequence[int] | None) -> tuple[int, ...]:
+def normal_axes(ndim: int, axis: Axis) -> tuple[int, ...]:
     """Axes as sorted numbers from 0; None means all."""
     if axis is None:
         return tuple(range(ndim))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..runtime.device import Device
+from ..runtime.device import Device, DType
 
 WORTH = 1 << 12  # elements that are worth a CPU's work-item (a few us)
 COMBS = 64  # vectors that a CPU's work-item holds side by side, at most: they lie on its stack
@@ -12,7 +12,7 @@ PARTS = 16  # work-items for each core, at most: the last ones to finish are not
 
 
 def divided(
-    device: Device, dtype: Any, n: int, width: int, step: int = 1
+    device: Device, dtype: DType, n: int, width: int, step: int = 1
 ) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
     """How a launch goes over n rows of `width` elements: the rows of a work-item, global and local size, defines.
 
@@ -27,7 +27,7 @@ def divided(
     return each, (-(-n // each),), (1,), {"VW": min(lanes, device.vector_width(dtype))}
 
 
-def elements(device: Device, dtype: Any, n: int) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
+def elements(device: Device, dtype: DType, n: int) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
     """How a launch goes over n elements: those of a work-item, global and local size, defines; as `divided`."""
     if not device.long_loops:
         return 1, (n,), None, {}

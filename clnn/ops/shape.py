@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from ..checks import whole, whole_numbers
 from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale
 from ..runtime.device import int_vector
-from .array import Array, Backward, Sink, block_of, check_together, empty, vector8
+from .array import Array, Backward, Flow, Sink, block_of, check_together, empty, vector8
 from .elementwise import broadcast_shape, broadcast_strides, scale_add
 from .reduce import sum_to
 
@@ -38,7 +38,7 @@ def reshape(x: Array, shape: Sequence[int]) -> tuple[Array, Backward]:
         raise ShapeError(f"an array of shape {x.shape} has {x.size} elements and cannot become {tuple(shape)}")
     y = x.reshaped(shape)
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         yield x, dy.reshaped(x.shape)
 
     return y, backward
@@ -103,7 +103,7 @@ def transpose(x: Array, axes: Sequence[int] | None = None) -> tuple[Array, Backw
     strides = contiguous_strides(x.shape)
     y = _strided(x, [x.shape[a] for a in order], [strides[a] for a in order], 0)
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         yield x, transpose(dy, [order.index(a) for a in range(len(order))])[0]
 
     return y, backward
@@ -145,8 +145,8 @@ def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
         axis += 1
     y = _strided(x, kept, strides, offset)
 
-    def backward(dy):
-        def write(sink: Sink):
+    def backward(dy: Array) -> Iterator[Flow]:
+        def write(sink: Sink) -> None:
             ours = Scale.constant(x.device, x.dtype, 1, 1)  # gradients of activations are assigned or added
             if sink.scale is not None and sink.scale.table is not ours.table:
                 dx = empty(x.device, x.shape, x.dtype)
@@ -176,7 +176,7 @@ def broadcast_to(x: Array, shape: Sequence[int]) -> tuple[Array, Backward]:
         raise ShapeError(f"an array of shape {x.shape} cannot be broadcast to {shape}")
     y = x.reshaped(shape) if x.size == math.prod(shape) else _strided(x, shape, broadcast_strides(x.shape, shape), 0)
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         yield x, sum_to(dy, x.shape)
 
     return y, backward
@@ -202,7 +202,7 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> tuple[Array, Backward
         starts.append(start)
         start += x.shape[axis]
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         for x, begin in zip(arrays, starts):
             yield x, _strided(dy, x.shape, strides, begin * strides[axis])
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ..errors import ShapeError
-from .array import Array, Backward, check_float, empty_like
+from .array import Array, Backward, Flow, check_float, empty_like
 
 
 def softmax(x: Array, log: bool = False) -> tuple[Array, Backward]:
@@ -22,7 +23,7 @@ def softmax(x: Array, log: bool = False) -> tuple[Array, Backward]:
     x.device.launch("softmax", "softmax_forward", (rows,), rows, n, x.block, y.block, real=x.real, **extra)
     saved = y.alias()
 
-    def backward(dy):
+    def backward(dy: Array) -> Iterator[Flow]:
         dx = empty_like(x)
         x.device.launch(
             "softmax", "softmax_backward", (rows,), rows, n, saved.block, dy.block, dx.block, real=x.real, **extra

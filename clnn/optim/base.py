@@ -30,7 +30,7 @@ from ..runtime.watch import Restored, Watch, Watched, rebinds, structure_changed
 from ..schedules import Schedule, find_rate, is_known
 from ..schedules import describe as describe_rate
 from ..tape import Node, backpropagate, moment
-from ..tensor import Parameter
+from ..tensor import Parameter, Place
 
 ROWS = 1024  # steps in a table of rates
 STRIP, ACROSS = 64, 16  # columns that max-norm passes over at a time: a CPU thread, and a group on other devices
@@ -209,7 +209,7 @@ class Optimizer(Watched):
         """lr, a, b, c, d as the rule reads them, for steps t = 1, 2, ... (arrays, or numbers for all of them)."""
         return (lr,)
 
-    def sink(self, p: Parameter, single: bool) -> tuple[Scale, str] | None:
+    def sink(self, p: Parameter, single: bool) -> tuple[Scale, Place] | None:
         """Where p's gradient may go in `descend` other than into its own buffer; `single`: it is used once."""
         return None
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..checks import in_range
 from ..errors import ConfigurationError
 from ..gemm import Scale
-from ..tensor import Parameter
+from ..tensor import Parameter, Place
 from .base import ROWS, Optimizer, Rate
 
 
@@ -53,7 +53,7 @@ class SGD(Optimizer):
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         return lr, self.momentum
 
-    def sink(self, p: Parameter, single: bool) -> tuple[Scale, str] | None:
+    def sink(self, p: Parameter, single: bool) -> tuple[Scale, Place] | None:
         if self.nesterov:
             return None
         if self.momentum:

@@ -26,7 +26,16 @@ _lock = threading.Lock()
 _found: list[Device] | None = None
 _faults: list[str] = []
 _default: tuple[Any, Device] | None = None
-_chosen = threading.local()
+
+
+class _Chosen(threading.local):
+    """The devices of the `clnn.use(...)` that a thread is in, the innermost last."""
+
+    def __init__(self) -> None:
+        self.stack: list[Device] = []
+
+
+_chosen = _Chosen()
 
 
 def devices() -> list[Device]:
@@ -118,9 +127,8 @@ def find_device(want: str = "", source: str = "the name") -> Device:
 def device() -> Device:
     """The device in use: that of the innermost `clnn.use(...)`, else CLNN_DEVICE's, else PYOPENCL_CTX's, else the best."""
     global _default
-    stack = getattr(_chosen, "stack", None)
-    if stack:
-        return stack[-1]
+    if _chosen.stack:
+        return _chosen.stack[-1]
     asked = (
         os.environ.get("CLNN_DEVICE", ""),
         os.environ.get("PYOPENCL_CTX", ""),
@@ -144,12 +152,11 @@ copyreg.pickle(Device, lambda one: (device, ()))  # what was pickled with it com
 def use(which: str | Device) -> Iterator[Device]:
     """`with clnn.use("gpu"):` makes new models and tensors on that device, in this thread."""
     chosen = which if isinstance(which, Device) else find_device(which, "clnn.use")
-    stack = _chosen.__dict__.setdefault("stack", [])
-    stack.append(chosen)
+    _chosen.stack.append(chosen)
     try:
         yield chosen
     finally:
-        stack.pop()
+        _chosen.stack.pop()
 
 
 def resolve(which: str | Device | None) -> Device:

@@ -20,10 +20,10 @@ import shutil
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property, partial
 from platform import libc_ver
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyopencl as cl
@@ -34,9 +34,11 @@ from .lock import FairLock, exclusive
 from .memory import Arena, Block, Memory, parse_size
 from .pacer import Pacer
 from .program import Programs
-from .recorder import AuditEnded, Recorder, StepContext, label_of
+from .recorder import Argument, AuditEnded, Call, Recorder, Source, StepContext, label_of
 from .timing import TIMES, active, join, note
 
+T = TypeVar("T")
+DType = np.dtype[Any] | type[np.generic]  # the type of an array's elements, as NumPy writes it
 MOST = 2**31 - 2**16  # elements of an array, and items along an axis: kernels count in 32 bits, in steps of up to 2**16
 SOON = 1 << 14  # bytes up to which an upload is a copy that nobody waits for
 KINDS = {"gpu": cl.device_type.GPU, "accelerator": cl.device_type.ACCELERATOR, "cpu": cl.device_type.CPU}
@@ -78,14 +80,16 @@ class ValuesWanted(Exception):
     """Raised where a dry run, which infers shapes and launches nothing, would read a value."""
 
 
-class _opened(cached_property):  # noqa: N801 - used as a decorator
+class _opened(cached_property[T]):  # noqa: N801 - used as a decorator
     """A cached property that one thread makes while others wait (Python's own has no lock since 3.12)."""
 
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        if instance is None:
-            return self
-        with instance.lock:
-            return super().__get__(instance, owner)
+    if not TYPE_CHECKING:  # its type is that of any cached property
+
+        def __get__(self, instance, owner=None):
+            if instance is None:
+                return self
+            with instance.lock:
+                return super().__get__(instance, owner)
 
 
 class _Now(threading.local):
@@ -120,18 +124,18 @@ class Device:
         self.version = cl_device.platform.version.strip()
         self.driver = cl_device.driver_version.strip()
         self.kind = next((kind for kind, flag in KINDS.items() if cl_device.type & flag), "other")
-        self.compute_units = cl_device.max_compute_units
-        self.clock_mhz = cl_device.max_clock_frequency
-        self.global_memory = cl_device.global_mem_size
-        self.local_memory = cl_device.local_mem_size
+        self.compute_units: int = cl_device.max_compute_units
+        self.clock_mhz: int = cl_device.max_clock_frequency
+        self.global_memory: int = cl_device.global_mem_size
+        self.local_memory: int = cl_device.local_mem_size
         extensions = cl_device.extensions.split()
         self.has_fp64 = "cl_khr_fp64" in extensions or "cl_amd_fp64" in extensions
         self.has_fp16 = "cl_khr_fp16" in extensions
-        self.lanes = cl_device.native_vector_width_float  # of a vector of floats
-        self.max_group = min(
+        self.lanes: int = cl_device.native_vector_width_float  # of a vector of floats
+        self.max_group: int = min(
             cl_device.max_work_group_size, cl_device.max_work_item_sizes[0]
         )  # work-items, along one axis
-        self.max_piece = cl_device.max_mem_alloc_size  # bytes of one allocation
+        self.max_piece: int = cl_device.max_mem_alloc_size  # bytes of one allocation
         self.alignment = max(1, cl_device.mem_base_addr_align // 8)  # bytes, of a sub-buffer's start
         self.unified = bool(cl_device.host_unified_memory)  # whether its memory is the host's
         self.twin: Device | None = None  # the same device on an earlier platform
@@ -140,7 +144,7 @@ class Device:
         self.lock, self._now = FairLock(), _Now()
         self.timers = 0  # profiles for which its queue times what it runs
         self.arena: weakref.ref[Arena] | None = None  # the one that the recordings share
-        self.constants: dict[Any, Block] = {}  # small read-only blocks, by what they hold
+        self.constants: dict[Hashable, Block] = {}  # small read-only blocks, by what they hold
         self.tuned: object = None  # what measurements say about its matrix products (clnn/gemm/tuning.py)
         _every.add(self)
 
@@ -221,7 +225,7 @@ class Device:
                 "or another driver or device"
             )
 
-    def vector_width(self, dtype: Any) -> int:
+    def vector_width(self, dtype: DType) -> int:
         """Lanes of a vector in kernels: as many as the registers of a CPU have, 4 on GPUs.
 
         PoCL before 3.1 (its LLVM 14) aborts in the compiler on vectors of 16 floats, so it gets 8.
@@ -327,7 +331,7 @@ class Device:
         """Have `memory_peak` start again from what is in use now."""
         self.memory.peak = self.memory.in_use
 
-    def real(self, dtype: Any) -> str:
+    def real(self, dtype: DType) -> str:
         """The OpenCL type for a NumPy float type; a `DeviceError` for float64 where the device has none."""
         if dtype == np.float64:
             if not self.has_fp64:
@@ -457,7 +461,7 @@ class Device:
         file: str,
         name: str,
         size: Sequence[int],
-        *args: Any,
+        *args: Argument,
         local: Sequence[int] | None = None,
         real: str = "float",
         flops: int = 0,
@@ -520,7 +524,7 @@ class Device:
         if active.profiles:
             note(self, label_of(source), size, values, event, flops=flops, real=real, step=self.step)
 
-    def _group(self, source: tuple[Any, ...], local: Sequence[int]) -> tuple[int, ...]:
+    def _group(self, source: Source, local: Sequence[int]) -> tuple[int, ...]:
         """A work-group that may be smaller, as the kernel needs it when compiled: of one that takes many registers some
         devices allow less than they say."""
         limits = self.programs.group_limits
@@ -528,7 +532,7 @@ class Device:
             return tuple(local)
         return (1 << (limits[source].bit_length() - 1), *local[1:])  # it divides the size too
 
-    def check_blocks(self, what: str, values: Sequence[Any], real: str = "float") -> None:
+    def check_blocks(self, what: str, values: Sequence[Argument], real: str = "float") -> None:
         """`DeviceError` where a block has more elements than kernels can count, or lies on another device, which some drivers
         do not notice."""
         size = 8 if real == "double" else 4
@@ -544,7 +548,7 @@ class Device:
 
     @exclusive("lock")
     def call(
-        self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...], flops: int = 0
+        self, label: str, function: Call, blocks: tuple[Block, ...], scalars: tuple[int, ...], flops: int = 0
     ) -> None:
         """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch. It returns the event
         of that work, if there is one of all of it."""
@@ -619,11 +623,11 @@ class Device:
         return self.memory.out_of_memory(what, f"the driver says: {error}")
 
 
-def _copy(queue: cl.CommandQueue, source: Any, target: Any, nbytes: int) -> cl.Event:
+def _copy(queue: cl.CommandQueue, source: cl.Buffer, target: cl.Buffer, nbytes: int) -> cl.Event:
     return cl.enqueue_copy(queue, target, source, byte_count=nbytes)
 
 
-def _fill_zero(queue: cl.CommandQueue, buffer: Any, nbytes: int) -> cl.Event | None:
+def _fill_zero(queue: cl.CommandQueue, buffer: cl.Buffer, nbytes: int) -> cl.Event | None:
     return cl.enqueue_fill_buffer(queue, buffer, np.zeros(1, np.int32), 0, nbytes) if nbytes else None
 
 
@@ -640,12 +644,12 @@ def int_vector(values: Sequence[int]) -> np.ndarray:
     return np.array(values, np.int32)
 
 
-def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], list[Any]]:
+def _argument_types(args: Sequence[Argument], real: str) -> tuple[tuple[type[np.generic] | None, ...], list[Argument]]:
     scalar = np.float64 if real == "double" else np.float32
-    types: list[Any] = []
-    values: list[Any] = []
+    types: list[type[np.generic] | None] = []
+    values: list[Argument] = []
     for value in args:
-        if value is None or isinstance(value, (Block, cl.LocalMemory)):
+        if value is None or isinstance(value, Block):
             types.append(None)
         elif isinstance(value, (bool, int, np.bool_, np.integer)):
             if not -(2**31) <= value < 2**31:
@@ -655,8 +659,9 @@ def _argument_types(args: Sequence[Any], real: str) -> tuple[tuple[Any, ...], li
         elif isinstance(value, (float, np.floating)):
             types.append(scalar)
             value = float(value)
-        elif isinstance(value, cl.LocalMemory) or (
-            isinstance(value, np.ndarray) and value.dtype in (np.int32, scalar)
+        elif isinstance(value, np.ndarray) and value.dtype in (
+            np.int32,
+            scalar,
         ):  # a short vector is passed as its bytes
             types.append(None)
         else:

@@ -97,7 +97,8 @@ class Programs:
         """The kernel `name` of a generated source linked with its parts."""
         program = self._unlinked(source, [])
         try:
-            return cl.Kernel(cl.link_program(self.context, [program, *parts]), name)
+            linked = cl.link_program(self.context, [program, *parts])  # type: ignore[no-untyped-call]
+            return cl.Kernel(linked, name)
         except cl.Error as error:
             raise BuildError(f"linking {name} failed on {self.context.devices[0].name}: {error}") from error
 

@@ -13,6 +13,13 @@ import pyopencl as cl
 
 from .memory import Block
 
+Argument = Block | np.ndarray | np.generic | float | None  # of a kernel: None is a null pointer
+Defines = dict[str, Any]  # what a kernel is compiled with: numbers and words, by name
+Source = tuple[str, str, str, tuple[tuple[str, Any], ...]]  # a kernel: its file, its name, its real type, its defines
+NO_KERNEL: Source = ("", "", "", ())
+Call = Callable[..., cl.Event | None]  # takes a queue, buffers and numbers, and only enqueues work
+Size = tuple[int, ...]
+
 
 class AuditEnded(BaseException):
     """The Python of a step does what no recording does, so that its launches need no comparison."""
@@ -35,7 +42,15 @@ class Launch:
     __slots__ = ("label", "source", "kernel", "function", "size", "local", "args", "flops")
 
     def __init__(
-        self, label: str, source: Any, kernel: Any, function: Any, size: Any, local: Any, args: list[Any], flops: int
+        self,
+        label: str,
+        source: Source,
+        kernel: cl.Kernel | None,
+        function: Call | None,
+        size: Size,
+        local: Size,
+        args: list[Argument | Temporary],
+        flops: int,
     ) -> None:
         self.label, self.source, self.kernel, self.function = label, source, kernel, function
         self.size, self.local, self.args, self.flops = size, local, args, flops
@@ -43,8 +58,9 @@ class Launch:
     def bind(self, queue: cl.CommandQueue, resolve: Callable[[Any], Any]) -> Callable[[], Any]:
         """Set the arguments; what comes back runs the launch and takes nothing."""
         values = [resolve(arg) for arg in self.args]
-        if self.kernel is None:
+        if self.function is not None:
             return partial(self.function, queue, *values)
+        assert self.kernel is not None, "what an audit notes is not run"
         self.kernel.set_args(*values)
         return partial(cl.enqueue_nd_range_kernel, queue, self.kernel, self.size, self.local)
 
@@ -72,19 +88,19 @@ class Recorder:
         block.ticket = Temporary(self.call, block)
 
     def add_kernel(
-        self, source: tuple[Any, ...], kernel: Any, size: Any, local: Any, values: list[Any], flops: int
+        self, source: Source, kernel: cl.Kernel | None, size: Size, local: Size, values: list[Argument], flops: int
     ) -> None:
         """Note a launch of kernel `source[1]` of file `source[0]`, for a type and with defines."""
         args = [self._noted(value) for value in values]
         self.launches.append(Launch(label_of(source), source, kernel, None, size, local, args, flops))
 
     def add_call(
-        self, label: str, function: Any, blocks: tuple[Block, ...], scalars: tuple[Any, ...], flops: int
+        self, label: str, function: Call, blocks: tuple[Block, ...], scalars: tuple[int, ...], flops: int
     ) -> None:
-        args = [self._noted(block) for block in blocks] + list(scalars)
-        self.launches.append(Launch(label, None, None, function, None, None, args, flops))
+        args = [*map(self._noted, blocks), *scalars]
+        self.launches.append(Launch(label, NO_KERNEL, None, function, (), (), args, flops))
 
-    def _noted(self, value: Any) -> Any:
+    def _noted(self, value: Argument) -> Argument | Temporary:
         """A block as a temporary of this step, or itself (a strong reference: a replay may not outlive it)."""
         ticket = value.ticket if isinstance(value, Block) else None
         return ticket if ticket is not None and ticket.call is self.call else value

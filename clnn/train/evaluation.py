@@ -14,6 +14,7 @@ from ..losses import LOSSES, find_loss
 from ..metrics import Metric, find_metrics, metric_name
 from ..ops.array import block_of
 from ..runtime.lock import exclusive
+from ..runtime.recorder import StepContext
 from ..step import Step, copied
 from ..tape import no_grad
 from ..tensor import Tensor
@@ -121,7 +122,7 @@ class Evaluation:
             result, fixed = self.step.run(device, key, forward)
         return copied(result) if fixed and not alone else result
 
-    def _forward(self, context: Any, rows: int, classes: bool, alone: bool) -> Tensor | None:
+    def _forward(self, context: StepContext, rows: int, classes: bool, alone: bool) -> Tensor | None:
         assert self.feed is not None and self.results is not None
         batch, t, w = self.feed.batch(rows)
         out = self.model.forward(*batch)

@@ -25,6 +25,7 @@ from ..optim import Optimizer, find_optimizer
 from ..parameters import consolidate, statistics_kept
 from ..runtime.device import Device
 from ..runtime.lock import exclusive
+from ..runtime.recorder import StepContext
 from ..runtime.watch import structure_version
 from ..step import Step
 from ..tensor import tensor
@@ -113,7 +114,7 @@ def fit(
     feed = Feed(device, capacity, xs, target, weight is not None, ordered=resident)
     results = Results(device, len(plan), dtype, found_metrics)
 
-    def train(context: Any, rows: int) -> None:
+    def train(context: StepContext, rows: int) -> None:
         batch, t, w = feed.batch(rows)
         out = model.forward(*batch)
         assert t is not None

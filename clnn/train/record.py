@@ -13,6 +13,7 @@ from ..metrics import Metric, metric_name
 from ..ops.array import block_of
 from ..ops.loss import Record
 from ..runtime.device import Device
+from ..runtime.recorder import StepContext
 from ..tape import Node, grad_enabled
 from ..tensor import Tensor
 from .feed import Feed
@@ -68,7 +69,7 @@ def record_loss(
     feed: Feed,
     results: Results,
     batch: int,
-    context: Any,
+    context: StepContext,
 ) -> Node | None:
     """Compute the loss, record it with the hits, move the counters on, and say where backpropagation starts.
 

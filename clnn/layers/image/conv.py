@@ -110,8 +110,8 @@ class _Convolution(Layer):
         factor, b = following.folded()
         if self.b is not None:
             b = binary("add", binary("multiply", self.b, factor)[0], b)[0]
-        y, _ = self.convolve(x, b, following.activation, factor)
-        return on_tape(y, (), None)
+        y, backward = self.convolve(x, b, following.activation, factor)
+        return on_tape(y, (), backward)
 
     def config(self) -> dict[str, Any]:
         initialisers = {

@@ -6,16 +6,17 @@ Arrays are (batch, channels, *space), weights (channels out, channels in / group
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...errors import ShapeError
 from ...gemm import Scale
-from ...runtime.device import Device
+from ...runtime.device import Device, DType
 from ...runtime.memory import Block
 from ..activation import fused
-from ..array import Array, Backward, Sink, block_of, check_float, check_together, empty
+from ..array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
 from ..reduce import sum_to
 from .conv_plan import (
     SIDE,
@@ -104,7 +105,7 @@ def apply(
     x: Block,
     w: Block,
     y: Block,
-    dtype: Any,
+    dtype: DType,
     epilogue: Epilogue,
     flip: bool = False,
 ) -> None:
@@ -161,7 +162,7 @@ def _by_winograd(
     x: Block,
     w: Block,
     y: Block,
-    dtype: Any,
+    dtype: DType,
     epilogue: Epilogue,
     flip: Any,
     flops: int,
@@ -184,7 +185,7 @@ def _by_winograd(
 
 
 def weight_gradients(
-    device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, dtype: Any
+    device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, dtype: DType
 ) -> None:
     """The gradients by weights and bias, into their sinks."""
     real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
@@ -263,7 +264,7 @@ def _gradients_by_winograd(
     dy: Block,
     for_w: Sink | None,
     for_b: Sink | None,
-    dtype: Any,
+    dtype: DType,
 ) -> None:
     real, vw, a, size = device.real(dtype), device.vector_width(dtype), plan.rb + 2, np.dtype(dtype).itemsize
     width = plan.v * vw
@@ -324,11 +325,11 @@ def conv(
         Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)),
     )
 
-    def backward(dz):
-        def write_dx(sink: Sink):
+    def backward(dz: Array) -> Iterator[Flow]:
+        def write_dx(sink: Sink) -> None:
             apply(device, n, g, dz.block, w.block, sink.out, dtype, _into(sink), flip=True)
 
-        def write_dw_db(for_w: Sink | None, for_b: Sink | None = None):
+        def write_dw_db(for_w: Sink | None, for_b: Sink | None = None) -> None:
             weight_gradients(device, n, g, x.block, dz.block, for_w, for_b, dtype)
 
         yield x, write_dx  # before dw: a sink may be the weights themselves
@@ -381,11 +382,11 @@ def conv_transpose(
         flip=True,
     )
 
-    def backward(dz):
-        def write_dx(sink: Sink):
+    def backward(dz: Array) -> Iterator[Flow]:
+        def write_dx(sink: Sink) -> None:
             apply(device, n, g, dz.block, w.block, sink.out, dtype, _into(sink))
 
-        def write_dw(for_w: Sink):
+        def write_dw(for_w: Sink) -> None:
             weight_gradients(device, n, g, dz.block, x.block, for_w, None, dtype)
 
         yield x, write_dx  # before dw: a sink may be the weights themselves

@@ -19,7 +19,7 @@ import numpy as np
 
 from ...errors import ConfigurationError
 from ...gemm import tuning
-from ...runtime.device import Device, int_vector
+from ...runtime.device import Device, DType, int_vector
 from .window import Window
 
 LOCAL = 256 << 10  # bytes of local memory that these sizes are made for; with less they shrink
@@ -152,7 +152,7 @@ class Limits(NamedTuple):
     largest: int  # the side of its tiles, or 0
 
 
-def limits(device: Device, dtype: Any) -> Limits:
+def limits(device: Device, dtype: DType) -> Limits:
     """Those of a CPU."""
     size, share = np.dtype(dtype).itemsize, min(1.0, device.local_memory / LOCAL)
     return Limits(
@@ -416,7 +416,7 @@ def by_lanes(g: Geometry) -> bool:
     return g.k < FEW_CHANNELS
 
 
-def plans(device: Device, g: Geometry, dtype: Any, weights: bool, measured: Plan | None = None) -> tuple[Plan, ...]:
+def plans(device: Device, g: Geometry, dtype: DType, weights: bool, measured: Plan | None = None) -> tuple[Plan, ...]:
     """The plans of a convolution, or of a gradient by `weights`: `measured` if it is one, then what the model finds best.
     None where conv_local does it, which is written for GPUs."""
     if not device.long_loops:
@@ -425,7 +425,7 @@ def plans(device: Device, g: Geometry, dtype: Any, weights: bool, measured: Plan
 
 
 # -- what was measured -------------------------------------------------------------------------------------------------
-def name(g: Geometry, dtype: Any, weights: bool) -> str:
+def name(g: Geometry, dtype: DType, weights: bool) -> str:
     """What a measured plan is stored under: "float32 forward c 32 k 64 space 1x26x26 out 1x24x24 size 1x3x3"."""
     parts = ((field, value) for field, value in g._asdict().items() if value != PLAIN.get(field))
     sizes = (f"{field} {'x'.join(map(str, value)) if isinstance(value, tuple) else value}" for field, value in parts)
@@ -440,7 +440,7 @@ def stored_plan(entry: Any) -> Plan | None:
     return Plan(*values)
 
 
-def measured_plan(device: Device, g: Geometry, dtype: Any, weights: bool, entry: Any) -> tuple[Plan | None, str]:
+def measured_plan(device: Device, g: Geometry, dtype: DType, weights: bool, entry: Any) -> tuple[Plan | None, str]:
     """The plan that an entry holds, if it is one of this convolution's: others might spill, or not fit; or what is wrong."""
     plan = stored_plan(entry)
     if plan is None:
@@ -461,7 +461,7 @@ def _refused(entry: Any) -> bool:
     return plan is not None and plan.kernel == "winograd" and plan.rb > largest_tile()
 
 
-def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False) -> Plan | None:
+def plan_for(device: Device, g: Geometry, dtype: DType, weights: bool = False) -> Plan | None:
     """The plan that was measured, or else the model's; None where conv_local does it."""
     known, key = tuning.known(device), (g, dtype, weights)
     measured = known.plans.get(key)
@@ -479,7 +479,7 @@ def plan_for(device: Device, g: Geometry, dtype: Any, weights: bool = False) -> 
 
 
 @contextlib.contextmanager
-def forced(device: Device, g: Geometry, dtype: Any, weights: bool, plan: Plan) -> Iterator[None]:
+def forced(device: Device, g: Geometry, dtype: DType, weights: bool, plan: Plan) -> Iterator[None]:
     """That convolution goes by `plan`."""
     known, key = tuning.known(device), (g, dtype, weights)
     known.plans[key] = plan

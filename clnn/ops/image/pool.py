@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from ...errors import ConfigurationError, ShapeError
 from ...gemm import constant_block
 from ...runtime.device import Device, int_vector
 from ...runtime.memory import Block
-from ..array import Array, Backward, Sink, check_float, empty
+from ..array import Array, Backward, Flow, Sink, check_float, empty
 from ..rows import divided
 from .window import Window
 
@@ -68,8 +68,8 @@ def pool(
 
     largest = weakref.ref(y.block) if kind == "max" else None
 
-    def backward(dy):
-        def write(sink: Sink):
+    def backward(dy: Array) -> Iterator[Flow]:
+        def write(sink: Sink) -> None:
             arguments, how = _sink_of(sink, x, largest)
             launch("pool_backward", w.space, w.stride[2], dy.block, index, *arguments, **how)
 
@@ -147,8 +147,8 @@ def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = 
 
     largest = weakref.ref(y.block) if kind == "max" else None
 
-    def backward(dy):
-        def write(sink: Sink):
+    def backward(dy: Array) -> Iterator[Flow]:
+        def write(sink: Sink) -> None:
             arguments, how = _sink_of(sink, x, largest)
             launch("adaptive_backward", planes * sides[0] * sides[1], sides[2], dy.block, index, *arguments, **how)
 

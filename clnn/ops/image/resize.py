@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ...errors import ConfigurationError, ShapeError
 from ...runtime.device import int_vector
-from ..array import Array, Backward, Sink, check_float, empty
+from ..array import Array, Backward, Flow, Sink, check_float, empty
 from ..rows import COMBS, divided
 
 UPSAMPLINGS = ("nearest", "bilinear", "linear")
@@ -48,8 +48,8 @@ def _resized(
 
     launch(f"{name}_forward", sides, x.block, y.block, *forward, FORWARD=1)
 
-    def backward(dy):
-        def write(sink: Sink):
+    def backward(dy: Array) -> Iterator[Flow]:
+        def write(sink: Sink) -> None:
             arguments, how = sink.arguments(), sink.defines()
             launch(f"{name}_backward", space, dy.block, *arguments, **how)
 

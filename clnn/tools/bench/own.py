@@ -150,7 +150,7 @@ class Clnn:
             return conv(x, w, b, window, l.groups, "relu" if l.relu else "linear")[0]
 
         (_, write_dx), (*_, write_dw_db) = conv(x, w, b, window, l.groups)[1](dy)
-        backward = write_dx if c.way == "dx" else write_dw_db
+        backward: Any = write_dx if c.way == "dx" else write_dw_db
         each = max(1, min(8, STEADY // (c.flops // 2)))
 
         def step(_: Any) -> None:

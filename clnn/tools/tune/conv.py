@@ -78,7 +78,7 @@ def named(device: Device, every: Iterable[Convolution], dtypes: Iterable[str]) -
     for dtype in dtypes:
         for c in every:
             if len(plans(device, c, dtype)) > 1:
-                found.setdefault(conv_plan.name(geometry(c), dtype, c.way == "dw"), (c, dtype))
+                found.setdefault(conv_plan.name(geometry(c), np.dtype(dtype), c.way == "dw"), (c, dtype))
     return found
 
 
