@@ -10,6 +10,7 @@ print(net.evaluate(x_test, y_test))
 from typing import TYPE_CHECKING
 
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules, search
+from .arrays import *  # noqa: F403 - each file by itself: type checkers do not follow two stars in a row
 from .callbacks import Callback, EarlyStopping, GradientNorms
 from .checkpoint import CheckpointWarning
 from .ensemble import Ensemble
@@ -28,11 +29,14 @@ from .errors import (
 from .functions import *  # noqa: F403
 from .layers import Layer, register  # noqa: F401 - in layers.__all__
 from .layers.core import *  # noqa: F403
-from .layers.image import *  # noqa: F403
+from .layers.image.conv import *  # noqa: F403
+from .layers.image.pool import *  # noqa: F403
+from .layers.image.resize import *  # noqa: F403
 from .layers.norm import *  # noqa: F403
 from .layers.residual import *  # noqa: F403
 from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
+from .named import *  # noqa: F403
 from .optim import LAMB, SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, Optimizer, RMSprop
 from .random import seed
 from .runtime.choice import device, devices, use

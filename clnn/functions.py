@@ -2,47 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from . import arrays
+from . import arrays, named
 from .arrays import *  # noqa: F403
 from .checks import whole, whole_numbers
 from .errors import ShapeError
 from .layers.base import Layer
 from .layers.image.pool import AvgPool1D, AvgPool2D, AvgPool3D, MaxPool1D, MaxPool2D, MaxPool3D
 from .layers.image.resize import Padding, UpSampling
-from .ops.activation import FUNCTIONS
-from .ops.elementwise import BINARY
-from .tensor import Tensor, concat, elementwise, function, softmax_of, tensor
-
-
-def _named(name: str) -> Callable[[Any], Tensor]:
-    def call(x: Any) -> Tensor:
-        return function(x, name)
-
-    call.__name__ = call.__qualname__ = name
-    call.__doc__ = f"{FUNCTIONS[name].source}, elementwise."
-    return call
-
-
-_unary = {name: _named(name) for name in FUNCTIONS if name not in ("linear", "step", "negative", *arrays.__all__)}
-globals().update(_unary)
-
-
-def _named_of_two(name: str) -> Callable[[Any, Any], Tensor]:
-    def call(a: Any, b: Any) -> Tensor:
-        return elementwise(name, a, b)
-
-    call.__name__ = call.__qualname__ = name
-    call.__doc__ = f"{BINARY[name].formula[0].upper()}{BINARY[name].formula[1:]}; elementwise, with broadcasting."
-    return call
-
-
-_binary = {name: _named_of_two(name) for name in BINARY}
-globals().update(_binary)
+from .named import *  # noqa: F403
+from .tensor import Tensor, concat, softmax_of, tensor
 
 
 def softmax(x: Any) -> Tensor:
@@ -130,9 +103,6 @@ def split(x: Any, parts: int | Sequence[int], axis: int = 0) -> list[Tensor]:
 concatenate = concat
 
 __all__ = [
-    *_unary,
-    *_binary,
-    *arrays.__all__,
     "avg_pool",
     "concatenate",
     "log_softmax",
@@ -142,3 +112,5 @@ __all__ = [
     "split",
     "upsample",
 ]
+__all__ += named.__all__
+__all__ += arrays.__all__

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import re
+import runpy
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -19,7 +20,7 @@ FLOORS = (
     {"ops"},
     {"tape"},
     {"tensor", "arrays", "random", "init", "parameters"},
-    {"step", "functions", "layers", "losses", "optim", "schedules", "metrics", "data"},
+    {"step", "functions", "named", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "train", "minimize"},
     {"model", "search"},
     {"ensemble"},
@@ -156,3 +157,19 @@ def test_every_public_name_exists_and_says_what_it_is(name):
 def test_the_public_names_are_in_order_and_not_twice():
     assert len(set(clnn.__all__)) == len(clnn.__all__)
     assert all(not name.startswith("_") for name in clnn.__all__)
+
+
+def test_the_stubs_are_those_of_the_tables():
+    """A function that a line in a table adds is one that editors know."""
+    stubs = runpy.run_path(str(ROOT / ".ci" / "stubs"))["stubs"]
+    assert (ROOT / "clnn" / "named.pyi").read_text(encoding="utf-8") == stubs(), "run .ci/stubs"
+
+
+@pytest.mark.slow
+def test_type_checkers_know_every_public_name(tmp_path):
+    api = pytest.importorskip("mypy.api", reason="mypy is not installed")
+    file = tmp_path / "names.py"
+    file.write_text("import clnn\n" + "".join(f"clnn.{name}\n" for name in clnn.__all__) + "clnn.no_such_name\n")
+    said, errors, _ = api.run(["--config-file", str(ROOT / "pyproject.toml"), "--cache-dir", str(tmp_path), str(file)])
+    wrong = [line for line in said.splitlines() if " error: " in line]
+    assert len(wrong) == 1 and "no_such_name" in wrong[0], said + errors

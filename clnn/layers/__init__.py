@@ -4,7 +4,7 @@ from . import core, image, norm, residual
 from .base import REGISTRY as REGISTRY
 from .base import Layer, register
 from .core import *  # noqa: F403
-from .image.conv import *  # noqa: F403 - of each file: type checkers do not follow two stars in a row
+from .image.conv import *  # noqa: F403 - each file by itself: type checkers do not follow two stars in a row
 from .image.pool import *  # noqa: F403
 from .image.resize import *  # noqa: F403
 from .norm import *  # noqa: F403
