@@ -44,14 +44,15 @@
 #define FROM_ARGS
 #define FROM_USED
 #endif
-// s: M N K, leading dimensions of A B C, offsets of A B C (elements), whether j runs first, the columns of the pairs for C
+// s: M N K, leading dimensions of A B C, steps from one A B C of a batch to the next, whether j runs first, the columns of the pairs for C
 // and for D, MC, NC, the depth of a part where K is split (else 0), and how deep to go at a time where nothing is copied
 #define ARGS int16 s, global const real *restrict A, global const real *restrict B, global real *C, global const real *bias, \
   global real *saved, global real *D, global const real2 *scale, global const int *at FROM_ARGS
 #define UNPACK                                                                                                        \
   const int M = s.s0, N = s.s1, K = s.s2, lda = s.s3, ldb = s.s4, ldc = s.s5, depth = s.se;                           \
   const real2 pair = PAIR;                                                                                            \
-  A += s.s6; B += s.s7; C += s.s8;
+  const size_t batch = get_global_id(1);                                                                              \
+  A += batch * s.s6; B += batch * s.s7; C += batch * s.s8; saved += batch * M * N;
 
 // What becomes of the sum x of one vector of C at row, col. `later`: C already holds the products of earlier k.
 INLINE T epilogue(T x, int later, int last, global const real *c, global const real *bias, global real *saved, int N,
@@ -137,8 +138,10 @@ kernel void gemm_sum(int16 s, int parts, global const real *partial, global real
   if (col >= N || row >= M) return;
   const real2 pair = PAIR;
   TOTAL(T, sum);
-  for (int part = 0; part < parts; part++) ADD_TO(T, sum, VLOAD(0, partial + ((size_t)part * M + row) * N + col))
-  global real *o = C + s.s8 + (size_t)row * ldc + col;
+  const size_t batch = get_global_id(2);
+  for (int part = 0; part < parts; part++) ADD_TO(T, sum, VLOAD(0, partial + ((batch * parts + part) * M + row) * N + col))
+  global real *o = C + batch * s.s8 + (size_t)row * ldc + col;
+  saved += batch * M * N;
   store_n(epilogue(WHOLE(sum), 0, 1, o, bias, saved, N, row, col, N - col, pair), o, N - col);
 }
 

@@ -36,14 +36,14 @@ def engine(request, device, monkeypatch):
 
 
 class Matrix:
-    """A matrix in the middle of a buffer of NaN, with a leading dimension of its own."""
+    """A matrix at the start of a buffer of NaN, with a leading dimension of its own."""
 
-    def __init__(self, device, values, dtype, offset=0, room=0):
+    def __init__(self, device, values, dtype, room=0):
         rows, columns = values.shape
-        self.device, self.shape, self.ld, self.offset = device, values.shape, columns + room, offset
+        self.device, self.shape, self.ld = device, values.shape, columns + room
         size = max(0, rows - 1) * self.ld + columns  # the last row ends where the matrix does
-        self.host = np.full(offset + size + GUARD, np.nan, dtype)
-        self.inside = (offset + np.arange(rows)[:, None] * self.ld + np.arange(columns)).astype(np.intp)
+        self.host = np.full(size + GUARD, np.nan, dtype)
+        self.inside = (np.arange(rows)[:, None] * self.ld + np.arange(columns)).astype(np.intp)
         self.host[self.inside] = values
         self.block = device.allocate(self.host.nbytes)
         device.upload(self.host, self.block)
@@ -77,11 +77,11 @@ def check(
 ):  # fmt: skip
     """One product against NumPy, with everything it may not touch guarded."""
     what = f"{m} x {n} x {k}, transposed {ta}, {tb}"
-    offsets, room = (rng.integers(1, 9, 3), rng.integers(1, 20, 3)) if padded else ((0, 0, 0), (0, 0, 0))
+    room = rng.integers(1, 20, 3) if padded else (0, 0, 0)
     a, b, c = normal(rng, (m, k), dtype), normal(rng, (k, n), dtype), normal(rng, (m, n), dtype)
-    A = Matrix(device, a.T if ta else a, dtype, offsets[0], room[0])
-    B = Matrix(device, b.T if tb else b, dtype, offsets[1], room[1])
-    C = Matrix(device, c if scale and scale[1] else np.full((m, n), np.nan), dtype, offsets[2], room[2])
+    A = Matrix(device, a.T if ta else a, dtype, room[0])
+    B = Matrix(device, b.T if tb else b, dtype, room[1])
+    C = Matrix(device, c if scale and scale[1] else np.full((m, n), np.nan), dtype, room[2])
     bias_values, saved_values = normal(rng, n, dtype), normal(rng, (m, n), dtype)
     saved = Matrix(device, saved_values if times else np.full((m, n), np.nan), dtype) if keep or times else None
     d = normal(rng, n, dtype)
@@ -97,7 +97,6 @@ def check(
         scales = scale and pair(device, dtype, *scale), sums and pair(device, dtype, *sums)
     gemm(device, Product(
         Shape(m, n, k, dtype, ta, tb), A.block, B.block, C.block, **options,
-        a_offset=int(offsets[0]), b_offset=int(offsets[1]), c_offset=int(offsets[2]),
         scale=scales[0], bias=exact(device, bias_values, dtype) if bias else None, activation=act,
         saved=saved.block if saved else None, times=times, sums=(D.block, scales[1]) if sums else None,
     ))  # fmt: skip
@@ -480,10 +479,10 @@ def test_self_test_finds_wrong_products(device, self_tests, monkeypatch):
     ran, path = self_tests
     multiply = clblast._multiply
 
-    def ignores_the_offset(queue, a, b, c, dtype, p, value):
-        multiply(queue, a, b, c, dtype, (*p[:8], 0, *p[9:]), value)
+    def does_one_of_a_batch(queue, a, b, c, dtype, p, value):
+        multiply(queue, a, b, c, dtype, (*p[:8], 1, *p[9:]), value)
 
-    monkeypatch.setattr(clblast, "_multiply", ignores_the_offset)
+    monkeypatch.setattr(clblast, "_multiply", does_one_of_a_batch)
     assert "is wrong on" in clblast_problem(device)
     assert "is wrong on" in next(iter(json.loads(path.read_text()).values()))
 

@@ -5,6 +5,7 @@ import pytest
 from helpers import assert_close, check_op, eps, normal, parameter
 
 import clnn
+from clnn.gemm import clblast_problem
 from clnn.tensor import linear_layer
 
 
@@ -121,3 +122,69 @@ def test_both_engines_in_a_network(rng, device, engine, monkeypatch):
 
     arrays = [normal(rng, s) / 2 for s in ((6, 5), (5, 7), 7, (7, 3), 3)]
     check_op(rng, network, reference, *arrays, rounding=64)
+
+
+# -- batches of products ----------------------------------------------------------------------------------------------
+BATCHES = {  # shapes of a and b
+    "equal": ((3, 5, 7), (3, 7, 4)),
+    "one for all": ((5, 7), (3, 7, 4)),
+    "one for all, second": ((2, 3, 5, 7), (1, 1, 7, 4)),
+    "broadcast": ((2, 1, 5, 7), (1, 3, 7, 4)),
+    "broadcast, fewer axes": ((2, 3, 5, 7), (3, 7, 4)),
+    "one row": ((4, 1, 9), (4, 9, 40)),
+    "one column": ((4, 9, 9), (4, 9, 1)),
+    "whole tiles and not": ((5, 33, 70), (5, 70, 67)),
+    "deep": ((2, 3, 1500), (2, 1500, 5)),
+    "deep and narrow": ((2, 40, 3000), (2, 3000, 33)),
+    "no products": ((0, 3, 4), (0, 4, 5)),
+    "no depth": ((2, 3, 0), (2, 0, 5)),
+    "no rows": ((2, 0, 4), (2, 4, 5)),
+    "wide": ((2, 4, 40), (2, 40, 300)),
+}
+
+
+@pytest.mark.parametrize("engine", ["", "clblast"])
+@pytest.mark.parametrize("name", BATCHES)
+def test_batches_of_products(rng, device, monkeypatch, name, engine):
+    """One launch, or two where the depth is split; leading axes as NumPy broadcasts them; gradients by both."""
+    if engine and clblast_problem(device):
+        pytest.skip(clblast_problem(device))
+    if engine:
+        monkeypatch.setenv("CLNN_GEMM", engine)
+    a, b = (normal(rng, shape) for shape in BATCHES[name])
+    depth = a.shape[-1]
+    p, q = parameter(a), parameter(b)
+    before = device.launches
+    y = p @ q
+    assert device.launches - before <= (2 if not engine else 2 + depth // 1000) + ("broadcast" in name)
+    assert_close(y.numpy(), a @ b, (depth / 2 + 16) * eps(np.float32) * (1 + np.abs(a) @ np.abs(b)))
+    dy = normal(rng, y.shape)
+    y.backward(dy)
+    for got, grad, most in (
+        (p.grad, dy @ b.swapaxes(-1, -2), np.abs(dy) @ np.abs(b.swapaxes(-1, -2))),
+        (q.grad, a.swapaxes(-1, -2) @ dy, np.abs(a.swapaxes(-1, -2)) @ np.abs(dy)),
+    ):
+        lead = tuple(range(grad.ndim - got.ndim))
+        axes = lead + tuple(i + len(lead) for i, s in enumerate(got.shape) if s == 1 and grad.shape[i + len(lead)] != 1)
+        wanted, most = grad.sum(axes).reshape(got.shape), most.sum(axes).reshape(got.shape)
+        assert_close(got.numpy(), wanted, (max(a.shape[-2], b.shape[-1]) + 32) * eps(np.float32) * (1 + most))
+
+
+def test_a_batch_in_a_recorded_step(rng, device):
+    a, b = parameter(normal(rng, (6, 8, 16))), parameter(normal(rng, (6, 16, 8)))
+
+    def run(record):
+        @clnn.step(record=record)
+        def step(s):
+            y = clnn.tanh(a * s) @ b
+            (y * y).sum().backward()
+            return y, a.grad * 1.0, b.grad * 1.0
+
+        found = []
+        for i in range(5):
+            a.zero_grad(), b.zero_grad()
+            found += [t.numpy() for t in step(clnn.tensor(1.0 + i))]
+        return found
+
+    for x, y in zip(run(True), run(False)):
+        np.testing.assert_array_equal(x, y)

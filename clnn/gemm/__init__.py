@@ -62,7 +62,9 @@ def gemm(device: Device, p: Product) -> None:
         column_sums(device, n, k, p.b, p.sums, dtype)  # tile reads one table
         p = p._replace(sums=None)
     measured = tuning.find(device, p.shape)
-    if k == 0 or p.rows or _engine(device, measured.engine) == "tile":  # CLBlast refuses k = 0
+    if (
+        k == 0 or p.rows or (p.batch > 1 and 0 in p.steps) or _engine(device, measured.engine) == "tile"
+    ):  # CLBlast refuses k = 0
         tile.run(device, p, measured.tile)
     else:
         _unfused(device, p, measured.tile)
@@ -73,7 +75,7 @@ def _unfused(device: Device, p: Product, measured: tile.Measured) -> None:
     m, n, k, dtype, _, _ = p.shape
     real = device.real(dtype)
     size = m * n
-    plain = p.strides[2] == n and p.c_offset == 0
+    plain = p.strides[2] == n and p.batch == 1
     if not plain and (p.bias or p.times or p.saved or p.activation != "linear"):
         tile.run(device, p, measured)  # an epilogue on part of a matrix: no launch of its own for so rare a thing
         return

@@ -69,16 +69,20 @@ def available() -> bool:
 
 
 def _multiply(queue: Any, a: Any, b: Any, c: Any, dtype: DType, p: tuple[Any, ...], value: Any) -> None:
-    m, n, k, transpose_a, transpose_b, lda, ldb, ldc, a_offset, b_offset, c_offset = p
+    m, n, k, transpose_a, transpose_b, lda, ldb, ldc, count, *steps = p
     alpha, beta = value() if value else (1.0, 0.0)
-    operand = _operand()
+    operands = [_operand()(buffer, dtype) for buffer in (a, b, c)]
     for k0 in range(0, k, LONGEST):
-        a_at, b_at = a_offset + k0 * (lda if transpose_a else 1), b_offset + k0 * (1 if transpose_b else ldb)
+        depth, how = min(LONGEST, k - k0), {"alpha": alpha, "beta": 1.0 if k0 else beta}
+        how |= {"a_transp": transpose_a, "b_transp": transpose_b}
+        how |= {"a_offset": k0 * (lda if transpose_a else 1), "b_offset": k0 * (1 if transpose_b else ldb)}
         with _lock:
-            event = _library()[0].gemm(
-                queue, m, n, min(LONGEST, k - k0), operand(a, dtype), operand(b, dtype), operand(c, dtype), lda, ldb, ldc,
-                alpha, 1.0 if k0 else beta, transpose_a, transpose_b, a_at, b_at, c_offset,
-            )  # fmt: skip
+            if count == 1:
+                event = _library()[0].gemm(queue, m, n, depth, *operands, lda, ldb, ldc, **how)
+            else:
+                event = _library()[0].gemmStridedBatched(
+                    queue, m, n, depth, count, *operands, lda, ldb, ldc, *steps, **how
+                )
         # pyclblast's event is one reference too many: taking it over once more and dropping it frees it
         cl.Event.from_int_ptr(event.int_ptr, retain=False)
 
@@ -87,13 +91,13 @@ def run(device: Device, p: Product) -> None:
     """C = alpha * op(A) op(B) + beta * C, without the rest of the epilogue."""
     m, n, k, dtype, transpose_a, transpose_b = p.shape
     sizes = (
-        m, n, k, transpose_a, transpose_b, *p.strides, p.a_offset, p.b_offset, p.c_offset,
+        m, n, k, transpose_a, transpose_b, *p.strides, p.batch, *p.steps,
     )  # fmt: skip
     value = p.scale.value if p.scale else None
-    label = f"clblast.gemm{sizes[:5]}"
+    label = f"clblast.gemm{sizes[:5]}" + (f" x {p.batch}" if p.batch > 1 else "")
     device.check_blocks(label, (p.a, p.b, p.c), device.real(dtype))
     try:
-        device.call(label, _Call(np.dtype(dtype), sizes, value), (p.a, p.b, p.c), (), flops=2 * m * n * k)
+        device.call(label, _Call(np.dtype(dtype), sizes, value), (p.a, p.b, p.c), (), flops=2 * p.batch * m * n * k)
     except (RuntimeError, ValueError) as error:
         raise DeviceError(
             f"CLBlast failed for {sizes} on {device!r}: {error}; CLNN_GEMM=tile does without it"
@@ -215,30 +219,30 @@ def _version() -> str:
 def _self_test(device: Device) -> str:
     """Small products of every form against NumPy's in float64: "" if all are right, else what was wrong."""
     generator = np.random.default_rng(0)
-    for m, n, k in ((1, 1, 1), (10, 30, 33), (129, 65, 70), (260, 270, 130)):
+    for m, n, k, count in ((1, 1, 1, 1), (10, 30, 33, 3), (129, 65, 70, 1), (260, 270, 130, 1)):
         for transpose_a in (False, True):
             for transpose_b in (False, True):
-                offsets = (3, 5, 7)
-                a, b = (generator.standard_normal(shape).astype(np.float32) for shape in ((m, k), (k, n)))
-                c = generator.standard_normal((m, n)).astype(np.float32)
+                a, b, c = (
+                    generator.standard_normal((count, *shape)).astype(np.float32) for shape in ((m, k), (k, n), (m, n))
+                )
                 expected = 0.5 * (a.astype(np.float64) @ b) + 2.0 * c
-                stored = (a.T.copy() if transpose_a else a), (b.T.copy() if transpose_b else b), c
+                stored = a.swapaxes(1, 2) if transpose_a else a, b.swapaxes(1, 2) if transpose_b else b, c
                 blocks = []
-                for array, offset in zip(stored, offsets):
-                    block = device.memory.allocate(array.nbytes + 4 * offset)
-                    padded = np.concatenate([np.full(offset, np.nan, np.float32), array.ravel()])
-                    device.upload(padded, block, constant=True)
+                for array in stored:
+                    block = device.memory.allocate(array.nbytes)
+                    device.upload(np.ascontiguousarray(array), block, constant=True)
                     blocks.append(block)
-                sizes = (m, n, k, transpose_a, transpose_b, stored[0].shape[1], stored[1].shape[1], n, *offsets)
+                steps = (m * k, k * n, m * n)
+                sizes = (m, n, k, transpose_a, transpose_b, stored[0].shape[2], stored[1].shape[2], n, count, *steps)
                 try:
-                    a, b, c = (block.buffer for block in blocks)
-                    _multiply(device.queue, a, b, c, np.float32, sizes, lambda: (0.5, 2.0))
+                    first, second, third = (block.buffer for block in blocks)
+                    _multiply(device.queue, first, second, third, np.float32, sizes, lambda: (0.5, 2.0))
                 except Exception as error:  # whatever it is, CLBlast is not usable here
                     return f"CLBlast does not run on {device.name}: {error}"
-                got = np.empty(m * n + offsets[2], np.float32)
+                got = np.empty_like(c)
                 cl.enqueue_copy(device.queue, got, blocks[2].buffer)
-                worst = np.abs(got[offsets[2] :].reshape(m, n) - expected).max() / np.abs(expected).max()
+                worst = np.abs(got - expected).max() / np.abs(expected).max()
                 if not worst < 1e-4:
-                    form = f"{m} x {n} x {k}, transposed {transpose_a}, {transpose_b}"
+                    form = f"{count} x {m} x {n} x {k}, transposed {transpose_a}, {transpose_b}"
                     return f"CLBlast's product {form} is wrong on {device.name} by {worst:.2g}"
     return ""

@@ -84,7 +84,9 @@ class Shape(NamedTuple):
 
 
 class Product(NamedTuple):
-    """C = activation(alpha * op(A) op(B) + beta * C + bias), row-major; strides and offsets count elements.
+    """C = activation(alpha * op(A) op(B) + beta * C + bias), row-major; strides count elements.
+
+    There are `batch` such products; `steps` lead from one A, B, C to the next (0: it is the same one for all).
 
     `scale` holds alpha and beta (None: 1 and 0). `saved` (m, n) takes the value before the activation; with `times`
     it is read instead: the product is multiplied by the activation's derivative there, and no activation is applied.
@@ -99,9 +101,8 @@ class Product(NamedTuple):
     lda: int = 0  # from a row to the next; 0: one follows the other
     ldb: int = 0
     ldc: int = 0
-    a_offset: int = 0
-    b_offset: int = 0
-    c_offset: int = 0
+    batch: int = 1
+    steps: tuple[int, int, int] = (0, 0, 0)
     scale: Scale | None = None
     bias: Block | None = None
     activation: str = "linear"

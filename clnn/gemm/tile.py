@@ -110,8 +110,9 @@ def copied_columns(device: Device, dtype: DType, width: int, kc: int) -> int:
     return max(0, min(MOST_COLUMNS, room // kc)) // width * width
 
 
-def share(device: Device, shape: Shape, tile: Tile) -> Share:
-    """How C is divided among work-items: one tile each on a GPU (or each group, with gemm_local), blocks on a CPU."""
+def share(device: Device, shape: Shape, tile: Tile, count: int = 1) -> Share:
+    """How C is divided among work-items: one tile each on a GPU (or each group, with gemm_local), blocks on a CPU. `count`:
+    the products of a batch, which are items enough by themselves if they are many."""
     m, n, k, dtype, _, _ = shape
     if device.long_loops:
         width = tile.nv * tile.vw
@@ -130,8 +131,8 @@ def share(device: Device, shape: Shape, tile: Tile) -> Share:
         enough = wanted = 2 * each * device.compute_units
     along, down = _up(n, columns), _up(m, rows)
     items, depth = along * down, 0
-    if items < enough:
-        parts = min(wanted // items, k // (DEEP if device.long_loops else DEEP // 4), _up(4 * enough, items))
+    if items * count < enough:
+        parts = min(wanted // items, k // (DEEP if device.long_loops else DEEP // 4), _up(4 * enough, items * count))
         depth = _up(_up(k, parts), 16) * 16 if parts > 1 else 0
     longest = LONGEST * (4 if tile.row else LONGEST if tile.local else tile.kc or DEEP)  # gemm_row adds four at a time
     if device.most_turns:
@@ -197,7 +198,7 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
         copied = {**in_registers, "KC": tile.kc, "LOCAL": 1}
         if device.group_limit("gemm", "gemm_local", real, **defines, **copied) < SIDE * SIDE:  # registers are too few
             tile = Tile(4, 1, tile.vw)
-    part = share(device, p.shape, tile)
+    part = share(device, p.shape, tile, p.batch)
     defines |= {"MR": tile.mr, "NV": tile.nv, "VW": tile.vw}
     if tile.row:
         defines.update(ROW=1, NC=run_columns(device, dtype))
@@ -211,7 +212,7 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
     if total_scale is not None:
         table, at = (total_scale.table, total_scale.at) if p.scale is None else (table, at)
     sizes = [
-        m, n, k, *p.strides, p.a_offset, p.b_offset, p.c_offset, part.j_first,
+        m, n, k, *p.strides, *p.steps, part.j_first,
         p.scale.column if p.scale else 0, total_scale.column if total_scale else 0, part.rows, part.columns, part.depth,
         max(1, k) if k <= UNBROKEN else DEEP,
     ]  # fmt: skip
@@ -224,15 +225,15 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
         items = _up(items, local) * local
     c, to = p.c, sizes
     if part.parts > 1:
-        c = device.allocate(part.parts * m * n * np.dtype(dtype).itemsize)
-        to = [*sizes[:5], n, *sizes[6:8], 0, *sizes[9:]]
+        c = device.allocate(p.batch * part.parts * m * n * np.dtype(dtype).itemsize)
+        to = [*sizes[:5], n, *sizes[6:8], part.parts * m * n, *sizes[9:]]
     device.launch(
-        "gemm", "gemm_row" if tile.row else "gemm_local" if tile.local else "gemm_tile", (items,),
+        "gemm", "gemm_row" if tile.row else "gemm_local" if tile.local else "gemm_tile", (items, p.batch),
         int_vector(to), p.a, p.b, c, p.bias, p.saved, total, table, at, *(p.rows[1:] if p.rows else ()),
-        local=(local,), real=real, flops=2 * m * n * k, **defines,
+        local=(local, 1), real=real, flops=2 * p.batch * m * n * k, **defines,
     )  # fmt: skip
     if part.parts > 1:
         device.launch(
-            "gemm", "gemm_sum", (_up(n, tile.vw), m),
+            "gemm", "gemm_sum", (_up(n, tile.vw), m, p.batch),
             int_vector(sizes), part.parts, c, p.c, p.bias, p.saved, table, at, real=real, VW=tile.vw, SUM=1, **epilogue,
         )  # fmt: skip

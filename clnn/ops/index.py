@@ -64,6 +64,7 @@ def sort(x: Array, descending: bool = False, limit: int | None = None) -> tuple[
 def _scatter(device: Device, dy: Array, index: Array, outer: int, n: int, inner: int, sink: Sink) -> None:
     """Into the sink, for each row r of n, the sum of those rows of dy (outer, m, inner) whose number is r."""
     m = index.size
+    device.check_turns(2 * m, f"sums over {m:,} numbers of rows")
     keys, at = sort(Array(index.block, (1, m), np.int32, device), limit=n)
     each, size, local, vectors = divided(device, dy.dtype, outer * n, inner)
     device.launch(

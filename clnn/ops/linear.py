@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 from ..errors import ShapeError
 from ..gemm import Product, Shape, column_sums, engine_name, gemm
 from .activation import fused
 from .array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
+from .elementwise import broadcast_shape
+from .reduce import sum_to
+from .shape import broadcast_to
 
 
 def linear(
@@ -71,35 +74,37 @@ def linear(
     return y, backward
 
 
+def _broadcast(x: Array, leading: tuple[int, ...], step: int) -> tuple[Array, int]:
+    """x with its leading axes broadcast, and the elements from one matrix to the next: 0 where all are the same one."""
+    if math.prod(x.shape[:-2]) == 1:
+        return x, 0
+    return (x if x.shape[:-2] == leading else broadcast_to(x, (*leading, *x.shape[-2:]))[0]), step
+
+
 def matmul(a: Array, b: Array) -> tuple[Array, Backward]:
-    """y = a b: (..., m, k) and (k, n), or (..., m, k) and (..., k, n) with equal leading axes -> (..., m, n)."""
+    """y = a b: (..., m, k) and (..., k, n) -> (..., m, n), in one launch; leading axes are broadcast, as NumPy has it."""
     check_together("matmul", a, b)
     check_float("matmul", a)
-    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2] or (b.ndim > 2 and a.shape[:-2] != b.shape[:-2]):
-        raise ShapeError(f"matmul: shapes {a.shape} and {b.shape} do not fit: (..., m, k) times (k, n) or (..., k, n)")
+    pairs = zip(a.shape[-3::-1], b.shape[-3::-1])
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2] or any(p != q and 1 not in (p, q) for p, q in pairs):
+        raise ShapeError(f"matmul: shapes {a.shape} and {b.shape} do not fit: (..., m, k) times (..., k, n)")
     if b.ndim == 2:
         return linear(a, b, None)
-    (m, k), n, count = a.shape[-2:], b.shape[-1], math.prod(a.shape[:-2])
-    device, dtype = a.device, a.dtype
+    (m, k), n, device, dtype = a.shape[-2:], b.shape[-1], a.device, a.dtype
+    leading = broadcast_shape("matmul", a.shape[:-2], b.shape[:-2])
 
-    def each(
-        x: Array,
-        y: Array,
-        shape: Sequence[int],
-        sizes: tuple[int, int, int],
-        transpose_a: bool = False,
-        transpose_b: bool = False,
+    def batch(
+        x: Array, y: Array, m: int, n: int, k: int, transpose_a: bool = False, transpose_b: bool = False
     ) -> Array:
-        out = empty(device, shape, dtype)
-        rows, columns, depth = sizes
-        product = Product(Shape(rows, columns, depth, dtype, transpose_a, transpose_b), x.block, y.block, out.block)
-        for i in range(count):
-            from_x, from_y, to = i * rows * depth, i * depth * columns, i * rows * columns
-            gemm(device, product._replace(a_offset=from_x, b_offset=from_y, c_offset=to))
+        out = empty(device, (*leading, m, n), dtype)
+        (x, x_step), (y, y_step) = _broadcast(x, leading, m * k), _broadcast(y, leading, k * n)
+        shape, count = Shape(m, n, k, dtype, transpose_a, transpose_b), math.prod(leading)
+        if count:
+            gemm(device, Product(shape, x.block, y.block, out.block, batch=count, steps=(x_step, y_step, m * n)))
         return out
 
     def backward(dy: Array) -> Iterator[Flow]:
-        yield a, each(dy, b, a.shape, (m, k, n), transpose_b=True)
-        yield b, each(a, dy, b.shape, (k, n, m), transpose_a=True)
+        yield a, sum_to(batch(dy, b, m, k, n, transpose_b=True), a.shape)
+        yield b, sum_to(batch(a, dy, k, n, m, transpose_a=True), b.shape)
 
-    return each(a, b, (*a.shape[:-2], m, n), (m, n, k)), backward
+    return batch(a, b, m, n, k), backward
