@@ -27,7 +27,7 @@ from .errors import (
     ShapeError,
 )
 from .functions import *  # noqa: F403
-from .layers import Layer, register  # noqa: F401 - in layers.__all__
+from .layers import *  # noqa: F403 - and each file by itself: type checkers do not follow two stars in a row
 from .layers.core import *  # noqa: F403
 from .layers.image.conv import *  # noqa: F403
 from .layers.image.pool import *  # noqa: F403
@@ -37,7 +37,8 @@ from .layers.residual import *  # noqa: F403
 from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
 from .named import *  # noqa: F403
-from .optim import LAMB, SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, Optimizer, RMSprop
+from .optim import LAMB, Optimizer  # noqa: F401 - in optim.__all__
+from .optim.rules import *  # noqa: F403
 from .random import seed
 from .runtime.choice import device, devices, use
 from .runtime.device import Device
@@ -52,11 +53,6 @@ from .train import History, evaluate, fit, predict
 __version__ = "0.1.0"
 
 __all__ = [
-    "AMSGrad",
-    "Adadelta",
-    "Adagrad",
-    "Adam",
-    "AdamW",
     "BuildError",
     "Callback",
     "CheckpointError",
@@ -73,20 +69,14 @@ __all__ = [
     "GradientNorms",
     "HessianFree",
     "History",
-    "LAMB",
     "LBFGS",
-    "Lion",
     "Model",
-    "Nadam",
     "OneCycle",
-    "Optimizer",
     "OutOfDeviceMemory",
     "OutOfRangeError",
     "Parameter",
-    "RMSprop",
     "RecordingWarning",
     "ReduceOnPlateau",
-    "SGD",
     "Schedule",
     "Sequential",
     "ShapeError",
@@ -124,6 +114,7 @@ __all__ = [
 ]
 __all__ += layers.__all__
 __all__ += functions.__all__
+__all__ += optim.__all__
 
 
 if not TYPE_CHECKING:  # which would take it for a promise of any name

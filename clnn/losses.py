@@ -332,23 +332,12 @@ class LogLikelihood(CrossEntropy):
 
 
 LOSSES: dict[str, type[Loss]] = {
-    "quadratic": Quadratic,
-    "mse": MeanSquaredError,
-    "mae": MeanAbsoluteError,
-    "huber": Huber,
-    "binary_cross_entropy": BinaryCrossEntropy,
-    "cross_entropy": CrossEntropy,
-    "log_likelihood": LogLikelihood,
+    kind.name: kind
+    for kind in list(globals().values())
+    if isinstance(kind, type) and issubclass(kind, Loss) and kind.name
 }
 NAMES = {kind: name for name, kind in LOSSES.items()}
-
-quadratic = Quadratic()
-mse = MeanSquaredError()
-mae = MeanAbsoluteError()
-huber = Huber()
-binary_cross_entropy = BinaryCrossEntropy()
-cross_entropy = CrossEntropy()
-log_likelihood = LogLikelihood()
+globals().update({name: kind() for name, kind in LOSSES.items()})  # losses.mse and the like, with their defaults
 
 
 def describe(loss: Any) -> Any:

@@ -6,14 +6,16 @@ from typing import Any
 
 from .. import registry
 from ..errors import ConfigurationError
+from . import rules
 from .base import ROWS as ROWS
 from .base import Optimizer
 from .lamb import LAMB
-from .rules import SGD, Adadelta, Adagrad, Adam, AdamW, AMSGrad, Lion, Nadam, RMSprop
+from .rules import *  # noqa: F403
 
-OPTIMIZERS: dict[str, Any] = {
-    kind.__name__.lower(): kind for kind in (SGD, Adam, AdamW, AMSGrad, Nadam, LAMB, RMSprop, Adagrad, Adadelta, Lion)
-}
+__all__ = ["LAMB", "Optimizer"]
+__all__ += rules.__all__
+
+OPTIMIZERS: dict[str, Any] = {name.lower(): getattr(rules, name) for name in rules.__all__} | {"lamb": LAMB}
 
 
 def describe(optimizer: Optimizer) -> dict[str, Any] | None:

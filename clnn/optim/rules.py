@@ -13,6 +13,18 @@ from ..gemm import Scale
 from ..tensor import Parameter, Place
 from .base import ROWS, Optimizer, Rate
 
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "AMSGrad",
+    "Nadam",
+    "RMSprop",
+    "Adagrad",
+    "Adadelta",
+    "Lion",
+]
+
 
 class SGD(Optimizer):
     """Stochastic gradient descent: w -= lr g, with momentum v = momentum v + g, w -= lr v.
