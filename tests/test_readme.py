@@ -5,6 +5,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +23,7 @@ READMES = [
     "kernels/README.md",
     "examples/README.md",
 ]
-READMES += ["examples/book/README.md"]
+READMES += ["examples/book/README.md", "clnn/API.md"]
 
 
 def text(name):
@@ -105,6 +106,14 @@ def test_examples_in_docstrings(device):
         found = doctest.TestResults(found.failed + one.failed, found.attempted + one.attempted)
     assert found.failed == 0
     assert found.attempted >= 8
+
+
+def test_the_api_page_is_that_of_the_docstrings():
+    page = runpy.run_path(str(ROOT / ".ci" / "api"))["page"]()
+    assert text("clnn/API.md") == page, "run .ci/api"
+    for name in clnn.__all__:
+        if not inspect.ismodule(getattr(clnn, name)):
+            assert re.search(rf"^\*\*`clnn\.(\w+\.)?{name}\b", page, re.M), f"an area of .ci/api should name {name}"
 
 
 def unexplained(thing, name):
