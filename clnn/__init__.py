@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules, search
 from .arrays import *  # noqa: F403 - each file by itself: type checkers do not follow two stars in a row
+from .attention import *  # noqa: F403
 from .callbacks import Callback, EarlyStopping, GradientNorms
 from .checkpoint import CheckpointWarning
 from .ensemble import Ensemble

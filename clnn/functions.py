@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from . import arrays, named
+from . import arrays, attention, named
 from .arrays import *  # noqa: F403
+from .attention import *  # noqa: F403
 from .checks import whole, whole_numbers
 from .errors import ShapeError
 from .layers.base import Layer
@@ -114,3 +115,4 @@ __all__ = [
 ]
 __all__ += named.__all__
 __all__ += arrays.__all__
+__all__ += attention.__all__

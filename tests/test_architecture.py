@@ -19,7 +19,7 @@ FLOORS = (
     {"gemm"},
     {"ops"},
     {"tape"},
-    {"tensor", "arrays", "random", "init", "parameters"},
+    {"tensor", "arrays", "attention", "random", "init", "parameters"},
     {"step", "functions", "named", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "train", "minimize"},
     {"model", "search"},

@@ -1,0 +1,1 @@
+"""The wing of the ops for sequences: attention and recurrence."""

@@ -1,0 +1,114 @@
+"""Scaled dot-product attention in one launch, without a matrix of scores: kernels/attention.cl."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ...errors import ShapeError
+from ...runtime.device import int_vector
+from ...runtime.memory import Block
+from ..array import Array, Backward, Flow, block_of, check_float, check_together, empty, empty_like
+from ..elementwise import broadcast_strides
+
+LONGEST = 256  # of a head: what a work-item keeps of it has to fit registers or the cache
+
+
+def _sizes(x: Array, time_first: bool) -> tuple[int, int, int, int]:
+    """x as (batch, heads, time, depth), however its axes lie."""
+    b, first, second, d = x.shape
+    return (b, second, first, d) if time_first else (b, first, second, d)
+
+
+def _steps(x: Array, time_first: bool) -> list[int]:
+    """Elements from batch to batch, from head to head, and from row to row."""
+    _, heads, time, d = _sizes(x, time_first)
+    return [heads * time * d, d, heads * d] if time_first else [heads * time * d, time * d, d]
+
+
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    mask: Array | None = None,
+    causal: bool = False,
+    scale: float | None = None,
+    past: Array | None = None,
+    time_first: bool = False,
+    keep: bool = True,
+) -> tuple[Array, Backward]:
+    """o = softmax(scale q k^T + mask) v: q (batch, heads, queries, depth), k (batch, key heads, keys, depth), v likewise
+    -> o as q, of v's depth; with `time_first` (batch, queries, heads, depth) and so on.
+
+    `mask` (batch, heads, queries, keys), or what broadcasts to it, is added; without a gradient. `causal`: query i sees the
+    keys up to i. `past`, an int32 on the device, is the number of keys before the first query, and keys beyond past + queries
+    do not count: for caches. A query that sees no key gives zeros. `keep`: a gradient will be asked for.
+    """
+    check_together("attention", q, k, v, mask)
+    check_float("attention", q)
+    if not q.ndim == k.ndim == v.ndim == 4:
+        raise ShapeError(
+            f"attention takes q, k and v of 4 axes, and their shapes are {q.shape}, {k.shape} and {v.shape}"
+        )
+    b, heads, queries, d = _sizes(q, time_first)
+    _, key_heads, keys, _ = _sizes(k, time_first)
+    dv = v.shape[-1]
+    if k.shape[0] != b or k.shape[-1] != d or v.shape[:-1] != k.shape[:-1] or not key_heads or heads % key_heads:
+        raise ShapeError(
+            f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit: they share a batch, q and k a depth, k and v a "
+            "length, and q's heads are a multiple of k's"
+        )
+    if not (0 < d <= LONGEST and 0 < dv <= LONGEST):
+        raise ShapeError(f"attention: heads have a depth of 1 to {LONGEST}, and here it is {d}, of values {dv}")
+    whole = (b, heads, queries, keys)
+    if mask is not None and (mask.ndim > 4 or any(s not in (1, w) for s, w in zip(mask.shape[::-1], whole[::-1]))):
+        raise ShapeError(
+            f"attention: a mask of shape {mask.shape} does not broadcast to (batch, heads, queries, keys), {whole}"
+        )
+    if causal and past is None and queries != keys:
+        raise ShapeError(
+            f"attention: causal with {queries} queries of {keys} keys: `past` says how many keys are before them"
+        )
+    device, real = q.device, q.real
+    device.check_turns(
+        max(keys, queries * (heads // key_heads)), f"attention over {keys:,} keys and {queries:,} queries"
+    )
+    o = empty(device, (*q.shape[:-1], dv), q.dtype)
+    lse = empty(device, (b, heads, queries), q.dtype) if keep else None
+    lanes = device.vector_width(q.dtype)
+    built: dict[str, Any] = {
+        "D": d,
+        "DV": dv,
+        **({"CAUSAL": 1} if causal else {}),
+        **({} if mask is None else {"MASK": 1}),
+    }
+    block_q, block_k, local = 1, 1, None
+    if device.long_loops:
+        block_q, block_k, local = 64, max(64, 4 * lanes), (1,)
+        built |= {"VW": lanes, "BQ": block_q, "BK": block_k, "MR": 8 if device.registers >= 32 else 4}
+    of_mask = [0] * 4 if mask is None else broadcast_strides(mask.shape, whole)
+    sizes = [heads, key_heads, queries, keys, *_steps(q, time_first), *_steps(k, time_first), *[0] * 6]
+    rest = [*_steps(v, time_first), *_steps(o, time_first), 0, 0]
+    factor = 1 / math.sqrt(d) if scale is None else float(scale)
+
+    def launch(name: str, items: int, *blocks: Block | None, **kind: int) -> None:
+        device.launch(
+            "attention", name, (b * items,), b, int_vector(sizes), int_vector(rest), int_vector(of_mask), q.block, k.block,
+            v.block, block_of(mask), block_of(past), factor, *blocks, local=local, real=real, **built, **kind,
+        )  # fmt: skip
+
+    by_queries = heads * -(-queries // block_q)
+    launch("attention_forward", by_queries, o.block, block_of(lse), FORWARD=1)
+
+    def backward(dy: Array) -> Iterator[Flow]:
+        assert lse is not None
+        saved = (o.block, lse.block, dy.block)
+        dq, dk, dv = empty_like(q), empty_like(k), empty_like(v)
+        launch("attention_backward_q", by_queries, *saved, dq.block, FOR_Q=1)
+        launch("attention_backward_k", key_heads * -(-keys // block_k), *saved, dk.block, dv.block, FOR_K=1)
+        yield q, dq
+        yield k, dk
+        yield v, dv
+
+    return o, backward

@@ -1,0 +1,305 @@
+// Scaled dot-product attention without its matrix: o = softmax(scale q k^T + mask) v, by blocks of queries and keys with a
+// running maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2022). Memory is linear in the number of keys.
+//
+//             keys         A block of queries stays in local memory. Blocks of keys pass by: scores S of BQ x BK, then what
+//        +-----------+     they add to the output. The backward pass computes S anew from lse, the logarithm of each row's
+//   q    |  S  |     |     sum: one kernel by blocks of queries for dq, one by blocks of keys for dk and dv, so that nobody adds
+//        +-----------+     to what another writes.
+//
+// With VW, for CPUs, a work-item has a block of BQ queries, or of BK keys. Else, for GPUs, it has one query, or one key, in
+// registers, and neighbours read the same keys, or queries, at the same time.
+//
+// D, DV: the lengths of queries and keys, and of values. CAUSAL: query i sees the keys up to `past` + i. A mask is added to the
+// scores; a query that sees no key has the output 0. Several heads of queries may share one of keys (grouped queries).
+#include "group.cl"
+
+// p: heads of queries and of keys, queries and keys in a head, then steps from batch to batch, head to head, and row to row of q
+// and of k; r: the same of v and o. m: steps of the mask along batch, heads, queries and keys
+#define HEADS_ARGS int16 p, int8 r, int4 m, global const real *restrict q, global const real *restrict k, global const real *restrict v, \
+  global const real *restrict mask, global const int *past, real scale
+#define UNPACK                                                                                                            \
+  const int H = p.s0, G = p.s1, Tq = p.s2, Tk = p.s3, before = past ? past[0] : 0, n = past ? min(Tk, before + Tq) : Tk;
+#define Q_OF(b, h) (q + (size_t)(b) * p.s4 + (size_t)(h) * p.s5)
+#define K_OF(b, g) (k + (size_t)(b) * p.s7 + (size_t)(g) * p.s8)
+#define V_OF(b, g) (v + (size_t)(b) * r.s0 + (size_t)(g) * r.s1)
+#define AT_O(b, h) ((size_t)(b) * r.s3 + (size_t)(h) * r.s4)
+#define Q_ROW p.s6
+#define K_ROW p.s9
+#define V_ROW r.s2
+#define O_ROW r.s5
+#ifdef MASK
+#define MASK_AT(b, h, i, j) mask[(size_t)(b) * m.s0 + (size_t)(h) * m.s1 + (size_t)(i) * m.s2 + (size_t)(j) * m.s3]
+#else
+#define MASK_AT(b, h, i, j) 0
+#endif
+#ifdef CAUSAL
+#define SEES(i, j) ((j) <= before + (i))
+#define KEYS_OF(last) min(n, before + (last) + 1)      // that some query up to `last` sees
+#define FIRST_FOR(j) max(0, (j) - before)              // the first query that sees key j
+#else
+#define SEES(i, j) 1
+#define KEYS_OF(last) n
+#define FIRST_FOR(j) 0
+#endif
+
+#ifdef VW
+// ---- for CPUs ----------------------------------------------------------------------------------------------------------
+#define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
+#define WIDE (2 * VW)
+#define DP ((D + WIDE - 1) / WIDE * WIDE)
+#define DVP ((DV + WIDE - 1) / WIDE * WIDE)
+#define ROWS (BQ + MR)
+
+// c (rows, columns) = or += a b: a has element [i, l] at i * ai + l * al, b is (depth, columns). Columns are whole pairs of vectors;
+// of the last MR rows of a some may be none of its own: they are read and dropped.
+APART void multiply(local real *c, int ldc, local const real *a, int ai, int al, local const real *b, int ldb, int rows, int columns,
+                    int depth, int add) {
+  for (int j = 0; j < columns; j += WIDE) for (int i = 0; i < rows; i += MR) {
+    T acc[MR][2];
+    UNROLL for (int r = 0; r < MR; r++) { acc[r][0] = (T)(0); acc[r][1] = (T)(0); }
+    local const real *x = a + i * ai, *y = b + j;
+    for (int l = 0; l < depth; l++, x += al, y += ldb) {
+      const T y0 = VLOAD(0, y), y1 = VLOAD(1, y);
+      UNROLL for (int r = 0; r < MR; r++) { const T of = (T)(x[r * ai]); acc[r][0] += of * y0; acc[r][1] += of * y1; }
+    }
+    local real *to = c + i * ldc + j;
+    for (int r = 0; r < min(MR, rows - i); r++, to += ldc) {
+      VSTORE(add ? VLOAD(0, to) + acc[r][0] : acc[r][0], 0, to);
+      VSTORE(add ? VLOAD(1, to) + acc[r][1] : acc[r][1], 1, to);
+    }
+  }
+}
+INLINE real largest_lane(T x) {
+  real t[VW];
+  VSTORE(x, 0, t);
+  for (int h = VW / 2; h; h /= 2) for (int l = 0; l < h; l++) t[l] = fmax(t[l], t[l + h]);
+  return t[0];
+}
+INLINE void zero(local real *x, int n) { for (int i = 0; i < n; i += VW) VSTORE((T)(0), 0, x + i); }
+INLINE void rows_of(local real *to, int wide, global const real *from, int step, int rows, int n) {
+  for (int i = 0; i < rows; i++) copy_row(to + i * wide, from + (size_t)i * step, n, wide);
+}
+// The scores of `rows` queries from i0 and BK keys from j0, of which the first kn count; those that are not seen are -infinity
+INLINE void scores(local real *S, local const real *Q, local const real *KT, HEADS_ARGS, int b, int h, int i0, int rows, int j0, int kn) {
+  UNPACK
+  multiply(S, BK, Q, DP, 1, KT, BK, rows, BK, D, 0);
+  for (int i = 0; i < rows; i++) {
+    local real *s = S + i * BK;
+    for (int c = 0; c < BK; c += VW) VSTORE(VLOAD(0, s + c) * scale, 0, s + c);
+#ifdef MASK
+    for (int c = 0; c < kn; c++) s[c] += MASK_AT(b, h, i0 + i, j0 + c);
+#endif
+    int seen = kn;
+#ifdef CAUSAL
+    seen = min(kn, before + i0 + i + 1 - j0);
+#endif
+    for (int c = max(0, seen); c < BK; c++) s[c] = -INFINITY;
+  }
+}
+#define SCORES(S, Q, KT) scores(S, Q, KT, p, r, m, q, k, v, mask, past, scale, b, h, i0, rows, j0, kn)
+
+#ifdef FORWARD
+kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, global real *lse) {
+  UNPACK
+  local real Q[ROWS * DP] __attribute__((aligned(64))), KT[D * BK] __attribute__((aligned(64)));
+  local real S[ROWS * BK] __attribute__((aligned(64))), V[BK * DVP] __attribute__((aligned(64))), O[ROWS * DVP] __attribute__((aligned(64)));
+  real top[BQ], sum[BQ];
+  const int blocks = (Tq + BQ - 1) / BQ, i0 = get_global_id(0) % blocks * BQ, bh = get_global_id(0) / blocks, h = bh % H, b = bh / H;
+  if (b >= batch) return;
+  const int rows = min(BQ, Tq - i0), g = h / (H / G), keys = KEYS_OF(i0 + rows - 1);
+  rows_of(Q, DP, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
+  zero(O, BQ * DVP);
+  for (int i = 0; i < rows; i++) { top[i] = -INFINITY; sum[i] = 0; }
+  for (int j0 = 0; j0 < keys; j0 += BK) {
+    const int kn = min(BK, keys - j0);
+    copy_turned(KT, BK, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
+    rows_of(V, DVP, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
+    SCORES(S, Q, KT);
+    for (int i = 0; i < rows; i++) {
+      local real *s = S + i * BK;
+      T most = VLOAD(0, s);
+      for (int c = VW; c < BK; c += VW) most = fmax(most, VLOAD(0, s + c));
+      const real high = fmax(top[i], largest_lane(most)), by = high == -INFINITY ? 0 : high, shrink = exp(top[i] - by);
+      T part = (T)(0);
+      for (int c = 0; c < BK; c += VW) { const T e = exp(VLOAD(0, s + c) - by); part += e; VSTORE(e, 0, s + c); }
+      sum[i] = sum[i] * shrink + sum_of_lanes(part);
+      top[i] = high;
+      if (shrink != 1) for (int c = 0; c < DVP; c += VW) VSTORE(VLOAD(0, O + i * DVP + c) * shrink, 0, O + i * DVP + c);
+    }
+    multiply(O, DVP, S, BK, 1, V, DVP, rows, DVP, kn, 1);
+  }
+  for (int i = 0; i < rows; i++) {
+    global real *to = o + AT_O(b, h) + (size_t)(i0 + i) * O_ROW;
+    const real over = sum[i] == 0 ? 0 : 1 / sum[i];
+    for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, O + i * DVP + c) * over, to + c, DV - c);
+    if (lse) lse[(size_t)bh * Tq + i0 + i] = sum[i] == 0 ? INFINITY : top[i] + log(sum[i]);
+  }
+}
+#endif
+
+// S becomes P = exp(S - lse), the probabilities; dP = P (dP - delta)
+INLINE void slopes(local real *S, local real *dP, const real *lse, const real *delta, int rows) {
+  for (int i = 0; i < rows; i++)
+    for (int c = 0; c < BK; c += VW) {
+      local real *s = S + i * BK + c, *d = dP + i * BK + c;
+      const T e = exp(VLOAD(0, s) - lse[i]);
+      VSTORE(e, 0, s);
+      VSTORE(e * (VLOAD(0, d) - delta[i]), 0, d);
+    }
+}
+// The block's dO, and of each row lse and the sum of dO o
+INLINE void outputs_of(local real *dO, real *logs, real *delta, global const real *o, global const real *dy, global const real *lse, int step,
+                       int rows) {
+  rows_of(dO, DVP, dy, step, rows, DV);
+  for (int i = 0; i < rows; i++) {
+    real sum = 0;
+    for (int c = 0; c < DV; c++) sum += o[(size_t)i * step + c] * dO[i * DVP + c];
+    delta[i] = sum;
+    logs[i] = lse[i];
+  }
+}
+#define BACKWARD_ARGS int batch, HEADS_ARGS, global const real *restrict o, global const real *restrict lse, global const real *restrict dy
+#define BLOCKS                                                                                                            \
+  local real Q[ROWS * DP] __attribute__((aligned(64))), KT[D * BK] __attribute__((aligned(64))), VT[DV * BK] __attribute__((aligned(64))); \
+  local real S[ROWS * BK] __attribute__((aligned(64))), dP[ROWS * BK] __attribute__((aligned(64))), dO[ROWS * DVP] __attribute__((aligned(64))); \
+  real logs[BQ], delta[BQ];
+
+#ifdef FOR_Q
+kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
+  UNPACK
+  BLOCKS
+  local real K[BK * DP] __attribute__((aligned(64))), dQ[ROWS * DP] __attribute__((aligned(64)));
+  const int blocks = (Tq + BQ - 1) / BQ, i0 = get_global_id(0) % blocks * BQ, bh = get_global_id(0) / blocks, h = bh % H, b = bh / H;
+  if (b >= batch) return;
+  const int rows = min(BQ, Tq - i0), g = h / (H / G), keys = KEYS_OF(i0 + rows - 1);
+  const size_t at = AT_O(b, h) + (size_t)i0 * O_ROW;
+  rows_of(Q, DP, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
+  outputs_of(dO, logs, delta, o + at, dy + at, lse + (size_t)bh * Tq + i0, O_ROW, rows);
+  zero(dQ, BQ * DP);
+  for (int j0 = 0; j0 < keys; j0 += BK) {
+    const int kn = min(BK, keys - j0);
+    copy_turned(KT, BK, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
+    copy_turned(VT, BK, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
+    rows_of(K, DP, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
+    SCORES(S, Q, KT);
+    multiply(dP, BK, dO, DVP, 1, VT, BK, rows, BK, DV, 0);
+    slopes(S, dP, logs, delta, rows);
+    multiply(dQ, DP, dP, BK, 1, K, DP, rows, DP, kn, 1);
+  }
+  for (int i = 0; i < rows; i++) {
+    global real *to = dq + (size_t)b * p.s4 + (size_t)h * p.s5 + (size_t)(i0 + i) * Q_ROW;
+    for (int c = 0; c < D; c += VW) store_n(VLOAD(0, dQ + i * DP + c) * scale, to + c, D - c);
+  }
+}
+#endif
+
+#ifdef FOR_K
+kernel GROUP_SIZE void attention_backward_k(BACKWARD_ARGS, global real *dk, global real *dv) {
+  UNPACK
+  BLOCKS
+  local real dK[(BK + MR) * DP] __attribute__((aligned(64))), dV[(BK + MR) * DVP] __attribute__((aligned(64)));
+  const int blocks = (Tk + BK - 1) / BK, j0 = get_global_id(0) % blocks * BK, bg = get_global_id(0) / blocks, g = bg % G, b = bg / G;
+  if (b >= batch) return;
+  const int kn = min(BK, n - j0), every = min(BK, Tk - j0);
+  zero(dK, BK * DP);
+  zero(dV, BK * DVP);
+  if (kn > 0) {
+    copy_turned(KT, BK, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
+    copy_turned(VT, BK, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
+    for (int h = g * (H / G); h < (g + 1) * (H / G); h++) for (int i0 = FIRST_FOR(j0) / BQ * BQ; i0 < Tq; i0 += BQ) {
+      const int rows = min(BQ, Tq - i0);
+      const size_t at = AT_O(b, h) + (size_t)i0 * O_ROW;
+      rows_of(Q, DP, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
+      outputs_of(dO, logs, delta, o + at, dy + at, lse + ((size_t)b * H + h) * Tq + i0, O_ROW, rows);
+      SCORES(S, Q, KT);
+      multiply(dP, BK, dO, DVP, 1, VT, BK, rows, BK, DV, 0);
+      slopes(S, dP, logs, delta, rows);
+      multiply(dV, DVP, S, 1, BK, dO, DVP, BK, DVP, rows, 1);
+      multiply(dK, DP, dP, 1, BK, Q, DP, BK, DP, rows, 1);
+    }
+  }
+  for (int j = 0; j < every; j++) {
+    global real *to_k = dk + (size_t)b * p.s7 + (size_t)g * p.s8 + (size_t)(j0 + j) * K_ROW;
+    global real *to_v = dv + (size_t)b * r.s0 + (size_t)g * r.s1 + (size_t)(j0 + j) * V_ROW;
+    for (int c = 0; c < D; c += VW) store_n(VLOAD(0, dK + j * DP + c) * scale, to_k + c, D - c);
+    for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, dV + j * DVP + c), to_v + c, DV - c);
+  }
+}
+#endif
+
+#else
+// ---- for GPUs ----------------------------------------------------------------------------------------------------------
+#define UNROLL _Pragma("unroll")
+#define LOAD(to, from, n) UNROLL for (int c_ = 0; c_ < (n); c_++) (to)[c_] = (from)[c_];
+static inline real dot(const real *a, global const real *b) { real s = 0; UNROLL for (int c = 0; c < D; c++) s += a[c] * b[c]; return s; }
+static inline real dot_v(const real *a, global const real *b) { real s = 0; UNROLL for (int c = 0; c < DV; c++) s += a[c] * b[c]; return s; }
+
+#ifdef FORWARD
+kernel void attention_forward(int batch, HEADS_ARGS, global real *o, global real *lse) {
+  UNPACK
+  const int i = get_global_id(0) % Tq, bh = get_global_id(0) / Tq, h = bh % H, b = bh / H, g = h / (H / G);
+  if (b >= batch) return;
+  real mine[D], out[DV], top = -INFINITY, sum = 0;
+  LOAD(mine, Q_OF(b, h) + (size_t)i * Q_ROW, D)
+  UNROLL for (int c = 0; c < DV; c++) out[c] = 0;
+  for (int j = 0; j < KEYS_OF(i); j++) {
+    const real s = dot(mine, K_OF(b, g) + (size_t)j * K_ROW) * scale + MASK_AT(b, h, i, j), high = fmax(top, s);
+    const real by = high == -INFINITY ? 0 : high, shrink = exp(top - by), e = exp(s - by);
+    global const real *value = V_OF(b, g) + (size_t)j * V_ROW;
+    UNROLL for (int c = 0; c < DV; c++) out[c] = out[c] * shrink + e * value[c];
+    sum = sum * shrink + e;
+    top = high;
+  }
+  global real *to = o + AT_O(b, h) + (size_t)i * O_ROW;
+  UNROLL for (int c = 0; c < DV; c++) to[c] = sum == 0 ? 0 : out[c] / sum;
+  if (lse) lse[(size_t)bh * Tq + i] = sum == 0 ? INFINITY : top + log(sum);
+}
+#endif
+#define BACKWARD_ARGS int batch, HEADS_ARGS, global const real *restrict o, global const real *restrict lse, global const real *restrict dy
+#ifdef FOR_Q
+kernel void attention_backward_q(BACKWARD_ARGS, global real *dq) {
+  UNPACK
+  const int i = get_global_id(0) % Tq, bh = get_global_id(0) / Tq, h = bh % H, b = bh / H, g = h / (H / G);
+  if (b >= batch) return;
+  real mine[D], slope[DV], sum[D];
+  const size_t at = AT_O(b, h) + (size_t)i * O_ROW;
+  LOAD(mine, Q_OF(b, h) + (size_t)i * Q_ROW, D)
+  LOAD(slope, dy + at, DV)
+  UNROLL for (int c = 0; c < D; c++) sum[c] = 0;
+  const real delta = dot_v(slope, o + at), log_sum = lse[(size_t)bh * Tq + i];
+  for (int j = 0; j < KEYS_OF(i); j++) {
+    global const real *key = K_OF(b, g) + (size_t)j * K_ROW;
+    const real e = exp(dot(mine, key) * scale + MASK_AT(b, h, i, j) - log_sum);
+    const real d = e * (dot_v(slope, V_OF(b, g) + (size_t)j * V_ROW) - delta);
+    UNROLL for (int c = 0; c < D; c++) sum[c] += d * key[c];
+  }
+  global real *to = dq + (size_t)b * p.s4 + (size_t)h * p.s5 + (size_t)i * Q_ROW;
+  UNROLL for (int c = 0; c < D; c++) to[c] = sum[c] * scale;
+}
+#endif
+#ifdef FOR_K
+kernel void attention_backward_k(BACKWARD_ARGS, global real *dk, global real *dv) {
+  UNPACK
+  const int j = get_global_id(0) % Tk, bg = get_global_id(0) / Tk, g = bg % G, b = bg / G;
+  if (b >= batch) return;
+  real key[D], value[DV], sum_k[D], sum_v[DV];
+  LOAD(key, K_OF(b, g) + (size_t)j * K_ROW, D)
+  LOAD(value, V_OF(b, g) + (size_t)j * V_ROW, DV)
+  UNROLL for (int c = 0; c < D; c++) sum_k[c] = 0;
+  UNROLL for (int c = 0; c < DV; c++) sum_v[c] = 0;
+  if (j < n)
+    for (int h = g * (H / G); h < (g + 1) * (H / G); h++) for (int i = FIRST_FOR(j); i < Tq; i++) {
+      global const real *query = Q_OF(b, h) + (size_t)i * Q_ROW, *slope = dy + AT_O(b, h) + (size_t)i * O_ROW;
+      global const real *out = o + AT_O(b, h) + (size_t)i * O_ROW;
+      const real e = exp(dot(key, query) * scale + MASK_AT(b, h, i, j) - lse[((size_t)b * H + h) * Tq + i]);
+      real delta = 0;
+      UNROLL for (int c = 0; c < DV; c++) delta += slope[c] * (value[c] - out[c]);
+      UNROLL for (int c = 0; c < DV; c++) sum_v[c] += e * slope[c];
+      UNROLL for (int c = 0; c < D; c++) sum_k[c] += e * delta * query[c];
+    }
+  global real *to_k = dk + (size_t)b * p.s7 + (size_t)g * p.s8 + (size_t)j * K_ROW, *to_v = dv + (size_t)b * r.s0 + (size_t)g * r.s1 + (size_t)j * V_ROW;
+  UNROLL for (int c = 0; c < D; c++) to_k[c] = sum_k[c] * scale;
+  UNROLL for (int c = 0; c < DV; c++) to_v[c] = sum_v[c];
+}
+#endif
+#endif

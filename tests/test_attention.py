@@ -1,0 +1,163 @@
+"""Attention against float64 NumPy, with gradients; positions and caches."""
+
+import numpy as np
+import pytest
+from helpers import assert_close, check_op, eps, normal, parameter
+
+import clnn
+
+attend = clnn.scaled_dot_product_attention
+
+
+def reference(q, k, v, mask=None, causal=False, scale=None, past=None):
+    """The textbook's, over (batch, heads, time, depth); a query that sees no key gives zeros."""
+    k, v = (np.repeat(a, q.shape[1] // k.shape[1], 1) for a in (k, v))
+    s = q @ k.swapaxes(-1, -2) * (1 / np.sqrt(q.shape[-1]) if scale is None else scale)
+    i, j = np.indices(s.shape[-2:])
+    if mask is not None:
+        s = np.where(mask, s, -np.inf) if mask.dtype.kind in "iub" else s + mask
+    s = np.where(
+        (j > i + (past or 0)) & bool(causal) | (j >= (past or 0) + s.shape[-2]) & (past is not None), -np.inf, s
+    )
+    top = s.max(-1, keepdims=True)
+    e = np.exp(s - np.where(np.isfinite(top), top, 0))
+    return e / np.where(e.sum(-1, keepdims=True) > 0, e.sum(-1, keepdims=True), 1) @ v
+
+
+CASES = {  # batch, heads, key heads, queries, keys, depth, depth of values, options
+    "one": (1, 1, 1, 1, 1, 1, 1, {}),
+    "small": (2, 3, 3, 5, 7, 4, 6, {}),
+    "blocks and rest": (1, 2, 2, 67, 131, 20, 33, {}),
+    "causal": (2, 2, 2, 70, 70, 16, 16, {"causal": True}),
+    "causal, one": (3, 1, 1, 1, 1, 8, 8, {"causal": True}),
+    "grouped": (2, 6, 2, 9, 9, 8, 5, {"causal": True}),
+    "one key head": (1, 4, 1, 6, 65, 12, 12, {}),
+    "scale": (1, 2, 2, 4, 4, 5, 5, {"scale": 0.7}),
+}
+
+
+def arrays(rng, name, dtype=np.float32):
+    b, h, g, tq, tk, d, dv, options = CASES[name]
+    return [normal(rng, s, dtype) for s in ((b, h, tq, d), (b, g, tk, d), (b, g, tk, dv))], options
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_against_numpy(rng, device, name):
+    given, options = arrays(rng, name)
+    check_op(
+        rng,
+        lambda q, k, v: attend(q, k, v, **options),
+        lambda q, k, v: reference(q, k, v, **options),
+        *given,
+        rounding=64,
+    )
+
+
+@pytest.mark.platform("attention")
+@pytest.mark.parametrize("name", ["blocks and rest", "grouped"])
+def test_one_launch_forward_and_two_backward(rng, device, name):
+    given, options = arrays(rng, name)
+    q, k, v = map(parameter, given)
+    before = device.launches
+    y = attend(q, k, v, **options)
+    assert device.launches == before + 1
+    assert_close(y.numpy(), reference(*given, **options), 64 * eps(np.float32))
+    (y * y).sum().backward()
+    again = attend(q, k, v, **options)
+    assert_close(again.numpy(), y.numpy(), 0)
+
+
+def test_in_float64(rng, device):
+    if not device.has_fp64:
+        pytest.skip("no float64")
+    given, options = arrays(rng, "grouped", np.float64)
+    check_op(
+        rng, lambda q, k, v: attend(q, k, v, **options), lambda q, k, v: reference(q, k, v, **options), *given,
+        dtype=np.float64, rounding=64,
+    )  # fmt: skip
+
+
+MASKS = {
+    "true attends": lambda rng: rng.random((2, 1, 5, 7)) < 0.6,
+    "ints": lambda rng: (rng.random((1, 3, 1, 7)) < 0.6).astype(int),
+    "of keys": lambda rng: np.arange(7) < np.array([[[[3]]], [[[6]]]]),
+    "added": lambda rng: normal(rng, (3, 5, 7), np.float32),
+    "nothing is seen": lambda rng: np.arange(5)[:, None] * np.ones(7) > 1,
+}
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_masks(rng, device, name):
+    given, _ = arrays(rng, "small")
+    mask = MASKS[name](rng)
+    check_op(rng, lambda q, k, v: attend(q, k, v, mask), lambda q, k, v: reference(q, k, v, mask), *given, rounding=64)
+    again = attend(*map(clnn.tensor, given), clnn.tensor(mask)).numpy()
+    assert_close(again, reference(*given, mask), 64 * eps(np.float32))
+
+
+def test_time_first_is_the_same_without_a_transposition(rng, device):
+    given, options = arrays(rng, "grouped")
+    turned = [np.ascontiguousarray(a.swapaxes(1, 2)) for a in given]
+    check_op(
+        rng, lambda q, k, v: attend(q, k, v, time_first=True, **options),
+        lambda q, k, v: reference(*(a.swapaxes(1, 2) for a in (q, k, v)), **options).swapaxes(1, 2), *turned, rounding=64,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_past_keys_of_a_cache(rng, device, causal):
+    """Keys that are not there yet may be anything, NaN too."""
+    q, k, v = (normal(rng, s) for s in ((2, 4, 3, 8), (2, 2, 80, 8), (2, 2, 80, 5)))
+    for past in (0, 2, 61, 77):
+        k[:, :, past + 3 :], v[:, :, past + 3 :] = np.nan, np.nan
+        want = reference(q, np.nan_to_num(k), np.nan_to_num(v), causal=causal, past=past)
+        got = attend(q, k, v, causal=causal, past=past)
+        assert_close(got.numpy(), want, 64 * eps(np.float32))
+        k, v = np.nan_to_num(k) + 0.5, np.nan_to_num(v) + 0.5
+
+
+def test_a_recorded_step_gives_the_same_bits(rng, device):
+    given, options = arrays(rng, "causal")
+
+    def run(record):
+        parts = [parameter(a) for a in given]
+
+        @clnn.step(record=record)
+        def step(s):
+            y = attend(*(p * s for p in parts), **options)
+            (y * y).sum().backward()
+            return [y, *(p.grad * 1.0 for p in parts)]
+
+        found = []
+        for i in range(5):
+            for p in parts:
+                p.zero_grad()
+            found += [t.numpy() for t in step(clnn.tensor(1.0 + i))]
+        return found
+
+    for a, b in zip(run(True), run(False)):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nan_and_large_scores(device):
+    q = np.array([[[[1e4], [np.nan], [-1e4]]]])
+    k, v = np.array([[[[3.0], [-2.0]]]]), np.array([[[[1.0], [2.0]]]])
+    np.testing.assert_array_equal(attend(q, k, v).numpy(), [[[[1.0], [np.nan], [2.0]]]])
+
+
+WRONG = {
+    "axes": (lambda q, k, v: attend(q[0], k, v), "4 axes"),
+    "depths": (lambda q, k, v: attend(q, k[..., :3], v), "do not fit"),
+    "heads": (lambda q, k, v: attend(q[:, :2], k, v), "multiple"),
+    "keys": (lambda q, k, v: attend(q, k[:, :, :3], v), "do not fit"),
+    "mask": (lambda q, k, v: attend(q, k, v, np.ones((5, 8))), r"a mask of shape \(5, 8\)"),
+    "causal": (lambda q, k, v: attend(q, k, v, causal=True), "5 queries of 7 keys"),
+    "deep": (lambda q, k, v: attend(np.ones((1, 1, 2, 300)), np.ones((1, 1, 2, 300)), v[:1, :1, :2]), "depth of 1 to 256"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_arguments(rng, device, name):
+    call, message = WRONG[name]
+    with pytest.raises(clnn.ShapeError, match=message):
+        call(*arrays(rng, "small")[0])
