@@ -90,6 +90,26 @@ def difference(one: Any, other: Any, beside: Any = ()) -> tuple[str, str] | None
     return None
 
 
+def config_from(one: Any, **instead: Any) -> dict[str, Any]:
+    """The arguments of an object's constructor, and of those that it hands `**options` on to, as its attributes of these names
+    hold them. `instead`: values for some of them, such as a shorter form."""
+    return {name: instead[name] if name in instead else getattr(one, name) for name in _arguments(type(one))}
+
+
+@functools.cache
+def _arguments(kind: Any) -> tuple[str, ...]:
+    """Those of the constructor of a class of clnn's, or of what one of a user's is made of, and of those above it as long as
+    each hands `**options` on."""
+    found = []
+    for base in kind.__mro__[:-1]:
+        if "__init__" in vars(base) and base.__module__.startswith("clnn."):
+            taken = list(inspect.signature(vars(base)["__init__"]).parameters.values())[1:]
+            found += [p.name for p in taken if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+            if not any(p.kind is p.VAR_KEYWORD for p in taken):
+                break
+    return tuple(dict.fromkeys(found))
+
+
 def config_of(one: Any) -> dict[str, Any]:
     """The arguments that make an object like this one, as far as it says so."""
     found = one.config() if hasattr(one, "config") else {}

@@ -16,6 +16,7 @@ import numpy as np
 from .data.validate import check_labels
 from .errors import ConfigurationError
 from .ops.array import Array, empty
+from .optim import Taking
 from .runtime.choice import device
 from .runtime.device import Device, check_not_forked
 from .runtime.memory import View
@@ -257,9 +258,7 @@ class Step:
     def claim(self) -> None:
         """Have `descending` in charge of this step's parameters, whatever else they trained since the last call."""
         for optimizer in self.descending:
-            if self.given is not None and optimizer.given is not self.given:
-                optimizer.attach(self.given)
-            optimizer.fuse()
+            optimizer.claim(self.given, descends=True)
 
     def _ready(self, entry: Entry | None) -> _Call:
         """Before a call: have the optimizers and the gradients' buffers as the recordings of `entry` expect them."""
@@ -268,9 +267,7 @@ class Step:
         for optimizer, (parameters, steps) in known.steps.items():
             if not any(p.trainable for p in parameters):  # whether the step still has part in it, its Python says
                 continue
-            if optimizer.given is not parameters:
-                optimizer.attach(parameters)
-            optimizer.look()
+            optimizer.claim(parameters)
             optimizer.reserve(steps)
         if not self.descending:  # its gradients are plain
             for store in known.stores:
@@ -307,23 +304,11 @@ class Step:
 
     def _replay(self, where: Device, entry: Entry, times: int) -> None:
         """Enqueue `times` steps, with what the host has to do for them."""
-        known, done = self._ready(entry), False
+        known = self._ready(entry)
         assert entry.recording is not None
-        for optimizer in self.descending:
-            optimizer.prepare(times)
-        for optimizer, (_, steps) in known.steps.items():
-            optimizer.prepare(steps)
-        try:
+        with Taking(self.descending, times, known.steps):
             entry.recording.replay(times)
             where.pacer.step()
-            done = True
-        finally:
-            if not done:
-                for optimizer in self.descending:
-                    optimizer.take_back(times, done=True)
-                    optimizer.abandon()
-                for optimizer, (_, steps) in known.steps.items():
-                    optimizer.take_back(steps, done=True)
         if not self.descending:
             for p, uses, kind in known.left:
                 p.received(uses, kind)
@@ -337,11 +322,10 @@ class Step:
     ) -> tuple[Any, bool]:
         """Run `function`, which may be recorded meanwhile."""
         self._ready(entry)
-        for optimizer in self.descending:
-            optimizer.prepare()
         touched: list[StepContext] = []
 
         def call(context: StepContext) -> Any:
+            taking.replayed = False
             touched.append(context)
             recorder = where.recorder
             watch = self._watched() if recorder is not None else None
@@ -352,15 +336,13 @@ class Step:
             self._received |= dict.fromkeys(context.received)
             return result
 
-        try:
-            result = self.replays.run(where, key, call)
-        except BaseException:
-            for p in touched[0].received if touched else ():
-                p.discard_gradient()
-            for optimizer in self.descending:
-                optimizer.take_back(done=not touched)
-                optimizer.abandon()
-            raise
+        with Taking(self.descending) as taking:
+            try:
+                result = self.replays.run(where, key, call)
+            except BaseException:
+                for p in touched[0].received if touched else ():
+                    p.discard_gradient()
+                raise
         entry = self.replays.entry(key)
         if entry is not None:
             entry.known = _Call.told_by(touched[0])

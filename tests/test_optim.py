@@ -163,8 +163,8 @@ SEVERAL = ["sgd l1", "momentum l2 l1", "amsgrad", "adamw", "lion decay", "lamb",
 def test_parameters_of_several_groups(rng, device, rule, grid, monkeypatch):
     """Where a thread passes over a stretch alone, and where the work-items of a group share it."""
     if grid == "a GPU's":
-        wide = lambda device, dtype, sums=False: clnn.optim.base.Grid(4, 8 if sums else 1, device.group_width)  # noqa: E731
-        monkeypatch.setattr("clnn.optim.base.Grid.over", staticmethod(wide))
+        wide = lambda device, dtype, sums=False: clnn.optim.limits.Grid(4, 8 if sums else 1, device.group_width)  # noqa: E731
+        monkeypatch.setattr("clnn.optim.limits.Grid.over", staticmethod(wide))
     task = Task(rng, RULES[rule](), shape=(300, 129))
     task.run(clnn.step(task.train), 5)
 
@@ -211,7 +211,7 @@ def test_changing_the_rate(rng, device, rule, recorded):
 
 
 def test_more_steps_than_the_table_of_rates_has_rows(rng, device, monkeypatch):
-    monkeypatch.setattr("clnn.optim.base.ROWS", 4)
+    monkeypatch.setattr("clnn.optim.rates.ROWS", 4)
     task = Task(rng, clnn.Adam(lambda t: 0.01 / (1 + t)))
     task.run(clnn.step(task.train), 11)
 
@@ -697,8 +697,10 @@ def test_names():
 @pytest.mark.platform("optimizer")
 @pytest.mark.oclgrind
 def test_small_under_a_simulator(rng, device, monkeypatch):
-    grid = staticmethod(lambda device, dtype, sums=False: clnn.optim.base.Grid(4, 2, 8))  # groups that share something
-    monkeypatch.setattr("clnn.optim.base.Grid.over", grid)
+    grid = staticmethod(
+        lambda device, dtype, sums=False: clnn.optim.limits.Grid(4, 2, 8)
+    )  # groups that share something
+    monkeypatch.setattr("clnn.optim.limits.Grid.over", grid)
     task = Task(rng, clnn.SGD(0.1, momentum=0.9, weight_decay=0.3))
     task.run(clnn.step(task.train), 5)
     for optimizer in (clnn.AdamW(0.01, ema=0.5), clnn.LAMB(0.01, clip_norm=3.0, clip_value=2.0)):
@@ -723,7 +725,7 @@ def limited(rng, rule, most=2.5, **options):
 def strips(request, monkeypatch):
     """Where a thread has columns alone, and where the work-items of a group share them."""
     if request.param == "a GPU's":
-        monkeypatch.setattr("clnn.optim.base._strips", lambda device, rows: (device.group_width, 16, 16))
+        monkeypatch.setattr("clnn.optim.limits._strips", lambda device, rows: (device.group_width, 16, 16))
 
 
 @pytest.mark.parametrize("rule", LIMITED)

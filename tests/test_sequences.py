@@ -323,7 +323,7 @@ def test_an_exception_in_the_middle(device, rng, rule, after):
 
 
 def test_more_steps_in_a_call_than_the_table_has_left(device, rng, monkeypatch):
-    monkeypatch.setattr("clnn.optim.base.ROWS", 5)
+    monkeypatch.setattr("clnn.optim.rates.ROWS", 5)
     world = World(rng, [["a", "b", "s"]], ["adam"])
     program = [("backward", 0), ("step", 0)] * 3
     train = clnn.step(lambda x, c: world.run(program, x, c))

@@ -7,9 +7,10 @@ from typing import Any
 from .. import registry
 from ..errors import ConfigurationError
 from . import rules
-from .base import ROWS as ROWS
 from .base import Optimizer
+from .base import Taking as Taking
 from .lamb import LAMB
+from .rates import ROWS as ROWS
 from .rules import *  # noqa: F403
 
 __all__ = ["LAMB", "Optimizer"]

@@ -1,18 +1,27 @@
-"""Optimizers: one launch over the flat store of parameters; the gradient's own GEMM does part of it where it can.
+"""What all optimizers share: one launch over the flat store of parameters; the gradient's own GEMM does part of it where it can.
 
-A rule is one expression in kernels/optimizer.cl and one small class here. Everything that moves from step to step
-(learning rates, Adam's corrections) is computed on the host for many steps at a time, in float64, and lies in a table on
-the device whose row a counter selects. So a schedule costs nothing in a recorded step, and changing `lr` never makes a
-new recording.
+A rule is one expression in kernels/optimizer.cl and one small class in rules.py. Everything that moves from step to step
+(learning rates, Adam's corrections) stands in a table on the device (rates.py), so a schedule costs nothing in a recorded
+step, and changing `lr` never makes a new recording. What is kept of parameters is in kept.py, clipping and max-norm in limits.py.
+
+The life of an optimizer, in the order in which `fit` (train/loop.py) and recorded steps (step.py) call it:
+
+    attach(parameters)       they get a flat store, what is kept of them follows, and their device a table of rates
+    begin_fit(...)           schedules hear how long the fit is
+    claim(parameters)        before a step, run or replayed: those that are trainable now; velocities where `descend` wants them
+    reserve(times)           rows of the table for a step that is recorded
+    with Taking(...):        the host prepares some steps; what breaks off does not count
+        descend(loss)        in fit: the backward pass, which may spend gradients as they come, and the update
+        step()               or in a step of one's own, after backward()
+    observe(loss)            an epoch is over: schedules that wait for that
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,68 +32,59 @@ from ..gemm import SCALE_PAIRS, Scale
 from ..ops.array import empty_like, fill
 from ..ops.elementwise import scale_add
 from ..parameters import Run, Store, consolidate, runs
+from ..registry import config_from
 from ..runtime.choice import devices
-from ..runtime.device import Device
 from ..runtime.memory import Block
-from ..runtime.watch import Restored, Watch, Watched, rebinds, structure_changed, structure_version
+from ..runtime.watch import Watched, rebinds, structure_changed, structure_version
 from ..schedules import Schedule, find_rate, is_known
 from ..schedules import describe as describe_rate
 from ..tape import Node, backpropagate, moment
 from ..tensor import Parameter, Place
+from .kept import Kept, fitting, names_of, renamed
+from .limits import Grid, clip_factor, limit_columns
+from .rates import Rate, Rates
 
-ROWS = 1024  # steps in a table of rates
-STRIP, ACROSS = 64, 16  # columns that max-norm passes over at a time: a CPU thread, and a group on other devices
-ITEM = 1 << 15  # elements that a CPU thread updates at once: fewer are not worth waking another, and can be fused
-
-
-Rate = float | Callable[[int], float] | Sequence[Sequence[float]]
+SETTABLE = ("lr", "epochs", "parameters")  # public attributes that no recording froze
 
 
-class _Clock(Restored):
-    """Where an optimizer is: steps prepared so far, its row in the table of rates, and rows left there."""
+class _Left(NamedTuple):
+    """Where an optimizer was with a model when it went on to another."""
 
-    __slots__ = ("steps", "row", "left")
-
-    def __init__(self) -> None:
-        self.steps = self.row = self.left = 0
-
-
-class Grid(NamedTuple):
-    """How a kernel passes over a store: `width` work-items a group, `each` vectors of `vector` elements a work-item."""
-
-    vector: int
-    each: int
-    width: int
-
-    @staticmethod
-    def over(device: Device, dtype: Any, sums: bool = False) -> Grid:
-        """The grid for a device; for `sums` a group has several vectors a work-item, so that there are fewer groups."""
-        vector = device.vector_width(dtype)
-        if device.long_loops:
-            return Grid(vector, ITEM // vector, 1)
-        return Grid(vector, 8 if sums else 1, device.group_width)
-
-    def fitting(self, device: Device, kernel: str, dtype: Any, **defines: Any) -> Grid:
-        """The same with the groups that a kernel takes as it is compiled."""
-        return self._replace(
-            width=device.fitting(
-                self.width, "optimizer", kernel, device.real(dtype), VW=self.vector, EACH=self.each, **defines
-            )
-        )
-
-    def groups(self, elements: int) -> int:
-        return -(-elements // (self.vector * self.each * self.width))
-
-    def defines(self) -> dict[str, Any]:
-        return {"VW": self.vector, "EACH": self.each, "WIDTH": self.width}
+    steps: int = 0
+    epochs: int = 0
+    lr: Any = None
+    schedule: dict[str, Any] | None = None  # the state of its schedule
+    waiting: dict[tuple[str, str], np.ndarray] = {}  # what was loaded for parameters that are frozen
 
 
-def _strips(device: Device, rows: int) -> tuple[int, int, int]:
-    """How max-norm cuts a matrix up: work-items in a group, columns that it passes over at a time, and columns in all."""
-    if device.long_loops:
-        return 1, STRIP, max(STRIP, ITEM // max(1, rows) // STRIP * STRIP)
-    across = min(ACROSS, device.group_width)
-    return device.group_width, across, across
+class Taking:
+    """Within it the host has prepared `times` steps of each optimizer in `descending`, and those that `others` says, which a
+    replay or a call takes. Where it breaks off, those do not count that were not taken; where gradients are spent as they
+    come, velocities may be half written, and are zeroed."""
+
+    __slots__ = ("descending", "times", "others", "replayed")
+
+    def __init__(
+        self, descending: Sequence[Optimizer], times: int = 1, others: Mapping[Optimizer, tuple[Any, int]] | None = None
+    ) -> None:
+        self.descending, self.times, self.others = descending, times, others or {}
+        self.replayed = True  # the counter on the device says how many were taken
+
+    def __enter__(self) -> Taking:
+        for optimizer in self.descending:
+            optimizer.prepare(self.times)
+        for optimizer, (_, steps) in self.others.items():
+            optimizer.prepare(steps)
+        return self
+
+    def __exit__(self, error: Any, *_: Any) -> None:
+        if error is None:
+            return
+        for optimizer in self.descending:
+            optimizer.take_back(self.times, self.replayed)
+            optimizer.abandon()
+        for optimizer, (_, steps) in self.others.items():
+            optimizer.take_back(steps, self.replayed)
 
 
 class Optimizer(Watched):
@@ -101,11 +101,11 @@ class Optimizer(Watched):
     """
 
     tells = True
-    unwatched = frozenset(("epochs", "parameters", "lr"))  # rates are no part of a recording
+    unwatched = frozenset(SETTABLE)  # rates are no part of a recording
     rule = ""  # the function in kernels/optimizer.cl
     states: tuple[str, ...] = ()  # the names of the buffers of the parameters' size that it keeps
     decoupled = False
-    fuses = False  # whether velocities may lie in the gradients' buffer
+    fuses = False  # whether velocities may be in the gradients' buffer
 
     def __init__(
         self,
@@ -118,7 +118,7 @@ class Optimizer(Watched):
         ema: float | None = None,
     ) -> None:
         self._ready = False
-        self._clock = _Clock()
+        self._begin()
         self._fit: tuple[int, int, int, int] | None = None  # what the last fit told schedules
         self.lr = lr
         self.weight_decay = in_range("weight_decay", weight_decay, 0.0, math.inf)
@@ -128,35 +128,24 @@ class Optimizer(Watched):
         self.clip_value = None if clip_value is None else in_range("clip_value", clip_value, 0.0, math.inf, "()")
         self.ema = None if ema is None else in_range("ema", ema, 0.0, 1.0)
         self.epochs = 0  # trained so far by fit, which orders its samples by this number
+        self._ready = True
+
+    def _begin(self) -> None:
+        """What an optimizer has besides its settings and counts, as it is before the first step; a copy has its own."""
+        self._rates, self._kept = Rates(), Kept()
         self.parameters: list[Parameter] = []
         self._given: tuple[Parameter, ...] = ()  # those, and the frozen ones
         self._seen = -1  # the structure under which they were chosen
-        self._rates_of: Watch | None = None  # what the function lr read when the table was filled
-        self._stores: list[Store] = []
-        self._places: dict[Parameter, tuple[Store, int]] = {}  # where what is kept of each parameter lies
-        # Of other models' parameters likewise, by id, with a weak reference: they may be moved before they come back
-        self._elsewhere: dict[int, tuple[weakref.ref[Parameter], Store, int]] = {}
-        # By store, so that it goes with the model: what is kept, by name, and where the optimizer was with other models
-        self._kept: weakref.WeakKeyDictionary[Store, dict[str, Block]] = weakref.WeakKeyDictionary()
-        self._left: weakref.WeakKeyDictionary[Store, Any] = weakref.WeakKeyDictionary()
-        self._chunks: weakref.WeakKeyDictionary[Store, dict[Any, Any]] = weakref.WeakKeyDictionary()  # of LAMB
-        self._put_aside: list[tuple[Device, Block, Block]] | None = (
-            None  # in `averaged`: weights, and where they belong
-        )
         self._runs: list[Run] | None = None
-        self._tables: dict[Any, tuple[Block, Block]] = {}  # (device, dtype): rates, the counter of rows
-        self._rows = np.zeros((0, 2 * SCALE_PAIRS))
+        self._left: weakref.WeakKeyDictionary[Store, _Left] = weakref.WeakKeyDictionary()  # with other models
         self._loaded: dict[str, Any] | None = None  # a state that the next parameters take up
-        self._waiting: dict[
-            tuple[str, str], np.ndarray
-        ] = {}  # of parameters that are frozen since before it was loaded
+        self._put_aside = False  # within `averaged`
         self._dropped = 0  # when zero_grad was last called, in the order of the tape
-        self._ready = True
 
     def __setattr__(self, name: str, value: Any) -> None:
         if (
             not name.startswith("_")
-            and name not in ("lr", "epochs", "parameters")
+            and name not in SETTABLE
             and type(self).__module__.startswith(__package__)  # of your own may have any
         ):
             kind: Any = type(self)
@@ -172,18 +161,20 @@ class Optimizer(Watched):
                 if self._fit:
                     value.bind(*self._fit)
             self._set_within_step(name, value)
-            self._clock.left = 0  # the table is made anew before the next step
-        elif not name.startswith("_") and name not in ("epochs", "parameters") and getattr(self, "_ready", False):
+            self._rates.left = 0  # the table is made anew before the next step
+        elif not name.startswith("_") and name not in SETTABLE and getattr(self, "_ready", False):
             if rebinds(self, name, value):
                 structure_changed()
             self._set_within_step(name, value)
             object.__setattr__(self, "_runs", None)
-            self._clock.left = 0  # momentum and betas stand in the table as well
+            self._rates.left = 0  # momentum and betas stand in the table as well
         object.__setattr__(self, name, value)
 
     def _set_within_step(self, name: str, value: Any) -> None:
         """What the table of rates is made of changes where launches are recorded, which do not show it."""
-        for device in {store.device for store in self._stores} if self._ready and rebinds(self, name, value) else ():
+        for device in (
+            {store.device for store in self._kept.stores} if self._ready and rebinds(self, name, value) else ()
+        ):
             if device.recorder is not None:
                 device.recorder.abort(
                     f"the optimizer's {name} is set inside the step, and a replay sets nothing: set it outside, such as in a "
@@ -194,11 +185,11 @@ class Optimizer(Watched):
     def steps(self) -> int:
         """Steps taken so far."""
         self._read_within_step("steps")
-        return self._clock.steps
+        return self._rates.steps
 
     def _read_within_step(self, what: str) -> None:
         """This is read, also by Python that is recorded, and no launch shows it."""
-        for recorder in (store.device.recorder for store in self._stores):
+        for recorder in (store.device.recorder for store in self._kept.stores):
             if recorder is not None:
                 recorder.abort(
                     f"the optimizer's {what} are read inside the step, and a replay reads nothing: pass them as an argument"
@@ -216,9 +207,7 @@ class Optimizer(Watched):
     def config(self) -> dict[str, Any]:
         """The arguments that make an optimizer like this one."""
         lr: Any = self.lr
-        lr = describe_rate(lr) if is_known(lr) else self._rate(self._clock.steps)
-        same = ("weight_decay", "l1", "keep_gradients", "clip_norm", "clip_value", "ema")
-        return {"lr": lr, **{name: getattr(self, name) for name in same}}
+        return config_from(self) | {"lr": describe_rate(lr) if is_known(lr) else self._rate(self._rates.steps)}
 
     # -- rates --------------------------------------------------------------------------------------------------------
     def rate(self, step: int) -> float:
@@ -235,70 +224,53 @@ class Optimizer(Watched):
         self._fit = (steps_per_epoch, self.epochs + epochs, self.steps, self.epochs)
         if isinstance(self.lr, Schedule):
             self.lr.bind(*self._fit)
-            self._clock.left = 0
+            self._rates.left = 0
 
     def observe(self, loss: float) -> None:
         """An epoch is over, with this loss: what `ReduceOnPlateau` waits for. fit says it by itself."""
         if callable(self.lr) and (not isinstance(self.lr, Schedule) or self.lr.observe(loss)):
-            self._clock.left = 0  # a function of one's own may read what nobody sees change
+            self._rates.left = 0  # a function of one's own may read what nobody sees change
 
-    def _fill_table(self) -> None:
-        """The next rows of the table: pairs for sinks of weights and of biases, and what the rule reads."""
-        steps = np.arange(self._clock.steps, self._clock.steps + ROWS)
-        lr = np.array([self._rate(int(i)) for i in steps]) if callable(self.lr) else np.full(ROWS, self.lr)
-        self._rates_of = Watch([self.lr]) if callable(self.lr) else None
-        rows = np.zeros((ROWS, 2 * SCALE_PAIRS))
-        for column, values in enumerate((-lr, 1.0 - lr * self.weight_decay, -lr, 1.0, *self.numbers(lr, steps + 1))):
-            rows[:, column] = values
-        rows[:, -1] = 0.0 if self.ema is None else 1.0 - self.ema
-        self._rows = rows
-        for (device, dtype), (table, cell) in self._tables.items():
-            device.upload(np.ascontiguousarray(rows, dtype), table)
-            device.upload(np.full(1, -1, np.int32), cell)  # it moves on before it is read
+    def _columns(self, steps: np.ndarray) -> Sequence[Any]:
+        """The numbers of these steps: pairs for sinks of weights and of biases, what the rule reads, and last the average's."""
+        lr = np.array([self._rate(int(i)) for i in steps]) if callable(self.lr) else np.full(len(steps), self.lr)
+        found = [-lr, 1.0 - lr * self.weight_decay, -lr, 1.0, *self.numbers(lr, steps + 1)]
+        return [*found, *[0.0] * (2 * SCALE_PAIRS - 1 - len(found)), 0.0 if self.ema is None else 1.0 - self.ema]
 
     def rows_left(self) -> int:
-        """Steps until the table runs out."""
-        return self._clock.left or ROWS
+        """Steps until the table of rates runs out."""
+        return self._rates.rows_left()
 
     def reserve(self, times: int) -> None:
         """On the host, before something is recorded that takes so many steps: have as many rows left in the table."""
-        if self._rates_of is not None and self._rates_of.changed():
-            self._clock.left = 0
-        if self._clock.left < times:
-            if times > ROWS:
-                raise ConfigurationError(f"{times} steps of one optimizer in one recorded step; there may be {ROWS}")
-            self._fill_table()
-            self._clock.row, self._clock.left = -1, ROWS
+        self._rates.reserve(times, self.lr, self._columns)
 
     def prepare(self, times: int = 1) -> None:
         """On the host, before `times` steps: move on in the table, and fill it where it runs out."""
-        if self._put_aside is not None:
+        if self._put_aside:
             raise ClnnError("a step within optimizer.averaged() would train the averages: leave the with block first")
         self.reserve(times)
-        clock = self._clock
-        clock.row += times
-        clock.left -= times
-        clock.steps += times
+        self._rates.move(times)
+
+    def take_back(self, times: int = 1, replayed: bool = False) -> None:
+        """`times` steps that were prepared broke off, and do not count; of a replay those do that the device has taken."""
+        self._rates.take_back(times, self.cells()[0] if replayed and self._kept.stores else None)
 
     def cells(self) -> list[Block]:
         """The counters of rows that the parameters' rates are read by."""
-        return list(dict.fromkeys(self.table(store)[1] for store in self._stores))
+        return list(dict.fromkeys(self._rates.on(store)[1] for store in self._kept.stores))
 
-    def table(self, p: Parameter | Store) -> tuple[Block, Block]:
-        """The rates and the counter on a parameter's device."""
-        key = (p.device, p.dtype)
-        if key not in self._tables:
-            table = p.device.memory.allocate(ROWS * 2 * SCALE_PAIRS * p.dtype.itemsize)
-            self._tables[key] = (table, p.device.memory.allocate(4))
-            self._clock.left = 0
-        return self._tables[key]
+    # -- parameters ---------------------------------------------------------------------------------------------------
+    @property
+    def given(self) -> tuple[Parameter, ...]:
+        """The parameters in its charge, those that are frozen for now as well."""
+        return self._given
 
-    def scale(self, p: Parameter, pair: int) -> Scale:
-        """The pair number `pair` of this step's row, on the device and on the host."""
-        table, cell = self.table(p)
-        return Scale(table, cell, pair, lambda: tuple(self._rows[self._clock.row, 2 * pair : 2 * pair + 2]))
+    @property
+    def plain(self) -> bool:
+        """Whether all gradients are wanted in their own buffer: to be read, or clipped."""
+        return self.keep_gradients or self.clip_norm is not None or self.clip_value is not None
 
-    # -- parameters and what is kept of them --------------------------------------------------------------------------
     def attach(self, parameters: Sequence[Parameter]) -> None:
         """Take charge of `parameters`: they move into a flat store where they have none."""
         given = tuple(parameters)  # the same tuple, where it is one: steps know it by its identity
@@ -317,7 +289,7 @@ class Optimizer(Watched):
             and self._loaded is None
             and len(wanted) == len(self.parameters)
             and all(a is b for a, b in zip(wanted, self.parameters))
-            and all(self._places[p][0] is p.store for p in wanted)
+            and all(self._kept.places[p][0] is p.store for p in wanted)
         ):
             return
         known = set(map(id, self.parameters))
@@ -327,98 +299,71 @@ class Optimizer(Watched):
                     f"optimizer.zero_grad() came when the optimizer did not know {p.name or 'a parameter'} yet, which still has "
                     "a gradient from before: call optimizer.zero_grad(net.parameters()) or net.zero_grad()"
                 )
-        loaded = self._fitting(self._loaded) if self._loaded is not None else None
+        loaded = fitting(self._loaded, given) if self._loaded is not None else None
         consolidate(wanted)
-        stores = list(dict.fromkeys(p.store for p in wanted))
-        if set(self._given).isdisjoint((*before, *self._places)) and set(stores).isdisjoint(self._stores):
-            self._change_model(self._given)
+        kept, stores = self._kept, list(dict.fromkeys(p.store for p in wanted))
+        if set(given).isdisjoint((*before, *kept.places)) and set(stores).isdisjoint(kept.stores):
+            self._change_model()
         self.parameters, self._runs = wanted, None
-        if stores != self._stores:  # of other devices and types the counters may be elsewhere
-            self._stores, self._clock.left = stores, 0
+        if stores != kept.stores:  # of other devices and types the counters may be elsewhere
+            kept.stores, self._rates.left = stores, 0
         for store in stores:
-            self.table(store)
-        for p in wanted:
-            place, self._places[p] = self._place(p), (p.store, p.position)
-            self._elsewhere.pop(id(p), None)
-            if place is not None and place[0] is not p.store:
-                self._follow(p, *place)
+            self._rates.on(store)
+        kept.follow(wanted)
         if loaded is not None:
-            self._loaded, self._waiting = None, loaded
-            self._clear()
-        self._take_up()
+            self._loaded, kept.waiting = None, loaded
+            kept.clear()
+        kept.take_up(wanted, names_of(given), self._wanted())
 
-    def _change_model(self, parameters: Sequence[Parameter]) -> None:
+    def _change_model(self) -> None:
         """Another model begins, or goes on where it was left; that of the one before is kept as long as that model."""
-        for p, place in self._places.items():
-            forget = functools.partial(self._elsewhere.pop, id(p))
-            self._elsewhere[id(p)] = weakref.ref(p, forget), *place
+        kept, rates = self._kept, self._rates
+        first, stores = not kept.stores, kept.leave()
         if self._loaded is None:
-            now = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
-            for store in (*self._stores, *(store for store, _ in self._places.values())):
-                self._left[store] = self._clock.steps, self.epochs, self.lr, now, self._waiting
-            if self._stores:
-                self._clock.steps, self.epochs, schedule, self._waiting = self._left_with(parameters)
+            schedule = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
+            for store in stores:
+                self._left[store] = _Left(rates.steps, self.epochs, self.lr, schedule, kept.waiting)
+            if not first:
+                left = self._left_with(self._given)
+                rates.steps, self.epochs, kept.waiting = left.steps, left.epochs, left.waiting
                 if isinstance(self.lr, Schedule):
-                    self.lr.load_state_dict(schedule)
+                    self.lr.load_state_dict(left.schedule)
         else:
-            self._waiting = {}
-        self._clock.left = 0
-        self._places = {}
+            kept.waiting = {}
+        rates.left = 0
 
-    def _place(self, p: Parameter) -> tuple[Store, int] | None:
-        """Where what is kept of a parameter lies, be it of this model or of one before."""
-        found = self._elsewhere.get(id(p))
-        return found[1:] if found is not None and found[0]() is p else self._places.get(p)
+    def _left_with(self, parameters: Sequence[Parameter]) -> _Left:
+        """Where the optimizer was with the model of these parameters; at its beginning where it has not met them."""
+        stores = [one for p in parameters for one in (p.store, (self._kept.place(p) or (None,))[0]) if one is not None]
+        left = next((self._left[store] for store in stores if store in self._left), _Left(waiting={}))
+        return left if left.lr is self.lr else left._replace(schedule=getattr(self, "_first_rate", None))
 
-    def _left_with(self, parameters: Sequence[Parameter]) -> tuple[int, int, Any, dict[Any, Any]]:
-        """Where the optimizer was with another model: steps, epochs, its schedule's state, and what waits for what is frozen."""
-        stores = [store for p in parameters for store in (p.store, (self._place(p) or (None,))[0]) if store is not None]
-        unknown: Any = (0, 0, None, None, {})
-        steps, epochs, lr, state, waiting = next(
-            (self._left[store] for store in stores if store in self._left), unknown
-        )
-        return steps, epochs, state if lr is self.lr else getattr(self, "_first_rate", None), waiting
+    def claim(self, parameters: tuple[Parameter, ...] | None = None, descends: bool = False) -> None:
+        """Before a step: have these parameters in its charge (by default those that are), as far as they are trainable now,
+        with their factors of the rate as they are now; and velocities where `descend` wants them, if that follows."""
+        if parameters is not None and parameters is not self._given:
+            self.attach(parameters)
+        if self._seen != structure_version() or self._loaded is not None:
+            self._runs = None
+            if self._given:
+                self.attach(self._given)
+            self._seen = structure_version()
+        if descends and self.fuses:
+            for store in self._kept.stores:
+                if store.velocity_of is not self._kept:
+                    self._kept.share(store, self.parameters)
 
-    def _follow(self, p: Parameter, store: Store, position: int) -> None:
-        """What is kept of a parameter goes where that has moved, by way of the host."""
-        if store.velocity_of is self:
-            self.separate(store)
-        for name, block in self._kept.get(store, {}).items():
-            array = store.device.read(block.view(position, p.nbytes), np.empty(p.shape, p.dtype))
-            p.device.upload(array, self.kept(p.store, name).view(p.position, p.nbytes))
+    def abandon(self) -> None:
+        """`descend` broke off half-way: velocities that may be half written are zeroed."""
+        for store in self._kept.stores:
+            if store.velocity_of is self._kept:
+                store.device.fill_zero(store.gradients())
+        for p in self.parameters:
+            p.zero_grad()
 
-    @property
-    def given(self) -> tuple[Parameter, ...]:
-        """The parameters in its charge, those that are frozen for now as well."""
-        return self._given
-
-    @property
-    def plain(self) -> bool:
-        """Whether all gradients are wanted in their own buffer: to be read, or clipped."""
-        return self.keep_gradients or self.clip_norm is not None or self.clip_value is not None
-
-    def kept(self, store: Store, name: str) -> Block:
-        """What is kept of a store by that name, one of `states`, zero at first, or "average", which begins as the weights."""
-        kept = self._kept.setdefault(store, {})
-        if name not in kept:
-            store.device.ends_audit("an optimizer began to keep something of the parameters")
-            kept[name] = store.device.memory.allocate(store.nbytes, pooled=False)
-            self._reset(store, name)
-        return kept[name]
-
-    def _reset(self, store: Store, name: str) -> None:
-        if name == "average":
-            store.device.copy(store.block, self._kept[store][name], store.nbytes)
-        else:
-            store.device.fill_zero(self._kept[store][name])
-
-    def state(self, store: Store) -> list[Block]:
-        """The buffers that the rule keeps for a store."""
-        return [self.kept(store, name) for name in self.states]
-
-    def average(self, store: Store) -> Block:
-        """The moving average of a store's weights."""
-        return self.kept(store, "average")
+    def _wanted(self) -> tuple[str, ...]:
+        """The names of all that is kept of a parameter."""
+        return self.states if self.ema is None else (*self.states, "average")
 
     @contextlib.contextmanager
     def averaged(self, parameters: Sequence[Parameter] | None = None) -> Iterator[None]:
@@ -437,84 +382,24 @@ class Optimizer(Watched):
             raise ConfigurationError(
                 "averaged() needs the parameters where no step was taken: averaged(net.parameters())"
             )
-        if self._put_aside is not None:
+        if self._put_aside:
             raise ClnnError("averaged() within averaged(): the averages are in place already")
         swaps = []
         for run in runs(self.parameters):
-            w, average = run.part(run.store.block), run.part(self.average(run.store))
-            swaps.append((run.store.device, w.memory.allocate(w.nbytes, pooled=False), w, average))
+            w, average = run.part(run.store.block), run.part(self._kept.block(run.store, "average"))
+            swaps.append((run.store.device.memory.allocate(w.nbytes, pooled=False), w, average))
         with self._alone():
-            for device, aside, w, average in swaps:
-                device.copy(w, aside, w.nbytes)
-                device.copy(average, w, w.nbytes)
-        self._put_aside = [(device, aside, w) for device, aside, w, _ in swaps]
+            for aside, w, average in swaps:
+                w.device.copy(w, aside, w.nbytes)
+                w.device.copy(average, w, w.nbytes)
+        self._put_aside = True
         try:
             yield
         finally:
             with self._alone():
-                for device, aside, w in self._put_aside:
-                    device.copy(aside, w, w.nbytes)
-            self._put_aside = None
-
-    def fuse(self) -> None:
-        """Before `descend`: velocities move to where it expects them."""
-        self.look()
-        if self.fuses:
-            for store in self._stores:
-                if store.velocity_of is not self:
-                    self._fuse(store)
-
-    def look(self) -> None:
-        """Take charge of the parameters that are trainable now, with their factors of the rate as they are now."""
-        if self._seen != structure_version() or self._loaded is not None:
-            self._runs = None
-            if self._given:
-                self.attach(self._given)
-            self._seen = structure_version()
-
-    def take_back(self, times: int = 1, done: bool = False) -> None:
-        """`times` steps that were prepared broke off, and do not count. `done`: but for those by which the device has moved
-        on in the table."""
-        clock, taken = self._clock, 0
-        if done and self._stores:
-            with contextlib.suppress(ClnnError):  # the device may be what failed
-                at = self._stores[0].device.read(self.cells()[0], np.empty(1, np.int32))
-                taken = min(max(0, int(at[0]) - (clock.row - times)), times)
-        clock.left = 0
-        clock.steps -= times - taken
-
-    def abandon(self) -> None:
-        """`descend` broke off half-way: velocities that may be half written are zeroed."""
-        for store in self._stores:
-            if store.velocity_of is self:
-                store.device.fill_zero(store.gradients())
-        for p in self.parameters:
-            p.zero_grad()
-
-    def _fuse(self, store: Store) -> None:
-        """Velocities move into the gradients' buffer, where no gradient is left."""
-        if store.velocity_of is not None:
-            store.velocity_of.separate(store)
-        self._not_recorded(store)
-        velocity = self._kept.get(store, {}).get("velocity")  # it stays: recordings may have it
-        if velocity is not None:
-            store.device.copy(velocity, store.gradients(), store.nbytes)
-        else:
-            store.device.fill_zero(store.gradients())
-        for p in self.parameters:
-            if p.store is store and p._last:
-                p.received(0, "velocity")
-        store.velocity_of = self
-
-    def separate(self, store: Store) -> None:
-        """Velocities move out of the gradients' buffer, because gradients are wanted there."""
-        self._not_recorded(store)
-        store.device.copy(store.gradients(), self.kept(store, "velocity"), store.nbytes)
-        store.velocity_of = None
-
-    def _not_recorded(self, store: Store) -> None:
-        if store.device.recorder is not None:
-            store.device.recorder.abort("gradients were wanted where an optimizer has its velocities, or the reverse")
+                for aside, w, _ in swaps:
+                    w.device.copy(aside, w, w.nbytes)
+            self._put_aside = False
 
     # -- the step -----------------------------------------------------------------------------------------------------
     def step(self, parameters: Sequence[Parameter] | None = None) -> None:
@@ -526,7 +411,7 @@ class Optimizer(Watched):
             self.attach(list(parameters))
         elif self._given and not self.parameters:  # it is a copy
             self.attach(self._given)
-        self.look()
+        self.claim()
         if not self.parameters:
             raise ConfigurationError("step() needs the parameters at its first call: optimizer.step(net.parameters())")
         if not any(p.uses for p in self.parameters):
@@ -551,21 +436,23 @@ class Optimizer(Watched):
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
         """A step, with the table's next row as its rates; who runs it may have seen to that already."""
-        context = self._stores[0].device.step
+        context = self._kept.stores[0].device.step
         recorded = next((d for d in devices() if d.step is not None), None)
-        if recorded is not None and any(store.device.step is None for store in self._stores):
+        if recorded is not None and any(store.device.step is None for store in self._kept.stores):
             raise ConfigurationError(
                 f"the @clnn.step that runs is one on {recorded!r}, and parameters of this optimizer are on "
-                f"{' and '.join(repr(d) for d in dict.fromkeys(s.device for s in self._stores))}, whose work it would not "
+                f"{' and '.join(repr(d) for d in dict.fromkeys(s.device for s in self._kept.stores))}, whose work it would not "
                 "record: give the parameters of each device an optimizer and a step of their own, with tensors on it as arguments"
             )
         if context is not None and self in context.prepared:
-            self._stores[0].device.advance(context.take_cells())  # fit's loss has done that, along with its own work
+            self._kept.stores[0].device.advance(
+                context.take_cells()
+            )  # the counters that fit's loss has not moved on
             yield
             return
         self.prepare()
         try:
-            for device, cell in dict.fromkeys((store.device, self.table(store)[1]) for store in self._stores):
+            for device, cell in {(s.device, self._rates.on(s)[1]): None for s in self._kept.stores}:
                 device.advance([(cell, 1)])
             if context is not None:
                 context.stepped.append((self, self.given))
@@ -577,12 +464,13 @@ class Optimizer(Watched):
     def _apply(self) -> None:
         """Update the parameters by the gradients that are there."""
         self._settle_unused()
-        clip = self._clip_factor() if self.clip_norm is not None else None
-        for run in self._plan():
+        plan = self._plan()
+        clip = None if self.clip_norm is None else clip_factor(plan, self.clip_norm, self.clip_value)
+        for run in plan:
             self._update(run, clip)
         for p in self.parameters:
             if p.max_norm is not None:
-                self._limit(p, p.max_norm)
+                limit_columns(p, () if self.ema is None else (*self._rates.on(p), self._kept.part(p, "average")))
             p._note()
             p.spent()
             p.version += 1
@@ -618,35 +506,6 @@ class Optimizer(Watched):
             self._runs = runs(self.parameters)
         return self._runs
 
-    def _clip_factor(self) -> Block:
-        """Where min(1, clip_norm / norm of all gradients) lies: sums of squares by group, then one group adds them up."""
-        plan = self._plan()
-        first = plan[0].store
-        device, dtype = first.device, first.dtype
-        if any((run.store.device, run.store.dtype) != (device, dtype) for run in plan):
-            raise ConfigurationError(
-                "clip_norm needs all parameters on one device and in one type; give each device an optimizer of its own, "
-                "or use clip_value"
-            )
-        clipped = {} if self.clip_value is None else {"CLIP_VALUE": 1}
-        values, real = () if self.clip_value is None else (self.clip_value,), device.real(dtype)
-        whole = Grid.over(device, dtype, sums=True)
-        grid = whole.fitting(device, "squares", dtype, SQUARES=1, **clipped)
-        counts = [grid.groups(run.elements) for run in plan]
-        partial, factor = device.allocate(2 * sum(counts) * dtype.itemsize), device.allocate(dtype.itemsize)
-        for index, run in enumerate(plan):
-            device.launch(
-                "optimizer", "squares", (counts[index] * grid.width,), run.elements // grid.vector, sum(counts[:index]),
-                run.part(run.store.gradients()), partial, *values, local=(grid.width,), real=real, SQUARES=1, **grid.defines(),
-                **clipped,
-            )  # fmt: skip
-        grid = whole.fitting(device, "clip_factor", dtype, SCALING=1)
-        device.launch(
-            "optimizer", "clip_factor", (grid.width,), sum(counts), partial, factor, float(self.clip_norm or 0.0),
-            local=(grid.width,), real=real, SCALING=1, **grid.defines(),
-        )  # fmt: skip
-        return factor
-
     def _gradient(self, run: Run, clip: Block | None) -> tuple[dict[str, Any], list[Any]]:
         """What a kernel of this run needs to know of penalties and clipping: defines, and arguments in their order."""
         defines: dict[str, Any] = {}
@@ -672,7 +531,7 @@ class Optimizer(Watched):
         """Launch the rule over a run."""
         store = run.store
         device = store.device
-        fused = store.velocity_of is self
+        fused = store.velocity_of is self._kept
         defines, arguments = self._gradient(run, clip)
         states = () if fused else self.states
         defines |= {"RULE": "fused_momentum" if fused else self.rule, "STATES": len(states), **self._common(run)}
@@ -681,28 +540,13 @@ class Optimizer(Watched):
         if fused and "PENALTY" in defines:
             defines["FUSED"] = 1
         grid = Grid.over(device, store.dtype).fitting(device, "update", store.dtype, **defines)
-        kept = [run.part(block) for block in self.state(store)] if states else []
-        average = [] if self.ema is None else [run.part(self.average(store))]
+        kept = [run.part(self._kept.block(store, name)) for name in states]
+        average = [] if self.ema is None else [run.part(self._kept.block(store, "average"))]
         per = grid.vector * store.dtype.itemsize  # bytes of a vector
         device.launch(
             "optimizer", "update", (grid.groups(run.elements) * grid.width,), run.elements // grid.vector, run.decays // per,
-            run.part(store.gradients()), run.part(store.block), *self.table(store), *kept, *arguments, *average,
+            run.part(store.gradients()), run.part(store.block), *self._rates.on(store), *kept, *arguments, *average,
             local=(grid.width,), real=device.real(store.dtype), **grid.defines(), **defines,
-        )  # fmt: skip
-
-    def _limit(self, p: Parameter, most: float) -> None:
-        """Launch max-norm: each column of p, the weights into one unit, is scaled to length `most` if it is longer."""
-        device, rows, columns = p.device, math.prod(p.shape[:-1]), p.shape[-1]
-        device.check_turns(2 * rows, f"max_norm over {rows:,} rows")
-        defines: dict[str, Any] = {"MAX_NORM": 1, **({} if self.ema is None else {"EMA": 1})}
-        width, across, share = _strips(device, rows)
-        width = device.fitting(width, "optimizer", "max_norm", device.real(p.dtype), ACROSS=across, **defines)
-        if not device.long_loops:
-            share = across = min(across, width)
-        average = () if self.ema is None else (*self.table(p), self.average(p.store).view(p.position, p.nbytes))
-        device.launch(
-            "optimizer", "max_norm", (-(-columns // share) * width,), rows, columns, share, p.block, most, *average,
-            local=(width,), real=device.real(p.dtype), WIDTH=width, ACROSS=across, **defines,
         )  # fmt: skip
 
     # -- saving -------------------------------------------------------------------------------------------------------
@@ -719,55 +563,47 @@ class Optimizer(Watched):
     def _alone(self) -> Iterator[None]:
         """Within it no other thread works on the devices of the parameters."""
         with contextlib.ExitStack() as stack:
-            for one in sorted({s.device for s in self._stores}, key=lambda d: (d.platform_index, d.device_index)):
+            for one in sorted({s.device for s in self._kept.stores}, key=lambda d: (d.platform_index, d.device_index)):
                 stack.enter_context(one.lock)
             yield
 
     def _state_dict(self, named: Iterable[tuple[str, Parameter]] | None) -> dict[str, Any]:
         theirs = {p: name for name, p in named or ()}
         given, listed = self._given, list(dict.fromkeys((*self.parameters, *self._given)))
-        steps, epochs, waiting = self._clock.steps, self.epochs, self._waiting
+        steps, epochs, waiting = self._rates.steps, self.epochs, self._kept.waiting
         schedule = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
         if theirs and given and not any(p in theirs for p in given):  # another model than that of the last step
             given = tuple(theirs)
-            listed, (steps, epochs, left, waiting) = list(theirs), self._left_with(given)
-            schedule = schedule and left
+            left = self._left_with(given)
+            listed, steps, epochs, waiting = list(theirs), left.steps, left.epochs, left.waiting
+            schedule = schedule and left.schedule
         elif self._loaded is not None:  # no parameters were attached since
             found = {**self._loaded, **({"schedule": schedule} if schedule else {})}
-            return _renamed(found, _names(given or tuple(theirs)), theirs) if theirs and "names" in found else found
+            return renamed(found, names_of(given or tuple(theirs)), theirs) if theirs and "names" in found else found
         elif theirs:  # without those of layers that are gone
             listed = [p for p in listed if p in theirs]
-        own = _names(given)
+        own, states, wanted = names_of(given), list(self.states), self._wanted()
         called = own | theirs
         arrays: dict[str, np.ndarray] = {}
         for index, p in enumerate(listed):
-            store, position = self._place(p) or (None, 0)
-            kept: dict[str, Block] = dict(self._kept.get(store, {})) if store is not None else {}
-            if store is not None and store.velocity_of is self:
-                kept["velocity"] = store.gradients()
-            for name in self._wanted():
-                key = f"{index}.{self.states.index(name) if name in self.states else name}"
-                if (own[p], name) in waiting:
-                    arrays[key] = waiting[own[p], name]
-                elif name in kept:
-                    view = kept[name].view(position, p.nbytes)
-                    arrays[key] = p.device.read(view, np.empty(p.shape, p.dtype))
-        names = {"names": [called[p] for p in listed], "states": list(self.states), "rule": type(self).__name__}
-        found = {"steps": steps, "epochs": epochs, **names, "arrays": arrays}
+            held = {name: waiting[own[p], name] for name in wanted if (own[p], name) in waiting}
+            held = self._kept.read(p, [name for name in wanted if name not in held]) | held
+            keys = {name: f"{index}.{states.index(name) if name in states else name}" for name in wanted}
+            arrays |= {keys[name]: held[name] for name in wanted if name in held}
+        found = {"steps": steps, "epochs": epochs, "names": [called[p] for p in listed], "states": states}
+        found |= {"rule": type(self).__name__, "arrays": arrays}
         return found | ({"schedule": schedule} if schedule else {})
-
-    def _wanted(self) -> tuple[str, ...]:
-        """The names of all that is kept of a parameter."""
-        return self.states if self.ema is None else (*self.states, "average")
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy or a pickle holds: settings, counts, and buffers as arrays; the rest is made again where it is needed."""
-        made_again = {name for name in vars(Optimizer(0.0)) if name.startswith("_") and name != "_fit"} | {"parameters"}
-        settings = {name: value for name, value in vars(self).items() if name not in made_again}
+        fresh = object.__new__(type(self))
+        fresh._begin()
+        settings = {name: value for name, value in vars(self).items() if name not in vars(fresh)}
         return {"settings": settings, "given": self._given, "state": self.state_dict()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(vars(Optimizer(0.0)) | state["settings"] | {"_given": tuple(state["given"])})
+        self._begin()
+        vars(self).update(state["settings"] | {"_given": tuple(state["given"])})
         self.load_state_dict(state["state"])
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -777,78 +613,10 @@ class Optimizer(Watched):
         """
         if state.get("rule", type(self).__name__) != type(self).__name__:
             raise CheckpointError(f"this is the state of an optimizer {state['rule']}, not of {type(self).__name__}")
-        for store in self._stores:
-            self._left[store] = self.steps, self.epochs, None, None, {}
-        self._clock.steps, self._clock.left, self.epochs = int(state["steps"]), 0, int(state["epochs"])
+        for store in self._kept.stores:
+            self._left[store] = _Left(self.steps, self.epochs, waiting={})
+        self._rates.steps, self._rates.left, self.epochs = int(state["steps"]), 0, int(state["epochs"])
         if isinstance(self.lr, Schedule) and "schedule" in state:
             self.lr.load_state_dict(state["schedule"])
         known = ("steps", "epochs", "names", "states", "rule", "arrays", "schedule")
         self._loaded = {"states": list(self.states), **{key: state[key] for key in known if key in state}}
-
-    def _fitting(self, state: dict[str, Any]) -> dict[tuple[str, str], np.ndarray]:
-        """The arrays of a state by names of parameters and of buffers, if it is one of the parameters that were given."""
-        arrays, names = state["arrays"], _names(self._given)
-        saved = state.get("names")
-        if saved is None:  # of an earlier version, which kept what was trainable, in order
-            saved = [name for p, name in names.items() if p.trainable]
-            count = len({key.partition(".")[0] for key in arrays})
-            if count not in (0, len(saved)):
-                raise CheckpointError(
-                    f"the optimizer's state is that of {count} parameters, and {len(saved)} were given"
-                )
-        elif saved and set(saved) != set(names.values()):  # without parameters it has counts, and nothing else
-            there, here = set(saved), set(names.values())
-            missing, extra = (", ".join(sorted(some)[:9]) or "none" for some in (there - here, here - there))
-            raise CheckpointError(
-                f"the optimizer's state is that of {len(saved)} parameters, and {len(names)} were given: only the state has "
-                f"{missing}; only the parameters have {extra}. Give net.parameters(), those that are frozen as well, or a new "
-                "optimizer"
-            )
-        shapes = {name: p.shape for p, name in names.items()}
-        found = {}
-        for key, array in arrays.items():
-            index, _, which = key.partition(".")
-            name = saved[int(index)]
-            if shapes[name] != array.shape:
-                raise ConfigurationError(
-                    f"the optimizer's state {key} has the shape {array.shape}, its parameter {name} {shapes[name]}"
-                )
-            found[name, state["states"][int(which)] if which.isdigit() else which] = array
-        return found
-
-    def _clear(self) -> None:
-        """Nothing is kept of the parameters but what is loaded next; buffers stay, since recordings have them."""
-        for store in self._stores:
-            if store.velocity_of is self:
-                self.separate(store)
-            for name in self._kept.get(store, {}):
-                self._reset(store, name)
-
-    def _take_up(self) -> None:
-        """Bring what was loaded to the parameters that are trained now."""
-        names = _names(self._given)
-        for p in self.parameters:
-            for name in self._wanted():
-                array = self._waiting.pop((names[p], name), None)
-                if array is not None:
-                    if p.store.velocity_of is self:
-                        self.separate(p.store)
-                    view = self.kept(p.store, name).view(p.position, p.nbytes)
-                    p.device.upload(np.ascontiguousarray(array, p.dtype), view)
-
-
-def _renamed(state: dict[str, Any], own: dict[Parameter, str], theirs: dict[Parameter, str]) -> dict[str, Any]:
-    """A state that is by the parameters' `own` names by `their` names, without those that are not among them."""
-    new = {name: theirs[p] for p, name in own.items() if p in theirs}
-    stays = [index for index, name in enumerate(state["names"]) if name in new]
-    at = {str(index): str(i) for i, index in enumerate(stays)}
-    parts = [(key.partition("."), array) for key, array in state["arrays"].items()]
-    arrays = {f"{at[index]}.{which}": array for (index, _, which), array in parts if index in at}
-    return {**state, "names": [new[state["names"][index]] for index in stays], "arrays": arrays}
-
-
-def _names(parameters: Sequence[Parameter]) -> dict[Parameter, str]:
-    """The parameters' names, or their numbers where these are not unique."""
-    names = [p.name for p in parameters]
-    unique = len(set(names)) == len(names) and "" not in names
-    return {p: p.name if unique else str(i) for i, p in enumerate(parameters)}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import weakref
 from typing import Any
 
 import numpy as np
 
 from ..checks import in_range
 from ..gemm import constant_block
-from ..parameters import Run, room
+from ..parameters import Run, Store, room
 from ..runtime.memory import Block
-from .base import Grid, Rate
+from .limits import Grid
+from .rates import Rate
 from .rules import Adam
 
 
@@ -35,6 +37,10 @@ class LAMB(Adam):
     ) -> None:
         super().__init__(lr, beta1, beta2, epsilon, weight_decay, **options)
         in_range("LAMB epsilon", epsilon, 0.0, math.inf, "()")  # the zeros between parameters are divided by it
+
+    def _begin(self) -> None:
+        super()._begin()
+        self._chunks: weakref.WeakKeyDictionary[Store, dict[Any, Any]] = weakref.WeakKeyDictionary()
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         root = np.sqrt(1.0 - self.beta2**t)  # here the correction cannot go into lr, which decay has a part in
@@ -77,9 +83,9 @@ class LAMB(Adam):
                 **defines,
             )  # fmt: skip
 
-        moments = [run.part(block) for block in self.state(store)]
-        average = [] if self.ema is None else [run.part(self.average(store))]
-        w, g, rates = run.part(store.block), run.part(store.gradients()), self.table(store)
+        moments = [run.part(self._kept.block(store, name)) for name in self.states]
+        average = [] if self.ema is None else [run.part(self._kept.block(store, "average"))]
+        w, g, rates = run.part(store.block), run.part(store.gradients()), self._rates.on(store)
         partial, ratios = device.allocate(2 * count * size), device.allocate(groups * size)
         launch(
             "lamb_moments", count, chunks, g, w, *rates, *moments, *arguments, self.weight_decay, partial, LAMB_MOMENTS=1,

@@ -11,7 +11,8 @@ from ..checks import in_range
 from ..errors import ConfigurationError
 from ..gemm import Scale
 from ..tensor import Parameter, Place
-from .base import ROWS, Optimizer, Rate
+from .base import Optimizer
+from .rates import ROWS, Rate
 
 __all__ = [
     "SGD",
@@ -71,12 +72,8 @@ class SGD(Optimizer):
         if self.momentum:
             return Scale.constant(p.device, p.dtype, 1.0, self.momentum), "velocity"
         if single and not self.l1 and self.ema is None and p.rate_factor == 1.0:
-            return self.scale(p, 0 if p.decays else 1), "straight"
+            return self._rates.scale(p, 0 if p.decays else 1), "straight"
         return None
-
-    def config(self) -> dict[str, Any]:
-        own = {"momentum": self.momentum, "nesterov": self.nesterov, "decoupled": self.decoupled}
-        return {**super().config(), **own}
 
 
 class Adam(Optimizer):
@@ -104,9 +101,6 @@ class Adam(Optimizer):
         # m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + epsilon), with the corrections moved into lr and epsilon
         root = np.sqrt(1.0 - self.beta2**t)
         return lr * root / (1.0 - self.beta1**t), self.beta1, self.beta2, self.epsilon * root
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "beta1": self.beta1, "beta2": self.beta2, "epsilon": self.epsilon}
 
 
 class AdamW(Adam):
@@ -168,9 +162,6 @@ class Nadam(Adam):
         of_moment = self._mu(t + 1) / (1.0 - products[1:])
         return lr * root * of_gradient, self.beta1, self.beta2, self.epsilon * root, of_moment / of_gradient
 
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "momentum_decay": self.momentum_decay}
-
 
 class RMSprop(Optimizer):
     """v = alpha v + (1 - alpha) g^2, w -= lr g / (sqrt(v) + epsilon) (Tieleman and Hinton 2012, lecture 6.5).
@@ -204,10 +195,6 @@ class RMSprop(Optimizer):
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         return lr, self.alpha, self.momentum, self.epsilon
 
-    def config(self) -> dict[str, Any]:
-        own = {"alpha": self.alpha, "epsilon": self.epsilon, "momentum": self.momentum, "centered": self.centered}
-        return {**super().config(), **own}
-
 
 class Adagrad(Optimizer):
     """s += g^2, w -= lr g / (sqrt(s) + epsilon) (Duchi et al. 2011); lr is divided by 1 + lr_decay t, t = 0, 1, ..."""
@@ -221,9 +208,6 @@ class Adagrad(Optimizer):
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         return lr / (1.0 + (t - 1) * self.lr_decay), 0.0, 0.0, self.epsilon
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "lr_decay": self.lr_decay, "epsilon": self.epsilon}
 
 
 class Adadelta(Optimizer):
@@ -240,9 +224,6 @@ class Adadelta(Optimizer):
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         return lr, self.rho, 0.0, self.epsilon
 
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "rho": self.rho, "epsilon": self.epsilon}
-
 
 class Lion(Optimizer):
     """w -= lr sign(beta1 m + (1 - beta1) g), m = beta2 m + (1 - beta2) g; decay is decoupled (Chen et al. 2023,
@@ -258,6 +239,3 @@ class Lion(Optimizer):
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         return lr, self.beta1, self.beta2
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "beta1": self.beta1, "beta2": self.beta2}

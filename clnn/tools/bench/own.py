@@ -187,7 +187,7 @@ class Clnn:
         p = Parameter(held(d, np.zeros(n, np.float32)), (n,), np.float32, d)
         adam.attach([p])
         adam.prepare()
-        _, row = adam.table(p)
+        _, row = adam._rates.on(p)
         d.upload(np.zeros(1, np.int32), row)  # every launch reads the first step's rates
         replays = Replays("bench")
 

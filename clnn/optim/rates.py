@@ -1,0 +1,85 @@
+"""The table of rates: what moves from step to step, computed ahead on the host in float64; a counter selects a step's row."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..errors import ClnnError, ConfigurationError
+from ..gemm import SCALE_PAIRS, Scale
+from ..parameters import Store
+from ..runtime.memory import Block
+from ..runtime.watch import Restored, Watch
+from ..tensor import Parameter
+
+ROWS = 1024  # steps in a table
+
+Rate = float | Callable[[int], float] | Sequence[Sequence[float]]
+
+
+class Rates(Restored):
+    """The next ROWS steps' numbers: on the host, and on each device beside a counter that says which row is this step's.
+
+    `steps` have been prepared so far, the last with row `row`, and `left` rows are still to come; with none left the table is
+    filled anew before the next step.
+    """
+
+    def __init__(self) -> None:
+        self.steps = self.row = self.left = 0
+        self._rows = np.zeros((0, 2 * SCALE_PAIRS))
+        self._tables: dict[Any, tuple[Block, Block]] = {}  # by device and type: the numbers, and the counter
+        self._read: Watch | None = None  # what the function that gave the rates read
+
+    def on(self, p: Parameter | Store) -> tuple[Block, Block]:
+        """The table and the counter on a parameter's device, in its type."""
+        key = (p.device, p.dtype)
+        if key not in self._tables:
+            table = p.device.memory.allocate(ROWS * 2 * SCALE_PAIRS * p.dtype.itemsize)
+            self._tables[key] = (table, p.device.memory.allocate(4))
+            self.left = 0
+        return self._tables[key]
+
+    def scale(self, p: Parameter, pair: int) -> Scale:
+        """The pair number `pair` of this step's row, on the device and on the host."""
+        return Scale(*self.on(p), pair, lambda: tuple(self._rows[self.row, 2 * pair : 2 * pair + 2]))
+
+    def rows_left(self) -> int:
+        """Steps until the table runs out."""
+        return self.left or ROWS
+
+    def reserve(self, times: int, lr: Any, columns: Callable[[np.ndarray], Sequence[Any]]) -> None:
+        """Have rows for so many steps. `columns` gives the numbers of steps 0, 1, ..., which come from `lr`."""
+        if self._read is not None and self._read.changed():
+            self.left = 0
+        if self.left >= times:
+            return
+        if times > ROWS:
+            raise ConfigurationError(f"{times} steps of one optimizer in one recorded step; there may be {ROWS}")
+        rows = np.zeros((ROWS, 2 * SCALE_PAIRS))
+        for column, values in enumerate(columns(np.arange(self.steps, self.steps + ROWS))):
+            rows[:, column] = values
+        self._rows = rows
+        self._read = Watch([lr]) if callable(lr) else None
+        for (device, dtype), (table, counter) in self._tables.items():
+            device.upload(np.ascontiguousarray(self._rows, dtype), table)
+            device.upload(np.full(1, -1, np.int32), counter)  # it moves on before it is read
+        self.row, self.left = -1, ROWS
+
+    def move(self, times: int) -> None:
+        """So many steps are prepared."""
+        self.row += times
+        self.left -= times
+        self.steps += times
+
+    def take_back(self, times: int, counter: Block | None) -> None:
+        """`times` prepared steps broke off, and do not count, but for those by which the counter on the device has moved on."""
+        taken = 0
+        if counter is not None:
+            with contextlib.suppress(ClnnError):  # the device may be what failed
+                at = counter.device.read(counter, np.empty(1, np.int32))
+                taken = min(max(0, int(at[0]) - (self.row - times)), times)
+        self.left = 0
+        self.steps -= times - taken
