@@ -180,11 +180,13 @@ def test_data_beyond_the_budget_is_streamed(device, blobs, monkeypatch):
 
 def test_the_budget_decides_what_is_streamed(device, blobs, monkeypatch):
     x, y = blobs
+    from clnn.train.inputs import Samples
     from clnn.train.loop import _capacity
 
-    assert _capacity(device, 203, 20, [x], y, False) == (True, 203)
+    samples = Samples([x], y, None)
+    assert _capacity(device, 203, 20, samples) == (True, 203)
     monkeypatch.setattr(device.memory, "limit", device.memory.in_use + 8 * 100 * (8 * 4 + 4 + 4))
-    resident, rows = _capacity(device, 20300, 20, [x], y, False)
+    resident, rows = _capacity(device, 20300, 20, samples)
     assert not resident and rows == 100
 
 

@@ -445,9 +445,7 @@ class Optimizer(Watched):
                 "record: give the parameters of each device an optimizer and a step of their own, with tensors on it as arguments"
             )
         if context is not None and self in context.prepared:
-            self._kept.stores[0].device.advance(
-                context.take_cells()
-            )  # the counters that fit's loss has not moved on
+            self._kept.stores[0].device.advance(context.take_cells())  # the counters that fit's loss has not moved on
             yield
             return
         self.prepare()

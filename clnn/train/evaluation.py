@@ -68,7 +68,7 @@ class Evaluation:
         for rows in self._chunks(xs, y, weight):
             plan = rows_by_step(rows, self.batch)
             for rows_now in plan:
-                self._run(int(rows_now), classes)
+                self._run(int(rows_now))
             assert self.results is not None
             main, extra = self.results.read(len(plan))
             share = plan / n
@@ -86,7 +86,7 @@ class Evaluation:
         for rows in self._chunks(xs, None, None):
             plan = rows_by_step(rows, self.batch)
             alone = len(plan) == 1  # what is read at once needs no counter and no copy
-            found += [out.numpy() for out in [self._run(int(rows_now), False, alone) for rows_now in plan]]
+            found += [out.numpy() for out in [self._run(int(rows_now), alone) for rows_now in plan]]
         return found
 
     def _chunks(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None):
@@ -110,19 +110,19 @@ class Evaluation:
                 self.moved = False
             yield len(xs[0][part])
 
-    def _run(self, rows: int, classes: bool, alone: bool = False) -> Any:
+    def _run(self, rows: int, alone: bool = False) -> Any:
         """The step on the next rows. `alone`: the rows are all there are, and the result is read before the next call."""
         assert self.step is not None
         device = self.model.device
         self.moved = self.moved or not alone
         with no_grad():
-            key = self.step.key(device, (rows, classes, alone))
-            forward = partial(self._forward, rows=rows, classes=classes, alone=alone)
+            key = self.step.key(device, (rows, alone))
+            forward = partial(self._forward, rows=rows, alone=alone)
             self.step.verify(device, key, forward)
             result, fixed = self.step.run(device, key, forward)
         return copied(result) if fixed and not alone else result
 
-    def _forward(self, context: StepContext, rows: int, classes: bool, alone: bool) -> Tensor | None:
+    def _forward(self, context: StepContext, rows: int, alone: bool) -> Tensor | None:
         assert self.feed is not None and self.results is not None
         batch, t, w = self.feed.batch(rows)
         out = self.model.forward(*batch)
@@ -132,7 +132,7 @@ class Evaluation:
                 out.device.advance([(self.feed.state, rows)])
             return out
         record_metrics(self.feed, self.results, out, t)
-        record_loss(self.loss, out, t, w, classes, self.feed, self.results, self.batch, context)
+        record_loss(self.loss, out, t, w, self.feed, self.results, self.batch, context)
         return None
 
 
@@ -162,7 +162,12 @@ def evaluate(
 ) -> dict[str, float]:
     """The mean loss (by default the last fit's), the accuracy for class labels, and metrics, as a dict."""
     batch_size = check_count("batch_size", batch_size)
-    loss = find_loss(loss if loss is not None else getattr(model, "loss", None) or _no_loss())
+    loss = loss if loss is not None else getattr(model, "loss", None)
+    if not loss:
+        raise ConfigurationError(
+            'evaluate needs a loss: fit the model first, or give one, such as loss="cross_entropy"'
+        )
+    loss = find_loss(loss)
     xs = as_inputs(x, model.dtype)
     output = build_for(model, xs)
     target = as_target(y, loss, output, len(xs[0]), model.dtype)
@@ -170,10 +175,6 @@ def evaluate(
     check_accuracy(found, model, loss, output, target)
     weight = as_weights(sample_weight, target, model.dtype)
     return evaluation_of(model, "evaluate", loss, found, batch_size).run(xs, target, weight)
-
-
-def _no_loss() -> Any:
-    raise ConfigurationError('evaluate needs a loss: fit the model first, or give one, such as loss="cross_entropy"')
 
 
 @exclusive("device.lock")

@@ -89,8 +89,8 @@ class Batch(Tensor):
         super().__init__(None, shape, dtype, device)  # type: ignore[arg-type]
         self.rows = rows
 
-    @property
-    def block(self) -> Any:
+    def gathered(self) -> Block:
+        """Launch the copy of its rows into memory of its own, unless that has been done."""
         if self._memory is None:
             device, rows, columns = self.device, self.shape[0], math.prod(self.shape[1:])
             assert self.rows is not None
@@ -103,6 +103,10 @@ class Batch(Tensor):
                 E="int" if self.dtype == np.int32 else "real", **extra,
             )  # fmt: skip
         return self._memory
+
+    @property
+    def block(self) -> Any:
+        return self.gathered()
 
     @block.setter
     def block(self, value: Any) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -149,3 +149,56 @@ def check_accuracy(metrics: Sequence[Metric], model: Layer, loss: Any, output: t
             )
     elif y.dtype != np.int32 and y.shape[1:] == output:
         classes_of(y.reshape(-1, y.shape[-1]), "accuracy")
+
+
+class Samples(NamedTuple):
+    """What a model is trained on or evaluated with, checked: inputs, targets, and a weight for each sample or None."""
+
+    xs: list[np.ndarray]
+    y: np.ndarray
+    weight: np.ndarray | None
+
+    def rows(self, which: Any) -> Samples:
+        """Those of some samples."""
+        return Samples([x[which] for x in self.xs], self.y[which], None if self.weight is None else self.weight[which])
+
+
+def given_to_fit(
+    model: Layer,
+    x: Any,
+    y: Any,
+    loss: Any,
+    metrics: Sequence[Metric],
+    sample_weight: Any,
+    class_weight: Any,
+    validation: Any,
+    split: float,
+) -> tuple[Samples, Samples | None]:
+    """The samples to train on, and those that are held out: `validation`, or the fraction `split` from the end."""
+    dtype, xs = model.dtype, as_inputs(x, model.dtype)
+    n = len(xs[0])
+    if n == 0:
+        raise DataError(f"x has no samples: its shape is {xs[0].shape}")
+    output = build_for(model, xs)
+    target = as_target(y, loss, output, n, dtype)
+    samples, held_out = Samples(xs, target, as_weights(sample_weight, target, dtype)), None
+    check_accuracy(metrics, model, loss, output, target)
+    split = in_range("validation_split", split, 0.0, 1.0)
+    if validation is not None and split:
+        raise ConfigurationError("give validation or validation_split, not both")
+    if split:
+        kept = n - max(1, round(n * split))
+        if kept < 1:
+            raise ConfigurationError(f"validation_split={split} leaves none of {n} samples to train on")
+        samples, held_out = samples.rows(slice(kept)), samples.rows(slice(kept, None))
+    elif validation is not None:
+        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
+            raise ConfigurationError("validation is (x, y) or (x, y, sample_weight); several inputs are ((x1, x2), y)")
+        x_val, y_val, w_val = (*validation, None)[:3]
+        x_val = as_inputs(x_val, dtype, "validation x")
+        y_val = as_target(y_val, loss, output, len(x_val[0]), dtype, "validation y")
+        held_out = Samples(x_val, y_val, as_weights(w_val, y_val, dtype, "validation sample_weight"))
+    if class_weight is not None:
+        of_class = by_class(class_weight, samples.y, loss, output[-1] if output else 1, dtype)
+        samples = samples._replace(weight=of_class if samples.weight is None else samples.weight * of_class)
+    return samples, held_out

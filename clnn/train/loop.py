@@ -8,7 +8,7 @@ host never waits inside one.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,11 +16,11 @@ import numpy as np
 
 from .. import random
 from ..callbacks import Callback, Progress
-from ..checks import check_count, in_range
-from ..errors import ConfigurationError, DataError, Diverged, ShapeError
+from ..checks import check_count
+from ..errors import ConfigurationError, ShapeError
 from ..layers.base import Layer, for_shapes
 from ..losses import Loss, find_loss
-from ..metrics import Metric, find_metrics, metric_name
+from ..metrics import Metric, find_metrics
 from ..optim import Optimizer, find_optimizer
 from ..parameters import consolidate, statistics_kept
 from ..runtime.device import Device
@@ -32,7 +32,7 @@ from ..tensor import tensor
 from .evaluation import Evaluation
 from .feed import Feed
 from .history import History
-from .inputs import as_inputs, as_target, as_weights, build_for, by_class, check_accuracy
+from .inputs import Samples, build_for, given_to_fit
 from .record import Results, record_loss, record_metrics, rows_by_step, steps_of
 
 AUDITS = 0.005  # of fit's time, at most, for audits after callbacks where all code is clnn's
@@ -70,75 +70,36 @@ def fit(
     """
     epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
     loss, optimizer = find_loss(loss), find_optimizer(optimizer)
-    found_metrics, callbacks = find_metrics(metrics), as_callbacks(callbacks)
-    device, dtype = model.device, model.dtype
-    xs = as_inputs(x, dtype)
-    n = len(xs[0])
-    if n == 0:
-        raise DataError(f"x has no samples: its shape is {xs[0].shape}")
-    output = build_for(model, xs)
-    target = as_target(y, loss, output, n, dtype)
-    weight = as_weights(sample_weight, target, dtype)
-    check_accuracy(found_metrics, model, loss, output, target)
-    validation_split = in_range("validation_split", validation_split, 0.0, 1.0)
-    if validation is not None and validation_split:
-        raise ConfigurationError("give validation or validation_split, not both")
-    held_out: tuple[list[np.ndarray], np.ndarray, np.ndarray | None] | None = None
-    if validation_split:
-        kept = n - max(1, round(n * validation_split))
-        if kept < 1:
-            raise ConfigurationError(f"validation_split={validation_split} leaves none of {n} samples to train on")
-        held_out = [a[kept:] for a in xs], target[kept:], weight if weight is None else weight[kept:]
-        xs, target, weight, n = [a[:kept] for a in xs], target[:kept], weight if weight is None else weight[:kept], kept
-    elif validation is not None:
-        if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
-            raise ConfigurationError("validation is (x, y) or (x, y, sample_weight); several inputs are ((x1, x2), y)")
-        x_val, y_val, w_val = (*validation, None)[:3]
-        x_val = as_inputs(x_val, dtype, "validation x")
-        y_val = as_target(y_val, loss, output, len(x_val[0]), dtype, "validation y")
-        held_out = x_val, y_val, as_weights(w_val, y_val, dtype, "validation sample_weight")
-    if class_weight is not None:
-        of_class = by_class(class_weight, target, loss, output[-1] if output else 1, dtype)
-        weight = of_class if weight is None else weight * of_class
-
-    plan = rows_by_step(n, batch_size)
+    metrics, callbacks = find_metrics(metrics), as_callbacks(callbacks)
+    device = model.device
+    samples, held_out = given_to_fit(
+        model, x, y, loss, metrics, sample_weight, class_weight, validation, validation_split
+    )
+    n, plan = len(samples.y), rows_by_step(len(samples.y), batch_size)
     if plan.min() == 1:
-        _check_alone(model, xs, f"of {n} samples in mini-batches of {batch_size} the last has 1")
+        _check_alone(model, samples.xs, f"of {n} samples in mini-batches of {batch_size} the last has 1")
     with device.lock:  # another thread may train another model with the same optimizer
         optimizer.attach(consolidated(model))
         optimizer.begin_fit(len(plan), epochs)
         given, position = optimizer.given, optimizer.steps
     model.loss, model.optimizer = loss, optimizer
-    classes = target.dtype == np.int32
-    resident, capacity = _capacity(device, n, batch_size, xs, target, weight is not None)
-    feed = Feed(device, capacity, xs, target, weight is not None, ordered=resident)
-    results = Results(device, len(plan), dtype, found_metrics)
-
-    def train(context: StepContext, rows: int) -> None:
-        batch, t, w = feed.batch(rows)
-        out = model.forward(*batch)
-        assert t is not None
-        record_metrics(feed, results, out, t)
-        start = record_loss(loss, out, t, w, classes, feed, results, batch_size, context)
-        if start is None:
-            raise ConfigurationError("the loss depends on no trainable parameter")
-        del batch, out, t, w
-        optimizer.descend(start)
-
-    step = Step(train, record, [optimizer], reads=[model, loss, *found_metrics])
+    resident, capacity = _capacity(device, n, batch_size, samples)
+    feed = Feed(device, capacity, samples.xs, samples.y, samples.weight is not None, ordered=resident)
+    results = Results(device, len(plan), model.dtype, metrics)
+    train = _training_step(model, loss, optimizer, feed, results, batch_size)
+    step = Step(train, record, [optimizer], reads=[model, loss, *metrics])
     step.given, structure = given, structure_version()
     if seed is not None:  # where an uninterrupted run would be
         random.generator(device).reseed(seed, position=position)
-    history = History()
-    bar = Progress(epochs, len(plan), progress)
-    evaluation = Evaluation(model, loss, found_metrics, record) if held_out else None
+    history, bar = History(), Progress(epochs, len(plan), progress)
+    evaluation = Evaluation(model, loss, metrics, record) if held_out else None
     model.stop_training = False
     started = time.perf_counter()
     if resident:
-        feed.load(xs, target, weight)
+        feed.load(*samples)
     try:
         for callback in callbacks:
-            callback.on_data(model, xs, target, weight)
+            callback.on_data(model, *samples)
             callback.on_train_begin(model)
         for epoch in range(epochs):
             for callback in callbacks:
@@ -148,11 +109,11 @@ def fit(
                     p.spent()
                     p.version += 1  # replays do not say so
             began = time.perf_counter()
-            output = build_for(model, xs)
+            output = build_for(model, samples.xs)
             with device.lock:
                 if structure != structure_version():  # a callback has changed something
                     if isinstance(loss, Loss):
-                        loss.check((n, *output), target.shape, target.dtype)
+                        loss.check((n, *output), samples.y.shape, samples.y.dtype)
                     optimizer.attach(consolidated(model))
                     step.given, structure = optimizer.given, structure_version()
                 step.claim()
@@ -163,8 +124,7 @@ def fit(
                 if resident:
                     feed.rewind(part)
                 else:
-                    rows = part if shuffle else slice(start, start + capacity)
-                    feed.load([a[rows] for a in xs], target[rows], weight if weight is None else weight[rows])
+                    feed.load(*samples.rows(part if shuffle else slice(start, start + capacity)))
                     feed.rewind(step=done)
                 for rows_now, count in steps_of(len(part), batch_size):
                     key = step.key(device, rows_now)
@@ -182,7 +142,7 @@ def fit(
                                 step.verify(device, key, run)
                         bar.step(times)
                         done += times
-            logs = _epoch_logs(results, plan, classes, epoch, first_step)
+            logs = results.means(plan, epoch, first_step, hits=samples.y.dtype == np.int32)
             with device.lock:
                 step.claim()
                 optimizer.epochs += 1
@@ -204,6 +164,25 @@ def fit(
         for callback in callbacks:
             callback.on_train_end(model)
     return history
+
+
+def _training_step(
+    model: Any, loss: Any, optimizer: Optimizer, feed: Feed, results: Results, batch_size: int
+) -> Callable[..., None]:
+    """The step of fit, as Python: the next `rows` rows forward, their loss, and the descent."""
+
+    def train(context: StepContext, rows: int) -> None:
+        batch, t, w = feed.batch(rows)
+        out = model.forward(*batch)
+        assert t is not None
+        record_metrics(feed, results, out, t)
+        start = record_loss(loss, out, t, w, feed, results, batch_size, context)
+        if start is None:
+            raise ConfigurationError("the loss depends on no trainable parameter")
+        del batch, out, t, w
+        optimizer.descend(start)
+
+    return train
 
 
 def as_callbacks(callbacks: Any) -> list[Any]:
@@ -233,9 +212,9 @@ def consolidated(model: Layer) -> list[Any]:
     return parameters
 
 
-def _capacity(device: Device, n: int, batch: int, xs: Any, y: Any, weighted: bool) -> tuple[bool, int]:
-    """Whether all data may stay on the device, and the rows of a chunk (whole batches) if not."""
-    row, memory = Feed.row_bytes(xs, y, weighted), device.memory
+def _capacity(device: Device, n: int, batch: int, samples: Samples) -> tuple[bool, int]:
+    """Whether n such samples may all stay on the device, and the rows of a chunk (whole batches) if not."""
+    row, memory = Feed.row_bytes(samples.xs, samples.y, samples.weight is not None), device.memory
     free = memory.limit - memory.in_use
     if n * sum(row) <= free // 2 and memory.fits(n * max(row)):
         return True, n
@@ -249,26 +228,3 @@ def _permutation(n: int, shuffle: bool, seed: int | None, epoch: int) -> np.ndar
         return np.arange(n)
     generator = random.host() if seed is None else np.random.default_rng((seed, epoch))
     return generator.permutation(n)
-
-
-def _epoch_logs(results: Results, plan: np.ndarray, classes: bool, epoch: int, first_step: int) -> dict[str, float]:
-    main, extra = results.read(len(plan))
-    losses = main[:, 0].astype(np.float64)
-    bad = np.flatnonzero(~np.isfinite(losses))
-    if bad.size:
-        at = int(bad[0])
-        before = losses[at - 1] if at else results.last
-        last = "no loss was finite before" if before is None else f"the last finite loss was {before:.6g}"
-        raise Diverged(
-            f"the loss stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} (step "
-            f"{first_step + at + 1} in all): "
-            f"it was {losses[at]}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
-        )
-    results.last = float(losses[-1])
-    rows = plan.astype(np.float64)
-    logs = {"loss": float(losses @ rows / rows.sum())}
-    if classes:
-        logs["accuracy"] = float(main[:, 1].sum(dtype=np.float64) / rows.sum())
-    for i, metric in enumerate(results.metrics):
-        logs[metric_name(metric)] = float(extra[:, i].astype(np.float64) @ rows / rows.sum())
-    return logs

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import ConfigurationError, ShapeError
+from ..errors import ConfigurationError, Diverged, ShapeError
 from ..losses import Loss
 from ..metrics import Metric, metric_name
 from ..ops.array import block_of
@@ -32,6 +32,29 @@ class Results:
     def read(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
         main = self.device.read(self.main, np.empty((steps, 2), self.dtype))
         return main, self.device.read(self.extra, np.empty((steps, len(self.metrics)), self.dtype))
+
+    def means(self, plan: np.ndarray, epoch: int, first_step: int, hits: bool) -> dict[str, float]:
+        """The means over an epoch whose steps had so many rows each, by name. Diverged where a loss is not finite."""
+        main, extra = self.read(len(plan))
+        losses = main[:, 0].astype(np.float64)
+        bad = np.flatnonzero(~np.isfinite(losses))
+        if bad.size:
+            at = int(bad[0])
+            before = losses[at - 1] if at else self.last
+            last = "no loss was finite before" if before is None else f"the last finite loss was {before:.6g}"
+            raise Diverged(
+                f"the loss stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} (step "
+                f"{first_step + at + 1} in all): "
+                f"it was {losses[at]}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
+            )
+        self.last = float(losses[-1])
+        rows = plan.astype(np.float64)
+        logs = {"loss": float(losses @ rows / rows.sum())}
+        if hits:
+            logs["accuracy"] = float(main[:, 1].sum(dtype=np.float64) / rows.sum())
+        for i, metric in enumerate(self.metrics):
+            logs[metric_name(metric)] = float(extra[:, i].astype(np.float64) @ rows / rows.sum())
+        return logs
 
 
 def steps_of(n: int, batch: int) -> list[tuple[int, int]]:
@@ -65,7 +88,6 @@ def record_loss(
     output: Tensor,
     y: Tensor,
     w: Tensor | None,
-    hits: bool,
     feed: Feed,
     results: Results,
     batch: int,
@@ -83,7 +105,7 @@ def record_loss(
     record = Record(results.main, feed.state, cells[:2])
     if isinstance(loss, Loss):
         together = batch <= device.group_width
-        found, source = loss.rows(output, y, w, hits, record if together else None)
+        found, source = loss.rows(output, y, w, y.dtype == np.int32, record if together else None)
 
         def closure(_: Any) -> Any:
             return ((source, gradient) for _, gradient in found.backward(None))
