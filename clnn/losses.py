@@ -156,7 +156,11 @@ class Loss(Watched):
 
     def config(self) -> Any:
         """What `find_loss` makes this loss of again; of a class of your own, the arguments that do."""
-        return NAMES.get(type(self), {})
+        given = {
+            name: value for name, value in registry.config_from(self).items() if value
+        }  # 0 is what is meant without one
+        name = NAMES.get(type(self))
+        return given if name is None else {"loss": name, **given} if given else name
 
 
 def _as_rows(x: Tensor) -> Array:
@@ -223,9 +227,6 @@ class Huber(Loss):
     @delta.setter
     def delta(self, value: float) -> None:
         self.parameter = in_range("Huber's delta", value, 0.0, math.inf, "()")
-
-    def config(self) -> Any:
-        return {"loss": "huber", "delta": self.delta}
 
 
 class BinaryCrossEntropy(Loss):
@@ -307,9 +308,6 @@ class CrossEntropy(Loss):
                 + ("; for a sigmoid there is binary_cross_entropy" if name == "sigmoid" else "")
             )
 
-    def config(self) -> Any:
-        return {"loss": "cross_entropy", "label_smoothing": self.parameter} if self.parameter else "cross_entropy"
-
 
 class LogLikelihood(CrossEntropy):
     """-log a of the right class: the book's log-likelihood cost (chapter 3).
@@ -326,9 +324,6 @@ class LogLikelihood(CrossEntropy):
         if output.logits is not None or output.made_by == "softmax":
             return super().line(output)
         return "log_likelihood", output, False
-
-    def config(self) -> Any:
-        return "log_likelihood"
 
 
 LOSSES: dict[str, type[Loss]] = {

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, ConfigurationError, DeviceError, OutOfDevi
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS, Array
 from ..random import generator
-from ..registry import REGISTRY, VERSIONS, register  # noqa: F401 - layers have them from here
+from ..registry import REGISTRY, VERSIONS, config_from, register  # noqa: F401 - layers have them from here
 from ..runtime.choice import device
 from ..runtime.device import Device, ValuesWanted
 from ..runtime.lock import exclusive
@@ -74,16 +74,21 @@ class Layer(Watched):
     _device: Device | None = None
     _trainable = True
 
-    def build(self, *input_shapes: tuple[int, ...]) -> None:
+    def build(self, *input_shapes: Any, **_: Any) -> None:
         """Make the parameters for inputs of these shapes (without the batch)."""
 
-    def forward(self, *inputs: Tensor) -> Any:
+    def forward(self, *inputs: Any, **_: Any) -> Any:
         """The layer's output."""
         raise NotImplementedError(f"{type(self).__name__} needs a forward(self, x) that returns a tensor")
 
     def config(self) -> dict[str, Any]:
-        """The arguments that make a layer like this one, as JSON can hold them."""
-        return {}
+        """The arguments that make a layer like this one, as JSON can hold them; for a class of your own, write them here."""
+        found = config_from(self)
+        for name in [
+            name for name in found if name.endswith("_init") and not isinstance(found[name], (str, int, float))
+        ]:
+            del found[name]  # a function is not saved: the values are
+        return {name: list(value) if type(value) is tuple else value for name, value in found.items()}
 
     # -- calling ------------------------------------------------------------------------------------------------------
     def __call__(self, *inputs: Any) -> Any:

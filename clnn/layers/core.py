@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from ..checks import check_count, in_range, whole_numbers
 from ..errors import ConfigurationError, ShapeError
@@ -55,8 +54,7 @@ class Dense(Layer):
         self.weight_init, self.bias_init = weight_init, bias_init
         find_initialiser(weight_init), find_initialiser(bias_init)
 
-    def build(self, *shapes: tuple[int, ...]) -> None:
-        (shape,) = shapes
+    def build(self, shape: tuple[int, ...]) -> None:
         if not shape:
             raise ShapeError(
                 f"{self.name or 'Dense'}: an input needs an axis of features besides the batch's, and has none"
@@ -65,8 +63,7 @@ class Dense(Layer):
         self.w.max_norm = self.max_norm
         self.b = self.parameter((self.size,), self.bias_init) if self.bias else None
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         softmax = self.activation in SOFTMAX
         try:
             y = linear_layer(x, self.w, self.b, "linear" if softmax else self.activation)
@@ -85,20 +82,6 @@ class Dense(Layer):
         if self.built:
             self.w.max_norm = self._max_norm
 
-    def config(self) -> dict[str, Any]:
-        initialisers = {
-            key: value
-            for key, value in (("weight_init", self.weight_init), ("bias_init", self.bias_init))
-            if isinstance(value, (str, int, float))  # a function is not saved: the values are
-        }
-        return {
-            "size": self.size,
-            "activation": self.activation,
-            "bias": self.bias,
-            **initialisers,
-            "max_norm": self.max_norm,
-        }
-
 
 @register
 class Activation(Layer):
@@ -107,22 +90,17 @@ class Activation(Layer):
     def __init__(self, activation: str) -> None:
         self.activation = activation if activation in SOFTMAX else activation_name(activation)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         if self.activation in SOFTMAX:
             return softmax_of(x, log=self.activation == "log_softmax")
         return function(x, self.activation)
-
-    def config(self) -> dict[str, Any]:
-        return {"activation": self.activation}
 
 
 @register
 class Flatten(Layer):
     """(batch, a, b, ...) -> (batch, a b ...)"""
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         return x.reshape(x.shape[0], math.prod(x.shape[1:]))
 
 
@@ -133,16 +111,12 @@ class Reshape(Layer):
     def __init__(self, shape: int | Sequence[int]) -> None:
         self.shape = whole_numbers("Reshape", shape)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         known = math.prod(s for s in self.shape if s != -1)
         size = math.prod(x.shape[1:])
         if (-1 in self.shape and (known < 1 or size % known)) or (-1 not in self.shape and known != size):
             raise ShapeError(f"{self.name or 'Reshape'}: a sample of shape {x.shape[1:]} cannot become {self.shape}")
         return x.reshape(x.shape[0], *[size // known if s == -1 else s for s in self.shape])
-
-    def config(self) -> dict[str, Any]:
-        return {"shape": list(self.shape)}
 
 
 @register
@@ -157,17 +131,13 @@ class Dropout(Layer):
     def __init__(self, rate: float) -> None:
         self.rate = in_range(f"{type(self).__name__}'s rate", rate, 0.0, 1.0)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         if not grad_enabled() or self.rate == 0:
             return x
         try:
             return apply(self.op, x, rate=self.rate, generator=generator(x.device))
         except ShapeError as error:
             raise self.wrong_shape(error) from None
-
-    def config(self) -> dict[str, Any]:
-        return {"rate": self.rate}
 
 
 @register

@@ -20,6 +20,7 @@ from ..ops.norm import (
     local_response_norm,
     rms_norm,
 )
+from ..registry import config_from
 from ..tape import grad_enabled
 from ..tensor import Parameter, Tensor, on_tape
 from .base import Layer, register
@@ -89,15 +90,13 @@ class BatchNorm(_Norm):
         self.activation = _activation("BatchNorm", activation)
         self.momentum = in_range("BatchNorm's momentum", momentum, 0.0, 1.0, "[]")
 
-    def build(self, *shapes: tuple[int, ...]) -> None:
-        (shape,) = shapes
+    def build(self, shape: tuple[int, ...]) -> None:
         channels = self.channels(shape)
         self.make_affine((channels,))
         self.running_mean = self.parameter(channels, "zeros", decays=False, learns=False)
         self.running_variance = self.parameter(channels, "ones", decays=False, learns=False)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         if grad_enabled() and self.trainable:
             return self.taped(
                 batch_norm, x, self.gamma, self.beta, running=(self.running_mean, self.running_variance),
@@ -108,14 +107,6 @@ class BatchNorm(_Norm):
     def folded(self) -> tuple[Array, Array]:
         """(a, b), each (channels,), with which the layer is f(x a + b) by its running statistics."""
         return fold(self.gamma, self.beta, self.running_mean, self.running_variance, self.epsilon)
-
-    def config(self) -> dict[str, Any]:
-        return {
-            "activation": self.activation,
-            "momentum": self.momentum,
-            "epsilon": self.epsilon,
-            "affine": self.affine,
-        }
 
 
 class _OverLast(_Norm):
@@ -148,10 +139,6 @@ class _OverLast(_Norm):
             )
         return len(axes)
 
-    def config(self) -> dict[str, Any]:
-        axis = self.axis if isinstance(self.axis, int) else list(self.axis)
-        return {"axis": axis, "epsilon": self.epsilon, "affine": self.affine}
-
 
 @register
 class LayerNorm(_OverLast):
@@ -163,12 +150,10 @@ class LayerNorm(_OverLast):
     def __init__(self, axis: int | Sequence[int] = -1, *, epsilon: float = 1e-5, affine: bool = True) -> None:
         super().__init__(axis, epsilon, affine)
 
-    def build(self, *shapes: tuple[int, ...]) -> None:
-        (shape,) = shapes
+    def build(self, shape: tuple[int, ...]) -> None:
         self.make_affine(shape[len(shape) - self.trailing(shape) :])
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         return self.taped(layer_norm, x, self.gamma, self.beta, axes=self.trailing(x.shape[1:]), epsilon=self.epsilon)
 
 
@@ -182,12 +167,10 @@ class RMSNorm(_OverLast):
     def __init__(self, axis: int | Sequence[int] = -1, *, epsilon: float = 1e-5, affine: bool = True) -> None:
         super().__init__(axis, epsilon, affine)
 
-    def build(self, *shapes: tuple[int, ...]) -> None:
-        (shape,) = shapes
+    def build(self, shape: tuple[int, ...]) -> None:
         self.make_affine(shape[len(shape) - self.trailing(shape) :], shift=False)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         return self.taped(rms_norm, x, self.gamma, axes=self.trailing(x.shape[1:]), epsilon=self.epsilon)
 
 
@@ -207,18 +190,13 @@ class GroupNorm(_Norm):
         self.groups = check_count("GroupNorm's groups", groups)
         self.activation = _activation("GroupNorm", activation)
 
-    def build(self, *shapes: tuple[int, ...]) -> None:
-        (shape,) = shapes
+    def build(self, shape: tuple[int, ...]) -> None:
         self.make_affine((self.channels(shape),))
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         return self.taped(
             group_norm, x, self.gamma, self.beta, groups=self.groups, activation=self.activation, epsilon=self.epsilon
         )
-
-    def config(self) -> dict[str, Any]:
-        return {"groups": self.groups, "activation": self.activation, "epsilon": self.epsilon, "affine": self.affine}
 
 
 @register
@@ -234,16 +212,11 @@ class InstanceNorm(_Norm):
         super().__init__(epsilon, affine)
         self.activation = _activation("InstanceNorm", activation)
 
-    def build(self, *shapes: tuple[int, ...]) -> None:
-        (shape,) = shapes
+    def build(self, shape: tuple[int, ...]) -> None:
         self.make_affine((self.channels(shape, 1),))
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         return self.taped(instance_norm, x, self.gamma, self.beta, activation=self.activation, epsilon=self.epsilon)
-
-    def config(self) -> dict[str, Any]:
-        return {"activation": self.activation, "epsilon": self.epsilon, "affine": self.affine}
 
 
 @register
@@ -257,13 +230,11 @@ class LocalResponseNorm(_Norm):
         self.power = in_range("LocalResponseNorm's beta", beta, 0.0, math.inf)
         self.k = in_range("LocalResponseNorm's k", k, 0.0, math.inf)
 
-    def build(self, *shapes: tuple[int, ...]) -> None:
-        (shape,) = shapes
+    def build(self, shape: tuple[int, ...]) -> None:
         self.channels(shape)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         return self.taped(local_response_norm, x, size=self.size, alpha=self.alpha, beta=self.power, k=self.k)
 
     def config(self) -> dict[str, Any]:
-        return {"size": self.size, "alpha": self.alpha, "beta": self.power, "k": self.k}
+        return config_from(self, beta=self.power)

@@ -8,6 +8,7 @@ from typing import Any
 from ..errors import ConfigurationError, ShapeError
 from ..ops.activation import ACTIVATIONS, activation_name
 from ..ops.elementwise import add
+from ..registry import config_from
 from ..tensor import Tensor, apply, function
 from .base import Layer, register, snake, through
 
@@ -46,8 +47,7 @@ class Residual(Layer):
                 kinds[kind] = kinds.get(kind, 0) + 1
                 layer.name = layer.name or f"{kind}_{kinds[kind]}"
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         y, beside = through(self.body, x), through(self.shortcut, x) if self.shortcut else x
         if y.shape != beside.shape:
             what = "the shortcut" if self.shortcut else "the input, without a shortcut,"
@@ -60,4 +60,4 @@ class Residual(Layer):
         return function(y + beside, self.activation)
 
     def config(self) -> dict[str, Any]:
-        return {"layers": self.body, "shortcut": self.shortcut, "activation": self.activation}
+        return config_from(self, layers=self.body)

@@ -12,7 +12,7 @@ from ...ops.activation import activation_name
 from ...ops.array import Array
 from ...ops.elementwise import binary
 from ...ops.image.conv import conv, conv_transpose
-from ...ops.image.window import Paddings, Window, check_axes, paddings, per_axis, slide
+from ...ops.image.window import Paddings, Window, check_axes, paddings, per_axis, short, short_paddings, slide
 from ...tape import grad_enabled
 from ...tensor import Tensor, on_tape
 from ..base import Layer, register
@@ -70,8 +70,7 @@ class _Convolution(Layer):
                     f"{count / self.groups:g} (an input has the shape {tuple(shape)} without the batch)"
                 )
 
-    def build(self, *shapes: tuple[int, ...]) -> None:
-        (shape,) = shapes
+    def build(self, shape: tuple[int, ...]) -> None:
         check_axes(self.label, ("batch", *shape), self.axes)  # type: ignore[arg-type]
         self.grouped(shape[0], shape)
         self.w = self.parameter(self.weight_shape(shape[0]), self.weight_init)
@@ -87,8 +86,7 @@ class _Convolution(Layer):
 
     op: Any = staticmethod(conv)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         y, backward = self.convolve(x, self.b, self.activation)
         inputs = (x, self.w) if self.b is None else (x, self.w, self.b)
         return on_tape(y, inputs, backward, (self.w,) if x.requires_grad else ())
@@ -114,31 +112,9 @@ class _Convolution(Layer):
         return on_tape(y, (), backward)
 
     def config(self) -> dict[str, Any]:
-        initialisers = {
-            key: value
-            for key, value in (("weight_init", self.weight_init), ("bias_init", self.bias_init))
-            if isinstance(value, (str, int, float))  # a function is not saved: the values are
-        }
-        padding = self.padding
-        if not isinstance(padding, str):  # as short as it can be said
-            same = all(pair == padding[0] and pair[0] == pair[1] for pair in padding)
-            padding = padding[0][0] if same else [list(pair) for pair in padding]  # type: ignore[assignment]
-        return {
-            "channels": self.channels,
-            "kernel": _short(self.kernel),
-            "activation": self.activation,
-            "stride": _short(self.stride),
-            "padding": padding,
-            "dilation": _short(self.dilation),
-            "groups": self.groups,
-            "bias": self.bias,
-            **initialisers,
-        }
-
-
-def _short(values: tuple[int, ...]) -> int | list[int]:
-    """One number where all are equal."""
-    return values[0] if len(set(values)) == 1 else list(values)
+        found = super().config() | {"padding": short_paddings(self.padding)}
+        names = ("kernel", "stride", "dilation", "output_padding")
+        return found | {name: short(found[name]) for name in names if name in found}
 
 
 class _Transpose(_Convolution):
@@ -196,9 +172,6 @@ class _Transpose(_Convolution):
         return Window(tuple(space), self.kernel, self.stride, before, after, self.dilation, inputs)
 
     op = staticmethod(conv_transpose)
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "output_padding": _short(self.output_padding)}
 
 
 @register
@@ -272,13 +245,12 @@ class DepthwiseConv2D(_Convolution):
         super().__init__(1, kernel, activation, **options)
         self.multiplier = check_count("DepthwiseConv2D's multiplier", multiplier)
 
-    def build(self, *shapes: tuple[int, ...]) -> None:
-        check_axes(self.label, ("batch", *shapes[0]), self.axes)  # type: ignore[arg-type]
-        self.groups, self.channels = shapes[0][0], shapes[0][0] * self.multiplier
-        super().build(*shapes)
+    def build(self, shape: tuple[int, ...]) -> None:
+        check_axes(self.label, ("batch", *shape), self.axes)  # type: ignore[arg-type]
+        self.groups, self.channels = shape[0], shape[0] * self.multiplier
+        super().build(shape)
 
     def config(self) -> dict[str, Any]:
         found = super().config()
         del found["channels"], found["groups"]
-        kernel, activation = found.pop("kernel"), found.pop("activation")
-        return {"kernel": kernel, "activation": activation, "multiplier": self.multiplier, **found}
+        return found

@@ -8,7 +8,7 @@ from typing import Any
 from ...checks import whole
 from ...errors import ClnnError, ConfigurationError, ShapeError
 from ...ops.image.pool import adaptive_pool, pool
-from ...ops.image.window import paddings, per_axis, slide
+from ...ops.image.window import paddings, per_axis, short, short_paddings, slide
 from ...tape import grad_enabled
 from ...tensor import Tensor, on_tape
 from ..base import Layer, register
@@ -27,11 +27,6 @@ __all__ = [
 ]
 
 Size = int | Sequence[int]
-
-
-def _short(values: Sequence[Any]) -> Any:
-    """One number where all are equal."""
-    return values[0] if len(set(values)) == 1 else list(values)
 
 
 class _Pool(Layer):
@@ -56,8 +51,11 @@ class _Pool(Layer):
 
     options: dict[str, Any] = {}
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def config(self) -> dict[str, Any]:
+        stride = None if self.stride == self.size else short(self.stride)
+        return {**super().config(), "size": short(self.size), "stride": stride, "padding": short_paddings(self.padding)}
+
+    def forward(self, x: Tensor) -> Tensor:
         label = self.name or type(self).__name__
         window = slide(label, x.shape, self.size, self.stride, self.padding, ceil=self.ceil_mode)
         try:
@@ -65,18 +63,6 @@ class _Pool(Layer):
         except ClnnError as error:
             raise type(error)(f"{label}: {error}") from None
         return on_tape(y, (x,), backward)
-
-    def config(self) -> dict[str, Any]:
-        padding = self.padding
-        if not isinstance(padding, str):
-            plain = all(before == after for before, after in padding)
-            padding = _short([a for a, _ in padding]) if plain else [list(pair) for pair in padding]  # type: ignore[assignment]
-        return {
-            "size": _short(self.size),
-            "stride": None if self.stride == self.size else _short(self.stride),
-            "padding": padding,
-            "ceil_mode": self.ceil_mode,
-        }
 
 
 class _AvgPool(_Pool):
@@ -97,9 +83,6 @@ class _AvgPool(_Pool):
     @property
     def options(self) -> dict[str, Any]:  # type: ignore[override]
         return {"include_pad": self.count_include_pad}
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "count_include_pad": self.count_include_pad}
 
 
 @register
@@ -162,8 +145,7 @@ class _Adaptive(Layer):
             raise ConfigurationError(f"{type(self).__name__}'s size has 1 to 3 axes, {size!r} was provided instead")
         self.size = per_axis(f"{type(self).__name__}'s size", size, axes)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         axes = x.ndim - 2 if self.every else len(self.size)
         try:
             y, backward = adaptive_pool(x, self.size * axes if self.every else self.size, self.kind, grad_enabled())
@@ -190,8 +172,7 @@ class AdaptiveAvgPool(_Adaptive):
 class _Global(Layer):
     kind = "max"
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         try:
             y, backward = adaptive_pool(x, (1,) * (x.ndim - 2), self.kind, grad_enabled())
         except ShapeError as error:

@@ -56,16 +56,12 @@ class UpSampling(_Resize):
         self.factor = _checked("UpSampling's factor", factor, 1)
         self.mode = check_mode("UpSampling", mode, UPSAMPLINGS)
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         factor = self.spread(self.factor, x)
         try:
             return apply(upsample, x, factor=factor, mode=self.mode)
         except ShapeError as error:
             raise self.wrong_shape(error) from None
-
-    def config(self) -> dict[str, Any]:
-        return {"factor": self.factor, "mode": self.mode}
 
 
 @register
@@ -84,13 +80,9 @@ class Padding(_Resize):
         self.mode = check_mode("Padding", mode, PADDINGS)
         self.value = math.nan if value != value else in_range("Padding's value", value, -math.inf, math.inf, "[]")
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         amounts = [a if isinstance(a, tuple) else (a, a) for a in self.spread(self.amount, x)]
         try:
             return apply(pad, x, amounts=amounts, mode=self.mode, value=self.value)
         except ShapeError as error:
             raise self.wrong_shape(error) from None
-
-    def config(self) -> dict[str, Any]:
-        return {"amount": self.amount, "mode": self.mode, "value": self.value}

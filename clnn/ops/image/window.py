@@ -60,6 +60,18 @@ def paddings(name: str, value: Any, axes: int) -> Paddings:
         ) from None
 
 
+def short(values: Sequence[Any]) -> Any:
+    """What `per_axis` takes for these: one number where all are equal."""
+    return values[0] if len(set(values)) == 1 else list(values)
+
+
+def short_paddings(value: Paddings) -> Any:
+    """What `paddings` takes for these, as short as it can be said."""
+    if isinstance(value, str):
+        return value
+    return short([a for a, _ in value]) if all(a == b for a, b in value) else [list(pair) for pair in value]
+
+
 def check_axes(what: str, shape: Sequence[int], axes: int) -> None:
     """An input has a batch, channels and `axes` spatial axes."""
     if len(shape) != 2 + axes:
