@@ -14,6 +14,7 @@ from clnn.gemm import Scale
 from clnn.ops.array import Sink
 from clnn.ops.image import conv as ops
 from clnn.ops.image import conv_plan
+from clnn.ops.image.geometry import geometry
 from clnn.ops.image.window import paddings, per_axis, slide
 from clnn.tape import grad_enabled
 from clnn.tensor import on_tape
@@ -292,7 +293,7 @@ def test_winograd(rng, device, engine, shape, monkeypatch):
 def test_winograd_can_be_refused(device, monkeypatch):
     """CLNN_WINOGRAD says how large tiles may be; with 0 sums are plain ones."""
     as_a_cpu(device, monkeypatch)
-    g = conv_plan.geometry(slide("test", (2, 32, 16, 16), (3, 3), (1, 1), ((1, 1), (1, 1))), 1, 32, 32)
+    g = geometry(slide("test", (2, 32, 16, 16), (3, 3), (1, 1), ((1, 1), (1, 1))), 1, 32, 32)
     for asked, wanted in (("", 4), ("4", 4), ("2", 2), ("0", None)):
         monkeypatch.setenv("CLNN_WINOGRAD", asked)
         for weights in (False, True):

@@ -416,9 +416,9 @@ def launched(device, monkeypatch, c, n):
     monkeypatch.setattr(device, "launch", lambda file, kernel, *a, **defines: found.append((kernel, defines)))
     g = tune_conv.geometry(c._replace(way="forward"))
     if c.way == "dw":
-        conv.weight_gradients(device, n, g, None, None, None, None, np.dtype(np.float32))
+        conv.weight_gradients(conv.Call(device, np.dtype(np.float32), n, g, None, None), None, None)
     else:
-        conv.apply(device, n, g, None, None, None, np.dtype(np.float32), conv.Epilogue(), c.way == "dx")
+        conv.apply(conv.Call(device, np.dtype(np.float32), n, g, None, None), None, conv.Epilogue(), c.way == "dx")
     monkeypatch.undo()
     return next((kernel, d) for kernel, d in found if kernel not in ("conv_pack", "conv_sum"))
 

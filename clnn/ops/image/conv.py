@@ -18,20 +18,8 @@ from ...runtime.memory import Block
 from ..activation import fused
 from ..array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
 from ..reduce import sum_to
-from .conv_plan import (
-    SIDE,
-    Geometry,
-    Plan,
-    by_lanes,
-    geometry,
-    limits,
-    plan_for,
-    run_of,
-    tiles_of,
-    turned,
-    up,
-    winograd_sizes,
-)
+from .conv_plan import SIDE, Plan, by_lanes, limits, plan_for, run_of, tiles_of, winograd_sizes
+from .geometry import Geometry, geometry, turned, up
 from .window import Window
 
 EACH = 4  # results of a work-item of conv_local along each side of its tile, as in kernels/conv.cl
@@ -39,7 +27,29 @@ LONGEST = 1024  # sums of blocks of positions that are added in a row (long sums
 PARTS = 2  # parts of the batch for each core, in gradients by weights
 
 
+MANY = 1 << 18  # weights, from which on their gradients' channels are divided among work-items, too
+
+
 # -- launches ---------------------------------------------------------------------------------------------------------
+class Call(NamedTuple):
+    """A convolution's operands: n images x, of the geometry g, and weights w. In its gradients dy stands for one of the two: for
+    x in that by inputs, for w in that by weights."""
+
+    device: Device
+    dtype: DType
+    n: int
+    g: Geometry
+    x: Block
+    w: Block
+
+    @property
+    def real(self) -> str:
+        return self.device.real(self.dtype)
+
+    def allocate(self, elements: int) -> Block:
+        return self.device.allocate(elements * np.dtype(self.dtype).itemsize)
+
+
 class Epilogue(NamedTuple):
     """What becomes of sums, as kernels/conv.cl says; `saved` is read where `times`, else written."""
 
@@ -98,22 +108,12 @@ def _turns(side: int) -> int:
     return 2 if side > 2 else 5
 
 
-def apply(
-    device: Device,
-    n: int,
-    g: Geometry,
-    x: Block,
-    w: Block,
-    y: Block,
-    dtype: DType,
-    epilogue: Epilogue,
-    flip: bool = False,
-) -> None:
-    """y = epilogue(x * w) for n images; with `flip` the gradient by inputs of that convolution, whose dy is x."""
+def apply(call: Call, y: Block, epilogue: Epilogue, flip: bool = False) -> None:
+    """y = epilogue(x * w); with `flip` the gradient by inputs of that convolution, whose dy is x."""
+    device, dtype, n, g, x, w = call
     if n == 0:
         return
-    g, flops = turned(g) if flip else g, g.flops(n)
-    real, size = device.real(dtype), np.dtype(dtype).itemsize
+    g, flops, real = turned(g) if flip else g, g.flops(n), call.real
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
     plan = plan_for(device, g, dtype)
     if plan is None:
@@ -128,13 +128,13 @@ def apply(
         )  # fmt: skip
         return
     if plan.kernel == "winograd":
-        _by_winograd(device, n, g, plan, x, w, y, dtype, epilogue, extra, flops)
+        _by_winograd(call._replace(g=g), plan, y, epilogue, extra, flops)
         return
     limit = limits(device, dtype)
     vw, columns, scatter = limit.vw, plan.kernel == "columns", plan.kernel == "scatter"
     width = plan.v * vw if columns else plan.r  # output channels whose weights lie together
     blocks = up(g.k, width)
-    packed = device.allocate(g.groups * blocks * width * g.c * g.taps * size)
+    packed = call.allocate(g.groups * blocks * width * g.c * g.taps)
     device.launch(
         "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, packed,
         local=_one(device), real=real, PACK=1, KR=width, **extra, **({"TAPS_FIRST": 1} if scatter else {}),
@@ -154,22 +154,11 @@ def apply(
     )  # fmt: skip
 
 
-def _by_winograd(
-    device: Device,
-    n: int,
-    g: Geometry,
-    plan: Plan,
-    x: Block,
-    w: Block,
-    y: Block,
-    dtype: DType,
-    epilogue: Epilogue,
-    flip: Any,
-    flops: int,
-) -> None:
-    real, vw, a = device.real(dtype), device.vector_width(dtype), plan.rb + 2
+def _by_winograd(call: Call, plan: Plan, y: Block, epilogue: Epilogue, flip: dict[str, Any], flops: int) -> None:
+    device, dtype, n, g, x, w = call
+    real, vw, a = call.real, device.vector_width(dtype), plan.rb + 2
     strips = up(g.k, plan.v * vw)
-    u = device.allocate(g.groups * strips * plan.v * vw * g.c * a * a * np.dtype(dtype).itemsize)
+    u = call.allocate(g.groups * strips * plan.v * vw * g.c * a * a)
     device.launch(
         "winograd", "winograd_weights", (g.groups * strips * g.c,), g.groups, g.c, g.k, w, u,
         local=_one(device), real=real, VW=vw, NV=plan.v, M=plan.rb, PACK=1, **flip,
@@ -184,15 +173,14 @@ def _by_winograd(
     )  # fmt: skip
 
 
-def weight_gradients(
-    device: Device, n: int, g: Geometry, x: Block, dy: Block, for_w: Sink | None, for_b: Sink | None, dtype: DType
-) -> None:
+def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None:
     """The gradients by weights and bias, into their sinks."""
-    real, size, entries = device.real(dtype), np.dtype(dtype).itemsize, g.c * g.taps
+    device, dtype, n, g, x, dy = call
+    real, entries = call.real, g.c * g.taps
     extra: dict[str, Any] = {}
     plan = plan_for(device, g, dtype, weights=True)
     if plan is not None and plan.kernel == "winograd":
-        _gradients_by_winograd(device, n, g, plan, x, dy, for_w, for_b, dtype)
+        _gradients_by_winograd(call, plan, for_w, for_b)
         return
     if plan is None:
         side = _side(device, real, WEIGHTS=1)
@@ -204,7 +192,7 @@ def weight_gradients(
             device.check_turns(20 * g.k * parts, f"the gradient of {g.k:,} filters by {positions:,} positions")
         depth = max(1, up(up(positions, parts), 16) * 16)
         parts = max(1, up(positions, depth))
-        partial = device.allocate(parts * g.groups * (entries + 1) * kp * size)
+        partial = call.allocate(parts * g.groups * (entries + 1) * kp)
         p, q = g.vectors(0, 0, 0, 0, 0, 0, depth)
         device.launch(
             "conv_local", "conv_local", (parts * tiles * side * side,), p, q, n, x, dy, None, None, partial, None, None, None,
@@ -215,21 +203,20 @@ def weight_gradients(
         vw = limit.vw
         kp = 1 if lanes else up(g.k, plan.v * vw) * plan.v * vw
         wanted = PARTS * device.compute_units
-        splits = min(g.c, up(wanted, g.groups)) if entries * g.k > 1 << 18 or n == 1 else 1
+        splits = min(g.c, up(wanted, g.groups)) if entries * g.k > MANY or n == 1 else 1
         blocks = g.out[0] * up(g.out[1], plan.rb) * up(g.out[2], plan.cb)  # of an image
         parts = max(_batch_parts(device, n, g.groups * splits), min(n, up(n * blocks, LONGEST)))
-        partial = device.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp) * size)
+        partial = call.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp))
         p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
-        extra = {"VW": vw, "LANES": 1} if lanes else {"VW": vw}
-        run = run_of(g)
-        tile = (
-            {"MR": plan.r} if lanes else {"MR": plan.r, "NV": plan.v, "RUN": run, "DX": g.dilation[2] if run > 1 else 1}
-        )
+        extra, run = {"VW": vw}, run_of(g)
+        tile = {} if lanes else {"NV": plan.v, "RUN": run, "DX": g.dilation[2] if run > 1 else 1}
         device.launch(
             f"conv_{plan.kernel}", f"conv_{plan.kernel}", (parts * g.groups * splits,), p, q, n, x, dy, partial,
             local=(1,), real=real, flops=g.flops(n), SLAB=limit.slab + 9 * vw, OUT=limit.kept + vw,
-            MOST_TAPS=_most_taps(g), **tile, **extra,
+            MOST_TAPS=_most_taps(g), VW=vw, MR=plan.r, **tile,
         )  # fmt: skip
+        if lanes:
+            extra["LANES"] = 1
     columns, sinks = _sinks(for_w, for_b)
     device.launch(
         "conv", "conv_sum", (g.groups * up(entries + 1, 16),), g.groups, g.k, entries, kp, parts, *columns, partial,
@@ -255,23 +242,14 @@ def _sinks(for_w: Sink | None, for_b: Sink | None) -> tuple[list[int], list[Any]
     return columns, places
 
 
-def _gradients_by_winograd(
-    device: Device,
-    n: int,
-    g: Geometry,
-    plan: Plan,
-    x: Block,
-    dy: Block,
-    for_w: Sink | None,
-    for_b: Sink | None,
-    dtype: DType,
-) -> None:
-    real, vw, a, size = device.real(dtype), device.vector_width(dtype), plan.rb + 2, np.dtype(dtype).itemsize
+def _gradients_by_winograd(call: Call, plan: Plan, for_w: Sink | None, for_b: Sink | None) -> None:
+    device, dtype, n, g, x, dy = call
+    real, vw, a = call.real, device.vector_width(dtype), plan.rb + 2
     width = plan.v * vw
     kp, cr = up(g.k, width) * width, up(g.c, plan.r) * plan.r
     blocks = up(n * tiles_of(g, plan.rb), plan.cb)
     parts = max(1, min(blocks, up(PARTS * device.compute_units, g.groups)), up(blocks, LONGEST))
-    partial = device.allocate(parts * g.groups * (a * a * cr + 1) * kp * size)
+    partial = call.allocate(parts * g.groups * (a * a * cr + 1) * kp)
     kept, slab = winograd_sizes(g, vw, plan.rb, plan.v, plan.cb)
     p, q = g.vectors(0, 0, 0, parts)
     common: dict[str, Any] = {"real": real, "VW": vw, "NV": plan.v, "M": plan.rb, "MR": plan.r}
@@ -303,39 +281,7 @@ def conv(
     that the field calls convolution (LeCun et al. 1998). With `keep` the input of an activation whose derivative needs it
     is kept. At inference the sum may be multiplied by `factor` (groups K,): a batch normalisation that is folded in.
     """
-    check_together("convolution", x, w, b)
-    check_float("convolution", x)
-    n, k, c = x.shape[0], w.shape[0] // groups, w.shape[1]
-    if x.shape[1] != groups * c or w.shape[0] % groups or w.shape[2:] != window.size:
-        raise ShapeError(
-            f"an input of shape {x.shape} does not fit weights of shape {w.shape} in {groups} groups: it needs "
-            f"{groups} * {c} = {groups * c} channels, and the weights' channels must be divisible by the groups"
-        )
-    g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
-    y = empty(device, (n, w.shape[0], *window.out), dtype)
-    saved = fused(y, activation, keep)
-    apply(
-        device,
-        n,
-        g,
-        x.block,
-        w.block,
-        y.block,
-        dtype,
-        Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)),
-    )
-
-    def backward(dz: Array) -> Iterator[Flow]:
-        def write_dx(sink: Sink) -> None:
-            apply(device, n, g, dz.block, w.block, sink.out, dtype, _into(sink), flip=True)
-
-        def write_dw_db(for_w: Sink | None, for_b: Sink | None = None) -> None:
-            weight_gradients(device, n, g, x.block, dz.block, for_w, for_b, dtype)
-
-        yield x, write_dx  # before dw: a sink may be the weights themselves
-        yield (w, write_dw_db) if b is None else (w, b, write_dw_db)
-
-    return y, backward
+    return _convolution("convolution", x, w, b, window, groups, activation, keep, factor, transposed=False)
 
 
 def _into(sink: Sink) -> Epilogue:
@@ -359,39 +305,54 @@ def conv_transpose(
     y[n, c, o stride + i dilation - before] += w[k, c, i] x[n, k, o], then + b[c] and f. `window` is the convolution's:
     x (batch, groups K, *window.out), w (groups K, C, *size), b and factor (groups C,) -> y (batch, groups C, *window.space).
     """
-    check_together("transposed convolution", x, w, b)
-    check_float("transposed convolution", x)
+    return _convolution("transposed convolution", x, w, b, window, groups, activation, keep, factor, transposed=True)
+
+
+def _convolution(
+    what: str,
+    x: Array,
+    w: Array,
+    b: Array | None,
+    window: Window,
+    groups: int,
+    activation: str,
+    keep: bool,
+    factor: Array | None,
+    transposed: bool,
+) -> tuple[Array, Backward]:
+    """Both: of a transposed one the forward pass is the other's gradient by inputs, and the reverse."""
+    check_together(what, x, w, b)
+    check_float(what, x)
     n, k, c = x.shape[0], w.shape[0] // groups, w.shape[1]
-    if x.shape[1] != w.shape[0] or w.shape[0] % groups or w.shape[2:] != window.size:
+    channels, made = (w.shape[0], groups * c) if transposed else (groups * c, w.shape[0])
+    if x.shape[1] != channels or w.shape[0] % groups or w.shape[2:] != window.size:
         raise ShapeError(
             f"an input of shape {x.shape} does not fit weights of shape {w.shape} in {groups} groups: it needs "
-            f"{w.shape[0]} channels, divisible by the groups"
+            + (
+                f"{channels} channels, divisible by the groups"
+                if transposed
+                else f"{groups} * {c} = {channels} channels, and the weights' channels must be divisible by the groups"
+            )
         )
-    g, device, dtype = geometry(window, groups, c, k), x.device, x.dtype
-    y = empty(device, (n, groups * c, *window.space), dtype)
+    y = empty(x.device, (n, made, *(window.space if transposed else window.out)), x.dtype)
     saved = fused(y, activation, keep)
-    apply(
-        device,
-        n,
-        g,
-        x.block,
-        w.block,
-        y.block,
-        dtype,
-        Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)),
-        flip=True,
-    )
+    call = Call(x.device, x.dtype, n, geometry(window, groups, c, k), x.block, w.block)
+    apply(call, y.block, Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)), flip=transposed)
 
     def backward(dz: Array) -> Iterator[Flow]:
         def write_dx(sink: Sink) -> None:
-            apply(device, n, g, dz.block, w.block, sink.out, dtype, _into(sink))
+            apply(call._replace(x=dz.block, w=w.block), sink.out, _into(sink), flip=not transposed)
 
-        def write_dw(for_w: Sink) -> None:
-            weight_gradients(device, n, g, dz.block, x.block, for_w, None, dtype)
+        def write_dw_db(for_w: Sink | None, for_b: Sink | None = None) -> None:
+            images, dy = (dz, x) if transposed else (x, dz)
+            weight_gradients(call._replace(x=images.block, w=dy.block), for_w, for_b)
 
         yield x, write_dx  # before dw: a sink may be the weights themselves
-        yield w, write_dw
-        if b is not None:
-            yield b, sum_to(dz, (groups * c, *(1 for _ in window.space))).reshaped(b.shape)
+        if b is None or transposed:
+            yield w, write_dw_db
+        else:
+            yield w, b, write_dw_db
+        if b is not None and transposed:
+            yield b, sum_to(dz, (made, *(1 for _ in window.space))).reshaped(b.shape)
 
     return y, backward

@@ -7,7 +7,6 @@ where it is one that would be made here for that geometry: any other might spill
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import warnings
 from collections import Counter
@@ -19,8 +18,8 @@ import numpy as np
 
 from ...errors import ConfigurationError
 from ...gemm import tuning
-from ...runtime.device import Device, DType, int_vector
-from .window import Window
+from ...runtime.device import Device, DType
+from .geometry import Geometry, up
 
 LOCAL = 256 << 10  # bytes of local memory that these sizes are made for; with less they shrink
 SLAB_BYTES = 96 << 10  # of inputs that a CPU's work-item keeps beside it: they stay in a second-level cache
@@ -35,52 +34,30 @@ WINOGRAD_CHANNELS = 8  # in a group, from which on it pays
 WINOGRAD_SUMS = 1 << 20  # elements that each part of a gradient by weights may sum up: more leave the caches
 SIDE = 16  # of conv_local's groups, where the device takes them
 PLANS = 16  # of a convolution, that are worth measuring
+# What the model of a plan's cost counts, in cycles of a processor that starts two vector multiply-adds in each: instructions of
+# the loops in kernels/, one a cycle, except for the two that were set so that the model ranks the convolutions of
+# `clnn bench conv` as timings on PoCL 3.1 did (NARROWER, LOADS).
+BLOCK = 300  # a block: its work-item starts, and fills tables of taps
+ROW = 3  # a row that is copied
+STRIDED, ZEROS = 2, 1.5  # an element that is copied with strides; a row of zeros between inputs, for each element
+FINISH, FINISH_ROW = 6, 4  # a vector of results through the epilogue, and a row of them
+STEP = 1  # a turn of the innermost loop, besides its multiply-adds and loads
+SUMS = {
+    "rows": 2,
+    "columns": 3,
+    "scatter": 4,
+    "weights": 3,
+    "lanes": 12,
+    "winograd": 2,
+    "winograd_gradients": 4,
+}  # a vector
+# of sums that leaves the registers
+NARROWER = 1.1  # of conv_columns, whose weights come from further away
+LOADS = 0.6  # of a multiply-add, a load in conv_weights
+POINTER = 4  # a row in conv_weights, whose pointers move on
+TRANSPOSE, ADD = 14, 5  # a row, and an element, of a tile that winograd transforms
+BACK, BACK_ADD = 20, 4  # an output, and an element of a tile, that it transforms back
 PLAIN = {"groups": 1, "stride": (1, 1, 1), "before": (0, 0, 0), "dilation": (1, 1, 1), "up": (1, 1, 1)}  # not in names
-
-
-class Geometry(NamedTuple):
-    """A convolution as the kernels see it: `groups` of `c` inputs and `k` outputs, over three axes; `up` - 1 zeros lie
-    between inputs. Padding `before` may be negative: then the input is cut."""
-
-    groups: int
-    c: int
-    k: int
-    space: tuple[int, ...]
-    out: tuple[int, ...]
-    size: tuple[int, ...]
-    stride: tuple[int, ...]
-    before: tuple[int, ...]
-    dilation: tuple[int, ...]
-    up: tuple[int, ...] = (1, 1, 1)
-
-    @property
-    def taps(self) -> int:
-        return math.prod(self.size)
-
-    def flops(self, n: int) -> int:
-        """Those of its sums over n images, and of either of its gradients' as many: asked of the forward pass's geometry."""
-        return 2 * n * self.groups * self.c * self.k * self.taps * math.prod(self.out)
-
-    def vectors(self, first: int, *last: int) -> tuple[np.ndarray, np.ndarray]:
-        """The two arguments of sizes that every kernel takes."""
-        p = [self.groups, self.c, self.k, *self.space, *self.out, *self.size, *self.stride, first]
-        q = [*self.before, *self.dilation, *self.up, *last]
-        return int_vector(p), int_vector(q + [0] * (16 - len(q)))
-
-
-def geometry(window: Window, groups: int, c: int, k: int) -> Geometry:
-    """That of the forward pass: c inputs and k outputs in each group."""
-    w = window.in_3d()
-    space, out = w.space, w.out
-    if w.size == w.stride == w.dilation == (1, 1, 1) and not any(w.before + w.after):  # 1x1: space is one long row
-        space = out = (1, 1, math.prod(space))
-    return Geometry(groups, c, k, space, out, w.size, w.stride, w.before, w.dilation)
-
-
-def turned(g: Geometry) -> Geometry:
-    """That of the gradient by inputs: dy with stride - 1 zeros between, over which the kernel slides turned over."""
-    before = tuple(d * (s - 1) - b for d, s, b in zip(g.dilation, g.size, g.before))
-    return Geometry(g.groups, g.k, g.c, g.out, g.space, g.size, (1, 1, 1), before, g.dilation, g.stride)
 
 
 # -- what a CPU's work-item does --------------------------------------------------------------------------------------
@@ -94,10 +71,6 @@ class Plan(NamedTuple):
     rb: int
     cb: int
     chunk: int
-
-
-def up(a: int, b: int) -> int:
-    return -(-a // b)
 
 
 def _even(n: int) -> list[int]:
@@ -204,17 +177,15 @@ def _rows(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
                 continue
             chunk = min(g.c, slab // plane)
             blocks = up(g.out[1], rb) * up(g.out[2], cb)
-            each = (
-                2 if g.stride[2] > 1 else 1 / vw + (1.5 / g.up[1] if g.up[2] > 1 else 0)
-            )  # cycles for a copied element
-            copy = g.c * (plane * each + 3 * g.size[0] * phases_h * phases_w * (rb + over_h))
-            finish = g.k * rb * (6 * up(cb, vw) + 4)
+            each = STRIDED if g.stride[2] > 1 else 1 / vw + (ZEROS / g.up[1] if g.up[2] > 1 else 0)
+            copy = g.c * (plane * each + ROW * g.size[0] * phases_h * phases_w * (rb + over_h))
+            finish = g.k * rb * (FINISH * up(cb, vw) + FINISH_ROW)
             for r, v in tiles:
                 k_blocks, strips = up(g.k, r), up(positions, v * vw)
-                step = max(r * v / 2, (2 * v + r) / 2 if vw >= 16 else (v + r) / 2) + 1
-                work = k_blocks * strips * (g.c * g.taps * step + 2 * r * v)
+                step = max(r * v / 2, (2 * v + r) / 2 if vw >= 16 else (v + r) / 2) + STEP
+                work = k_blocks * strips * (g.c * g.taps * step + SUMS["rows"] * r * v)
                 again = 1 if chunk == g.c else k_blocks
-                yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("rows", r, v, rb, cb, chunk)
+                yield g.out[0] * blocks * (work + again * copy + finish + BLOCK), Plan("rows", r, v, rb, cb, chunk)
 
 
 def _columns(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
@@ -237,18 +208,18 @@ def _columns(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
         if positions > limits.narrow - 4 or plane > slab:
             continue
         chunk, blocks = min(g.c, slab // plane), up(g.out[1], rb)
-        copy = g.c * (plane / vw + 3 * g.size[0] * high)
+        copy = g.c * (plane / vw + ROW * g.size[0] * high)
         for r, v in tiles:
             if v * vw % TURNED:
                 continue
             strips = up(g.k, v * vw)
-            step = max(r * v / 2, (r + v) / 2, 4) + 1
+            step = max(r * v / 2, (r + v) / 2, 4) + STEP
             count = rb * sum(up(up(cb - b, g.up[2]), r) for b in range(g.up[2]))
             taps = g.taps / (g.up[1] * g.up[2]) * seen
-            work = 1.1 * strips * count * (g.c * taps * step + 3 * r * v)  # its weights come from further away
-            finish = g.k * positions * (1 + 6 / vw)
+            work = NARROWER * strips * count * (g.c * taps * step + SUMS["columns"] * r * v)
+            finish = g.k * positions * (1 + FINISH / vw)
             again = 1 if chunk == g.c else strips
-            yield g.out[0] * blocks * (work + again * copy + finish + 300), Plan("columns", r, v, rb, cb, chunk)
+            yield g.out[0] * blocks * (work + again * copy + finish + BLOCK), Plan("columns", r, v, rb, cb, chunk)
 
 
 def scattered(g: Geometry, width: int) -> tuple[int, int]:
@@ -274,12 +245,12 @@ def _scatter(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
         if kept < 1 or stride > limits.slab:
             continue
         chunk = min(g.c, limits.slab // stride)
-        strips, step = stride // (v * vw), max(r * v / 2, (r + v) / 2) + 1
-        work = blocks * g.taps * strips * (g.c * step + up(g.c, chunk) * 4 * r * v)
-        copy = g.c * (stride / vw + 3 * g.space[1])
-        finish = g.k * (plane / vw + g.out[1] * (6 * up(g.out[2], vw) + 4))
+        strips, step = stride // (v * vw), max(r * v / 2, (r + v) / 2) + STEP
+        work = blocks * g.taps * strips * (g.c * step + up(g.c, chunk) * SUMS["scatter"] * r * v)
+        copy = g.c * (stride / vw + ROW * g.space[1])
+        finish = g.k * (plane / vw + g.out[1] * (FINISH * up(g.out[2], vw) + FINISH_ROW))
         again = 1 if chunk == g.c else up(blocks, kept)
-        yield g.out[0] * (work + again * copy + finish + 300), Plan("scatter", r, v, kept, 1, chunk)
+        yield g.out[0] * (work + again * copy + finish + BLOCK), Plan("scatter", r, v, kept, 1, chunk)
 
 
 def _suits_winograd(g: Geometry) -> bool:
@@ -314,10 +285,10 @@ def _winograd(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
                 for block in range(r, 65, r):
                     if sum(winograd_sizes(g, vw, m, v, block)) + a * a * (block * v + 1) * vw > limits.tiles:
                         break
-                    step = max(r * v / 2, (r + v) / 2) + 1
+                    step = max(r * v / 2, (r + v) / 2) + STEP
                     again = 1 + 4 / block  # weights are read anew for each block
-                    multiply = a * a * strips * (g.c * step + 2 * r * v) * again / r
-                    back = strips * v * (4 * a * a + 20 * m * m)
+                    multiply = a * a * strips * (g.c * step + SUMS["winograd"] * r * v) * again / r
+                    back = strips * v * (BACK_ADD * a * a + BACK * m * m)
                     yield (
                         tiles * (multiply + _transformed(g, vw, m, block) + back),
                         Plan("winograd", r, v, m, block, g.c),
@@ -327,7 +298,7 @@ def _winograd(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
 def _transformed(g: Geometry, vw: int, m: int, tiles: int) -> float:
     """What it costs to turn and transform a tile's inputs."""
     a = m + 2
-    return up(g.c, vw) * (14 * a * (m + 2 / min(tiles, up(g.out[2], m))) + 5 * a * a)
+    return up(g.c, vw) * (TRANSPOSE * a * (m + 2 / min(tiles, up(g.out[2], m))) + ADD * a * a)
 
 
 def _winograd_weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
@@ -348,9 +319,9 @@ def _winograd_weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan
                     gradients = (a * a * (block * strips * v + 1) + strips * v) * vw  # transformed, and their sums
                     if sum(winograd_sizes(g, vw, m, v, block)) + gradients > limits.tiles:
                         break
-                    step = max(r * v / 2, (r + v) / 2) + 1
-                    multiply = a * a * up(g.c, r) * strips * (step + 4 * r * v / block)
-                    cost = multiply + _transformed(g, vw, m, block) + strips * v * (14 * m * m + 5 * a * a)
+                    step = max(r * v / 2, (r + v) / 2) + STEP
+                    multiply = a * a * up(g.c, r) * strips * (step + SUMS["winograd_gradients"] * r * v / block)
+                    cost = multiply + _transformed(g, vw, m, block) + strips * v * (TRANSPOSE * m * m + ADD * a * a)
                     yield tiles_of(g, m) * cost, Plan("winograd", r, v, m, block, g.c)
 
 
@@ -378,7 +349,7 @@ def weight_tiles(g: Geometry, most_registers: int) -> list[tuple[int, int]]:
 def _weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
     """Plans for conv_weights."""
     for r, v in weight_tiles(g, limits.registers):
-        strips, step = up(g.k, v * limits.vw), max(r * v / 2, 0.6 * (r + v)) + 1
+        strips, step = up(g.k, v * limits.vw), max(r * v / 2, LOADS * (r + v)) + STEP
         for cb in _even(g.out[2]):
             for rb in _even(g.out[1]):
                 high = (rb - 1) * g.stride[1] + (g.size[1] - 1) * g.dilation[1] + 1
@@ -387,7 +358,7 @@ def _weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
                     continue
                 chunk = min(g.c, limits.slab // plane)
                 tiles = up(g.c, chunk) * up(chunk * g.taps, r) * strips
-                work = tiles * (rb * cb * step + 3 * r * v + 4 * rb)
+                work = tiles * (rb * cb * step + SUMS["weights"] * r * v + POINTER * rb)
                 yield _of_blocks(g, limits, rb, cb, work, plane, high), Plan("weights", r, v, rb, cb, chunk)
 
 
@@ -401,14 +372,14 @@ def _lanes(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
             plane, kept = g.size[0] * phases_h * phases_w * high * pitch, (rb - 1) * pitch + cb + vw
             if plane > limits.slab or kept > limits.kept:
                 continue
-            work = g.c * g.k * up(g.taps, r) * (up(kept, vw) * (r + 2) + 12 * r)
+            work = g.c * g.k * up(g.taps, r) * (up(kept, vw) * (r + 2) + SUMS["lanes"] * r)
             yield _of_blocks(g, limits, rb, cb, work, plane, high), Plan("lanes", r, 1, rb, cb, 1)
 
 
 def _of_blocks(g: Geometry, limits: Limits, rb: int, cb: int, work: float, plane: int, high: int) -> float:
     """What an image costs: for each block `work`, and the copies of its inputs, planes of `high` rows, and of dy."""
-    copies = g.c * (plane / limits.vw + 3 * g.size[0] * high) + g.k * rb * cb / 2
-    return up(g.out[1], rb) * up(g.out[2], cb) * (work + copies + 300)
+    copies = g.c * (plane / limits.vw + ROW * g.size[0] * high) + g.k * rb * cb / 2
+    return up(g.out[1], rb) * up(g.out[2], cb) * (work + copies + BLOCK)
 
 
 def by_lanes(g: Geometry) -> bool:

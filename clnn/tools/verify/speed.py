@@ -16,7 +16,8 @@ import pyopencl as cl
 from ... import __version__
 from ...errors import OutOfDeviceMemory
 from ...gemm import Shape, engine_name, tile, tuning
-from ...ops.image.conv_plan import geometry, plan_for, shown, turned
+from ...ops.image.conv_plan import plan_for, shown
+from ...ops.image.geometry import geometry, turned
 from ...ops.image.window import slide
 from ...runtime.choice import device
 from ...runtime.device import Device
