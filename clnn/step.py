@@ -19,6 +19,7 @@ from .ops.array import Array, empty
 from .optim import Taking
 from .runtime.choice import device
 from .runtime.device import Device, check_not_forked
+from .runtime.effects import Effects, saved
 from .runtime.memory import View
 from .runtime.recorder import AuditEnded, Recorder, StepContext
 from .runtime.recording import MOST_RECORDINGS, Entry, RecordingWarning, Replays
@@ -232,13 +233,13 @@ class Step:
         the host is put back."""
         recorder = Recorder(audit=True)
         watch = self._watched()
-        restore, outset = watch.saved(), watch.outset()
+        restore, effects = saved(watch), Effects(watch)
         where.step = context = StepContext()
         where.recorder = recorder
         try:
             recorder.result = self._python(context, function)
             where.advance(context.take_cells())
-            if effect := watch.side_effect(outset):
+            if effect := effects.found():
                 recorder.abort(effect)
         except AuditEnded:
             pass
@@ -328,10 +329,9 @@ class Step:
             taking.replayed = False
             touched.append(context)
             recorder = where.recorder
-            watch = self._watched() if recorder is not None else None
-            outset = watch.outset() if watch is not None else ()
+            effects = Effects(self._watched()) if recorder is not None else None
             result = self._python(context, function)
-            if recorder is not None and watch is not None and (effect := watch.side_effect(outset)):
+            if recorder is not None and effects is not None and (effect := effects.found()):
                 recorder.abort(effect)
             self._received |= dict.fromkeys(context.received)
             return result

@@ -14,6 +14,7 @@ from ..errors import ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer, for_shapes
 from ..losses import Loss, host_target
 from ..metrics import Metric, accuracy
+from ..runtime.effects import saved
 from ..runtime.lock import exclusive
 from ..runtime.watch import Watch, structure_changed, structure_version
 from ..tape import no_grad
@@ -53,7 +54,7 @@ def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
         return known[1]
     samples = [np.zeros((1, *x.shape[1:]), x.dtype) for x in xs]
     built = all(layer.built for layer in model.layers_inside())
-    restore = Watch([model]).saved() if built else lambda: None  # what forward() changes in layers is from no data
+    restore = saved(Watch([model])) if built else lambda: None  # what forward() changes in layers is from no data
     with no_grad():
         try:
             y = for_shapes(model.device, lambda: model(*[tensor(x, x.dtype, model.device) for x in samples]))
