@@ -1,4 +1,8 @@
-"""The choice of a device: which devices there are, which one a name means, and which one is in use."""
+"""The choice of a device: which devices there are, which one a name means, and which one is in use.
+
+The default is a GPU before an accelerator before a CPU, then one with memory of its own, then the fastest (ranking.py);
+`CLNN_DEVICE` chooses another.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""Devices: which there are, which one is used, and launching kernels on it.
+"""A device: what it is and can do, its queue and memory, and launching kernels on it.
 
-A `Device` opens its context at first use, so `import clnn` needs no driver. The default is a GPU before an
-accelerator before a CPU, then one with memory of its own, then the fastest (ranking.py); `CLNN_DEVICE` chooses another.
+A `Device` opens its context at first use, so `import clnn` needs no driver. Which one is used, choice.py says.
 
 `CLNN_DEVICE_AS` has every device say that it is of another form, so that clnn runs there what it would run on such a one: any
 of `kind=gpu` (or cpu, accelerator), `units=36` (compute units), `group=64` (the largest work-group), `lanes=8` (floats in a
