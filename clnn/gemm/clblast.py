@@ -7,7 +7,7 @@ import hashlib
 import json
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -33,6 +33,9 @@ CLBLAST: dict[str, dict[str, Sequence[int]]] = {  # every parameter of each kern
 _lock = threading.Lock()  # CLBlast before 1.6.1 is not safe across threads
 _problems: dict[str, str] = {}
 
+Pair = Callable[[], tuple[float, float]]  # gives alpha and beta
+# m, n, k, whether A and B are transposed, the three strides, how many products there are, and the steps between them
+Sizes = tuple[int, int, int, bool, bool, int, int, int, int, int, int, int]
 Parameters = dict[str, dict[str, dict[str, int]]]  # dtype: kernel: parameter: value
 
 
@@ -68,7 +71,9 @@ def available() -> bool:
     return _library()[0] is not None
 
 
-def _multiply(queue: Any, a: Any, b: Any, c: Any, dtype: DType, p: tuple[Any, ...], value: Any) -> None:
+def _multiply(
+    queue: cl.CommandQueue, a: cl.Buffer, b: cl.Buffer, c: cl.Buffer, dtype: DType, p: Sizes, value: Pair | None
+) -> None:
     m, n, k, transpose_a, transpose_b, lda, ldb, ldc, count, *steps = p
     alpha, beta = value() if value else (1.0, 0.0)
     operands = [_operand()(buffer, dtype) for buffer in (a, b, c)]
@@ -109,10 +114,10 @@ class _Call:
 
     __slots__ = ("dtype", "sizes", "value")
 
-    def __init__(self, dtype: DType, sizes: tuple[Any, ...], value: Any) -> None:
+    def __init__(self, dtype: DType, sizes: Sizes, value: Pair | None) -> None:
         self.dtype, self.sizes, self.value = dtype, sizes, value
 
-    def __call__(self, queue: Any, a: Any, b: Any, c: Any) -> None:
+    def __call__(self, queue: cl.CommandQueue, a: cl.Buffer, b: cl.Buffer, c: cl.Buffer) -> None:
         _multiply(queue, a, b, c, self.dtype, self.sizes, self.value)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import pyopencl as cl
 
@@ -21,19 +20,19 @@ class Pacer:
     def __init__(self, queue: cl.CommandQueue, no_memory: Callable[[str, cl.MemoryError], OutOfDeviceMemory]) -> None:
         self.queue, self.no_memory = queue, no_memory
         self.every, self.count = 1, 0
-        self.marker: Any = None
-        self.held: list[Any] = []  # uploads since the last marker, and those before it
-        self.held_before: list[Any] = []
+        self.marker: cl.Event | None = None
+        self.held: list[cl.Event] = []  # uploads since the last marker, and those before it
+        self.held_before: list[cl.Event] = []
         self.last = time.perf_counter()
 
-    def hold(self, event: Any) -> None:
+    def hold(self, event: cl.Event) -> None:
         """Keep an upload alive until a later marker has been waited for."""
         self.held.append(event)
         if len(self.held) >= MOST_HELD:
             self._wait(event)
             self.held.clear()
 
-    def _wait(self, event: Any) -> None:
+    def _wait(self, event: cl.Event) -> None:
         try:
             event.wait()
         except cl.MemoryError as error:
