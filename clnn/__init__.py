@@ -35,6 +35,8 @@ from .layers.image.pool import *  # noqa: F403
 from .layers.image.resize import *  # noqa: F403
 from .layers.norm import *  # noqa: F403
 from .layers.residual import *  # noqa: F403
+from .layers.sequence.attention import *  # noqa: F403
+from .layers.sequence.embedding import *  # noqa: F403
 from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
 from .named import *  # noqa: F403

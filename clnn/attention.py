@@ -7,10 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from .arrays import where
+from .arrays import arange, stack, where
+from .checks import check_count
+from .errors import ConfigurationError, ShapeError
 from .ops.sequence.attention import attention
 from .tape import grad_enabled
-from .tensor import Tensor, on_tape, tensor
+from .tensor import Tensor, concat, function, on_tape, tensor
 
 
 def scaled_dot_product_attention(
@@ -56,4 +58,53 @@ def scaled_dot_product_attention(
     return on_tape(y, (q, k, v), backward, (q, k, v))
 
 
-__all__ = ["scaled_dot_product_attention"]
+def _places(time: int, past: Any, dtype: Any, device: Any) -> Tensor:
+    """(time, 1): the numbers of `time` steps, of which `past`, an int32 tensor of one number, came before."""
+    if past is None:
+        return arange(0.0, float(time), dtype=dtype, device=device).reshape(time, 1)
+    return (arange(time, device=device) + tensor(past, np.int32, device)).astype(dtype).reshape(time, 1)
+
+
+def _angles(time: int, size: int, past: Any, dtype: Any, device: Any, base: float) -> Tensor:
+    """(time, size / 2): places times base^(-2 i / size)."""
+    rates = function(arange(0.0, float(size // 2), dtype=dtype, device=device) * (-2 * math.log(base) / size), "exp")
+    return _places(time, past, dtype, device) * rates
+
+
+def sinusoidal_positions(
+    time: int, size: int, past: Any = None, dtype: Any = np.float32, device: Any = None, base: float = 10000.0
+) -> Tensor:
+    """(time, size): sin(t base^(-2 i / size)) in the even columns 2 i, the cosine in the odd ones (Vaswani et al. 2017).
+
+    `past`, an int32 tensor of one number, is added to every t. ShapeError for an odd size.
+    """
+    time, size = check_count("the number of steps", time, 0), check_count("the size of positions", size)
+    if size % 2:
+        raise ShapeError(f"positions come in pairs, a sine and a cosine: the size is even, not {size}")
+    angles = _angles(time, size, past, dtype, device, base)
+    return stack([function(angles, "sin"), function(angles, "cos")], -1).reshape(time, size)
+
+
+def rotary(x: Any, past: Any = None, base: float = 10000.0, pairs: str = "halves") -> Tensor:
+    """Rotary positions: x (batch, time, heads, depth) with each pair of its columns turned by the angle t base^(-2 i / depth).
+
+    `pairs`: "halves" for columns i and i + depth / 2, as GPT-NeoX and LLaMA's converted weights have it, or "neighbours" for 2 i
+    and 2 i + 1, as the paper does. `past` is as for `sinusoidal_positions`. ShapeError for an odd depth.
+    Source: Su et al. 2021.
+    """
+    x = tensor(x)
+    if x.ndim != 4 or x.shape[-1] % 2:
+        raise ShapeError(f"rotary takes (batch, time, heads, depth) with an even depth, not the shape {x.shape}")
+    if pairs not in ("halves", "neighbours"):
+        raise ConfigurationError(f'rotary\'s pairs are "halves" or "neighbours", not {pairs!r}')
+    time, depth = x.shape[1], x.shape[3]
+    angles = _angles(time, depth, past, x.dtype, x.device, base).reshape(time, 1, depth // 2)
+    cosine, sine = function(angles, "cos"), function(angles, "sin")
+    if pairs == "halves":
+        a, b = x[..., : depth // 2], x[..., depth // 2 :]
+        return concat([a * cosine - b * sine, b * cosine + a * sine], -1)
+    a, b = x[..., ::2], x[..., 1::2]
+    return stack([a * cosine - b * sine, b * cosine + a * sine], -1).reshape(x.shape)
+
+
+__all__ = ["rotary", "scaled_dot_product_attention", "sinusoidal_positions"]

@@ -95,6 +95,15 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
     return value
 
 
+def whole_array(value: Any, name: str = "the array") -> np.ndarray:
+    """`value` as an array of integers, floats too if they are whole. DataError for others."""
+    array = numbers(value, name)
+    if array.dtype.kind == "f" and array.size and not (np.isfinite(array) & (array == np.floor(array))).all():
+        bad = array[~(np.isfinite(array) & (array == np.floor(array)))].flat[0]
+        raise DataError(f"{name} takes whole numbers, such as tokens, and {bad} is none")
+    return array.astype(np.int64) if array.dtype.kind in "fb" else array
+
+
 def leaves(value: Any) -> Iterator[Any]:
     """`value`, or where it is a list or a list of lists, what they hold besides Python's numbers."""
     if isinstance(value, (list, tuple)):

@@ -149,13 +149,18 @@ class Model(Layer):
 
     def __call__(self, *inputs: Any) -> Any:
         if not self.built:
-            whole = [isinstance(x, Tensor) and x.dtype == np.int32 for x in inputs]
-            self._input_types = ["int32" if one else self.dtype.name for one in whole] if any(whole) else None
+            self._note_types([isinstance(x, Tensor) and x.dtype == np.int32 for x in inputs])
         return super().__call__(*inputs)
+
+    def _note_types(self, whole: list[bool]) -> None:
+        whole = [one or self.takes_whole(i) for i, one in enumerate(whole)]
+        self._input_types = ["int32" if one else self.dtype.name for one in whole] if any(whole) else None
 
     def ensure_built(self, *shapes: tuple[int, ...]) -> None:
         if not self.built:
             self._input_shapes = [list(shape) for shape in shapes]
+            if self._input_types is None:
+                self._note_types([False] * len(shapes))
         super().ensure_built(*shapes)
 
 
@@ -214,7 +219,8 @@ class Sequential(Model):
         generator = None if self.seed is None else Generator(self.device, self.seed)
 
         def forward() -> list[tuple[int, ...]]:
-            x, found = tensor(np.zeros((1, *shape)), self.dtype, self.device), []
+            kind = np.int32 if self.takes_whole(0) else self.dtype
+            x, found = tensor(np.zeros((1, *shape)), kind, self.device), []
             for layer in self.layers:
                 x = layer(x)
                 found.append(x.shape[1:])
@@ -228,6 +234,12 @@ class Sequential(Model):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         return through(self.layers, *inputs)
+
+    def takes_whole(self, i: int) -> bool:
+        return self.layers[0].takes_whole(i)
+
+    def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
+        self.layers[0].check_whole(i, array, name)
 
     def named_parameters(self, prefix: str = "") -> Any:
         for name, p in super().named_parameters(prefix):

@@ -338,7 +338,7 @@ class Results:
             return trial.model
         x = self.search.train[0]
         sample = tuple(a[:1] for a in x) if isinstance(x, tuple) else x[:1]
-        build_for(trial.model, as_inputs(sample, trial.model.dtype))
+        build_for(trial.model, as_inputs(sample, trial.model))
         trial.model.load_state_dict(self.weights[1])
         trial.model.loss = find_loss(trial.options["loss"])
         return trial.model

@@ -17,7 +17,7 @@ from .gemm import Scale
 from .ops.activation import FUNCTIONS, unary
 from .ops.aggregate import reduce
 from .ops.array import FLOATS, Array, Backward, Sink, empty, fill
-from .ops.elementwise import BINARY, binary
+from .ops.elementwise import BINARY, binary, convert
 from .ops.index import is_basic, take_items
 from .ops.linear import linear, matmul
 from .ops.reduce import Axis, argmax
@@ -104,7 +104,11 @@ class Tensor(Array):
         return tensor(self.numpy(), device=device, dtype=self.dtype)
 
     def astype(self, dtype: DTypeLike) -> Tensor:
-        """A copy of another type, by way of the host. ClnnError where it has a history, which would not come along."""
+        """A copy of another type. To int32 by way of the host, towards 0, and a ClnnError where it has a history, which would not
+        come along; between float32 and float64 with a gradient."""
+        if np.dtype(dtype) in FLOATS and np.dtype(dtype) != self.dtype:
+            self.device.real(np.dtype(dtype))  # an error where it has none
+            return apply(convert, self, dtype=np.dtype(dtype))
         self.refuse_history("astype()")
         return tensor(self.numpy(), device=self.device, dtype=dtype)
 

@@ -152,6 +152,14 @@ kernel void scale_add(int n, global const real *g, global real *out, global cons
   out[i] = AXPBY(pair, g[i], out[i]);
 }
 
+#ifdef FROM
+// y = x, of type FROM, as TO
+kernel void convert(int n, global const FROM *x, global TO *y) {
+  const int i = get_global_id(0);
+  if (i < n) y[i] = (TO)x[i];
+}
+#endif
+
 // y = value everywhere
 kernel void fill(int n, global real *y, real value) {
   const int i = get_global_id(0);

@@ -10,6 +10,8 @@ from .image.pool import *  # noqa: F403
 from .image.resize import *  # noqa: F403
 from .norm import *  # noqa: F403
 from .residual import *  # noqa: F403
+from .sequence.attention import *  # noqa: F403
+from .sequence.embedding import *  # noqa: F403
 
 __all__ = ["Layer", "register"]
 __all__ += core.__all__

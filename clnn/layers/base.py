@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import as_argument, numbers, sizes
-from ..errors import CheckpointError, ConfigurationError, DeviceError, OutOfDeviceMemory, ShapeError
+from ..checks import as_argument, numbers, sizes, whole_array
+from ..errors import CheckpointError, ConfigurationError, DataError, DeviceError, OutOfDeviceMemory, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS, Array
 from ..random import generator
@@ -71,6 +71,8 @@ class Layer(Watched):
     built = False
     dtype = np.dtype(np.float32)
     stop_training = False
+    # Whether inputs are whole numbers, such as tokens, and stay int32: one answer, or one for each input
+    whole_inputs: bool | tuple[bool, ...] = False
     _device: Device | None = None
     _trainable = True
 
@@ -98,13 +100,31 @@ class Layer(Watched):
                     f"{self.name or type(self).__name__} is on {self.device!r} and its input on {x.device!r}; "
                     "move one with .to(device)"
                 )
-        given = [tensor(x, device=self.device, dtype=None if _is_int(x) else self.dtype) for x in inputs]
+        given = [self._as_input(x, i) for i, x in enumerate(inputs)]
         try:
             self.ensure_built(*[x.shape[1:] for x in given])
             return self.forward(*given)
         except OutOfDeviceMemory as error:
             error.inside(self.name or type(self).__name__)
             raise
+
+    def takes_whole(self, i: int) -> bool:
+        """Whether input `i` is one of whole numbers."""
+        whole = self.whole_inputs
+        return bool(whole[i] if isinstance(whole, (tuple, list)) and i < len(whole) else whole)
+
+    def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
+        """DataError where input `i`, an array of whole numbers, holds one that this layer cannot take."""
+        if array.size and not -(2**31) <= array.min() <= array.max() < 2**31:
+            raise DataError(f"{name} goes from {array.min()} to {array.max()}, and whole numbers become int32 here")
+
+    def _as_input(self, x: Any, i: int) -> Tensor:
+        """Input `i` as a tensor of the type in which this layer wants it."""
+        if isinstance(x, Tensor) and x.dtype == np.int32:
+            return x
+        if self.takes_whole(i) and not isinstance(x, Tensor):
+            return tensor(whole_array(x, self.name or type(self).__name__), np.int32, self.device)
+        return tensor(x, self.dtype, self.device)
 
     def with_next(self, following: Layer, x: Tensor) -> Tensor | None:
         """At inference: what `following` makes of this layer's output, if one launch can compute both; otherwise None."""
@@ -328,10 +348,6 @@ def through(layers: Sequence[Layer], x: Any) -> Any:
 
 def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
     return value.items() if isinstance(value, dict) else enumerate(value)
-
-
-def _is_int(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.dtype == np.int32
 
 
 def snake(name: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import DeviceError, ShapeError
 from ..gemm import Scale
+from ..runtime.device import DType
 from ..runtime.memory import Block
 from ..runtime.recorder import Argument
 from .array import Array, Backward, Flow, check_float, check_together, empty, empty_like, vector8
@@ -176,6 +177,20 @@ def choose(condition: Array, a: Array | float, b: Array | float) -> tuple[Array,
                 dx = empty_like(y)
                 launch(dx, *((dy, 0.0) if at == 0 else (0.0, dy)))
                 yield x, sum_to(dx, x.shape)
+
+    return y, backward
+
+
+def convert(x: Array, dtype: DType) -> tuple[Array, Backward]:
+    """x as float32 or float64, on the device; the gradient comes back in x's type."""
+    y = empty(x.device, x.shape, dtype)
+    x.device.launch(
+        "elementwise", "convert", (x.size,), x.size, x.block, y.block, real=y.real, FROM=TYPES[x.dtype], TO=y.real
+    )
+
+    def backward(dy: Array) -> Iterator[Flow]:
+        if x.dtype != np.int32:
+            yield x, convert(dy, x.dtype)[0]
 
     return y, backward
 

@@ -93,9 +93,9 @@ class Evaluation:
         n, row = len(xs[0]), sum(Feed.row_bytes(xs, y, weight is not None))
         room = min(CHUNK_BYTES, self.model.device.memory.piece // 2)
         most = max(1, room // row // self.batch) * self.batch
-        weighted = weight is not None
+        weighted = None if weight is None else weight.dtype
         feed = self.feed
-        if feed is None or not feed.fits(min(n, most), xs, y) or (feed.weight is not None) != weighted:
+        if feed is None or not feed.fits(min(n, most), xs, y) or feed.weighted != weighted:
             capacity = min(most, 1 << max(0, n - 1).bit_length())
             device = self.model.device
             self.feed = feed = Feed(device, capacity, xs, y, weighted, ordered=False)
@@ -168,7 +168,7 @@ def evaluate(
             'evaluate needs a loss: fit the model first, or give one, such as loss="cross_entropy"'
         )
     loss = find_loss(loss)
-    xs = as_inputs(x, model.dtype)
+    xs = as_inputs(x, model)
     output = build_for(model, xs)
     target = as_target(y, loss, output, len(xs[0]), model.dtype)
     found = find_metrics(metrics)
@@ -180,7 +180,7 @@ def evaluate(
 @exclusive("device.lock")
 def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> np.ndarray:
     """The model's raw outputs as an array, in batches."""
-    xs, batch_size = as_inputs(x, model.dtype), check_count("batch_size", batch_size)
+    xs, batch_size = as_inputs(x, model), check_count("batch_size", batch_size)
     output = build_for(model, xs)
     if len(xs[0]) == 0:
         return np.empty((0, *output), model.dtype)

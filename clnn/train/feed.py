@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..gemm import RowsOf
-from ..runtime.device import Device
+from ..runtime.device import Device, DType
 from ..runtime.memory import Block
 from ..tensor import Tensor
 
@@ -25,7 +25,7 @@ class Feed:
         capacity: int,
         xs: Sequence[np.ndarray],
         y: np.ndarray | None,
-        weighted: bool,
+        weighted: DType | None,
         ordered: bool,
     ) -> None:
         self.device, self.capacity = device, capacity
@@ -38,7 +38,8 @@ class Feed:
         self.xs = [hold(rows(x), x.dtype) for x in xs]
         self.target = None if y is None else (y.shape[1:], y.dtype)
         self.y = None if y is None else hold(rows(y), y.dtype)
-        self.weight = hold((capacity,), xs[0].dtype) if weighted else None
+        self.weighted = weighted  # the type of the weights, if there are any
+        self.weight = None if weighted is None else hold((capacity,), weighted)
         self.order = hold((capacity,), np.int32) if ordered else None
         self.state = hold((3,), np.int32)
 
@@ -76,7 +77,7 @@ class Feed:
 
         xs = [part(block, *shape) for block, shape in zip(self.xs, self.shapes)]
         y = part(self.y, *self.target) if self.target else None
-        return xs, y, part(self.weight, (), self.shapes[0][1]) if self.weight else None
+        return xs, y, part(self.weight, (), self.weighted) if self.weight else None
 
 
 class Batch(Tensor):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..checks import in_range, numbers, whole
+from ..checks import in_range, numbers, whole, whole_array
 from ..data.validate import check_features
 from ..errors import ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer, for_shapes
@@ -21,15 +21,20 @@ from ..tape import no_grad
 from ..tensor import Tensor, tensor
 
 
-def as_inputs(x: Any, dtype: Any, name: str = "x") -> list[np.ndarray]:
-    """One array per input of the model, in the model's type, checked for NaN and infinity."""
+def as_inputs(x: Any, model: Layer, name: str = "x") -> list[np.ndarray]:
+    """One array per input of the model, in the model's type or, where it takes whole numbers, int32, checked."""
     arrays = list(x) if isinstance(x, tuple) else [x]
     found = []
     for i, value in enumerate(arrays):
         label = name if len(arrays) == 1 else f"{name}[{i}]"
-        array = numbers(value, label)
+        tokens = model.takes_whole(i)
+        array, dtype = (
+            (whole_array(value, label), np.dtype(np.int32)) if tokens else (numbers(value, label), model.dtype)
+        )
         if array.ndim < 1:
             raise DataError(f"{label} should be an array of numbers with one row a sample, not one number")
+        if tokens:
+            model.check_whole(i, array, label)
         if array.dtype != dtype or not array.flags.c_contiguous:
             array = np.ascontiguousarray(array, dtype)
         check_features(array, label)
@@ -176,7 +181,7 @@ def given_to_fit(
     split: float,
 ) -> tuple[Samples, Samples | None]:
     """The samples to train on, and those that are held out: `validation`, or the fraction `split` from the end."""
-    dtype, xs = model.dtype, as_inputs(x, model.dtype)
+    dtype, xs = model.dtype, as_inputs(x, model)
     n = len(xs[0])
     if n == 0:
         raise DataError(f"x has no samples: its shape is {xs[0].shape}")
@@ -196,7 +201,7 @@ def given_to_fit(
         if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
             raise ConfigurationError("validation is (x, y) or (x, y, sample_weight); several inputs are ((x1, x2), y)")
         x_val, y_val, w_val = (*validation, None)[:3]
-        x_val = as_inputs(x_val, dtype, "validation x")
+        x_val = as_inputs(x_val, model, "validation x")
         y_val = as_target(y_val, loss, output, len(x_val[0]), dtype, "validation y")
         held_out = Samples(x_val, y_val, as_weights(w_val, y_val, dtype, "validation sample_weight"))
     if class_weight is not None:

@@ -84,7 +84,8 @@ def fit(
         given, position = optimizer.given, optimizer.steps
     model.loss, model.optimizer = loss, optimizer
     resident, capacity = _capacity(device, n, batch_size, samples)
-    feed = Feed(device, capacity, samples.xs, samples.y, samples.weight is not None, ordered=resident)
+    weighted = None if samples.weight is None else samples.weight.dtype
+    feed = Feed(device, capacity, samples.xs, samples.y, weighted, ordered=resident)
     results = Results(device, len(plan), model.dtype, metrics)
     train = _training_step(model, loss, optimizer, feed, results, batch_size)
     step = Step(train, record, [optimizer], reads=[model, loss, *metrics])

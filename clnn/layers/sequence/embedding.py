@@ -1,0 +1,117 @@
+"""Layers for tokens and their places in a sequence: Embedding, and positions that are learned or sines."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ...arrays import arange, take_rows, where
+from ...attention import sinusoidal_positions
+from ...checks import check_count, whole
+from ...errors import ConfigurationError, DataError, ShapeError
+from ...init import Initialiser, find_initialiser, normal
+from ...tensor import Tensor
+from ..base import Layer, register
+
+__all__ = ["Embedding", "PositionalEmbedding", "SinusoidalPositions"]
+
+
+@register
+class Embedding(Layer):
+    """y = w[x]: x (batch, ...) of whole numbers, w (tokens, size) -> y (batch, ..., size).
+
+    The gradient of a row is the sum over all places where its token stands, in their order, so the same bits each time; rows
+    of other tokens get 0, and an optimizer with moments or weight decay still moves them. `padding` is a token whose row
+    is read as 0 and does not learn. `tied(y)` gives the scores of all tokens, y w^T, for an output layer that shares the
+    weights (Press and Wolf 2017). Weights start as N(0, 0.02), as GPT-2's do, unless `weight_init` says otherwise.
+
+    OutOfRangeError for a token that is none of 0 to tokens - 1 (negative ones count from the end); in a recorded step its
+    row is NaN instead, and with it the loss.
+    """
+
+    shaping = frozenset(("tokens", "size"))
+    whole_inputs = True
+
+    def __init__(
+        self,
+        tokens: int,
+        size: int,
+        *,
+        padding: int | None = None,
+        weight_init: str | float | Initialiser | None = None,
+    ) -> None:
+        self.tokens, self.size = check_count("Embedding's tokens", tokens), check_count("Embedding's size", size)
+        if padding is not None and (whole(padding) is None or not 0 <= padding < self.tokens):
+            raise ConfigurationError(
+                f"Embedding's padding is a token from 0 to {self.tokens - 1}, or None, not {padding!r}"
+            )
+        self.padding, self.weight_init = padding, weight_init
+        if weight_init is not None:
+            find_initialiser(weight_init)
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        self.w = self.parameter(
+            (self.tokens, self.size), normal(0.0, 0.02) if self.weight_init is None else self.weight_init
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.dtype.kind != "i":
+            raise self.wrong_shape(ShapeError(f"tokens are whole numbers, and the input is {x.dtype}"))
+        y = take_rows(self.w, x)
+        return y if self.padding is None else where((x != self.padding).reshape(*x.shape, 1), y, 0.0)
+
+    def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
+        if array.size and not -self.tokens <= array.min() <= array.max() < self.tokens:
+            at = np.argwhere((array < -self.tokens) | (array >= self.tokens))[0]
+            raise DataError(
+                f"{name}{[*map(int, at)]} is {array[tuple(at)]}, and {self.name or 'Embedding'} has {self.tokens} tokens, 0 to "
+                f"{self.tokens - 1}"
+            )
+
+    def tied(self, y: Tensor) -> Tensor:
+        """y w^T: (..., size) -> (..., tokens), the score of each token."""
+        return y @ self.w.T
+
+
+class _Positions(Layer):
+    """What positions of both kinds share: x (batch, time, size), and at most `length` steps."""
+
+    shaping = frozenset(("length",))
+
+    def __init__(self, length: int) -> None:
+        self.length = check_count(f"{type(self).__name__}'s length", length)
+
+    def check(self, x: Tensor) -> None:
+        if x.ndim != 3 or x.shape[1] > self.length:
+            raise self.wrong_shape(
+                ShapeError(
+                    f"an input has the axes (batch, time, size) and at most {self.length} steps, not the shape {x.shape}"
+                )
+            )
+
+
+@register
+class PositionalEmbedding(_Positions):
+    """y = x + w[0], w[1], ...: a learned vector for each place: x (batch, time, size), w (length, size).
+
+    In a model that is called as `layer(x, past)`, `past`, an int32 tensor of one number, is how many steps came before.
+    """
+
+    def build(self, shape: tuple[int, ...], *_: tuple[int, ...]) -> None:
+        self.w = self.parameter((self.length, shape[-1]), normal(0.0, 0.02))
+
+    def forward(self, x: Tensor, past: Tensor | None = None) -> Tensor:
+        self.check(x)
+        time = x.shape[1]
+        return x + (self.w[:time] if past is None else take_rows(self.w, arange(time, device=x.device) + past))
+
+
+@register
+class SinusoidalPositions(_Positions):
+    """y = x + sines and cosines of each place (Vaswani et al. 2017): x (batch, time, size); see `clnn.sinusoidal_positions`."""
+
+    def __init__(self, length: int = 1 << 20) -> None:
+        super().__init__(length)
+
+    def forward(self, x: Tensor, past: Tensor | None = None) -> Tensor:
+        self.check(x)
+        return x + sinusoidal_positions(x.shape[1], x.shape[2], past, x.dtype, x.device)
