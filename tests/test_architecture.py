@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import runpy
+from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -114,6 +115,32 @@ def test_the_walk_sees_every_form_of_import(tmp_path, monkeypatch):
             file.write_text("from . import y\n")
             other.write_text(where.format(text) + "\n")
             assert set(circle([file, other]) or ()) == ({"clnn/ops/x.py", "clnn/ops/y.py"} if up else set())
+
+
+# The lines of Python that each wing may have, docstrings and blank ones included; a file counts in the first wing that has it.
+# Core is what a reader climbs to see a network train. What makes it smaller, makes the number smaller, too.
+WINGS = {
+    "fused steps": (250, "runtime/fusion.py"),
+    "other engines": (450, "gemm/tuning.py", "gemm/clblast.py"),
+    "norms": (700, "ops/norm.py", "layers/norm.py"),
+    "images": (1_850, "ops/image/*", "layers/image/*"),
+    "core": (8_000, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
+    "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
+    "data": (1_000, "data/*"),
+    "tools": (7_350, "tools/*"),
+    "the rest": (4_200, "*"),
+}
+
+
+@pytest.mark.parametrize("wing", WINGS)
+def test_every_wing_keeps_to_its_budget(wing):
+    def wing_of(file):
+        name = file.relative_to(ROOT / "clnn").as_posix()
+        return next(wing for wing, (_, *files) in WINGS.items() if any(fnmatch(name, one) for one in files))
+
+    lines = {file: len(file.read_text(encoding="utf-8").splitlines()) for file in (ROOT / "clnn").rglob("*.py")}
+    total = sum(count for file, count in lines.items() if wing_of(file) == wing)
+    assert 0 < total <= WINGS[wing][0], f"{wing} has {total:,} lines of {WINGS[wing][0]:,}: make something simpler"
 
 
 @pytest.mark.parametrize("file", [ROOT / "clnn" / "__init__.py", *MODULES], ids=short)
