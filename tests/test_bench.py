@@ -409,6 +409,19 @@ def test_json_has_every_round():
     assert {"device", "cpus", "versions", "command", "rounds", "notes", "summary"} <= set(found)
 
 
+def test_the_picture_has_every_side_of_a_step(tmp_path, device):
+    pytest.importorskip("matplotlib")
+    bench = measured()
+    for side, seconds in (("clnn", [1e-3, 2e-3]), ("numpy", [2e-3, 4e-3])):
+        bench.row("mlp", "step", side, seconds, [1e-3, 2e-3])
+    report.picture(bench, tmp_path / "picture.svg")
+    said = (tmp_path / "picture.svg").read_text()
+    assert (
+        all(f"<!-- {text} -->" in said for text in ("mlp: clnn", "mlp: numpy", "epoch"))
+        and "<!--  3,000 us -->" in said
+    )
+
+
 def test_plot(tmp_path):
     pytest.importorskip("matplotlib")
     report.plot(measured(), tmp_path / "speed.png")

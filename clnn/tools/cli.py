@@ -122,6 +122,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--markdown", action="store_true", help="print the table as Markdown")
     add("--json", metavar="FILE", help="write all that was measured")
     add("--plot", metavar="FILE", help="draw it (needs matplotlib)")
+    add("--picture", metavar="FILE", help="draw README's picture: a training curve, and a training step on each side")
     add("--profile", action="store_true", help="list the launches of a training step with their times instead")
     command.set_defaults(run=bench)
 
@@ -351,6 +352,8 @@ def bench(options: argparse.Namespace) -> int:
         write_atomically(Path(options.json), report.as_json(measured).encode())
     if options.plot:
         report.plot(measured, Path(options.plot))
+    if options.picture:
+        report.picture(measured, Path(options.picture))
     return 0
 
 

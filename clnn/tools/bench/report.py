@@ -161,13 +161,7 @@ def as_json(bench: Bench) -> str:
 
 def plot(bench: Bench, path: Path) -> None:
     """Bars: how many times as long as clnn each other side takes."""
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ConfigurationError('--plot needs matplotlib: pip install "clnn[plot]"') from error
+    plt = _pyplot("--plot")
     rows = [row for row in bench.rows if "median" in row]
     compared = [row for row in rows if "ratio_median" in row]
     labels = [f"{row['workload']} {row['task']}: {row['side']}" for row in compared or rows]
@@ -182,3 +176,63 @@ def plot(bench: Bench, path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path)
     plt.close(figure)
+
+
+def picture(bench: Bench, path: Path) -> None:
+    """Two panels, as README shows them: a training curve of README's first network, and what a training step takes on each
+    side, in clnn's times, by the medians of interleaved rounds."""
+    plt = _pyplot("--picture")
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=(2, 3))
+    history = _first_network()
+    epochs = range(1, len(history["loss"]) + 1)
+    left.plot(epochs, history["loss"], color="tab:blue")
+    left.set(xlabel="epoch", ylabel="loss (blue)", title="8 x 8 digits, 64-100-10", ylim=(0, None))
+    beside = left.twinx()
+    beside.plot(epochs, [100 * share for share in history["val_accuracy"]], color="tab:orange")
+    beside.set(ylabel="test images right, % (orange)")
+    rows = [row for row in bench.rows if row["task"] == "step" and "median" in row]
+    place, ticks, names = 0.0, [], []
+    for workload in dict.fromkeys(row["workload"] for row in rows):
+        mine = [row for row in rows if row["workload"] == workload]
+        for row in sorted(mine, key=lambda row: row["side"] != "clnn"):
+            ratio = 1 / row.get("ratio_median", 1.0)
+            right.barh(place, ratio, color="tab:blue" if row["side"] == "clnn" else "lightgrey")
+            right.text(ratio, place, f" {row['median'] * 1e6:,.0f} us", va="center", fontsize=7)
+            ticks.append(place)
+            names.append(f"{workload}: {row['side']}")
+            place -= 1
+        place -= 0.6
+    right.set_yticks(ticks, names, fontsize=7)
+    right.axvline(1, color="black", linewidth=0.8)
+    right.set_xscale("log")
+    right.set_xlim(right.get_xlim()[0], 2 * right.get_xlim()[1])  # room for the times
+    right.set(xlabel="times clnn's", title="a training step")
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def _first_network() -> dict[str, list[float]]:
+    """The history of the network that README begins with."""
+    from ...data import digits
+    from ...layers import Dense
+    from ...model import Sequential
+    from ...optim import SGD
+
+    (x, y), test = digits()
+    net = Sequential([Dense(100, "sigmoid"), Dense(10)], input_shape=64, seed=1)
+    return net.fit(
+        x, y, loss="cross_entropy", optimizer=SGD(0.05, momentum=0.9), epochs=30, batch_size=10, validation=test, seed=1,
+        progress=False,
+    ).history  # fmt: skip
+
+
+def _pyplot(option: str) -> Any:
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        raise ConfigurationError(f'{option} needs matplotlib: pip install "clnn[plot]"') from error
+    return plt
