@@ -93,7 +93,7 @@ def difference(one: Any, other: Any, beside: Any = ()) -> tuple[str, str] | None
 def config_from(one: Any, **instead: Any) -> dict[str, Any]:
     """The arguments of an object's constructor, and of those that it hands `**options` on to, as its attributes of these names
     hold them. `instead`: values for some of them, such as a shorter form."""
-    return {name: instead[name] if name in instead else getattr(one, name) for name in _arguments(type(one))}
+    return {name: instead[name] if name in instead else getattr(one, name) for name in _arguments(one.__class__)}
 
 
 @functools.cache

@@ -327,6 +327,7 @@ class Optimizer(Watched):
                 left = self._left_with(self._given)
                 rates.steps, self.epochs, kept.waiting = left.steps, left.epochs, left.waiting
                 if isinstance(self.lr, Schedule):
+                    assert left.schedule is not None  # one that it has not met begins with its first state
                     self.lr.load_state_dict(left.schedule)
         else:
             kept.waiting = {}

@@ -24,7 +24,7 @@ ALIGNMENT = 512  # bytes; where views and arena regions start, unless the device
 
 
 class Owner(Protocol):
-    """What memory asks of the device that it belongs to."""
+    """What memory, and whoever has a block of it, asks of the device that it lies on."""
 
     name: str
     cl_device: cl.Device
@@ -40,6 +40,10 @@ class Owner(Protocol):
     def usual_queue(self) -> cl.CommandQueue: ...
 
     def ends_audit(self, what: str) -> None: ...
+
+    def copy(self, source: Block, target: Block, nbytes: int) -> None: ...
+
+    def read(self, block: Block, array: np.ndarray) -> np.ndarray: ...
 
 
 class Block:
