@@ -124,6 +124,7 @@ WINGS = {
     "other engines": (450, "gemm/tuning.py", "gemm/clblast.py"),
     "norms": (700, "ops/norm.py", "layers/norm.py"),
     "images": (1_850, "ops/image/*", "layers/image/*"),
+    "sequences": (2_000, "ops/sequence/*", "layers/sequence/*", "ops/index.py", "arrays.py", "attention.py"),
     "core": (8_000, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "data": (1_000, "data/*"),
