@@ -25,7 +25,7 @@ from .device import Device
 from .memory import Block
 from .peaks import check_clock, peak_gflops
 from .recorder import Temporary
-from .timing import active
+from .timing import active, enter, leave
 
 MOST_PENDING = 1024  # events not yet asked for their times: a driver keeps some hundred bytes for each
 MOST_HELD = 64 << 20  # bytes of host arrays that such events keep alive
@@ -79,11 +79,11 @@ class Profile:
     def __enter__(self) -> Profile:
         if self in active.profiles:
             raise ConfigurationError("this profile is open already: for a block inside its block take another one")
-        active.profiles += (self,)
+        enter(self)
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        active.profiles = tuple(one for one in active.profiles if one is not self)
+        leave(self)
         try:
             self._collect()
         except (cl.Error, DeviceError):

@@ -21,6 +21,7 @@ from typing import Any
 import pyopencl as cl
 
 from ..errors import BuildError
+from . import timing
 from .device import Device
 from .fusion import WORTH, Fused, fuse
 from .memory import SLACK, Arena, Block
@@ -92,11 +93,12 @@ class Recording:
     def replay(self, times: int = 1) -> None:
         """Enqueue every launch again; several times only up to `most()`."""
         current = self.device.arena() if self.device.arena is not None else None
-        if active.profiles:
+        noted = timing.opened and active.profiles
+        if noted:
             join(self.device)
         if not self.calls or self.arena is not current or self.queue is not self.device._queue:
             self._bind()
-        if active.profiles:
+        if noted:
             self._replay_noted(times)
             return
         if self.fused is not None:
