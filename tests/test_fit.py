@@ -8,6 +8,7 @@ import pytest
 
 import clnn
 from clnn.gemm import clblast_problem
+from clnn.train.feed import Feed
 
 
 @pytest.fixture
@@ -529,3 +530,14 @@ def test_a_model_that_hands_its_input_on(device, rng, make):
             x = rng.standard_normal((rows, 4)).astype(np.float32)
             assert np.array_equal(net.predict(x, batch_size=4), x)
             assert net.evaluate(x, x + 1, loss="mse", batch_size=4)["loss"] == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.int32])
+def test_long_rows_are_gathered_by_several_work_items(rng, device, kind):
+    """Of rows of 20 KB a CPU's work-item copies three, so a mini-batch of seven has several; tokens too."""
+    feed = Feed(device, 9, [x := rng.integers(0, 99, (9, 5_001)).astype(kind)], None, None, ordered=True)
+    feed.load([x], None, None)
+    order = rng.permutation(9)
+    feed.rewind(order)
+    (batch,), _, _ = feed.batch(7)
+    np.testing.assert_array_equal(batch.numpy(), x[order[:7]])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import clnn
+from clnn.gemm import Shape, engine_name, tile
 
 
 def net_on(device, **options):
@@ -221,7 +222,12 @@ def test_inference_holds_no_more_than_neighbouring_activations(device):
             device.reset_memory_peak()
             before = device.memory_in_use
             y = net(x)
-            assert device.memory_peak - before <= 2 * activation * 1.07  # the pool rounds sizes up by 1/16 at most
+            shape = Shape(128, 256, 256)
+            parts = tile.share(
+                device, shape, tile.choose(device, shape)
+            ).parts  # a GPU splits the depth, to fill itself
+            most = 2 + (parts if parts > 1 and engine_name(device) == "tile" else 0)
+            assert device.memory_peak - before <= most * activation * 1.07  # the pool rounds sizes up by 1/16 at most
             del y
         kept = net(x)  # on tape every activation is kept
         assert kept.requires_grad and device.memory_in_use - before >= 11 * activation

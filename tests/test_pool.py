@@ -290,6 +290,17 @@ def test_the_derivative_before_it_and_two_uses(rng, kernels, monkeypatch, kind, 
     assert_close(t.grad.numpy(), value(x) * slope, 64 * eps(np.float32) * 4)
 
 
+@pytest.mark.parametrize("n", [16, 37, 70])
+def test_the_first_of_equals_in_long_rows(rng, device, n):
+    """Where a bin's row is gone through in vectors, equals lie in several lanes, and NaN too."""
+    x = rng.integers(0, 3, (40, 1, 2, n)).astype(np.float32)
+    x[::7, :, :, n // 2 :: 3] = np.nan
+    t = parameter(x)
+    clnn.AdaptiveMaxPool(1)(t).sum().backward()
+    flat = x.reshape(40, -1)
+    np.testing.assert_array_equal(t.grad.numpy().reshape(40, -1), np.eye(2 * n)[np.argmax(flat, -1)])
+
+
 def test_replays_are_the_same_bits(rng, device):
     x = normal(rng, (5, 3, 12, 14))
     found = []
