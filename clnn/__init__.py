@@ -28,6 +28,7 @@ from .errors import (
     ShapeError,
 )
 from .functions import *  # noqa: F403
+from .generation import generate
 from .layers import *  # noqa: F403 - and each file by itself: type checkers do not follow two stars in a row
 from .layers.core import *  # noqa: F403
 from .layers.image.conv import *  # noqa: F403
@@ -95,6 +96,7 @@ __all__ = [
     "evaluate",
     "fit",
     "functions",
+    "generate",
     "grad_enabled",
     "init",
     "layers",

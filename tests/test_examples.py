@@ -235,6 +235,16 @@ def test_search(without_mnist):
     assert max(float(found) for found in re.findall(r"on the test set: ([\d.]+)%", out)) > 80
 
 
+@pytest.mark.parametrize("shakespeare", [True, False])
+def test_char_gpt(shakespeare, without_mnist, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = run("char_gpt", "12", **(with_data("shakespeare") if shakespeare else without_mnist))
+    assert ("Python's manual" in out) != shakespeare
+    losses = [float(loss) for loss in re.findall(r"held out ([\d.]+)", out)]
+    assert len(losses) == 2 and losses[1] < losses[0] - 0.3
+    assert len(out.rpartition("held out")[2]) > 290 and (tmp_path / "char_gpt.clnn").stat().st_size > 3_000_000
+
+
 # -- Deep Diamond's ----------------------------------------------------------------------------------------------------------
 def test_boston():
     out = run("deep_diamond/boston", "2", **with_data("boston"))

@@ -5,12 +5,15 @@ from typing import TYPE_CHECKING, Any
 
 from clnn.data.datasets import cifar10, digits, fashion_mnist, mnist
 from clnn.data.idx import read_idx
+from clnn.data.text import shakespeare
 from clnn.data.validate import check_features, check_labels
 
 if TYPE_CHECKING:
     from clnn.data import augment
 
-__all__ = ["augment", "check_features", "check_labels", "cifar10", "digits", "fashion_mnist", "mnist", "read_idx"]
+__all__ = [
+    "augment", "check_features", "check_labels", "cifar10", "digits", "fashion_mnist", "mnist", "read_idx", "shakespeare",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
