@@ -3,6 +3,8 @@ fast something is."""
 
 import importlib.util
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from clnn.tools.bench import workloads as w
 from clnn.tools.bench.own import Clnn
 from clnn.tools.bench.peers import PEERS
 
+ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow  # most start processes, each of which imports and compiles
 
 MODULES = {"numpy": "numpy", "sklearn": "sklearn", "torch": "torch", "jax": "jax", "tinygrad": "tinygrad"}
@@ -420,6 +423,15 @@ def test_the_picture_has_every_side_of_a_step(tmp_path, device):
         all(f"<!-- {text} -->" in said for text in ("mlp: clnn", "mlp: numpy", "epoch"))
         and "<!--  3,000 us -->" in said
     )
+
+
+def test_readme_s_picture_is_of_the_tables():
+    rows = runpy.run_path(str(ROOT / ".ci" / "picture"))["rows"]()
+    assert [row["workload"] for row in rows if row["side"] == "clnn"] == ["nielsen", "mlp", "cnn"]
+    assert len(rows) > 10 and {"numpy", "torch", "jax"} <= {row["side"] for row in rows}
+    for row in rows:
+        mine = next(one["median"] for one in rows if one["workload"] == row["workload"])
+        assert mine / row["median"] == pytest.approx(row.get("ratio_median", 1.0), abs=0.02)
 
 
 def test_plot(tmp_path):

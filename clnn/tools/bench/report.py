@@ -205,7 +205,7 @@ def picture(bench: Bench, path: Path) -> None:
     right.set_yticks(ticks, names, fontsize=7)
     right.axvline(1, color="black", linewidth=0.8)
     right.set_xscale("log")
-    right.set_xlim(right.get_xlim()[0], 2 * right.get_xlim()[1])  # room for the times
+    right.set_xlim(0.5, 2 * right.get_xlim()[1])  # room for the times
     right.set(xlabel="times clnn's", title="a training step")
     figure.tight_layout()
     figure.savefig(path, dpi=100)
