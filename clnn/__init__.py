@@ -29,6 +29,7 @@ from .errors import (
 )
 from .functions import *  # noqa: F403
 from .generation import generate
+from .images import *  # noqa: F403
 from .layers import *  # noqa: F403 - and each file by itself: type checkers do not follow two stars in a row
 from .layers.core import *  # noqa: F403
 from .layers.image.conv import *  # noqa: F403

@@ -5,16 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
-from . import arrays, attention, named
+from . import arrays, attention, images, named
 from .arrays import *  # noqa: F403
 from .attention import *  # noqa: F403
 from .checks import whole, whole_numbers
 from .errors import ShapeError
-from .layers.base import Layer
-from .layers.image.pool import AvgPool1D, AvgPool2D, AvgPool3D, MaxPool1D, MaxPool2D, MaxPool3D
-from .layers.image.resize import Padding, UpSampling
+from .images import *  # noqa: F403
 from .named import *  # noqa: F403
 from .tensor import Tensor, concat, softmax_of, tensor
 
@@ -27,49 +23,6 @@ def softmax(x: Any) -> Tensor:
 def log_softmax(x: Any) -> Tensor:
     """log(softmax(x)) over the last axis."""
     return softmax_of(x, log=True)
-
-
-def _layer(name: str, layer: Layer, x: Any) -> Tensor:
-    layer.name = name  # in errors
-    return layer.forward(tensor(x))
-
-
-def _by_axes(name: str, kinds: Sequence[type[Layer]], x: Any) -> type[Layer]:
-    shape = x.shape if isinstance(x, Tensor) else np.shape(x)
-    axes = len(shape) - 2
-    if not 1 <= axes <= 3:
-        raise ShapeError(f"{name}: an input has a batch, channels and 1 to 3 spatial axes, and this one has {shape}")
-    return kinds[axes - 1]
-
-
-def max_pool(x: Any, size: Any = 2, stride: Any = None, padding: Any = 0, *, ceil_mode: bool = False) -> Tensor:
-    """The largest of each window over the 1 to 3 spatial axes of x (batch, channels, *space); see `MaxPool2D`."""
-    kind: Any = _by_axes("max_pool", (MaxPool1D, MaxPool2D, MaxPool3D), x)
-    return _layer("max_pool", kind(size, stride, padding, ceil_mode=ceil_mode), x)
-
-
-def avg_pool(
-    x: Any,
-    size: Any = 2,
-    stride: Any = None,
-    padding: Any = 0,
-    *,
-    ceil_mode: bool = False,
-    count_include_pad: bool = True,
-) -> Tensor:
-    """The mean of each window over the 1 to 3 spatial axes of x (batch, channels, *space); see `AvgPool2D`."""
-    kind: Any = _by_axes("avg_pool", (AvgPool1D, AvgPool2D, AvgPool3D), x)
-    return _layer("avg_pool", kind(size, stride, padding, ceil_mode=ceil_mode, count_include_pad=count_include_pad), x)
-
-
-def upsample(x: Any, factor: Any = 2, mode: str = "nearest") -> Tensor:
-    """x (batch, channels, *space) with space times `factor`, repeated or interpolated; see `UpSampling`."""
-    return _layer("upsample", UpSampling(factor, mode), x)
-
-
-def pad(x: Any, amount: Any, mode: str = "constant", value: float = 0.0) -> Tensor:
-    """x (batch, channels, *space) with `amount` more on either side of each spatial axis; see `Padding`."""
-    return _layer("pad", Padding(amount, mode, value), x)
 
 
 def split(x: Any, parts: int | Sequence[int], axis: int = 0) -> list[Tensor]:
@@ -103,16 +56,8 @@ def split(x: Any, parts: int | Sequence[int], axis: int = 0) -> list[Tensor]:
 
 concatenate = concat
 
-__all__ = [
-    "avg_pool",
-    "concatenate",
-    "log_softmax",
-    "max_pool",
-    "pad",
-    "softmax",
-    "split",
-    "upsample",
-]
+__all__ = ["concatenate", "log_softmax", "softmax", "split"]
 __all__ += named.__all__
 __all__ += arrays.__all__
 __all__ += attention.__all__
+__all__ += images.__all__

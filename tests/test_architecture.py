@@ -20,7 +20,7 @@ FLOORS = (
     {"gemm"},
     {"ops"},
     {"tape"},
-    {"tensor", "arrays", "attention", "random", "init", "parameters"},
+    {"tensor", "arrays", "attention", "images", "random", "init", "parameters"},
     {"step", "functions", "named", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "train", "minimize", "generation"},
     {"model", "search"},
@@ -123,7 +123,7 @@ WINGS = {
     "fused steps": (250, "runtime/fusion.py"),
     "other engines": (450, "gemm/tuning.py", "gemm/clblast.py"),
     "norms": (700, "ops/norm.py", "layers/norm.py"),
-    "images": (1_850, "ops/image/*", "layers/image/*"),
+    "images": (1_900, "ops/image/*", "layers/image/*", "images.py"),
     "sequences": (
         2_000,
         "ops/sequence/*",

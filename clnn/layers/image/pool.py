@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...checks import whole
-from ...errors import ClnnError, ConfigurationError, ShapeError
-from ...ops.image.pool import adaptive_pool, pool
-from ...ops.image.window import paddings, per_axis, short, short_paddings, slide
+from ...errors import ConfigurationError, ShapeError
+from ...images import pool_windows, pooled
+from ...ops.image.pool import adaptive_pool
+from ...ops.image.window import per_axis, short, short_paddings
 from ...tape import grad_enabled
 from ...tensor import Tensor, on_tape
 from ..base import Layer, register
@@ -38,15 +39,8 @@ class _Pool(Layer):
     def __init__(
         self, size: Size = 2, stride: Size | None = None, padding: Any = 0, *, ceil_mode: bool = False
     ) -> None:
-        kind = type(self).__name__
-        self.size = per_axis(f"{kind}'s size", size, self.axes)
-        self.stride = self.size if stride is None else per_axis(f"{kind}'s stride", stride, self.axes)
-        self.padding = paddings(f"{kind}'s padding", padding, self.axes)
-        if not isinstance(self.padding, str) and any(max(pad) >= k for pad, k in zip(self.padding, self.size)):
-            raise ConfigurationError(
-                f"{kind}'s padding should be less than its windows' size {size!r}, or some would hold nothing else; "
-                f"{padding!r} was provided instead"
-            )
+        windows = pool_windows(type(self).__name__, size, stride, padding, self.axes)
+        self.size, self.stride, self.padding = windows
         self.ceil_mode = bool(ceil_mode)
 
     options: dict[str, Any] = {}
@@ -57,12 +51,7 @@ class _Pool(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         label = self.name or type(self).__name__
-        window = slide(label, x.shape, self.size, self.stride, self.padding, ceil=self.ceil_mode)
-        try:
-            y, backward = pool(x, window, self.kind, keep=grad_enabled(), **self.options)
-        except ClnnError as error:
-            raise type(error)(f"{label}: {error}") from None
-        return on_tape(y, (x,), backward)
+        return pooled(label, x, self.size, self.stride, self.padding, self.kind, self.ceil_mode, **self.options)
 
 
 class _AvgPool(_Pool):

@@ -2,49 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Any
 
-from ...checks import in_range
-from ...errors import ConfigurationError, ShapeError
-from ...ops.image.resize import PADDINGS, UPSAMPLINGS, check_mode, pad, upsample
-from ...ops.image.window import per_axis
-from ...tensor import Tensor, apply
+from ...images import padded, padding_of, upsampled, upsampling
+from ...tensor import Tensor
 from ..base import Layer, register
 
 __all__ = ["Padding", "UpSampling"]
 
 
-def _checked(name: str, value: Any, least: int, pairs: bool = False) -> Any:
-    """A whole number of `least` or more, or a list of 1 to 3 of them, each of which, with `pairs`, may be (before, after)."""
-    if not isinstance(value, (tuple, list)):
-        return per_axis(name, value, 1, least)[0]
-    if not 1 <= len(value) <= 3:
-        raise ConfigurationError(f"{name} should be for 1 to 3 spatial axes, {value!r} was provided instead")
-    return [
-        per_axis(name, v, 2, least) if pairs and isinstance(v, (tuple, list)) else per_axis(name, v, 1, least)[0]
-        for v in value
-    ]
-
-
-class _Resize(Layer):
-    """What both share."""
-
-    def spread(self, value: Any, x: Tensor) -> list[Any]:
-        """One value for each spatial axis of x, where `value` may be one for all."""
-        axes, given = x.ndim - 2, len(value) if isinstance(value, list) else 0
-        if not 1 <= axes <= 3 or given not in (0, axes):
-            raise self.wrong_shape(
-                ShapeError(
-                    f"an input has a batch, channels and {given or '1 to 3'} spatial axes, and this one has {x.shape}"
-                )
-            )
-        return value if given else [value] * axes
-
-
 @register
-class UpSampling(_Resize):
+class UpSampling(Layer):
     """y[n, c, o] = x[n, c, floor(o / factor)], or linear interpolation: (batch, channels, *space) -> space times `factor`.
 
     `factor` is a whole number for all of 1 to 3 spatial axes, or one for each. `mode` "bilinear" (or "linear": it is over all
@@ -53,19 +21,14 @@ class UpSampling(_Resize):
     """
 
     def __init__(self, factor: int | Sequence[int] = 2, mode: str = "nearest") -> None:
-        self.factor = _checked("UpSampling's factor", factor, 1)
-        self.mode = check_mode("UpSampling", mode, UPSAMPLINGS)
+        self.factor, self.mode = upsampling("UpSampling", factor, mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        factor = self.spread(self.factor, x)
-        try:
-            return apply(upsample, x, factor=factor, mode=self.mode)
-        except ShapeError as error:
-            raise self.wrong_shape(error) from None
+        return upsampled(self.name or type(self).__name__, x, self.factor, self.mode)
 
 
 @register
-class Padding(_Resize):
+class Padding(Layer):
     """x with `amount` more elements on either side of each spatial axis: (batch, channels, *space) -> larger.
 
     `amount` is a whole number for all of 1 to 3 spatial axes, or a list with a number or (before, after) for each. They are
@@ -76,13 +39,7 @@ class Padding(_Resize):
     def __init__(
         self, amount: int | Sequence[int] | Sequence[Sequence[int]], mode: str = "constant", value: float = 0.0
     ) -> None:
-        self.amount = _checked("Padding's amount", amount, 0, pairs=True)
-        self.mode = check_mode("Padding", mode, PADDINGS)
-        self.value = math.nan if value != value else in_range("Padding's value", value, -math.inf, math.inf, "[]")
+        self.amount, self.mode, self.value = padding_of("Padding", amount, mode, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        amounts = [a if isinstance(a, tuple) else (a, a) for a in self.spread(self.amount, x)]
-        try:
-            return apply(pad, x, amounts=amounts, mode=self.mode, value=self.value)
-        except ShapeError as error:
-            raise self.wrong_shape(error) from None
+        return padded(self.name or type(self).__name__, x, self.amount, self.mode, self.value)
