@@ -54,6 +54,15 @@ LAYERS = {  # class: (ways to make one, the shape of a sample)
         ],
         (5,),
     ),
+    "SimpleRNN": ([lambda: clnn.SimpleRNN(20, "relu", go_backwards=True)], (4, 3)),
+    "LSTM": (
+        [
+            lambda: clnn.LSTM(20, return_sequences=True, unit_forget_bias=False),
+            lambda: clnn.LSTM(20, dropout=0.2, recurrent_dropout=0.3, recurrent_init="glorot_normal"),
+        ],
+        (4, 3),
+    ),
+    "GRU": ([lambda: clnn.GRU(20, recurrent_activation="hard_sigmoid"), lambda: clnn.GRU(20, use_bias=False)], (4, 3)),
     "UpSampling": ([lambda: clnn.UpSampling((2, 3), "bilinear"), lambda: clnn.UpSampling()], IMAGE),
     "Padding": ([lambda: clnn.Padding(((1, 2), (0, 1)), "reflect"), lambda: clnn.Padding(1, value=2.5)], IMAGE),
     "Embedding": ([lambda: clnn.Embedding(9, 4, padding=2), lambda: clnn.Embedding(3, 2, weight_init="normal")], (5,)),

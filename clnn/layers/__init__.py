@@ -12,6 +12,7 @@ from .norm import *  # noqa: F403
 from .residual import *  # noqa: F403
 from .sequence.attention import *  # noqa: F403
 from .sequence.embedding import *  # noqa: F403
+from .sequence.recurrent import *  # noqa: F403
 
 __all__ = ["Layer", "register"]
 __all__ += core.__all__

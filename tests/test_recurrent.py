@@ -1,0 +1,312 @@
+"""Recurrent layers against loops of NumPy in float64, gradients against differences along random directions."""
+
+import warnings
+
+import numpy as np
+import pytest
+from helpers import REFERENCES as FUNCTIONS
+from helpers import assert_close, eps, normal, parameter
+
+import clnn
+from clnn.ops.sequence.recurrent import GATES, STATES, Cell, recurrent
+from clnn.tensor import Parameter, on_tape
+
+LAYERS = {"RNN": clnn.SimpleRNN, "LSTM": clnn.LSTM, "GRU": clnn.GRU}
+
+
+def loop(cell, z, u, bias, states, mask=None, drop=None):
+    """What `recurrent` computes, a step of NumPy at a time."""
+    f, s = FUNCTIONS[cell.activation], FUNCTIONS[cell.recurrent_activation]
+    batch, steps, _ = z.shape
+    units = u.shape[0]
+    h, c = (*states, np.zeros((batch, units)), np.zeros((batch, units)))[:2] if len(states) != 1 else (*states, None)
+    sequence = np.zeros((batch, steps, units))
+    for step in range(steps):
+        time = steps - 1 - step if cell.backwards else step
+        by_h = (h if drop is None else h * drop) @ u + (0 if bias is None else bias)
+        by_x, before, c_before = z[:, time], h, c
+        if cell.kind == "LSTM":
+            i, forget, g, o = np.split(by_x + by_h, 4, axis=1)
+            c = s(forget) * c + s(i) * f(g)
+            h = s(o) * f(c)
+        elif cell.kind == "GRU":
+            (xz, xr, xh), (hz, hr, hh) = np.split(by_x, 3, axis=1), np.split(by_h, 3, axis=1)
+            h = s(xz + hz) * h + (1 - s(xz + hz)) * f(xh + s(xr + hr) * hh)
+        else:
+            h = f(by_x + by_h)
+        if mask is not None:
+            h = np.where(mask[:, time, None] != 0, h, before)
+            c = np.where(mask[:, time, None] != 0, c, c_before) if cell.kind == "LSTM" else c
+        sequence[:, time if cell.aligned else step] = h
+    rows = [*sequence.transpose(1, 0, 2)] if cell.sequence else []
+    rows += [h, c][: STATES[cell.kind]] if cell.state else [] if cell.sequence else [h]
+    return np.stack(rows, axis=1)
+
+
+CASES = {  # batch, steps, units, of the cell, beside it; few sizes of units, each of which compiles anew
+    "one": (1, 1, 1, {}, ()),
+    "last": (5, 2, 20, {}, ("bias",)),
+    "sequence": (3, 7, 20, {"sequence": True}, ("bias", "states")),
+    "state": (2, 7, 20, {"state": True}, ("states", "mask")),
+    "all": (19, 2, 20, {"sequence": True, "state": True}, ("bias", "states", "mask", "drop")),
+    "backwards": (3, 7, 20, {"backwards": True, "sequence": True, "state": True}, ("mask", "states")),
+    "aligned": (3, 7, 20, {"backwards": True, "aligned": True, "sequence": True}, ("mask", "drop")),
+    "by inputs": (4, 3, 20, {"activation": "gelu", "recurrent_activation": "swish"}, ("states",)),
+    "long": (
+        2,
+        2,
+        180,
+        {"sequence": True},
+        ("mask",),
+    ),  # products longer than DEEP: 3 or 4 times 180 of a backward pass
+}
+
+
+def check(rng, dtype, kind, case):
+    batch, steps, units, options, beside = CASES[case]
+    cell = Cell(kind, **options)
+    columns = GATES[kind] * units
+    shapes = [(batch, steps, columns), (units, columns)] + ([(columns,)] if "bias" in beside else [])
+    shapes += [(batch, units)] * STATES[kind] if "states" in beside else []
+    scales = [1.0, 1.0 / np.sqrt(units)] + [1.0] * len(shapes)
+    arrays = [(scale * normal(rng, shape)).astype(dtype).astype(np.float64) for shape, scale in zip(shapes, scales)]
+    mask = (rng.random((batch, steps)) < 0.6).astype(dtype) if "mask" in beside else None
+    drop = (2.0 * (rng.random((batch, units)) < 0.5)).astype(dtype) if "drop" in beside else None
+
+    def arguments(given):
+        bias = given[2] if "bias" in beside else None
+        return given[0], given[1], bias, tuple(given[3 if "bias" in beside else 2 :])
+
+    def expected(*given):
+        z, u, bias, states = arguments(given)
+        return loop(cell, z, u, bias, states, mask, drop)
+
+    inputs = [parameter(a, dtype) for a in arrays]
+    given = [None if a is None else clnn.tensor(a, dtype=dtype) for a in (mask, drop)]
+    for keep in (False, True):
+        z = clnn.tensor(arrays[0], dtype=dtype)  # which is used up
+        _, u, bias, states = arguments([z, *inputs[1:]])
+        y, backward = recurrent(z, u, bias, states, *given, cell=cell, keep=keep)
+        wanted = expected(*arrays)
+        assert_close(
+            clnn.tensor(on_tape(y, (), backward)).numpy(),
+            wanted,
+            64 * eps(dtype) * max(1, np.abs(wanted).max()),
+            "value",
+        )
+    seed = normal(rng, wanted.shape, dtype)
+    z = inputs[0] * 1.0
+    y, backward = recurrent(z, *arguments(inputs)[1:3], arguments(inputs)[3], *given, cell=cell)
+    on_tape(y, [z, *inputs[1:]], backward).backward(seed.astype(dtype))
+    for i, x in enumerate(inputs):
+        got = x.grad.numpy().astype(np.float64)
+        for _ in range(3):
+            direction, h = rng.standard_normal(arrays[i].shape), 1e-6
+            ends = [expected(*[a + e * h * direction if j == i else a for j, a in enumerate(arrays)]) for e in (1, -1)]
+            slope = ((ends[0] - ends[1]) * seed).sum() / (2 * h)
+            size = np.linalg.norm(direction) * np.linalg.norm(got) + np.abs(ends[0]).sum()
+            assert_close((got * direction).sum(), slope, (64 * eps(dtype) + 3e-9) * size, f"gradient by argument {i}")
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", GATES)
+def test_values_and_gradients(device, rng, kind, case):
+    check(rng, np.float64 if device.has_fp64 else np.float32, kind, case)
+
+
+@pytest.mark.platform("recurrent")
+@pytest.mark.parametrize("kind", GATES)
+def test_a_small_one_everywhere(device, rng, kind):
+    check(rng, np.float32, kind, "all")
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_layers_are_their_formulas(device, rng, dtype, kind):
+    """w, b and the options of the layer, and gradients by the input and every parameter."""
+    for options in ({}, {"return_sequences": True, "return_state": True, "go_backwards": True}, {"use_bias": False}):
+        layer = LAYERS[kind](20, **options)
+        layer.place(device, dtype)
+        x = parameter(normal(rng, (4, 3, 5), dtype), dtype)
+        made = layer(x)
+        outputs = made if isinstance(made, tuple) else (made,)
+        p = {name: value.numpy().astype(np.float64) for name, value in layer.named_parameters()}
+        cell = Cell(kind, backwards=layer.go_backwards, sequence=layer.return_sequences, state=layer.return_state)
+
+        def reference(x, p, cell=cell):
+            y = loop(cell, x @ p["w"] + p.get("b", 0), p["u"], p.get("recurrent_b"), ())
+            last = [y[:, i - cell.rows] for i in range(cell.rows)]
+            return [y[:, :3], *last] if cell.sequence else last
+
+        values = x.numpy().astype(np.float64)
+        for got, wanted in zip(outputs, reference(values, p), strict=True):
+            assert_close(got.numpy(), wanted, 32 * eps(dtype), "value")
+        sum(((y * y).sum() for y in outputs), clnn.tensor(0.0, dtype=dtype)).backward()
+        for name, got in {"x": x.grad, **{name: q.grad for name, q in layer.named_parameters()}}.items():
+            direction, h = rng.standard_normal(got.shape), 1e-6
+            ends = []
+            for e in (h, -h):
+                moved = p if name == "x" else {**p, name: p[name] + e * direction}
+                ends.append(
+                    sum((y * y).sum() for y in reference(values + e * direction if name == "x" else values, moved))
+                )
+            found = got.numpy().astype(np.float64)
+            bound = (64 * eps(dtype) + 1e-8) * (np.linalg.norm(direction) * np.linalg.norm(found) + abs(ends[0]))
+            assert_close((found * direction).sum(), (ends[0] - ends[1]) / (2 * h), bound, name)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_padded_sequences_are_their_own_sequences(device, rng, kind):
+    """To the bit: the last output, the states and the sequences, and nothing comes of what stands behind a length."""
+    layer = LAYERS[kind](20, return_sequences=True, return_state=True)
+    x, lengths = rng.standard_normal((6, 5, 4)).astype(np.float32), np.array([5, 1, 3, 4, 0, 2], np.int32)
+    x[np.arange(5) >= lengths[:, None]] = 1e30
+    for given in (lengths, clnn.tensor(lengths)):
+        out, *states = layer(x, given)
+    for row, n in enumerate(lengths):
+        if n:
+            one, *last = layer(x[row : row + 1, :n])
+            np.testing.assert_array_equal(out.numpy()[row, :n], one.numpy()[0])
+            np.testing.assert_array_equal(out.numpy()[row, n:], np.broadcast_to(one.numpy()[0, -1], (5 - n, 20)))
+            for a, b in zip(states, last, strict=True):
+                np.testing.assert_array_equal(a.numpy()[row], b.numpy()[0])
+        else:
+            assert not any(a.numpy()[row].any() for a in (out, *states))
+
+
+def test_states_go_on_where_a_call_ended(device, rng):
+    x = rng.standard_normal((3, 6, 4)).astype(np.float32)
+    for kind, make in LAYERS.items():
+        layer = make(20, return_sequences=True, return_state=True)
+        whole, *ends = layer(x)
+        first, *states = layer(x[:, :2])
+        second, *last = layer(x[:, 2:], *states)
+        np.testing.assert_array_equal(np.concatenate([first.numpy(), second.numpy()], 1), whole.numpy(), kind)
+        for a, b in zip(last, ends, strict=True):
+            np.testing.assert_array_equal(a.numpy(), b.numpy())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_launches_and_programs_do_not_depend_on_steps_and_batch(device, rng, monkeypatch, kind):
+    layer, built, build = LAYERS[kind](20), [], device.programs.build
+
+    def run(batch, steps):
+        x = clnn.tensor(rng.standard_normal((batch, steps, 4)).astype(np.float32))
+        before = device.launches
+        (layer(x) ** 2).sum().backward()
+        return device.launches - before
+
+    run(40, 31)
+    few = run(3, 2)
+    monkeypatch.setattr(device.programs, "build", lambda *args: built.append(args) or build(*args))
+    for batch, steps in ((3, 30), (3, 5), (3, 1), (40, 30), (1, 300)):
+        assert (
+            few <= run(batch, steps) <= few + 2
+        )  # of two products, over many rows, each may be cut and summed by one more
+    assert not built
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_recorded_as_eager(device, rng, kind):
+    x, y = rng.standard_normal((12, 5, 3)).astype(np.float32), rng.standard_normal((12, 2)).astype(np.float32)
+
+    def train(record):
+        net = clnn.Sequential(
+            [LAYERS[kind](20, return_sequences=True), LAYERS[kind](20), clnn.Dense(2)], input_shape=(5, 3), seed=3
+        )
+        optimizer = clnn.Adam(0.01)
+
+        @clnn.step(record=record)
+        def step(x, y):
+            loss = clnn.losses.mse(net(x), y)
+            loss.backward()
+            optimizer.step(net.parameters())
+            return loss
+
+        found = [float(step(x[i % 3 * 4 :][:4], y[i % 3 * 4 :][:4])) for i in range(9)]
+        return found, [p.numpy() for p in net.parameters()]
+
+    (a, p), (b, q) = train(True), train(False)
+    assert a == b
+    for one, other in zip(p, q, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_fit_learns_from_the_first_step(device, rng):
+    """The class of a sequence is the sign of its first number."""
+    x = rng.standard_normal((300, 8, 2)).astype(np.float32)
+    y = (x[:, 0, 0] > 0).astype(np.float32)
+    for make in (clnn.LSTM, clnn.GRU):
+        net = clnn.Sequential([make(20), clnn.Dense(1, "sigmoid")], input_shape=(8, 2), seed=1)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            net.fit(
+                x,
+                y[:, None],
+                loss="binary_cross_entropy",
+                optimizer=clnn.Adam(0.02),
+                epochs=12,
+                batch_size=32,
+                seed=1,
+                progress=False,
+            )
+        assert ((net.predict(x)[:, 0] > 0.5) == y).mean() > 0.9
+
+
+def test_dropouts_are_one_for_all_steps_of_a_sequence(device, rng):
+    layer = clnn.SimpleRNN(
+        40, "linear", use_bias=False, recurrent_dropout=0.5, return_sequences=True, weight_init="ones"
+    )
+    x = np.ones((3, 4, 1), np.float32)
+    with clnn.no_grad():
+        layer(x)
+    layer.load_state_dict({"w": np.ones((1, 40)), "u": np.eye(40)})
+    y = layer(x).numpy()
+    kept = y[:, 1] > 1.5
+    assert 0.2 < kept.mean() < 0.8
+    assert_close(y, np.where(kept[:, None], np.array([1, 3, 7, 15])[None, :, None], 1.0), 0)
+    with clnn.no_grad():
+        assert_close(layer(x).numpy()[:, :, 0], np.broadcast_to([1.0, 2, 3, 4], (3, 4)), 0)
+    layer = clnn.SimpleRNN(
+        1, "linear", use_bias=False, dropout=0.5, return_sequences=True, recurrent_init=0.0, weight_init=1.0
+    )
+    y = layer(np.ones((30, 4, 1), np.float32)).numpy()
+    assert {*np.unique(y)} == {0.0, 2.0} and (y == y[:, :1]).all()
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_refusals(device, rng, kind):
+    make, x = LAYERS[kind], np.zeros((2, 3, 4), np.float32)
+    layer = make(5)
+    layer(x)
+    for bad, words in (
+        ((x[:, :0],), "no steps"),
+        ((x[:, :, :2],), "steps, 4"),
+        ((x[0],), "batch, steps"),
+        ((x, *[np.zeros((3, 5))] * STATES[kind]), "a state h of shape"),
+        ((x, *[np.zeros((2, 5))] * 3), "3 states"),
+        ((x, np.zeros(3)), "lengths are"),
+    ):
+        with pytest.raises(clnn.errors.ShapeError, match=words):
+            layer(*bad)
+    with pytest.raises(clnn.errors.ShapeError, match="batch, steps, features"):
+        make(5)(np.zeros((2, 3)))
+    for options in (
+        {"units": 0},
+        {"stateful": True},
+        {"dropout": 1.0},
+        {"recurrent_dropout": -1},
+        {"activation": "nothing"},
+    ):
+        with pytest.raises(clnn.ConfigurationError):
+            make(**{"units": 5, **options})
+    with pytest.raises(clnn.ConfigurationError, match="reset_after"):
+        clnn.GRU(5, reset_after=False)
+
+
+def test_an_lstm_forgets_little_at_first(device):
+    layer = clnn.LSTM(3)
+    layer(np.zeros((1, 1, 2)))
+    np.testing.assert_array_equal(layer.b.numpy(), [0] * 3 + [1] * 3 + [0] * 6)
+    u = layer.u.numpy()
+    assert_close(u @ u.T, np.eye(3), 1e-5)
+    assert isinstance(layer.u, Parameter)
