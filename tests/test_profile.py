@@ -249,6 +249,24 @@ def test_each_thread_notes_its_own(device):
     close(device)
 
 
+def test_another_thread_does_not_close_it(device):
+    p, said = clnn.profile(), []
+
+    def close_it():
+        try:
+            p.__exit__(None, None, None)
+        except clnn.ConfigurationError as error:
+            said.append(str(error))
+
+    with p:
+        thread = threading.Thread(target=close_it)
+        thread.start()
+        thread.join()
+        clnn.ones((3,)) + 1.0
+    assert len(said) == 1 and "who opens one has to close it" in said[0] and p.rows
+    close(device)
+
+
 def test_two_devices(device, other, tmp_path):
     with clnn.profile() as p:
         train(network())

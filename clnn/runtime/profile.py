@@ -83,6 +83,10 @@ class Profile:
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if self not in active.profiles:
+            raise ConfigurationError(
+                "this profile is open in another thread, or in none: who opens one has to close it"
+            )
         leave(self)
         try:
             self._collect()
