@@ -310,3 +310,88 @@ def test_an_lstm_forgets_little_at_first(device):
     u = layer.u.numpy()
     assert_close(u @ u.T, np.eye(3), 1e-5)
     assert isinstance(layer.u, Parameter)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_cell_is_a_step(device, rng, kind):
+    layer, x = LAYERS[kind](20, return_sequences=True), rng.standard_normal((3, 4, 5)).astype(np.float32)
+    states = ()
+    for i in range(4):
+        made = layer.cell(x[:, i], *states)
+        states = made if isinstance(made, tuple) else (made,)
+        np.testing.assert_array_equal(layer(x).numpy()[:, i], states[0].numpy())
+    with pytest.raises(clnn.errors.ShapeError, match="states were given"):
+        layer.cell(x[:, 0], *states, *states, *states)
+    with pytest.raises(clnn.ConfigurationError, match="dropout masks"):
+        LAYERS[kind](20, dropout=0.5).cell(x[:, 0])
+
+
+MERGES = {
+    "concat": lambda a, b: np.concatenate([a, b], -1),
+    "sum": np.add,
+    "mul": np.multiply,
+    "ave": lambda a, b: (a + b) / 2,
+}
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_both_ways(device, rng, name):
+    """Each way is the layer by itself, also from a length on, and over steps that are masked."""
+    merge = MERGES[name]
+    net = clnn.Bidirectional(clnn.GRU(20, return_sequences=True, return_state=True), name)
+    x, lengths = rng.standard_normal((4, 5, 3)).astype(np.float32), np.array([5, 2, 1, 4], np.int32)
+    y, *states = net(x, lengths)
+    assert len(states) == 2
+    for row, n in enumerate(lengths):
+        one = x[row : row + 1, :n]
+        (a, ah), (b, bh) = net.layer(one), net.back(one)
+        assert_close(y.numpy()[row, :n], merge(a.numpy()[0], b.numpy()[0, ::-1]), 1e-6)
+        for got, wanted in zip(states, (ah, bh), strict=True):
+            np.testing.assert_array_equal(got.numpy()[row], wanted.numpy()[0])
+
+
+def test_masked_steps_are_passed_over_in_a_stack(device, rng):
+    """Sequences padded to one length are their own, through two layers and both ways, and learn the same."""
+    net = clnn.Masking(
+        [clnn.Bidirectional(clnn.LSTM(20, return_sequences=True)), clnn.Dense(6, "relu"), clnn.GRU(20), clnn.Dense(2)],
+        mask_value=-1.0,
+    )
+    x, lengths = rng.standard_normal((4, 6, 3)).astype(np.float32), np.array([6, 2, 1, 4])
+    x[np.arange(6) >= lengths[:, None]] = -1
+    y = net(x)
+    (y * y).sum().backward()
+    together = [p.grad.numpy() for p in net.parameters()]
+    net.zero_grad()
+    for row, n in enumerate(lengths):
+        one = net(x[row : row + 1, :n])
+        assert_close(y.numpy()[row], one.numpy()[0], 1e-5)
+        (one * one).sum().backward()
+    for a, p in zip(together, net.parameters(), strict=True):
+        assert_close(p.grad.numpy(), a, 1e-4 * max(1, np.abs(a).max()))
+
+
+def test_a_layer_at_each_step(device, rng):
+    net, x = clnn.TimeDistributed(clnn.Conv1D(2, 3)), rng.standard_normal((3, 4, 5, 7)).astype(np.float32)
+    y = net(x)
+    for i in range(4):
+        assert_close(y.numpy()[:, i], net.layer(x[:, i]).numpy(), 1e-5)
+
+
+def test_what_containers_refuse(device):
+    built = clnn.LSTM(4)
+    built(np.zeros((1, 1, 1)))
+    for make in (
+        lambda: clnn.Bidirectional(clnn.Dense(3)),
+        lambda: clnn.Bidirectional(clnn.LSTM(3, go_backwards=True)),
+        lambda: clnn.Bidirectional(built),
+        lambda: clnn.Bidirectional(clnn.LSTM(3), "max"),
+        lambda: clnn.Masking([clnn.Conv1D(2, 3), clnn.LSTM(3)]),
+        lambda: clnn.Masking([clnn.LSTM(3, return_state=True), clnn.Dense(3)]),
+        lambda: clnn.Masking(clnn.LSTM(3), mask_value=float("nan")),
+        lambda: clnn.TimeDistributed(3),
+    ):
+        with pytest.raises(clnn.ConfigurationError):
+            make()
+    for layer in (clnn.Masking(clnn.LSTM(3)), clnn.TimeDistributed(clnn.Dense(3))):
+        with pytest.raises(clnn.errors.ShapeError, match="batch, steps"):
+            layer(np.zeros((2, 3)))

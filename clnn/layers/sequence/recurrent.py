@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -17,10 +19,22 @@ from ...ops.sequence.recurrent import GATES, STATES, Cell, recurrent
 from ...ops.shape import concatenate
 from ...random import generator
 from ...tape import grad_enabled
-from ...tensor import Tensor, apply, linear_layer, on_tape, ones
+from ...tensor import Tensor, apply, concat, linear_layer, on_tape, ones, tensor
 from ..base import Layer, register
+from ..core import Activation, Dense, Dropout, GaussianDropout
+from ..norm import LayerNorm, RMSNorm
 
-__all__ = ["GRU", "LSTM", "SimpleRNN"]
+__all__ = ["GRU", "LSTM", "Bidirectional", "Masking", "SimpleRNN", "TimeDistributed"]
+
+
+def by_lengths(layer: Layer, x: Tensor, lengths: Tensor) -> Tensor:
+    """(batch, steps): 1 for each step of a sequence, 0 for those past its length."""
+    batch, steps = x.shape[:2]
+    if lengths.shape != (batch,):
+        raise layer.wrong_shape(
+            ShapeError(f"lengths are (batch,), one for each of {batch} sequences, and have the shape {lengths.shape}")
+        )
+    return arange(steps, dtype=lengths.dtype, device=x.device).reshape(1, steps) < lengths.reshape(batch, 1)
 
 
 class _Recurrent(Layer):
@@ -50,7 +64,7 @@ class _Recurrent(Layer):
         self.activation = activation_name(activation)
         self.use_bias = bool(use_bias)
         self.return_sequences, self.return_state = bool(return_sequences), bool(return_state)
-        self.go_backwards = bool(go_backwards)
+        self.go_backwards, self.stateful = bool(go_backwards), bool(stateful)
         if stateful:
             raise ConfigurationError(
                 f"{what}: stateful=True would carry states between calls unseen, through fit's shuffling too: take "
@@ -80,33 +94,50 @@ class _Recurrent(Layer):
 
     def forward(self, *inputs: Tensor) -> Any:
         x, *rest = inputs
+        self._check(x)
+        mask = None
+        if rest and rest[-1].ndim == 1:
+            mask = by_lengths(self, x, rest.pop())
+        self._count(rest)
+        return self.over(x, rest, mask)
+
+    def _check(self, x: Tensor) -> None:
         if x.ndim != 3 or x.shape[2] != self.w.shape[0]:
             raise self.wrong_shape(
                 ShapeError(f"an input is (batch, steps, {self.w.shape[0]}) here, and this one has the shape {x.shape}")
             )
-        mask = None
-        if rest and rest[-1].ndim == 1:
-            mask = self._by_lengths(x, rest.pop())
-        if len(rest) not in (0, STATES[self.kind]):
+
+    def _count(self, states: Sequence[Tensor]) -> None:
+        if len(states) not in (0, STATES[self.kind]):
             names = ("h", "c")[: STATES[self.kind]]
             raise self.wrong_shape(
                 ShapeError(
                     f"beside x go the states {', '.join(names)}, each (batch, units), or none, and lengths (batch,); "
-                    f"{len(rest)} states were given"
+                    f"{len(states)} states were given"
                 )
             )
-        return self.over(x, rest, mask)
 
-    def _by_lengths(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """1 for each step of a sequence, 0 for those past its length."""
-        batch, steps, _ = x.shape
-        if lengths.shape != (batch,):
-            raise self.wrong_shape(
-                ShapeError(
-                    f"lengths are (batch,), one for each of {batch} sequences, and have the shape {lengths.shape}"
-                )
+    def cell(self, x: Any, *states: Any) -> Any:
+        """A step of a loop of one's own: x (batch, features) and the states, or none for zeros, to h (batch, units), or an LSTM's
+        (h, c). It has the layer's weights. ConfigurationError in training with dropout, whose masks are one for a sequence.
+
+        >>> lstm = clnn.LSTM(8)
+        >>> h, c = lstm.cell(np.zeros((2, 3)))
+        >>> h, c = lstm.cell(np.zeros((2, 3)), h, c)
+        """
+        given = [tensor(one, self.dtype, self.device) for one in (x, *states)]
+        x = given[0].reshape(given[0].shape[0], 1, *given[0].shape[1:])
+        self.ensure_built(x.shape[1:])
+        self._check(x)
+        self._count(given[1:])
+        if grad_enabled() and (self.dropout or self.recurrent_dropout):
+            raise ConfigurationError(
+                f"{self.name or type(self).__name__}: a cell sees one step, and dropout masks are one for all steps of a "
+                "sequence: give dropout=0 and recurrent_dropout=0, or call the layer with whole sequences"
             )
-        return arange(steps, dtype=lengths.dtype, device=x.device).reshape(1, steps) < lengths.reshape(batch, 1)
+        out = self._run(x, given[1:], Cell(self.kind, state=True))
+        last = [out[:, i] for i in range(STATES[self.kind])]
+        return last[0] if len(last) == 1 else tuple(last)
 
     def over(self, x: Tensor, states: Sequence[Tensor] = (), mask: Tensor | None = None, aligned: bool = False) -> Any:
         """The layer's output where a mask (batch, steps) is not 0; `aligned` as in `Cell`."""
@@ -119,9 +150,24 @@ class _Recurrent(Layer):
             else None
         )
         cell = Cell(
-            self.kind, self.activation, getattr(self, "recurrent_activation", "sigmoid"), self.go_backwards, aligned,
-            self.return_sequences, self.return_state,
-        )  # fmt: skip
+            self.kind,
+            backwards=self.go_backwards,
+            aligned=aligned,
+            sequence=self.return_sequences,
+            state=self.return_state,
+        )
+        out = self._run(x, states, cell, mask, drop)
+        if not self.return_state:
+            return out if self.return_sequences else out.reshape(batch, self.units)
+        last = [out[:, i - cell.rows] for i in range(cell.rows)]
+        return (out[:, :steps] if self.return_sequences else last[0], *last)
+
+    def _run(
+        self, x: Tensor, states: Sequence[Tensor], cell: Cell, mask: Tensor | None = None, drop: Tensor | None = None
+    ) -> Tensor:
+        cell = cell._replace(
+            activation=self.activation, recurrent_activation=getattr(self, "recurrent_activation", "sigmoid")
+        )
         z = linear_layer(x, self.w, self.b, "linear")
         bias = self._recurrent_bias()
         inputs = (z, self.u, *(() if bias is None else (bias,)), *states)
@@ -130,28 +176,11 @@ class _Recurrent(Layer):
             y, backward = recurrent(z, self.u, bias, tuple(states), mask, drop, cell=cell, keep=keep)
         except ShapeError as error:
             raise self.wrong_shape(error) from None
-        out = on_tape(y, inputs, backward, (self.u,))
-        if not self.return_state:
-            return out if self.return_sequences else out.reshape(batch, self.units)
-        last = [out[:, i - cell.rows] for i in range(cell.rows)]
-        return (out[:, :steps] if self.return_sequences else last[0], *last)
+        return on_tape(y, inputs, backward, (self.u,))
 
     def _dropped(self, shape: tuple[int, ...], rate: float) -> Tensor:
         """Zeros with probability `rate`, else 1 / (1 - rate)."""
         return apply(dropout, ones(shape, self.dtype, self.device), rate=rate, generator=generator(self.device))
-
-    def config(self) -> dict[str, Any]:
-        initialisers = {
-            key: getattr(self, key)
-            for key in ("weight_init", "recurrent_init", "bias_init")
-            if isinstance(getattr(self, key), (str, int, float))  # a function is not saved: the values are
-        }
-        names = ("units", "activation", "use_bias", "return_sequences", "return_state", "go_backwards", "dropout")
-        return {
-            **{name: getattr(self, name) for name in names},
-            "recurrent_dropout": self.recurrent_dropout,
-            **initialisers,
-        }
 
 
 @register
@@ -178,9 +207,6 @@ class _Gated(_Recurrent):
     ) -> None:
         super().__init__(units, activation, **options)
         self.recurrent_activation = activation_name(recurrent_activation)
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "recurrent_activation": self.recurrent_activation}
 
 
 def _forgetting(init: Initialiser, units: int, shape: Sequence[int], generator: Any, dtype: Any) -> Array:
@@ -222,9 +248,6 @@ class LSTM(_Gated):
             return self.bias_init
         return partial(_forgetting, find_initialiser(self.bias_init), self.units)
 
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "unit_forget_bias": self.unit_forget_bias}
-
 
 @register
 class GRU(_Gated):
@@ -253,6 +276,7 @@ class GRU(_Gated):
                 "of cuDNN, PyTorch, and ONNX with linear_before_reset=1"
             )
         super().__init__(units, activation, recurrent_activation, **options)
+        self.reset_after = True
 
     def build(self, *shapes: tuple[int, ...]) -> None:
         super().build(*shapes)
@@ -260,3 +284,133 @@ class GRU(_Gated):
 
     def _recurrent_bias(self) -> Tensor | None:
         return self.recurrent_b
+
+
+MERGES = {
+    "concat": lambda a, b: concat([a, b], -1),
+    "sum": lambda a, b: a + b,
+    "mul": lambda a, b: a * b,
+    "ave": lambda a, b: (a + b) * 0.5,
+}
+
+
+@register
+class Bidirectional(Layer):
+    """A recurrent layer beside a copy, with weights of its own, that reads the last step first (Schuster and Paliwal 1997).
+
+    x (batch, steps, features) -> (batch, steps, 2 units), or (batch, 2 units) of a layer without return_sequences: both outputs
+    of a step side by side ("concat"), or their "sum", product ("mul") or mean ("ave"), by `merge_mode`. States are those of the
+    layer and those of the copy: `net(x, h, c, back_h, back_c, lengths)`, and so they come out with return_state. The copy reads a
+    sequence from its length on; past it, the copy's outputs are its first state. ConfigurationError for a layer of another
+    kind, one that is built, and one that goes backwards.
+    """
+
+    shaping = frozenset(("layer",))
+
+    def __init__(self, layer: Layer, merge_mode: str = "concat") -> None:
+        if not isinstance(layer, _Recurrent) or layer.go_backwards:
+            raise ConfigurationError(
+                f"Bidirectional takes a SimpleRNN, an LSTM or a GRU that goes forwards, {layer!r} was provided instead"
+            )
+        if layer.built:
+            raise ConfigurationError(
+                "Bidirectional copies a layer, weights and all, once it is built: give it a new one"
+            )
+        if merge_mode not in MERGES:
+            raise ConfigurationError(
+                f"Bidirectional's merge_mode should be one of {', '.join(MERGES)}, {merge_mode!r} was provided instead"
+            )
+        self.layer, self.merge_mode = layer, merge_mode
+        self.back = copy.deepcopy(layer)
+        self.back.go_backwards = True
+
+    def build(self, *shapes: tuple[int, ...]) -> None:
+        for one in (self.layer, self.back):
+            one.ensure_built(shapes[0])
+
+    def forward(self, *inputs: Tensor) -> Any:
+        x, *rest = inputs
+        self.layer._check(x)
+        mask = by_lengths(self, x, rest.pop()) if rest and rest[-1].ndim == 1 else None
+        for states in (half := [rest[: len(rest) // 2], rest[len(rest) // 2 :]]):
+            self.layer._count(states)
+        return self.over(x, half, mask)
+
+    def over(self, x: Tensor, states: Sequence[Sequence[Tensor]] = ((), ()), mask: Tensor | None = None) -> Any:
+        """The output where a mask (batch, steps) is not 0."""
+        ahead, back = (
+            one.over(x, given, mask, aligned=True) for one, given in zip((self.layer, self.back), states, strict=True)
+        )
+        merge = MERGES[self.merge_mode]
+        return (merge(ahead[0], back[0]), *ahead[1:], *back[1:]) if isinstance(ahead, tuple) else merge(ahead, back)
+
+
+@register
+class TimeDistributed(Layer):
+    """A layer at each step by itself: x (batch, steps, ...) -> (batch, steps, ...), the layer's input (batch steps, ...)."""
+
+    def __init__(self, layer: Layer) -> None:
+        if not isinstance(layer, Layer):
+            raise ConfigurationError(f"TimeDistributed takes a layer, {layer!r} was provided instead")
+        self.layer = layer
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        (x,) = inputs
+        if x.ndim < 3:
+            raise self.wrong_shape(ShapeError(f"an input is (batch, steps, ...), and this one has the shape {x.shape}"))
+        y = self.layer(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]))
+        return y.reshape(*x.shape[:2], *y.shape[1:])
+
+
+# Layers that look at each step by itself: what they make of masked steps reaches no other
+BY_STEP = (Dense, Activation, Dropout, GaussianDropout, LayerNorm, RMSNorm, TimeDistributed)
+
+
+@register
+class Masking(Layer):
+    """Layers one after the other, of which the recurrent ones pass over those steps of x (batch, steps, features) whose features
+    all are `mask_value`: states stay as they are there, so that a padded sequence ends in the output that it has alone.
+
+        clnn.Masking([clnn.LSTM(32, return_sequences=True), clnn.Dropout(0.2), clnn.LSTM(32)])
+
+    Keras hands the mask on from layer to layer; here the layers that know it are those inside. Up to the last step's output,
+    they are recurrent, Bidirectional, or look at each step by itself (Dense, Activation, Dropout, LayerNorm, TimeDistributed,
+    ...). ConfigurationError for one that would mix steps that count with those that do not.
+    """
+
+    def __init__(self, layers: Layer | Sequence[Layer], mask_value: float = 0.0) -> None:
+        self.layers = [layers] if isinstance(layers, Layer) else list(layers)
+        self.mask_value = in_range("Masking's mask_value", mask_value, -math.inf, math.inf, "()")
+        masked = True
+        for i, layer in enumerate(self.layers):
+            if masked and not isinstance(layer, (_Recurrent, Bidirectional, *BY_STEP)):
+                raise ConfigurationError(
+                    f"Masking: {layer!r} would mix steps that are masked with those that are not; layers for single steps and "
+                    "recurrent ones stand here, others behind the last step's output"
+                )
+            one = layer.layer if isinstance(layer, Bidirectional) else layer
+            if isinstance(one, _Recurrent):
+                masked = masked and one.return_sequences
+                if one.return_state and i + 1 < len(self.layers):
+                    raise ConfigurationError(
+                        f"Masking: {layer!r} returns states, so that it can only be the last layer"
+                    )
+
+    def forward(self, *inputs: Tensor) -> Any:
+        (x,) = inputs
+        if x.ndim != 3:
+            raise self.wrong_shape(ShapeError(f"an input is (batch, steps, features), not of shape {x.shape}"))
+        mask: Any = (x.detach() != self.mask_value).max(axis=-1)
+        for layer in self.layers:
+            if mask is None or not isinstance(layer, (_Recurrent, Bidirectional)):
+                x = layer(x)
+                continue
+            layer.ensure_built(x.shape[1:])
+            one = layer.layer if isinstance(layer, Bidirectional) else layer
+            one._check(x)
+            x = layer.over(x, mask=mask)
+            if not one.return_sequences:
+                mask = None
+            elif one.go_backwards:  # its sequences are in the order of reading
+                mask = mask[:, ::-1]
+        return x
