@@ -282,6 +282,63 @@ def scatter_add(x: Any, index: Any, values: Any, axis: int = 0) -> Tensor:
     return on_tape(y, (x, values), backward)
 
 
+# -- products ---------------------------------------------------------------------------------------------------------
+def einsum(how: str, a: Any, b: Any = None) -> Tensor:
+    """Einstein's sums over one array or two: `einsum("bij,bjk->bik", a, b)`, by one product of matrices for two.
+
+    A letter names an axis: one that both have and the result too runs along; one that the result lacks is summed over. Without
+    "->" the letters that stand once are the result's, in order. ShapeError for a letter twice in one array, for "...", and for
+    sizes that differ.
+
+    >>> clnn.einsum("ij,j->i", [[1.0, 2.0], [3.0, 4.0]], [1.0, 10.0]).numpy()
+    array([21., 43.], dtype=float32)
+    """
+    given = [tensor(a)] if b is None else [t := tensor(a), tensor(b, t.dtype, t.device)]
+    inputs, arrow, result = how.replace(" ", "").partition("->")
+    names = inputs.split(",")
+    every = "".join(names)
+    if not arrow:
+        result = "".join(sorted(c for c in set(every) if every.count(c) == 1))
+    sizes_of: dict[str, int] = {}
+    twice = any(len(set(name)) != len(name) for name in [*names, result])
+    if len(names) != len(given) or twice or (every + result and not (every + result).isalpha()):
+        raise ShapeError(
+            f"einsum({how!r}) names each axis of {len(given)} arrays by a letter, none twice in one, and no '...'"
+        )
+    for name, t in zip(names, given):
+        if len(name) != t.ndim:
+            raise ShapeError(f"einsum({how!r}): {name!r} names {len(name)} axes, and the array has the shape {t.shape}")
+        for letter, size in zip(name, t.shape):
+            if sizes_of.setdefault(letter, size) != size:
+                raise ShapeError(
+                    f"einsum({how!r}): axis {letter!r} is {sizes_of[letter]} in one array and {size} in the other"
+                )
+    if not set(result) <= set(every):
+        raise ShapeError(f"einsum({how!r}): the result has axes that no array has")
+    for i, name in enumerate(names):  # what one array alone has, and the result has not
+        lone = [c for c in name if c not in result and not any(c in other for j, other in enumerate(names) if j != i)]
+        if lone:
+            given[i] = given[i].sum(tuple(name.index(c) for c in lone))
+            names[i] = "".join(c for c in name if c not in lone)
+    if len(given) == 1:
+        return _ordered(given[0], names[0], result)
+    (p, q), (x, y) = names, given
+    along = [c for c in p if c in q and c in result]
+    joined = [c for c in p if c in q and c not in result]
+    mine, others = [c for c in p if c not in q], [c for c in q if c not in p]
+    lengths = lambda letters: [sizes_of[c] for c in letters]  # noqa: E731
+    depth = math.prod(lengths(joined))
+    left = _ordered(x, p, "".join(along + mine + joined)).reshape(*lengths(along), math.prod(lengths(mine)), depth)
+    right = _ordered(y, q, "".join(along + joined + others)).reshape(*lengths(along), depth, math.prod(lengths(others)))
+    found = (left @ right).reshape(lengths(along + mine + others))
+    return _ordered(found, "".join(along + mine + others), result)
+
+
+def _ordered(x: Tensor, names: str, wanted: str) -> Tensor:
+    """x, whose axes have these names, with them in another order."""
+    return x if names == wanted else x.transpose([names.index(c) for c in wanted])
+
+
 # -- sorting ----------------------------------------------------------------------------------------------------------
 def _sorted(what: str, x: Tensor, axis: int, descending: bool) -> tuple[Tensor, int]:
     """Where the elements of x lie in order along an axis, as int32 of x's shape, and that axis."""
@@ -369,7 +426,7 @@ def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
 
 
 __all__ = [
-    "arange", "argmin", "argsort", "clip", "cumsum", "elu", "expand_dims", "flip", "gather", "leaky_relu", "logsumexp",
+    "arange", "argmin", "argsort", "clip", "cumsum", "einsum", "elu", "expand_dims", "flip", "gather", "leaky_relu", "logsumexp",
     "masked_fill", "one_hot", "prod", "repeat", "roll", "scatter_add", "sort", "squeeze", "stack", "std", "take", "take_rows",
     "tile", "topk", "tril", "triu", "var", "where",
 ]  # fmt: skip

@@ -15,14 +15,26 @@ from .named import *  # noqa: F403
 from .tensor import Tensor, concat, softmax_of, tensor
 
 
-def softmax(x: Any) -> Tensor:
-    """exp(x) / sum(exp(x)) over the last axis."""
-    return softmax_of(x)
+def softmax(x: Any, axis: int = -1) -> Tensor:
+    """exp(x) / sum(exp(x)) over an axis."""
+    return _over(x, axis, False)
 
 
-def log_softmax(x: Any) -> Tensor:
-    """log(softmax(x)) over the last axis."""
-    return softmax_of(x, log=True)
+def log_softmax(x: Any, axis: int = -1) -> Tensor:
+    """log(softmax(x)) over an axis."""
+    return _over(x, axis, True)
+
+
+def _over(x: Any, axis: int, log: bool) -> Tensor:
+    """softmax_of x with the axis moved to the end and back."""
+    x = tensor(x)
+    (at,) = whole_numbers("softmax's axis", axis)
+    if not -max(1, x.ndim) <= at < max(1, x.ndim):
+        raise ShapeError(f"softmax: axis {axis} is out of range for an array of shape {x.shape}")
+    if at in (-1, x.ndim - 1) or not x.ndim:
+        return softmax_of(x, log)
+    order = [*(a for a in range(x.ndim) if a != at % x.ndim), at % x.ndim]
+    return softmax_of(x.transpose(order), log).transpose([order.index(a) for a in range(x.ndim)])
 
 
 def split(x: Any, parts: int | Sequence[int], axis: int = 0) -> list[Tensor]:
