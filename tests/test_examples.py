@@ -245,6 +245,12 @@ def test_char_gpt(shakespeare, without_mnist, tmp_path, monkeypatch):
     assert len(out.rpartition("held out")[2]) > 290 and (tmp_path / "char_gpt.clnn").stat().st_size > 3_000_000
 
 
+def test_adding_problem():
+    out = run("adding_problem", "15000", "10")
+    errors = [float(error) for error in re.findall(r"mean squared error of ([\d.]+)", out)]
+    assert errors and errors[-1] < 0.05 < 0.167
+
+
 # -- Deep Diamond's ----------------------------------------------------------------------------------------------------------
 def test_boston():
     out = run("deep_diamond/boston", "2", **with_data("boston"))
