@@ -239,7 +239,7 @@ class Optimizer(Watched):
 
     def rows_left(self) -> int:
         """Steps until the table of rates runs out."""
-        return self._rates.rows_left()
+        return self._rates.left or self._rates.rows_left()
 
     def reserve(self, times: int) -> None:
         """On the host, before something is recorded that takes so many steps: have as many rows left in the table."""
@@ -249,8 +249,12 @@ class Optimizer(Watched):
         """On the host, before `times` steps: move on in the table, and fill it where it runs out."""
         if self._put_aside:
             raise ClnnError("a step within optimizer.averaged() would train the averages: leave the with block first")
-        self.reserve(times)
-        self._rates.move(times)
+        rates = self._rates
+        if rates.left < times or rates.read is not None:  # each call counts here: a replay is a few us
+            self.reserve(times)
+        rates.row += times
+        rates.left -= times
+        rates.steps += times
 
     def take_back(self, times: int = 1, replayed: bool = False) -> None:
         """`times` steps that were prepared broke off, and do not count; of a replay those do that the device has taken."""

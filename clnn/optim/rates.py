@@ -31,7 +31,7 @@ class Rates(Restored):
         self.steps = self.row = self.left = 0
         self._rows = np.zeros((0, 2 * SCALE_PAIRS))
         self._tables: dict[Any, tuple[Block, Block]] = {}  # by device and type: the numbers, and the counter
-        self._read: Watch | None = None  # what the function that gave the rates read
+        self.read: Watch | None = None  # what the function that gave the rates read
 
     def on(self, p: Parameter | Store) -> tuple[Block, Block]:
         """The table and the counter on a parameter's device, in its type."""
@@ -52,7 +52,7 @@ class Rates(Restored):
 
     def reserve(self, times: int, lr: Any, columns: Callable[[np.ndarray], Sequence[Any]]) -> None:
         """Have rows for so many steps. `columns` gives the numbers of steps 0, 1, ..., which come from `lr`."""
-        if self._read is not None and self._read.changed():
+        if self.read is not None and self.read.changed():
             self.left = 0
         if self.left >= times:
             return
@@ -62,17 +62,11 @@ class Rates(Restored):
         for column, values in enumerate(columns(np.arange(self.steps, self.steps + ROWS))):
             rows[:, column] = values
         self._rows = rows
-        self._read = Watch([lr]) if callable(lr) else None
+        self.read = Watch([lr]) if callable(lr) else None
         for (device, dtype), (table, counter) in self._tables.items():
             device.upload(np.ascontiguousarray(self._rows, dtype), table)
             device.upload(np.full(1, -1, np.int32), counter)  # it moves on before it is read
         self.row, self.left = -1, ROWS
-
-    def move(self, times: int) -> None:
-        """So many steps are prepared."""
-        self.row += times
-        self.left -= times
-        self.steps += times
 
     def take_back(self, times: int, counter: Block | None) -> None:
         """`times` prepared steps broke off, and do not count, but for those by which the counter on the device has moved on."""
