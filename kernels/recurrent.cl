@@ -6,8 +6,10 @@
 // work-item, with tiles of MR rows and NV vectors in registers; elsewhere it is WIDTH work-items, each with columns of its own.
 //
 // States (batch, depth, units) hold what enters each step; depth is `steps` if the gradient needs them all, which then lie in the
-// order of time, as the rows of z do: the gradient by U is the product of both. `ha` is h as the product reads it: h itself, or h * drop with DROP. With KEEP, z and `rec` keep what the gradient reads: of an
-// activation whose derivative is written with its input, that (ACT_X, RACT_X), else its value.
+// order of time, as the rows of z do: the gradient by U is the product of both. `ha` is h as the product reads it: h, or h * drop.
+// Where the gradient is wanted, z, `ends` (an LSTM's c after each step) and `rec` (a GRU's h U) keep what it reads: of an activation
+// whose derivative is written with its input, that (ACT_X, RACT_X), else its value. What a layer goes without is a flag of the
+// sizes, not a define: few programs are compiled, and a pointer to what is not there may be any.
 #ifndef ACT
 #define ACT tanh
 #endif
@@ -45,8 +47,8 @@
 #endif
 
 #ifdef PACK
-// U in the order in which the products read it, in strips of NV vectors: those of one vector of units stand together, gate by gate
-// (so that the gates act at once); with BACK, U transposed.
+// U in the order in which the products read it, in strips of NV vectors: those of one vector of units stand together, gate by
+// gate, so that the gates act at once; with BACK, U transposed.
 kernel void recurrent_pack(int units, int K, int strips, global const real *u, global real *packed) {
   const int at = get_global_id(0), k = at / strips, strip = at % strips;
   if (k >= K) return;
@@ -141,9 +143,8 @@ INLINE void multiply(global const real *A, size_t stride, int rows, int K, globa
 #define A_SLOPE(kept) CAT(ACT, _df)((kept), (kept))
 #define R_SLOPE(kept) CAT(RACT, _df)((kept), (kept))
 
-// batch, steps, units, rows of a group, rows of an output's sample, which of them are the sequence's (-1: none), which is the last
-// h (-1: none; an LSTM's last c may follow), 1 for c, depth, 1 for backwards, 1 for outputs in the order of time, strips,
-// flags
+// batch, steps, units, rows of a group, rows of an output's sample, which of them are the sequence's (-1: none), which is the
+// last h (-1: none), 1 if the last c follows it, depth, 1 for backwards, 1 for outputs in the order of time, strips, flags
 #define SIZES int16 s
 #define UNPACK                                                                                                        \
   const int batch = s.s0, steps = s.s1, units = s.s2, first = get_group_id(0) * s.s3, last = min(batch, first + s.s3); \
@@ -162,9 +163,9 @@ INLINE void multiply(global const real *A, size_t stride, int rows, int K, globa
 #define DROPPED(x, b, i) ((x) * VLOAD(0, drop + (size_t)(b) * units + (i)))
 
 #ifdef FORWARD
-kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const real *packed, global const real *bias, global const real *h0,
-                              global const real *c0, global const MASK *mask, global const real *drop, global real *y,
-                              global real *hs, global real *ha, global real *cs, global real *rec) {
+kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const real *packed, global const real *bias,
+                              global const real *h0, global const real *c0, global const MASK *mask,
+                              global const real *drop, global real *y, global real *hs, global real *ha, global real *cs, global real *ends, global real *rec) {
   UNPACK
   STAGE
   T t[MR * NV];
@@ -204,8 +205,10 @@ kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const rea
           const T vi = R_F(x[0]), vf = R_F(x[1]), vg = A_F(x[2]), vo = R_F(x[3]);
           const T c_before = load_n(cs + STATE(b, step) + i, n);
           T c = vf * c_before + vi * vg;
-          h = vo * A_F(c);
+          const T a = A_F(c);
+          h = vo * a;
           if (KEEP) {
+            store_n(A_KEPT(c, a), ends + ((size_t)b * steps + time) * units + i, n);
             store_n(R_KEPT(x[0], vi), gates, n);
             store_n(R_KEPT(x[1], vf), gates + units, n);
             store_n(A_KEPT(x[2], vg), gates + 2 * units, n);
@@ -246,10 +249,11 @@ kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const rea
 #endif
 
 #ifdef BACKWARD
-// dz over z and, of a GRU, the gradients by h U over rec. dh and dc (batch, units) carry what comes back from the later steps, and
-// end as the gradients by the first states.
-kernel GROUP_SIZE void recurrent_backward(SIZES, global real *z, global const real *packed, global const MASK *mask, global const real *drop,
-                               global const real *dy, global const real *hs, global const real *cs, global real *rec,
+// dz over z and, of a GRU, the gradients by h U over rec. dh and dc (batch, units) carry what comes back from the later steps,
+// and end as the gradients by the first states.
+kernel GROUP_SIZE void recurrent_backward(SIZES, global real *z, global const real *packed, global const MASK *mask,
+                               global const real *drop, global const real *dy, global const real *hs,
+                               global const real *cs, global const real *ends, global real *rec,
                                global real *dh, global real *dc) {
   UNPACK
   STAGE
@@ -270,11 +274,11 @@ kernel GROUP_SIZE void recurrent_backward(SIZES, global real *z, global const re
 #ifdef LSTM
         const T before = VLOAD(0, cs + STATE(b, step) + i);
         const T vi = R_VALUE(d[0]), vf = R_VALUE(d[1]), vg = A_VALUE(d[2]), vo = R_VALUE(d[3]);
-        const T c = vf * before + vi * vg, a = A_F(c);
+        const T end = VLOAD(0, ends + row * units + i), a = A_VALUE(end);
         T flows_c = (T)(0);
         if (step + 1 < steps) flows_c = load_n(dc + carry, n);
         else if (with_c) flows_c = VLOAD(0, dy + OUT(b, h_at + 1) + i);
-        const T by_c = flows_c + flows * vo * A_SLOPE(A_KEPT(c, a));
+        const T by_c = flows_c + flows * vo * A_SLOPE(end);
         d[3] = flows * a * R_SLOPE(d[3]);
         d[0] = by_c * vg * R_SLOPE(d[0]);
         d[1] = by_c * before * R_SLOPE(d[1]);

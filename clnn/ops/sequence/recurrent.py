@@ -129,6 +129,7 @@ def recurrent(
     hs = empty(device, (batch, depth, units), dtype)
     ha = hs if drop is None else empty(device, (batch, depth, units), dtype)
     cs = empty(device, (batch, depth, units), dtype) if lstm else None
+    ends = empty(device, (batch, steps, units), dtype) if keep and lstm else None
     rec = empty(device, z.shape, dtype) if keep and cell.kind == "GRU" else z
     common: dict[str, Any] = {} if cell.kind == "RNN" else {cell.kind: 1}
     for key, name in (("ACT", cell.activation), ("RACT", cell.recurrent_activation)):
@@ -169,14 +170,15 @@ def recurrent(
     h0, c0 = (*states, None, None)[:2]
     launch(
         "recurrent_forward", False, block(bias), block(h0), block(c0), block(mask), block(drop), y.block, hs.block, ha.block,
-        block(cs), rec.block, FORWARD=1,
+        block(cs), block(ends), rec.block, FORWARD=1,
     )  # fmt: skip
 
     def backward(dy: Array) -> Iterator[Flow]:
         dh = empty(device, (batch, units), dtype)
         dc = empty(device, (batch, units), dtype) if lstm else None
         launch(
-            "recurrent_backward", True, block(mask), block(drop), dy.block, hs.block, block(cs), rec.block, dh.block, block(dc),
+            "recurrent_backward", True, block(mask), block(drop), dy.block, hs.block, block(cs), block(ends), rec.block, dh.block,
+            block(dc),
             BACKWARD=1,
         )  # fmt: skip
 
