@@ -27,6 +27,7 @@ from .runtime.watch import KNOWN, Watch, structure_version
 from .tape import grad_enabled
 from .tensor import Tensor, host_array
 
+IN_A_ROW = 8  # replays for which the device's lock is held, if they are shorter than the pacer's markers are apart
 MOST_RESTARTS = (
     4  # calls that are not recorded because what they read has changed; then two are, since it may not matter
 )
@@ -297,7 +298,9 @@ class Step:
             return 1
         recording = entry.recording
         recording.steps_to_come = to_come
-        times = min(wanted, recording.most())
+        # short ones go in a row: what is looked at before them costs as much as some launches
+        row = 1 if self.foreign else min(IN_A_ROW, where.pacer.every)
+        times = min(wanted, row if recording.fused is None else recording.most())
         for optimizer in self.descending:
             times = min(times, optimizer.rows_left())
         self._replay(where, entry, times)
@@ -307,9 +310,15 @@ class Step:
         """Enqueue `times` steps, with what the host has to do for them."""
         known = self._ready(entry)
         assert entry.recording is not None
+        recording = entry.recording
         with Taking(self.descending, times, known.steps):
-            entry.recording.replay(times)
-            where.pacer.step()
+            if recording.fused is not None:
+                recording.replay(times)
+                where.pacer.step()
+            else:
+                for _ in range(times):
+                    recording.replay()
+                    where.pacer.step()
         if not self.descending:
             for p, uses, kind in known.left:
                 p.received(uses, kind)
