@@ -285,6 +285,8 @@ def test_refusals(device, rng, kind):
         ((x, *[np.zeros((3, 5))] * STATES[kind]), "a state h of shape"),
         ((x, *[np.zeros((2, 5))] * 3), "3 states"),
         ((x, np.zeros(3)), "lengths are"),
+        ((x, np.array([2, 4])), "lengths go from 2 to 4, and there are 0 to 3 steps"),
+        ((x, np.array([-1, 2])), "lengths go from -1"),
     ):
         with pytest.raises(clnn.errors.ShapeError, match=words):
             layer(*bad)

@@ -34,6 +34,12 @@ def by_lengths(layer: Layer, x: Tensor, lengths: Tensor) -> Tensor:
         raise layer.wrong_shape(
             ShapeError(f"lengths are (batch,), one for each of {batch} sequences, and have the shape {lengths.shape}")
         )
+    if x.device.reads and batch:  # where a step is recorded they cannot be seen: longer ones count as `steps`
+        given = lengths.numpy()
+        if not (given >= 0).all() or not (given <= steps).all():
+            raise layer.wrong_shape(
+                ShapeError(f"lengths go from {given.min():g} to {given.max():g}, and there are 0 to {steps} steps")
+            )
     return arange(steps, dtype=lengths.dtype, device=x.device).reshape(1, steps) < lengths.reshape(batch, 1)
 
 
