@@ -168,6 +168,10 @@ def pytest_runtest_call(item):
             patch.setattr(Programs, "new_kernel", noted_new_kernel)
             patch.setattr(Programs, "link", noted_link)
         outcome = yield
+    refused = outcome.excinfo and isinstance(outcome.excinfo[1], clnn.DeviceError) and str(outcome.excinfo[1])
+    if refused and item.get_closest_marker("long") and "ends loops after" in refused:
+        outcome.force_exception(pytest.skip.Exception(refused))
+        return
     missing = {*mark.args} - {source[0] for source in launched} if mark else {}
     if missing and outcome.excinfo is None:
         outcome.force_exception(

@@ -9,6 +9,7 @@ from clnn.gemm import clblast_problem
 from clnn.ops import norm
 from clnn.tensor import apply, linear_layer
 
+pytestmark = pytest.mark.long
 VALUE = np.float32(0.1)  # rounded up at each addition to a sum of like size: one by one, a million of them are 1% off
 V = float(VALUE)
 BOUND = 5e-5  # a run of at most 1,024 equal numbers: 1024 eps / 4 and as much again; one by one 1e6 are off by 1e-2

@@ -28,9 +28,11 @@ def _resized(
     name: str,
     forward: tuple[Any, ...],
     before: Sequence[int] = (0, 0, 0),
+    gathered: int = 1,
     **defines: Any,
 ) -> tuple[Array, Backward]:
-    """x (batch, channels, *space) -> y (batch, channels, *out) by the kernels `name`."""
+    """x (batch, channels, *space) -> y (batch, channels, *out) by the kernels `name`. `gathered`: of how many outputs the
+    gradient of an element is the sum, at most."""
     device, planes = x.device, math.prod(x.shape[:2])
     missing = (1,) * (3 - len(out))
     space, sides = (*missing, *x.shape[2:]), (*missing, *out)
@@ -49,6 +51,8 @@ def _resized(
     launch(f"{name}_forward", sides, x.block, y.block, *forward, FORWARD=1)
 
     def backward(dy: Array) -> Iterator[Flow]:
+        device.check_turns(2 * gathered, f"the gradient of an element that {name} copied {gathered:,} times")
+
         def write(sink: Sink) -> None:
             arguments, how = sink.arguments(), sink.defines()
             launch(f"{name}_backward", space, dy.block, *arguments, **how)
@@ -100,4 +104,6 @@ def pad(
     out = [n + before + after for n, (before, after) in zip(space, amounts)]
     starts = (*(0,) * (3 - len(amounts)), *(before for before, _ in amounts))
     how: dict[str, Any] = {mode.upper(): 1}
-    return _resized(x, out, "pad", (float(value),), starts, **how)
+    copies = [before + after if n == 1 else max(before, after) for n, (before, after) in zip(space, amounts)]
+    gathered = math.prod(n + 1 for n in copies) if mode == "replicate" else 1 << len(space)
+    return _resized(x, out, "pad", (float(value),), starts, gathered, **how)
