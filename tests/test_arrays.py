@@ -110,7 +110,10 @@ CASES = {  # what clnn does, what NumPy does, shapes of the arguments
 def test_against_numpy(rng, device, name):
     """Values and gradients."""
     op, reference, shapes = CASES[name]
-    check_op(rng, op, reference, *(normal(rng, shape) for shape in shapes), rounding=64)
+    given = [normal(rng, shape) for shape in shapes]
+    if name.startswith(("sort", "topk")):  # no two as near as the differences that gradients are compared with
+        given = [rng.permutation(np.linspace(-2, 2, a.size)).reshape(a.shape) for a in given]
+    check_op(rng, op, reference, *given, rounding=64)
 
 
 @pytest.mark.parametrize("name", ["where", "take", "gather", "key, two", "sort", "cumsum", "prod", "scatter_add"])

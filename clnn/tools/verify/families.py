@@ -11,12 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ... import layers, losses, metrics, optim
-from ...arrays import take_rows
+from ...arrays import argsort, sort, take_rows
+from ...attention import scaled_dot_product_attention
 from ...data import augment
 from ...functions import log_softmax, softmax
 from ...gemm import Product, Scale, Shape, clblast, clblast_problem, engine_name, gemm
 from ...ops.activation import FUNCTIONS
 from ...ops.random import Generator, dropout, spatial_dropout
+from ...ops.sequence.recurrent import Cell, recurrent
 from ...step import step
 from ...tape import no_grad
 from ...tensor import Tensor, apply, concat, function, linear_layer, tensor
@@ -458,6 +460,68 @@ def shapes(c: Checks) -> None:
     c.same("rows", take_rows(c.tensor(rows), index), rows[index])
 
 
+def attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> tuple[np.ndarray, np.ndarray]:
+    """The output of attention and its probabilities, (batch, heads, queries, keys)."""
+    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
+    if causal:
+        scores = np.where(np.tril(np.ones(scores.shape[-2:])) > 0, scores, -np.inf)
+    p = ref.softmax(scores)
+    return p @ v, p
+
+
+def sequences(c: Checks) -> None:
+    """Attention, recurrence over time, sorting, and gradients of indexing."""
+    for (b, h, t, s, d, dv), causal in (((2, 3, 70, 131, 20, 33), False), ((1, 2, 67, 67, 16, 16), True)):
+
+        def backward(dy: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool = causal) -> ref.Arrays:
+            y, p = attended(q, k, v, causal)
+            ds = p * (dy @ v.swapaxes(-1, -2) - (dy * y).sum(-1, keepdims=True)) / math.sqrt(q.shape[-1])
+            return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dy
+
+        c.op(
+            f"attention, {t} queries of {s} keys" + (", causal" if causal else ""),
+            lambda q, k, v, causal=causal: scaled_dot_product_attention(q, k, v, causal=causal),
+            _plain(lambda q, k, v, causal=causal: attended(q, k, v, causal)[0], backward),
+            c.normal(b, h, t, d), c.normal(b, h, s, d), c.normal(b, h, s, dv), rounding=128,
+        )  # fmt: skip
+
+    def over_time(z: np.ndarray, u: np.ndarray) -> np.ndarray:
+        found: list[np.ndarray] = []
+        for at in range(z.shape[1]):
+            found.append(np.tanh(z[:, at] + (found[-1] @ u if found else 0)))
+        return np.stack(found, 1)
+
+    def back_in_time(dy: np.ndarray, z: np.ndarray, u: np.ndarray) -> ref.Arrays:
+        y, dz, du, carried = over_time(z, u), np.zeros(z.shape), np.zeros(u.shape), np.zeros(z[:, 0].shape)
+        for at in range(z.shape[1])[::-1]:
+            dz[:, at] = (dy[:, at] + carried) * (1 - y[:, at] ** 2)
+            carried = dz[:, at] @ u.T
+            du += y[:, at - 1].T @ dz[:, at] if at else 0
+        return dz, du
+
+    cell = Cell("RNN", sequence=True)
+    for batch, steps, units in ((3, 9, 20), (11, 4, 37)):
+        c.op(
+            f"{steps} steps of {batch} sequences, {units} units",
+            lambda z, u: apply(recurrent, z * 1.0, u, cell=cell)[:, : z.shape[1]] * 1.0,
+            _plain(over_time, back_in_time), c.normal(batch, steps, units), c.normal(units, units) / math.sqrt(units),
+            rounding=256,
+        )  # fmt: skip
+    c.case("sorting")
+    x = np.round(c.normal(3, 501) * 20)
+    c.same("values", sort(c.tensor(x)), np.sort(x, -1))
+    c.same("places", argsort(c.tensor(x)).astype("float32"), np.argsort(x, -1, kind="stable"))
+    index = c.rng.integers(0, 7, 301)
+
+    def gathered(dy: np.ndarray, x: np.ndarray) -> ref.Arrays:
+        dx = np.zeros(x.shape)
+        np.add.at(dx, index, dy)
+        return (dx,)
+
+    named = _plain(lambda x: x[index], gathered)
+    c.op("rows that are named more than once", lambda t: take_rows(t, index), named, c.normal(7, 37), rounding=256)
+
+
 def augmentation(c: Checks) -> None:
     """Images moved, mirrored, warped, cut and mixed."""
     x = c.normal(5, 2, 13, 13)
@@ -651,6 +715,7 @@ FAMILIES = {
     "random": Family(random, ("random", "planes")),
     "shape": Family(shapes, ("shape",)),
     "augment": Family(augmentation, ("augment",)),
+    "sequence": Family(sequences, ("attention", "recurrent", "index")),
     "loss": Family(losses_and_metrics, ("losses", "metrics")),
     "optimizer": Family(optimizers, ("optimizer", "state")),
     "fit": Family(training, ("data", "state")),

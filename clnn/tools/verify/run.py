@@ -32,7 +32,18 @@ NAMES = (
         "pool",
         "norm",
     ),
-    *("conv-3x3", "conv-transposed", "conv-grouped", "conv-1d-3d", "shape", "resize", "augment", "clblast", "float64"),
+    *(
+        "conv-3x3",
+        "conv-transposed",
+        "conv-grouped",
+        "conv-1d-3d",
+        "shape",
+        "resize",
+        "augment",
+        "sequence",
+        "clblast",
+        "float64",
+    ),
 )  # the important ones first: time may end
 SPEEDS = ("peaks", "products", "convolutions", "nielsen", "mlp", "cnn")
 LIMIT = 60.0  # seconds that a process may take
