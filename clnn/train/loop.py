@@ -137,7 +137,7 @@ def fit(
                     with device.lock:
                         step.verify(device, key, run, step.foreign or (bool(callbacks) and afford))
                     while done < end:
-                        with device.lock:  # for a replay at a time: other threads come in between
+                        with device.lock:  # for a few short replays at a time: other threads come in between
                             times = step.run_some(device, key, run, end - done, steps_to_come)
                             if step.foreign:  # code that is not clnn's may see something new between callbacks, too
                                 step.verify(device, key, run)
