@@ -28,9 +28,8 @@ from .tape import grad_enabled
 from .tensor import Tensor, host_array
 
 IN_A_ROW = 8  # replays for which the device's lock is held, if they are shorter than the pacer's markers are apart
-MOST_RESTARTS = (
-    4  # calls that are not recorded because what they read has changed; then two are, since it may not matter
-)
+# Calls in a row that saw a change and were not recorded; then two are anyway: launches may not depend on it
+MOST_RESTARTS = 4
 
 
 class _Call(NamedTuple):

@@ -48,8 +48,9 @@ def no_grad() -> Iterator[None]:
 class Node:
     """One operation on tape: the closure that takes its gradient back, and the gradient's shape.
 
-    `of_loss`: the closure is a loss's. It takes None for a gradient of 1, and what it gives are gradients by the input of
-    the activation that its target ends with, where there is one.
+    A node has no links to its inputs: the closure yields them with their gradients.
+    `of_loss`: the closure is a loss's. It takes None for a gradient of 1, and its gradients already contain the derivative of
+    the activation that the output ends with, so that `_add` must not multiply by it again.
     """
 
     __slots__ = ("order", "backward", "like", "activation", "reads", "of_loss")

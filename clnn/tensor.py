@@ -375,8 +375,8 @@ class Parameter(Tensor, Restored):
 
     `sink` = (scale, kind) says how its gradient is written: None for plainly into the gradient's buffer; else, within
     `Optimizer.descend`, "velocity" (into the gradient's buffer, which is the velocity) or "straight" (into the parameter
-    itself). `uses` counts the gradients received since the last step: a later one is added to the first, of which `since`
-    is the place in the order of all that happened on tape. `forward_uses` counts what has read it since then, and `version`
+    itself). `uses` counts the gradients received since the last step: a later one is added to the first. `since` says when
+    the first of them came, as `tape.moment()` counts. `forward_uses` counts what has read it since then, and `version`
     how often its values have changed.
     """
 
@@ -643,13 +643,13 @@ LINEAR = (reshape, transpose, broadcast_to, take_slice, take_items)
 def on_tape(
     y: Array, inputs: Sequence[Any], backward: Backward, reads: Sequence[Any] = (), of_loss: bool = False
 ) -> Tensor:
-    """`y` as a tensor whose history is `backward` from `inputs`, of which it reads the values of `reads` for the gradients of
-    the others, or of a single one. `of_loss`: see `Node`."""
+    """`y` as a tensor whose history is `backward` from `inputs`. `reads`: those inputs whose values the closure reads; if such a
+    parameter changes before backward(), that is an error. `of_loss`: see `Node`."""
     t = _wrap(y)
     wanted = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
     for i, x in enumerate(inputs):
         if isinstance(x, Parameter):  # off the tape too: the result may be its memory
-            # the first input's gradient comes first, and the others' may read that input's values afterwards
+            # 2, so that `descend` does not write the first input's gradient into it: the others' still read its values
             x.forward_uses += 2 if i == 0 and any(wanted[1:]) else 1
     if grad_enabled() and any(wanted):
         single = len(inputs) == 1 or sum(wanted) > 1

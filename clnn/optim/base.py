@@ -58,9 +58,9 @@ class _Left(NamedTuple):
 
 
 class Taking:
-    """Within it the host has prepared `times` steps of each optimizer in `descending`, and those that `others` says, which a
-    replay or a call takes. Where it breaks off, those do not count that were not taken; where gradients are spent as they
-    come, velocities may be half written, and are zeroed."""
+    """On entry `times` rows of rates are taken for each optimizer in `descending`, and as many as `others` says for its own. If
+    the block raises, rows of steps that did not run are given back, and where gradients are spent as they come, velocities may be
+    half written, and are zeroed."""
 
     __slots__ = ("descending", "times", "others", "replayed")
 
@@ -250,7 +250,9 @@ class Optimizer(Watched):
         if self._put_aside:
             raise ClnnError("a step within optimizer.averaged() would train the averages: leave the with block first")
         rates = self._rates
-        if rates.left < times or rates.read is not None:  # each call counts here: a replay is a few us
+        if (
+            rates.left < times or rates.read is not None
+        ):  # only where needed: a call is dear beside a replay of a few us
             self.reserve(times)
         rates.row += times
         rates.left -= times

@@ -402,7 +402,7 @@ class Device:
         self.ends_audit("a result was read back to the host inside the step")
         if self.recorder is not None:
             self.recorder.abort(
-                "a result was read back to the host inside the step (numpy(), float() or print): return it instead"
+                "a result was read back to the host inside the step (numpy(), float(), {t:.3f}): return it instead"
             )
         if self._now.dry:
             raise ValuesWanted

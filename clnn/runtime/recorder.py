@@ -22,7 +22,7 @@ Size = tuple[int, ...]
 
 
 class AuditEnded(BaseException):
-    """The Python of a step does what no recording does, so that its launches need no comparison."""
+    """Ends an audit early: the step did something that can never be replayed."""
 
 
 class Temporary:
