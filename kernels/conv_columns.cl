@@ -100,11 +100,7 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
     for (int i = 0; i < positions; i += 4) for (int k = 0; k < channels_out; k += 4) {
       const CAT(REAL, 4) t0 = vload4(0, o + (i + 0) * NR + k), t1 = vload4(0, o + (i + 1) * NR + k);
       const CAT(REAL, 4) t2 = vload4(0, o + (i + 2) * NR + k), t3 = vload4(0, o + (i + 3) * NR + k);
-      local real *to = turned + k * across + i;
-      vstore4((CAT(REAL, 4))(t0.s0, t1.s0, t2.s0, t3.s0), 0, to);
-      vstore4((CAT(REAL, 4))(t0.s1, t1.s1, t2.s1, t3.s1), 0, to + across);
-      vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, to + 2 * across);
-      vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, to + 3 * across);
+      TRANSPOSE_4(t0, t1, t2, t3, turned + k * across + i, across)
     }
     for (int k = 0; k < channels_out; k++) {
       const int kk = g * K + strip * NR + k;

@@ -59,7 +59,14 @@ APART void copy_row(local real *d, global const real *p, int n, int total) {  //
   for (; x < total; x++) d[x] = 0;
 }
 
-// d (depth, width) = n rows of B transposed, then zeros; 4 x 4 at a time, which the compiler turns into shuffles
+// Row r of `to`, which are `apart` elements apart, is element r of each of the vectors t0 to t3: the compiler makes shuffles of it
+#define TRANSPOSE_4(t0, t1, t2, t3, to, apart) {                                             \
+  vstore4((CAT(REAL, 4))((t0).s0, (t1).s0, (t2).s0, (t3).s0), 0, to);                         \
+  vstore4((CAT(REAL, 4))((t0).s1, (t1).s1, (t2).s1, (t3).s1), 0, (to) + (apart));             \
+  vstore4((CAT(REAL, 4))((t0).s2, (t1).s2, (t2).s2, (t3).s2), 0, (to) + 2 * (apart));         \
+  vstore4((CAT(REAL, 4))((t0).s3, (t1).s3, (t2).s3, (t3).s3), 0, (to) + 3 * (apart)); }
+
+// d (depth, width) = n rows of B transposed, then zeros; 4 x 4 at a time
 APART void copy_turned(local real *d, int width, global const real *b, size_t ldb, int n, int depth) {
   for (int c0 = 0; c0 < width; c0 += 4) {
     if (c0 + 4 <= n && depth >= 4)
@@ -67,11 +74,7 @@ APART void copy_turned(local real *d, int width, global const real *b, size_t ld
         const int k = min(z, depth - 4);  // the last lie within the row
         const CAT(REAL, 4) t0 = vload4(0, b + (c0 + 0) * ldb + k), t1 = vload4(0, b + (c0 + 1) * ldb + k);
         const CAT(REAL, 4) t2 = vload4(0, b + (c0 + 2) * ldb + k), t3 = vload4(0, b + (c0 + 3) * ldb + k);
-        local real *o = d + k * width + c0;
-        vstore4((CAT(REAL, 4))(t0.s0, t1.s0, t2.s0, t3.s0), 0, o);
-        vstore4((CAT(REAL, 4))(t0.s1, t1.s1, t2.s1, t3.s1), 0, o + width);
-        vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, o + 2 * width);
-        vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, o + 3 * width);
+        TRANSPOSE_4(t0, t1, t2, t3, d + k * width + c0, width)
       }
     else if (c0 >= n)
       for (int k = 0; k < depth; k++) vstore4((CAT(REAL, 4))(0), 0, d + k * width + c0);

@@ -174,11 +174,7 @@ kernel GROUP_SIZE void winograd(int16 p, int16 q, int N, global const real *x, g
         local const real *from = m + i * M * (TILES * NR + VW) + (t + j / M) * NR + k;
 #define OUTPUT(z) vload4(0, from + (z) % M * (TILES * NR + VW) + (z) / M * NR)
         const CAT(REAL, 4) t0 = OUTPUT(0), t1 = OUTPUT(1), t2 = OUTPUT(2), t3 = OUTPUT(3);
-        local real *to = slab + (k * M + i) * wide + j;
-        vstore4((CAT(REAL, 4))(t0.s0, t1.s0, t2.s0, t3.s0), 0, to);
-        vstore4((CAT(REAL, 4))(t0.s1, t1.s1, t2.s1, t3.s1), 0, to + M * wide);
-        vstore4((CAT(REAL, 4))(t0.s2, t1.s2, t2.s2, t3.s2), 0, to + 2 * M * wide);
-        vstore4((CAT(REAL, 4))(t0.s3, t1.s3, t2.s3, t3.s3), 0, to + 3 * M * wide);
+        TRANSPOSE_4(t0, t1, t2, t3, slab + (k * M + i) * wide + j, M * wide)
       }
       const int whole = columns == OW && wide == OW, lines = whole ? 1 : rows, length = whole ? rows * OW : columns;
       for (int k = 0; k < channels; k++) {

@@ -11,11 +11,11 @@ from ..errors import ConfigurationError, DeviceError
 from ..runtime.device import Device, DType
 from ..runtime.memory import Block
 from . import clblast, tile, tuning
-from .product import SCALE_PAIRS, Product, RowsOf, Scale, Shape, constant_block
+from .product import SCALE_PAIRS, Product, RowsOf, Scale, Shape, constant_block, epilogue_defines
 
 __all__ = [
     "SCALE_PAIRS", "Product", "RowsOf", "Scale", "Shape", "clblast_problem", "column_sums", "constant_block", "engine_name",
-    "forced_engine", "gemm",
+    "epilogue_defines", "forced_engine", "gemm",
 ]  # fmt: skip
 ENGINES = ("clblast", "tile")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,6 +49,15 @@ def zero_cell(device: Device) -> Block:
     if "zero" not in device.constants:
         device.constants["zero"] = constant_block(device, np.zeros(1, np.int32))
     return device.constants["zero"]
+
+
+def epilogue_defines(
+    activation: str, scale: Scale | None, saved: Block | None, times: bool, bias: Block | None
+) -> dict[str, Any]:
+    """What kernels/gemm.cl and conv_epilogue.cl are built with for an epilogue: `saved` is read where `times`, else written."""
+    found: dict[str, Any] = {"ACT": activation}
+    there = {"SCALED": scale, "BIAS": bias, "TIMES": times or None, "KEEP": None if times else saved}
+    return found | {name: 1 for name, part in there.items() if part is not None}
 
 
 class RowsOf(NamedTuple):

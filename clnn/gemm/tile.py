@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..runtime.device import Device, DType, int_vector
-from .product import Product, Shape
+from .product import Product, Shape, epilogue_defines
 
 GROUP = 64  # work-items of a GPU's work-group, where each has a tile of its own
 SIDE = 16  # of the groups of gemm_local, as in kernels/gemm.cl
@@ -177,15 +177,7 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
     tile = choose(device, p.shape, measured, p.sums is not None)
     if tile.kc and not tile.local and not copied_columns(device, dtype, tile.nv * tile.vw, tile.kc):
         tile = tile._replace(kc=0)  # an array of no elements ends the process where drivers go through SPIR-V
-    epilogue: dict[str, Any] = {"ACT": p.activation}
-    if p.scale is not None:
-        epilogue["SCALED"] = 1
-    if p.times:
-        epilogue["TIMES"] = 1
-    elif p.saved is not None:
-        epilogue["KEEP"] = 1
-    if p.bias is not None:
-        epilogue["BIAS"] = 1
+    epilogue = epilogue_defines(p.activation, p.scale, p.saved, p.times, p.bias)
     defines: dict[str, Any] = {"TA": int(transpose_a), "TB": int(transpose_b), **epilogue}
     if p.sums is not None:
         assert not transpose_b, "column sums are those of B as it lies"

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ShapeError
-from ...gemm import Scale
+from ...gemm import Scale, epilogue_defines
 from ...runtime.device import Device, DType
 from ...runtime.memory import Block
 from ..activation import fused
@@ -61,18 +61,8 @@ class Epilogue(NamedTuple):
     factor: Block | None = None
 
     def defines(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"ACT": self.activation}
-        if self.scale is not None:
-            found["SCALED"] = 1
-        if self.times:
-            found["TIMES"] = 1
-        elif self.saved is not None:
-            found["KEEP"] = 1
-        if self.bias is not None:
-            found["BIAS"] = 1
-        if self.factor is not None:
-            found["FACTOR"] = 1
-        return found
+        found = epilogue_defines(self.activation, self.scale, self.saved, self.times, self.bias)
+        return found if self.factor is None else found | {"FACTOR": 1}
 
     @property
     def column(self) -> int:
