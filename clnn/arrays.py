@@ -206,7 +206,7 @@ def triu(x: Any, k: int = 0) -> Tensor:
 
 def one_hot(labels: Any, classes: int) -> Tensor:
     """float32 of shape (*labels.shape, classes): 1 at each label, else 0. OutOfRangeError for a label outside 0 to classes - 1;
-    in a replayed step its row is all 0. It has no gradient.
+    in a recorded step, where it cannot be seen, its row is NaN. It has no gradient.
 
     >>> clnn.one_hot([2, 0], 3).numpy()
     array([[0., 0., 1.],
@@ -220,7 +220,8 @@ def one_hot(labels: Any, classes: int) -> Tensor:
         if not 0 <= given.min() <= given.max() < classes:
             bad = given[(given < 0) | (given >= classes)].flat[0]
             raise OutOfRangeError(f"one_hot: label {bad} is none of {classes} classes, 0 to {classes - 1}")
-    return expand_dims(labels, -1) == arange(classes, device=labels.device)
+    at = expand_dims(labels, -1)
+    return where((at >= 0) & (at < classes), at == arange(classes, device=labels.device), math.nan)
 
 
 # -- indexing ---------------------------------------------------------------------------------------------------------

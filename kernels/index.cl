@@ -12,7 +12,7 @@
 #endif
 #ifdef BLOCK
 // x (rows, n) -> keys sorted within blocks, and where in its row each was. INDEX: the x are numbers of one of `limit` rows, which
-// may be negative, from the end; those of none become INT_MAX.
+// may be negative, from the end, unless FROM_START; those of none become INT_MAX.
 kernel void sort_blocks(int rows, int n, int limit, global const KEY *x, global KEY *keys, global int *at) {
   const int blocks = (n + BLOCK - 1) / BLOCK, row = get_global_id(0) / blocks, first = get_global_id(0) % blocks * BLOCK;
   if (row >= rows) return;
@@ -20,7 +20,9 @@ kernel void sort_blocks(int rows, int n, int limit, global const KEY *x, global 
   for (int i = first; i < min(n, first + BLOCK); i++) {
     KEY key = x[i];
 #ifdef INDEX
+#ifndef FROM_START
     key = key < 0 ? key + limit : key;
+#endif
     if (key < 0 || key >= limit) key = INT_MAX;
 #endif
     int to = i;

@@ -61,7 +61,11 @@ kernel void runs_backward(RUNS, global const real *restrict dy, global const rea
 kernel void take_rows(int columns, int rows, int m, int n, global const ELEMENT *x, global const int *index, global ELEMENT *y) {
   const int c = get_global_id(0), r = get_global_id(1);
   if (c >= columns) return;
+#ifdef FROM_START                          // negative ones are NOWHERE too
+  const int from = index[r % m];
+#else
   const int number = index[r % m], from = number < 0 ? number + n : number;
+#endif
   y[(size_t)r * columns + c] = from >= 0 && from < n ? x[((size_t)(r / m) * n + from) * columns + c] : (ELEMENT)NOWHERE;
 }
 #endif

@@ -66,6 +66,16 @@ CASES = {  # what clnn does, what NumPy does, shapes of the arguments
     "key, mask": (lambda a: a[np.eye(3, 4) > 0], lambda a: a[np.eye(3, 4) > 0], (X,)),
     "key, mask behind": (lambda a: a[..., np.eye(4, 5) > 0], lambda a: a[..., np.eye(4, 5) > 0], (X,)),
     "key, mask of one axis": (lambda a: a[:, [True, False, True, True]], lambda a: a[:, [0, 2, 3]], (X,)),
+    "key, mask, then a number": (
+        lambda a: a[..., [True, False, True, True], 0],
+        lambda a: a[..., [True, False, True, True], 0],
+        (X,),
+    ),
+    "key, mask between": (
+        lambda a: a[..., [True, False, True, True], None, :],
+        lambda a: a[..., [True, False, True, True], None, :],
+        (X,),
+    ),
     "key, nothing": (lambda a: a[np.zeros(0, int)], lambda a: a[np.zeros(0, int)], (X,)),
     "sort": (clnn.sort, np.sort, (X,)),
     "sort, first axis": (lambda a: clnn.sort(a, 0), lambda a: np.sort(a, 0), ((41, 3),)),
@@ -229,6 +239,13 @@ def test_arange_and_one_hot(device):
         np.testing.assert_allclose(clnn.arange(*args).numpy(), np.arange(*args), rtol=1e-6)
     assert clnn.arange(5).dtype == np.int32 and clnn.arange(5.0).dtype == np.float32
     np.testing.assert_array_equal(clnn.one_hot([[0, 2], [1, 1]], 3).numpy(), np.eye(3)[[[0, 2], [1, 1]]])
+    step = clnn.step(lambda labels: clnn.one_hot(labels, 3))
+    for _ in range(5):
+        got = step(np.array([0, 2], np.int32)).numpy()
+    np.testing.assert_array_equal(got, np.eye(3)[[0, 2]])
+    for bad in (3, -1, 2**31 - 1):  # nobody sees it there
+        got = step(np.array([bad, 1], np.int32)).numpy()
+        assert np.isnan(got[0]).all() and got[1].tolist() == [0, 1, 0]
 
 
 WRONG = {
@@ -253,6 +270,7 @@ WRONG = {
     "einsum, dots": (lambda t: clnn.einsum("...a->a", t), "no '...'"),
     "einsum, result": (lambda t: clnn.einsum("abc->d", t), "no array has"),
     "softmax, axis": (lambda t: clnn.softmax(t, 3), "axis 3"),
+    "by zero": (lambda t: clnn.arange(3) // 0, "divided by 0"),
     "arange": (lambda t: clnn.arange(0, 3, 0), "step is 0"),
     "arange, int": (lambda t: clnn.arange(0, 3, 0.5, dtype="int32"), "whole numbers"),
     "var": (lambda t: clnn.var(t[:1], 0, ddof=1), "ddof=1"),

@@ -109,6 +109,10 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
     if dtype == np.int32 and BINARY[name].of_ints:
         dtype = np.dtype(BINARY[name].of_ints)
         extra["INTS"] = "int" if dtype == np.int32 else "real"
+        if dtype == np.int32 and name in ("remainder", "floor_divide") and not isinstance(b, Array) and b == 0:
+            raise ShapeError(
+                f"{name}: an int32 divided by 0 is no number; convert with .astype('float32') for infinities"
+            )
         operands = tuple(_whole(name, x) if isinstance(x, (int, float)) else x for x in operands)
     else:
         check_float(name, one)

@@ -16,7 +16,7 @@ from .array import Array, Backward, Flow, Sink, check_float, check_together, emp
 from .elementwise import TYPES
 from .reduce import normal_axes
 from .rows import divided
-from .shape import reshape, take_slice, transpose
+from .shape import one_for_each_axis, reshape, take_slice, transpose
 
 BLOCK = 16  # elements that one work-item sorts by insertion
 
@@ -24,6 +24,11 @@ BLOCK = 16  # elements that one work-item sorts by insertion
 def _nowhere(x: Array) -> dict[str, Any]:
     """Defines: the type of x's elements, and what stands for one that x does not have."""
     return {"ELEMENT": TYPES[x.dtype], "NOWHERE": "INT_MIN" if x.dtype == np.int32 else "NAN"}
+
+
+def _counted(from_end: bool) -> dict[str, Any]:
+    """Defines: whether negative numbers of rows count from the end."""
+    return {} if from_end else {"FROM_START": 1}
 
 
 def lines(x: Array, axis: int) -> tuple[int, int, int, int]:
@@ -39,12 +44,12 @@ def _real(x: Array) -> str:
     return "float" if x.dtype == np.int32 else x.real
 
 
-def sort(x: Array, descending: bool = False, limit: int | None = None) -> tuple[Array, Array]:
+def sort(x: Array, descending: bool = False, limit: int | None = None, from_end: bool = True) -> tuple[Array, Array]:
     """x (rows, n) sorted within rows, and where each element was, int32. Equals keep their order, and NaN is the largest.
-    With a `limit`, x are numbers of rows, negative ones from the end; those of no row go last, as the largest int32."""
+    With a `limit`, x are numbers of rows, negative ones `from_end` if so; those of no row go last, as the largest int32."""
     device, (rows, n) = x.device, x.shape
     built: dict[str, Any] = {"KEY": TYPES[x.dtype], "real": _real(x), **({"DESCENDING": 1} if descending else {})}
-    numbers: dict[str, Any] = {} if limit is None else {"INDEX": 1}
+    numbers: dict[str, Any] = {} if limit is None else {"INDEX": 1, **_counted(from_end)}
     keys, at = empty_like(x), empty(device, x.shape, np.int32)
     blocks = rows * -(-n // BLOCK)
     device.launch(
@@ -61,11 +66,13 @@ def sort(x: Array, descending: bool = False, limit: int | None = None) -> tuple[
     return keys, at
 
 
-def _scatter(device: Device, dy: Array, index: Array, outer: int, n: int, inner: int, sink: Sink) -> None:
+def _scatter(
+    device: Device, dy: Array, index: Array, outer: int, n: int, inner: int, sink: Sink, from_end: bool = True
+) -> None:
     """Into the sink, for each row r of n, the sum of those rows of dy (outer, m, inner) whose number is r."""
     m = index.size
     device.check_turns(2 * m, f"sums over {m:,} numbers of rows")
-    keys, at = sort(Array(index.block, (1, m), np.int32, device), limit=n)
+    keys, at = sort(Array(index.block, (1, m), np.int32, device), limit=n, from_end=from_end)
     each, size, local, vectors = divided(device, dy.dtype, outer * n, inner)
     device.launch(
         "index", "take_backward", size, outer, n, inner, m, each, keys.block, at.block, dy.block, *sink.arguments(),
@@ -73,21 +80,21 @@ def _scatter(device: Device, dy: Array, index: Array, outer: int, n: int, inner:
     )  # fmt: skip
 
 
-def take(x: Array, index: Array, axis: int = 0) -> tuple[Array, Backward]:
-    """y = the rows of x along `axis` that `index`, int32 of any shape, names; negative ones count from the end. A row that x
-    does not have is NaN, or the least int32."""
+def take(x: Array, index: Array, axis: int = 0, from_end: bool = True) -> tuple[Array, Backward]:
+    """y = the rows of x along `axis` that `index`, int32 of any shape, names; negative ones count from the end, if `from_end`
+    says so. A row that x does not have is NaN, or the least int32."""
     outer, n, inner, a = lines(x, axis)
     m, device = index.size, x.device
     y = empty(device, (*x.shape[:a], *index.shape, *x.shape[a + 1 :]), x.dtype)
     device.launch(
         "shape", "take_rows", (inner, outer * m), inner, outer * m, m, n, x.block, index.block, y.block,
-        real="float", **_nowhere(x),
+        real="float", **_nowhere(x), **_counted(from_end),
     )  # fmt: skip
     kept = index.alias()
 
     def backward(dy: Array) -> Iterator[Flow]:
         def write(sink: Sink) -> None:
-            _scatter(device, dy, kept, outer, n, inner, sink)
+            _scatter(device, dy, kept, outer, n, inner, sink, from_end)
 
         yield x, write
 
@@ -200,41 +207,34 @@ def _numbers_of(k: Any, size: int, axis: int, shape: tuple[int, ...]) -> np.ndar
 def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
     """x[key] where arrays of integers or bools are among the keys, as NumPy has it; an index tensor on the device alone."""
     keys: list[Any] = []
+    masks: list[tuple[int, np.ndarray]] = []  # and the place of the first of their keys
     for k in key if isinstance(key, tuple) else (key,):
-        mask = _on_host(k) if isinstance(k, Array) and k.dtype != np.int32 else k
-        if isinstance(mask, (bool, np.bool_)):
-            raise ShapeError(
-                f"an axis is not indexed by {mask!r}: a mask has the shape of the axes that it chooses from"
-            )
-        mask = np.asarray(mask) if isinstance(mask, (list, np.ndarray)) else mask
-        if isinstance(k, Array) and mask is not k:
-            if not np.isin(mask, (0, 1)).all():
+        if isinstance(k, (bool, np.bool_)):
+            raise ShapeError(f"an axis is not indexed by {k!r}: a mask has the shape of the axes that it chooses from")
+        part = np.asarray(k) if isinstance(k, (list, np.ndarray)) else k
+        if isinstance(k, Array) and k.dtype != np.int32:
+            part = _on_host(k)
+            if not np.isin(part, (0, 1)).all():
                 raise ShapeError(
                     "a tensor of floats as an index is a mask, of 0 and 1, such as t > 0; name elements by int32"
                 )
-            mask = mask != 0
-        if isinstance(mask, np.ndarray) and mask.dtype == bool:
-            at = sum(k is not None and k is not Ellipsis for k in keys)
-            if Ellipsis in [k for k in keys if k is Ellipsis]:
-                at = x.ndim - mask.ndim
-            if x.shape[at : at + mask.ndim] != mask.shape:
-                raise ShapeError(
-                    f"a mask of shape {mask.shape} does not fit axes {at} on of an array of shape {x.shape}"
-                )
-            keys += list(np.nonzero(mask))
+            part = part != 0
+        if isinstance(part, np.ndarray) and part.dtype == bool:
+            masks.append((len(keys), part))
+            keys += list(np.nonzero(part))
         else:
-            keys.append(mask)
-    used = sum(k is not None and k is not Ellipsis for k in keys)
-    if used > x.ndim or sum(k is Ellipsis for k in keys) > 1:
-        raise ShapeError(f"index {key!r} has too many parts for an array of shape {x.shape}")
-    if not any(k is Ellipsis for k in keys):
-        keys.append(Ellipsis)
-    at = next(i for i, k in enumerate(keys) if k is Ellipsis)
-    keys[at : at + 1] = [slice(None)] * (x.ndim - used)
+            keys.append(part)
+    expanded = one_for_each_axis(x, keys, key)
+    for place, mask in masks:
+        behind = sum(k is not None for k in keys[place:])
+        dots = any(k is Ellipsis for k in keys[:place])
+        at = x.ndim - behind if dots else sum(k is not None for k in keys[:place])
+        if x.shape[at : at + mask.ndim] != mask.shape:
+            raise ShapeError(f"a mask of shape {mask.shape} does not fit axes {at} on of an array of shape {x.shape}")
+    keys = expanded
     plain = [k if k is None or isinstance(k, slice) else slice(None) for k in keys]
-    named = [
-        i for i, k in enumerate(keys) if k is not None and not isinstance(k, slice)
-    ]  # axes of what the slices leave
+    # axes of what the slices leave
+    named = [i for i, k in enumerate(keys) if k is not None and not isinstance(k, slice)]
     backs: list[Backward] = []
 
     def then(op: Callable[..., tuple[Array, Backward]], z: Array, how: Any) -> Array:

@@ -109,16 +109,18 @@ def transpose(x: Array, axes: Sequence[int] | None = None) -> tuple[Array, Backw
     return y, backward
 
 
-def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
-    """x[key] for integers, slices, None and `...`."""
-    keys = list(key) if isinstance(key, tuple) else [key]
+def one_for_each_axis(x: Array, keys: list[Any], key: Any) -> list[Any]:
+    """The parts of `key` with a whole slice for each axis that `...` stands for, or that is not mentioned."""
     used = sum(k is not None and k is not Ellipsis for k in keys)
     if used > x.ndim or sum(k is Ellipsis for k in keys) > 1:
         raise ShapeError(f"index {key!r} has too many parts for an array of shape {x.shape}")
-    if not any(k is Ellipsis for k in keys):
-        keys.append(Ellipsis)
-    at = next(i for i, k in enumerate(keys) if k is Ellipsis)
-    keys[at : at + 1] = [slice(None)] * (x.ndim - used)
+    at = next((i for i, k in enumerate(keys) if k is Ellipsis), len(keys))
+    return [*keys[:at], *[slice(None)] * (x.ndim - used), *keys[at + 1 :]]
+
+
+def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
+    """x[key] for integers, slices, None and `...`."""
+    keys = one_for_each_axis(x, list(key) if isinstance(key, tuple) else [key], key)
     shape: list[int] = []
     kept: list[int] = []  # the shape without the axes that None adds, and its strides
     strides: list[int] = []

@@ -9,7 +9,8 @@ from ...attention import sinusoidal_positions
 from ...checks import check_count, whole
 from ...errors import ConfigurationError, DataError, ShapeError
 from ...init import Initialiser, find_initialiser, normal
-from ...tensor import Tensor
+from ...ops.index import take
+from ...tensor import Tensor, apply
 from ..base import Layer, register
 
 __all__ = ["Embedding", "PositionalEmbedding", "SinusoidalPositions"]
@@ -24,8 +25,8 @@ class Embedding(Layer):
     is read as 0 and does not learn. `tied(y)` gives the scores of all tokens, y w^T, for an output layer that shares the
     weights (Press and Wolf 2017). Weights start as N(0, 0.02), as GPT-2's do, unless `weight_init` says otherwise.
 
-    OutOfRangeError for a token that is none of 0 to tokens - 1 (negative ones count from the end); in a recorded step its
-    row is NaN instead, and with it the loss.
+    DataError or OutOfRangeError for a token that is none of 0 to tokens - 1; in a recorded step of your own, where it cannot be
+    seen, its row is NaN instead, and with it the loss.
     """
 
     shaping = frozenset(("tokens", "size"))
@@ -56,12 +57,14 @@ class Embedding(Layer):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype.kind != "i":
             raise self.wrong_shape(ShapeError(f"tokens are whole numbers, and the input is {x.dtype}"))
-        y = take_rows(self.w, x)
+        if x.device.reads:
+            self.check_whole(0, x.numpy(), "the input")
+        y = apply(take, self.w, index=x, from_end=False)
         return y if self.padding is None else where((x != self.padding).reshape(*x.shape, 1), y, 0.0)
 
     def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
-        if array.size and not -self.tokens <= array.min() <= array.max() < self.tokens:
-            at = np.argwhere((array < -self.tokens) | (array >= self.tokens))[0]
+        if array.size and not 0 <= array.min() <= array.max() < self.tokens:
+            at = np.argwhere((array < 0) | (array >= self.tokens))[0]
             raise DataError(
                 f"{name}{[*map(int, at)]} is {array[tuple(at)]}, and {self.name or 'Embedding'} has {self.tokens} tokens, 0 to "
                 f"{self.tokens - 1}"
