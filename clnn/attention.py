@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import arange, stack, where
 from .checks import check_count
-from .errors import ConfigurationError, ShapeError
+from .errors import ConfigurationError, OutOfRangeError, ShapeError
 from .ops.sequence.attention import attention
 from .tape import grad_enabled
 from .tensor import Tensor, concat, function, on_tape, tensor
@@ -38,7 +38,8 @@ def scaled_dot_product_attention(
     scale: 1 / sqrt(depth) unless given.
     past: an int32 tensor of one number, how many keys come before the first query: query i then sees the keys up to past + i
         if `causal`, and none at past + queries or beyond. For caches.
-    A query that sees no key gives zeros. ShapeError for shapes that do not fit, and for depths above 256.
+    A query that sees no key gives zeros. ShapeError for shapes that do not fit, and for depths above 256; OutOfRangeError for a
+    `past` with which there are more queries than keys, where it can be seen: in a recorded step the output is NaN then.
 
     Source: Vaswani et al. 2017; without the matrix, Milakov and Gimelshein 2018, Dao et al. 2022.
     """
@@ -53,6 +54,14 @@ def scaled_dot_product_attention(
             mask = where(mask, 0.0, -math.inf)
     if past is not None:
         past = tensor(past, np.int32, q.device)
+        if past.size != 1:
+            raise ShapeError(f"attention: past is one number, and its shape is {past.shape}")
+        if q.device.reads and q.ndim == k.ndim == 4:
+            queries, keys = (t.shape[1 if time_first else 2] for t in (q, k))
+            if not 0 <= (before := past.item()) <= keys - queries:
+                raise OutOfRangeError(
+                    f"attention: {before} past keys and {queries} queries do not fit a cache of {keys} keys"
+                )
     keep = grad_enabled() and any(t.requires_grad for t in (q, k, v))
     y, backward = attention(q, k, v, mask, causal, scale, past, time_first, keep)
     return on_tape(y, (q, k, v), backward, (q, k, v))

@@ -19,6 +19,8 @@
   global const real *restrict mask, global const int *past, real scale
 #define UNPACK                                                                                                            \
   const int H = p.s0, G = p.s1, Tq = p.s2, Tk = p.s3, before = past ? past[0] : 0, n = past ? min(Tk, before + Tq) : Tk;
+// A cache that is too short for its queries: a wrong answer is NaN
+#define TOO_SHORT (past && (before < 0 || before > Tk - Tq))
 #define Q_OF(b, h) (q + (size_t)(b) * p.s4 + (size_t)(h) * p.s5)
 #define K_OF(b, g) (k + (size_t)(b) * p.s7 + (size_t)(g) * p.s8)
 #define V_OF(b, g) (v + (size_t)(b) * r.s0 + (size_t)(g) * r.s1)
@@ -130,7 +132,7 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
   }
   for (int i = 0; i < rows; i++) {
     global real *to = o + AT_O(b, h) + (size_t)(i0 + i) * O_ROW;
-    const real over = sum[i] == 0 ? 0 : 1 / sum[i];
+    const real over = TOO_SHORT ? (real)NAN : sum[i] == 0 ? 0 : 1 / sum[i];
     for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, O + i * DVP + c) * over, to + c, DV - c);
     if (lse) lse[(size_t)bh * Tq + i0 + i] = sum[i] == 0 ? INFINITY : top[i] + log(sum[i]);
   }
@@ -251,7 +253,7 @@ kernel void attention_forward(int batch, HEADS_ARGS, global real *o, global real
     top = high;
   }
   global real *to = o + AT_O(b, h) + (size_t)i * O_ROW;
-  UNROLL for (int c = 0; c < DV; c++) to[c] = sum == 0 ? 0 : out[c] / sum;
+  UNROLL for (int c = 0; c < DV; c++) to[c] = TOO_SHORT ? (real)NAN : sum == 0 ? 0 : out[c] / sum;
   if (lse) lse[(size_t)bh * Tq + i] = sum == 0 ? INFINITY : top + log(sum);
 }
 #endif

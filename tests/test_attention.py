@@ -104,6 +104,21 @@ def test_time_first_is_the_same_without_a_transposition(rng, device):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("past", [-1, 6, 2**31 - 1])
+def test_a_cache_that_is_too_short(rng, device, past):
+    """An error where it can be seen, NaN where a step is recorded."""
+    q, k, v = (clnn.tensor(normal(rng, s)) for s in ((1, 2, 3, 8), (1, 2, 8, 8), (1, 2, 8, 5)))
+    for time_first in (False, True):
+        given = [t.transpose(0, 2, 1, 3) if time_first else t for t in (q, k, v)]
+        with pytest.raises(clnn.OutOfRangeError, match=f"{past} past keys and 3 queries do not fit a cache of 8 keys"):
+            attend(*given, past=past, time_first=time_first)
+    step = clnn.step(lambda before: attend(q, k, v, past=before))
+    for before in (0, 5, 2, 1, 5):
+        got = step(np.array(before, np.int32))
+        assert_close(got.numpy(), reference(*(t.numpy() for t in (q, k, v)), past=before), 64 * eps(np.float32))
+    assert np.isnan(step(np.array(past, np.int32)).numpy()).all()
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_past_keys_of_a_cache(rng, device, causal):
     """Keys that are not there yet may be anything, NaN too."""

@@ -63,6 +63,42 @@ def test_tokens_that_there_are_not(rng, device):
         clnn.Embedding(5, 3, padding=5)
 
 
+def test_tokens_are_not_counted_from_the_end(rng, device):
+    """-1 and -100 mark what is to be left out elsewhere: no token has such a number."""
+    layer = clnn.Embedding(5, 3)
+    layer(np.zeros(1, int))
+    for bad in (-1, -100, 5):
+        for given in (np.array([0, bad]), clnn.tensor([0, bad])):
+            with pytest.raises(clnn.DataError, match=rf"\[1\] is {bad}, and Embedding has 5 tokens"):
+                layer(given)
+
+    @clnn.step
+    def step(x):
+        layer.w.zero_grad()
+        y = layer(x)
+        clnn.where(clnn.isnan(y), 0.0, y).sum().backward()
+        return y, layer.w.grad * 1.0
+
+    for _ in range(5):
+        y, grad = step(np.array([0, 4, 4], np.int32))
+    np.testing.assert_array_equal(grad.numpy()[:, 0], [1, 0, 0, 0, 2])
+    y, grad = step(np.array([-1, 4, 5], np.int32))
+    assert np.isnan(y.numpy()[[0, 2]]).all() and not np.isnan(y.numpy()[1]).any()
+    np.testing.assert_array_equal(grad.numpy()[:, 0], [0, 0, 0, 0, 1])
+
+
+def test_a_query_that_sees_no_key_gives_zeros_with_dropout_too(rng, device):
+    layer = clnn.MultiHeadAttention(2, dropout=0.5, bias=False)
+    x, mask = clnn.tensor(normal(rng, (2, 4, 8))), np.ones((2, 1, 4, 4), bool)
+    mask[1, :, 2] = False
+    y = layer(x, x, mask)
+    np.testing.assert_array_equal(y.numpy()[1, 2], 0)
+    (y * y).sum().backward()
+    assert all(np.isfinite(p.grad.numpy()).all() for p in layer.parameters())
+    with clnn.no_grad():
+        np.testing.assert_array_equal(layer(x, x, mask).numpy()[1, 2], 0)
+
+
 def test_a_model_of_tokens_learns_and_comes_back(rng, device, tmp_path):
     """Which of two tokens is more frequent: with fit, over several batches and a remainder, and after saving."""
     x = rng.integers(0, 6, (300, 9)).astype(np.int64)

@@ -122,7 +122,10 @@ class MultiHeadAttention(_Masked):
             scores = scores + mask if added else where(mask, scores, -math.inf)
         if self.causal:
             scores = where(tril(ones(scores.shape[-2:], scores.dtype, scores.device)), scores, -math.inf)
-        p = apply(drop, softmax_of(scores), rate=self.dropout, generator=generator(self.device))
+        # a query that sees no key gives zeros, as without dropout
+        none = scores.detach().max(-1, keepdims=True) == -math.inf
+        p = where(none, 0.0, softmax_of(where(none, 0.0, scores)))
+        p = apply(drop, p, rate=self.dropout, generator=generator(self.device))
         return (p @ v).transpose(0, 2, 1, 3)
 
 
