@@ -397,3 +397,37 @@ def test_what_containers_refuse(device):
     for layer in (clnn.Masking(clnn.LSTM(3)), clnn.TimeDistributed(clnn.Dense(3))):
         with pytest.raises(clnn.errors.ShapeError, match="batch, steps"):
             layer(np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("both", [False, True])
+def test_what_lies_past_a_length_does_not_count(device, rng, kind, both):
+    """NaN neither: outputs and gradients are those of padding with zeros."""
+    make = lambda: clnn.Bidirectional(LAYERS[kind](5)) if both else LAYERS[kind](5)  # noqa: E731
+    x, lengths = rng.standard_normal((3, 6, 4)).astype(np.float32), np.array([2, 6, 0])
+    found = []
+    layer = make()
+    for padding in (0.0, np.nan, np.inf, 7.0):
+        given = x.copy()
+        for row, n in enumerate(lengths):
+            given[row, n:] = padding
+        layer.zero_grad()
+        y = layer(given, lengths)
+        (y * y).sum().backward()
+        found.append([y.numpy(), *(p.grad.numpy() for p in layer.parameters())])
+    for other in found[1:]:
+        for a, b in zip(found[0], other):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_length_that_cannot_be_in_a_recorded_step(device, rng, kind):
+    layer, x = LAYERS[kind](5), rng.standard_normal((3, 6, 4)).astype(np.float32)
+    layer(x)
+    step = clnn.step(lambda x, lengths: layer(x, lengths))
+    for lengths in ([1, 6, 0], [2, 2, 2], [6, 6, 6], [0, 1, 5], [3, 3, 3]):
+        with clnn.no_grad():
+            np.testing.assert_array_equal(step(x, np.array(lengths)).numpy(), layer(x, np.array(lengths)).numpy())
+    with clnn.no_grad():
+        y = step(x, np.array([7, 3, -1])).numpy()
+    assert np.isnan(y[[0, 2]]).all() and np.isfinite(y[1]).all()

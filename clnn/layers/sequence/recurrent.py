@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-from ...arrays import arange
+from ...arrays import arange, where
 from ...checks import check_count, in_range
 from ...errors import ConfigurationError, ShapeError
 from ...init import Initialiser, find_initialiser
@@ -27,20 +27,26 @@ from ..norm import LayerNorm, RMSNorm
 __all__ = ["GRU", "LSTM", "Bidirectional", "Masking", "SimpleRNN", "TimeDistributed"]
 
 
-def by_lengths(layer: Layer, x: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, steps): 1 for each step of a sequence, 0 for those past its length."""
+def by_lengths(layer: Layer, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """x with zeros past each sequence's length, where it may hold anything, NaN too; and (batch, steps): 1 for each step of a
+    sequence, 0 for those past its length. A sequence with a length that cannot be is NaN where that is no error."""
     batch, steps = x.shape[:2]
     if lengths.shape != (batch,):
         raise layer.wrong_shape(
             ShapeError(f"lengths are (batch,), one for each of {batch} sequences, and have the shape {lengths.shape}")
         )
-    if x.device.reads and batch:  # where a step is recorded they cannot be seen: longer ones count as `steps`
+    if x.device.reads and batch:  # where a step is recorded they cannot be seen
         given = lengths.numpy()
         if not (given >= 0).all() or not (given <= steps).all():
             raise layer.wrong_shape(
                 ShapeError(f"lengths go from {given.min():g} to {given.max():g}, and there are 0 to {steps} steps")
             )
-    return arange(steps, dtype=lengths.dtype, device=x.device).reshape(1, steps) < lengths.reshape(batch, 1)
+    column = lengths.reshape(batch, 1)
+    mask = arange(steps, dtype=lengths.dtype, device=x.device).reshape(1, steps) < column
+    fits = ((column >= 0) & (column <= steps)).reshape(batch, 1, 1)
+    x = where(mask.reshape(batch, steps, 1), x, 0.0)
+    # steps that are passed over would hide it
+    return where(fits, x, math.nan), where(fits.reshape(batch, 1), mask, 1.0)
 
 
 class _Recurrent(Layer):
@@ -103,7 +109,7 @@ class _Recurrent(Layer):
         self._check(x)
         mask = None
         if rest and rest[-1].ndim == 1:
-            mask = by_lengths(self, x, rest.pop())
+            x, mask = by_lengths(self, x, rest.pop())
         self._count(rest)
         return self.over(x, rest, mask)
 
@@ -197,7 +203,8 @@ class SimpleRNN(_Recurrent):
     `return_state` a tuple (output, h after all steps); `go_backwards` reads the last step first, and has sequences in the order
     of reading. `dropout` drops features of x, `recurrent_dropout` parts of h on its way into the product, each the same for all
     steps of a sequence. Beside x the layer takes the first h, (batch, units), and lengths, (batch,): `rnn(x, h, lengths)`, either
-    of them alone too. Past its length a sequence's h stays as it is, so that the last h is that at its length.
+    of them alone too. Past its length a sequence's h stays as it is, so that the last h is that at its length; what x holds
+    there does not count. ShapeError for a length that cannot be; in a recorded step that sequence is NaN.
 
     Arguments as Keras has them. `activation` is a name of clnn/ops/activation.py; initialisers are names of clnn/init.py.
     ShapeError for inputs without steps and for states of another batch. ConfigurationError for stateful=True: give the states
@@ -337,7 +344,9 @@ class Bidirectional(Layer):
     def forward(self, *inputs: Tensor) -> Any:
         x, *rest = inputs
         self.layer._check(x)
-        mask = by_lengths(self, x, rest.pop()) if rest and rest[-1].ndim == 1 else None
+        mask = None
+        if rest and rest[-1].ndim == 1:
+            x, mask = by_lengths(self, x, rest.pop())
         for states in (half := [rest[: len(rest) // 2], rest[len(rest) // 2 :]]):
             self.layer._count(states)
         return self.over(x, half, mask)
