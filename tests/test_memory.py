@@ -10,6 +10,7 @@ from helpers import parameter
 
 import clnn
 from clnn.runtime.memory import ALIGNMENT, Memory, human, memory_limit
+from clnn.runtime.recording import Recording
 
 MIB = 1 << 20
 
@@ -311,6 +312,40 @@ def test_a_replay_without_memory_goes_on_where_it_was(device, monkeypatch, faili
         run(x)
     late.failures = 0
     np.testing.assert_array_equal(run(x).numpy(), expected)
+
+
+@pytest.mark.parametrize("failing", [0, 1, 3, 6])
+def test_replays_in_a_row_that_break_off_count_the_steps_that_were_taken(device, monkeypatch, failing):
+    """fit replays several steps under one lock: weights, rates and counts are those of the steps before the failure."""
+    monkeypatch.setenv("CLNN_FUSE", "0")
+    x, y = np.random.default_rng(5).standard_normal((80, 3)).astype(np.float32), np.ones((80, 1), np.float32)
+
+    def fit(model, optimizer, steps):
+        few = slice(4 * steps)
+        model.fit(x[few], y[few], loss="mse", optimizer=optimizer, batch_size=4, shuffle=False, progress=False)
+
+    def fresh():
+        return clnn.Sequential([clnn.Dense(1)], seed=3), clnn.Adam(0.01)
+
+    (model, optimizer), (other, as_far) = fresh(), fresh()
+    fit(model, optimizer, 20)
+    replay, taken = Recording.replay, []
+
+    def breaking_off(self, *times):
+        if len(taken) == failing:
+            raise clnn.OutOfDeviceMemory("no memory")
+        taken.append(replay(self, *times))
+
+    monkeypatch.setattr(Recording, "replay", breaking_off)
+    with pytest.raises(clnn.OutOfDeviceMemory):
+        fit(model, optimizer, 20)
+    monkeypatch.setattr(Recording, "replay", replay)
+    new = 3  # steps that a fit runs in Python before it replays
+    for steps in (20, new + failing):
+        fit(other, as_far, steps)
+    assert optimizer.steps == as_far.steps == 20 + new + failing
+    for weights, expected in zip(model.parameters(), other.parameters(), strict=True):
+        np.testing.assert_array_equal(weights.numpy(), expected.numpy())
 
 
 def test_an_allocation_that_fails_is_tried_again_without_the_pools_reserve(device, monkeypatch):
