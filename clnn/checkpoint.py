@@ -22,6 +22,7 @@ from . import registry
 from .errors import CheckpointError
 from .files import as_path, write_atomically
 from .layers.base import Layer, snake
+from .tensor import Parameter, Tensor
 
 FORMAT = 1
 
@@ -127,8 +128,8 @@ def warn_of_attributes(model: Layer, twin: Layer) -> None:
         stored = {i.argval for i in code if i.opname == "STORE_ATTR"}
         read = {i.argval for i in code if i.opname in ("LOAD_ATTR", "LOAD_METHOD")}
         for name in sorted(read - stored - layer.config().keys()):
-            a, b = (vars(one).get(name) for one in (layer, others[path]))  # arrays, or lists of numbers
-            if _comparable(a) and _comparable(b) and not np.array_equal(np.asarray(a), np.asarray(b)):
+            a, b = (vars(one).get(name) for one in (layer, others[path]))
+            if a is not b and (parts := _parts(a)) and not _alike(parts, _parts(b)):
                 warnings.warn(
                     f"the file goes without {name} of {path or type(layer).__name__}, which is {a!r}, and {b!r} where the layer "
                     "is made anew: let __init__ take it and config() give it, or make it a parameter with learns=False",
@@ -137,11 +138,25 @@ def warn_of_attributes(model: Layer, twin: Layer) -> None:
                 )
 
 
-def _comparable(value: Any) -> bool:
-    """Whether it is of numbers and texts alone."""
-    if isinstance(value, (list, tuple)):
-        return all(map(_comparable, value))
-    return isinstance(value, (bool, int, float, str)) or (isinstance(value, np.ndarray) and value.dtype.kind in "fiub")
+def _parts(value: Any) -> dict[str, Any] | None:
+    """The numbers, texts, arrays and tensors of which a value is made, by their places in it; None where it is of others, too.
+    A parameter is in the file, and so is a layer."""
+    if isinstance(value, (list, tuple, dict)):
+        entries = value.items() if isinstance(value, dict) else enumerate(value)
+        inside = {key: _parts(item) for key, item in entries}
+        if None in inside.values():
+            return None
+        return {f"{key}.{name}": part for key, found in inside.items() for name, part in (found or {}).items()} | {
+            "": len(inside)
+        }
+    if isinstance(value, Tensor) and not isinstance(value, Parameter):
+        value = value.detach().numpy()
+    numbers = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"
+    return {"": value} if numbers or isinstance(value, (bool, int, float, str)) else None
+
+
+def _alike(a: dict[str, Any], b: dict[str, Any] | None) -> bool:
+    return b is not None and a.keys() == b.keys() and all(np.array_equal(part, b[name]) for name, part in a.items())
 
 
 def told(what: str, one: Any, described: Any, find: Callable[[Any], Any]) -> Any:

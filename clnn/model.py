@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import numpy as np
 from . import checkpoint, losses, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
-from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through, without_values
+from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through
 from .losses import find_loss
 from .ops.loss import yes_above
 from .ops.random import Generator
@@ -22,7 +21,7 @@ from .optim import Optimizer
 from .parameters import consolidate, count
 from .random import drawing_from
 from .runtime.choice import resolve
-from .runtime.device import Device, ValuesWanted
+from .runtime.device import Device
 from .runtime.lock import exclusive
 from .tape import no_grad
 from .tensor import Parameter, Tensor, tensor
@@ -325,11 +324,8 @@ def _made(header: dict[str, Any], where: Device, empty: bool = False) -> Layer:
         return model
 
     with no_grad(), drawing_from(Generator(where, 0)):
-        try:
-            with where.dry(), without_values() if empty else nullcontext():
-                return made()
-        except ValuesWanted:  # its own code reads values
-            return made()
+        model: Layer = for_shapes(where, made, empty)
+    return model
 
 
 def _settings(p: Parameter) -> list[Any]:

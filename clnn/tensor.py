@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
@@ -34,18 +37,43 @@ Place = Literal["plain", "velocity", "straight"]
 Operand = Array | np.ndarray | np.generic | Sequence[Any] | float | Decimal | Fraction  # of + and the like
 
 
+class _Made(threading.local):
+    """The tensors that a thread makes, where somebody wants to know them."""
+
+    here: list[weakref.ref[Tensor]] | None = None
+
+
+_made = _Made()
+
+
+@contextlib.contextmanager
+def tensors_made() -> Iterator[list[weakref.ref[Tensor]]]:
+    """Weak references to the tensors that this thread makes within it."""
+    before, _made.here = _made.here, []
+    try:
+        yield _made.here
+    finally:
+        made, _made.here = _made.here, before
+        if before is not None:
+            before += made
+
+
 class Tensor(Array):
     """An array of float32, or float64 where that was asked for (or int32, for labels), on a device.
 
     Made by `clnn.tensor(array)`; `numpy()`, `float(t)` and `np.asarray(t)` bring it back, and wait for the device.
     """
 
-    __slots__ = ("node",)
+    # `lent_by`: the parameter whose memory this is, as of a reshaped one
+    __slots__ = ("node", "lent_by")
     __array_priority__ = 1000  # array + tensor calls Tensor.__radd__
 
     def __init__(self, block: Block, shape: Sequence[int], dtype: DType, device: Device) -> None:
         super().__init__(block, shape, dtype, device)
         self.node: Node | None = None
+        self.lent_by: Parameter | None = None
+        if _made.here is not None:
+            _made.here.append(weakref.ref(self))
 
     # -- in and out ---------------------------------------------------------------------------------------------------
     def numpy(self) -> np.ndarray:
@@ -115,7 +143,7 @@ class Tensor(Array):
     def detach(self) -> Tensor:
         """The same memory without its history."""
         y = Tensor(self.block, self.shape, self.dtype, self.device)
-        y.made_by = self.made_by
+        y.made_by, y.lent_by = self.made_by, _lender(self)
         return y
 
     def __reduce__(self) -> Any:
@@ -648,16 +676,23 @@ def on_tape(
     t = _wrap(y)
     wanted = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
     for i, x in enumerate(inputs):
+        if isinstance(x, Tensor) and x.block is y.block:
+            t.lent_by = _lender(x)
         if isinstance(x, Parameter):  # off the tape too: the result may be its memory
             # 2, so that `descend` does not write the first input's gradient into it: the others' still read its values
             x.forward_uses += 2 if i == 0 and any(wanted[1:]) else 1
     if grad_enabled() and any(wanted):
         single = len(inputs) == 1 or sum(wanted) > 1
-        needed = [x for x in reads if isinstance(x, Parameter) and (single or not x.requires_grad)]
+        needed = [p for x in reads if (p := _lender(x)) is not None and (single or not x.requires_grad)]
         t.node = Node(y, backward, needed, of_loss)
     else:
         t.activation = None  # no gradient will come by
     return t
+
+
+def _lender(x: Any) -> Parameter | None:
+    """The parameter whose memory `x` is: itself, the one that it was reshaped or detached from, or none."""
+    return x if isinstance(x, Parameter) else x.lent_by if isinstance(x, Tensor) else None
 
 
 # What NumPy calls our functions of two tensors.

@@ -131,3 +131,64 @@ def test_mini_batches_of_one_that_are_no_trouble(rng, device):
     net.layers[1].trainable = False
     net.fit(x, y, **{**options, "optimizer": clnn.SGD(0.1)})
     normed(clnn.Flatten(), input_shape=(2, 4)).fit(x[:20], y[:20], **{**options, "optimizer": clnn.SGD(0.1)})
+
+
+# -- tensors that a forward pass keeps -----------------------------------------------------------------------------------
+CACHED = {}
+
+
+class Keeps(clnn.Model):
+    """Makes a mask at its first call, and has it from then on."""
+
+    def __init__(self, where):
+        self.where, self.mask, self.masks = where, None, []
+
+    def kept(self, n):
+        made = clnn.constant if self.where == "constant" else clnn.tensor
+        upper = made(np.triu(np.ones((n, n), np.float32)))
+        return upper + clnn.ones((n, n)) * 2.0
+
+    def forward(self, x):
+        if self.where == "cache":
+            mask = CACHED.setdefault((id(self), x.shape[1]), None)
+            if mask is None:
+                mask = CACHED[id(self), x.shape[1]] = self.kept(x.shape[1])
+        elif self.where == "list":
+            self.masks or self.masks.append(self.kept(x.shape[1]))
+            mask = self.masks[0]
+        else:
+            if self.mask is None:
+                self.mask = self.kept(x.shape[1])
+            mask = self.mask
+        return x @ mask
+
+
+@pytest.mark.parametrize("where", ["attribute", "list", "cache", "constant"])
+@pytest.mark.parametrize("way", ["sequential", "model", "fit", "after an error"])
+def test_tensors_that_a_forward_pass_keeps_have_values(rng, device, where, way):
+    """A model is built by a pass for shapes alone, in which nothing is computed; what it keeps of that is read afterwards."""
+    x = rng.random((20, 4)).astype(np.float32)
+    layer = Keeps(where)
+    net = layer if way == "model" else clnn.Sequential([layer, clnn.Dense(3)], input_shape=None if way == "fit" else 4)
+    if way == "fit":
+        net.fit(x, x[:, :3], loss="mse", optimizer=clnn.SGD(0.0), epochs=2, batch_size=5, progress=False)
+    if way == "after an error":
+        net.layers.append(clnn.Conv2D(3, 3))
+        with pytest.raises(clnn.ShapeError):
+            net.predict(x)
+        del net.layers[-1]
+    expected = x @ (np.triu(np.ones((4, 4), np.float32)) + 2)
+    if net is not layer:
+        expected = expected @ net.layers[1].w.numpy() + net.layers[1].b.numpy()
+    for _ in range(4):
+        np.testing.assert_allclose(net.predict(x), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_pass_for_shapes_launches_nothing_unless_something_is_kept(device):
+    before = device.launches
+    clnn.Sequential([clnn.Dense(4), clnn.Dense(5, "tanh"), clnn.BatchNorm(), clnn.Activation("softmax")], input_shape=3)
+    made = device.launches - before
+    before = device.launches
+    clnn.Sequential([Keeps("attribute"), clnn.Dense(4), clnn.Dense(5, "tanh"), clnn.BatchNorm(), clnn.Activation("softmax")],
+                    input_shape=3)  # fmt: skip
+    assert device.launches - before > made + 4

@@ -370,8 +370,11 @@ def test_tensors_that_a_layer_makes_besides_its_parameters(device, rng, tmp_path
             self.mask = clnn.ones(shape, device=self.device) * 3.0
             self.offset = clnn.tensor(np.arange(shape[0], dtype=np.float32), device=self.device)
 
+        def __init__(self):
+            self.by, self.own = clnn.ones((5,)) * 2.0, [clnn.tensor([0.5])]
+
         def forward(self, x):
-            return x * self.mask + self.offset
+            return x * self.mask * self.by + self.offset * self.own[0]
 
     with clnn.use(device):
         net = clnn.Sequential([Masked(), clnn.Dense(2)], input_shape=5)
@@ -653,17 +656,25 @@ def test_the_state_of_a_layer_that_is_gone_stays_behind(device, rng, tmp_path, l
 class Holding(clnn.Layer):
     def __init__(self):
         self.mask, self.rates, self.calls, self.seen = np.ones(5, np.float32), [1.0], 0, None
+        self.tensor, self.scales, self.later = clnn.ones((5,)) * 2, {"first": clnn.tensor([1.0])}, None
 
     def forward(self, x):
         self.calls += 1
         self.seen = [self.calls]
-        return x * self.mask * self.rates[0]
+        return x * self.mask * self.rates[0] * self.tensor * self.scales["first"] * (self.later or 1.0)
 
 
 @pytest.mark.parametrize(
     ("name", "change"),
-    [("mask", lambda one: one.mask.fill(2.0)), ("rates", lambda one: one.rates.append(2.0)), ("", lambda one: None)],
-    ids=["array", "list", "counts"],
+    [
+        ("mask", lambda one: one.mask.fill(2.0)),
+        ("rates", lambda one: one.rates.append(2.0)),
+        ("tensor", lambda one: setattr(one, "tensor", clnn.ones((5,)))),
+        ("scales", lambda one: one.scales.update(first=clnn.tensor([3.0]))),
+        ("later", lambda one: setattr(one, "later", 4.0)),
+        ("", lambda one: None),
+    ],
+    ids=["array", "list", "tensor", "dict", "None before", "counts"],
 )
 def test_a_file_says_what_of_a_layer_it_goes_without(device, tmp_path, name, change):
     net = clnn.Sequential([Holding(), clnn.Dense(2)], input_shape=5)

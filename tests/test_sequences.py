@@ -578,6 +578,10 @@ def chain(kind, rng):
     if kind == "matmul":
         second.w = parameter(np.ones((3, 2), np.float32))
         return (y @ second.w).sum(), second.w
+    if kind.startswith("view"):  # reshaped, detached, and both
+        second.w = w = parameter(np.ones((1, 3), np.float32))
+        views = {"view": w.reshape(3), "view twice": w.reshape(3, 1)[:, None].reshape(3)}
+        return (y * views.get(kind, w.detach().reshape(-1))).sum(), w
     if kind == "square":
         second.w = parameter(np.ones(3, np.float32))
         return (second.w**2).sum(), second.w
@@ -585,7 +589,7 @@ def chain(kind, rng):
     return loss, second.gamma if kind == "norm" else second.w
 
 
-@pytest.mark.parametrize("kind", ["dense", "norm", "product", "matmul", "square"])
+@pytest.mark.parametrize("kind", ["dense", "norm", "product", "matmul", "square", "view", "view detached"])
 def test_weights_that_change_before_their_gradient_is_taken(device, rng, kind):
     """The gradient would be that of no weights at all."""
     loss, w = chain(kind, rng)

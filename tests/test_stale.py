@@ -1396,3 +1396,27 @@ def test_a_step_as_a_method_goes_by_its_attribute(device):
     assert one.fast is one.fast and len(one.fast.replays.launches()) == 1
     np.testing.assert_array_equal(one.plain(x), [2.0] * 3)  # no step, and so NumPy's
     assert isinstance(one.plain(x), np.ndarray)
+
+
+@pytest.mark.parametrize("make", ["ones", "constant"])
+def test_a_tensor_that_an_audit_made_and_a_cache_kept(device, make):
+    """An audit computes nothing, so that it is an error to read it. Constants are made outside of an audit."""
+
+    class Cut(clnn.Layer):
+        def __init__(self):
+            self.n = 3
+
+        def forward(self, x):
+            return x[:, : self.n] + mask(self.n)
+
+    mask = functools.cache(lambda n: clnn.ones((n,)) * 2.0 if make == "ones" else clnn.constant(np.full(n, 2.0)))
+    x, layer = np.ones((2, 6), np.float32), Cut()
+    step = clnn.step(lambda x: layer(x))
+    for n in (3, 4):
+        layer.n = n
+        if (make, n) == ("ones", 4):
+            with pytest.raises(clnn.DeviceError, match="without values.*clnn.constant"):
+                step(x)
+            mask.cache_clear()
+        for _ in range(6):
+            np.testing.assert_array_equal(step(x).numpy(), np.full((2, n), 3.0))

@@ -23,7 +23,7 @@ from ..runtime.device import Device, ValuesWanted
 from ..runtime.lock import exclusive
 from ..runtime.watch import Watched, rebinds, structure_changed
 from ..tape import grad_enabled
-from ..tensor import Parameter, Tensor, tensor
+from ..tensor import Parameter, Tensor, tensor, tensors_made
 
 MOST_NESTED = 64  # layers in layers: each takes up to a dozen calls of Python's thousand
 _building = threading.local()
@@ -39,13 +39,23 @@ def without_values() -> Iterator[None]:
         _building.empty = False
 
 
-def for_shapes(device: Device, forward: Callable[[], Any]) -> Any:
-    """What `forward()` returns, for its shape alone: nothing is launched, unless it reads a value."""
-    try:
-        with device.dry():
-            return forward()
-    except ValuesWanted:
-        return forward()
+def for_shapes(device: Device, forward: Callable[[], Any], empty: bool = False) -> Any:
+    """What `forward()` tells of the shapes of tensors that it makes: nothing is launched, unless it reads a value. `empty`: nor
+    do parameters get values.
+
+    Tensors that outlive it, since a layer's code keeps them in an attribute or a cache, get theirs: they will be read."""
+    with device.dry() as late, tensors_made() as made:
+        try:
+            with without_values() if empty else contextlib.nullcontext():
+                return forward()
+        except ValuesWanted:
+            pass
+        finally:
+            if late and any(not isinstance(one(), (Parameter, type(None))) for one in made):
+                with device.dry(False):
+                    for launch in late:
+                        launch()
+    return forward()
 
 
 class Layer(Watched):

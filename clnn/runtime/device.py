@@ -91,12 +91,19 @@ class _opened(cached_property[T]):  # noqa: N801 - used as a decorator
                 return super().__get__(instance, owner)
 
 
+NO_VALUES = (
+    "a tensor without values: it was made while clnn looked whether a recorded step still does the same, which computes nothing, "
+    "and was kept since, in a cache (functools.cache) perhaps. Have the cache make it by clnn.constant(array)"
+)
+
+
 class _Now(threading.local):
     """What a thread is doing on a device: recording a step, running one, working out shapes without launching."""
 
     recorder: Recorder | None = None
     step: StepContext | None = None
     dry = False
+    late: list[Callable[[], Any]] = []  # noqa: RUF012 - what a dry pass has left out, in order
 
 
 class _Recording(threading.local):
@@ -371,6 +378,7 @@ class Device:
                 "an array was uploaded inside the step: pass it as an argument, or make it once with clnn.constant()"
             )
         if self._now.dry and not constant:  # constants are kept, and so needed later
+            self._now.late.append(partial(self.upload, array.copy(), block))
             return
         if array.nbytes > SOON:
             self._help()
@@ -407,6 +415,7 @@ class Device:
         if self._now.dry:
             raise ValuesWanted
         if array.nbytes:
+            self.check_blocks("reading back", (block,))
             self._help()
             try:
                 event = cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
@@ -428,13 +437,19 @@ class Device:
             self.finish()
 
     @contextlib.contextmanager
-    def dry(self, dry: bool = True) -> Iterator[None]:
-        """Nothing is launched inside, so nothing is compiled either: for shapes alone. Reading raises `ValuesWanted`."""
-        before, self._now.dry = self._now.dry, dry
+    def dry(self, dry: bool = True) -> Iterator[list[Callable[[], Any]] | None]:
+        """Nothing is launched inside, so nothing is compiled either: for shapes alone. Reading raises `ValuesWanted`.
+
+        It comes with a list of what is left out, to be called in order afterwards by whoever needs the values after all; with
+        None within another one, whose list has that, too."""
+        now = self._now
+        before = now.dry, now.late
+        now.late = before[1] if before[0] else []
+        now.dry = dry
         try:
-            yield
+            yield None if before[0] else now.late
         finally:
-            self._now.dry = before
+            now.dry, now.late = before
 
     def copy(self, source: Block, target: Block, nbytes: int) -> None:
         """Copy `nbytes` from block to block on the device."""
@@ -472,7 +487,11 @@ class Device:
         Python's or NumPy's, and short int32 arrays for vector arguments. Without `local`, `size` is padded to whole work-groups,
         and the kernel must guard its edges. A profile is told its `flops`.
         """
-        if 0 in size or self._now.dry:
+        if 0 in size:
+            return
+        if self._now.dry:
+            whole = partial(self.launch, file, name, size, *args, local=local, real=real, flops=flops, **defines)
+            self._now.late.append(whole)
             return
         check_not_forked()
         free = local is None
@@ -532,8 +551,8 @@ class Device:
         return (1 << (limits[source].bit_length() - 1), *local[1:])  # it divides the size too
 
     def check_blocks(self, what: str, values: Sequence[Argument], real: str = "float") -> None:
-        """`DeviceError` where a block has more elements than kernels can count, or lies on another device, which some drivers
-        do not notice."""
+        """`DeviceError` where a block has more elements than kernels can count, lies on another device, which some drivers do
+        not notice, or has no values."""
         size = 8 if real == "double" else 4
         for value in values:
             if not isinstance(value, Block):
@@ -544,6 +563,8 @@ class Device:
                 raise DeviceError(
                     f"{what}: arrays on two devices, {self!r} and {value.device!r}; move one with .to(device)"
                 )
+            if value.buffer is None and not self.auditing:
+                raise DeviceError(f"{what} was given {NO_VALUES}")
 
     @exclusive("lock")
     def call(
@@ -552,8 +573,10 @@ class Device:
         """Run `function(queue, *buffers, *scalars)`, which must only enqueue work; noted like a launch. It returns the event
         of that work, if there is one of all of it."""
         if self._now.dry:
+            self._now.late.append(partial(self.call, label, function, blocks, scalars, flops))
             return
         if not self.auditing:
+            self.check_blocks(label, blocks)
             arguments = (self.queue, *[block.buffer for block in blocks], *scalars)
             before = cl.enqueue_marker(self.queue) if active.profiles else None
             try:

@@ -57,18 +57,24 @@ def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
         structure_changed()  # recordings hold the old layers
     if known and known[0] == key():
         return known[1]
-    samples = [np.zeros((1, *x.shape[1:]), x.dtype) for x in xs]
+
+    def output() -> tuple[tuple[int, ...], str]:
+        y = model(*[tensor(np.zeros((1, *x.shape[1:])), x.dtype, model.device) for x in xs])
+        if not isinstance(y, Tensor):
+            raise ConfigurationError(
+                f"forward() returned {type(y).__name__}; fit, evaluate and predict need one tensor"
+            )
+        return y.shape[1:], y.made_by
+
     built = all(layer.built for layer in model.layers_inside())
     restore = saved(Watch([model])) if built else lambda: None  # what forward() changes in layers is from no data
     with no_grad():
         try:
-            y = for_shapes(model.device, lambda: model(*[tensor(x, x.dtype, model.device) for x in samples]))
+            shape, last = for_shapes(model.device, output)
         finally:
             restore()
-    if not isinstance(y, Tensor):
-        raise ConfigurationError(f"forward() returned {type(y).__name__}; fit, evaluate and predict need one tensor")
-    model.__dict__["_output_shape"] = key(), y.shape[1:], Watch([model]), y.made_by
-    return y.shape[1:]
+    model.__dict__["_output_shape"] = key(), shape, Watch([model]), last
+    return shape
 
 
 def made_by(model: Layer) -> str:

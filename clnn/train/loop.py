@@ -200,7 +200,7 @@ def _check_alone(model: Layer, xs: Sequence[np.ndarray], why: str) -> None:
     """ShapeError where the model cannot be trained on one row alone, such as batch normalisation; there is one, says `why`."""
     with statistics_kept(model.parameters()):
         try:
-            for_shapes(model.device, lambda: model(*[tensor(x[:1], x.dtype, model.device) for x in xs]))
+            for_shapes(model.device, lambda: model(*[tensor(x[:1], x.dtype, model.device) for x in xs]).shape)
         except ShapeError as error:
             raise ShapeError(f"{error}; {why}: take another batch_size") from None
 
