@@ -40,6 +40,7 @@ from .layers.residual import *  # noqa: F403
 from .layers.sequence.attention import *  # noqa: F403
 from .layers.sequence.embedding import *  # noqa: F403
 from .layers.sequence.recurrent import *  # noqa: F403
+from .layers.sequence.temporal import *  # noqa: F403
 from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
 from .named import *  # noqa: F403

@@ -123,9 +123,9 @@ WINGS = {
     "fused steps": (250, "runtime/fusion.py"),
     "other engines": (450, "gemm/tuning.py", "gemm/clblast.py"),
     "norms": (700, "ops/norm.py", "layers/norm.py"),
-    "images": (1_900, "ops/image/*", "layers/image/*", "images.py"),
+    "images": (1_910, "ops/image/*", "layers/image/*", "images.py"),
     "sequences": (
-        2_050,
+        2_110,
         "ops/sequence/*",
         "layers/sequence/*",
         "ops/index.py",

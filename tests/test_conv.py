@@ -556,6 +556,8 @@ def test_a_convolution_of_ones_own_is_not_folded_away(rng, device):
     [
         (clnn.Conv1D(4, 3), (2, 9), (4, 7)),
         (clnn.Conv1D(4, 3, stride=2, padding="same"), (2, 9), (4, 5)),
+        (clnn.Conv1D(4, 3, stride=2, padding="causal", dilation=3), (2, 9), (4, 5)),
+        (clnn.Conv1D(4, 3, stride=4, padding="causal"), (2, 1), (4, 1)),
         (clnn.Conv2D(4, (3, 2), padding=(1, 0), dilation=2), (2, 9, 8), (4, 7, 6)),
         (clnn.Conv2D(4, 3, padding=((1, 0), (2, 1))), (2, 9, 8), (4, 8, 9)),
         (clnn.Conv3D(4, 3, padding=1), (2, 5, 6, 7), (4, 5, 6, 7)),
@@ -573,16 +575,49 @@ def test_shapes_of_layers(device, layer, shape, out):
     assert model.predict(np.ones((2, *shape), np.float32)).shape == (2, *out)
 
 
+@pytest.mark.parametrize(("stride", "dilation", "groups"), [(1, 5, 2), (3, 2, 1)])
+def test_a_causal_convolution(rng, engine, stride, dilation, groups):
+    """y[t] = b + sum over k of w[k] x[t stride - dilation (kernel - 1 - k)], with gradients; and no sight of what comes later."""
+    size, steps, dtype = 4, 23, np.float32
+    x, w, b = normal(rng, (2, 4, steps), dtype), normal(rng, (6, 4 // groups, size), dtype), normal(rng, 6, dtype)
+    layer = clnn.Conv1D(6, size, padding="causal", stride=stride, dilation=dilation, groups=groups)
+    layer.place(clnn.device(), dtype)
+    layer.ensure_built((4, steps))
+
+    def wanted(x, w, b):
+        y = np.repeat(b[:, None], -(-steps // stride), 1) + np.zeros((2, 1, 1))
+        for t, k, g in itertools.product(range(y.shape[2]), range(size), range(groups)):
+            at = t * stride - dilation * (size - 1 - k)
+            if at >= 0:
+                rows, seen = (
+                    slice(g * 6 // groups, (g + 1) * 6 // groups),
+                    slice(g * 4 // groups, (g + 1) * 4 // groups),
+                )
+                y[:, rows, t] += x[:, seen, at] @ w[rows, :, k].T
+        return y
+
+    def op(x, w, b):
+        layer.__dict__.update(w=w, b=b)
+        return layer(x)
+
+    y = check_op(rng, op, wanted, x, w, b, dtype=dtype, rounding=64).numpy()
+    for t in range(y.shape[2]):
+        later = x.copy()
+        later[:, :, t * stride + 1 :] = np.nan
+        np.testing.assert_array_equal(op(later, layer.w, layer.b).numpy()[:, :, : t + 1], y[:, :, : t + 1])
+
+
 @pytest.mark.parametrize(
     ("layer", "message"),
     [
+        (clnn.Conv1D(4, 3, padding="causal"), r"conv1d_1: an input has the shape \(batch, channels, length\)"),
         (
             clnn.Conv2D(4, 9),
             r"conv2d_1: a window of 9 does not fit along axis 2 of an input of shape \(1, 3, 8, 8\): \(8 \+ 0",
         ),
         (clnn.Conv2D(4, 3, groups=2), "conv2d_1: 3 input channels are not divisible by 2 groups"),
         (clnn.Conv2D(4, 3, groups=3), "conv2d_1: 4 output channels are not divisible by 3 groups"),
-        (clnn.Conv1D(4, 3), r"conv1d_1: an input has the shape \(batch, channels, width\)"),
+        (clnn.Conv1D(4, 3), r"conv1d_1: an input has the shape \(batch, channels, length\)"),
         (clnn.Conv2DTranspose(4, 3, padding=9), r"conv2d_transpose_1: .* gives no output: \(8 - 1\) \* 1 .* = -8"),
     ],
 )
@@ -604,6 +639,11 @@ def test_another_number_of_channels_later(device):
         (lambda: clnn.Conv2D(4, (3, 3, 3)), r"Conv2D's kernel should be a whole number of 1 or more, or 2 of them; \(3, 3, 3\)"),
         (lambda: clnn.Conv2D(4, 3, stride=0), "Conv2D's stride should be"),
         (lambda: clnn.Conv2D(4, 3, padding=-1), 'Conv2D\'s padding should be "valid", "same"'),
+        (lambda: clnn.Conv1D(4, 3, padding=-1), 'Conv1D\'s padding should be "valid", "same", "causal", a whole number'),
+        (lambda: clnn.Conv2D(4, 3, padding="causal"), 'Conv2D\'s padding cannot be "causal": only Conv1D'),
+        (lambda: clnn.Conv3D(4, 3, padding="causal"), 'Conv3D\'s padding cannot be "causal"'),
+        (lambda: clnn.Conv1DTranspose(4, 3, padding="causal"), 'Conv1DTranspose\'s padding cannot be "causal"'),
+        (lambda: clnn.MaxPool1D(3, padding="causal"), 'MaxPool1D\'s padding cannot be "causal"'),
         (lambda: clnn.Conv2D(4, 3, "gulp"), "there is no activation 'gulp'"),
         (lambda: clnn.Conv1DTranspose(4, 3, output_padding=1), "output_padding 1 should be smaller than the stride 1"),
         (
@@ -621,4 +661,5 @@ def test_arguments_that_make_no_layer(make, message):
 def test_arguments_per_axis():
     assert per_axis("n", 2, 3) == (2, 2, 2) and per_axis("n", [1, 2], 2) == (1, 2)
     assert paddings("n", "valid", 2) == ((0, 0), (0, 0)) and paddings("n", [1, (2, 3)][:1], 1) == ((1, 1),)
+    assert paddings("n", "causal", 1, causal=True) == "causal"
     assert paddings("n", ((1, 2), (0, 3)), 2) == ((1, 2), (0, 3)) and paddings("n", "same", 1) == "same"

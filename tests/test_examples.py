@@ -251,6 +251,12 @@ def test_adding_problem():
     assert errors and errors[-1] < 0.05 < 0.167
 
 
+def test_copy_memory():
+    out = run("copy_memory", "1600", "10")
+    baseline, *losses = (float(loss) for loss in re.findall(r"a loss of ([\d.]+)", out))
+    assert abs(baseline - 10 * np.log(8) / 30) < 1e-3 and losses[-1] < baseline / 3
+
+
 # -- Deep Diamond's ----------------------------------------------------------------------------------------------------------
 def test_boston():
     out = run("deep_diamond/boston", "2", **with_data("boston"))

@@ -24,7 +24,13 @@ LAYERS = {  # class: (ways to make one, the shape of a sample)
     "GroupNorm": ([lambda: clnn.GroupNorm(2, "tanh")], IMAGE),
     "InstanceNorm": ([lambda: clnn.InstanceNorm()], IMAGE),
     "LocalResponseNorm": ([lambda: clnn.LocalResponseNorm(3, alpha=0.1)], IMAGE),
-    "Conv1D": ([lambda: clnn.Conv1D(3, 3, "relu", stride=2, padding="same")], (4, 9)),
+    "Conv1D": (
+        [
+            lambda: clnn.Conv1D(3, 3, "relu", stride=2, padding="same"),
+            lambda: clnn.Conv1D(3, 2, dilation=3, padding="causal"),
+        ],
+        (4, 9),
+    ),
     "Conv2D": (
         [
             lambda: clnn.Conv2D(4, (3, 2), "tanh", padding=((1, 0), (0, 1)), dilation=2, groups=2),
@@ -66,6 +72,13 @@ LAYERS = {  # class: (ways to make one, the shape of a sample)
     "TimeDistributed": ([lambda: clnn.TimeDistributed(clnn.Dense(3, "tanh"))], (4, 3)),
     "Masking": ([lambda: clnn.Masking([clnn.LSTM(20, return_sequences=True), clnn.Dense(3)], mask_value=2.0)], (4, 3)),
     "GRU": ([lambda: clnn.GRU(20, recurrent_activation="hard_sigmoid"), lambda: clnn.GRU(20, use_bias=False)], (4, 3)),
+    "TemporalBlock": (
+        [
+            lambda: clnn.TemporalBlock(3, 2, dilation=2, dropout=0.2),
+            lambda: clnn.TemporalBlock(4, 3, weight_init="zeros"),
+        ],
+        (4, 9),
+    ),
     "UpSampling": ([lambda: clnn.UpSampling((2, 3), "bilinear"), lambda: clnn.UpSampling()], IMAGE),
     "Padding": ([lambda: clnn.Padding(((1, 2), (0, 1)), "reflect"), lambda: clnn.Padding(1, value=2.5)], IMAGE),
     "Embedding": ([lambda: clnn.Embedding(9, 4, padding=2), lambda: clnn.Embedding(3, 2, weight_init="normal")], (5,)),

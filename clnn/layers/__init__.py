@@ -13,6 +13,7 @@ from .residual import *  # noqa: F403
 from .sequence.attention import *  # noqa: F403
 from .sequence.embedding import *  # noqa: F403
 from .sequence.recurrent import *  # noqa: F403
+from .sequence.temporal import *  # noqa: F403
 
 __all__ = ["Layer", "register"]
 __all__ += core.__all__

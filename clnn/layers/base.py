@@ -150,6 +150,8 @@ class Layer(Watched):
             with self.device.dry(getattr(_building, "empty", False)):  # else they get values, whatever is asked for
                 self.build(*shapes)
             self.built = True
+            if not self._trainable:  # and so are the layers that it has made
+                self.trainable = False
 
     @property
     def device(self) -> Device:

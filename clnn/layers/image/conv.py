@@ -28,6 +28,7 @@ class _Convolution(Layer):
     """What all of them share; `axes` is the number of spatial axes."""
 
     axes = 0
+    causal = False  # whether padding may be "causal"
     shaping = frozenset(("channels", "kernel", "groups", "bias", "weight_init", "bias_init", "multiplier"))
 
     def __init__(
@@ -49,7 +50,7 @@ class _Convolution(Layer):
         self.kernel = per_axis(f"{kind}'s kernel", kernel, self.axes)
         self.activation = activation_name(activation)
         self.stride = per_axis(f"{kind}'s stride", stride, self.axes)
-        self.padding: Paddings = paddings(f"{kind}'s padding", padding, self.axes)
+        self.padding: Paddings = paddings(f"{kind}'s padding", padding, self.axes, self.causal)
         self.dilation = per_axis(f"{kind}'s dilation", dilation, self.axes)
         self.groups = check_count(f"{kind}'s groups", groups)
         self.bias = bool(bias)
@@ -176,9 +177,15 @@ class _Transpose(_Convolution):
 
 @register
 class Conv1D(_Convolution):
-    """Convolution over one axis: (batch, channels, length); see Conv2D."""
+    """Convolution over one axis: (batch, channels, length); see Conv2D.
+
+    `padding="causal"` puts dilation (kernel - 1) zeros before the axis and none after it: output t depends on the inputs up to
+    t stride, and there are ceil(length / stride) outputs (van den Oord et al. 2016). Recurrent layers and attention have time
+    before the features: `x.transpose(0, 2, 1)` goes from one to the other.
+    """
 
     axes = 1
+    causal = True
 
 
 @register

@@ -40,22 +40,31 @@ def per_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...
     return tuple(values)  # type: ignore[arg-type]
 
 
-Paddings = Literal["same"] | tuple[tuple[int, int], ...]
+Paddings = Literal["same", "causal"] | tuple[tuple[int, int], ...]
 
 
-def paddings(name: str, value: Any, axes: int) -> Paddings:
-    """Padding as "same" or as (before, after) for each axis; given as those, as a number, one a spatial axis, or "valid"."""
-    if value == "same":
-        return "same"
+def paddings(name: str, value: Any, axes: int, causal: bool = False) -> Paddings:
+    """Padding as "same" or as (before, after) for each axis; given as those, as a number, one a spatial axis, or "valid".
+
+    With `causal` it may be "causal", too.
+    """
+    if isinstance(value, str) and value in ("same", "causal")[: 1 + causal]:
+        return value  # type: ignore[return-value]
+    if value == "causal":
+        raise ConfigurationError(
+            f'{name} cannot be "causal": only Conv1D has one axis that can be time; give numbers, or a pair (before, after) '
+            "for each spatial axis"
+        )
     if value == "valid":
         value = 0
     if isinstance(value, (tuple, list)) and len(value) == axes and all(isinstance(v, (tuple, list)) for v in value):
         return tuple((before, after) for before, after in (per_axis(name, v, 2, 0) for v in value))
+    words = '"valid", "same", "causal"' if causal else '"valid", "same"'
     try:
         return tuple((v, v) for v in per_axis(name, value, axes, 0))
     except ConfigurationError:
         raise ConfigurationError(
-            f'{name} should be "valid", "same", a whole number of 0 or more, or one, or a pair (before, after), for each of '
+            f"{name} should be {words}, a whole number of 0 or more, or one, or a pair (before, after), for each of "
             f"{axes} spatial {'axis' if axes == 1 else 'axes'}; {value!r} was provided instead"
         ) from None
 
@@ -75,7 +84,7 @@ def short_paddings(value: Paddings) -> Any:
 def check_axes(what: str, shape: Sequence[int], axes: int) -> None:
     """An input has a batch, channels and `axes` spatial axes."""
     if len(shape) != 2 + axes:
-        names = ", ".join(("depth", "height", "width")[-axes:])
+        names = ", ".join(("depth", "height", "width")[-axes:]) if axes > 1 else "length"
         raise ShapeError(f"{what}: an input has the shape (batch, channels, {names}), and this one has {tuple(shape)}")
 
 
@@ -92,7 +101,8 @@ def slide(
 
     There are floor((in + before + after - dilation (size - 1) - 1) / stride) + 1 along each axis; with `ceil` rounded up, as
     long as the last one starts within the input or the padding before it. "same" pads so that there are ceil(in / stride),
-    the odd one behind (as TensorFlow does). A ShapeError where there is none, with the arithmetic.
+    the odd one behind (as TensorFlow does). "causal" pads before the axis only: output t sees inputs up to t stride. A
+    ShapeError where there is none, with the arithmetic.
     """
     axes = len(size)
     check_axes(what, shape, axes)
@@ -105,6 +115,8 @@ def slide(
         if padding == "same":
             total = max(0, (-(-n // s) - 1) * s + reach - n)
             before, after = total // 2, total - total // 2
+        elif padding == "causal":
+            before, after = reach - 1, 0
         else:
             before, after = padding[axis]
         free = n + before + after - reach
