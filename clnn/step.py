@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .data.validate import check_labels
 from .errors import ConfigurationError
 from .ops.array import Array, empty
 from .optim import Taking
@@ -40,7 +39,7 @@ class _Call(NamedTuple):
         tuple[Any, int, str]
     ]  # parameters, the gradients they have received by the end, and where the last one went
     stores: list[Any]  # where those gradients lie
-    classes: dict[Any, int]  # by the memory of class numbers: how many classes there are
+    checks: dict[Any, Callable[[Any, str], None]]  # by the memory of whole numbers: of those that an argument holds
 
     @staticmethod
     def told_by(context: StepContext) -> _Call:
@@ -48,7 +47,7 @@ class _Call(NamedTuple):
         for optimizer, parameters in context.stepped:
             steps[optimizer] = parameters, steps.get(optimizer, (None, 0))[1] + 1
         stores = dict.fromkeys(p.store for p in context.received if p.store is not None)
-        return _Call(steps, [(p, p.uses, p._last) for p in context.received], list(stores), context.classes)
+        return _Call(steps, [(p, p.uses, p._last) for p in context.received], list(stores), context.checks)
 
 
 NOTHING = _Call({}, [], [], {})
@@ -129,10 +128,10 @@ class Step:
             inputs = [_tensor(empty(where, a.shape, a.dtype), by) for a, by in zip(arrays, made_by)]
             self._inputs[key] = inputs
         entry = self.replays.entry(key)
-        classes = ((entry and entry.known) or NOTHING).classes
+        checks = ((entry and entry.known) or NOTHING).checks
         for array, fixed in zip(arrays, inputs):
-            if fixed.block in classes and not isinstance(array, Tensor):  # a replay would only make its loss NaN
-                check_labels(array, classes[fixed.block], "an argument of the step")
+            if fixed.block in checks and not isinstance(array, Tensor):  # a replay would only make its loss NaN
+                checks[fixed.block](array, "an argument of the step")
             if isinstance(array, Tensor):
                 array.refuse_history("an argument of a step, which is a copy,")
                 if array.device is not where:

@@ -82,7 +82,10 @@ def test_tokens_are_not_counted_from_the_end(rng, device):
     for _ in range(5):
         y, grad = step(np.array([0, 4, 4], np.int32))
     np.testing.assert_array_equal(grad.numpy()[:, 0], [1, 0, 0, 0, 2])
-    y, grad = step(np.array([-1, 4, 5], np.int32))
+    for bad in (-1, 5):
+        with pytest.raises(clnn.DataError, match=rf"an argument of the step\[2\] is {bad}, and Embedding has 5 tokens"):
+            step(np.array([4, 4, bad]))
+    y, grad = step(clnn.tensor([-1, 4, 5]))  # nobody looks at what lies on the device
     assert np.isnan(y.numpy()[[0, 2]]).all() and not np.isnan(y.numpy()[1]).any()
     np.testing.assert_array_equal(grad.numpy()[:, 0], [0, 0, 0, 0, 1])
 

@@ -163,7 +163,8 @@ class StepContext:
     def __init__(self) -> None:
         self.cells: dict[Block, int] = {}
         self.draws: dict[Block, int] = {}
-        self.classes: dict[Block, int] = {}  # of arrays that losses took for class numbers: how many classes there are
+        # of arrays that were taken for class numbers or tokens: check(array, name), an error where one is out of range
+        self.checks: dict[Block, Callable[[Any, str], None]] = {}
         self.prepared: list[Any] = []  # optimizers that take one step in it, and whose counters have moved on for that
         self.moved = False  # whether fit's counters have moved on to the next mini-batch
         self.stepped: list[tuple[Any, Any]] = []  # other steps that were taken: (optimizer, its parameters)

@@ -25,8 +25,8 @@ class Embedding(Layer):
     is read as 0 and does not learn. `tied(y)` gives the scores of all tokens, y w^T, for an output layer that shares the
     weights (Press and Wolf 2017). Weights start as N(0, 0.02), as GPT-2's do, unless `weight_init` says otherwise.
 
-    DataError or OutOfRangeError for a token that is none of 0 to tokens - 1; in a recorded step of your own, where it cannot be
-    seen, its row is NaN instead, and with it the loss.
+    DataError for a token that is none of 0 to tokens - 1. In a recorded step of your own arrays are looked at, and tensors are
+    not: there the token's row is NaN, and with it the loss.
     """
 
     shaping = frozenset(("tokens", "size"))
@@ -59,6 +59,8 @@ class Embedding(Layer):
             raise self.wrong_shape(ShapeError(f"tokens are whole numbers, and the input is {x.dtype}"))
         if x.device.reads:
             self.check_whole(0, x.numpy(), "the input")
+        if x.device.step is not None and x.rows is None:
+            x.device.step.checks[x.block] = lambda array, name: self.check_whole(0, array, name)
         y = apply(take, self.w, index=x, from_end=False)
         return y if self.padding is None else where((x != self.padding).reshape(*x.shape, 1), y, 0.0)
 
