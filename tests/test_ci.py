@@ -80,17 +80,18 @@ def test_the_table_holds_the_last_runs(checkout):
     folder, run = checkout
     (folder / "test_it.py").write_text(TESTS, encoding="utf-8")
     readme = "before\n<!-- .ci/platforms --markdown -->\nold\n<!-- the end of that table -->\nafter\n"
-    (folder / "README.md").write_text(readme, encoding="utf-8")
+    (folder / "clnn").mkdir()
+    (folder / "clnn" / "README.md").write_text(readme, encoding="utf-8")
     processes = ("-n", "0", "--dist", "loadfile", "--durations=3", "--durations-min=0.5")
     assert run("platforms", "pocl+lanes=8", "--", "-m", "not slow", *processes, "test_it.py")[0] == 0
     assert run("platforms", "--markdown") == (0, "")
-    before, *table, after = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+    before, *table, after = (folder / "clnn" / "README.md").read_text(encoding="utf-8").splitlines()
     assert (before, after) == ("before", "after") and "old" not in table
     assert len(table) == 5 and table[3].startswith("| `pocl+lanes=8` |")
     assert (
         table[3].endswith("s |") and "1 passed, 1 skipped in" in table[3] and "-m 'not slow' 'test_it.py' |" in table[3]
     )
-    (folder / "README.md").write_text("no table\n", encoding="utf-8")
+    (folder / "clnn" / "README.md").write_text("no table\n", encoding="utf-8")
     assert run("platforms", "--markdown")[0] == 1
 
 
