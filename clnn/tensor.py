@@ -38,7 +38,7 @@ Operand = Array | np.ndarray | np.generic | Sequence[Any] | float | Decimal | Fr
 
 
 class _Made(threading.local):
-    """The tensors that a thread makes, where somebody wants to know them."""
+    """The tensors that a thread makes in a dry pass, where somebody wants to know them."""
 
     here: list[weakref.ref[Tensor]] | None = None
 
@@ -48,7 +48,7 @@ _made = _Made()
 
 @contextlib.contextmanager
 def tensors_made() -> Iterator[list[weakref.ref[Tensor]]]:
-    """Weak references to the tensors that this thread makes within it."""
+    """Weak references to the tensors that this thread makes within it in a dry pass, without values."""
     before, _made.here = _made.here, []
     try:
         yield _made.here
@@ -72,7 +72,7 @@ class Tensor(Array):
         super().__init__(block, shape, dtype, device)
         self.node: Node | None = None
         self.lent_by: Parameter | None = None
-        if _made.here is not None:
+        if _made.here is not None and device.dry_now:
             _made.here.append(weakref.ref(self))
 
     # -- in and out ---------------------------------------------------------------------------------------------------

@@ -192,3 +192,22 @@ def test_a_pass_for_shapes_launches_nothing_unless_something_is_kept(device):
     clnn.Sequential([Keeps("attribute"), clnn.Dense(4), clnn.Dense(5, "tanh"), clnn.BatchNorm(), clnn.Activation("softmax")],
                     input_shape=3)  # fmt: skip
     assert device.launches - before > made + 4
+
+
+class Late(clnn.Layer):
+    """Makes its parameters at its first call, and not in `build`."""
+
+    def forward(self, x):
+        if not hasattr(self, "w"):
+            self.w, self.b = self.parameter((x.shape[1], 3)), self.parameter((3,), init="ones")
+        return x @ self.w + self.b
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda one: one, lambda one: clnn.Sequential([one]), lambda one: clnn.Residual([one])]
+)
+def test_parameters_that_a_forward_pass_makes_have_first_values(rng, device, wrap):
+    net = clnn.Sequential([wrap(Late()), clnn.Dense(2)], input_shape=3, seed=1)
+    w, b = (value for name, value in net.state_dict().items() if not name.startswith("1."))
+    assert 0.1 < w.std() < 1 and len(np.unique(w)) == w.size
+    np.testing.assert_array_equal(b, 1)

@@ -43,7 +43,8 @@ def for_shapes(device: Device, forward: Callable[[], Any], empty: bool = False) 
     """What `forward()` tells of the shapes of tensors that it makes: nothing is launched, unless it reads a value. `empty`: nor
     do parameters get values.
 
-    Tensors that outlive it, since a layer's code keeps them in an attribute or a cache, get theirs: they will be read."""
+    Tensors that outlive it, since a layer's code keeps them in an attribute or a cache, get theirs: they will be read. So do
+    parameters that it makes there, and not in `build`."""
     with device.dry() as late, tensors_made() as made:
         try:
             with without_values() if empty else contextlib.nullcontext():
@@ -51,7 +52,8 @@ def for_shapes(device: Device, forward: Callable[[], Any], empty: bool = False) 
         except ValuesWanted:
             pass
         finally:
-            if late and any(not isinstance(one(), (Parameter, type(None))) for one in made):
+            kept = [t for t in (one() for one in made) if t is not None]
+            if late and any(not empty or not isinstance(t, Parameter) for t in kept):
                 with device.dry(False):
                     for launch in late:
                         launch()

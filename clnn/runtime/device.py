@@ -352,6 +352,11 @@ class Device:
         return self.recorder is not None and self.recorder.audit
 
     @property
+    def dry_now(self) -> bool:
+        """Whether a pass for shapes alone is under way."""
+        return self._now.dry
+
+    @property
     def within(self) -> bool:
         """Whether a step, or a pass for shapes alone, is under way: what Python changes now is its own doing."""
         return self.step is not None or self._now.dry
