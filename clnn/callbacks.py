@@ -141,7 +141,8 @@ class GradientNorms(Callback):
     def on_data(self, model: Any, xs: Sequence[np.ndarray], y: np.ndarray, sample_weight: np.ndarray | None) -> None:
         self._data = xs, y, sample_weight
         if self.given is not None:
-            self._data = self.given[0], host_target(self.given[1], model.dtype), None
+            output = model.__dict__["_output_shape"][1]  # fit has just looked
+            self._data = self.given[0], host_target(self.given[1], model.dtype, (len(self.given[1]), *output)), None
         self.history, self.weights = {}, {}
 
     def on_train_begin(self, model: Any) -> None:
@@ -158,13 +159,15 @@ class GradientNorms(Callback):
         xs, y, sample_weight = self._data
         everything = model.parameters()
         parameters = [p for p in everything if p.trainable]
+        ignore = getattr(model.loss, "ignore_index", None)
+        counting = (lambda t: len(t)) if ignore is None else lambda t: np.count_nonzero(t != ignore)
         with gradients_aside(parameters), statistics_kept(everything), drawing_from(Generator(model.device, 0)):
             for start in range(0, len(y), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 more = () if sample_weight is None else (sample_weight[part],)
                 target = tensor(y[part], None if y.dtype.kind in "iub" else model.dtype, model.device)
                 loss = model.loss(model(*[x[part] for x in xs]), target, *more)
-                loss.backward(np.full(loss.shape, len(y[part]) / len(y), model.dtype))
+                loss.backward(np.full(loss.shape, counting(y[part]) / max(1, counting(y)), model.dtype))
             for name, own in _by_layer(model).items():
                 for history, axes in ((self.history, (0, 1)), (self.weights, range(2, 9))):
                     there = [p for p in own if p.trainable and p.ndim in axes]

@@ -1,20 +1,22 @@
 """Losses: each a mean over samples, with its gradient computed in the same launch.
 
 Targets are class numbers, integers of shape (n,), or values of the output's shape; values (n,) go with outputs (n, 1).
-Class numbers of one output alone are 0 for no and 1 for yes. Gradients go to the outputs only.
+Class numbers of one output alone are 0 for no and 1 for yes. Losses of vectors (`cross_entropy`, `log_likelihood`,
+`kl_divergence`, `cosine`) take outputs of more axes as well: (n, time, classes) with class numbers (n, time), a loss for each.
+Gradients go to the outputs only.
 A loss is an object that is called: `clnn.losses.cross_entropy(net(x), y)`, or `CrossEntropy(label_smoothing=0.1)`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from . import registry
-from .checks import in_range, numbers
+from .checks import in_range, numbers, whole
 from .data.validate import check_labels
 from .errors import ClnnError, ConfigurationError, DataError, ShapeError
 from .ops.aggregate import reduce
@@ -23,24 +25,56 @@ from .ops.elementwise import binary
 from .ops.loss import Record, Rows, rows
 from .runtime.watch import Watched
 from .tape import grad_enabled
-from .tensor import Tensor, host_array, on_tape, tensor
+from .tensor import Tensor, constant, function, host_array, on_tape, tensor
 
 ROUNDING = 1e-5  # by which a probability may miss [0, 1]
+YES_ABOVE_0 = (
+    "binary_cross_entropy",
+    "hinge",
+    "squared_hinge",
+)  # what one output, linear or a tanh's, says by its sign
+PLAIN = {
+    "reduction": "mean",
+    "ignore_index": None,
+    "label_smoothing": 0.0,
+    "pos_weight": None,
+}  # what is meant without them
 
 
 class Loss(Watched):
     """A loss by row of kernels/losses.cl. `takes` says what targets it has: "values", or "classes" for distributions
-    over classes, which class numbers stand for."""
+    over classes, which class numbers stand for. One `of_vectors` has a loss for each vector along the last axis, others one
+    for each sample.
+
+    `reduction`: what a call makes of the losses, "mean", "sum", or "none" for all of them: (n,), or of vectors the outputs'
+    shape without the last axis. fit and evaluate take means.
+    """
 
     name = ""
     takes = "values"
-    mean_over_outputs = False
+    mean_over_outputs = of_vectors = False
     parameter = 0.0
+    ignore: int | None = None
     between: tuple[float, float] | None = None  # where target values lie
+    _reduction = "mean"
 
-    def __call__(self, output: Any, target: Any, sample_weight: Any = None) -> Tensor:
-        """The mean loss over samples, a tensor of one number. With `sample_weight` (n,) each sample's loss is multiplied
-        by its weight first; the divisor stays the number of samples."""
+    def __init__(self, reduction: str = "mean") -> None:
+        self.reduction = reduction
+
+    @property
+    def reduction(self) -> str:
+        """What a call makes of the losses: "mean", "sum" or "none"."""
+        return self._reduction
+
+    @reduction.setter
+    def reduction(self, value: str) -> None:
+        self._reduction = reduction_of(value)
+
+    def __call__(self, output: Any, target: Any, sample_weight: Any = None, reduction: str | None = None) -> Tensor:
+        """The mean of the losses, a tensor of one number, or what `reduction` says instead of the loss's own. Each loss is
+        first multiplied by its `sample_weight`, one for each sample, (n,), or one for each loss. The divisor stays the number
+        of losses, or with `ignore_index` of those that are not ignored."""
+        reduction = self.reduction if reduction is None else reduction_of(reduction)
         output = tensor(output)
         target, weight = self.prepare(output, target), None
         if sample_weight is not None:
@@ -48,11 +82,17 @@ class Loss(Watched):
             weight = sample_weight
             if not isinstance(weight, Tensor):
                 weight = tensor(numbers(weight, "sample_weight"), dtype=output.dtype, device=output.device)
-            if weight.shape != output.shape[:1]:
+            if weight.shape not in (output.shape[:1], self.shape(output.shape)):
                 raise ShapeError(
-                    f"sample_weight has the shape {weight.shape}; the output {output.shape} needs {output.shape[:1]}"
+                    f"sample_weight has the shape {weight.shape}; the output {output.shape} needs "
+                    + " or ".join(map(str, dict.fromkeys((output.shape[:1], self.shape(output.shape)))))
                 )
-        return mean_of(self.rows(output, target, weight), output)
+        found = self.rows(output, target, weight, summed=reduction != "mean")
+        return _reduced(found, reduction, self.shape(output.shape))
+
+    def shape(self, output: tuple[int, ...]) -> tuple[int, ...]:
+        """That of the losses of outputs of a shape."""
+        return output[:-1] if self.of_vectors else output[:1]
 
     def rows(
         self,
@@ -61,17 +101,17 @@ class Loss(Watched):
         weight: Tensor | None = None,
         hits: bool = False,
         record: Record | None = None,
+        summed: bool = False,
     ) -> tuple[Rows, Tensor]:
-        """The losses by row, and the tensor that their gradient is by."""
+        """The losses by row, and the tensor that their gradient is by; with `summed` the gradient of their sum."""
         name, source, folded = self.line(output)
-        flat = source if source.ndim == 2 else _as_rows(source)
+        count = math.prod(self.shape(source.shape))
+        flat = source if source.ndim == 2 else _as_rows(source, count)
         if target.dtype == np.int32 and flat.shape[1] == 1 and name == "quadratic" and flat.made_by != "sigmoid":
             raise ConfigurationError(
                 "quadratic: class numbers say no (0) or yes (1) to one output where it is a sigmoid's; of other outputs give "
                 "the targets as floats, such as y.astype('float32')"
             )
-        if target.dtype != np.int32 and target.ndim != 2:
-            target = target.reshape(flat.shape)
         factor = 1.0 / max(1, flat.shape[1]) if self.mean_over_outputs else 1.0
         taped = grad_enabled() and source.requires_grad
         found = rows(
@@ -80,17 +120,24 @@ class Loss(Watched):
             target,
             weight,
             factor=factor,
-            parameter=self.parameter,
+            parameter=self.parameter_of(source),
             gradient=taped,
             hits=hits,
             folded=folded,
             record=record,
+            positions=count // source.shape[0] if source.shape and source.shape[0] else 1,
+            ignore=self.ignore,
+            summed=summed,
         )
         if flat is source:
             return found, source
         flat_backward = found.backward
         shaped = found._replace(backward=lambda d: ((source, dy.reshaped(source.shape)) for _, dy in flat_backward(d)))
         return shaped, source
+
+    def parameter_of(self, output: Tensor) -> float | Tensor:
+        """The loss's parameter, one for all outputs or an array with one for each."""
+        return self.parameter
 
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
         """The loss's line in kernels/losses.cl, the tensor from which it is computed, and whether its derivative is already
@@ -100,7 +147,7 @@ class Loss(Watched):
     def prepare(self, output: Tensor, target: Any) -> Tensor:
         """The target as a tensor that fits the output; everything that does not fit is an error."""
         self.refuse_history("the target", target)
-        array = target if isinstance(target, Tensor) else host_target(target, output.dtype)
+        array = target if isinstance(target, Tensor) else host_target(target, output.dtype, output.shape)
         self.check(output.shape, array.shape, array.dtype)
         if isinstance(array, Tensor):
             if array.dtype != np.int32:
@@ -118,15 +165,24 @@ class Loss(Watched):
     def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
         """Whether targets of that shape and type go with outputs of that shape (both with the batch)."""
         if dtype == np.int32:
-            if len(target) != 1 or len(output) != 2 or target[0] != output[0]:
+            if len(output) < 2 or target != output[:-1] or (len(output) > 2 and not self.of_vectors):
                 raise ShapeError(
                     f"{self.name}: class numbers of shape {target} do not fit outputs of shape {output}; "
-                    "they need the shape (n,) and outputs (n, classes)"
+                    + (
+                        "they need the outputs' shape without the last axis, which is that of the classes"
+                        if self.of_vectors
+                        else "they need the shape (n,) and outputs (n, classes); values are floats of the outputs' shape"
+                    )
                 )
             if self.takes == "numbers":
                 raise ShapeError(
                     f"{self.name}: integers of shape {target} would be class numbers; give floats to regress on"
                 )
+        elif self.ignore is not None:
+            raise ConfigurationError(
+                f"{self.name}: ignore_index={self.ignore} is a class number, and the targets are values of shape {target}: "
+                "give class numbers, integers, or weight samples by sample_weight"
+            )
         elif target != output and target + (1,) != output:
             classes = "; class numbers are integers of shape (n,)" if self.takes == "classes" else ""
             raise ShapeError(f"{self.name}: targets of shape {target} do not fit outputs of shape {output}{classes}")
@@ -134,7 +190,7 @@ class Loss(Watched):
     def check_values(self, target: np.ndarray, output: tuple[int, ...], name: str) -> None:
         """Whether targets on the host are in range: class numbers are classes of outputs of that shape."""
         if target.dtype == np.int32:
-            check_labels(target, max(2, output[-1]), name)
+            check_labels(target, max(2, output[-1]), name, self.ignore)
         elif target.size and self.between:
             low, high = self.between
             if low - ROUNDING <= target.min() and target.max() <= high + ROUNDING:
@@ -158,40 +214,57 @@ class Loss(Watched):
     def config(self) -> Any:
         """What `find_loss` makes this loss of again; of a class of your own, the arguments that do."""
         given = {
-            name: value for name, value in registry.config_from(self).items() if value
-        }  # 0 is what is meant without one
+            name: value
+            for name, value in registry.config_from(self).items()
+            if name not in PLAIN or value != PLAIN[name]
+        }
         name = NAMES.get(type(self))
         return given if name is None else {"loss": name, **given} if given else name
 
 
-def _as_rows(x: Tensor) -> Array:
-    """The same memory as (samples, outputs), and the same activation, so that losses fold it in as they do for two axes."""
-    samples = x.shape[0] if x.shape else 1
-    flat = x.reshaped((samples, x.size // max(1, samples)))
+def _as_rows(x: Tensor, rows: int) -> Array:
+    """The same memory as (rows, outputs), and the same activation, so that losses fold it in as they do for two axes."""
+    flat = x.reshaped((rows, x.size // max(1, rows)))
     flat.activation = x.activation
     return flat
 
 
-def host_target(target: Any, dtype: Any, name: str = "the target") -> np.ndarray:
-    """Targets on the host: integers of one axis are class numbers (int32), everything else becomes floats."""
+def host_target(target: Any, dtype: Any, output: tuple[int, ...], name: str = "the target") -> np.ndarray:
+    """Targets of outputs of that shape on the host: integers of one axis, or of the shape of all but the classes' axis, are
+    class numbers (int32), everything else becomes floats."""
     array = numbers(target, name)
-    if array.dtype.kind in "iu" and array.ndim == 1:
-        return host_array(array, np.int32)
-    return host_array(array, dtype)
+    by_vector = len(output) > 2 and output[-1] > 1 and array.shape == output[:-1]
+    return host_array(array, np.int32 if array.dtype.kind in "iu" and (array.ndim == 1 or by_vector) else dtype)
 
 
-def mean_of(found: tuple[Rows, Tensor], output: Tensor) -> Tensor:
-    """The mean of losses by row as a tensor on tape."""
+def reduction_of(value: Any) -> str:
+    """`value`, if it is one."""
+    if value not in ("mean", "sum", "none"):
+        raise ConfigurationError(
+            f'a loss\'s reduction should be "mean", "sum" or "none", {value!r} was provided instead'
+        )
+    return str(value)
+
+
+def _reduced(found: tuple[Rows, Tensor], reduction: str, shape: tuple[int, ...]) -> Tensor:
+    """Losses by row, or their sum or mean, as a tensor on tape."""
     one, source = found
-    if one.losses.size == 0:
-        raise ShapeError(f"a loss over no samples: the output has the shape {output.shape}")
-    mean = reduce(one.losses, "mean")[0]
+    if one.losses.size == 0 and reduction == "mean":
+        raise ShapeError(f"a loss over no samples: the output has the shape {source.shape}")
+    if reduction == "none":
+        y = one.losses.reshaped(shape)
+    else:
+        y = reduce(one.losses, "sum" if one.kept is not None else reduction)[0]
+    if one.kept is not None and reduction == "mean":
+        y = binary("divide", y, Array(one.kept.block, (), y.dtype, y.device))[0]
 
     def backward(dloss: Array | None) -> Iterator[tuple[Array, Array]]:
+        if dloss is not None and reduction == "none":
+            dloss = dloss.reshaped((*dloss.shape, *(1,) * (source.ndim - dloss.ndim)))
         for target, gradient in one.backward(None):
             yield target, gradient if dloss is None else binary("multiply", gradient, dloss)[0]
 
-    return on_tape(mean, (source,), backward, of_loss=True)
+    return on_tape(y, (source,), backward, of_loss=True)
 
 
 class Quadratic(Loss):
@@ -217,7 +290,8 @@ class Huber(Loss):
 
     name, takes, mean_over_outputs = "huber", "numbers", True
 
-    def __init__(self, delta: float = 1.0) -> None:
+    def __init__(self, delta: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__(reduction)
         self.delta = delta
 
     @property
@@ -234,21 +308,52 @@ class BinaryCrossEntropy(Loss):
     """-t log a - (1 - t) log(1 - a), a = sigmoid(z), summed over outputs: the book's cross-entropy (chapter 3).
 
     The output is that of a sigmoid, or its input z (linear, and then exact however large z is). Targets lie in [0, 1].
+    `pos_weight`, a number or one for each output along the last axis, multiplies -t log a: above 1 it asks for more of the rare
+    yes. ShapeError where there are more or fewer than outputs.
     """
 
     between = (0.0, 1.0)
     name = "binary_cross_entropy"
 
+    def __init__(self, pos_weight: float | Sequence[float] | None = None, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.pos_weight = pos_weight
+
+    @property
+    def pos_weight(self) -> float | tuple[float, ...] | None:
+        """What a yes weighs, a no being 1: a number, or one for each output."""
+        return self._pos_weight
+
+    @pos_weight.setter
+    def pos_weight(self, value: float | Sequence[float] | None) -> None:
+        def one(v: Any) -> float:
+            return in_range("pos_weight", v, 0.0, math.inf)
+
+        given = None if value is None else numbers(value, "pos_weight")
+        many = given is not None and given.ndim == 1
+        self._pos_weight = tuple(map(one, given.tolist())) if many else None if value is None else one(value)
+
+    def parameter_of(self, output: Tensor) -> float | Tensor:
+        p = self.pos_weight
+        if not isinstance(p, tuple):
+            return p or 0.0
+        if output.shape[-1:] != (len(p),):
+            raise ShapeError(
+                f"{self.name}: pos_weight has {len(p)} numbers, and the outputs have the shape {output.shape}"
+            )
+        return constant(np.array(p), output.dtype, output.device)
+
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
+        weighted = "weighted_" if self.pos_weight is not None else ""
         if output.made_by == "sigmoid":
             if output.activation or not output.requires_grad:
-                return "sigmoid_cross_entropy", output, True
+                return f"{weighted}sigmoid_cross_entropy", output, True
             raise ConfigurationError(
                 "binary_cross_entropy: the sigmoid's output was reshaped or detached; apply the loss before "
                 "that, or to linear outputs"
             )
         self.check_activation(output.made_by)
-        return self.name, output, False
+        return f"{weighted}{self.name}", output, False
 
     def check_activation(self, name: str) -> None:
         if name not in ("", "linear", "sigmoid"):
@@ -261,14 +366,18 @@ class CrossEntropy(Loss):
     """-sum t log softmax(z): the categorical cross-entropy on the outputs of a linear layer, or of a softmax, whose
     input is then used, so that the softmax is applied once.
 
-    `label_smoothing` e replaces t by (1 - e) t + e / classes (Szegedy et al. 2016).
+    `label_smoothing` e replaces t by (1 - e) t + e / classes (Szegedy et al. 2016). Targets whose class number is
+    `ignore_index`, such as padding, do not count, whatever their outputs are: their loss and gradient are 0, and the mean, in
+    fit that of each mini-batch, divides by the number of the others, as PyTorch's does; where all are ignored, it is 0 (in
+    PyTorch NaN). Accuracies are of the others, too.
     """
 
-    name, takes = "cross_entropy", "classes"
+    name, takes, of_vectors = "cross_entropy", "classes", True
     between = (0.0, math.inf)
 
-    def __init__(self, label_smoothing: float = 0.0) -> None:
-        self.label_smoothing = label_smoothing
+    def __init__(self, label_smoothing: float = 0.0, ignore_index: int | None = None, reduction: str = "mean") -> None:
+        super().__init__(reduction)
+        self.label_smoothing, self.ignore_index = label_smoothing, ignore_index
 
     @property
     def label_smoothing(self) -> float:
@@ -279,13 +388,22 @@ class CrossEntropy(Loss):
     def label_smoothing(self, value: float) -> None:
         self.parameter = in_range("label_smoothing", value, 0.0, 1.0)
 
+    @property
+    def ignore_index(self) -> int | None:
+        """The class number of targets that do not count, or None."""
+        return self.ignore
+
+    @ignore_index.setter
+    def ignore_index(self, value: int | None) -> None:
+        number = whole(value)
+        if value is not None and (number is None or not -(2**31) <= number < 2**31):
+            raise ConfigurationError(f"ignore_index should be a class number or None, {value!r} was provided instead")
+        self.ignore = number
+
     def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
         super().check(output, target, dtype)
-        if len(output) != 2:
-            raise ShapeError(
-                f"{self.name}: outputs of shape {output} are not (n, classes); reshape them to that, "
-                f"and the targets of shape {target}"
-            )
+        if len(output) < 2:
+            raise ShapeError(f"{self.name}: outputs of shape {output} have no axis of classes, as (n, classes) have")
         if output[-1] == 1 and (self.name == "cross_entropy" or dtype == np.int32):
             raise ShapeError(
                 f"{self.name}: outputs of shape {output} are of one class, whose probability is always 1, so that nothing is "
@@ -318,13 +436,85 @@ class LogLikelihood(CrossEntropy):
 
     name = "log_likelihood"
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, ignore_index: int | None = None, reduction: str = "mean") -> None:
+        super().__init__(0.0, ignore_index, reduction)
 
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
         if output.logits is not None or output.made_by == "softmax":
             return super().line(output)
         return "log_likelihood", output, False
+
+
+class KLDivergence(CrossEntropy):
+    """sum t log(t / softmax(z)): how far the outputs' distribution is from that of the targets (Kullback and Leibler 1951).
+
+    The outputs are those of a linear layer, z, of a softmax or of a log_softmax; log-probabilities serve as z, being their own
+    log_softmax. It is `cross_entropy` less the entropy of the targets, and has its gradient.
+    """
+
+    name = "kl_divergence"
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__(reduction=reduction)
+
+    def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
+        return self.name, super().line(output)[1], False
+
+
+class Cosine(Loss):
+    """1 - y.t / (|y| |t|) of vectors along the last axis, from 0 where they point in one direction to 2; 1 where one is zero,
+    whose gradient then is 0."""
+
+    name, takes, of_vectors = "cosine", "numbers", True
+
+    def check(self, output: tuple[int, ...], target: tuple[int, ...], dtype: Any) -> None:
+        super().check(output, target, dtype)
+        if len(output) < 2:
+            raise ShapeError(f"cosine: outputs of shape {output} are no vectors, as (n, size) are")
+
+
+class Hinge(Loss):
+    """max(0, 1 - t y), averaged over outputs: the loss of support vector machines (Cortes and Vapnik 1995).
+
+    Targets are 1 and -1, or 1 and 0 as class numbers are: what is above 0 is a yes. The outputs, of a linear or tanh layer, say
+    yes above 0. Several outputs with class numbers are decided one against the rest.
+    """
+
+    name, mean_over_outputs = "hinge", True
+    between = (-1.0, 1.0)
+
+    def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
+        self.check_activation(output.made_by)
+        return self.name, output, False
+
+    def check_activation(self, name: str) -> None:
+        if name in ("sigmoid", "softmax", "log_softmax"):
+            raise ConfigurationError(
+                f"{self.name} takes the outputs of a linear or tanh last layer, which say yes above 0, not of {name!r}"
+            )
+
+
+class SquaredHinge(Hinge):
+    """max(0, 1 - t y)^2, averaged over outputs; targets and outputs as for `Hinge`."""
+
+    name = "squared_hinge"
+
+
+def triplet(anchor: Any, positive: Any, negative: Any, margin: float = 1.0, reduction: str = "mean") -> Tensor:
+    """max(0, |a - p| - |a - n| + margin): anchors a should lie nearer to p, which are of their kind, than to n, which are not,
+    by the margin (Schroff et al. 2015, without squares, as PyTorch's).
+
+    Three arrays of one shape, with vectors along the last axis; the mean over them, their sum, or with "none" all. Gradients go
+    to all three. Like PyTorch's, 1e-6 is added to each difference, so that two equal vectors have a gradient.
+    ShapeError where shapes differ.
+    """
+    a, margin, reduction = tensor(anchor), in_range("triplet's margin", margin, 0.0, math.inf), reduction_of(reduction)
+    others = [tensor(one, a.dtype, a.device) for one in (positive, negative)]
+    if not a.shape or any(one.shape != a.shape for one in others):
+        raise ShapeError(f"triplet takes three arrays of one shape, and got {[one.shape for one in (a, *others)]}")
+    near, far = (function(function(a - one + 1e-6, "square").sum(-1), "sqrt") for one in others)
+    losses = function(near - far + margin, "relu")
+    return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
 LOSSES: dict[str, type[Loss]] = {

@@ -76,7 +76,7 @@ def _top(k: int) -> Metric:
 def _target(output: Tensor, target: Any) -> Tensor:
     if isinstance(target, Tensor):
         return target
-    array = host_target(target, output.dtype)
+    array = host_target(target, output.dtype, output.shape)
     if array.dtype == np.int32:
         check_labels(array, max(2, output.shape[-1]) if output.ndim > 1 else 2, "the labels")
     return tensor(array, array.dtype, output.device)

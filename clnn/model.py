@@ -14,7 +14,7 @@ from . import checkpoint, losses, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
 from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through
-from .losses import find_loss
+from .losses import YES_ABOVE_0, find_loss
 from .ops.loss import yes_above
 from .ops.random import Generator
 from .optim import Optimizer
@@ -56,7 +56,7 @@ class Model(Layer):
         z = y.astype(np.float64)
         if last == "log_softmax":
             return np.exp(z).astype(y.dtype)
-        if last in ("", "linear") and loss in ("cross_entropy", "log_likelihood"):
+        if last in ("", "linear") and loss in ("cross_entropy", "log_likelihood", "kl_divergence"):
             e = np.exp(z - z.max(-1, keepdims=True))
             return (e / e.sum(-1, keepdims=True)).astype(y.dtype)
         if last in ("", "linear") and loss == "binary_cross_entropy":
@@ -68,13 +68,13 @@ class Model(Layer):
 
     def predict_classes(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
         """Class numbers (int32): the largest output; of one output 1 for yes: where it exceeds 1/2 if it is a sigmoid's, or 0
-        if it was trained as a sigmoid's input (binary_cross_entropy) or has not been trained."""
+        if it was trained as a sigmoid's input (binary_cross_entropy), by a hinge loss, or has not been trained."""
         y = self.predict(x, batch_size=batch_size)
         if y.ndim < 2:
             raise ShapeError(f"outputs of shape {y.shape} name no classes")
         if y.shape[-1] == 1:
             last, loss = train.made_by(self), self.loss and getattr(self.loss, "name", "a loss of your own")
-            if last != "sigmoid" and loss not in (None, "binary_cross_entropy"):
+            if last != "sigmoid" and loss not in (None, *YES_ABOVE_0):
                 raise ConfigurationError(
                     f"one output of {last or 'an unknown activation'}, trained with {loss}, may say yes above 0 or above 1/2; "
                     "compare it yourself: net.predict(x)[..., 0] > 0.5"

@@ -8,10 +8,11 @@ kernel void advance(global int *a, global int *b, global int *c, global int *d, 
   if (d) d[0] += by.s3;
 }
 
-// The forward pass of a step of fit on `batch` rows is over: state = (first row, step, first row of the backward pass). The mean of `rows` losses and the
-// number of hits go to results[step], and the counters move on. One work-item, so that the order of summation never changes.
-static inline void record_step(int batch, int rows, global const real *losses, global const int *hits, global real *results,
-                               global int *state, global int *a, global int *b, int2 by) {
+// The forward pass of a step of fit on `batch` samples is over: state = (first row, step, first row of the backward pass). The mean of
+// `rows` losses, the number of hits and the number of targets that count go to results[step], and the counters move on. kept, or null:
+// what losses.cl's count_kept found. One work-item, so that the order of summation never changes.
+static inline void record_step(int batch, int rows, global const real *losses, global const int *hits, global const real *kept,
+                               global real *results, global int *state, global int *a, global int *b, int2 by) {
   TOTAL(real, sum);
   int count = 0;
   for (EACH_SPAN(first, rows)) {
@@ -21,8 +22,9 @@ static inline void record_step(int batch, int rows, global const real *losses, g
   }
   if (hits) for (int r = 0; r < rows; r++) count += hits[r];
   const int step = state[1];
-  results[2 * step] = WHOLE(sum) / rows;
-  results[2 * step + 1] = count;
+  results[3 * step] = WHOLE(sum) / (kept ? kept[0] : rows);
+  results[3 * step + 1] = count;
+  results[3 * step + 2] = kept ? kept[1] : hits ? rows : batch;
   state[2] = state[0];
   state[0] += batch;
   state[1] = step + 1;
@@ -30,7 +32,7 @@ static inline void record_step(int batch, int rows, global const real *losses, g
   if (b) b[0] += by.s1;
 }
 
-kernel void end_step(int batch, int rows, global const real *losses, global const int *hits, global real *results,
-                     global int *state, global int *a, global int *b, int2 by) {
-  record_step(batch, rows, losses, hits, results, state, a, b, by);
+kernel void end_step(int batch, int rows, global const real *losses, global const int *hits, global const real *kept,
+                     global real *results, global int *state, global int *a, global int *b, int2 by) {
+  record_step(batch, rows, losses, hits, kept, results, state, a, b, by);
 }

@@ -541,3 +541,116 @@ def test_long_rows_are_gathered_by_several_work_items(rng, device, kind):
     feed.rewind(order)
     (batch,), _, _ = feed.batch(7)
     np.testing.assert_array_equal(batch.numpy(), x[order[:7]])
+
+
+# -- class numbers of several axes, and those that are ignored ---------------------------------------------------------
+@pytest.mark.parametrize("weights_of", [None, "samples", "tokens"])
+@pytest.mark.parametrize("ignore", [None, -1, 2])
+@pytest.mark.parametrize("record", [True, False])
+def test_an_epoch_of_tokens_is_numpys_epoch(device, rng, record, ignore, weights_of):
+    """Outputs (n, 3, 4) with class numbers (n, 3): a remainder batch, and one of nothing that counts."""
+    x, y = rng.standard_normal((37, 3, 5)).astype(np.float32), rng.integers(0, 4, (37, 3))
+    if ignore is not None:
+        y[rng.random((37, 3)) < 0.3] = ignore
+        y[10:20] = ignore
+    w = {None: None, "samples": rng.random(37), "tokens": rng.random((37, 3))}[weights_of]
+    net = net_on(device, clnn.Dense(4), input_shape=(3, 5))
+    v, b = (p.numpy().astype(np.float64) for p in net.parameters())
+    loss = clnn.losses.CrossEntropy(ignore_index=ignore)
+    history = net.fit(x, y, loss=loss, optimizer=clnn.SGD(0.5), epochs=3, batch_size=10, shuffle=False, record=record,
+                      sample_weight=w, validation=(x, y) if w is None else (x, y, w), progress=False)  # fmt: skip
+
+    def measured(rows):
+        z = x[rows] @ v + b
+        p = np.exp(z - z.max(-1, keepdims=True))
+        p /= p.sum(-1, keepdims=True)
+        kept = np.ones(y[rows].shape, bool) if ignore is None else y[rows] != ignore
+        each = 1.0 if w is None else w[rows] if w.ndim == 2 else w[rows][:, None]
+        right = np.take_along_axis(p, np.where(kept, y[rows], 0)[..., None], -1)[..., 0]
+        dz = (p - np.eye(4)[np.where(kept, y[rows], 0)]) * (kept * each)[..., None] / max(1, kept.sum())
+        hits = ((z.argmax(-1) == y[rows]) & kept).sum()
+        return (-np.log(right) * each * kept).sum(), hits, kept.sum(), dz
+
+    for epoch in range(3):
+        total, hits, count = 0.0, 0, 0
+        for start in range(0, 37, 10):
+            rows = slice(start, min(37, start + 10))
+            lost, right, kept, dz = measured(rows)
+            total, hits, count = total + lost, hits + right, count + kept
+            v -= 0.5 * np.einsum("nti,nto->io", x[rows], dz)
+            b -= 0.5 * dz.sum((0, 1))
+        lost, right, kept, _ = measured(slice(None))
+        found = {name: values[epoch] for name, values in history.history.items()}
+        assert found["loss"] == pytest.approx(total / count, rel=1e-4)
+        assert found["accuracy"] == pytest.approx(hits / count) and found["val_accuracy"] == pytest.approx(right / kept)
+        assert found["val_loss"] == pytest.approx(lost / kept, rel=1e-4)
+    np.testing.assert_allclose(net.parameters()[0].numpy(), v, rtol=1e-4, atol=1e-5)
+    for batch in (7, 512):  # the mean is that over all targets, however they are cut up
+        found = net.evaluate(x, y, sample_weight=w, batch_size=batch)
+        assert found["loss"] == pytest.approx(lost / kept, rel=1e-4) and found["accuracy"] == pytest.approx(
+            right / kept
+        )
+
+
+def test_targets_of_tokens_in_other_forms(device, rng):
+    """Distributions, class weights and a metric by token; and what does not fit."""
+    x, y = rng.standard_normal((8, 3, 5)).astype(np.float32), rng.integers(0, 4, (8, 3))
+    net, options = net_on(device, clnn.Dense(4), input_shape=(3, 5)), {"optimizer": clnn.SGD(0.0), "progress": False}
+    of_class = {0: 2.0, 3: 0.5}
+    z = net.predict(x).astype(np.float64)
+    log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+    each = -np.take_along_axis(log_p, y[..., None], -1)[..., 0]
+    weighed = each * np.array([2.0, 1, 1, 0.5])[y]
+    for given in (y, np.eye(4)[y]):
+        assert net.evaluate(x, given, loss="cross_entropy")["loss"] == pytest.approx(each.mean(), rel=1e-5)
+        found = net.fit(x, given, loss="cross_entropy", class_weight=of_class, sample_weight=np.ones(8), **options)
+        assert found["loss"][0] == pytest.approx(weighed.mean(), rel=1e-5)
+    ignoring = clnn.losses.CrossEntropy(ignore_index=3)
+    found = net.fit(x, y, loss=ignoring, class_weight=of_class, **options)
+    assert found["loss"][0] == pytest.approx(weighed[y != 3].mean(), rel=1e-5)
+    found = net.evaluate(x, y, loss="cross_entropy", metrics=["accuracy", "top_2"])
+    assert found["accuracy"] == pytest.approx(np.mean(z.argmax(-1) == y))
+    assert found["top_2"] == pytest.approx(np.mean((np.argsort(-z, -1)[..., :2] == y[..., None]).any(-1)))
+    for arguments, says in (
+        ({"loss": "cross_entropy", "y": y[:, :2]}, "do not fit outputs|without the last axis"),
+        ({"loss": "mse", "y": y}, "class numbers of shape"),
+        ({"loss": "quadratic", "y": y}, r"they need the shape \(n,\)"),
+        ({"loss": clnn.losses.CrossEntropy(reduction="sum"), "y": y}, "reduction='sum': leave that out"),
+        ({"loss": ignoring, "y": y, "metrics": ["top_2"]}, "loss ignores those of class 3: the accuracy of the others"),
+        ({"loss": ignoring, "y": np.eye(4)[y]}, "ignore_index=3 is a class number"),
+        ({"loss": "cross_entropy", "y": y, "sample_weight": np.ones((8, 2))}, r"8 samples need \(8,\) or \(8, 3\)"),
+        ({"loss": "quadratic", "y": np.eye(4)[y], "class_weight": {1: 2.0}}, "more than one class a sample"),
+    ):
+        with pytest.raises(clnn.ClnnError, match=says):
+            net.fit(x, **options, **arguments)
+    with pytest.raises(clnn.ConfigurationError, match="reduction='none'"):
+        net.evaluate(x, y, loss=clnn.losses.CrossEntropy(reduction="none"))
+
+
+def test_accuracy_is_said_of_clnns_losses_alone(device, blobs):
+    """What a loss of one's own takes for right, nobody knows: an accuracy of 0 was reported."""
+    x, y = blobs
+    net = net_on(device)
+    own = lambda z, t: clnn.losses.cross_entropy(z, t) * 1.0  # noqa: E731
+    history = net.fit(x, y, loss=own, optimizer="sgd", progress=False)
+    assert set(history.history) == {"loss", "lr", "seconds"} and set(net.evaluate(x, y)) == {"loss"}
+    found = net.evaluate(x, y, metrics=["accuracy"])
+    assert found["accuracy"] == pytest.approx(np.mean(net.predict_classes(x) == y))
+
+
+def test_a_loss_and_its_ignored_class_come_back(device, rng, tmp_path):
+    x, y = rng.standard_normal((8, 3, 5)).astype(np.float32), rng.integers(0, 4, (8, 3))
+    net = net_on(device, clnn.Dense(4), input_shape=(3, 5))
+    loss = clnn.losses.CrossEntropy(ignore_index=0)
+    net.fit(
+        x, y, loss=loss, optimizer="sgd", progress=False, callbacks=[norms := clnn.GradientNorms(x, y, batch_size=3)]
+    )
+    net.save(tmp_path / "net")
+    with clnn.use(device):
+        again = clnn.load(tmp_path / "net")
+    assert again.loss.ignore_index == 0 and again.evaluate(x, y) == net.evaluate(x, y)
+    net(x).reshape(-1, 4)
+    whole = loss(net(x), y)
+    whole.backward()
+    length = np.linalg.norm(net.parameters()[0].grad.numpy())
+    assert [*norms.weights.values()][0][-1] == pytest.approx(length, rel=1e-4)

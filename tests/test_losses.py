@@ -1,5 +1,7 @@
 """Losses against NumPy in float64: values, gradients, weights, labels, extremes, and what does not fit."""
 
+import json
+
 import numpy as np
 import pytest
 from helpers import assert_close, check_op, eps, host, normal, parameter
@@ -9,6 +11,7 @@ from clnn import losses
 from clnn.losses import LOSSES, CrossEntropy, Huber, find_loss
 from clnn.ops.array import Array
 from clnn.tensor import linear_layer, softmax_of
+from clnn.tools.verify import references
 
 
 def log_softmax(z):
@@ -34,7 +37,19 @@ ROWS = {  # the loss of each row
     "cross_entropy": lambda z, t: -(t * log_softmax(z)).sum(axis=1),
     "log_likelihood": lambda y, t: -(t * y).sum(axis=1),
 }
-CLASSES = ("quadratic", "binary_cross_entropy", "cross_entropy", "log_likelihood")
+ROWS |= {
+    name: lambda y, t, name=name: references.losses(name, t)(y)
+    for name in ("kl_divergence", "cosine", "hinge", "squared_hinge")
+}
+CLASSES = (
+    "quadratic",
+    "binary_cross_entropy",
+    "cross_entropy",
+    "log_likelihood",
+    "kl_divergence",
+    "hinge",
+    "squared_hinge",
+)
 
 
 def targets(rng, name, shape, dtype=np.float32):
@@ -42,7 +57,9 @@ def targets(rng, name, shape, dtype=np.float32):
     t = normal(rng, shape, dtype)
     if name == "binary_cross_entropy":
         t = rng.random(shape)
-    if name in ("cross_entropy", "log_likelihood"):
+    if "hinge" in name:
+        t = rng.choice([-1.0, 1.0], shape)
+    if name in ("cross_entropy", "log_likelihood", "kl_divergence"):
         t = rng.random(shape)
         t /= t.sum(axis=1, keepdims=True)
     return t.astype(dtype).astype(np.float64)
@@ -51,6 +68,8 @@ def targets(rng, name, shape, dtype=np.float32):
 def outputs(rng, name, t, dtype=np.float32):
     """Random outputs where the loss is smooth."""
     y = 2 * normal(rng, t.shape, dtype)
+    if "hinge" in name:
+        y += np.where(np.abs(y - np.where(t > 0, 1, -1)) < 0.01, 0.05, 0)
     for kink in {"mae": (0,), "huber": (-1, 1)}.get(name, ()):
         y += np.where(np.abs(y - t - kink) < 0.01, 0.05, 0)
     return y.astype(dtype).astype(np.float64)
@@ -67,7 +86,7 @@ def test_every_loss_has_a_reference():
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("shape", [(1, 1), (5, 3), (131, 10)], ids=str)
 def test_values(rng, device, name, shape):
-    if name == "cross_entropy" and shape[1] == 1:
+    if name in ("cross_entropy", "kl_divergence") and shape[1] == 1:
         shape = (1, 2)  # one class is refused
     t = targets(rng, name, shape)
     y = outputs(rng, name, t)
@@ -82,7 +101,7 @@ def test_values(rng, device, name, shape):
         )
 
 
-@pytest.mark.parametrize("name", ["huber", "cross_entropy"])
+@pytest.mark.parametrize("name", ["huber", "cross_entropy", "kl_divergence", "cosine"])
 def test_float64(rng, device, name):
     if not device.has_fp64:
         pytest.skip("no float64")
@@ -200,7 +219,7 @@ def test_sigmoid_of_an_input(rng, device):
 
 
 @pytest.mark.parametrize("log", [False, True])
-@pytest.mark.parametrize("name", ["cross_entropy", "log_likelihood"])
+@pytest.mark.parametrize("name", ["cross_entropy", "log_likelihood", "kl_divergence"])
 def test_softmax_is_applied_once(rng, device, name, log):
     x, w, labels = normal(rng, (6, 5)), normal(rng, (5, 4)), rng.integers(0, 4, 6)
     check_op(
@@ -301,6 +320,157 @@ def test_hits(rng, device):
         np.testing.assert_array_equal(host(Array(found.hits.block, (50,), np.int32, device)), expected)
 
 
+# -- several axes, targets that do not count, reductions, weights of a yes ---------------------------------------------
+VECTORS = [name for name, kind in LOSSES.items() if kind.of_vectors]
+
+
+@pytest.mark.parametrize("name", VECTORS)
+@pytest.mark.parametrize("weights", [None, (2,), (2, 3)], ids=str)
+def test_vectors_of_several_axes(rng, device, name, weights):
+    """Outputs (2, 3, 5) are six vectors, in class numbers and in values; a weight is for a sample or for a vector."""
+    labels = rng.integers(0, 5, (2, 3))
+    y, w = (
+        normal(rng, (2, 3, 5)),
+        None if weights is None else rng.random(weights).astype(np.float32).astype(np.float64),
+    )
+    each = 1 if w is None else np.broadcast_to(w.reshape(2, -1), (2, 3)).ravel()
+    values = targets(rng, name, (6, 5)).reshape(2, 3, 5)
+    for given, t in ((labels, np.eye(5)[labels]), (clnn.tensor(labels), np.eye(5)[labels]), (values, values)):
+        if name == "cosine" and given is not values:
+            continue
+        check_op(
+            rng,
+            lambda y, given=given: LOSSES[name]()(y, given, w),
+            lambda y, t=t: mean(ROWS[name], each)(y.reshape(6, 5), t.reshape(6, 5)),
+            y,
+            rounding=64,
+        )
+
+
+@pytest.mark.parametrize("ignore", [-100, 1])
+@pytest.mark.parametrize(
+    ("name", "smoothing"), [("cross_entropy", 0.0), ("cross_entropy", 0.2), ("log_likelihood", 0.0)]
+)
+def test_targets_that_are_ignored(rng, device, name, smoothing, ignore):
+    """They count nowhere, whatever their outputs are; where all are ignored, loss and gradient are 0."""
+    labels = rng.integers(0, 4, (3, 5))
+    labels[0, 1:4], labels[2] = ignore, ignore
+    kept = labels != ignore
+    loss = LOSSES[name](ignore_index=ignore, **({"label_smoothing": smoothing} if smoothing else {}))
+    y, w, t = (
+        normal(rng, (3, 5, 4)),
+        rng.random((3, 5)),
+        np.eye(4)[np.where(kept, labels, 0)] * (1 - smoothing) + smoothing / 4,
+    )
+
+    def rows(y):
+        return np.where(kept, ROWS[name](y.reshape(15, 4), t.reshape(15, 4)).reshape(3, 5) * w, 0)
+
+    check_op(rng, lambda y: loss(y, labels, w), lambda y: rows(y).sum() / kept.sum(), y, rounding=64)
+    check_op(rng, lambda y: loss(y, labels, w, "none"), rows, y, rounding=64)
+    nothing = parameter(np.where(kept[..., None], y, np.nan))
+    value = loss(nothing, clnn.tensor(labels), w)
+    value.backward()
+    assert_close(value.numpy(), rows(y).sum() / kept.sum(), 64 * eps(np.float32))
+    assert not nothing.grad.numpy()[~kept].any() and np.isfinite(nothing.grad.numpy()).all()
+    found, _ = loss.rows(clnn.tensor(y, np.float32), clnn.tensor(labels), hits=True)
+    np.testing.assert_array_equal(host(found.hits), ((y.argmax(-1) == labels) & kept).ravel())
+
+    @clnn.step
+    def step(y, labels):
+        value = loss(y, labels)
+        return value, loss(y, labels, reduction="sum")
+
+    for i in range(6):
+        labels[rng.random((3, 5)) < 0.3] = ignore
+        labels[:] = ignore if i == 4 else labels
+        kept = labels != ignore
+        t = np.eye(4)[np.where(kept, labels, 0)] * (1 - smoothing) + smoothing / 4
+        w = 1
+        got = step(y.astype(np.float32), labels)
+        wanted = rows(y).sum() / max(1, kept.sum()), rows(y).sum()
+        assert_close([float(one) for one in got], wanted, 256 * eps(np.float32), "replayed")
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_reductions(rng, device, name, reduction):
+    t = targets(rng, name, (7, 3))
+    y, w = outputs(rng, name, t), rng.random(7)
+    by_row = lambda y: ROWS[name](y, t) * w  # noqa: E731
+    wanted = by_row if reduction == "none" else lambda y: by_row(y).sum()
+    check_op(rng, lambda y: LOSSES[name](reduction=reduction)(y, t, w), wanted, y, rounding=64)
+    check_op(rng, lambda y: LOSSES[name]()(y, t, w, reduction=reduction), wanted, y, rounding=64)
+    assert LOSSES[name]()(y[:0], t[:0], reduction=reduction).numpy().sum() == 0
+
+
+@pytest.mark.parametrize("activation", [None, "sigmoid"])
+@pytest.mark.parametrize("weight", [3.0, [0.25, 4.0, 1.0]], ids=str)
+@pytest.mark.parametrize("shape", [(5, 3), (2, 4, 3)], ids=str)
+def test_weight_of_a_yes(rng, device, activation, weight, shape):
+    t, z, p = rng.random(shape), normal(rng, shape) / 2, np.array(weight)
+    loss = losses.BinaryCrossEntropy(pos_weight=weight)
+    check_op(
+        rng,
+        lambda z: loss(clnn.sigmoid(z) if activation else z, t),
+        lambda z: (p * t * np.logaddexp(0, -z) + (1 - t) * np.logaddexp(0, z)).sum() / len(z),
+        z,
+        rounding=64,
+    )
+    z = parameter([[100.0, -100, 0]])
+    value = loss(z, np.array([[1.0, 0, 0]]))
+    value.backward()
+    assert_close(value.numpy(), np.log(2), 4 * eps(np.float32))
+    assert_close(z.grad.numpy(), [[0, 0, 0.5]], 4 * eps(np.float32))
+    loss.pos_weight = 2.0
+    assert float(loss(clnn.zeros((1, 3)), np.ones((1, 3)))) == pytest.approx(6 * np.log(2))
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1.0, 1e25])
+def test_cosine_of_long_and_short_vectors(rng, device, scale):
+    y, t = normal(rng, (4, 6)), normal(rng, (4, 6))
+    got = losses.cosine((y * scale).astype(np.float32), (t / scale).astype(np.float32))
+    assert_close(got.numpy(), ROWS["cosine"](y, t).mean(), 16 * eps(np.float32))
+    p = parameter(np.zeros((1, 3)))
+    value = losses.cosine(p, np.ones((1, 3)))
+    value.backward()
+    assert float(value) == 1 and not p.grad.numpy().any()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_triplet(rng, device, reduction):
+    def rows(a, p, n):
+        distance = lambda u, v: np.sqrt(((u - v + 1e-6) ** 2).sum(-1))  # noqa: E731
+        found = np.maximum(0, distance(a, p) - distance(a, n) + 0.5)
+        return found if reduction == "none" else getattr(found, reduction)()
+
+    vectors = [normal(rng, (4, 5)) for _ in range(3)]
+    check_op(rng, lambda *v: losses.triplet(*v, margin=0.5, reduction=reduction), rows, *vectors, rounding=64)
+    with pytest.raises(clnn.ShapeError, match=r"three arrays of one shape, and got \[\(4, 5\), \(4, 5\), \(3, 5\)\]"):
+        losses.triplet(*vectors[:2], vectors[2][:3])
+
+
+def test_what_losses_refuse_of_these(device):
+    with pytest.raises(clnn.ConfigurationError, match='"mean", "sum" or "none", \'average\' was provided'):
+        losses.CrossEntropy(reduction="average")
+    with pytest.raises(clnn.ConfigurationError, match="ignore_index should be a class number or None, 0.5"):
+        losses.CrossEntropy(ignore_index=0.5)
+    with pytest.raises(clnn.ConfigurationError, match=r"pos_weight should be in \[0, inf\), -1"):
+        losses.BinaryCrossEntropy([1.0, -1.0])
+    with pytest.raises(clnn.ShapeError, match=r"pos_weight has 2 numbers, and the outputs have the shape \(4, 3\)"):
+        losses.BinaryCrossEntropy([1.0, 2.0])(clnn.zeros((4, 3)), np.zeros((4, 3)))
+    with pytest.raises(clnn.ConfigurationError, match="ignore_index=-1 is a class number, and the targets are values"):
+        losses.CrossEntropy(ignore_index=-1)(clnn.zeros((4, 3)), np.zeros((4, 3)))
+    with pytest.raises(clnn.DataError, match="outside 0 to 2"):
+        losses.CrossEntropy(ignore_index=-1)(clnn.zeros((2, 3)), np.array([0, -2]))
+    with pytest.raises(
+        clnn.ConfigurationError, match="hinge takes the outputs of a linear or tanh last layer.*'sigmoid'"
+    ):
+        losses.hinge(clnn.sigmoid(clnn.zeros((2, 3))), np.ones((2, 3)))
+    with pytest.raises(clnn.ShapeError, match=r"sample_weight has the shape \(3,\).*needs \(2,\) or \(2, 3\)"):
+        losses.cross_entropy(clnn.zeros((2, 3, 4)), np.zeros((2, 3), int), sample_weight=np.ones(3))
+
+
 # -- what does not fit ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("name", "output", "target"),
@@ -327,10 +497,25 @@ def test_wrong_labels(device):
         losses.mse(clnn.zeros((0, 3)), np.zeros((0, 3)))
 
 
-@pytest.mark.parametrize("name", ["cross_entropy", "log_likelihood"])
-def test_no_softmax_over_positions_and_classes_at_once(device, name):
-    with pytest.raises(clnn.ShapeError, match=rf"{name}: outputs of shape \(2, 3, 4\) are not \(n, classes\)"):
-        LOSSES[name]()(clnn.zeros((2, 3, 4)), np.zeros((2, 3, 4)))
+@pytest.mark.parametrize("name", LOSSES)
+def test_class_numbers_of_other_shapes(device, name):
+    """Those of several axes have a loss where outputs are vectors, and elsewhere a remedy."""
+    vectors = name in ("cross_entropy", "log_likelihood", "kl_divergence")
+    for output, labels in (
+        ((2, 3, 4), (2, 4)),
+        ((2, 4, 3), (2, 3)),
+        ((2, 3, 4), (2,)),
+        ((4,), (4,)),
+        ((2, 3, 4), (2, 3)),
+    ):
+        if not vectors or labels != output[:-1]:
+            says = (
+                "without the last axis|have no axis of classes"
+                if vectors
+                else "they need the shape|would be class|do not fit"
+            )
+            with pytest.raises(clnn.ShapeError, match=says):
+                LOSSES[name]()(clnn.zeros(output), clnn.tensor(np.zeros(labels, int)))
 
 
 def test_wrong_last_layers(device):
@@ -347,10 +532,14 @@ def test_wrong_last_layers(device):
 
 
 # -- names ------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("loss", [*LOSSES.values(), lambda: Huber(0.5), lambda: CrossEntropy(0.1)])
+MADE = [lambda: Huber(0.5), lambda: CrossEntropy(0.1), lambda: CrossEntropy(ignore_index=0, reduction="none")]
+MADE += [lambda: losses.BinaryCrossEntropy([1.0, 2.0]), lambda: losses.BinaryCrossEntropy(0.0)]
+
+
+@pytest.mark.parametrize("loss", [*LOSSES.values(), *MADE])
 def test_config_makes_the_same_loss(loss):
-    made = find_loss(loss().config())
-    assert type(made) is type(loss()) and made.parameter == loss().parameter
+    made = find_loss(json.loads(json.dumps(loss().config())))
+    assert type(made) is type(loss()) and vars(made) == vars(loss())
 
 
 def test_names():

@@ -27,14 +27,16 @@ def check_features(x: np.ndarray, name: str = "x") -> None:
         )
 
 
-def check_labels(y: np.ndarray, classes: int, name: str = "y") -> None:
-    """Raises DataError unless `y` holds integers in [0, classes), naming the first that is not one."""
+def check_labels(y: np.ndarray, classes: int, name: str = "y", ignore: int | None = None) -> None:
+    """Raises DataError unless `y` holds integers in [0, classes), or `ignore`, naming the first that is not one."""
     y = np.asarray(y)
     if y.dtype.kind not in "iu":
         raise DataError(
             f"{name} has dtype {y.dtype}, but class labels are integers; convert it, e.g. y.astype('int32')"
         )
-    if bad := _first(y, lambda chunk: (chunk < 0) | (chunk >= classes)):
+    if bad := _first(
+        y, lambda chunk: ((chunk < 0) | (chunk >= classes)) & (True if ignore is None else chunk != ignore)
+    ):
         where, value = bad
         raise DataError(
             f"{name}{where} is {value}, outside 0 to {classes - 1}, the labels of {classes} classes; "

@@ -13,11 +13,13 @@ from .array import Array, LossBackward, block_of, check_together, empty, empty_l
 
 
 class Rows(NamedTuple):
-    """losses (rows,); hits (rows,), 1 where the largest output is the label's; backward, for the gradient of the mean."""
+    """losses (rows,); hits (rows,), 1 where the largest output is the label's; backward, for the gradient of the mean; kept,
+    where targets are ignored: what the mean divides by, which is the number of the others or 1, and that number."""
 
     losses: Array
     hits: Array | None
     backward: LossBackward
+    kept: Array | None = None
 
 
 class Record(NamedTuple):
@@ -34,6 +36,14 @@ class Record(NamedTuple):
         return self.results, self.state, a, b, int_vector([i, j])
 
 
+# The kernel and the defines of losses that are no line of kernels/losses.cl.
+KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "softmax_cross_entropy": ("softmax_cross_entropy", {}),
+    "kl_divergence": ("softmax_cross_entropy", {"ENTROPY": 1}),
+    "cosine": ("cosine", {"COSINE": 1}),
+}
+
+
 def yes_above(made_by: str) -> float:
     """What one output alone has to exceed to say yes, class 1: a sigmoid's output 1/2, its input 0."""
     return 0.5 if made_by == "sigmoid" else 0.0
@@ -46,17 +56,22 @@ def rows(
     weight: Array | None = None,
     *,
     factor: float = 1.0,
-    parameter: float = 0.0,
+    parameter: float | Array = 0.0,
     gradient: bool = True,
     hits: bool = True,
     folded: bool = False,
     record: Record | None = None,
+    positions: int = 1,
+    ignore: int | None = None,
+    summed: bool = False,
 ) -> Rows:
     """The loss `name` (a line of kernels/losses.cl) of outputs y (rows, n) and targets: labels (rows,) or values (rows, n).
 
     Labels of one output alone are 0 for no and 1 for yes. A label that is no class makes its row's loss and gradient NaN.
     `factor` is 1 / n for losses that are means over outputs. `folded` says that the line's derivative is already the
     one by the input of y's activation. `gradient` asks for dy (it needs a tape). `record` needs rows that fit one group.
+    `positions`: the rows of a sample, which may have one weight together. `ignore`: the class number of targets that do not
+    count. With `summed` the gradient is that of the sum. A `parameter` that is an array has an element for each output.
     """
     count, n = y.shape
     labels = target.dtype == np.int32
@@ -68,9 +83,10 @@ def rows(
     defines: dict[str, Any] = {"LABELS": 1} if labels else {}
     if labels and n == 1:
         defines["YES"] = yes_above(y.made_by)
-    kernel = "softmax_cross_entropy"
-    if name != "softmax_cross_entropy":
-        kernel, defines["LOSS"] = "elementwise_loss", name
+    kernel, more = KERNELS.get(name, ("elementwise_loss", {"LOSS": name}))
+    defines |= more
+    if summed:
+        defines["SUM"] = 1
     saved = None
     if gradient and not folded and y.activation:
         defines["ACT"], saved = y.activation
@@ -82,16 +98,31 @@ def rows(
         if device.long_loops:
             defines["SERIAL"], size, local = 1, (1,), (1,)
     # targets and weights are read in the data set where both lie there, else each from its own memory
-    extra: tuple[Any, ...] = ()
     lying = target.rows if weight is None or weight.rows else None
     if lying is None:
-        t, w = target.block, block_of(weight)
+        t, w, where = target.block, block_of(weight), ()
     else:
-        t, w, extra = lying.source, weight.rows.source if weight is not None and weight.rows else None, lying[1:]
+        t, w, where = lying.source, weight.rows.source if weight is not None and weight.rows else None, lying[1:]
         defines["FROM_SET"] = 1
+    of_row: tuple[Any, ...] = ()
+    if positions > 1:
+        of_row, defines["POSITIONS"] = (positions, count // max(1, weight.size if weight is not None else count)), 1
+    kept = None
+    if ignore is not None:
+        defines["IGNORE"], width = ignore, 1 if device.long_loops else device.group_width
+        device.check_turns(-(-count // width), f"{name} over {count:,} targets")
+        kept = empty(device, (2,), y.dtype)
+        device.launch(
+            "losses", "count_kept", (width,), count, t, kept.block, *of_row, *where,
+            local=(width,), real=y.real, WIDTH=width,
+            **{one: defines[one] for one in ("LABELS", "IGNORE", "FROM_SET", "POSITIONS") if one in defines},
+        )  # fmt: skip
+    extra: tuple[Any, ...] = (*(() if kept is None else (kept.block,)), *of_row)
+    if isinstance(parameter, Array):
+        defines["PER_OUTPUT"], extra, parameter = 1, (*extra, parameter.block, parameter.size), 0.0
     device.launch(
         "losses", kernel, size, count, n, y.block, t, w, block_of(saved),
-        losses.block, block_of(hit), block_of(dy), factor, parameter, *(record.args() if record else ()), *extra,
+        losses.block, block_of(hit), block_of(dy), factor, parameter, *extra, *(record.args() if record else ()), *where,
         local=local, real=y.real, **defines,
     )  # fmt: skip
 
@@ -99,4 +130,4 @@ def rows(
         assert dy is not None
         yield y, dy  # by y's activation's input already, where it has one
 
-    return Rows(losses, hit, backward)
+    return Rows(losses, hit, backward, kept)

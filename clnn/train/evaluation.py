@@ -10,7 +10,7 @@ import numpy as np
 
 from ..checks import check_count
 from ..errors import ConfigurationError, DataError, OutOfDeviceMemory
-from ..losses import LOSSES, find_loss
+from ..losses import LOSSES, Loss, find_loss
 from ..metrics import Metric, find_metrics, metric_name
 from ..ops.array import block_of
 from ..runtime.lock import exclusive
@@ -61,25 +61,23 @@ class Evaluation:
                 self.batch, self.feed, self.step = min(self.batch, n) // 2, None, None
 
     def _measured(self, xs: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray | None) -> dict[str, float]:
-        n, classes = len(xs[0]), y.dtype == np.int32
+        n, classes = len(xs[0]), y.dtype == np.int32 and isinstance(self.loss, Loss)
         if n == 0:
             raise DataError(f"x has no samples: its shape is {xs[0].shape}")
-        sums: dict[str, float] = {}
+        lost = right = counted = 0.0
+        sums = dict.fromkeys(map(metric_name, self.metrics), 0.0)
         for rows in self._chunks(xs, y, weight):
             plan = rows_by_step(rows, self.batch)
             for rows_now in plan:
                 self._run(int(rows_now))
             assert self.results is not None
             main, extra = self.results.read(len(plan))
-            share = plan / n
-            values: dict[str, Any] = {"loss": main[:, 0].astype(np.float64) @ share}
-            if classes:
-                values["accuracy"] = float(main[:, 1].sum(dtype=np.float64)) / n
-            for i, metric in enumerate(self.metrics):
-                values[metric_name(metric)] = extra[:, i].astype(np.float64) @ share
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + float(value)
-        return sums
+            means, hits, counts = main.astype(np.float64).T
+            lost, right, counted = lost + means @ counts, right + hits.sum(), counted + counts.sum()
+            for name, values in zip(sums, extra.astype(np.float64).T):
+                sums[name] += float(values @ (plan / n))
+        counted = max(1.0, counted)
+        return {"loss": float(lost / counted)} | ({"accuracy": float(right / counted)} if classes else {}) | sums
 
     def _outputs(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
         found = []
@@ -90,15 +88,14 @@ class Evaluation:
         return found
 
     def _chunks(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None):
-        n, row = len(xs[0]), sum(Feed.row_bytes(xs, y, weight is not None))
+        n, row = len(xs[0]), sum(Feed.row_bytes(xs, y, weight))
         room = min(CHUNK_BYTES, self.model.device.memory.piece // 2)
         most = max(1, room // row // self.batch) * self.batch
-        weighted = None if weight is None else weight.dtype
         feed = self.feed
-        if feed is None or not feed.fits(min(n, most), xs, y) or feed.weighted != weighted:
+        if feed is None or not feed.fits(min(n, most), xs, y, weight):
             capacity = min(most, 1 << max(0, n - 1).bit_length())
             device = self.model.device
-            self.feed = feed = Feed(device, capacity, xs, y, weighted, ordered=False)
+            self.feed = feed = Feed(device, capacity, xs, y, weight, ordered=False)
             self.results = Results(device, -(-capacity // self.batch), self.model.dtype, self.metrics)
             self.step = Step(self._forward, self.record, reads=[self.model, self.loss, *self.metrics])
             self.moved = True
@@ -173,7 +170,7 @@ def evaluate(
     target = as_target(y, loss, output, len(xs[0]), model.dtype)
     found = find_metrics(metrics)
     check_accuracy(found, model, loss, output, target)
-    weight = as_weights(sample_weight, target, model.dtype)
+    weight = as_weights(sample_weight, target, loss, model.dtype)
     return evaluation_of(model, "evaluate", loss, found, batch_size).run(xs, target, weight)
 
 

@@ -16,6 +16,11 @@ from ..tensor import Tensor
 COPY_BYTES = 1 << 16  # of a batch that one CPU thread gathers
 
 
+def form(array: np.ndarray | None) -> tuple[tuple[int, ...], DType] | None:
+    """The shape of a row, and the type."""
+    return None if array is None else (array.shape[1:], array.dtype)
+
+
 class Feed:
     """Samples, targets and weights on the device, `capacity` rows of them, and the batch that a step gathers."""
 
@@ -25,7 +30,7 @@ class Feed:
         capacity: int,
         xs: Sequence[np.ndarray],
         y: np.ndarray | None,
-        weighted: DType | None,
+        weight: np.ndarray | None,
         ordered: bool,
     ) -> None:
         self.device, self.capacity = device, capacity
@@ -36,23 +41,21 @@ class Feed:
 
         self.shapes = [(x.shape[1:], x.dtype) for x in xs]
         self.xs = [hold(rows(x), x.dtype) for x in xs]
-        self.target = None if y is None else (y.shape[1:], y.dtype)
+        self.target, self.weighted = form(y), form(weight)
         self.y = None if y is None else hold(rows(y), y.dtype)
-        self.weighted = weighted  # the type of the weights, if there are any
-        self.weight = None if weighted is None else hold((capacity,), weighted)
+        self.weight = None if weight is None else hold(rows(weight), weight.dtype)
         self.order = hold((capacity,), np.int32) if ordered else None
         self.state = hold((3,), np.int32)
 
     @staticmethod
-    def row_bytes(xs: Sequence[np.ndarray], y: np.ndarray | None, weighted: bool) -> list[int]:
-        """The bytes of one row in each array, the order and the weights included."""
-        arrays = [*xs] if y is None else [*xs, y]
-        return [*(math.prod(a.shape[1:]) * a.dtype.itemsize for a in arrays), 4, *([8] if weighted else [])]
+    def row_bytes(xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None) -> list[int]:
+        """The bytes of one row in each array, the order included."""
+        return [*(math.prod(a.shape[1:]) * a.dtype.itemsize for a in (*xs, y, weight) if a is not None), 4]
 
-    def fits(self, rows: int, xs: Sequence[np.ndarray], y: np.ndarray | None) -> bool:
+    def fits(self, rows: int, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None) -> bool:
         """Whether this feed can carry `rows` rows of such data."""
-        target = None if y is None else (y.shape[1:], y.dtype)
-        return rows <= self.capacity and self.shapes == [(x.shape[1:], x.dtype) for x in xs] and self.target == target
+        forms = [*self.shapes, self.target, self.weighted]
+        return rows <= self.capacity and forms == [*map(form, xs), form(y), form(weight)]
 
     def load(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None) -> None:
         """Bring rows to the device."""
@@ -77,7 +80,7 @@ class Feed:
 
         xs = [part(block, *shape) for block, shape in zip(self.xs, self.shapes)]
         y = part(self.y, *self.target) if self.target else None
-        return xs, y, part(self.weight, (), self.weighted) if self.weight else None
+        return xs, y, part(self.weight, *self.weighted) if self.weighted else None
 
 
 class Batch(Tensor):

@@ -12,8 +12,8 @@ from ..checks import in_range, numbers, whole, whole_array
 from ..data.validate import check_features
 from ..errors import ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer, for_shapes
-from ..losses import Loss, host_target
-from ..metrics import Metric, accuracy
+from ..losses import YES_ABOVE_0, Loss, host_target
+from ..metrics import Metric, accuracy, metric_name
 from ..runtime.effects import saved
 from ..runtime.lock import exclusive
 from ..runtime.watch import Watch, structure_changed, structure_version
@@ -84,31 +84,44 @@ def made_by(model: Layer) -> str:
 
 def as_target(y: Any, loss: Any, output: tuple[int, ...], n: int, dtype: Any, name: str = "y") -> np.ndarray:
     """The targets for n outputs of that shape, checked."""
-    array = host_target(y, dtype, name)
+    array = host_target(y, dtype, (n, *output), name)
     if array.ndim < 1 or len(array) != n:
         raise ShapeError(f"{name} has {len(array) if array.ndim else 'no'} samples and x has {n}")
     if array.dtype != np.int32:
         check_features(array, name)
     if isinstance(loss, Loss):
+        if loss.reduction != "mean":
+            raise ConfigurationError(
+                f"fit and evaluate take the mean over samples, and this {loss.name} has reduction={loss.reduction!r}: leave that "
+                "out, and where a sum was meant multiply the learning rate"
+            )
         loss.check((n, *output), array.shape, array.dtype)
         loss.check_values(array, (n, *output), name)
         array = array if array.dtype == np.int32 else array.reshape(n, *output)
     return np.ascontiguousarray(array)
 
 
-def as_weights(sample_weight: Any, y: np.ndarray, dtype: Any, name: str = "sample_weight") -> np.ndarray | None:
-    """One weight a sample, or None."""
+def as_weights(
+    sample_weight: Any, y: np.ndarray, loss: Any, dtype: Any, name: str = "sample_weight"
+) -> np.ndarray | None:
+    """One weight for each sample, or for each of their losses, or None."""
     if sample_weight is None:
         return None
     weight = np.ascontiguousarray(numbers(sample_weight, name), dtype)
-    if weight.shape != (len(y),):
-        raise ShapeError(f"{name} has the shape {weight.shape}; {len(y)} samples need {(len(y),)}")
+    fitting = list(dict.fromkeys(((len(y),), _by_loss(y, loss))))
+    if weight.shape not in fitting:
+        raise ShapeError(f"{name} has the shape {weight.shape}; {len(y)} samples need {' or '.join(map(str, fitting))}")
     check_features(weight, name)
     return weight
 
 
+def _by_loss(y: np.ndarray, loss: Any) -> tuple[int, ...]:
+    """The shape of the losses with targets y, as `as_target` gives them."""
+    return y.shape if y.dtype == np.int32 else loss.shape(y.shape) if isinstance(loss, Loss) else y.shape[:1]
+
+
 def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: Any) -> np.ndarray:
-    """The weight of each sample's class, 1 for a class that `class_weight` does not name."""
+    """The weight of each target's class, 1 for a class that `class_weight` does not name, and for targets that are ignored."""
     if not isinstance(class_weight, Mapping):
         raise ConfigurationError(
             f"class_weight maps class numbers to weights, such as {{0: 1.0, 1: 5.0}}; {class_weight!r} was given"
@@ -126,7 +139,14 @@ def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: A
                 f"class_weight names the class {label!r}, and the {classes} classes are numbered 0 to {classes - 1}"
             )
         weights[number] = in_range(f"class_weight's {number}", value, 0.0, math.inf)
-    return weights[classes_of(y)]
+    by_loss = _by_loss(y, loss)
+    if y.dtype != np.int32 and y.size != math.prod(by_loss) * outputs:
+        raise ConfigurationError(
+            f"class_weight: targets of shape {y.shape} have more than one class a sample; weight samples by sample_weight"
+        )
+    found = classes_of(y if y.dtype == np.int32 else y.reshape(math.prod(by_loss), -1)).reshape(by_loss)
+    ignore = getattr(loss, "ignore_index", None)
+    return weights[found] if ignore is None else np.where(found == ignore, 1, weights[np.clip(found, 0, classes - 1)])
 
 
 def classes_of(y: np.ndarray, why: str = "class_weight") -> np.ndarray:
@@ -150,11 +170,19 @@ def classes_of(y: np.ndarray, why: str = "class_weight") -> np.ndarray:
 
 def check_accuracy(metrics: Sequence[Metric], model: Layer, loss: Any, output: tuple[int, ...], y: np.ndarray) -> None:
     """An error where `accuracy` is asked for, and outputs or targets name no classes."""
+    ignore = getattr(loss, "ignore_index", None)
+    if ignore is not None and (
+        ours := [metric_name(m) for m in metrics if getattr(m, "__module__", "") == accuracy.__module__]
+    ):
+        raise ConfigurationError(
+            f"metrics {ours} count every target, and the loss ignores those of class {ignore}: the accuracy of the others is "
+            "reported without being asked for; what else is wanted, give as a metric of your own"
+        )
     if accuracy not in metrics:
         return
     if output[-1:] == (1,):
         last, name = made_by(model), getattr(loss, "name", "a loss of your own")
-        if last != "sigmoid" and name != "binary_cross_entropy":
+        if last != "sigmoid" and name not in YES_ABOVE_0:
             raise ConfigurationError(
                 f"accuracy: one output of {last or 'an unknown activation'}, trained with {name}, may say yes above 0 or above "
                 "1/2; give a metric of your own, such as lambda y, t: (y > 0.5) == t"
@@ -164,7 +192,8 @@ def check_accuracy(metrics: Sequence[Metric], model: Layer, loss: Any, output: t
 
 
 class Samples(NamedTuple):
-    """What a model is trained on or evaluated with, checked: inputs, targets, and a weight for each sample or None."""
+    """What a model is trained on or evaluated with, checked: inputs, targets, and a weight for each sample or each loss, or
+    None."""
 
     xs: list[np.ndarray]
     y: np.ndarray
@@ -193,7 +222,7 @@ def given_to_fit(
         raise DataError(f"x has no samples: its shape is {xs[0].shape}")
     output = build_for(model, xs)
     target = as_target(y, loss, output, n, dtype)
-    samples, held_out = Samples(xs, target, as_weights(sample_weight, target, dtype)), None
+    samples, held_out = Samples(xs, target, as_weights(sample_weight, target, loss, dtype)), None
     check_accuracy(metrics, model, loss, output, target)
     split = in_range("validation_split", split, 0.0, 1.0)
     if validation is not None and split:
@@ -209,8 +238,9 @@ def given_to_fit(
         x_val, y_val, w_val = (*validation, None)[:3]
         x_val = as_inputs(x_val, model, "validation x")
         y_val = as_target(y_val, loss, output, len(x_val[0]), dtype, "validation y")
-        held_out = Samples(x_val, y_val, as_weights(w_val, y_val, dtype, "validation sample_weight"))
+        held_out = Samples(x_val, y_val, as_weights(w_val, y_val, loss, dtype, "validation sample_weight"))
     if class_weight is not None:
         of_class = by_class(class_weight, samples.y, loss, output[-1] if output else 1, dtype)
-        samples = samples._replace(weight=of_class if samples.weight is None else samples.weight * of_class)
+        given = 1 if samples.weight is None else samples.weight
+        samples = samples._replace(weight=np.ascontiguousarray(np.multiply(np.transpose(given), of_class.T).T, dtype))
     return samples, held_out

@@ -61,11 +61,14 @@ def fit(
     """Train `model` on samples x and targets y; the history of losses and accuracies comes back.
 
     x: array (n, ...), or a tuple of arrays for a model of several inputs. y: class numbers (n,), or values of the
-    output's shape. loss, optimizer and metrics: by name, or objects. Samples are shuffled anew each epoch, and the
-    remainder batch is trained on too. `validation` = (x, y) or (x, y, sample_weight) is evaluated after each epoch;
-    `validation_split` takes that fraction of the samples from the end instead, with their `sample_weight`.
-    `sample_weight` (n,) multiplies losses, and so does `class_weight` {class: weight} those of training. With `seed`,
-    shuffling and dropout repeat from run to run. `record=False` keeps every step eager.
+    output's shape; class numbers (n, time) go with outputs (n, time, classes) and a loss of vectors, such as cross_entropy.
+    loss, optimizer and metrics: by name, or objects. Samples are shuffled anew each epoch, and the remainder batch is trained
+    on too. `validation` = (x, y) or (x, y, sample_weight) is evaluated after each epoch; `validation_split` takes that
+    fraction of the samples from the end instead, with their `sample_weight`. `sample_weight` (n,), or one for each class
+    number, multiplies losses, and so does `class_weight` {class: weight} those of training. A step's mean loss divides by the
+    number of its targets, less those that the loss ignores (`CrossEntropy(ignore_index=...)`); the history's is the mean over
+    all such targets of the epoch. With `seed`, shuffling and dropout repeat from run to run. `record=False` keeps every step
+    eager.
     A second fit with the same optimizer object goes on where the first ended.
     """
     epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
@@ -84,8 +87,7 @@ def fit(
         given, position = optimizer.given, optimizer.steps
     model.loss, model.optimizer = loss, optimizer
     resident, capacity = _capacity(device, n, batch_size, samples)
-    weighted = None if samples.weight is None else samples.weight.dtype
-    feed = Feed(device, capacity, samples.xs, samples.y, weighted, ordered=resident)
+    feed = Feed(device, capacity, *samples, ordered=resident)
     results = Results(device, len(plan), model.dtype, metrics)
     train = _training_step(model, loss, optimizer, feed, results, batch_size)
     step = Step(train, record, [optimizer], reads=[model, loss, *metrics])
@@ -143,7 +145,7 @@ def fit(
                                 step.verify(device, key, run)
                         bar.step(times)
                         done += times
-            logs = results.means(plan, epoch, first_step, hits=samples.y.dtype == np.int32)
+            logs = results.means(plan, epoch, first_step, hits=samples.y.dtype == np.int32 and isinstance(loss, Loss))
             with device.lock:
                 step.claim()
                 optimizer.epochs += 1
@@ -215,7 +217,7 @@ def consolidated(model: Layer) -> list[Any]:
 
 def _capacity(device: Device, n: int, batch: int, samples: Samples) -> tuple[bool, int]:
     """Whether n such samples may all stay on the device, and the rows of a chunk (whole batches) if not."""
-    row, memory = Feed.row_bytes(samples.xs, samples.y, samples.weight is not None), device.memory
+    row, memory = Feed.row_bytes(*samples), device.memory
     free = memory.limit - memory.in_use
     if n * sum(row) <= free // 2 and memory.fits(n * max(row)):
         return True, n

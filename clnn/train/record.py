@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,23 +21,23 @@ from .feed import Feed
 
 
 class Results:
-    """Per step: the mean loss, the number of hits, and the means of further metrics."""
+    """Per step: the mean loss, the numbers of hits and of targets that count, and the means of further metrics."""
 
     def __init__(self, device: Device, steps: int, dtype: Any, metrics: Sequence[Metric]) -> None:
         self.device, self.steps, self.dtype, self.metrics = device, steps, np.dtype(dtype), list(metrics)
         self.last: float | None = None  # the loss of the last step of the epoch before
         size = self.dtype.itemsize
-        self.main = device.memory.allocate(max(1, 2 * steps) * size)
+        self.main = device.memory.allocate(max(1, 3 * steps) * size)
         self.extra = device.memory.allocate(max(1, steps * len(self.metrics)) * size)
 
     def read(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        main = self.device.read(self.main, np.empty((steps, 2), self.dtype))
+        main = self.device.read(self.main, np.empty((steps, 3), self.dtype))
         return main, self.device.read(self.extra, np.empty((steps, len(self.metrics)), self.dtype))
 
     def means(self, plan: np.ndarray, epoch: int, first_step: int, hits: bool) -> dict[str, float]:
         """The means over an epoch whose steps had so many rows each, by name. Diverged where a loss is not finite."""
         main, extra = self.read(len(plan))
-        losses = main[:, 0].astype(np.float64)
+        losses, right, counts = main.astype(np.float64).T
         bad = np.flatnonzero(~np.isfinite(losses))
         if bad.size:
             at = int(bad[0])
@@ -48,10 +49,10 @@ class Results:
                 f"it was {losses[at]}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
             )
         self.last = float(losses[-1])
-        rows = plan.astype(np.float64)
-        logs = {"loss": float(losses @ rows / rows.sum())}
+        rows, counted = plan.astype(np.float64), max(1.0, counts.sum())
+        logs = {"loss": float(losses @ counts / counted)}
         if hits:
-            logs["accuracy"] = float(main[:, 1].sum(dtype=np.float64) / rows.sum())
+            logs["accuracy"] = float(right.sum() / counted)
         for i, metric in enumerate(self.metrics):
             logs[metric_name(metric)] = float(extra[:, i].astype(np.float64) @ rows / rows.sum())
         return logs
@@ -104,27 +105,27 @@ def record_loss(
         context.advance(cell, by)
     record = Record(results.main, feed.state, cells[:2])
     if isinstance(loss, Loss):
-        together = batch <= device.group_width
+        together = batch <= device.group_width and math.prod(loss.shape(output.shape)) == output.shape[0]
         found, source = loss.rows(output, y, w, y.dtype == np.int32, record if together else None)
 
         def closure(_: Any) -> Any:
             return ((source, gradient) for _, gradient in found.backward(None))
 
         start = Node(found.losses, closure, of_loss=True) if grad_enabled() and source.requires_grad else None
-        losses, hit = found.losses, found.hits
+        losses, hit, kept = found.losses, found.hits, found.kept
     else:
         if w is not None:
             raise ConfigurationError(
                 "sample_weight and class_weight need one of clnn's losses; weight samples inside your own"
             )
-        losses, hit, together = loss(output, y), None, False
+        losses, hit, kept, together = loss(output, y), None, None, False
         if not isinstance(losses, Tensor) or losses.size != 1:
             raise ShapeError("a loss of your own should return a tensor of one number, the mean over samples")
         start = losses.node
     if not together:
         device.check_turns(2 * max(losses.size, output.shape[0]), f"the mean of {losses.size:,} losses")
         device.launch(
-            "state", "end_step", (1,), output.shape[0], losses.size, losses.block, block_of(hit), *record.args(),
+            "state", "end_step", (1,), output.shape[0], losses.size, losses.block, block_of(hit), block_of(kept), *record.args(),
             local=(1,), real=device.real(results.dtype),
         )  # fmt: skip
     context.moved = True

@@ -570,7 +570,8 @@ def losses_and_metrics(c: Checks) -> None:
         for name in losses.LOSSES:
             classes = name in ("cross_entropy", "log_likelihood")
             t = hot if classes else (c.rng.random((rows, n)) < 0.5).astype(float)
-            y = values + 0.3 * (np.abs(values - t) < 0.01)  # away from the kink of |y - t|
+            kinks = t, 2 * t - 1  # of |y - t| and of the hinge
+            y = values + 0.3 * np.any([np.abs(values - kink) < 0.01 for kink in kinks], 0)
             by_row, target = ref.losses(name, t), labels if classes else t.astype(c.dtype)
 
             def reference(y: np.ndarray, by_row: Any = by_row, weight: np.ndarray = weight) -> Any:

@@ -116,6 +116,8 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 def losses(name: str, t: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The loss of each row of outputs y, a function of y; t are values, or distributions over classes."""
+    length = lambda v: np.sqrt((v * v).sum(1))  # noqa: E731
+    hinge = lambda y: np.maximum(0, 1 - np.where(t > 0, 1, -1) * y)  # noqa: E731
     return {
         "quadratic": lambda y: ((y - t) ** 2).sum(1) / 2,
         "mse": lambda y: ((y - t) ** 2).mean(1),
@@ -124,6 +126,10 @@ def losses(name: str, t: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         "binary_cross_entropy": lambda y: (np.logaddexp(0, y) - t * y).sum(1),
         "cross_entropy": lambda y: -(t * log_softmax(y)).sum(1),
         "log_likelihood": lambda y: -(t * y).sum(1),
+        "kl_divergence": lambda y: (t * (np.log(np.where(t > 0, t, 1)) - log_softmax(y))).sum(1),
+        "cosine": lambda y: 1 - (y * t).sum(1) / np.where(length(t) == 0, 1, length(t) * length(y)),
+        "hinge": lambda y: hinge(y).mean(1),
+        "squared_hinge": lambda y: (hinge(y) ** 2).mean(1),
     }[name]
 
 
