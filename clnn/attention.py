@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from .arrays import arange, stack, where
+from .cache import cache_in_use
 from .checks import check_count
 from .errors import ConfigurationError, OutOfRangeError, ShapeError
-from .ops.sequence.attention import attention
+from .ops.sequence.attention import attention, extend
 from .tape import grad_enabled
 from .tensor import Tensor, concat, function, on_tape, tensor
 
@@ -38,6 +39,7 @@ def scaled_dot_product_attention(
     scale: 1 / sqrt(depth) unless given.
     past: an int32 tensor of one number, how many keys come before the first query: query i then sees the keys up to past + i
         if `causal`, and none at past + queries or beyond. For caches.
+    In a pass over the next steps alone (`generate`), those before come from the cache if `causal`.
     A query that sees no key gives zeros. ShapeError for shapes that do not fit, and for depths above 256; OutOfRangeError for a
     `past` with which there are more queries than keys, where it can be seen: in a recorded step the output is NaN then.
 
@@ -52,7 +54,13 @@ def scaled_dot_product_attention(
         mask.refuse_history("a mask")
         if chosen:
             mask = where(mask, 0.0, -math.inf)
-    if past is not None:
+    cache = cache_in_use() if causal and past is None else None
+    if cache is not None:
+        if mask is not None:
+            raise ConfigurationError("attention: a mask says nothing of the steps before, which come from a cache")
+        k, v = extend(k, v, cache.past, cache.steps, cache.kept, time_first)
+        past = cache.past
+    elif past is not None:
         past = tensor(past, np.int32, q.device)
         if past.size != 1:
             raise ShapeError(f"attention: past is one number, and its shape is {past.shape}")
@@ -69,6 +77,8 @@ def scaled_dot_product_attention(
 
 def _places(time: int, past: Any, dtype: Any, device: Any) -> Tensor:
     """(time, 1): the numbers of `time` steps, of which `past`, an int32 tensor of one number, came before."""
+    if past is None and (cache := cache_in_use()) is not None:
+        past = cache.past
     if past is None:
         return arange(0.0, float(time), dtype=dtype, device=device).reshape(time, 1)
     return (arange(time, device=device) + tensor(past, np.int32, device)).astype(dtype).reshape(time, 1)

@@ -3,65 +3,186 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from .cache import Cache
 from .checks import check_count, in_range, whole_array
 from .errors import ConfigurationError, ShapeError
+from .runtime.lock import exclusive
+from .runtime.recorder import StepContext
+from .step import Step
+from .tape import no_grad
+from .tensor import Tensor, constant
+from .train import predict
+from .train.inputs import as_inputs, build_for
 
 
+@exclusive("device.lock")
 def generate(
     model: Any,
     prompt: Any,
     n: int,
     *,
-    window: int,
+    window: int | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
     top_p: float | None = None,
     seed: int | None = None,
+    cache: bool = True,
+    inputs: Sequence[Any] = (),
 ) -> np.ndarray:
-    """`n` more tokens after a prompt (time,), or after each of several (batch, time): int32 (n,) or (batch, n).
+    """`n` more tokens after a prompt (time,), or after each of several of one length, (batch, time): int32 (n,) or (batch, n).
 
-    The model takes tokens (batch, window) and gives scores (batch, window, tokens), each from the tokens up to its place, as
-    causal attention does: it sees the last `window` tokens, and what stands behind them is padding.
+    The model takes tokens (batch, time) and gives scores (batch, time, tokens), of which those of the last step say what
+    comes next. Training in other threads waits meanwhile: all tokens are of the same weights.
 
+    window: the model sees the last `window` tokens, at most as many as it has positions for; None for all of them.
     temperature: scores are divided by it; 0 takes the largest each time.
     top_k: only the k tokens of the largest scores are drawn from. top_p: only the fewest of the largest probabilities that add
         up to p or more (Holtzman et al. 2020).
     seed: draws are then the same in every call.
-    ShapeError for an empty prompt and for scores of another shape, ConfigurationError for options out of range.
+    cache: each token costs one step of the model, which keeps keys, values and states of those before (a KV cache), in one
+        recorded step for all places. For that a step depends on those before by causal attention, learned, sinusoidal or rotary
+        positions and recurrent layers of clnn's alone. Other models are found out: the scores are compared with those of the
+        whole sequence, before the second token and at the end. With `cache=False` the model is run on the whole sequence for each
+        token, as it is in any case from where the window is full on, since all places change then.
+    inputs: further inputs of the model, such as what a decoder attends to, each with a row for each prompt.
+    ShapeError for an empty prompt, for scores of another shape, and for more tokens than a model has positions;
+    ConfigurationError for options out of range, for a model that the cache does not suit, and for scores that are NaN, such as
+    those of a token that it does not know.
     """
-    given = whole_array(prompt, "a prompt").astype(np.int32)
+    given = whole_array(prompt, "a prompt")
     tokens = given[None] if given.ndim == 1 else given
     if tokens.ndim != 2 or not tokens.size:
         raise ShapeError(
             f"a prompt is (time,) or (batch, time) with at least one token, and its shape is {given.shape}"
         )
-    n, window = check_count("n", n, 0), check_count("window", window)
+    n, window = check_count("n", n, 0), check_count("window", window) if window is not None else None
     temperature = in_range("temperature", temperature, 0.0, math.inf)
     top_k = None if top_k is None else check_count("top_k", top_k)
     top_p = None if top_p is None else in_range("top_p", top_p, 0.0, 1.0, "(]")
     if seed is not None:
         seed = check_count("seed", seed, 0)
-    draws = np.random.default_rng(seed)
-    for _ in range(n):
-        seen = tokens[:, -window:]
-        padded = np.zeros((len(tokens), window), np.int32)
-        padded[:, : seen.shape[1]] = seen
-        scores = model.predict(padded)
-        if scores.ndim != 3 or scores.shape[:2] != padded.shape:
-            raise ShapeError(
-                f"generate: for tokens of shape {padded.shape} the model gave {scores.shape}, and not (batch, window, tokens)"
+    draws, (batch, start) = np.random.default_rng(seed), tokens.shape
+    tokens, *rest = as_inputs((tokens, *inputs), model)
+    whole = np.empty((batch, start + n), tokens.dtype)
+    whole[:, :start] = tokens
+    most = start + n - 1 if window is None else min(window, start + n - 1)  # steps that the model sees at a time
+    steps = _Steps.of(model, most, [tokens, *rest]) if cache and start <= most else None
+    for end in range(start, start + n):
+        if steps is not None and end <= most:
+            scores = steps.next(whole[:, :end])
+        else:
+            scores = _scores(model, whole[:, max(0, end - most) : end], rest)[:, -1]
+        scores = scores.astype(np.float64)
+        if np.isnan(scores).any():
+            raise ConfigurationError(
+                f"generate: the model's scores are NaN: its weights are, or a token may be none that it knows, and those here go "
+                f"up to {whole[:, :end].max()}"
             )
-        last = scores[:, seen.shape[1] - 1].astype(np.float64)
-        if np.isnan(last).any():
-            raise ConfigurationError("generate: the model's scores are NaN: a token may be none that it knows")
-        drawn = last.argmax(-1) if temperature == 0 else _drawn(last / temperature, top_k, top_p, draws)
-        tokens = np.concatenate([tokens, drawn[:, None].astype(np.int32)], 1)
-    found = tokens[:, given.shape[-1] :]
+        whole[:, end] = scores.argmax(-1) if temperature == 0 else _drawn(scores / temperature, top_k, top_p, draws)
+        if steps is not None and end == most and n > 2:
+            steps.check(whole[:, :end])
+    found = whole[:, start:].astype(np.int32)
     return found[0] if given.ndim == 1 else found
+
+
+def _scores(model: Any, tokens: np.ndarray, rest: Sequence[np.ndarray]) -> np.ndarray:
+    """What the model makes of whole sequences."""
+    scores = predict(model, (tokens, *rest))
+    _check(tokens, scores)
+    return scores
+
+
+def _check(tokens: Any, scores: Any) -> None:
+    if not hasattr(scores, "ndim") or scores.ndim != 3 or scores.shape[:2] != tokens.shape:
+        raise ShapeError(
+            f"generate: for tokens of shape {tokens.shape} the model gave {getattr(scores, 'shape', scores)}, and not (batch, "
+            "time, tokens)"
+        )
+
+
+class _Steps:
+    """A model's steps one after the other by a cache of those before; kept by the model between calls."""
+
+    def __init__(self, model: Any, room: int, inputs: Sequence[np.ndarray]) -> None:
+        self.model, self.device, self.dtype = model, model.device, inputs[0].dtype
+        self.cache = Cache(model.device, room)
+        self.tokens = model.device.memory.allocate(len(inputs[0]) * room * self.dtype.itemsize)
+        self.rest = [constant(x, x.dtype, model.device) for x in inputs[1:]]
+        self.step = Step(self._forward, reads=[model])
+
+    @classmethod
+    def of(cls, model: Any, most: int, inputs: Sequence[np.ndarray]) -> _Steps:
+        """Those for such inputs, with room for `most` steps, of which none is taken yet."""
+        if not all(layer.built for layer in model.layers_inside()):
+            build_for(model, inputs)
+        room = max(16, 1 << (most - 1).bit_length())  # so that longer texts have the same recording
+        key = ("generate", room, len(inputs[0]), inputs[0].dtype, *[(x.shape, x.dtype) for x in inputs[1:]])
+        kept = model.__dict__.setdefault("_evaluations", {})
+        if key not in kept:
+            while len(kept) >= 4:
+                kept.pop(next(iter(kept)))
+            kept[key] = cls(model, room, inputs)
+        one: _Steps = kept[key]
+        one.begin(inputs[1:], most)
+        return one
+
+    def begin(self, rest: Sequence[np.ndarray], most: int) -> None:
+        """Forget all steps; up to `most` will follow, and `rest` are the model's further inputs."""
+        for x, there in zip(rest, self.rest, strict=True):
+            self.device.upload(np.ascontiguousarray(x), there.block)
+        self.cache.rewind()
+        self.on_host, self.most, self.taken = rest, most, 0
+        self.verified: set[int] = set()  # by how many steps they take: the recordings that were looked at
+        self.told: list[np.ndarray] = []
+
+    def next(self, tokens: np.ndarray) -> np.ndarray:
+        """The scores (batch, tokens) after the last of all tokens (batch, time), of which the new ones' steps are taken."""
+        batch, time = tokens.shape
+        new, self.taken = time - self.taken, time
+        self.device.upload_soon(np.ascontiguousarray(tokens[:, -new:]), self.tokens)
+        with no_grad():
+            key, forward = self.step.key(self.device, new), partial(self._forward, batch=batch, steps=new)
+            if new not in self.verified:
+                self.verified.add(new)
+                self.step.verify(self.device, key, forward)
+            try:
+                scores = self.step.run(self.device, key, forward)[0].numpy()
+            except (ConfigurationError, ShapeError) as error:
+                self.cache.check(self.most)
+                raise ConfigurationError(
+                    f"generate: {error}; with cache=False the model is run on the whole sequence for each token"
+                ) from error
+        self.cache.check(self.most)
+        self.told.append(scores)
+        if len(self.told) == 2:
+            self.check(tokens)
+        return scores
+
+    def _forward(self, context: StepContext, batch: int, steps: int) -> Tensor:
+        x = Tensor(self.tokens, (batch, steps), self.dtype, self.device)
+        with self.cache.open():
+            y = self.model.forward(x, *self.rest)
+        _check(x, y)
+        context.advance(self.cache.past.block, steps)
+        return y.reshape(batch, -1) if steps == 1 else y[:, -1]
+
+    def check(self, tokens: np.ndarray) -> None:
+        """ConfigurationError where the scores so far are not those of the whole sequence of tokens (batch, time)."""
+        whole = _scores(self.model, tokens, self.on_host)[:, -len(self.told) :]
+        apart, size = np.abs(whole - np.stack(self.told, 1)).max(), np.abs(whole).max()
+        if apart > 3 * np.sqrt(np.finfo(whole.dtype).eps) * size:  # NaN is found elsewhere
+            raise ConfigurationError(
+                f"generate: steps by the cache and the whole sequence give scores that differ by up to {apart:.3g}, where the "
+                f"largest is {size:.3g}: something in the model depends on steps before, or on places, that is no causal "
+                "attention, position or recurrent layer of clnn's. With cache=False the model is run on the whole sequence for "
+                "each token"
+            )
 
 
 def _drawn(scores: np.ndarray, top_k: int | None, top_p: float | None, draws: np.random.Generator) -> np.ndarray:

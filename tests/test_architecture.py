@@ -20,7 +20,7 @@ FLOORS = (
     {"gemm"},
     {"ops"},
     {"tape"},
-    {"tensor", "arrays", "attention", "images", "random", "init", "parameters"},
+    {"tensor", "arrays", "attention", "cache", "images", "random", "init", "parameters"},
     {"step", "functions", "named", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "train", "minimize", "generation"},
     {"model", "search"},

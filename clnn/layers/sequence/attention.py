@@ -9,6 +9,7 @@ import numpy as np
 
 from ...arrays import repeat, tril, where
 from ...attention import rotary, scaled_dot_product_attention
+from ...cache import cache_in_use
 from ...checks import check_count, in_range, numbers
 from ...errors import ConfigurationError, ShapeError
 from ...ops.activation import activation_name
@@ -97,6 +98,11 @@ class MultiHeadAttention(_Masked):
         if x.ndim != 3 or source.ndim != 3 or len(source) != len(x):
             raise self.wrong_shape(
                 ShapeError(f"inputs are (batch, time, size), and the shapes are {x.shape} and {source.shape}")
+            )
+        if source is x and not self.causal and cache_in_use() is not None:
+            raise ConfigurationError(
+                f"{self.name or type(self).__name__}: without causal=True what a step becomes depends on those after it, so that "
+                "a cache of those before does not do"
             )
         depth = x.shape[-1] // self.heads
         q = linear_layer(x, self.wq, self.bq, "linear").reshape(*x.shape[:2], self.heads, depth)

@@ -6,6 +6,7 @@ import numpy as np
 
 from ...arrays import arange, take_rows, where
 from ...attention import sinusoidal_positions
+from ...cache import cache_in_use
 from ...checks import check_count, whole
 from ...errors import ConfigurationError, DataError, ShapeError
 from ...init import Initialiser, find_initialiser, normal
@@ -86,6 +87,8 @@ class _Positions(Layer):
         self.length = check_count(f"{type(self).__name__}'s length", length)
 
     def check(self, x: Tensor) -> None:
+        if (cache := cache_in_use()) is not None:
+            cache.limit(self.length, f"{self.name or type(self).__name__}(length={self.length})")
         if x.ndim != 3 or x.shape[1] > self.length:
             raise self.wrong_shape(
                 ShapeError(
@@ -106,6 +109,8 @@ class PositionalEmbedding(_Positions):
 
     def forward(self, x: Tensor, past: Tensor | None = None) -> Tensor:
         self.check(x)
+        if past is None and (cache := cache_in_use()) is not None:
+            past = cache.past
         time = x.shape[1]
         return x + (self.w[:time] if past is None else take_rows(self.w, arange(time, device=x.device) + past))
 

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from ...arrays import arange, where
+from ...cache import cache_in_use
 from ...checks import check_count, in_range
 from ...errors import ConfigurationError, ShapeError
 from ...init import Initialiser, find_initialiser
@@ -154,6 +155,13 @@ class _Recurrent(Layer):
     def over(self, x: Tensor, states: Sequence[Tensor] = (), mask: Tensor | None = None, aligned: bool = False) -> Any:
         """The layer's output where a mask (batch, steps) is not 0; `aligned` as in `Cell`."""
         batch, steps, features = x.shape
+        if (cache := cache_in_use()) is not None:
+            if self.go_backwards or states or mask is not None:
+                raise ConfigurationError(
+                    f"{self.name or type(self).__name__} goes on from its own states where the steps before come from a cache: "
+                    "forwards, without states that are given, lengths or masks"
+                )
+            states = [cache.kept((batch, self.units), x.dtype, state=True) for _ in range(STATES[self.kind])]
         if grad_enabled() and self.dropout:
             x = x * self._dropped((batch, 1, features), self.dropout)  # one for all steps
         drop = (
@@ -166,13 +174,17 @@ class _Recurrent(Layer):
             backwards=self.go_backwards,
             aligned=aligned,
             sequence=self.return_sequences,
-            state=self.return_state,
+            state=self.return_state or cache is not None,
         )
         out = self._run(x, states, cell, mask, drop)
-        if not self.return_state:
+        if not cell.state:
             return out if self.return_sequences else out.reshape(batch, self.units)
         last = [out[:, i - cell.rows] for i in range(cell.rows)]
-        return (out[:, :steps] if self.return_sequences else last[0], *last)
+        if cache is not None:
+            for state, kept in zip(last, states, strict=True):
+                state.device.copy(state.block, kept.block, kept.nbytes)
+        output = out[:, :steps] if self.return_sequences else last[0]
+        return (output, *last) if self.return_state else output
 
     def _run(
         self, x: Tensor, states: Sequence[Tensor], cell: Cell, mask: Tensor | None = None, drop: Tensor | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from ...errors import ShapeError
@@ -25,6 +25,24 @@ def _steps(x: Array, time_first: bool) -> list[int]:
     """Elements from batch to batch, from head to head, and from row to row."""
     _, heads, time, d = _sizes(x, time_first)
     return [heads * time * d, d, heads * d] if time_first else [heads * time * d, time * d, d]
+
+
+def extend(
+    k: Array, v: Array, past: Array, steps: int, kept: Callable[..., Any], time_first: bool
+) -> tuple[Array, Array]:
+    """All keys and values: k and v (batch, key heads, new, depth), or with `time_first` (batch, new, key heads, depth), are
+    written behind the `past`, an int32 on the device, that a cache of `steps` holds. `kept(shape, dtype)` gives its memory.
+    """
+    check_together("attention", k, v)
+    device, at = k.device, 1 if time_first else 2
+    outer, inner = math.prod(k.shape[:at]), [math.prod(x.shape[at + 1 :]) for x in (k, v)]
+    whole = [kept((*x.shape[:at], steps, *x.shape[at + 1 :]), x.dtype) for x in (k, v)]
+    sizes = [outer, k.shape[at], steps, *inner, *[0] * 3]
+    device.launch(
+        "index", "extend_rows", (sum(inner), outer * k.shape[at]), int_vector(sizes), past.block, k.block, v.block,
+        *(x.block for x in whole), real=k.real, EXTEND=1,
+    )  # fmt: skip
+    return whole[0], whole[1]
 
 
 def attention(
