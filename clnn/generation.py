@@ -11,7 +11,7 @@ import numpy as np
 
 from .cache import Cache
 from .checks import check_count, in_range, whole_array
-from .errors import ConfigurationError, ShapeError
+from .errors import ConfigurationError, DataError, ShapeError
 from .runtime.lock import exclusive
 from .runtime.recorder import StepContext
 from .step import Step
@@ -51,9 +51,9 @@ def generate(
         whole sequence, before the second token and at the end. With `cache=False` the model is run on the whole sequence for each
         token, as it is in any case from where the window is full on, since all places change then.
     inputs: further inputs of the model, such as what a decoder attends to, each with a row for each prompt.
-    ShapeError for an empty prompt, for scores of another shape, and for more tokens than a model has positions;
-    ConfigurationError for options out of range, for a model that the cache does not suit, and for scores that are NaN, such as
-    those of a token that it does not know.
+    ShapeError for an empty prompt, for scores of another shape, and for more tokens than a model has positions; DataError
+    for tokens below 0 and prompts of several lengths; ConfigurationError for options out of range, for a model that the cache
+    does not suit, and for scores that are NaN, such as those of a token that it does not know.
     """
     given = whole_array(prompt, "a prompt")
     tokens = given[None] if given.ndim == 1 else given
@@ -61,6 +61,8 @@ def generate(
         raise ShapeError(
             f"a prompt is (time,) or (batch, time) with at least one token, and its shape is {given.shape}"
         )
+    if tokens.min() < 0:
+        raise DataError(f"generate: tokens are numbers from 0 on, and {tokens.min()} was given")
     n, window = check_count("n", n, 0), check_count("window", window) if window is not None else None
     temperature = in_range("temperature", temperature, 0.0, math.inf)
     top_k = None if top_k is None else check_count("top_k", top_k)

@@ -1,13 +1,90 @@
 """Writing with a language model, against a table whose probabilities are known; and the text to learn from."""
 
+import copy
 import hashlib
 import os
+import threading
 
 import numpy as np
 import pytest
 
 import clnn
 from clnn.data import text
+
+
+class GPT(clnn.Model):
+    """A small one, of any kind of blocks and positions."""
+
+    whole_inputs = True
+
+    def __init__(self, places=None, layers=2, dtype=np.float32, norm=clnn.LayerNorm, **how):
+        self.letters, self.places = clnn.Embedding(11, 16, weight_init="normal"), places
+        self.blocks = [clnn.TransformerEncoderLayer(4, 24, causal=True, **how) for _ in range(layers)]
+        self.norm = norm()
+        self.place(clnn.device(), dtype)
+
+    def forward(self, x):
+        x = self.letters(x)
+        x = x if self.places is None else self.places(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.letters.tied(self.norm(x))
+
+
+class Translator(clnn.Model):
+    """A decoder that attends to a sentence, its second input."""
+
+    whole_inputs = (True, False)
+
+    def __init__(self):
+        self.letters, self.places = clnn.Embedding(11, 16, weight_init="normal"), clnn.SinusoidalPositions()
+        self.blocks = [clnn.TransformerDecoderLayer(4, 24) for _ in range(2)]
+
+    def forward(self, x, sentence):
+        x = self.places(self.letters(x))
+        for block in self.blocks:
+            x = block(x, sentence)
+        return self.letters.tied(x)
+
+
+class ByHand(clnn.Model):
+    """Attention and a gated unit written out with functions of tensors."""
+
+    whole_inputs = True
+
+    def __init__(self):
+        self.letters, self.q, self.gate = clnn.Embedding(11, 16, weight_init="normal"), clnn.Dense(16), clnn.Dense(16)
+
+    def forward(self, x):
+        x = self.letters(x)
+        q = clnn.rotary(self.q(x).reshape(*x.shape[:2], 2, 8), pairs="neighbours")
+        heads = x.reshape(*x.shape[:2], 2, 8)
+        y = clnn.scaled_dot_product_attention(q, clnn.rotary(heads), heads * 2, causal=True, time_first=True)
+        turned = (t.transpose(0, 2, 1, 3) for t in (q, heads, heads))
+        z = clnn.scaled_dot_product_attention(*turned, causal=True).transpose(0, 2, 1, 3)
+        return self.letters.tied(clnn.swish(self.gate(x)) * (y + z).reshape(x.shape))
+
+
+def recurrent(layer, **how):
+    two = (lambda: layer(12, return_sequences=True, **how),) * 2
+    return lambda: clnn.Sequential(
+        [clnn.Embedding(11, 8, weight_init="normal"), *(one() for one in two), clnn.Dense(11)]
+    )
+
+
+MODELS = {
+    "learned places": lambda: GPT(clnn.PositionalEmbedding(40)),
+    "sines, one layer": lambda: GPT(clnn.SinusoidalPositions(), 1),
+    "rotary, groups": lambda: GPT(None, 3, rotary=True, key_heads=2),
+    "no places, rms, last": lambda: GPT(None, norm=clnn.RMSNorm, norm_first=False, key_heads=1),
+    "cross attention": Translator,
+    "by hand": ByHand,
+    "LSTM": recurrent(clnn.LSTM),
+    "GRU": recurrent(clnn.GRU, dropout=0.1),
+    "SimpleRNN": recurrent(clnn.SimpleRNN),
+    "float64": lambda: GPT(clnn.PositionalEmbedding(40), dtype=np.float64, rotary=True),
+}
+SENTENCE = np.linspace(-1, 1, 2 * 5 * 6, dtype=np.float32).reshape(2, 5, 6)
 
 
 class Table(clnn.Model):
@@ -65,6 +142,8 @@ def test_draws_have_the_model_s_probabilities(device):
         ({"prompt": [0.5]}, "whole numbers"),
         ({"n": -1}, "n should be"),
         ({"window": 0}, "window should be"),
+        ({"prompt": [[1, 2], [1]]}, "no array of numbers"),
+        ({"prompt": [[1], [-1]]}, "numbers from 0 on, and -1"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": 0}, "top_k"),
         ({"top_p": 0.0}, "top_p"),
@@ -75,6 +154,172 @@ def test_wrong_arguments(device, how, message):
     given = {"prompt": [1], "n": 2, "window": 4} | how
     with pytest.raises(clnn.ClnnError, match=message):
         clnn.generate(Table(CYCLE), given.pop("prompt"), given.pop("n"), **given)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"prompt": [1] * 9}, "at most 8 steps|takes 8: give generate window=8"),
+        ({"n": 9}, "takes 8: give generate window=8"),
+        ({"window": 9, "n": 20}, "takes 8: give generate window=8"),
+        ({"prompt": [3, 11]}, "Embedding has 11 tokens|NaN"),
+        ({"prompt": [[3], [-1]]}, "numbers from 0 on, and -1"),
+    ],
+)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_more_than_the_model_has(device, how, message, recorded):
+    net = GPT(clnn.PositionalEmbedding(8), 1)
+    for _ in range(4 if recorded else 0):
+        clnn.generate(net, [1], 7)
+        clnn.generate(net, [[1], [2]], 7)
+    with pytest.raises(clnn.ClnnError, match=message):
+        clnn.generate(net, **({"prompt": [1], "n": 3} | how))
+    assert clnn.generate(net, [1], 20, window=8).shape == (20,)
+
+
+def scores_of(monkeypatch, net, prompt, n, **how):
+    """What `generate` writes, and all the scores that it draws from."""
+    seen = []
+
+    def drawn(scores, *_):
+        seen.append(scores)
+        return (scores.argmax(-1) + len(seen)) % 11  # else it may write one letter for ever
+
+    monkeypatch.setattr(clnn.generation, "_drawn", drawn)
+    return clnn.generate(net, prompt, n, temperature=1.0, **how), np.array(seen)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.platform("index", "attention")] if "groups" in n else []) for n in MODELS],
+)
+def test_a_cache_changes_no_score(rng, device, monkeypatch, name):
+    """Of prompts of one token and of more, over the window's end too, for one text and several; and nothing is recorded anew."""
+    if name == "float64" and not device.has_fp64:
+        pytest.skip("no float64")
+    clnn.seed(1)
+    net = MODELS[name]()
+    close = 1e-12 if name == "float64" else 1e-5
+    for prompt, n, window in (([3], 12, None), ([[1, 2, 3, 4], [10, 9, 8, 7]], 14, 12), ([5, 6], 17, None)):
+        batch = len(np.atleast_2d(prompt))
+        how = {"window": window, "inputs": (SENTENCE[:batch],) if name == "cross attention" else ()}
+        got, scores = scores_of(monkeypatch, net, prompt, n, **how)
+        want, wanted = scores_of(monkeypatch, net, prompt, n, cache=False, **how)
+        assert got.tolist() == want.tolist() and got.shape == (*np.shape(prompt)[:-1], n)
+        assert np.abs(scores - wanted).max() <= close * np.abs(wanted).max()
+        assert np.ptp(wanted, 0).max() > 1e-3  # what comes before counts
+    steps = [one for key, one in net._evaluations.items() if key[0] == "generate"]
+    entry = next(e for one in steps for key, e in one.step.replays._entries.items() if key[1] == 1 and e.recording)
+    built, replays = len(device.programs._programs), entry.replays
+    clnn.generate(net, [1], 16, inputs=how["inputs"])
+    assert len(device.programs._programs) == built and entry.recording is not None and entry.replays == replays + 1
+
+
+def test_steps_follow_the_weights(rng, device, tmp_path):
+    """After training, after loading, after freezing, of another model and of a copy, and beside training in another thread."""
+    clnn.seed(1)
+    block = lambda: clnn.TransformerEncoderLayer(2, 24, causal=True)  # noqa: E731
+    net, other = (
+        clnn.Sequential(
+            [
+                clnn.Embedding(11, 16, weight_init="normal"),
+                clnn.PositionalEmbedding(16),
+                block(),
+                block(),
+                clnn.Dense(11),
+            ]
+        )
+        for _ in range(2)
+    )
+
+    def write(model, **how):
+        return clnn.generate(model, [[3, 1], [4, 5]], 8, temperature=0, **how).tolist()
+
+    def same(model):
+        found = write(model)
+        assert found == write(model, cache=False)
+        return found
+
+    def fit(epochs):
+        x = rng.integers(0, 11, (32, 8))
+        how = {"loss": "mse", "epochs": epochs, "batch_size": 8, "progress": False}
+        net.fit(x[:, :-1], np.eye(11)[x[:, 1:]], optimizer=clnn.Adam(0.05), **how)
+
+    first, foreign = [same(net) for _ in range(4)][0], same(other)
+    fit(3)
+    trained = same(net)
+    assert trained != first and same(other) == foreign
+    net.save(tmp_path / "net.clnn")
+    assert same(clnn.load(tmp_path / "net.clnn")) == same(copy.deepcopy(net)) == trained
+    net.layers[2].trainable = False
+    assert same(net) == trained
+    net.load_state_dict(other.state_dict())
+    assert same(net) == foreign
+    net.layers = [*net.layers[:2], *net.layers[3:]]
+    assert same(net) != foreign
+    written = []
+    thread = threading.Thread(target=lambda: written.extend(write(other) for _ in range(20)))
+    thread.start()
+    fit(10)
+    thread.join()
+    assert written == [foreign] * 20
+
+
+class Mixing(clnn.Model):
+    """A model that one thing makes unfit for a cache."""
+
+    whole_inputs = True
+
+    def __init__(self, how):
+        self.letters, self.how = clnn.Embedding(11, 16, weight_init="normal"), how
+        self.layers = {
+            "self": clnn.MultiHeadAttention(2),
+            "causal": clnn.MultiHeadAttention(2, causal=True),
+            "conv": clnn.Conv1D(16, 3, padding=((2, 0),)),
+            "both": clnn.Bidirectional(clnn.LSTM(8, return_sequences=True)),
+            "back": clnn.GRU(16, return_sequences=True, go_backwards=True),
+            "states": clnn.GRU(16, return_sequences=True),
+        }
+
+    def forward(self, x):
+        y = self.letters(x)
+        time = x.shape[1]
+        if self.how == "mean":
+            y = y + y.mean(1, keepdims=True)
+        elif self.how == "places":
+            y = y + self.letters(clnn.arange(time, device=x.device) % 11)
+        elif self.how == "mask":
+            y = self.layers["causal"].attend(y, None, np.tri(time) > 0)
+        elif self.how == "cumsum":
+            y = clnn.cumsum(y, 1)
+        elif self.how == "states":
+            y = self.layers["states"](y, y[:, 0])
+        elif self.how == "conv":
+            y = self.layers["conv"](y.transpose(0, 2, 1)).transpose(0, 2, 1)
+        else:
+            y = self.layers[self.how](y)
+        return self.letters.tied(y)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ("self", "without causal=True"), ("mask", "mask says nothing"), ("mean", "scores that differ"),
+        ("places", "scores that differ"), ("cumsum", "scores that differ"), ("conv", "scores that differ"),
+        ("both", "goes on from its own states"), ("back", "goes on from its own states"), ("states", "goes on from its own"),
+    ],
+)  # fmt: skip
+def test_a_model_that_mixes_steps_otherwise_is_found_out(device, how, message):
+    """It never writes something else without a word; without a cache it writes."""
+    clnn.seed(3)
+    net = Mixing(how)
+    for prompt in ([1, 2], [1, 2, 3]):  # of one token again and again even these give the right scores
+        with pytest.raises(clnn.ConfigurationError, match=f"{message}.*cache=False"):
+            clnn.generate(net, prompt, 4, temperature=0)
+        got, tokens = clnn.generate(net, prompt, 4, temperature=0, cache=False), list(prompt)
+        for _ in range(4):
+            tokens.append(int(net.predict(np.array([tokens]))[0, -1].argmax()))
+        assert got.tolist() == tokens[len(prompt) :]
 
 
 def test_shakespeare(monkeypatch, tmp_path):
