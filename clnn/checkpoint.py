@@ -188,7 +188,9 @@ def write(path: str | bytes | Path, arrays: dict[str, np.ndarray], header: dict[
     path = as_path(path)
     text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     try:
-        write_atomically(path, serialise({name: np.ascontiguousarray(a) for name, a in arrays.items()}, {"clnn": text}))
+        write_atomically(
+            path, serialise({name: np.asarray(a, order="C") for name, a in arrays.items()}, {"clnn": text})
+        )
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}") from error
 

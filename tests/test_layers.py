@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from helpers import assert_close, eps, normal, parameter
 
 import clnn
 
@@ -211,3 +212,38 @@ def test_parameters_that_a_forward_pass_makes_have_first_values(rng, device, wra
     w, b = (value for name, value in net.state_dict().items() if not name.startswith("1."))
     assert 0.1 < w.std() < 1 and len(np.unique(w)) == w.size
     np.testing.assert_array_equal(b, 1)
+
+
+@pytest.mark.parametrize(
+    ("axis", "shape", "wide"),
+    [(1, (2, 3), (3,)), (1, (2, 3, 4, 5), (3, 1, 1)), (-1, (2, 4, 3), (3,)), (None, (2, 3, 2), ())],
+)
+def test_prelu_learns_a_slope_for_each_channel(rng, device, axis, shape, wide):
+    layer, x, dy = clnn.PReLU(axis), normal(rng, shape), normal(rng, shape)
+    p = parameter(x)
+    y = layer(p)
+    y.backward(dy)
+    slope = 0.25 * np.ones(wide)
+    assert_close(y.numpy(), np.where(x > 0, x, slope * x), eps(np.float32))
+    assert_close(p.grad.numpy(), dy * np.where(x > 0, 1, slope), eps(np.float32) * 8)
+    others = tuple(a for a in range(x.ndim) if axis is None or a != axis % x.ndim)
+    assert_close(layer.slope.grad.numpy(), (dy * np.minimum(x, 0)).sum(others), eps(np.float32) * 64)
+    assert not layer.slope.decays
+
+
+def test_what_activations_with_parameters_refuse(device):
+    for axis in (0, 3, -3):
+        with pytest.raises(
+            clnn.ShapeError, match=rf"axis {axis} is none of channels in an input of shape \(None, 3, 4\)"
+        ):
+            clnn.Sequential([clnn.PReLU(axis)], input_shape=(3, 4))
+    net = clnn.Sequential([clnn.PReLU()], input_shape=(3, 4))
+    with pytest.raises(clnn.ShapeError, match=r"p_re_lu_1: 3 slopes for axis 1 of an input of shape \(2, 5, 4\)"):
+        net(np.zeros((2, 5, 4)))
+    with pytest.raises(clnn.ConfigurationError, match="slope belongs to leaky_relu, and 'relu' has none"):
+        clnn.Activation("relu", slope=0.1)
+    with pytest.raises(clnn.ConfigurationError, match="alpha should be in"):
+        clnn.Activation("elu", alpha=float("nan"))
+    x = np.array([[-2.0, 3.0]], np.float32)
+    assert_close(clnn.Activation("leaky_relu", slope=0.5)(x).numpy(), [[-1, 3]], 0)
+    assert_close(clnn.Activation("elu", alpha=2)(x).numpy(), [[2 * np.expm1(-2), 3]], 8 * eps(np.float32))

@@ -12,7 +12,16 @@ from clnn.layers import base
 IMAGE = (4, 6, 6)
 LAYERS = {  # class: (ways to make one, the shape of a sample)
     "Dense": ([lambda: clnn.Dense(3, "tanh", bias=False, max_norm=2.0), lambda: clnn.Dense(3, "softmax")], (5,)),
-    "Activation": ([lambda: clnn.Activation("gelu"), lambda: clnn.Activation("log_softmax")], (5,)),
+    "Activation": (
+        [
+            lambda: clnn.Activation("gelu"),
+            lambda: clnn.Activation("log_softmax"),
+            lambda: clnn.Activation("leaky_relu", slope=0.3),
+            lambda: clnn.Activation("elu", alpha=2),
+        ],
+        (5,),
+    ),
+    "PReLU": ([lambda: clnn.PReLU(), lambda: clnn.PReLU(-1, "ones"), lambda: clnn.PReLU(None, 0.1)], IMAGE),
     "Flatten": ([clnn.Flatten], (2, 3)),
     "Reshape": ([lambda: clnn.Reshape((3, -1)), lambda: clnn.Reshape(6)], (2, 3)),
     "Dropout": ([lambda: clnn.Dropout(0.3)], (5,)),

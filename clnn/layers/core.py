@@ -1,10 +1,11 @@
-"""The basic layers: Dense, Activation, Flatten, Reshape, and dropout of three kinds."""
+"""The basic layers: Dense, Activation, PReLU, Flatten, Reshape, and dropout of three kinds."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
+from ..arrays import elu, leaky_relu
 from ..checks import check_count, in_range, whole_numbers
 from ..errors import ConfigurationError, ShapeError
 from ..init import Initialiser, find_initialiser
@@ -15,7 +16,7 @@ from ..tape import grad_enabled
 from ..tensor import Tensor, apply, function, linear_layer, softmax_of
 from .base import Layer, register
 
-__all__ = ["Activation", "Dense", "Dropout", "Flatten", "GaussianDropout", "Reshape", "SpatialDropout"]
+__all__ = ["Activation", "Dense", "Dropout", "Flatten", "GaussianDropout", "PReLU", "Reshape", "SpatialDropout"]
 
 SOFTMAX = ("softmax", "log_softmax")
 
@@ -85,15 +86,59 @@ class Dense(Layer):
 
 @register
 class Activation(Layer):
-    """y = f(x), elementwise, or softmax over the last axis."""
+    """y = f(x), elementwise, or softmax over the last axis. `slope` is leaky_relu's, 0.01 unless given, and `alpha` is elu's, 1
+    unless given; of other activations they are a ConfigurationError."""
 
-    def __init__(self, activation: str) -> None:
+    def __init__(self, activation: str, *, slope: float | None = None, alpha: float | None = None) -> None:
         self.activation = activation if activation in SOFTMAX else activation_name(activation)
+        for name, value, of in (("slope", slope, "leaky_relu"), ("alpha", alpha, "elu")):
+            if value is not None and self.activation != of:
+                raise ConfigurationError(f"{name} belongs to {of}, and {activation!r} has none")
+            setattr(self, name, None if value is None else in_range(name, value, -math.inf, math.inf, "()"))
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation in SOFTMAX:
             return softmax_of(x, log=self.activation == "log_softmax")
-        return function(x, self.activation)
+        if self.slope is not None:
+            return leaky_relu(x, self.slope)
+        return function(x, self.activation) if self.alpha is None else elu(x, self.alpha)
+
+
+@register
+class PReLU(Layer):
+    """y = x where x > 0, else a x, with a slope a that learns: one for each channel, along `axis`, or one for all with
+    axis=None (He et al. 2015).
+
+    x (batch, ...): channels are axis 1, as those of images and of Dense are; of (batch, time, features) give axis=-1. Slopes
+    start as `slope_init` and do not decay. ShapeError for an axis that an input lacks or that is the batch's.
+    """
+
+    shaping = frozenset(("axis", "slope_init"))
+
+    def __init__(self, axis: int | None = 1, slope_init: str | float | Initialiser = 0.25) -> None:
+        self.axis = None if axis is None else whole_numbers("PReLU's axis", axis)[0]
+        self.slope_init = slope_init
+        find_initialiser(slope_init)
+
+    def build(self, shape: tuple[int, ...]) -> None:
+        axes = len(shape) + 1
+        if self.axis is not None and not (-axes < self.axis < axes and self.axis % axes):
+            raise self.wrong_shape(
+                ShapeError(f"axis {self.axis} is none of channels in an input of shape {(None, *shape)}")
+            )
+        self.slope = self.parameter(
+            () if self.axis is None else shape[self.axis % axes - 1], self.slope_init, decays=False
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.axis is None:
+            return leaky_relu(x, self.slope)
+        at = self.axis % x.ndim
+        if x.shape[at : at + 1] != self.slope.shape:
+            raise self.wrong_shape(
+                ShapeError(f"{self.slope.shape[0]} slopes for axis {self.axis} of an input of shape {x.shape}")
+            )
+        return leaky_relu(x, self.slope.reshape(-1, *(1,) * (x.ndim - 1 - at)))
 
 
 @register
