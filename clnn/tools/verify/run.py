@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,17 +69,29 @@ def verify(
         return found
     chosen = [name for name in NAMES if not names or name in names]
     measured = [name for name in SPEEDS if not names or name in names]
-    for name in (*chosen, *measured):
+
+    def one(name: str) -> dict[str, Any]:
         left = end - time.monotonic() - (RESERVED * 60 * minutes if name in chosen and measured else 0)
-        group = found["families" if name in chosen else "speed"]
         if left < 1:
-            group[name] = {
+            return {
                 "verdict": f"not run: the {minutes:g} minutes were over",
                 "remedy": f"`clnn verify {name}` runs it alone, --minutes gives more time",
             }
-        else:
-            group[name] = _summary(name, *_process(name, min(limit, left)), cut_off=left < limit)
-        say(f"{name}: {group[name]['verdict']}")
+        return _summary(name, *_process(name, min(limit, left)), cut_off=left < limit)
+
+    # On a CPU most of the time goes into compiling, on one core. Measurements are alone, and so is what shares a GPU, whose
+    # driver may end both.
+    several = found["device"]["facts"]["kind"] == "cpu" and (os.cpu_count() or 1) > 1
+    for names, group, at_once in ((chosen, found["families"], 1 + several), (measured, found["speed"], 1)):
+        with ThreadPoolExecutor(at_once) as pool:
+            try:
+                for name, result in zip(names, pool.map(one, names)):
+                    group[name] = result
+                    say(f"{name}: {result['verdict']}")
+            except BaseException:  # Ctrl-C
+                pool.shutdown(wait=False, cancel_futures=True)
+                list(map(_kill, list(_running)))
+                raise
     _judge_speed(found)
     return found
 
@@ -87,6 +100,9 @@ def faults(found: dict[str, Any]) -> list[str]:
     """The families and measurements that are wrong, crashed or hung: the exit status is for these."""
     everything = {"device": found["device"], **found["families"], **found["speed"]}
     return [name for name, one in everything.items() if one.get("fault")]
+
+
+_running: set[subprocess.Popen[bytes]] = set()
 
 
 # -- a process --------------------------------------------------------------------------------------------------------
@@ -103,12 +119,14 @@ def _process(name: str, limit: float) -> tuple[list[dict[str, Any]], str, float]
             [sys.executable, "-m", "clnn.tools.verify.worker", name], stdin=subprocess.DEVNULL, stdout=output, stderr=errors,
             env=environ, start_new_session=os.name == "posix",
         )  # fmt: skip
+        _running.add(process)
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
             ended = f"no end after {limit:.0f} s"
         finally:
             _kill(process)
+            _running.discard(process)
         said = [_read(errors)[-3:], _read(output)]
     answers = [json.loads(line) for line in said[1] if line.startswith("{") and line.endswith("}")]
     if not ended and not any("done" in answer or "failed" in answer for answer in answers):
