@@ -15,6 +15,7 @@ from clnn.tools.bench import nets, report, run
 from clnn.tools.bench import workloads as w
 from clnn.tools.bench.own import Clnn
 from clnn.tools.bench.peers import PEERS
+from clnn.tools.bench.sequences import TASKS, Task
 
 ROOT = Path(__file__).resolve().parent.parent
 pytestmark = pytest.mark.slow  # most start processes, each of which imports and compiles
@@ -224,6 +225,27 @@ def test_single_convolutions_are_right(name, layer):
             go, result = side.convolution(c, form)
             go(2)
             assert c.error(*result()) < w.OUTPUT_TOLERANCE, (c.name, form)
+
+
+SEQUENCES = [Task("gpt", (2, 2, 16, 7, 3)), Task("attention", (1, 2, 70, 8)), Task("embedding", (50, 8, 3, 5))]
+
+
+@pytest.mark.parametrize("name", ["clnn", "torch", "jax", "tinygrad"])
+@pytest.mark.parametrize("task", SEQUENCES, ids=lambda task: task.kind)
+def test_sequences_have_the_same_losses_and_results(name, task):
+    side, _ = side_of(name)
+    go, result = side.sequence(task)
+    go(4)
+    assert task.error(result()) < w.OUTPUT_TOLERANCE
+    wrong = [np.asarray(one) * 1.001 for one in result()]
+    assert task.error(wrong) > w.OUTPUT_TOLERANCE
+
+
+def test_sequences_are_measured(bench):
+    bench.quick = True
+    run.sequences(bench, "gpt", SEQUENCES)
+    assert [row["workload"] for row in bench.rows] == ["gpt"] * 3 and all(row["median"] > 0 for row in bench.rows)
+    assert TASKS["gpt"][0].flops == pytest.approx(3.9e9, rel=0.05)
 
 
 def test_a_wrong_loss_is_seen():

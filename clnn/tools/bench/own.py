@@ -26,6 +26,8 @@ from ...runtime.recording import Replays
 from ...tensor import Parameter
 from .nets import EPSILON, MOMENTUM, ConvNet, Convolution
 from .nets import Layer as Described
+from .own_sequences import sequence
+from .sequences import Task
 from .workloads import SEED, Net, Product
 
 FOR_EVER = 10**9  # epochs
@@ -133,6 +135,9 @@ class Clnn:
 
         run.at_once = each  # type: ignore[attr-defined]
         return run, result
+
+    def sequence(self, task: Task) -> Any:
+        return sequence(task)
 
     def convolution(self, c: Convolution, form: str) -> Any:
         """In recorded launches with the queue kept full; gradients are written as a training step writes them."""

@@ -23,9 +23,11 @@ from ...errors import ClnnError, ConfigurationError
 from . import nets
 from . import workloads as w
 from .peers import LIBRARIES, PEERS
+from .sequences import TASKS, Task
 
 WORKLOADS = (
     *("gemm", "conv", "nielsen", "mlp", "mlp1", "cnn", "lenet", "resnet", "mobilenet"),
+    *("gpt", "attention", "embedding"),
     *("inference", "deep", "optimizer", "first-step", "memory"),
 )
 DEFAULT = ("gemm", "nielsen", "mlp", "inference", "optimizer", "memory")
@@ -300,6 +302,8 @@ def run(names: Sequence[str], bench: Bench) -> None:
                 convolutions(bench, nets.convolutions(found))
             elif name == "gemm":
                 products(bench, w.QUICK_PRODUCTS if bench.quick or not bench.versions else w.PRODUCTS)
+            elif name in TASKS:
+                sequences(bench, name, TASKS[name])
             elif name in w.INFERENCE:
                 inference(bench, name, w.INFERENCE[name])
             elif name == "optimizer":
@@ -450,6 +454,20 @@ def inference(bench: Bench, name: str, perceptrons: Sequence[w.Net]) -> None:
         size = sum(k * n for k, n in net.layers)
         facts = {"flops": 2 * net.batch * size, "bytes": 4 * size, "unit": "call"}
         calls(bench, name, f"batch {net.batch}", groups, list(net), **facts)
+    for worker in [one for group in groups.values() for one in group]:
+        bench.stop(worker)
+
+
+def sequences(bench: Bench, name: str, tasks: Sequence[Task]) -> None:
+    """Steps and gradients of sequences.py, whose losses or results are compared with float64's first."""
+    groups = {"clnn": [bench.start(side, "sequences") for side in bench.repeated([CLNN])]}
+    for peer in bench.versions:
+        if hasattr(PEERS[peer], "sequence"):
+            groups[peer] = [bench.start(side, "sequences") for side in bench.repeated(bench.settings(peer))]
+        else:
+            bench.note(f"{peer} has no part in {name}")
+    for task in tasks:
+        calls(bench, name, task.name, groups, list(task), flops=task.flops, bytes=task.bytes, unit="step")
     for worker in [one for group in groups.values() for one in group]:
         bench.stop(worker)
 

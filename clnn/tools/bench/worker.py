@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from .nets import Convolution, net_of
+from .sequences import Task
 from .workloads import Net, Product, reference_outputs
 
 SOON = 0.05  # seconds that a round of products or inference takes at least
@@ -131,6 +132,16 @@ def convolutions(talk: Talk, side: Any, options: dict[str, Any]) -> None:
     calls(talk, task)
 
 
+def sequences(talk: Talk, side: Any, options: dict[str, Any]) -> None:
+    def task(values: list[Any]) -> tuple[Any, Any]:
+        one = Task(values[0], tuple(values[1]))
+        run, result = side.sequence(one)
+        run(3)  # what is recorded or compiled at a later call is by then
+        return run, lambda: one.error(result())
+
+    calls(talk, task)
+
+
 def inference(talk: Talk, side: Any, options: dict[str, Any]) -> None:
     def task(values: list[Any]) -> tuple[Any, Any]:
         net = Net.of(values)
@@ -207,6 +218,7 @@ KINDS: dict[str, Callable[[Talk, Any, dict[str, Any]], None]] = {
     "products": products,
     "convolutions": convolutions,
     "inference": inference,
+    "sequences": sequences,
     "optimizer": optimizer,
     "device": device,
     "memory": memory,

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 
 from ..nets import ConvNet, Convolution, read
+from ..sequences import Task
 from ..workloads import CLASSES, SEED, Calls, Net, Product, one_hot
-from . import layers
+from . import layers, sequences
 
 
 class Sklearn:
@@ -140,6 +141,9 @@ class Torch:
 
         return run, lambda: (c.numpy(),)
 
+    def sequence(self, task: Task) -> Calls:
+        return sequences.torch_sequence(task)
+
     def convolution(self, c: Convolution, form: str) -> Calls:
         go = layers.torch_convolution(c, form)
         return lambda count: [go() for _ in range(count)], lambda: [part.numpy() for part in go()]
@@ -261,6 +265,9 @@ class Jax:
         go = jax.jit(lambda weights, x: self._forward(net, weights, x))
         return lambda count: [np.asarray(go(weights, x)) for _ in range(count)], lambda: np.asarray(go(weights, x))
 
+    def sequence(self, task: Task) -> Calls:
+        return sequences.jax_sequence(task)
+
     def convolution(self, c: Convolution, form: str) -> Calls:
         import jax
 
@@ -338,6 +345,9 @@ class Tinygrad:
             return go(Tensor(x).realize()).numpy()
 
         return lambda count: [result() for _ in range(count)], result
+
+    def sequence(self, task: Task) -> Calls:
+        return sequences.tinygrad_sequence(task)
 
     def convolution(self, c: Convolution, form: str) -> Calls:
         from tinygrad import Device

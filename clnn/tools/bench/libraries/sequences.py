@@ -1,0 +1,266 @@
+"""The work of ../sequences.py in PyTorch, JAX and tinygrad: each gives run(count), which waits for its results, and result()."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..sequences import CHECKED, DECAY, EPSILON, LR, NORM, Task, gpt
+from ..workloads import Calls
+
+
+def trained(make: Any, wait: Any) -> Calls:
+    """Of make(), which gives step(i) from the first weights on: loss i, that wait(loss) waits for and returns."""
+    step, at = make(), 0
+
+    def run(count: int) -> None:
+        nonlocal at
+        for _ in range(count):
+            loss, at = step(at), at + 1
+        wait(loss)
+
+    def result() -> list[Any]:
+        fresh = make()
+        return [np.array([wait(fresh(i)) for i in range(CHECKED)])]
+
+    return run, result
+
+
+# -- PyTorch ----------------------------------------------------------------------------------------------------------
+class TorchSide:
+    @staticmethod
+    def take(table: Any, tokens: Any) -> Any:
+        from torch.nn import functional as F
+
+        return F.embedding(tokens, table)
+
+    @staticmethod
+    def add(a: Any, b: Any) -> Any:
+        return a + b
+
+    @staticmethod
+    def norm(x: Any, gamma: Any, beta: Any) -> Any:
+        from torch.nn import functional as F
+
+        return F.layer_norm(x, gamma.shape, gamma, beta, NORM)
+
+    @staticmethod
+    def linear(x: Any, w: Any, b: Any) -> Any:
+        from torch.nn import functional as F
+
+        return F.linear(x, w.T, b)
+
+    @staticmethod
+    def gelu(x: Any) -> Any:
+        from torch.nn import functional as F
+
+        return F.gelu(x)
+
+    @staticmethod
+    def attend(q: Any, k: Any, v: Any, heads: int) -> Any:
+        from torch.nn import functional as F
+
+        q, k, v = (one.view(*one.shape[:2], heads, -1).transpose(1, 2) for one in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(1, 2)
+        return y.reshape(*y.shape[:2], -1)
+
+    @staticmethod
+    def tied(x: Any, table: Any) -> Any:
+        return x @ table.T
+
+
+def torch_sequence(task: Task) -> Calls:
+    import torch
+    from torch.nn import functional as F
+
+    if task.kind == "attention":
+        *given, dy = (torch.from_numpy(a) for a in task.arrays())
+        for one in given:
+            one.requires_grad_()
+
+        def go() -> list[Any]:
+            y = F.scaled_dot_product_attention(*given, is_causal=True)
+            return [y.detach(), *torch.autograd.grad(y, given, dy)]
+
+        return lambda count: [go() for _ in range(count)][-1], lambda: [a.numpy() for a in go()]
+
+    def make() -> Any:
+        arrays = [torch.from_numpy(a.copy()) for a in task.arrays()]
+        weights = [a.requires_grad_() for a in (arrays if task.kind == "gpt" else arrays[:1])]
+        decay = DECAY if task.kind == "gpt" else 0.0
+        groups = [
+            {"params": [p for p in weights if (p.ndim > 1) == many], "weight_decay": decay * many} for many in (1, 0)
+        ]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=LR, eps=EPSILON, fused=True)
+        batches = [torch.from_numpy(task.batch(i)).long() for i in range(8)]
+
+        def step(i: int) -> Any:
+            x = batches[i % len(batches)]
+            if task.kind == "gpt":
+                scores = gpt(task, TorchSide, weights, x[:, :-1])
+                loss = F.cross_entropy(scores.view(-1, scores.shape[-1]), x[:, 1:].reshape(-1))
+            else:
+                loss = 0.5 / len(x) * ((F.embedding(x, weights[0]) - arrays[1]) ** 2).sum()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss.detach()
+
+        return step
+
+    return trained(make, float)
+
+
+# -- JAX --------------------------------------------------------------------------------------------------------------
+class JaxSide(TorchSide):
+    @staticmethod
+    def take(table: Any, tokens: Any) -> Any:
+        return table[tokens]
+
+    @staticmethod
+    def norm(x: Any, gamma: Any, beta: Any) -> Any:
+        from jax import lax
+
+        centred = x - x.mean(-1, keepdims=True)
+        return centred * lax.rsqrt((centred**2).mean(-1, keepdims=True) + NORM) * gamma + beta
+
+    @staticmethod
+    def linear(x: Any, w: Any, b: Any) -> Any:
+        return x @ w + b
+
+    @staticmethod
+    def gelu(x: Any) -> Any:
+        import jax
+
+        return jax.nn.gelu(x, approximate=False)
+
+    @staticmethod
+    def attend(q: Any, k: Any, v: Any, heads: int) -> Any:
+        import jax
+
+        q, k, v = (one.reshape(*one.shape[:2], heads, -1) for one in (q, k, v))
+        y = jax.nn.dot_product_attention(q, k, v, is_causal=True)
+        return y.reshape(*y.shape[:2], -1)
+
+
+def jax_sequence(task: Task) -> Calls:
+    import jax
+    from jax import numpy as jnp
+
+    each = jax.tree_util.tree_map
+    if task.kind == "attention":
+        *given, dy = (jnp.asarray(a.swapaxes(1, 2)) for a in task.arrays())
+
+        @jax.jit
+        def go(given: Any, dy: Any) -> Any:
+            y, back = jax.vjp(lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True), *given)
+            return [y, *back(dy)]
+
+        def run(count: int) -> None:
+            jax.block_until_ready([go(given, dy) for _ in range(count)][-1])
+
+        return run, lambda: [np.asarray(a).swapaxes(1, 2) for a in go(given, dy)]
+
+    def loss_of(weights: Any, wanted: Any, x: Any) -> Any:
+        if task.kind == "embedding":
+            return 0.5 / len(x) * ((weights[0][x] - wanted) ** 2).sum()
+        scores = jax.nn.log_softmax(gpt(task, JaxSide, weights, x[:, :-1]))
+        return -jnp.take_along_axis(scores, x[:, 1:, None], -1).mean()
+
+    def step_of(state: Any, wanted: Any, x: Any) -> Any:
+        weights, m, v, t = state
+        loss, gradient = jax.value_and_grad(loss_of)(weights, wanted, x)
+        t = t + 1
+        m = each(lambda m, g: 0.9 * m + 0.1 * g, m, gradient)
+        v = each(lambda v, g: 0.999 * v + 0.001 * g * g, v, gradient)
+        first, second = 1 - 0.9**t, 1 - 0.999**t
+
+        def moved(p: Any, m: Any, v: Any) -> Any:
+            decay = DECAY if p.ndim > 1 and task.kind == "gpt" else 0.0
+            return p - LR * (m / first / (jnp.sqrt(v / second) + EPSILON) + decay * p)
+
+        return (each(moved, weights, m, v), m, v, t), loss
+
+    jitted = jax.jit(step_of, donate_argnums=0)
+
+    def make() -> Any:
+        arrays = [jnp.asarray(a) for a in task.arrays()]
+        weights, wanted = (arrays, None) if task.kind == "gpt" else (arrays[:1], arrays[1])
+        state: Any = (weights, each(jnp.zeros_like, weights), each(jnp.zeros_like, weights), jnp.zeros(()))
+        batches = [jnp.asarray(task.batch(i)) for i in range(8)]
+
+        def step(i: int) -> Any:
+            nonlocal state
+            state, loss = jitted(state, wanted, batches[i % len(batches)])
+            return loss
+
+        return step
+
+    return trained(make, float)
+
+
+# -- tinygrad ---------------------------------------------------------------------------------------------------------
+class TinygradSide(JaxSide):
+    @staticmethod
+    def norm(x: Any, gamma: Any, beta: Any) -> Any:
+        return x.layernorm(eps=NORM) * gamma + beta
+
+    @staticmethod
+    def gelu(x: Any) -> Any:
+        return 0.5 * x * (1 + (x * 0.5**0.5).erf())
+
+    @staticmethod
+    def attend(q: Any, k: Any, v: Any, heads: int) -> Any:
+        q, k, v = (one.reshape(*one.shape[:2], heads, -1).transpose(1, 2) for one in (q, k, v))
+        y = q.scaled_dot_product_attention(k, v, is_causal=True).transpose(1, 2)
+        return y.reshape(*y.shape[:2], -1)
+
+
+def tinygrad_sequence(task: Task) -> Calls:
+    from tinygrad import Context, Device, Tensor, TinyJit, nn
+
+    if task.kind == "attention":
+        *given, dy = (Tensor(a).realize() for a in task.arrays())
+
+        @TinyJit
+        def go() -> list[Any]:
+            y = given[0].scaled_dot_product_attention(given[1], given[2], is_causal=True)
+            return [one.realize() for one in (y, *y.gradient(*given, gradient=dy))]
+
+        def run(count: int) -> None:
+            for _ in range(count):
+                go()
+            Device[Device.DEFAULT].synchronize()
+
+        return run, lambda: [one.numpy() for one in go()]
+
+    def make() -> Any:
+        arrays = [Tensor(a).realize() for a in task.arrays()]
+        weights = arrays if task.kind == "gpt" else arrays[:1]
+        for p in weights:
+            p.requires_grad = True
+        decay, parts = DECAY if task.kind == "gpt" else 0.0, []
+        for many in (True, False):
+            if some := [p for p in weights if (p.ndim > 1) == many]:
+                parts.append(nn.optim.AdamW(some, lr=LR, eps=EPSILON, weight_decay=decay * many))
+        optimizer = nn.optim.OptimizerGroup(*parts)
+        batches = [Tensor(task.batch(i)).realize() for i in range(8)]
+
+        @TinyJit
+        def go(x: Any) -> Any:
+            if task.kind == "gpt":
+                loss = gpt(task, TinygradSide, weights, x[:, :-1]).sparse_categorical_crossentropy(x[:, 1:])
+            else:
+                loss = ((weights[0][x] - arrays[1]) ** 2).sum() * (0.5 / x.shape[0])
+            optimizer.zero_grad()
+            loss.backward()
+            return loss.realize(*optimizer.schedule_step())
+
+        def step(i: int) -> Any:
+            with Context(TRAINING=1):
+                return go(batches[i % len(batches)])
+
+        return step
+
+    return trained(make, lambda loss: float(loss.numpy()))

@@ -1,0 +1,112 @@
+"""clnn's own side of sequences.py, as its users write it: recorded steps, each given its batch as an array."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ... import losses
+from ...attention import scaled_dot_product_attention
+from ...layers import Embedding, LayerNorm, PositionalEmbedding, TransformerEncoderLayer
+from ...model import Model
+from ...optim import Adam, AdamW
+from ...step import step as recorded
+from ...tape import no_grad
+from ...tensor import Tensor, constant, tensor
+from .sequences import BATCHES, CHECKED, DECAY, LETTERS, LR, Task
+
+
+class GPT(Model):
+    """Embedded letters and places, causal blocks, and scores by the same embedding."""
+
+    whole_inputs = True
+
+    def __init__(self, task: Task) -> None:
+        layers, heads, width, context, _ = task.sizes
+        self.letters, self.places = Embedding(LETTERS, width), PositionalEmbedding(context)
+        self.blocks = [TransformerEncoderLayer(heads, 4 * width, causal=True) for _ in range(layers)]
+        self.norm = LayerNorm()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        x = self.places(self.letters(*inputs))
+        for block in self.blocks:
+            x = block(x)
+        return self.letters.tied(self.norm(x))
+
+    def take(self, task: Task) -> None:
+        """Have the task's weights."""
+        with no_grad():
+            self(task.batch(0)[:, :-1])
+        of_norm, of_dense = ("gamma", "beta"), ("w", "b")
+        block = [f"norm_1.{n}" for n in of_norm]
+        block += [f"attention.{n}{part}" for part in "qkvo" for n in of_dense]
+        block += [f"norm_2.{n}" for n in of_norm] + [f"{layer}.{n}" for layer in ("widen", "narrow") for n in of_dense]
+        names = ["letters.w", "places.w", *(f"blocks.{i}.{name}" for i in range(len(self.blocks)) for name in block)]
+        names += [f"norm.{n}" for n in of_norm]
+        self.load_state_dict(dict(zip(names, task.arrays(), strict=True)))
+
+
+def sequence(task: Task) -> Any:
+    """run(count), which waits for its results, and result(), which gives what `task.wanted()` has."""
+    if task.kind == "attention":
+        return _attention(task)
+    step, at = _steps(task), 0
+
+    def run(count: int) -> None:
+        nonlocal at
+        for _ in range(count):
+            loss, at = step(at), at + 1
+        float(loss)
+
+    def result() -> list[Any]:
+        fresh = _steps(task)
+        return [np.array([float(fresh(i)) for i in range(CHECKED)])]
+
+    return run, result
+
+
+def _steps(task: Task) -> Any:
+    """A training step from the task's first weights on, as a function of the batch's number."""
+    batches = [task.batch(i) for i in range(BATCHES)]
+    if task.kind == "gpt":
+        net: Any = GPT(task)
+        net.take(task)
+        optimizer: Any = AdamW(LR, weight_decay=DECAY)
+    else:
+        net, (first, wanted) = Embedding(*task.sizes[:2]), task.arrays()
+        net(batches[0])
+        net.load_state_dict({"w": first})
+        optimizer, target = Adam(LR), constant(wanted)
+
+    @recorded
+    def step(x: Any, following: Any) -> Tensor:
+        if task.kind == "gpt":
+            loss = losses.cross_entropy(net(x).reshape(-1, LETTERS), following.reshape(-1))
+        else:
+            loss = ((net(x) - target) ** 2).sum() * (0.5 / x.shape[0])
+        loss.backward()
+        optimizer.step(net.parameters())
+        return loss
+
+    return lambda i: step(batches[i % BATCHES][:, : task.sizes[3]], batches[i % BATCHES][:, 1:])
+
+
+def _attention(task: Task) -> Any:
+    *arrays, slope = task.arrays()
+    given, dy = [tensor(a, requires_grad=True) for a in arrays], constant(slope)
+
+    @recorded
+    def step() -> Tensor:
+        for one in given:
+            one.zero_grad()
+        y = scaled_dot_product_attention(*given, causal=True)
+        y.backward(dy)
+        return y
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            step()
+        dy.device.finish()
+
+    return run, lambda: [step().numpy(), *(one.grad.numpy() for one in given)]

@@ -1,0 +1,261 @@
+"""Work on sequences that every side does: training steps of a small GPT, attention with its gradients, an embedding's steps.
+
+NumPy only, as workloads.py: the arrays that all sides start from, and what they have to find, in float64.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .workloads import SEED
+
+LR, DECAY, EPSILON = 1e-3, 0.1, 1e-8  # of AdamW, whose decay is of what has two axes; the embedding's Adam has none
+NORM = 1e-5  # what layer normalisation adds to the variance
+LETTERS, BATCHES, CHECKED = 65, 8, 3  # symbols, batches that steps go round, and steps whose losses are compared
+
+
+class Task(NamedTuple):
+    """`gpt`: layers, heads, width, context, batch. `attention`: batch, heads, steps, depth. `embedding`: tokens, size, batch,
+    steps."""
+
+    kind: str
+    sizes: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        words = {
+            "gpt": "step, {} layers, {} heads, width {}, context {}, batch {}",
+            "attention": "causal, {} x {} heads, {} steps, depth {}, and gradients",
+            "embedding": "Adam step, {:,} x {}, tokens {} x {}",
+        }
+        return words[self.kind].format(*self.sizes)
+
+    @property
+    def flops(self) -> int:
+        """Of the products, forward and back; of causal attention half of all pairs count, and the scores twice going back."""
+        if self.kind == "attention":
+            b, h, t, d = self.sizes
+            return 2 * b * h * t * t * d * 7 // 2
+        if self.kind == "embedding":
+            return 0
+        layers, _, width, context, batch = self.sizes
+        return batch * context * (6 * (12 * layers * width**2 + LETTERS * width) + layers * 7 * context * width)
+
+    @property
+    def bytes(self) -> int:
+        """Adam's pass over a table with its gradient, as for the workload `optimizer`."""
+        return 28 * math.prod(self.sizes[:2]) if self.kind == "embedding" else 0
+
+    def arrays(self) -> list[np.ndarray]:
+        """`gpt`: all weights. `attention`: q, k, v and the output's gradient, (batch, heads, steps, depth). `embedding`: the
+        table, and the values that its rows are to become."""
+        rng = np.random.default_rng(SEED)
+        normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
+        if self.kind == "attention":
+            return [normal(*self.sizes) for _ in range(4)]
+        if self.kind == "embedding":
+            tokens, size, batch, steps = self.sizes
+            return [normal(tokens, size), normal(batch, steps, size)]
+        layers, _, width, context, _ = self.sizes
+        one = lambda *shape: normal(*shape) * np.float32(0.02)  # noqa: E731
+        norm = lambda: [1 + one(width), one(width)]  # noqa: E731
+        square = lambda: [one(width, width), one(width)]  # noqa: E731
+        found = [one(LETTERS, width), one(context, width)]
+        for _ in range(layers):
+            found += [*norm(), *square(), *square(), *square(), *square(), *norm()]
+            found += [one(width, 4 * width), one(4 * width), one(4 * width, width), one(width)]
+        return found + norm()
+
+    def batch(self, i: int) -> np.ndarray:
+        """Batch i: a GPT's (batch, context + 1), of which all but the first are to follow; an embedding's (batch, steps)."""
+        rng = np.random.default_rng((SEED, i % BATCHES))
+        if self.kind == "embedding":
+            return rng.integers(0, self.sizes[0], self.sizes[2:], dtype=np.int32)
+        x = rng.integers(0, LETTERS, (self.sizes[4], self.sizes[3] + 1), dtype=np.int32)
+        keep = rng.random(x.shape) < 0.7  # seven in ten follow from the one before
+        for t in range(1, x.shape[1]):
+            x[:, t] = np.where(keep[:, t], (7 * x[:, t - 1] + 3) % LETTERS, x[:, t])
+        return x
+
+    def wanted(self) -> list[np.ndarray]:
+        """The output and the gradients of attention, or the losses of the first steps, in float64."""
+        if self.kind == "attention":
+            return list(map(np.stack, zip(*(_attention(*parts) for parts in zip(*self.heads())))))
+        parameters = [p.astype(np.float64) for p in self.arrays()]
+        learns = parameters if self.kind == "gpt" else parameters[:1]
+        moments = [(np.zeros_like(p), np.zeros_like(p)) for p in learns]
+        losses = []
+        for i in range(CHECKED):
+            side = Tape()
+            if self.kind == "gpt":
+                x = self.batch(i)
+                scores = gpt(self, side, list(map(side.leaf, parameters)), x[:, :-1])
+                loss, slope = cross_entropy(scores.value.reshape(-1, LETTERS), x[:, 1:].ravel())
+                gradients = side.gradients(scores, slope.reshape(scores.value.shape))
+            else:
+                rows, wanted = self.batch(i), parameters[1]
+                slope = (parameters[0][rows] - wanted) / len(rows)
+                loss, gradients = 0.5 * float((slope**2).sum()) * len(rows), [np.zeros_like(parameters[0])]
+                np.add.at(gradients[0], rows, slope)
+            losses.append(loss)
+            for p, g, (m, v) in zip(learns, gradients, moments):
+                m += 0.1 * (g - m)
+                v += 0.001 * (g * g - v)
+                decayed = LR * DECAY * p if self.kind == "gpt" and p.ndim > 1 else 0
+                p -= LR * (m / (1 - 0.9 ** (i + 1))) / (np.sqrt(v / (1 - 0.999 ** (i + 1))) + EPSILON) + decayed
+        return [np.array(losses)]
+
+    def heads(self) -> list[np.ndarray]:
+        """q, k, v and the gradient, one head of one sample after the other, in float64."""
+        return [a.reshape(-1, *self.sizes[2:]).astype(np.float64) for a in self.arrays()]
+
+    def error(self, got: Sequence[Any]) -> float:
+        """The largest error relative to the largest value of each result."""
+        pairs = zip(map(np.asarray, got), self.wanted(), strict=True)
+        return max(float(np.abs(a.reshape(want.shape) - want).max() / np.abs(want).max()) for a, want in pairs)
+
+
+TASKS = {
+    "gpt": [Task("gpt", (4, 4, 128, 64, 12))],
+    "attention": [Task("attention", (2, 8, 1024, 64))],
+    "embedding": [Task("embedding", (65_536, 128, 64, 64))],
+}
+
+
+def gpt(task: Task, side: Any, weights: Sequence[Any], tokens: Any) -> Any:
+    """The scores (batch, context, letters), by a side's functions: blocks that are normalised first, tied weights."""
+    take, heads = iter(weights).__next__, task.sizes[1]
+    table = take()
+    x = side.add(side.take(table, tokens), take())
+    for _ in range(task.sizes[0]):
+        y = side.norm(x, take(), take())
+        q, k, v = (side.linear(y, take(), take()) for _ in range(3))
+        x = side.add(x, side.linear(side.attend(q, k, v, heads), take(), take()))
+        y = side.gelu(side.linear(side.norm(x, take(), take()), take(), take()))
+        x = side.add(x, side.linear(y, take(), take()))
+    return side.tied(side.norm(x, take(), take()), table)
+
+
+# -- float64 ----------------------------------------------------------------------------------------------------------
+def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Causal attention of one head, (steps, depth) each, and the gradients by q, k and v."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    s = np.where(np.tri(len(q), dtype=bool), q @ k.T * scale, -np.inf)
+    p = np.exp(s - s.max(-1, keepdims=True))
+    p /= p.sum(-1, keepdims=True)
+    dp = dy @ v.T
+    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * scale
+    return p @ v, ds @ k, ds.T @ q, p.T @ dy
+
+
+def cross_entropy(z: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
+    """The mean loss of scores (n, letters), and its gradient."""
+    p = np.exp(z - z.max(1, keepdims=True))
+    p /= p.sum(1, keepdims=True)
+    at = np.arange(len(z)), labels
+    loss = float(-np.log(p[at]).mean())
+    p[at] -= 1
+    return loss, p / len(z)
+
+
+class Value:
+    """An array on a tape, and the gradient that has come to it."""
+
+    def __init__(self, value: np.ndarray) -> None:
+        self.value, self.gradient = value, np.zeros_like(value)
+
+
+class Tape:
+    """The functions of `gpt` in NumPy, with gradients."""
+
+    def __init__(self) -> None:
+        self.leaves: list[Value] = []
+        self.steps: list[Callable[[], None]] = []
+
+    def leaf(self, value: np.ndarray) -> Value:
+        self.leaves.append(Value(value))
+        return self.leaves[-1]
+
+    def note(self, value: np.ndarray, backward: Callable[[np.ndarray], Iterator[tuple[Value, np.ndarray]]]) -> Value:
+        y = Value(value)
+
+        def step() -> None:
+            for x, dx in backward(y.gradient):
+                x.gradient += dx
+
+        self.steps.append(step)
+        return y
+
+    def gradients(self, y: Value, dy: np.ndarray) -> list[np.ndarray]:
+        y.gradient += dy
+        for step in reversed(self.steps):
+            step()
+        return [one.gradient for one in self.leaves]
+
+    def add(self, a: Value, b: Value) -> Value:
+        """b may lack the batch."""
+        return self.note(
+            a.value + b.value,
+            lambda dy: iter([(a, dy), (b, dy.sum(0) if b.value.ndim < dy.ndim else dy)]),
+        )
+
+    def take(self, table: Value, tokens: np.ndarray) -> Value:
+        def backward(dy: np.ndarray) -> Iterator[tuple[Value, np.ndarray]]:
+            found = np.zeros_like(table.value)
+            np.add.at(found, tokens, dy)
+            yield table, found
+
+        return self.note(table.value[tokens], backward)
+
+    def linear(self, x: Value, w: Value, b: Value) -> Value:
+        def backward(dy: np.ndarray) -> Iterator[tuple[Value, np.ndarray]]:
+            yield x, dy @ w.value.T
+            yield w, x.value.reshape(-1, w.value.shape[0]).T @ dy.reshape(-1, w.value.shape[1])
+            yield b, dy.reshape(-1, w.value.shape[1]).sum(0)
+
+        return self.note(x.value @ w.value + b.value, backward)
+
+    def tied(self, x: Value, table: Value) -> Value:
+        def backward(dy: np.ndarray) -> Iterator[tuple[Value, np.ndarray]]:
+            yield x, dy @ table.value
+            yield table, dy.reshape(-1, dy.shape[-1]).T @ x.value.reshape(-1, x.value.shape[-1])
+
+        return self.note(x.value @ table.value.T, backward)
+
+    def norm(self, x: Value, gamma: Value, beta: Value) -> Value:
+        root = 1 / np.sqrt(x.value.var(-1, keepdims=True) + NORM)
+        z = (x.value - x.value.mean(-1, keepdims=True)) * root
+
+        def backward(dy: np.ndarray) -> Iterator[tuple[Value, np.ndarray]]:
+            yield gamma, (dy * z).sum((0, 1))
+            yield beta, dy.sum((0, 1))
+            g = dy * gamma.value
+            yield x, root * (g - g.mean(-1, keepdims=True) - z * (g * z).mean(-1, keepdims=True))
+
+        return self.note(z * gamma.value + beta.value, backward)
+
+    def gelu(self, x: Value) -> Value:
+        half = 0.5 + 0.5 * np.vectorize(math.erf)(x.value / math.sqrt(2))
+        density = np.exp(-0.5 * x.value**2) / math.sqrt(2 * math.pi)
+        return self.note(x.value * half, lambda dy: iter([(x, dy * (half + x.value * density))]))
+
+    def attend(self, q: Value, k: Value, v: Value, heads: int) -> Value:
+        b, t, width = q.value.shape
+
+        def apart(a: np.ndarray) -> np.ndarray:
+            return a.reshape(b, t, heads, -1).swapaxes(1, 2).reshape(b * heads, t, -1)
+
+        def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
+            return np.stack(parts).reshape(b, heads, t, -1).swapaxes(1, 2).reshape(b, t, width)
+
+        split = [apart(one.value) for one in (q, k, v)]
+
+        def backward(dy: np.ndarray) -> Iterator[tuple[Value, np.ndarray]]:
+            found = zip(*(_attention(*parts)[1:] for parts in zip(*split, apart(dy))))
+            yield from zip((q, k, v), map(joined, found))
+
+        return self.note(joined([_attention(*parts)[0] for parts in zip(*split, split[2])]), backward)
