@@ -23,7 +23,7 @@ from .ops.aggregate import reduce
 from .ops.array import Array
 from .ops.elementwise import binary
 from .ops.loss import Record, Rows, rows
-from .runtime.watch import Watched
+from .runtime.watching.watch import Watched
 from .tape import grad_enabled
 from .tensor import Tensor, constant, function, host_array, on_tape, tensor
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from .gemm import Scale
 from .runtime.memory import Block
-from .runtime.watch import Restored, structure_changed
+from .runtime.watching.watch import Restored, structure_changed
 from .tensor import Parameter
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from . import registry
 from .checks import check_count, in_range
 from .errors import ConfigurationError
-from .runtime.watch import Watched
+from .runtime.watching.watch import Watched
 
 
 def _between(first: float, last: float, share: float) -> float:

@@ -18,11 +18,11 @@ from .ops.array import Array, empty
 from .optim import Taking
 from .runtime.choice import device
 from .runtime.device import Device, check_not_forked
-from .runtime.effects import Effects, saved
 from .runtime.memory import View
 from .runtime.recorder import AuditEnded, Recorder, StepContext
 from .runtime.recording import MOST_RECORDINGS, Entry, RecordingWarning, Replays
-from .runtime.watch import KNOWN, Watch, structure_version
+from .runtime.watching.effects import Effects, saved
+from .runtime.watching.watch import KNOWN, Watch, structure_version
 from .tape import grad_enabled
 from .tensor import Tensor, host_array
 

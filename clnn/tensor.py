@@ -29,7 +29,7 @@ from .ops.softmax import softmax
 from .runtime.choice import resolve
 from .runtime.device import Device, DType
 from .runtime.memory import Block
-from .runtime.watch import Restored, structure_changed
+from .runtime.watching.watch import Restored, structure_changed
 from .tape import Node, backpropagate, grad_enabled, moment
 
 # Where a parameter's gradient is written: into a buffer of its own, into the velocity, or straight into the weights

@@ -234,12 +234,12 @@ def test_frozen_parameters(rng, device, rule, recorded):
     train = clnn.step(task.train) if recorded else task.train
     task.run(train, 4)
     task.net.w.trainable = False
-    clnn.runtime.watch.structure_changed()
+    clnn.runtime.watching.watch.structure_changed()
     kept, w = task.net.w.numpy(), task.expected.pop("w")
     task.run(train, 4)
     np.testing.assert_array_equal(task.net.w.numpy(), kept)
     task.net.w.trainable = True
-    clnn.runtime.watch.structure_changed()
+    clnn.runtime.watching.watch.structure_changed()
     task.expected["w"] = w
     if rule == "sgd":  # with a state, what a frozen parameter's is when it thaws is nobody's promise
         task.run(train, 2)

@@ -977,7 +977,7 @@ def test_an_audit_changes_nothing(device, rng):
         losses = []
         for _ in range(10):
             if audited and train.replays.launches():
-                clnn.runtime.watch.structure_changed()
+                clnn.runtime.watching.watch.structure_changed()
             losses.append(float(train(x, y)))
         (entry,) = train.replays._entries.values()
         assert entry.recording is not None

@@ -21,7 +21,7 @@ from ..registry import REGISTRY, VERSIONS, config_from, register  # noqa: F401 -
 from ..runtime.choice import device
 from ..runtime.device import Device, ValuesWanted
 from ..runtime.lock import exclusive
-from ..runtime.watch import Watched, rebinds, structure_changed
+from ..runtime.watching.watch import Watched, rebinds, structure_changed
 from ..tape import grad_enabled
 from ..tensor import Parameter, Tensor, tensor, tensors_made
 

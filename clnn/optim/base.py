@@ -35,7 +35,7 @@ from ..parameters import Run, Store, consolidate, runs
 from ..registry import config_from
 from ..runtime.choice import devices
 from ..runtime.memory import Block
-from ..runtime.watch import Watched, rebinds, structure_changed, structure_version
+from ..runtime.watching.watch import Watched, rebinds, structure_changed, structure_version
 from ..schedules import Schedule, find_rate, is_known
 from ..schedules import describe as describe_rate
 from ..tape import Node, backpropagate, moment

@@ -12,7 +12,7 @@ import numpy as np
 from ..errors import CheckpointError, ConfigurationError
 from ..parameters import Store
 from ..runtime.memory import Block
-from ..runtime.watch import Restored
+from ..runtime.watching.watch import Restored
 from ..tensor import Parameter
 
 

@@ -12,7 +12,7 @@ from ..errors import ClnnError, ConfigurationError
 from ..gemm import SCALE_PAIRS, Scale
 from ..parameters import Store
 from ..runtime.memory import Block
-from ..runtime.watch import Restored, Watch
+from ..runtime.watching.watch import Restored, Watch
 from ..tensor import Parameter
 
 ROWS = 1024  # steps in a table

@@ -14,9 +14,9 @@ from ..errors import ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer, for_shapes
 from ..losses import YES_ABOVE_0, Loss, host_target
 from ..metrics import Metric, accuracy, metric_name
-from ..runtime.effects import saved
 from ..runtime.lock import exclusive
-from ..runtime.watch import Watch, structure_changed, structure_version
+from ..runtime.watching.effects import saved
+from ..runtime.watching.watch import Watch, structure_changed, structure_version
 from ..tape import no_grad
 from ..tensor import Tensor, tensor
 

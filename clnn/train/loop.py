@@ -26,7 +26,7 @@ from ..parameters import consolidate, statistics_kept
 from ..runtime.device import Device
 from ..runtime.lock import exclusive
 from ..runtime.recorder import StepContext
-from ..runtime.watch import structure_version
+from ..runtime.watching.watch import structure_version
 from ..step import Step
 from ..tensor import tensor
 from .evaluation import Evaluation
