@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 import clnn
-from clnn.runtime import peaks, timing
 from clnn.runtime import profile as profiles
+from clnn.runtime import timing
 from clnn.runtime.device import Device
+from clnn.runtime.profile import peaks
 from clnn.runtime.recording import Recording
 
 

@@ -1,4 +1,4 @@
-"""Which profiles a thread has open (profile.py): a launch, a copy or a replay looks here, and tells them when it ran."""
+"""Which profiles a thread has open (profile/): a launch, a copy or a replay looks here, and tells them when it ran."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ from ...ops.image.geometry import geometry, turned
 from ...ops.image.window import slide
 from ...runtime.choice import device
 from ...runtime.device import Device
-from ...runtime.peaks import Peaks
+from ...runtime.profile.peaks import Peaks
 from ...runtime.recording import Replays
 from ..bench import nets, own, workloads
 from ..drivers import loader

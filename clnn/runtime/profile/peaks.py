@@ -11,10 +11,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import pyopencl as cl
 
-from ..errors import DeviceError
-from .device import Device
-from .memory import Block
-from .timing import TIMES
+from ...errors import DeviceError
+from ..device import Device
+from ..memory import Block
+from ..timing import TIMES
 
 COPY_BYTES = 128 << 20
 FMA_ROUNDS, FMA_SUMS = 1 << 16, 16

@@ -18,14 +18,14 @@ from typing import Any, NamedTuple
 
 import pyopencl as cl
 
-from ..checks import in_range
-from ..errors import ConfigurationError, DeviceError
-from ..files import write_atomically
-from .device import Device
-from .memory import Block
+from ...checks import in_range
+from ...errors import ConfigurationError, DeviceError
+from ...files import write_atomically
+from ..device import Device
+from ..memory import Block
+from ..recorder import Temporary
+from ..timing import active, enter, leave
 from .peaks import check_clock, peak_gflops
-from .recorder import Temporary
-from .timing import active, enter, leave
 
 MOST_PENDING = 1024  # events not yet asked for their times: a driver keeps some hundred bytes for each
 MOST_HELD = 64 << 20  # bytes of host arrays that such events keep alive
