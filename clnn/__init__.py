@@ -47,8 +47,8 @@ from .named import *  # noqa: F403
 from .optim import LAMB, Optimizer  # noqa: F401 - in optim.__all__
 from .optim.rules import *  # noqa: F403
 from .random import seed
-from .runtime.choice import device, devices, use
 from .runtime.device import Device
+from .runtime.devices.choice import device, devices, use
 from .runtime.profile import profile
 from .runtime.recording import RecordingWarning
 from .schedules import Cosine, OneCycle, ReduceOnPlateau, Schedule, StepDecay, WarmUp

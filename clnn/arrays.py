@@ -19,7 +19,7 @@ from .ops.aggregate import reduce
 from .ops.array import FLOATS
 from .ops.elementwise import choose
 from .ops.reduce import normal_axes
-from .runtime.choice import resolve
+from .runtime.devices.choice import resolve
 from .tape import no_grad
 from .tensor import Tensor, _wrap, apply, concat, function, on_tape, tensor
 

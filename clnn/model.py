@@ -20,8 +20,8 @@ from .ops.random import Generator
 from .optim import Optimizer
 from .parameters import consolidate, count
 from .random import drawing_from
-from .runtime.choice import resolve
 from .runtime.device import Device
+from .runtime.devices.choice import resolve
 from .runtime.lock import exclusive
 from .tape import no_grad
 from .tensor import Parameter, Tensor, tensor
@@ -191,7 +191,7 @@ class Sequential(Model):
             kinds[kind] = kinds.get(kind, 0) + 1
             layer.name = layer.name or f"{kind}_{kinds[kind]}"
         self.seed = seed
-        from .runtime.choice import device
+        from .runtime.devices.choice import device
 
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
@@ -274,7 +274,7 @@ class Sequential(Model):
 def load(path: str | Path) -> Any:
     """The model that `save` wrote, on the device in use; its loss and optimizer come along."""
     arrays, header = checkpoint.read(path)
-    from .runtime.choice import device
+    from .runtime.devices.choice import device
 
     try:
         model = _made(header, device())

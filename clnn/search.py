@@ -47,7 +47,7 @@ from .losses import find_loss
 from .ops.random import Generator
 from .optim import find_optimizer
 from .random import drawing_from
-from .runtime.choice import device, use
+from .runtime.devices.choice import device, use
 from .train import History, as_inputs, build_for, fit
 
 

@@ -16,8 +16,8 @@ import numpy as np
 from .errors import ConfigurationError
 from .ops.array import Array, empty
 from .optim import Taking
-from .runtime.choice import device
 from .runtime.device import Device, check_not_forked
+from .runtime.devices.choice import device
 from .runtime.memory import View
 from .runtime.recorder import AuditEnded, Recorder, StepContext
 from .runtime.recording import MOST_RECORDINGS, Entry, RecordingWarning, Replays

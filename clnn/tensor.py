@@ -26,8 +26,8 @@ from .ops.linear import linear, matmul
 from .ops.reduce import Axis, argmax
 from .ops.shape import broadcast_to, concatenate, reshape, take_slice, transpose
 from .ops.softmax import softmax
-from .runtime.choice import resolve
 from .runtime.device import Device, DType
+from .runtime.devices.choice import resolve
 from .runtime.memory import Block
 from .runtime.watching.watch import Restored, structure_changed
 from .tape import Node, backpropagate, grad_enabled, moment

@@ -28,7 +28,7 @@ import pyopencl as cl
 import pytest
 
 import clnn
-from clnn.runtime.choice import find_device
+from clnn.runtime.devices.choice import find_device
 from clnn.runtime.memory import SLACK, Block, Memory
 from clnn.runtime.program import Programs
 

@@ -11,8 +11,8 @@ import pytest
 
 import clnn
 from clnn.ops.array import fill
-from clnn.runtime import choice
 from clnn.runtime.device import MOST, int_vector
+from clnn.runtime.devices import choice
 from clnn.runtime.memory import Block, Memory
 from clnn.runtime.program import Programs
 from clnn.tools import cli
@@ -447,7 +447,7 @@ import pyopencl
 pyopencl_alone = time.process_time() - start
 import clnn
 print(pyopencl_alone, time.process_time() - start)
-assert clnn.runtime.choice._found is None, "importing looked for devices"
+assert clnn.runtime.devices.choice._found is None, "importing looked for devices"
 heavy = {"sklearn", "scipy", "matplotlib", "tqdm", "pyclblast", "torch"} & set(sys.modules)
 assert not heavy, f"importing clnn imported {heavy}"
 """

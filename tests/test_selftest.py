@@ -15,7 +15,8 @@ import pytest
 from test_random import philox
 
 import clnn
-from clnn.runtime import program, selftest
+from clnn.runtime import program
+from clnn.runtime.devices import selftest
 from clnn.tools import doctor
 from clnn.tools import selftest as tests
 

@@ -18,8 +18,8 @@ from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS, Array
 from ..random import generator
 from ..registry import REGISTRY, VERSIONS, config_from, register  # noqa: F401 - layers have them from here
-from ..runtime.choice import device
 from ..runtime.device import Device, ValuesWanted
+from ..runtime.devices.choice import device
 from ..runtime.lock import exclusive
 from ..runtime.watching.watch import Watched, rebinds, structure_changed
 from ..tape import grad_enabled

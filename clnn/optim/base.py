@@ -33,7 +33,7 @@ from ..ops.array import empty_like, fill
 from ..ops.elementwise import scale_add
 from ..parameters import Run, Store, consolidate, runs
 from ..registry import config_from
-from ..runtime.choice import devices
+from ..runtime.devices.choice import devices
 from ..runtime.memory import Block
 from ..runtime.watching.watch import Watched, rebinds, structure_changed, structure_version
 from ..schedules import Schedule, find_rate, is_known

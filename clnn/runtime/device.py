@@ -1,11 +1,6 @@
 """A device: what it is and can do, its queue and memory, and launching kernels on it.
 
-A `Device` opens its context at first use, so `import clnn` needs no driver. Which one is used, choice.py says.
-
-`CLNN_DEVICE_AS` has every device say that it is of another form, so that clnn runs there what it would run on such a one: any
-of `kind=gpu` (or cpu, accelerator), `units=36` (compute units), `group=64` (the largest work-group), `lanes=8` (floats in a
-vector, twice as many as doubles), `piece=12M` (the largest single allocation), `align=1024` (bytes to which sub-buffers
-align) and `fp64=0` (no float64), with commas between.
+A `Device` opens its context at first use, so `import clnn` needs no driver. Which one is used, devices/choice.py says.
 """
 
 from __future__ import annotations
@@ -15,8 +10,6 @@ import contextlib
 import math
 import os
 import re
-import shutil
-import sys
 import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
@@ -27,10 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyopencl as cl
 
-from ..errors import ConfigurationError, DeviceError, OutOfDeviceMemory
-from . import selftest
+from ..errors import DeviceError, OutOfDeviceMemory
+from .devices import form, pocl, selftest
 from .lock import FairLock, exclusive
-from .memory import Arena, Block, Memory, parse_size
+from .memory import Arena, Block, Memory
 from .pacer import Pacer
 from .program import Programs
 from .recorder import Argument, AuditEnded, Call, Recorder, Source, StepContext, label_of
@@ -40,17 +33,6 @@ T = TypeVar("T")
 DType = np.dtype[Any] | type[np.generic]  # the type of an array's elements, as NumPy writes it
 MOST = 2**31 - 2**16  # elements of an array, and items along an axis: kernels count in 32 bits, in steps of up to 2**16
 SOON = 1 << 14  # bytes up to which an upload is a copy that nobody waits for
-KINDS = {"gpu": cl.device_type.GPU, "accelerator": cl.device_type.ACCELERATOR, "cpu": cl.device_type.CPU}
-# What CLNN_DEVICE_AS may say: its name there, the attribute, the values (a pattern, and in words), and how one is read
-FORMS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
-    "kind": ("kind", "|".join(KINDS), "one of " + ", ".join(KINDS), str),
-    "units": ("compute_units", "[1-9][0-9]*", "a number above 0", int),
-    "group": ("max_group", "[1-9][0-9]*", "a number above 0", int),
-    "lanes": ("lanes", "1|2|4|8|16", "1, 2, 4, 8 or 16", int),
-    "piece": ("max_piece", r"[1-9][0-9]*(\.[0-9]+)?[kKmMgG]?", "a size such as 12M", parse_size),
-    "align": ("alignment", "128|256|512|1024|2048|4096|8192", "a power of 2 from 128 to 8192", int),
-    "fp64": ("has_fp64", "0", "0", lambda text: text != "0"),
-}
 _every: weakref.WeakSet[Device] = weakref.WeakSet()  # whoever made one has loaded a driver
 _forked = False  # since then
 
@@ -129,7 +111,7 @@ class Device:
         self.platform = cl_device.platform.name.strip()
         self.version = cl_device.platform.version.strip()
         self.driver = cl_device.driver_version.strip()
-        self.kind = next((kind for kind, flag in KINDS.items() if cl_device.type & flag), "other")
+        self.kind = next((kind for kind, flag in form.KINDS.items() if cl_device.type & flag), "other")
         self.compute_units: int = cl_device.max_compute_units
         self.clock_mhz: int = cl_device.max_clock_frequency
         self.global_memory: int = cl_device.global_mem_size
@@ -145,7 +127,7 @@ class Device:
         self.alignment = max(1, cl_device.mem_base_addr_align // 8)  # bytes, of a sub-buffer's start
         self.unified = bool(cl_device.host_unified_memory)  # whether its memory is the host's
         self.twin: Device | None = None  # the same device on an earlier platform
-        self.form = _take_form(self, os.environ.get("CLNN_DEVICE_AS", ""))
+        self.form = form.take(self, os.environ.get("CLNN_DEVICE_AS", ""))
         self.launches = 0  # kernels, copies and fills enqueued so far; steps fused into one kernel count once
         self.lock, self._now = FairLock(), _Now()
         self.timers = 0  # profiles for which its queue times what it runs
@@ -204,9 +186,9 @@ class Device:
     @_opened
     def context(self) -> cl.Context:
         check_not_forked()
-        self._find_linker()
+        pocl.find_linker(self)
         self._turns = selftest.check(self)
-        with pinned_pocl_threads():
+        with pocl.pinned_threads():
             try:
                 return cl.Context([self.cl_device])
             except cl.Error as error:
@@ -265,18 +247,6 @@ class Device:
 
         most = resource.getrlimit(resource.RLIMIT_STACK)[0]
         return most == resource.RLIM_INFINITY or most >= 1 << 21
-
-    def _find_linker(self) -> None:
-        """pip's PoCL links kernels with `ld`, and without one ends the whole process: look for it first."""
-        if self.pocl_version != (3, 0) or shutil.which("ld"):
-            return
-        scripts = os.path.join(sys.prefix, "bin")
-        if not shutil.which("ld", path=scripts):
-            raise DeviceError(
-                f"{self!r} links its kernels with ld, which is not here; install it (Debian, Ubuntu: apt-get install "
-                "binutils libc6-dev libgcc-12-dev), or take a PoCL from your system's packages"
-            )
-        os.environ["PATH"] = os.environ.get("PATH", "") + os.pathsep + scripts
 
     @property
     def queue(self) -> cl.CommandQueue:
@@ -697,43 +667,6 @@ def _argument_types(args: Sequence[Argument], real: str) -> tuple[tuple[type[np.
             )
         values.append(value)
     return tuple(types), values
-
-
-def _take_form(device: Device, text: str) -> str:
-    """Set on `device` what CLNN_DEVICE_AS says, though no more of a group or a piece than there is, and no less of an
-    alignment; the same text in order."""
-    form = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, value = (side.strip() for side in part.partition("="))
-        if name not in FORMS:
-            raise ConfigurationError(f"CLNN_DEVICE_AS={text!r} names {name!r}; there are {', '.join(FORMS)}")
-        if name in form:
-            raise ConfigurationError(f"CLNN_DEVICE_AS={text!r} says {name} twice")
-        attribute, pattern, words, read = FORMS[name]
-        if not re.fullmatch(pattern, value):
-            raise ConfigurationError(f"CLNN_DEVICE_AS={text!r} says {part!r}, and {name} should be {words}")
-        form[name] = value
-        real, said = getattr(device, attribute), read(value)
-        limited = (
-            min(real, said) if name in ("group", "piece", "fp64") else max(real, said) if name == "align" else said
-        )
-        setattr(device, attribute, limited)
-    return ",".join(f"{name}={value}" for name, value in sorted(form.items()))
-
-
-@contextlib.contextmanager
-def pinned_pocl_threads() -> Iterator[None]:
-    """PoCL pins its threads if POCL_AFFINITY=1 while it starts, and otherwise often wakes two on one core (measured:
-    half the speed of small GEMMs). The user's own setting wins; the variable goes again, so that children do not pin.
-    """
-    if "POCL_AFFINITY" in os.environ:
-        yield
-        return
-    os.environ["POCL_AFFINITY"] = "1"
-    try:
-        yield
-    finally:
-        del os.environ["POCL_AFFINITY"]
 
 
 def check_not_forked() -> None:

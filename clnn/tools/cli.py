@@ -221,8 +221,8 @@ def _verify(options: argparse.Namespace) -> int:
 # -- devices ----------------------------------------------------------------------------------------------------------
 def devices(options: argparse.Namespace) -> int:
     """A table of all devices, with a mark at the one in use."""
-    from ..runtime import choice
-    from ..runtime.ranking import unit_lanes
+    from ..runtime.devices import choice
+    from ..runtime.devices.ranking import unit_lanes
 
     used = choice.device()
     rows = [("", "device", "kind", "name", "platform", "memory", "units", "lanes", "clock", "fp16", "fp64")]
@@ -253,7 +253,7 @@ def devices(options: argparse.Namespace) -> int:
 
 
 def _why(used: Any) -> str:
-    from ..runtime.ranking import reason
+    from ..runtime.devices.ranking import reason
 
     for name in ("CLNN_DEVICE", "PYOPENCL_CTX"):
         if value := os.environ.get(name, "").strip():
@@ -287,7 +287,7 @@ def train(options: argparse.Namespace) -> int:
     from ..layers import Dense
     from ..model import Sequential
     from ..optim import SGD, Adam
-    from ..runtime.choice import device
+    from ..runtime.devices.choice import device
 
     lr_sgd, lr_adam, batch_size, epochs = GOOD[options.data]
     batch_size = batch_size if options.batch_size is None else options.batch_size

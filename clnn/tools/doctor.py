@@ -340,7 +340,7 @@ def _answer(**what: Any) -> None:
 
 def _list() -> None:
     from ..errors import ClnnError
-    from ..runtime import choice
+    from ..runtime.devices import choice
 
     used, error = None, ""
     try:
@@ -366,8 +366,8 @@ def _try(index: str) -> None:
 
     from ..errors import ClnnError
     from ..gemm import clblast, clblast_problem, engine_name
-    from ..runtime import selftest
-    from ..runtime.choice import find_device
+    from ..runtime.devices import selftest
+    from ..runtime.devices.choice import find_device
 
     device = find_device(index)
     wrong, turns, untested = selftest.run(device)

@@ -1,4 +1,4 @@
-"""The self-test of a device: small work of each kind that clnn gives it, against NumPy (clnn/runtime/selftest.py runs it)."""
+"""The self-test of a device (runtime/devices/selftest.py runs it): small work of each kind that clnn gives it, against NumPy."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import numpy as np
 from ..errors import ClnnError
 from ..gemm import Product, Shape, gemm
 from ..ops.random import Generator
-from ..runtime.choice import devices, use
 from ..runtime.device import Device
+from ..runtime.devices.choice import devices, use
 from ..tensor import tensor
 
 PHILOX = [

@@ -18,8 +18,8 @@ from ...ops.array import Array, Sink
 from ...ops.image.conv import conv
 from ...ops.image.window import slide
 from ...optim import SGD, Adam
-from ...runtime.choice import device
 from ...runtime.device import Device
+from ...runtime.devices.choice import device
 from ...runtime.memory import Block
 from ...runtime.profile import Profile
 from ...runtime.recording import Replays

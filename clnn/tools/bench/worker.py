@@ -190,7 +190,7 @@ def calls(talk: Talk, task: Callable[[Any], tuple[Any, Any]]) -> None:
 
 def device(talk: Talk, side: Any, options: dict[str, Any]) -> None:
     """The device's name, and its peaks as often as asked."""
-    from ...runtime.choice import device as in_use
+    from ...runtime.devices.choice import device as in_use
     from ...runtime.profile.peaks import Peaks
     from .own import about
 

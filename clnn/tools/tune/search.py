@@ -34,8 +34,8 @@ from ...gemm import Product, Scale, Shape, clblast, clblast_problem, gemm, tile,
 from ...gemm.tuning import Choice
 from ...ops.image import conv_plan
 from ...ops.image.conv_plan import Plan
-from ...runtime.choice import device, find_device
 from ...runtime.device import Device
+from ...runtime.devices.choice import device, find_device
 from ...runtime.program import read_source
 from ...runtime.recorder import Recorder
 from ...runtime.recording import Recording

@@ -19,8 +19,8 @@ from ...gemm import Shape, engine_name, tile, tuning
 from ...ops.image.conv_plan import plan_for, shown
 from ...ops.image.geometry import geometry, turned
 from ...ops.image.window import slide
-from ...runtime.choice import device
 from ...runtime.device import Device
+from ...runtime.devices.choice import device
 from ...runtime.profile.peaks import Peaks
 from ...runtime.recording import Replays
 from ..bench import nets, own, workloads

@@ -22,7 +22,7 @@ def main(name: str) -> None:
 
     try:
         from ...errors import ClnnError
-        from ...runtime.choice import device
+        from ...runtime.devices.choice import device
         from ...runtime.memory import Memory
         from .checks import Checks
         from .families import FAMILIES

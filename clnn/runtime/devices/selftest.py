@@ -19,9 +19,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..errors import DeviceError
-from ..files import cache_folder, write_atomically
-from .memory import Block, Memory
+from ...errors import DeviceError
+from ...files import cache_folder, write_atomically
+from ..memory import Block, Memory
 
 SECONDS = 180  # that a self-test may take; a GPU's compiler takes some 20, a hung driver for ever
 TURNS = 100_000  # of the loop that is tried
@@ -84,7 +84,7 @@ def check(device: Tested) -> int | None:
 
 def _place(device: Tested) -> tuple[Path, str]:
     """The file that remembers, and what it says of a device that passed."""
-    from .. import __version__
+    from ... import __version__
 
     key = f"{device.identity} | clnn {__version__}"
     return cache_folder() / f"self-test-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json", key
@@ -97,7 +97,7 @@ def run(device: Tested) -> tuple[str, int, str]:
 
     if getattr(sys, "frozen", False) or not get_executable():
         return "", 0, "this program has no Python interpreter of its own to do so"
-    home, paths = str(Path(__file__).resolve().parents[2]), [part for part in sys.path if isinstance(part, str)]
+    home, paths = str(Path(__file__).resolve().parents[3]), [part for part in sys.path if isinstance(part, str)]
     path = "\n".join(paths if home in paths else [*paths, home])
     environ = {**os.environ, "CLNN_SELF_TEST": "0", "CLNN_GEMM": "tile", "PYTHONIOENCODING": "utf-8"}
     environ |= {"CLNN_DEVICE_EXCLUDE": "", "CLNN_DEVICE_AS": device.form}

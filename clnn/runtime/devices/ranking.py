@@ -10,7 +10,7 @@ from typing import Any
 
 import pyopencl as cl
 
-from .device import Device
+from ..device import Device
 
 KIND_ORDER = ("other", "cpu", "accelerator", "gpu")
 # Multiplications of floats that what a maker of GPUs calls a compute unit starts in a cycle

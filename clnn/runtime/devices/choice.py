@@ -15,8 +15,10 @@ from typing import Any
 
 import pyopencl as cl
 
-from ..errors import DeviceError
-from .device import KINDS, Device, pinned_pocl_threads
+from ...errors import DeviceError
+from ..device import Device
+from .form import KINDS
+from .pocl import pinned_threads
 from .ranking import distinct, mark_twins, rank
 
 BROKEN = (cl.Error, UnicodeDecodeError)  # what asking a broken driver ends in
@@ -51,13 +53,13 @@ def devices() -> list[Device]:
             every: list[Device] = []
             _faults.clear()
             try:
-                with pinned_pocl_threads():
+                with pinned_threads():
                     platforms = cl.get_platforms()
             except cl.Error:  # the loader found no platform at all
                 platforms = []
             for p, platform in enumerate(platforms):
                 try:
-                    with pinned_pocl_threads():
+                    with pinned_threads():
                         found = platform.get_devices()
                     if not found:
                         _faults.append(f"platform {p}, {platform.name.strip()}, has no device")

@@ -1,0 +1,40 @@
+"""What PoCL needs when it starts: threads that stay where they are, and, pip's, a linker."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from ...errors import DeviceError
+
+
+@contextlib.contextmanager
+def pinned_threads() -> Iterator[None]:
+    """PoCL pins its threads if POCL_AFFINITY=1 while it starts, and otherwise often wakes two on one core (measured:
+    half the speed of small GEMMs). The user's own setting wins; the variable goes again, so that children do not pin.
+    """
+    if "POCL_AFFINITY" in os.environ:
+        yield
+        return
+    os.environ["POCL_AFFINITY"] = "1"
+    try:
+        yield
+    finally:
+        del os.environ["POCL_AFFINITY"]
+
+
+def find_linker(device: Any) -> None:
+    """pip's PoCL links kernels with `ld`, and without one ends the whole process: look for it first."""
+    if device.pocl_version != (3, 0) or shutil.which("ld"):
+        return
+    scripts = os.path.join(sys.prefix, "bin")
+    if not shutil.which("ld", path=scripts):
+        raise DeviceError(
+            f"{device!r} links its kernels with ld, which is not here; install it (Debian, Ubuntu: apt-get install "
+            "binutils libc6-dev libgcc-12-dev), or take a PoCL from your system's packages"
+        )
+    os.environ["PATH"] = os.environ.get("PATH", "") + os.pathsep + scripts
