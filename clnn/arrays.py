@@ -34,6 +34,8 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     like = next((t for t in (a, b) if isinstance(t, Tensor)), None)
     device = like.device if like is not None else condition.device if isinstance(condition, Tensor) else None
     dtype = None if like is None else like.dtype
+    if all(np.ndim(value) == 0 for value in (a, b)) and any(isinstance(value, float) for value in (a, b)):
+        dtype = dtype or np.dtype(np.float32)  # numbers are no arrays to upload, which would end a recording
     condition = tensor(condition, device=device)
 
     def operand(value: Any) -> Any:

@@ -143,6 +143,7 @@ class Model(Layer):
                 header["optimizer"] = {**described, **state}
         checkpoint.write(path, arrays, {key: value for key, value in header.items() if value is not None})
 
+    reads_mask = True  # its layers do
     _input_shapes: Any = None
     _input_types: Any = None  # where they are not the model's
 

@@ -62,15 +62,18 @@ class Tensor(Array):
     """An array of float32, or float64 where that was asked for (or int32, for labels), on a device.
 
     Made by `clnn.tensor(array)`; `numpy()`, `float(t)` and `np.asarray(t)` bring it back, and wait for the device.
+    `mask` is None, or (batch, steps) with 0 for each step that does not count, as `Masking` and `Embedding(mask_zero=True)` say
+    it. It goes on from layer to layer; the result of an operation has none.
     """
 
     # `lent_by`: the parameter whose memory this is, as of a reshaped one
-    __slots__ = ("node", "lent_by")
+    __slots__ = ("node", "lent_by", "mask")
     __array_priority__ = 1000  # array + tensor calls Tensor.__radd__
 
     def __init__(self, block: Block, shape: Sequence[int], dtype: DType, device: Device) -> None:
         super().__init__(block, shape, dtype, device)
         self.node: Node | None = None
+        self.mask: Tensor | None = None
         self.lent_by: Parameter | None = None
         if _made.here is not None and device.dry_now:
             _made.here.append(weakref.ref(self))
@@ -143,7 +146,7 @@ class Tensor(Array):
     def detach(self) -> Tensor:
         """The same memory without its history."""
         y = Tensor(self.block, self.shape, self.dtype, self.device)
-        y.made_by, y.lent_by = self.made_by, _lender(self)
+        y.made_by, y.lent_by, y.mask = self.made_by, _lender(self), self.mask
         return y
 
     def __reduce__(self) -> Any:
@@ -595,6 +598,7 @@ def tensor(
     array, where = _host_array_for(value, dtype, device)
     y = _wrap(empty(where, array.shape, array.dtype))
     where.upload(array, y.block)
+    y.mask = value.mask if isinstance(value, Tensor) else None
     return y
 
 

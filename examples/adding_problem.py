@@ -1,4 +1,4 @@
-"""An LSTM adds two numbers that it saw long ago: python examples/adding_problem.py [sequences] [steps]
+"""An LSTM adds two numbers that it saw long ago: python examples/adding_problem.py [sequences] [steps] [seed]
 
 The problem is Hochreiter and Schmidhuber's (1997): each step has a number in [0, 1) and a mark; two steps of a sequence are
 marked, and the target is the sum of their numbers. Who always answers 1, the mean, has a mean squared error of 1 / 6 = 0.167.
@@ -12,9 +12,10 @@ import clnn
 
 SEQUENCES = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
 STEPS = int(sys.argv[2]) if len(sys.argv) > 2 else 100
+SEED = int(sys.argv[3]) if len(sys.argv) > 3 else 1
 BATCH = 50
-clnn.seed(1)
-rng = np.random.default_rng(1)
+clnn.seed(SEED)
+rng = np.random.default_rng(SEED)
 
 
 def sequences(count):

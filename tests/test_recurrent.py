@@ -1,5 +1,6 @@
 """Recurrent layers against loops of NumPy in float64, gradients against differences along random directions."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -274,6 +275,26 @@ def test_dropouts_are_one_for_all_steps_of_a_sequence(device, rng):
 
 
 @pytest.mark.parametrize("kind", LAYERS)
+def test_dropouts_are_drawn_anew_at_each_replay(device, rng, kind):
+    """And are one for all steps of a sequence there, too: a unit is dropped from all products, or from none."""
+    layer = LAYERS[kind](8, "linear", return_sequences=True, recurrent_dropout=0.5, dropout=0.5)
+    x = np.repeat(rng.standard_normal((2, 1, 3)), 6, 1).astype(np.float32)
+    first = layer(x)
+    step = clnn.step(lambda x: layer(x))
+    found = [step(x).numpy() for _ in range(6)]
+    assert len({y.tobytes() for y in found}) == 6
+    p = {name: value.numpy().astype(np.float64) for name, value in layer.named_parameters()}
+    every = np.array(list(itertools.product((0.0, 2.0), repeat=8)))
+    for y in (first.numpy(), *found):
+        fits = []
+        for keep in itertools.product((0.0, 2.0), repeat=3):
+            z = np.repeat(x[:1].astype(np.float64) * keep @ p["w"] + p["b"], 256, 0)
+            wanted = loop(Cell(kind, "linear", sequence=True), z, p["u"], p.get("recurrent_b"), (), drop=every)
+            fits.append(np.abs(wanted - y[:1]).max((1, 2)).min())
+        assert min(fits) < 1e-5 * max(1, np.abs(y).max())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
 def test_refusals(device, rng, kind):
     make, x = LAYERS[kind], np.zeros((2, 3, 4), np.float32)
     layer = make(5)
@@ -287,6 +308,9 @@ def test_refusals(device, rng, kind):
         ((x, np.zeros(3)), "lengths are"),
         ((x, np.array([2, 4])), "lengths go from 2 to 4, and there are 0 to 3 steps"),
         ((x, np.array([-1, 2])), "lengths go from -1"),
+        ((x, np.array([1.5, 2])), "whole numbers, and 1.5 is none"),
+        ((x, *[np.zeros((1, 5))] * STATES[kind]), "a state h of shape"),
+        ((x, *[np.zeros((2, 5)), np.zeros((3, 5))][-STATES[kind] :]), "a state [ch] of shape"),
     ):
         with pytest.raises(clnn.errors.ShapeError, match=words):
             layer(*bad)
@@ -326,6 +350,101 @@ def test_a_cell_is_a_step(device, rng, kind):
         layer.cell(x[:, 0], *states, *states, *states)
     with pytest.raises(clnn.ConfigurationError, match="dropout masks"):
         LAYERS[kind](20, dropout=0.5).cell(x[:, 0])
+
+
+CELLS = {"RNN": clnn.SimpleRNNCell, "LSTM": clnn.LSTMCell, "GRU": clnn.GRUCell}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_loop_of_cells_is_the_layer(device, rng, tmp_path, kind):
+    """To the bit in values, with the layer's weights; gradients reach all of them, and a model of cells is saved."""
+    layer, x = LAYERS[kind](20, return_sequences=True, return_state=True), rng.standard_normal((3, 4, 5)).astype("f")
+    wanted, *_ = layer(x)
+    (wanted * wanted).sum().backward()
+
+    class Loop(clnn.Model):
+        def __init__(self):
+            self.cell = CELLS[kind](20)
+
+        def forward(self, x):
+            states, found = (), []
+            for i in range(x.shape[1]):
+                made = self.cell(x[:, i], *states)
+                states = made if isinstance(made, tuple) else (made,)
+                found.append(states[0])
+            return clnn.stack(found, 1)
+
+    net = Loop()
+    net(x)
+    net.load_state_dict({f"cell.{name}": value for name, value in layer.state_dict().items()})
+    y = net(x)
+    np.testing.assert_array_equal(y.numpy(), wanted.numpy())
+    (y * y).sum().backward()
+    for p, q in zip(net.parameters(), layer.parameters(), strict=True):
+        assert_close(p.grad.numpy(), q.grad.numpy(), 1e-5 * max(1, np.abs(q.grad.numpy()).max()))
+    clnn.register(Loop)
+    net.save(tmp_path / "loop.clnn")
+    np.testing.assert_array_equal(clnn.load(tmp_path / "loop.clnn").predict(x), wanted.numpy())
+
+
+@pytest.mark.parametrize("kind", CELLS)
+def test_what_cells_refuse(device, kind):
+    cell, n = CELLS[kind](5), STATES[kind]
+    cell(np.zeros((2, 4)))
+    for bad, words in (
+        ((np.zeros((2, 3, 4)),), "batch, features"),
+        ((np.zeros(4),), "batch, features"),
+        ((np.zeros((2, 3)),), "steps, 4"),
+        ((np.zeros((2, 4)), *[np.zeros((3, 5))] * n), "a state h of shape"),
+        ((np.zeros((2, 4)), *[np.zeros((2, 5))] * (3 - n)), "states were given"),
+    ):
+        with pytest.raises(clnn.ShapeError, match=words):
+            cell(*bad)
+    with pytest.raises(clnn.ShapeError, match="batch, features"):
+        CELLS[kind](5)(np.zeros((2, 3, 4)))
+    for option in ("return_sequences", "return_state", "go_backwards", "stateful", "dropout", "recurrent_dropout"):
+        with pytest.raises(clnn.ConfigurationError, match=f"{option} is for all steps"):
+            CELLS[kind](5, **{option: 0.5 if "dropout" in option else True})
+    with pytest.raises(clnn.ConfigurationError, match="Bidirectional takes"):
+        clnn.Bidirectional(cell)
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_back_propagation_is_cut_where_states_are_carried(device, rng, kind, record):
+    """Chunks of a long sequence: values are the whole's, gradients end at a chunk's first step, as in float64."""
+    layer, out = LAYERS[kind](6, return_sequences=True, return_state=True), []
+    x = rng.standard_normal((2, 15, 3)).astype(np.float32)
+    whole, *_ = layer(x)
+
+    @clnn.step(record=record)
+    def step(x, *states):
+        layer.zero_grad()
+        y, *states = layer(x, *states)
+        (y * y).sum().backward()
+        return y, *[state.detach() for state in states], *[p.grad for p in layer.parameters()]
+
+    states = [np.zeros((2, 6), np.float32)] * STATES[kind]
+    for at in range(0, 15, 3):
+        first = [np.asarray(state) for state in states]
+        y, *rest = step(x[:, at : at + 3], *states)
+        states, gradients = rest[: STATES[kind]], rest[STATES[kind] :]
+        out.append(y.numpy())
+        layer.zero_grad()
+        y, *_ = layer(x[:, at : at + 3], *first)
+        (y * y).sum().backward()
+        for got, p in zip(gradients, layer.parameters(), strict=True):
+            np.testing.assert_array_equal(got.numpy(), p.grad.numpy())
+    np.testing.assert_array_equal(np.concatenate(out, 1), whole.numpy())
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_no_sequences_are_no_outputs(device, kind):
+    layer = LAYERS[kind](5, return_sequences=True, return_state=True)
+    y, *states = layer(np.zeros((0, 3, 4), np.float32))
+    assert y.shape == (0, 3, 5) and all(state.shape == (0, 5) for state in states)
+    (y * y).sum().backward()
+    assert not any(p.grad.numpy().any() for p in layer.parameters())
 
 
 MERGES = {

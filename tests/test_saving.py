@@ -79,8 +79,16 @@ LAYERS = {  # class: (ways to make one, the shape of a sample)
     ),
     "Bidirectional": ([lambda: clnn.Bidirectional(clnn.GRU(20), "ave")], (4, 3)),
     "TimeDistributed": ([lambda: clnn.TimeDistributed(clnn.Dense(3, "tanh"))], (4, 3)),
-    "Masking": ([lambda: clnn.Masking([clnn.LSTM(20, return_sequences=True), clnn.Dense(3)], mask_value=2.0)], (4, 3)),
+    "Masking": (
+        [
+            lambda: clnn.Masking([clnn.LSTM(20, return_sequences=True), clnn.Dense(3)], mask_value=2.0),
+            lambda: clnn.Masking(mask_value=2.0),
+        ],
+        (4, 3),
+    ),
     "GRU": ([lambda: clnn.GRU(20, recurrent_activation="hard_sigmoid"), lambda: clnn.GRU(20, use_bias=False)], (4, 3)),
+    "SimpleRNNCell": ([lambda: clnn.SimpleRNNCell(20, "relu")], (3,)),
+    "GRUCell": ([lambda: clnn.GRUCell(20, use_bias=False, recurrent_init="normal")], (3,)),
     "TemporalBlock": (
         [
             lambda: clnn.TemporalBlock(3, 2, dilation=2, dropout=0.2),
@@ -90,7 +98,10 @@ LAYERS = {  # class: (ways to make one, the shape of a sample)
     ),
     "UpSampling": ([lambda: clnn.UpSampling((2, 3), "bilinear"), lambda: clnn.UpSampling()], IMAGE),
     "Padding": ([lambda: clnn.Padding(((1, 2), (0, 1)), "reflect"), lambda: clnn.Padding(1, value=2.5)], IMAGE),
-    "Embedding": ([lambda: clnn.Embedding(9, 4, padding=2), lambda: clnn.Embedding(3, 2, weight_init="normal")], (5,)),
+    "Embedding": (
+        [lambda: clnn.Embedding(9, 4, padding=2, mask_zero=False), lambda: clnn.Embedding(3, 2, weight_init="normal")],
+        (5,),
+    ),
     "PositionalEmbedding": ([lambda: clnn.PositionalEmbedding(7)], (6, 4)),
     "SinusoidalPositions": ([clnn.SinusoidalPositions, lambda: clnn.SinusoidalPositions(9)], (6, 4)),
     "MultiHeadAttention": (
@@ -117,6 +128,7 @@ def test_every_layer_is_here():
     assert {name for name, cls in base.REGISTRY.items() if cls.__module__.startswith(library)} == {
         *LAYERS,
         "TransformerDecoderLayer",
+        "LSTMCell",  # test_recurrent.py
     }
 
 

@@ -39,6 +39,12 @@ def without_values() -> Iterator[None]:
         _building.empty = False
 
 
+def with_mask(y: Tensor, mask: Tensor | None) -> Tensor:
+    """y, with that mask of its steps."""
+    y.mask = mask
+    return y
+
+
 def for_shapes(device: Device, forward: Callable[[], Any], empty: bool = False) -> Any:
     """What `forward()` tells of the shapes of tensors that it makes: nothing is launched, unless it reads a value. `empty`: nor
     do parameters get values.
@@ -85,6 +91,8 @@ class Layer(Watched):
     stop_training = False
     # Whether inputs are whole numbers, such as tokens, and stay int32: one answer, or one for each input
     whole_inputs: bool | tuple[bool, ...] = False
+    # What becomes of a mask of steps, `Tensor.mask`: `forward` reads it, and it goes on with the output; neither is an error
+    reads_mask = keeps_mask = False
     _device: Device | None = None
     _trainable = True
 
@@ -113,12 +121,21 @@ class Layer(Watched):
                     "move one with .to(device)"
                 )
         given = [self._as_input(x, i) for i, x in enumerate(inputs)]
+        masked = any(x.mask is not None for x in given)
+        if masked and not (self.reads_mask or self.keeps_mask):
+            raise ConfigurationError(
+                f"{self.name or type(self).__name__} would mix steps that a mask (Masking, Embedding's mask_zero) leaves out "
+                "with those that count. Layers that know masks are recurrent, attend, or look at each step by itself, as Dense "
+                "does; others go behind a recurrent layer's last output. A class of your own says keeps_mask = True if its output"
+                " has the same steps, reads_mask = True if its forward heeds x.mask"
+            )
         try:
             self.ensure_built(*[x.shape[1:] for x in given])
-            return self.forward(*given)
+            y = self.forward(*given)
         except OutOfDeviceMemory as error:
             error.inside(self.name or type(self).__name__)
             raise
+        return with_mask(y, given[0].mask) if masked and self.keeps_mask else y
 
     def takes_whole(self, i: int) -> bool:
         """Whether input `i` is one of whole numbers."""
@@ -351,7 +368,7 @@ def through(layers: Sequence[Layer], x: Any) -> Any:
     at = 0
     while at < len(layers):
         layer, following = layers[at], layers[at + 1] if at + 1 < len(layers) else None
-        if following is not None and not grad_enabled() and layer.built and following.built:
+        if following is not None and not grad_enabled() and layer.built and following.built and x.mask is None:
             y = layer.with_next(following, x)
             if y is not None:
                 x, at = y, at + 2

@@ -32,6 +32,7 @@ class Dense(Layer):
     """
 
     shaping = frozenset(("size", "bias", "weight_init", "bias_init"))
+    keeps_mask = True
 
     def __init__(
         self,
@@ -88,6 +89,8 @@ class Dense(Layer):
 class Activation(Layer):
     """y = f(x), elementwise, or softmax over the last axis. `slope` is leaky_relu's, 0.01 unless given, and `alpha` is elu's, 1
     unless given; of other activations they are a ConfigurationError."""
+
+    keeps_mask = True
 
     def __init__(self, activation: str, *, slope: float | None = None, alpha: float | None = None) -> None:
         self.activation = activation if activation in SOFTMAX else activation_name(activation)
@@ -172,6 +175,7 @@ class Dropout(Layer):
     """
 
     op = staticmethod(dropout)
+    keeps_mask = True
 
     def __init__(self, rate: float) -> None:
         self.rate = in_range(f"{type(self).__name__}'s rate", rate, 0.0, 1.0)
@@ -194,6 +198,7 @@ class SpatialDropout(Dropout):
     """
 
     op = staticmethod(spatial_dropout)
+    keeps_mask = False  # channels are not the last axis
 
 
 @register

@@ -122,6 +122,11 @@ class _OverLast(_Norm):
             )
         self.axis: int | tuple[int, ...] = tuple(axes) if one is None else one  # type: ignore[arg-type]
 
+    @property
+    def keeps_mask(self) -> bool:  # type: ignore[override]
+        """Whether it looks at each step by itself."""
+        return isinstance(self.axis, int) or len(self.axis) == 1
+
     def trailing(self, shape: tuple[int, ...]) -> int:
         """How many axes, the last ones, `axis` means for inputs of `shape` (without the batch)."""
         ndim = len(shape) + 1

@@ -29,6 +29,7 @@ class _Masked(Layer):
     """A layer one of whose inputs is a mask: integers and bools that say what is attended, or floats that are added."""
 
     mask_at = 2
+    keeps_mask = True  # that of the steps of x; keys that it leaves out are not attended
 
     def _as_input(self, x: Any, i: int) -> Tensor:
         if i != self.mask_at or isinstance(x, Tensor):
@@ -104,6 +105,13 @@ class MultiHeadAttention(_Masked):
                 f"{self.name or type(self).__name__}: without causal=True what a step becomes depends on those after it, so that "
                 "a cache of those before does not do"
             )
+        if source.mask is not None:
+            if mask is not None or (source is x and cache_in_use() is not None):
+                raise ConfigurationError(
+                    f"{self.name or 'MultiHeadAttention'}: the keys come with a mask of steps (Masking, Embedding's mask_zero), "
+                    "beside which no other mask is taken, nor a cache of earlier keys: give one mask that says all"
+                )
+            mask = where(source.mask, 0.0, -math.inf).reshape(len(source), 1, 1, source.shape[1])
         depth = x.shape[-1] // self.heads
         q = linear_layer(x, self.wq, self.bq, "linear").reshape(*x.shape[:2], self.heads, depth)
         k = linear_layer(source, self.wk, self.bk, "linear").reshape(*source.shape[:2], -1, depth)

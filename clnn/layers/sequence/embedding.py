@@ -12,7 +12,7 @@ from ...errors import ConfigurationError, DataError, ShapeError
 from ...init import Initialiser, find_initialiser, normal
 from ...ops.index import take
 from ...tensor import Tensor, apply
-from ..base import Layer, register
+from ..base import Layer, register, with_mask
 
 __all__ = ["Embedding", "PositionalEmbedding", "SinusoidalPositions"]
 
@@ -23,7 +23,8 @@ class Embedding(Layer):
 
     The gradient of a row is the sum over all places where its token stands, in their order, so the same bits each time; rows
     of other tokens get 0, and an optimizer with moments or weight decay still moves them. `padding` is a token whose row
-    is read as 0 and does not learn. `tied(y)` gives the scores of all tokens, y w^T, for an output layer that shares the
+    is read as 0 and does not learn. With `mask_zero` token 0 is padding, and later layers pass over its steps (see `Masking`).
+    `tied(y)` gives the scores of all tokens, y w^T, for an output layer that shares the
     weights (Press and Wolf 2017). Weights start as N(0, 0.02), as GPT-2's do, unless `weight_init` says otherwise.
 
     DataError for a token that is none of 0 to tokens - 1. In a recorded step of your own arrays are looked at, and tensors are
@@ -39,6 +40,7 @@ class Embedding(Layer):
         size: int,
         *,
         padding: int | None = None,
+        mask_zero: bool = False,
         weight_init: str | float | Initialiser | None = None,
     ) -> None:
         self.tokens, self.size = check_count("Embedding's tokens", tokens), check_count("Embedding's size", size)
@@ -46,7 +48,11 @@ class Embedding(Layer):
             raise ConfigurationError(
                 f"Embedding's padding is a token from 0 to {self.tokens - 1}, or None, not {padding!r}"
             )
-        self.padding, self.weight_init = padding, weight_init
+        if mask_zero and padding:
+            raise ConfigurationError(
+                f"Embedding: with mask_zero token 0 is the padding, and padding={padding} was given"
+            )
+        self.padding, self.mask_zero, self.weight_init = padding, bool(mask_zero), weight_init
         if weight_init is not None:
             find_initialiser(weight_init)
 
@@ -63,7 +69,9 @@ class Embedding(Layer):
         if x.device.step is not None and x.rows is None:
             x.device.step.checks[x.block] = lambda array, name: self.check_whole(0, array, name)
         y = apply(take, self.w, index=x, from_end=False)
-        return y if self.padding is None else where((x != self.padding).reshape(*x.shape, 1), y, 0.0)
+        if self.padding is not None:
+            y = where((x != self.padding).reshape(*x.shape, 1), y, 0.0)
+        return with_mask(y, x != 0) if self.mask_zero else y
 
     def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
         if array.size and not 0 <= array.min() <= array.max() < self.tokens:
@@ -82,6 +90,7 @@ class _Positions(Layer):
     """What positions of both kinds share: x (batch, time, size), and at most `length` steps."""
 
     shaping = frozenset(("length",))
+    keeps_mask = True
 
     def __init__(self, length: int) -> None:
         self.length = check_count(f"{type(self).__name__}'s length", length)

@@ -21,16 +21,27 @@ from ...ops.shape import concatenate
 from ...random import generator
 from ...tape import grad_enabled
 from ...tensor import Tensor, apply, concat, linear_layer, on_tape, ones, tensor
-from ..base import Layer, register
-from ..core import Activation, Dense, Dropout, GaussianDropout
-from ..norm import LayerNorm, RMSNorm
+from ..base import Layer, register, through, with_mask
 
-__all__ = ["GRU", "LSTM", "Bidirectional", "Masking", "SimpleRNN", "TimeDistributed"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Bidirectional",
+    "GRUCell",
+    "LSTMCell",
+    "Masking",
+    "SimpleRNN",
+    "SimpleRNNCell",
+    "TimeDistributed",
+]
 
 
-def by_lengths(layer: Layer, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """x with zeros past each sequence's length, where it may hold anything, NaN too; and (batch, steps): 1 for each step of a
-    sequence, 0 for those past its length. A sequence with a length that cannot be is NaN where that is no error."""
+def _masked(layer: Layer, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """x and its mask (batch, steps), if there is one: 0 for each step that x's own mask leaves out, or that is past its
+    sequence's length. There x may hold anything, NaN too, and gets zeros. A sequence with a length that cannot be is NaN where
+    that is no error."""
+    if lengths is None:
+        return x, x.mask
     batch, steps = x.shape[:2]
     if lengths.shape != (batch,):
         raise layer.wrong_shape(
@@ -42,12 +53,20 @@ def by_lengths(layer: Layer, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor
             raise layer.wrong_shape(
                 ShapeError(f"lengths go from {given.min():g} to {given.max():g}, and there are 0 to {steps} steps")
             )
+        if (given % 1 != 0).any():
+            raise layer.wrong_shape(ShapeError(f"lengths are whole numbers, and {given[given % 1 != 0][0]:g} is none"))
     column = lengths.reshape(batch, 1)
     mask = arange(steps, dtype=lengths.dtype, device=x.device).reshape(1, steps) < column
     fits = ((column >= 0) & (column <= steps)).reshape(batch, 1, 1)
-    x = where(mask.reshape(batch, steps, 1), x, 0.0)
+    y = where(mask.reshape(batch, steps, 1), x, 0.0)
     # steps that are passed over would hide it
-    return where(fits, x, math.nan), where(fits.reshape(batch, 1), mask, 1.0)
+    mask = mask if x.mask is None else where(x.mask, mask, 0.0)
+    return where(fits, y, math.nan), where(fits.reshape(batch, 1), mask, 1.0)
+
+
+def _sequence_of(y: Any) -> Tensor:
+    """The output, without the states that may stand behind it."""
+    return y[0] if isinstance(y, tuple) else y
 
 
 class _Recurrent(Layer):
@@ -55,6 +74,7 @@ class _Recurrent(Layer):
 
     shaping = frozenset(("units", "use_bias", "unit_forget_bias", "weight_init", "recurrent_init", "bias_init"))
     kind = "RNN"
+    reads_mask = True
 
     def __init__(
         self,
@@ -108,11 +128,12 @@ class _Recurrent(Layer):
     def forward(self, *inputs: Tensor) -> Any:
         x, *rest = inputs
         self._check(x)
-        mask = None
-        if rest and rest[-1].ndim == 1:
-            x, mask = by_lengths(self, x, rest.pop())
+        given, mask = _masked(self, x, rest.pop() if rest and rest[-1].ndim == 1 else None)
         self._count(rest)
-        return self.over(x, rest, mask)
+        y = self.over(given, rest, mask)
+        if x.mask is not None and self.return_sequences:  # in the order of reading, as the sequences are
+            with_mask(_sequence_of(y), x.mask[:, ::-1] if self.go_backwards else x.mask)
+        return y
 
     def _check(self, x: Tensor) -> None:
         if x.ndim != 3 or x.shape[2] != self.w.shape[0]:
@@ -139,6 +160,10 @@ class _Recurrent(Layer):
         >>> h, c = lstm.cell(np.zeros((2, 3)), h, c)
         """
         given = [tensor(one, self.dtype, self.device) for one in (x, *states)]
+        if given[0].ndim != 2:
+            raise self.wrong_shape(
+                ShapeError(f"an input of a step is (batch, features), not of shape {given[0].shape}")
+            )
         x = given[0].reshape(given[0].shape[0], 1, *given[0].shape[1:])
         self.ensure_built(x.shape[1:])
         self._check(x)
@@ -311,6 +336,51 @@ class GRU(_Gated):
         return self.recurrent_b
 
 
+class _Cell(_Recurrent):
+    """What the three cells share: a step of the layer that stands behind it among its bases."""
+
+    reads_mask = False
+
+    def __init__(self, units: int, *activations: Any, **options: Any) -> None:
+        for name in ("return_sequences", "return_state", "go_backwards", "stateful", "dropout", "recurrent_dropout"):
+            if options.pop(name, False):
+                what = type(self).__name__
+                raise ConfigurationError(
+                    f"{what} is a step of a loop of your own; {name} is for all steps, clnn.{what.removesuffix('Cell')}"
+                )
+        super().__init__(units, *activations, **options)
+
+    def build(self, *shapes: tuple[int, ...]) -> None:
+        super().build(*[(1, *shape) if len(shape) == 1 else shape for shape in shapes])
+
+    def forward(self, *inputs: Tensor) -> Any:
+        return self.cell(*inputs)
+
+
+@register
+class SimpleRNNCell(_Cell, SimpleRNN):
+    """A step of `SimpleRNN`: x (batch, features) and h (batch, units), or none for zeros, to the next h. Arguments and parameters
+    are the layer's, without those for all steps of a sequence, which are a ConfigurationError.
+    """
+
+
+@register
+class LSTMCell(_Cell, LSTM):
+    """A step of `LSTM`: x (batch, features) and the states h and c, (batch, units), or none for zeros, to the next (h, c).
+    Arguments and parameters are the layer's, without those for all steps of a sequence, which are a ConfigurationError.
+
+        for x in steps:
+            h, c = cell(x, h, c)
+    """
+
+
+@register
+class GRUCell(_Cell, GRU):
+    """A step of `GRU`: x (batch, features) and h (batch, units), or none for zeros, to the next h. Arguments and parameters
+    are the layer's, without those for all steps of a sequence, which are a ConfigurationError.
+    """
+
+
 MERGES = {
     "concat": lambda a, b: concat([a, b], -1),
     "sum": lambda a, b: a + b,
@@ -323,17 +393,18 @@ MERGES = {
 class Bidirectional(Layer):
     """A recurrent layer beside a copy, with weights of its own, that reads the last step first (Schuster and Paliwal 1997).
 
-    x (batch, steps, features) -> (batch, steps, 2 units), or (batch, 2 units) of a layer without return_sequences: both outputs
-    of a step side by side ("concat"), or their "sum", product ("mul") or mean ("ave"), by `merge_mode`. States are those of the
-    layer and those of the copy: `net(x, h, c, back_h, back_c, lengths)`, and so they come out with return_state. The copy reads a
-    sequence from its length on; past it, the copy's outputs are its first state. ConfigurationError for a layer of another
-    kind, one that is built, and one that goes backwards.
+    x (batch, steps, features) -> (batch, steps, 2 units), or (batch, 2 units) of a layer without return_sequences. By
+    `merge_mode` both outputs of a step stand side by side ("concat"), or it is their "sum", product ("mul") or mean ("ave"); with
+    None they come out one by one. States are those of the layer and those of the copy: `net(x, h, c, back_h, back_c, lengths)`,
+    and so they come out with return_state. The copy reads a sequence from its length on; past it, the copy's outputs are its
+    first state. ConfigurationError for a layer of another kind, one that is built, and one that goes backwards.
     """
 
     shaping = frozenset(("layer",))
+    reads_mask = True
 
-    def __init__(self, layer: Layer, merge_mode: str = "concat") -> None:
-        if not isinstance(layer, _Recurrent) or layer.go_backwards:
+    def __init__(self, layer: Layer, merge_mode: str | None = "concat") -> None:
+        if not isinstance(layer, _Recurrent) or isinstance(layer, _Cell) or layer.go_backwards:
             raise ConfigurationError(
                 f"Bidirectional takes a SimpleRNN, an LSTM or a GRU that goes forwards, {layer!r} was provided instead"
             )
@@ -341,9 +412,9 @@ class Bidirectional(Layer):
             raise ConfigurationError(
                 "Bidirectional copies a layer, weights and all, once it is built: give it a new one"
             )
-        if merge_mode not in MERGES:
+        if merge_mode is not None and merge_mode not in MERGES:
             raise ConfigurationError(
-                f"Bidirectional's merge_mode should be one of {', '.join(MERGES)}, {merge_mode!r} was provided instead"
+                f"Bidirectional's merge_mode should be one of {', '.join(MERGES)} or None, {merge_mode!r} was provided instead"
             )
         self.layer, self.merge_mode = layer, merge_mode
         self.back = copy.deepcopy(layer)
@@ -356,25 +427,27 @@ class Bidirectional(Layer):
     def forward(self, *inputs: Tensor) -> Any:
         x, *rest = inputs
         self.layer._check(x)
-        mask = None
-        if rest and rest[-1].ndim == 1:
-            x, mask = by_lengths(self, x, rest.pop())
-        for states in (half := [rest[: len(rest) // 2], rest[len(rest) // 2 :]]):
+        given, mask = _masked(self, x, rest.pop() if rest and rest[-1].ndim == 1 else None)
+        half = [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
+        for states in half:
             self.layer._count(states)
-        return self.over(x, half, mask)
-
-    def over(self, x: Tensor, states: Sequence[Sequence[Tensor]] = ((), ()), mask: Tensor | None = None) -> Any:
-        """The output where a mask (batch, steps) is not 0."""
-        ahead, back = (
-            one.over(x, given, mask, aligned=True) for one, given in zip((self.layer, self.back), states, strict=True)
-        )
-        merge = MERGES[self.merge_mode]
-        return (merge(ahead[0], back[0]), *ahead[1:], *back[1:]) if isinstance(ahead, tuple) else merge(ahead, back)
+        ways = [
+            one.over(given, states, mask, aligned=True)
+            for one, states in zip((self.layer, self.back), half, strict=True)
+        ]
+        outputs = [_sequence_of(way) for way in ways]
+        merged = outputs if self.merge_mode is None else [MERGES[self.merge_mode](*outputs)]
+        for y in merged if self.layer.return_sequences else ():
+            with_mask(y, x.mask)
+        states = [state for way in ways if isinstance(way, tuple) for state in way[1:]]
+        return (*merged, *states) if len(merged) + len(states) > 1 else merged[0]
 
 
 @register
 class TimeDistributed(Layer):
     """A layer at each step by itself: x (batch, steps, ...) -> (batch, steps, ...), the layer's input (batch steps, ...)."""
+
+    keeps_mask = True
 
     def __init__(self, layer: Layer) -> None:
         if not isinstance(layer, Layer):
@@ -383,61 +456,65 @@ class TimeDistributed(Layer):
 
     def forward(self, *inputs: Tensor) -> Tensor:
         (x,) = inputs
-        if x.ndim < 3:
-            raise self.wrong_shape(ShapeError(f"an input is (batch, steps, ...), and this one has the shape {x.shape}"))
+        if x.ndim < 3 or (x.mask is not None and x.mask.ndim != 2):
+            masked = "" if x.mask is None else f", and a mask of steps (batch, steps), not {x.mask.shape}"
+            raise self.wrong_shape(
+                ShapeError(f"an input is (batch, steps, ...), and this one has the shape {x.shape}{masked}")
+            )
         y = self.layer(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]))
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
 
-# Layers that look at each step by itself: what they make of masked steps reaches no other
-BY_STEP = (Dense, Activation, Dropout, GaussianDropout, LayerNorm, RMSNorm, TimeDistributed)
-
-
 @register
 class Masking(Layer):
-    """Layers one after the other, of which the recurrent ones pass over those steps of x (batch, steps, features) whose features
-    all are `mask_value`: states stay as they are there, so that a padded sequence ends in the output that it has alone.
+    """Later layers pass over those steps of x (batch, steps, features) whose features all are `mask_value`: states stay as they
+    are there, so that a padded sequence ends in the output that it has alone.
 
-        clnn.Masking([clnn.LSTM(32, return_sequences=True), clnn.Dropout(0.2), clnn.LSTM(32)])
+        clnn.Sequential([clnn.Masking(), clnn.LSTM(32, return_sequences=True), clnn.Dropout(0.2), clnn.LSTM(32), clnn.Dense(1)])
 
-    Keras hands the mask on from layer to layer; here the layers that know it are those inside. Up to the last step's output,
-    they are recurrent, Bidirectional, or look at each step by itself (Dense, Activation, Dropout, LayerNorm, TimeDistributed,
-    ...). ConfigurationError for one that would mix steps that count with those that do not.
+    The output is x with a mask (batch, steps) in `Tensor.mask`, which goes on from layer to layer up to a recurrent one that
+    gives its last output alone. Recurrent layers, attention, and layers that look at each step by itself (Dense, Activation,
+    Dropout, LayerNorm, TimeDistributed, ...) know masks; another one is a ConfigurationError. An operation of your own between
+    layers loses the mask, as x * 2 does; set it again: `y.mask = x.mask`. Losses and metrics count all steps.
+
+    `layer(x, mask)` takes the mask from you instead, 1 or **True for what counts**; what x holds elsewhere, NaN too, does not
+    count then. `Masking([layers])` is the layer and others behind it. `Embedding(mask_zero=True)` makes a mask of tokens.
     """
 
-    def __init__(self, layers: Layer | Sequence[Layer], mask_value: float = 0.0) -> None:
+    reads_mask = True
+
+    def __init__(self, layers: Layer | Sequence[Layer] | float = (), mask_value: float = 0.0) -> None:
+        if isinstance(layers, (int, float)):  # Keras' only argument
+            layers, mask_value = (), layers
         self.layers = [layers] if isinstance(layers, Layer) else list(layers)
         self.mask_value = in_range("Masking's mask_value", mask_value, -math.inf, math.inf, "()")
-        masked = True
-        for i, layer in enumerate(self.layers):
-            if masked and not isinstance(layer, (_Recurrent, Bidirectional, *BY_STEP)):
+        for layer in self.layers:
+            if not isinstance(layer, Layer):
+                raise ConfigurationError(f"Masking takes layers, or none, {layer!r} was provided instead")
+            if not (layer.reads_mask or layer.keeps_mask):
                 raise ConfigurationError(
                     f"Masking: {layer!r} would mix steps that are masked with those that are not; layers for single steps and "
                     "recurrent ones stand here, others behind the last step's output"
                 )
             one = layer.layer if isinstance(layer, Bidirectional) else layer
             if isinstance(one, _Recurrent):
-                masked = masked and one.return_sequences
-                if one.return_state and i + 1 < len(self.layers):
+                if one.return_state and layer is not self.layers[-1]:
                     raise ConfigurationError(
                         f"Masking: {layer!r} returns states, so that it can only be the last layer"
                     )
+                if not one.return_sequences:
+                    break
 
-    def forward(self, *inputs: Tensor) -> Any:
-        (x,) = inputs
+    def forward(self, x: Tensor, *given: Tensor) -> Any:
         if x.ndim != 3:
             raise self.wrong_shape(ShapeError(f"an input is (batch, steps, features), not of shape {x.shape}"))
-        mask: Any = (x.detach() != self.mask_value).max(axis=-1)
-        for layer in self.layers:
-            if mask is None or not isinstance(layer, (_Recurrent, Bidirectional)):
-                x = layer(x)
-                continue
-            layer.ensure_built(x.shape[1:])
-            one = layer.layer if isinstance(layer, Bidirectional) else layer
-            one._check(x)
-            x = layer.over(x, mask=mask)
-            if not one.return_sequences:
-                mask = None
-            elif one.go_backwards:  # its sequences are in the order of reading
-                mask = mask[:, ::-1]
-        return x
+        if given:
+            (mask,) = given
+            if mask.shape != x.shape[:2]:
+                raise self.wrong_shape(
+                    ShapeError(f"a mask of shape {mask.shape} does not fit; it is (batch, steps), {x.shape[:2]} here")
+                )
+            y = where(mask.reshape(*mask.shape, 1), x, 0.0)
+        else:
+            y, mask = x.reshape(x.shape), (x.detach() != self.mask_value).max(axis=-1)
+        return through(self.layers, with_mask(y, mask if x.mask is None else where(x.mask, mask, 0.0)))
