@@ -24,8 +24,9 @@ from .tensor import Parameter, tensor
 class Callback:
     """Override what you need. `model.stop_training = True` ends fit after the current epoch."""
 
-    def on_data(self, model: Any, xs: Sequence[np.ndarray], y: np.ndarray, sample_weight: np.ndarray | None) -> None:
-        """First of all: what will be trained on, an array for each of the model's inputs, the targets, the weights."""
+    def on_data(self, model: Any, xs: Sequence[np.ndarray], y: Any, sample_weight: Any) -> None:
+        """First of all: what will be trained on, an array for each of the model's inputs, the targets, the weights or None. Of
+        several outputs the targets and weights are tuples or dicts, as the outputs are."""
 
     def on_train_begin(self, model: Any) -> None:
         """Before the first epoch."""
@@ -138,10 +139,12 @@ class GradientNorms(Callback):
         self.weights: dict[str, list[float]] = {}
         self._data: tuple[Sequence[np.ndarray], np.ndarray, np.ndarray | None] | None = None
 
-    def on_data(self, model: Any, xs: Sequence[np.ndarray], y: np.ndarray, sample_weight: np.ndarray | None) -> None:
+    def on_data(self, model: Any, xs: Sequence[np.ndarray], y: Any, sample_weight: Any) -> None:
+        if isinstance(y, (tuple, dict)):
+            raise ConfigurationError("GradientNorms measures models of one output, and this model has several")
         self._data = xs, y, sample_weight
         if self.given is not None:
-            output = model.__dict__["_output_shape"][1]  # fit has just looked
+            output = model.__dict__["_output_shape"][1].shapes[0]  # fit has just looked
             self._data = self.given[0], host_target(self.given[1], model.dtype, (len(self.given[1]), *output)), None
         self.history, self.weights = {}, {}
 

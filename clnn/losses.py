@@ -10,7 +10,7 @@ A loss is an object that is called: `clnn.losses.cross_entropy(net(x), y)`, or `
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -517,6 +517,39 @@ def triplet(anchor: Any, positive: Any, negative: Any, margin: float = 1.0, redu
     return losses if reduction == "none" else losses.sum() if reduction == "sum" else losses.mean()
 
 
+class Joint(Watched):
+    """The losses of several outputs as one: sum_i w_i loss_i, `losses` by the outputs' names and `weights` in their order.
+
+    Called with outputs, targets and (None, or one or None for each) sample weights, as tuples or as dicts by name.
+    ConfigurationError for weights that are no finite numbers from 0 on.
+    """
+
+    def __init__(self, losses: Mapping[str, Any], weights: Sequence[float]) -> None:
+        self.losses, self.name = dict(losses), "several losses"
+        self.weights = [in_range(f"loss_weights of {name}", w, 0.0, math.inf) for name, w in zip(losses, weights)]
+
+    def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Tensor:
+        y, t, given = (
+            [each[name] for name in self.losses] if isinstance(each, Mapping) else list(each)
+            for each in (outputs, targets, sample_weight or (None,) * len(self.losses))
+        )
+        more = [() if w is None else (w,) for w in given]
+        first, *rest = (
+            one(*each, *w) * by for one, *each, w, by in zip(self.losses.values(), y, t, more, self.weights)
+        )
+        for each in rest:
+            first = first + each
+        return first
+
+    def config(self) -> dict[str, Any]:
+        return {"losses": {name: describe(one) for name, one in self.losses.items()}, "weights": self.weights}
+
+
+def parts_of(loss: Any) -> list[Any]:
+    """The loss of each output."""
+    return [*loss.losses.values()] if isinstance(loss, Joint) else [loss]
+
+
 LOSSES: dict[str, type[Loss]] = {
     kind.name: kind
     for kind in list(globals().values())
@@ -538,6 +571,8 @@ def find_loss(which: Any) -> Any:
     """A loss by name, by its `config()`, or as it is: a `Loss`, or any function of (output, target) tensors."""
     if isinstance(which, dict) and "class" in which:
         return registry.construct(which, "loss", object)
+    if isinstance(which, dict) and isinstance(which.get("losses"), dict):
+        return Joint({name: find_loss(one) for name, one in which["losses"].items()}, which["weights"])
     if isinstance(which, dict) and which.get("loss") in LOSSES:
         options = {key: value for key, value in which.items() if key != "loss"}
         return LOSSES[which["loss"]](**options)

@@ -39,7 +39,7 @@ class Model(Layer):
     def evaluate(self, x: Any, y: Any, **options: Any) -> dict[str, float]:
         return train.evaluate(self, x, y, **options)
 
-    def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
+    def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> Any:
         return train.predict(self, x, batch_size=batch_size)
 
     fit.__doc__, evaluate.__doc__, predict.__doc__ = train.fit.__doc__, train.evaluate.__doc__, train.predict.__doc__
@@ -49,7 +49,7 @@ class Model(Layer):
     def predict_proba(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
         """Probabilities of the classes, or of yes: the outputs of a softmax or sigmoid as they are; others by what the loss
         of the last fit takes them for (softmax for cross_entropy, sigmoid for binary_cross_entropy)."""
-        y = self.predict(x, batch_size=batch_size)
+        y = self._predict_one(x, batch_size)
         last, loss = train.made_by(self), getattr(self.loss, "name", "")
         if last in ("softmax", "sigmoid"):
             return y
@@ -69,7 +69,7 @@ class Model(Layer):
     def predict_classes(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
         """Class numbers (int32): the largest output; of one output 1 for yes: where it exceeds 1/2 if it is a sigmoid's, or 0
         if it was trained as a sigmoid's input (binary_cross_entropy), by a hinge loss, or has not been trained."""
-        y = self.predict(x, batch_size=batch_size)
+        y = self._predict_one(x, batch_size)
         if y.ndim < 2:
             raise ShapeError(f"outputs of shape {y.shape} name no classes")
         if y.shape[-1] == 1:
@@ -81,6 +81,15 @@ class Model(Layer):
                 )
             return (y[..., 0] > yes_above(last)).astype(np.int32)
         return y.argmax(-1).astype(np.int32)
+
+    def _predict_one(self, x: Any, batch_size: int) -> np.ndarray:
+        y = self.predict(x, batch_size=batch_size)
+        if not isinstance(y, np.ndarray):
+            names = ", ".join(y if isinstance(y, dict) else map(str, range(len(y))))
+            raise ConfigurationError(
+                f"classes and probabilities are of one output, and this model has several: take one of predict(x), by {names}"
+            )
+        return y
 
     def to(self, device: str | Device) -> Model:
         """Move the parameters to another device, by way of the host. Recordings are made anew; optimizers go on, with what they

@@ -184,7 +184,7 @@ def test_the_budget_decides_what_is_streamed(device, blobs, monkeypatch):
     from clnn.train.inputs import Samples
     from clnn.train.loop import _capacity
 
-    samples = Samples([x], y, None)
+    samples = Samples([x], [y], [None])
     assert _capacity(device, 203, 20, samples) == (True, 203)
     monkeypatch.setattr(device.memory, "limit", device.memory.in_use + 8 * 100 * (8 * 4 + 4 + 4))
     resident, rows = _capacity(device, 20300, 20, samples)
@@ -535,8 +535,8 @@ def test_a_model_that_hands_its_input_on(device, rng, make):
 @pytest.mark.parametrize("kind", [np.float32, np.int32])
 def test_long_rows_are_gathered_by_several_work_items(rng, device, kind):
     """Of rows of 20 KB a CPU's work-item copies three, so a mini-batch of seven has several; tokens too."""
-    feed = Feed(device, 9, [x := rng.integers(0, 99, (9, 5_001)).astype(kind)], None, None, ordered=True)
-    feed.load([x], None, None)
+    feed = Feed(device, 9, [x := rng.integers(0, 99, (9, 5_001)).astype(kind)], (), (), ordered=True)
+    feed.load([x], (), ())
     order = rng.permutation(9)
     feed.rewind(order)
     (batch,), _, _ = feed.batch(7)

@@ -137,6 +137,13 @@ class Layer(Watched):
             raise
         return with_mask(y, given[0].mask) if masked and self.keeps_mask else y
 
+    def input_names(self) -> dict[str, bool] | None:
+        """The names of forward()'s inputs, and whether each has to be given; None where it takes any number of them."""
+        given = inspect.signature(self.forward).parameters.values()
+        if any(p.kind is p.VAR_POSITIONAL for p in given):
+            return None
+        return {p.name: p.default is p.empty for p in given if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)}
+
     def takes_whole(self, i: int) -> bool:
         """Whether input `i` is one of whole numbers."""
         whole = self.whole_inputs

@@ -10,16 +10,16 @@ import numpy as np
 
 from ..checks import check_count
 from ..errors import ConfigurationError, DataError, OutOfDeviceMemory
-from ..losses import LOSSES, Loss, find_loss
-from ..metrics import Metric, find_metrics, metric_name
+from ..losses import LOSSES, Joint
+from ..metrics import Metric, metric_name
 from ..ops.array import block_of
 from ..runtime.lock import exclusive
 from ..runtime.recorder import StepContext
 from ..step import Step, copied
 from ..tape import no_grad
-from ..tensor import Tensor
 from .feed import Feed
-from .inputs import as_inputs, as_target, as_weights, build_for, check_accuracy
+from .inputs import Samples, as_inputs, build_for, checked, counts_hits
+from .outputs import OfOutput, Outputs
 from .record import Results, record_loss, record_metrics, rows_by_step
 
 EVALUATION_BATCH = 512
@@ -30,9 +30,15 @@ class Evaluation:
     """Passes data through a model without a tape, in recorded steps; kept by a model between calls."""
 
     def __init__(
-        self, model: Any, loss: Any, metrics: Sequence[Metric], record: bool = True, batch: int = EVALUATION_BATCH
+        self,
+        model: Any,
+        outputs: Outputs,
+        loss: Any,
+        metrics: Sequence[Metric],
+        record: bool = True,
+        batch: int = EVALUATION_BATCH,
     ) -> None:
-        self.model, self.loss, self.metrics, self.batch = model, loss, list(metrics), batch
+        self.model, self.given, self.loss, self.metrics, self.batch = model, outputs, loss, list(metrics), batch
         self.feed: Feed | None = None
         self.results: Results | None = None
         self.record = record
@@ -40,13 +46,13 @@ class Evaluation:
         self.moved = True  # whether the feed may be elsewhere than at its first row
 
     @exclusive("model.device.lock")
-    def run(self, xs: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray | None = None) -> dict[str, float]:
+    def run(self, samples: Samples) -> dict[str, float]:
         """The mean loss and metrics."""
-        return self._in_batches_that_fit(len(xs[0]), lambda: self._measured(xs, y, weight))
+        return self._in_batches_that_fit(len(samples.xs[0]), lambda: self._measured(samples))
 
     @exclusive("model.device.lock")
-    def outputs(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        """The model's outputs, chunk by chunk."""
+    def outputs(self, xs: Sequence[np.ndarray]) -> list[Any]:
+        """The model's outputs as arrays, batch by batch."""
         return self._in_batches_that_fit(len(xs[0]), lambda: self._outputs(xs))
 
     def _in_batches_that_fit(self, n: int, passes: Callable[[], Any]) -> Any:
@@ -60,52 +66,54 @@ class Evaluation:
                     raise
                 self.batch, self.feed, self.step = min(self.batch, n) // 2, None, None
 
-    def _measured(self, xs: Sequence[np.ndarray], y: np.ndarray, weight: np.ndarray | None) -> dict[str, float]:
-        n, classes = len(xs[0]), y.dtype == np.int32 and isinstance(self.loss, Loss)
+    def _measured(self, samples: Samples) -> dict[str, float]:
+        n, sums = len(samples.xs[0]), np.zeros((len(samples.ys), 3))
         if n == 0:
-            raise DataError(f"x has no samples: its shape is {xs[0].shape}")
-        lost = right = counted = 0.0
-        sums = dict.fromkeys(map(metric_name, self.metrics), 0.0)
-        for rows in self._chunks(xs, y, weight):
+            raise DataError(f"x has no samples: its shape is {samples.xs[0].shape}")
+        further = dict.fromkeys(map(metric_name, self.metrics), 0.0)
+        for rows in self._chunks(*samples):
             plan = rows_by_step(rows, self.batch)
             for rows_now in plan:
                 self._run(int(rows_now))
             assert self.results is not None
             main, extra = self.results.read(len(plan))
-            means, hits, counts = main.astype(np.float64).T
-            lost, right, counted = lost + means @ counts, right + hits.sum(), counted + counts.sum()
-            for name, values in zip(sums, extra.astype(np.float64).T):
-                sums[name] += float(values @ (plan / n))
-        counted = max(1.0, counted)
-        return {"loss": float(lost / counted)} | ({"accuracy": float(right / counted)} if classes else {}) | sums
+            sums += self.results.sums(main)
+            for name, values in zip(further, extra.T):
+                further[name] += float(values @ (plan / n))
+        assert self.results is not None
+        self.results.hits = counts_hits(self.loss, samples)
+        return self.results.logs(sums) | further
 
-    def _outputs(self, xs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        found = []
-        for rows in self._chunks(xs, None, None):
+    def _outputs(self, xs: Sequence[np.ndarray]) -> list[Any]:
+        found: list[Any] = []
+        for rows in self._chunks(xs, (), ()):
             plan = rows_by_step(rows, self.batch)
             alone = len(plan) == 1  # what is read at once needs no counter and no copy
-            found += [out.numpy() for out in [self._run(int(rows_now), alone) for rows_now in plan]]
+            steps = [self._run(int(rows_now), alone) for rows_now in plan]
+            found += [[t.numpy() for t in out] if self.given.several else out.numpy() for out in steps]
         return found
 
-    def _chunks(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None):
-        n, row = len(xs[0]), sum(Feed.row_bytes(xs, y, weight))
+    def _chunks(self, *samples: Sequence[np.ndarray | None]):
+        n, row = len(samples[0][0]), sum(Feed.row_bytes(*samples))
         room = min(CHUNK_BYTES, self.model.device.memory.piece // 2)
         most = max(1, room // row // self.batch) * self.batch
         feed = self.feed
-        if feed is None or not feed.fits(min(n, most), xs, y, weight):
+        if feed is None or not feed.fits(min(n, most), *samples):
             capacity = min(most, 1 << max(0, n - 1).bit_length())
             device = self.model.device
-            self.feed = feed = Feed(device, capacity, xs, y, weight, ordered=False)
-            self.results = Results(device, -(-capacity // self.batch), self.model.dtype, self.metrics)
+            self.feed = feed = Feed(device, capacity, *samples, ordered=False)
+            self.results = Results(
+                device, -(-capacity // self.batch), self.model.dtype, self.given, self.loss, (), self.metrics
+            )
             self.step = Step(self._forward, self.record, reads=[self.model, self.loss, *self.metrics])
             self.moved = True
         for start in range(0, n, feed.capacity):
             part = slice(start, start + feed.capacity)
-            feed.load([a[part] for a in xs], None if y is None else y[part], weight if weight is None else weight[part])
+            feed.load(*([None if a is None else a[part] for a in each] for each in samples))
             if self.moved:
                 feed.rewind()
                 self.moved = False
-            yield len(xs[0][part])
+            yield min(n - start, feed.capacity)
 
     def _run(self, rows: int, alone: bool = False) -> Any:
         """The step on the next rows. `alone`: the rows are all there are, and the result is read before the next call."""
@@ -119,31 +127,42 @@ class Evaluation:
             result, fixed = self.step.run(device, key, forward)
         return copied(result) if fixed and not alone else result
 
-    def _forward(self, context: StepContext, rows: int, alone: bool) -> Tensor | None:
+    def _forward(self, context: StepContext, rows: int, alone: bool) -> Any:
         assert self.feed is not None and self.results is not None
-        batch, t, w = self.feed.batch(rows)
-        out = self.model.forward(*batch)
-        if t is None:
-            block_of(out)  # a model that hands its input on: the rows are gathered within the step
+        batch, ts, ws = self.feed.batch(rows)
+        outs = self.given.tensors(self.model.forward(*batch))
+        if not ts:
+            for out in outs:
+                block_of(out)  # a model that hands its input on: the rows are gathered within the step
             if not alone:
-                out.device.advance([(self.feed.state, rows)])
-            return out
-        record_metrics(self.feed, self.results, out, t)
-        record_loss(self.loss, out, t, w, self.feed, self.results, self.batch, context)
+                self.feed.device.advance([(self.feed.state, rows)])
+            return outs if self.given.several else outs[0]
+        record_metrics(self.feed, self.results, outs, ts)
+        record_loss(self.loss, outs, ts, ws, self.feed, self.results, self.batch, context)
         return None
 
 
-def evaluation_of(model: Any, kind: str, loss: Any, metrics: Sequence[Metric], batch: int) -> Evaluation:
+def evaluation_of(
+    model: Any, kind: str, outputs: Outputs, loss: Any, metrics: Sequence[Metric], batch: int
+) -> Evaluation:
     """The evaluation that a model keeps for a loss and metrics, so that a second call replays the first's recordings."""
     kept: dict[Any, Evaluation] = model.__dict__.setdefault("_evaluations", {})
-    same = (type(loss), repr(loss.config())) if type(loss) in LOSSES.values() else id(loss)  # what is kept is held
-    key = (kind, same, tuple(map(id, metrics)), batch)
+    key = (kind, outputs.kind, *outputs.names, _same(loss), tuple(map(_same, metrics)), batch)
     if key not in kept:
         while len(kept) >= 4:
             kept.pop(next(iter(kept)))
-        kept[key] = Evaluation(model, loss, metrics, batch=batch)
+        kept[key] = Evaluation(model, outputs, loss, metrics, batch=batch)
     kept[key].loss = loss  # an equal one may have been changed since
     return kept[key]
+
+
+def _same(one: Any) -> Any:
+    """What is equal for losses and metrics that measure the same; what is kept is held, so that no other gets its identity."""
+    if isinstance(one, Joint):
+        return (*one.losses, *map(_same, one.losses.values()), *one.weights)
+    if isinstance(one, OfOutput):
+        return one.i, one.__name__, id(one.metric)
+    return (type(one), repr(one.config())) if type(one) in LOSSES.values() else id(one)
 
 
 @exclusive("device.lock")
@@ -153,32 +172,30 @@ def evaluate(
     y: Any,
     *,
     loss: Any = None,
-    metrics: Sequence[str | Metric] | None = None,
+    loss_weights: Any = None,
+    metrics: Any = None,
     batch_size: int = EVALUATION_BATCH,
     sample_weight: Any = None,
 ) -> dict[str, float]:
-    """The mean loss (by default the last fit's), the accuracy for class labels, and metrics, as a dict."""
+    """The mean loss (by default the last fit's), the accuracy for class labels, and metrics, as a dict. Of several outputs each
+    has its own, under its name; see `fit`."""
     batch_size = check_count("batch_size", batch_size)
     loss = loss if loss is not None else getattr(model, "loss", None)
     if not loss:
         raise ConfigurationError(
             'evaluate needs a loss: fit the model first, or give one, such as loss="cross_entropy"'
         )
-    loss = find_loss(loss)
     xs = as_inputs(x, model)
-    output = build_for(model, xs)
-    target = as_target(y, loss, output, len(xs[0]), model.dtype)
-    found = find_metrics(metrics)
-    check_accuracy(found, model, loss, output, target)
-    weight = as_weights(sample_weight, target, loss, model.dtype)
-    return evaluation_of(model, "evaluate", loss, found, batch_size).run(xs, target, weight)
+    loss, found, outputs, samples = checked(model, xs, y, sample_weight, loss, loss_weights, metrics)
+    return evaluation_of(model, "evaluate", outputs, loss, found, batch_size).run(samples)
 
 
 @exclusive("device.lock")
-def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> np.ndarray:
-    """The model's raw outputs as an array, in batches."""
+def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> Any:
+    """The model's raw outputs as an array, or as a tuple or dict of arrays as `forward` returns them, in batches."""
     xs, batch_size = as_inputs(x, model), check_count("batch_size", batch_size)
-    output = build_for(model, xs)
+    outputs = build_for(model, xs)
     if len(xs[0]) == 0:
-        return np.empty((0, *output), model.dtype)
-    return np.concatenate(evaluation_of(model, "predict", None, (), batch_size).outputs(xs))
+        return outputs.together([np.empty((0, *shape), model.dtype) for shape in outputs.shapes])
+    found = evaluation_of(model, "predict", outputs, None, (), batch_size).outputs(xs)
+    return outputs.together([*map(np.concatenate, zip(*found))]) if outputs.several else np.concatenate(found)

@@ -29,42 +29,35 @@ class Feed:
         device: Device,
         capacity: int,
         xs: Sequence[np.ndarray],
-        y: np.ndarray | None,
-        weight: np.ndarray | None,
+        ys: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray | None],
         ordered: bool,
     ) -> None:
         self.device, self.capacity = device, capacity
-        rows = lambda a: (capacity, *a.shape[1:])  # noqa: E731
 
         def hold(shape: Sequence[int], dtype: Any) -> Block:  # of its own: the pool would round it up by up to 6%
             return device.memory.allocate(math.prod(shape) * np.dtype(dtype).itemsize, pooled=False)
 
-        self.shapes = [(x.shape[1:], x.dtype) for x in xs]
-        self.xs = [hold(rows(x), x.dtype) for x in xs]
-        self.target, self.weighted = form(y), form(weight)
-        self.y = None if y is None else hold(rows(y), y.dtype)
-        self.weight = None if weight is None else hold(rows(weight), weight.dtype)
+        self.forms = [list(map(form, arrays)) for arrays in (xs, ys, weights)]
+        self.held = [[known and hold((capacity, *known[0]), known[1]) for known in forms] for forms in self.forms]
         self.order = hold((capacity,), np.int32) if ordered else None
         self.state = hold((3,), np.int32)
 
     @staticmethod
-    def row_bytes(xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None) -> list[int]:
-        """The bytes of one row in each array, the order included."""
-        return [*(math.prod(a.shape[1:]) * a.dtype.itemsize for a in (*xs, y, weight) if a is not None), 4]
+    def row_bytes(*arrays: Sequence[np.ndarray | None]) -> list[int]:
+        """The bytes of one row in each array of inputs, targets and weights, the order included."""
+        return [*(math.prod(a.shape[1:]) * a.dtype.itemsize for each in arrays for a in each if a is not None), 4]
 
-    def fits(self, rows: int, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None) -> bool:
-        """Whether this feed can carry `rows` rows of such data."""
-        forms = [*self.shapes, self.target, self.weighted]
-        return rows <= self.capacity and forms == [*map(form, xs), form(y), form(weight)]
+    def fits(self, rows: int, *arrays: Sequence[np.ndarray | None]) -> bool:
+        """Whether this feed can carry `rows` rows of such inputs, targets and weights."""
+        return rows <= self.capacity and self.forms == [list(map(form, each)) for each in arrays]
 
-    def load(self, xs: Sequence[np.ndarray], y: np.ndarray | None, weight: np.ndarray | None) -> None:
-        """Bring rows to the device."""
-        for array, block in zip(xs, self.xs):
-            self.device.upload(np.ascontiguousarray(array), block)
-        if y is not None and self.y is not None:
-            self.device.upload(np.ascontiguousarray(y), self.y)
-        if weight is not None and self.weight is not None:
-            self.device.upload(np.ascontiguousarray(weight), self.weight)
+    def load(self, *arrays: Sequence[np.ndarray | None]) -> None:
+        """Bring rows of inputs, targets and weights to the device."""
+        for each, blocks in zip(arrays, self.held):
+            for array, block in zip(each, blocks):
+                if array is not None and block is not None:
+                    self.device.upload(np.ascontiguousarray(array), block)
 
     def rewind(self, order: np.ndarray | None = None, step: int = 0) -> None:
         """Start again at the first row, in a new order; `step` is where results go on."""
@@ -72,15 +65,16 @@ class Feed:
             self.device.upload(np.ascontiguousarray(order, np.int32), self.order)
         self.device.upload(np.array([0, step, 0], np.int32), self.state)
 
-    def batch(self, rows: int) -> tuple[list[Tensor], Tensor | None, Tensor | None]:
+    def batch(self, rows: int) -> list[list[Any]]:
         """The next `rows` rows as tensors: inputs, targets, weights; gathered when something asks for their memory."""
 
         def part(block: Any, shape: Sequence[int], dtype: Any) -> Tensor:
             return Batch(RowsOf(block, self.order, self.state), (rows, *shape), dtype, self.device)
 
-        xs = [part(block, *shape) for block, shape in zip(self.xs, self.shapes)]
-        y = part(self.y, *self.target) if self.target else None
-        return xs, y, part(self.weight, *self.weighted) if self.weighted else None
+        return [
+            [known and part(block, *known) for block, known in zip(blocks, forms)]
+            for blocks, forms in zip(self.held, self.forms)
+        ]
 
 
 class Batch(Tensor):

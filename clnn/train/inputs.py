@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,21 +12,20 @@ from ..checks import in_range, numbers, whole, whole_array
 from ..data.validate import check_features
 from ..errors import ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer, for_shapes
-from ..losses import YES_ABOVE_0, Loss, host_target
+from ..losses import YES_ABOVE_0, Loss, host_target, parts_of
 from ..metrics import Metric, accuracy, metric_name
 from ..runtime.lock import exclusive
 from ..runtime.watching.effects import saved
 from ..runtime.watching.watch import Watch, structure_changed, structure_version
 from ..tape import no_grad
-from ..tensor import Tensor, tensor
+from ..tensor import tensor
+from .outputs import Outputs, as_columns, loss_for, metrics_for
 
 
 def as_inputs(x: Any, model: Layer, name: str = "x") -> list[np.ndarray]:
     """One array per input of the model, in the model's type or, where it takes whole numbers, int32, checked."""
-    arrays = list(x) if isinstance(x, tuple) else [x]
-    found = []
-    for i, value in enumerate(arrays):
-        label = name if len(arrays) == 1 else f"{name}[{i}]"
+    given, found = _by_input(x, model, name), []
+    for i, (label, value) in enumerate(given):
         tokens = model.takes_whole(i)
         array, dtype = (
             (whole_array(value, label), np.dtype(np.int32)) if tokens else (numbers(value, label), model.dtype)
@@ -40,14 +39,39 @@ def as_inputs(x: Any, model: Layer, name: str = "x") -> list[np.ndarray]:
         check_features(array, label)
         found.append(array)
     if any(len(a) != len(found[0]) for a in found):
-        raise ShapeError(f"the inputs have {[len(a) for a in found]} samples; they need the same number")
+        lengths = ", ".join(f"{label} has {len(a)}" for (label, _), a in zip(given, found))
+        raise ShapeError(f"the inputs need the same number of samples: {lengths}")
     return found
 
 
+def _by_input(x: Any, model: Layer, name: str) -> list[tuple[str, Any]]:
+    """What x gives for each input, and how to call that: a tuple in forward()'s order, or a dict by its names. A list is one
+    array, but for a model that needs several."""
+    if not isinstance(x, (tuple, list, Mapping)):
+        return [(name, x)]
+    names = model.input_names() or {}
+    if isinstance(x, Mapping):
+        given = [key for key in names if key in x]
+        unknown = [str(key) for key in x if key not in names]
+        missing = [key for i, key in enumerate(names) if key not in x and (names[key] or i < len(given))]
+        if missing or unknown or not given:
+            raise ConfigurationError(
+                f"{name}: the inputs of {type(model).__name__} have the names {_listed(names)}; missing is {_listed(missing)}, "
+                f"unknown is {_listed(unknown)}; give a dict by the names in forward(), or a tuple in their order"
+            )
+        return [(f"{name}[{key!r}]", x[key]) for key in given]
+    if isinstance(x, list) and (sum(names.values()) < 2 or len(x) != len(names)):
+        return [(name, x)]
+    return [(f"{name}[{i}]" if len(x) > 1 else name, value) for i, value in enumerate(x)]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
 @exclusive("device.lock")
-def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
-    """Build the model if it is not, and the output's shape for one sample, which the model remembers, with the activation
-    that its values come from."""
+def build_for(model: Layer, xs: Sequence[np.ndarray]) -> Outputs:
+    """Build the model if it is not, and its outputs, which the model remembers."""
 
     def key() -> Any:
         return structure_version(), model.device, [(x.shape[1:], x.dtype) for x in xs]
@@ -57,29 +81,30 @@ def build_for(model: Layer, xs: Sequence[np.ndarray]) -> tuple[int, ...]:
         structure_changed()  # recordings hold the old layers
     if known and known[0] == key():
         return known[1]
+    names = model.input_names()
+    if names is not None and not sum(names.values()) <= len(xs) <= len(names):
+        raise ConfigurationError(
+            f"x: {type(model).__name__} takes {len(names)} inputs ({_listed(names)}), and {len(xs)} were given; give a tuple "
+            "with an array for each, or a dict by these names"
+        )
 
-    def output() -> tuple[tuple[int, ...], str]:
-        y = model(*[tensor(np.zeros((1, *x.shape[1:])), x.dtype, model.device) for x in xs])
-        if not isinstance(y, Tensor):
-            raise ConfigurationError(
-                f"forward() returned {type(y).__name__}; fit, evaluate and predict need one tensor"
-            )
-        return y.shape[1:], y.made_by
+    def first() -> Outputs:
+        return Outputs.of(model(*[tensor(np.zeros((1, *x.shape[1:])), x.dtype, model.device) for x in xs]))
 
     built = all(layer.built for layer in model.layers_inside())
     restore = saved(Watch([model])) if built else lambda: None  # what forward() changes in layers is from no data
     with no_grad():
         try:
-            shape, last = for_shapes(model.device, output)
+            outputs = for_shapes(model.device, first)
         finally:
             restore()
-    model.__dict__["_output_shape"] = key(), shape, Watch([model]), last
-    return shape
+    model.__dict__["_output_shape"] = key(), outputs, Watch([model])
+    return outputs
 
 
 def made_by(model: Layer) -> str:
-    """The activation that the outputs of the last `build_for` come from, where that is known."""
-    return model.__dict__["_output_shape"][3]
+    """The activation that the (first) output of the last `build_for` comes from, where that is known."""
+    return model.__dict__["_output_shape"][1].made_by[0]
 
 
 def as_target(y: Any, loss: Any, output: tuple[int, ...], n: int, dtype: Any, name: str = "y") -> np.ndarray:
@@ -168,7 +193,7 @@ def classes_of(y: np.ndarray, why: str = "class_weight") -> np.ndarray:
     return found
 
 
-def check_accuracy(metrics: Sequence[Metric], model: Layer, loss: Any, output: tuple[int, ...], y: np.ndarray) -> None:
+def check_accuracy(metrics: Sequence[Metric], last: str, loss: Any, output: tuple[int, ...], y: np.ndarray) -> None:
     """An error where `accuracy` is asked for, and outputs or targets name no classes."""
     ignore = getattr(loss, "ignore_index", None)
     if ignore is not None and (
@@ -181,7 +206,7 @@ def check_accuracy(metrics: Sequence[Metric], model: Layer, loss: Any, output: t
     if accuracy not in metrics:
         return
     if output[-1:] == (1,):
-        last, name = made_by(model), getattr(loss, "name", "a loss of your own")
+        name = getattr(loss, "name", "a loss of your own")
         if last != "sigmoid" and name not in YES_ABOVE_0:
             raise ConfigurationError(
                 f"accuracy: one output of {last or 'an unknown activation'}, trained with {name}, may say yes above 0 or above "
@@ -192,16 +217,36 @@ def check_accuracy(metrics: Sequence[Metric], model: Layer, loss: Any, output: t
 
 
 class Samples(NamedTuple):
-    """What a model is trained on or evaluated with, checked: inputs, targets, and a weight for each sample or each loss, or
-    None."""
+    """What a model is trained on or evaluated with, checked: inputs, and for each output targets, and a weight for each sample
+    or each loss, or None."""
 
     xs: list[np.ndarray]
-    y: np.ndarray
-    weight: np.ndarray | None
+    ys: list[np.ndarray]
+    weights: list[np.ndarray | None]
 
     def rows(self, which: Any) -> Samples:
         """Those of some samples."""
-        return Samples([x[which] for x in self.xs], self.y[which], None if self.weight is None else self.weight[which])
+        return Samples(*([None if a is None else a[which] for a in each] for each in self))
+
+
+def as_samples(
+    xs: list[np.ndarray], y: Any, sample_weight: Any, loss: Any, outputs: Outputs, dtype: Any, of: str = ""
+) -> Samples:
+    """Inputs with their targets and weights, for each output; `of` what they are, in words. One array of weights is for all."""
+    given = outputs.each(f"{of}y", y)
+    losses = parts_of(loss)
+    ys = [
+        as_target(each, one, shape, len(xs[0]), dtype, outputs.label(f"{of}y", i))
+        for i, (each, one, shape) in enumerate(zip(given, losses, outputs.shapes))
+    ]
+    what, by_output = f"{of}sample_weight", outputs.several and isinstance(sample_weight, (tuple, list, Mapping))
+    weights = [
+        as_weights(each, target, one, dtype, outputs.label(what, i) if by_output else what)
+        for i, (each, target, one) in enumerate(
+            zip(outputs.each(what, sample_weight, None) if by_output else [sample_weight] * len(ys), ys, losses)
+        )
+    ]
+    return Samples(xs, ys, weights)
 
 
 def given_to_fit(
@@ -209,21 +254,21 @@ def given_to_fit(
     x: Any,
     y: Any,
     loss: Any,
-    metrics: Sequence[Metric],
+    loss_weights: Any,
+    metrics: Any,
     sample_weight: Any,
     class_weight: Any,
     validation: Any,
     split: float,
-) -> tuple[Samples, Samples | None]:
-    """The samples to train on, and those that are held out: `validation`, or the fraction `split` from the end."""
+) -> tuple[Any, list[Any], Outputs, Samples, Samples | None]:
+    """The loss, the metrics, the outputs, the samples to train on, and those that are held out: `validation`, or the fraction
+    `split` from the end."""
     dtype, xs = model.dtype, as_inputs(x, model)
     n = len(xs[0])
     if n == 0:
         raise DataError(f"x has no samples: its shape is {xs[0].shape}")
-    output = build_for(model, xs)
-    target = as_target(y, loss, output, n, dtype)
-    samples, held_out = Samples(xs, target, as_weights(sample_weight, target, loss, dtype)), None
-    check_accuracy(metrics, model, loss, output, target)
+    loss, metrics, outputs, samples = checked(model, xs, y, sample_weight, loss, loss_weights, metrics)
+    held_out = None
     split = in_range("validation_split", split, 0.0, 1.0)
     if validation is not None and split:
         raise ConfigurationError("give validation or validation_split, not both")
@@ -237,10 +282,34 @@ def given_to_fit(
             raise ConfigurationError("validation is (x, y) or (x, y, sample_weight); several inputs are ((x1, x2), y)")
         x_val, y_val, w_val = (*validation, None)[:3]
         x_val = as_inputs(x_val, model, "validation x")
-        y_val = as_target(y_val, loss, output, len(x_val[0]), dtype, "validation y")
-        held_out = Samples(x_val, y_val, as_weights(w_val, y_val, loss, dtype, "validation sample_weight"))
+        if [a.shape[1:] for a in x_val] != [a.shape[1:] for a in xs]:
+            build_for(model, x_val)  # an error where they do not fit, before anything is trained
+        held_out = as_samples(x_val, y_val, w_val, loss, outputs, dtype, "validation ")
     if class_weight is not None:
-        of_class = by_class(class_weight, samples.y, loss, output[-1] if output else 1, dtype)
-        given = 1 if samples.weight is None else samples.weight
-        samples = samples._replace(weight=np.ascontiguousarray(np.multiply(np.transpose(given), of_class.T).T, dtype))
-    return samples, held_out
+        if outputs.several:
+            raise ConfigurationError(
+                "class_weight is for a model of one output; give sample_weight for each of several"
+            )
+        (y,), (weight,), (output,) = samples.ys, samples.weights, outputs.shapes
+        of_class = by_class(class_weight, y, loss, output[-1] if output else 1, dtype)
+        weight = np.multiply(np.transpose(1 if weight is None else weight), of_class.T).T
+        samples = samples._replace(weights=[np.ascontiguousarray(weight, dtype)])
+    return loss, metrics, outputs, samples, held_out
+
+
+def checked(
+    model: Layer, xs: list[np.ndarray], y: Any, sample_weight: Any, loss: Any, loss_weights: Any, metrics: Any
+) -> tuple[Any, list[Any], Outputs, Samples]:
+    """The loss, the metrics, the outputs of the model, which is built, and the samples, checked against each other."""
+    outputs = build_for(model, xs)
+    loss = loss_for(outputs, loss, loss_weights)
+    samples = as_samples(xs, y, sample_weight, loss, outputs, model.dtype)
+    found = metrics_for(outputs, metrics)
+    for each, last, one, shape, target in zip(found, outputs.made_by, parts_of(loss), outputs.shapes, samples.ys):
+        check_accuracy(each, last, one, shape, target)
+    return loss, as_columns(outputs, found), outputs, samples
+
+
+def counts_hits(loss: Any, samples: Samples) -> list[bool]:
+    """Of which outputs the accuracy is reported without being asked for: those with class numbers and one of clnn's losses."""
+    return [y.dtype == np.int32 and isinstance(one, Loss) for one, y in zip(parts_of(loss), samples.ys)]

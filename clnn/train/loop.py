@@ -19,8 +19,7 @@ from ..callbacks import Callback, Progress
 from ..checks import check_count
 from ..errors import ConfigurationError, ShapeError
 from ..layers.base import Layer, for_shapes
-from ..losses import Loss, find_loss
-from ..metrics import Metric, find_metrics
+from ..losses import Loss, parts_of
 from ..optim import Optimizer, find_optimizer
 from ..parameters import consolidate, statistics_kept
 from ..runtime.device import Device
@@ -32,7 +31,8 @@ from ..tensor import tensor
 from .evaluation import Evaluation
 from .feed import Feed
 from .history import History
-from .inputs import Samples, build_for, given_to_fit
+from .inputs import Samples, build_for, counts_hits, given_to_fit
+from .outputs import Outputs
 from .record import Results, record_loss, record_metrics, rows_by_step, steps_of
 
 AUDITS = 0.005  # of fit's time, at most, for audits after callbacks where all code is clnn's
@@ -47,7 +47,8 @@ def fit(
     optimizer: str | Optimizer,
     epochs: int = 1,
     batch_size: int = 32,
-    metrics: Sequence[str | Metric] | None = None,
+    loss_weights: Any = None,
+    metrics: Any = None,
     validation: Sequence[Any] | None = None,
     validation_split: float = 0.0,
     callbacks: Sequence[Any] = (),
@@ -60,25 +61,30 @@ def fit(
 ) -> History:
     """Train `model` on samples x and targets y; the history of losses and accuracies comes back.
 
-    x: array (n, ...), or a tuple of arrays for a model of several inputs. y: class numbers (n,), or values of the
-    output's shape; class numbers (n, time) go with outputs (n, time, classes) and a loss of vectors, such as cross_entropy.
-    loss, optimizer and metrics: by name, or objects. Samples are shuffled anew each epoch, and the remainder batch is trained
-    on too. `validation` = (x, y) or (x, y, sample_weight) is evaluated after each epoch; `validation_split` takes that
-    fraction of the samples from the end instead, with their `sample_weight`. `sample_weight` (n,), or one for each class
-    number, multiplies losses, and so does `class_weight` {class: weight} those of training. A step's mean loss divides by the
-    number of its targets, less those that the loss ignores (`CrossEntropy(ignore_index=...)`); the history's is the mean over
-    all such targets of the epoch. With `seed`, shuffling and dropout repeat from run to run. `record=False` keeps every step
-    eager.
+    x: array (n, ...), or for a model of several inputs a tuple of arrays, or a dict by the names in `forward`. y: class
+    numbers (n,), or values of the output's shape; class numbers (n, time) go with outputs (n, time, classes) and a loss of
+    vectors, such as cross_entropy. loss, optimizer and metrics: by name, or objects. Samples are shuffled anew each epoch, and
+    the remainder batch is trained on too. `validation` = (x, y) or (x, y, sample_weight) is evaluated after each epoch;
+    `validation_split` takes that fraction of the samples from the end instead, with their `sample_weight`. `sample_weight`
+    (n,), or one for each class number, multiplies losses, and so does `class_weight` {class: weight} those of training. A
+    step's mean loss divides by the number of its targets, less those that the loss ignores
+    (`CrossEntropy(ignore_index=...)`); the history's is the mean over all such targets of the epoch. With `seed`, shuffling
+    and dropout repeat from run to run. `record=False` keeps every step eager.
     A second fit with the same optimizer object goes on where the first ended.
+
+    Where `forward` returns several outputs, as a tuple (then called output_1, output_2, ...) or as a dict, y, loss,
+    loss_weights (1 unless given), metrics and sample_weight are tuples or dicts likewise; one loss, one list of metrics or one
+    array of weights is for all outputs. The loss is sum_i w_i loss_i; the history has it as "loss", and each output's as
+    "<name>_loss", "<name>_accuracy" and so on. ConfigurationError for a name that is unknown or missing.
     """
     epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
-    loss, optimizer = find_loss(loss), find_optimizer(optimizer)
-    metrics, callbacks = find_metrics(metrics), as_callbacks(callbacks)
+    optimizer, callbacks = find_optimizer(optimizer), as_callbacks(callbacks)
     device = model.device
-    samples, held_out = given_to_fit(
-        model, x, y, loss, metrics, sample_weight, class_weight, validation, validation_split
+    loss, metrics, outputs, samples, held_out = given_to_fit(
+        model, x, y, loss, loss_weights, metrics, sample_weight, class_weight, validation, validation_split
     )
-    n, plan = len(samples.y), rows_by_step(len(samples.y), batch_size)
+    n = len(samples.xs[0])
+    plan = rows_by_step(n, batch_size)
     if plan.min() == 1:
         _check_alone(model, samples.xs, f"of {n} samples in mini-batches of {batch_size} the last has 1")
     with device.lock:  # another thread may train another model with the same optimizer
@@ -88,21 +94,22 @@ def fit(
     model.loss, model.optimizer = loss, optimizer
     resident, capacity = _capacity(device, n, batch_size, samples)
     feed = Feed(device, capacity, *samples, ordered=resident)
-    results = Results(device, len(plan), model.dtype, metrics)
-    train = _training_step(model, loss, optimizer, feed, results, batch_size)
+    results = Results(device, len(plan), model.dtype, outputs, loss, counts_hits(loss, samples), metrics)
+    train = _training_step(model, outputs, loss, optimizer, feed, results, batch_size)
     step = Step(train, record, [optimizer], reads=[model, loss, *metrics])
     step.given, structure = given, structure_version()
     if seed is not None:  # where an uninterrupted run would be
         random.generator(device).reseed(seed, position=position)
     history, bar = History(), Progress(epochs, len(plan), progress)
-    evaluation = Evaluation(model, loss, metrics, record) if held_out else None
+    evaluation = Evaluation(model, outputs, loss, metrics, record) if held_out else None
     model.stop_training = False
     started = time.perf_counter()
     if resident:
         feed.load(*samples)
     try:
         for callback in callbacks:
-            callback.on_data(model, *samples)
+            weights = None if all(w is None for w in samples.weights) else outputs.together(samples.weights)
+            callback.on_data(model, samples.xs, outputs.together(samples.ys), weights)
             callback.on_train_begin(model)
         for epoch in range(epochs):
             for callback in callbacks:
@@ -112,11 +119,12 @@ def fit(
                     p.spent()
                     p.version += 1  # replays do not say so
             began = time.perf_counter()
-            output = build_for(model, samples.xs)
+            now = build_for(model, samples.xs)
             with device.lock:
                 if structure != structure_version():  # a callback has changed something
-                    if isinstance(loss, Loss):
-                        loss.check((n, *output), samples.y.shape, samples.y.dtype)
+                    for one, shape, y_now in zip(parts_of(loss), now.shapes, samples.ys):
+                        if isinstance(one, Loss):
+                            one.check((n, *shape), y_now.shape, y_now.dtype)
                     optimizer.attach(consolidated(model))
                     step.given, structure = optimizer.given, structure_version()
                 step.claim()
@@ -145,12 +153,12 @@ def fit(
                                 step.verify(device, key, run)
                         bar.step(times)
                         done += times
-            logs = results.means(plan, epoch, first_step, hits=samples.y.dtype == np.int32 and isinstance(loss, Loss))
+            logs = results.means(plan, epoch, first_step)
             with device.lock:
                 step.claim()
                 optimizer.epochs += 1
             if evaluation and held_out:
-                logs |= {f"val_{key}": value for key, value in evaluation.run(*held_out).items()}
+                logs |= {f"val_{key}": value for key, value in evaluation.run(held_out).items()}
             with device.lock:
                 step.claim()
                 logs["lr"] = optimizer.rate(max(0, optimizer.steps - 1))
@@ -170,19 +178,18 @@ def fit(
 
 
 def _training_step(
-    model: Any, loss: Any, optimizer: Optimizer, feed: Feed, results: Results, batch_size: int
+    model: Any, outputs: Outputs, loss: Any, optimizer: Optimizer, feed: Feed, results: Results, batch_size: int
 ) -> Callable[..., None]:
     """The step of fit, as Python: the next `rows` rows forward, their loss, and the descent."""
 
     def train(context: StepContext, rows: int) -> None:
-        batch, t, w = feed.batch(rows)
-        out = model.forward(*batch)
-        assert t is not None
-        record_metrics(feed, results, out, t)
-        start = record_loss(loss, out, t, w, feed, results, batch_size, context)
+        batch, ts, ws = feed.batch(rows)
+        outs = outputs.tensors(model.forward(*batch))
+        record_metrics(feed, results, outs, ts)
+        start = record_loss(loss, outs, ts, ws, feed, results, batch_size, context)
         if start is None:
             raise ConfigurationError("the loss depends on no trainable parameter")
-        del batch, out, t, w
+        del batch, outs, ts, ws
         optimizer.descend(start)
 
     return train
@@ -202,7 +209,7 @@ def _check_alone(model: Layer, xs: Sequence[np.ndarray], why: str) -> None:
     """ShapeError where the model cannot be trained on one row alone, such as batch normalisation; there is one, says `why`."""
     with statistics_kept(model.parameters()):
         try:
-            for_shapes(model.device, lambda: model(*[tensor(x[:1], x.dtype, model.device) for x in xs]).shape)
+            for_shapes(model.device, lambda: Outputs.of(model(*[tensor(x[:1], x.dtype, model.device) for x in xs])))
         except ShapeError as error:
             raise ShapeError(f"{error}; {why}: take another batch_size") from None
 

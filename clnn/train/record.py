@@ -3,41 +3,73 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ..errors import ConfigurationError, Diverged, ShapeError
-from ..losses import Loss
+from ..losses import Loss, parts_of
 from ..metrics import Metric, metric_name
-from ..ops.array import block_of
+from ..ops.array import Array, block_of, empty, fill
+from ..ops.elementwise import binary
 from ..ops.loss import Record
 from ..runtime.device import Device
 from ..runtime.recorder import StepContext
 from ..tape import Node, grad_enabled
 from ..tensor import Tensor
 from .feed import Feed
+from .outputs import Outputs
 
 
 class Results:
-    """Per step: the mean loss, the numbers of hits and of targets that count, and the means of further metrics."""
+    """Per step: of each output the mean loss and the numbers of hits and of targets that count, and the means of further
+    metrics."""
 
-    def __init__(self, device: Device, steps: int, dtype: Any, metrics: Sequence[Metric]) -> None:
+    def __init__(
+        self,
+        device: Device,
+        steps: int,
+        dtype: Any,
+        outputs: Outputs,
+        loss: Any,
+        hits: Sequence[bool],
+        metrics: Sequence[Metric],
+    ) -> None:
+        """`hits`: of which outputs the hits are reported."""
         self.device, self.steps, self.dtype, self.metrics = device, steps, np.dtype(dtype), list(metrics)
+        self.outputs, self.hits, self.weights = outputs, list(hits), getattr(loss, "weights", [1.0])
         self.last: float | None = None  # the loss of the last step of the epoch before
         size = self.dtype.itemsize
-        self.main = device.memory.allocate(max(1, 3 * steps) * size)
+        self.main = [device.memory.allocate(max(1, 3 * steps) * size) for _ in outputs.names]
         self.extra = device.memory.allocate(max(1, steps * len(self.metrics)) * size)
 
     def read(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        main = self.device.read(self.main, np.empty((steps, 3), self.dtype))
-        return main, self.device.read(self.extra, np.empty((steps, len(self.metrics)), self.dtype))
+        """Mean losses, hits and counts (3, steps) of each output, and the means (steps, metrics), in float64."""
+        main = [self.device.read(block, np.empty((steps, 3), self.dtype)).T for block in self.main]
+        extra = self.device.read(self.extra, np.empty((steps, len(self.metrics)), self.dtype))
+        return np.array(main, np.float64), extra.astype(np.float64)
 
-    def means(self, plan: np.ndarray, epoch: int, first_step: int, hits: bool) -> dict[str, float]:
+    def sums(self, main: np.ndarray) -> np.ndarray:
+        """Over steps, of each output: of losses, of hits, and of targets that count."""
+        return np.array([(losses @ counts, right.sum(), counts.sum()) for losses, right, counts in main])
+
+    def logs(self, sums: np.ndarray) -> dict[str, float]:
+        """By name the means that these sums say."""
+        means = sums[:, :2] / np.maximum(1.0, sums[:, 2:])
+        found = {"loss": float(means[:, 0] @ self.weights)}
+        for name, (loss, accuracy), hits in zip(self.outputs.names, means, self.hits):
+            if self.outputs.several:
+                found[f"{name}_loss"] = float(loss)
+            if hits:
+                found[f"{name}_accuracy" if self.outputs.several else "accuracy"] = float(accuracy)
+        return found
+
+    def means(self, plan: np.ndarray, epoch: int, first_step: int) -> dict[str, float]:
         """The means over an epoch whose steps had so many rows each, by name. Diverged where a loss is not finite."""
         main, extra = self.read(len(plan))
-        losses, right, counts = main.astype(np.float64).T
+        losses = np.tensordot(self.weights, main[:, 0], 1)
         bad = np.flatnonzero(~np.isfinite(losses))
         if bad.size:
             at = int(bad[0])
@@ -49,13 +81,9 @@ class Results:
                 f"it was {losses[at]}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
             )
         self.last = float(losses[-1])
-        rows, counted = plan.astype(np.float64), max(1.0, counts.sum())
-        logs = {"loss": float(losses @ counts / counted)}
-        if hits:
-            logs["accuracy"] = float(right.sum() / counted)
-        for i, metric in enumerate(self.metrics):
-            logs[metric_name(metric)] = float(extra[:, i].astype(np.float64) @ rows / rows.sum())
-        return logs
+        rows = plan.astype(np.float64)
+        named = zip(map(metric_name, self.metrics), extra.T)
+        return self.logs(self.sums(main)) | {name: float(values @ rows / rows.sum()) for name, values in named}
 
 
 def steps_of(n: int, batch: int) -> list[tuple[int, int]]:
@@ -68,12 +96,12 @@ def rows_by_step(n: int, batch: int) -> np.ndarray:
     return np.concatenate([np.full(count, rows) for rows, count in steps_of(n, batch)])
 
 
-def record_metrics(feed: Feed, results: Results, output: Tensor, target: Tensor) -> None:
+def record_metrics(feed: Feed, results: Results, outputs: Sequence[Tensor], targets: Sequence[Tensor]) -> None:
     """The means of further metrics of this step."""
     for column, metric in enumerate(results.metrics):
-        values = metric(output, target)
+        values = metric(outputs, targets) if results.outputs.several else metric(outputs[0], targets[0])  # type: ignore
         wanted = isinstance(values, Tensor) and values.dtype == results.dtype and values.size
-        if not wanted or (values.size != 1 and values.size % output.shape[0]):
+        if not wanted or (values.size != 1 and values.size % outputs[0].shape[0]):
             raise ConfigurationError(
                 f"the metric {metric_name(metric)} should return a {results.dtype} tensor with a value for each sample, or one "
                 f"for all of them (a comparison, a == b, is one of floats); it returned {values!r}"
@@ -84,49 +112,70 @@ def record_metrics(feed: Feed, results: Results, output: Tensor, target: Tensor)
         )  # fmt: skip
 
 
+def _ones(x: Tensor, _: Any) -> Iterator[tuple[Tensor, Array]]:
+    """The gradient of x where backpropagation starts there."""
+    yield x, fill(empty(x.device, x.shape, x.dtype), 1.0)
+
+
 def record_loss(
     loss: Any,
-    output: Tensor,
-    y: Tensor,
-    w: Tensor | None,
+    outputs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    ws: Sequence[Tensor | None],
     feed: Feed,
     results: Results,
     batch: int,
     context: StepContext,
 ) -> Node | None:
-    """Compute the loss, record it with the hits, move the counters on, and say where backpropagation starts.
+    """Compute the loss of each output, record it with the hits, move the counters on, and say where backpropagation starts.
 
     The counters move here, after everything that reads their old values (gathering, dropout) and before everything that
     reads the new ones (rates). Any function of two tensors serves as a loss.
     """
-    device = feed.device
+    device, start, losses = feed.device, None, None
     cells = context.take_cells()
     for cell, by in cells[2:]:
         context.advance(cell, by)
-    record = Record(results.main, feed.state, cells[:2])
-    if isinstance(loss, Loss):
-        together = batch <= device.group_width and math.prod(loss.shape(output.shape)) == output.shape[0]
-        found, source = loss.rows(output, y, w, y.dtype == np.int32, record if together else None)
-
-        def closure(_: Any) -> Any:
-            return ((source, gradient) for _, gradient in found.backward(None))
-
-        start = Node(found.losses, closure, of_loss=True) if grad_enabled() and source.requires_grad else None
-        losses, hit, kept = found.losses, found.hits, found.kept
-    else:
-        if w is not None:
-            raise ConfigurationError(
-                "sample_weight and class_weight need one of clnn's losses; weight samples inside your own"
-            )
-        losses, hit, kept, together = loss(output, y), None, None, False
-        if not isinstance(losses, Tensor) or losses.size != 1:
-            raise ShapeError("a loss of your own should return a tensor of one number, the mean over samples")
-        start = losses.node
-    if not together:
-        device.check_turns(2 * max(losses.size, output.shape[0]), f"the mean of {losses.size:,} losses")
-        device.launch(
-            "state", "end_step", (1,), output.shape[0], losses.size, losses.block, block_of(hit), block_of(kept), *record.args(),
-            local=(1,), real=device.real(results.dtype),
-        )  # fmt: skip
+    flows: list[tuple[Tensor, Any, float]] = []  # where gradients start, what gives them, and the factor
+    for i, (one, output, y, w) in enumerate(zip(parts_of(loss), outputs, ys, ws)):
+        record = Record(results.main[i], feed.state, cells[:2])
+        weight, together = results.weights[i], False
+        if isinstance(one, Loss):
+            together = len(ys) == 1 and batch <= device.group_width
+            together = together and math.prod(one.shape(output.shape)) == output.shape[0]
+            found, source = one.rows(output, y, w, y.dtype == np.int32, record if together else None)
+            losses, hit, kept = found.losses, found.hits, found.kept
+            if grad_enabled() and source.requires_grad:
+                flows.append((source, found.backward, weight))
+        else:
+            if w is not None:
+                raise ConfigurationError(
+                    "sample_weight and class_weight need one of clnn's losses; weight samples inside your own"
+                )
+            losses, hit, kept = one(output, y), None, None
+            if not isinstance(losses, Tensor) or losses.size != 1:
+                raise ShapeError("a loss of your own should return a tensor of one number, the mean over samples")
+            if not results.outputs.several:
+                start = losses.node
+            elif losses.requires_grad:
+                flows.append((scaled := losses * weight, partial(_ones, scaled), 1.0))
+        if not together:
+            last = i + 1 == len(outputs)
+            device.check_turns(2 * max(losses.size, output.shape[0]), f"the mean of {losses.size:,} losses")
+            device.launch(
+                "state", "end_step" if last else "end_part", (1,), output.shape[0], losses.size, losses.block,
+                block_of(hit), block_of(kept), *record.args()[: None if last else 2],
+                local=(1,), real=device.real(results.dtype),
+            )  # fmt: skip
     context.moved = True
-    return start
+    if not flows:
+        return start
+
+    def closure(_: Any) -> Any:
+        while flows:
+            source, backward, weight = flows.pop(0)
+            for _, gradient in backward(None):
+                yield source, gradient if weight == 1 else binary("multiply", gradient, weight)[0]
+
+    assert losses is not None
+    return Node(losses, closure, of_loss=True)
