@@ -141,7 +141,7 @@ class Model(Layer):
         if frozen:
             header["frozen"] = frozen
         if self.loss is not None:
-            header["loss"] = checkpoint.told("loss", self.loss, losses.describe(self.loss), find_loss)
+            header["loss"] = _told_loss(self.loss)
         if self.optimizer is not None and (self.optimizer.parameters or self.optimizer.steps):
             one = self.optimizer
             if callable(one.lr) and not schedules.is_known(one.lr):
@@ -336,6 +336,14 @@ def _made(header: dict[str, Any], where: Device, empty: bool = False) -> Layer:
     with no_grad(), drawing_from(Generator(where, 0)):
         model: Layer = for_shapes(where, made, empty)
     return model
+
+
+def _told_loss(loss: Any) -> Any:
+    """The loss as `find_loss` finds it again, or None where a file goes without it."""
+    if not isinstance(loss, losses.Joint):
+        return checkpoint.told("loss", loss, losses.describe(loss), find_loss)
+    told = {name: _told_loss(one) for name, one in loss.losses.items()}
+    return None if None in told.values() else {"losses": told, "weights": loss.weights}
 
 
 def _settings(p: Parameter) -> list[Any]:
