@@ -29,12 +29,14 @@ from .errors import (
 )
 from .functions import *  # noqa: F403
 from .generation import generate
+from .graph import Input
 from .images import *  # noqa: F403
 from .layers import *  # noqa: F403 - and each file by itself: type checkers do not follow two stars in a row
 from .layers.core import *  # noqa: F403
 from .layers.image.conv import *  # noqa: F403
 from .layers.image.pool import *  # noqa: F403
 from .layers.image.resize import *  # noqa: F403
+from .layers.merge import *  # noqa: F403
 from .layers.norm import *  # noqa: F403
 from .layers.residual import *  # noqa: F403
 from .layers.sequence.attention import *  # noqa: F403
@@ -76,6 +78,7 @@ __all__ = [
     "GradientNorms",
     "HessianFree",
     "History",
+    "Input",
     "LBFGS",
     "Model",
     "OneCycle",

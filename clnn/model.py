@@ -13,7 +13,8 @@ import numpy as np
 from . import checkpoint, losses, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
-from .layers.base import REGISTRY, Layer, for_shapes, register, snake, through
+from .graph import Graph, told_of_parameters, traced
+from .layers.base import REGISTRY, Layer, for_shapes, name_layers, register, through
 from .losses import YES_ABOVE_0, find_loss
 from .ops.loss import yes_above
 from .ops.random import Generator
@@ -27,11 +28,67 @@ from .tape import no_grad
 from .tensor import Parameter, Tensor, tensor
 
 
+@register
 class Model(Layer):
-    """A layer with `fit`, `evaluate`, `predict`, `save`. Derive from it as from `Layer`, and write `forward`."""
+    """A layer with `fit`, `evaluate`, `predict`, `save`. Derive from it as from `Layer`, and write `forward`; or give it inputs,
+    which `clnn.Input` makes, and outputs, which layers make of them: each one, a tuple, or a dict by names.
+
+        a, b = clnn.Input((8,)), clnn.Input((3,))
+        both = clnn.Concatenate()(clnn.Dense(16, "relu")(a), b)
+        net = clnn.Model((a, b), {"price": clnn.Dense(1)(both), "kind": clnn.Dense(5)(both)})
+
+    A layer that is called twice has the same weights at both places. `graph` is what a file has instead. ConfigurationError for
+    inputs that are missing or that no output depends on.
+    """
 
     loss: Any = None  # the last fit's
     optimizer: Optimizer | None = None
+    graph: Graph | None = None
+    _numbered = False  # whether parameters are named by the numbers of layers
+
+    def __init__(self, inputs: Any = None, outputs: Any = None, *, graph: Graph | None = None) -> None:
+        if inputs is None and outputs is None and graph is None:
+            return  # a class of one's own, with a forward()
+        fresh = graph is None
+        graph = traced(inputs, outputs) if graph is None else graph
+        self.layers, self.graph = graph.layers, graph  # its layers have the names that Sequential's have
+        self._numbered = True
+        name_layers(self.layers)
+        if fresh:
+            self._device, self.dtype = self.layers[0].device, self.layers[0].dtype
+            self.graph.place(self._device, self.dtype)
+            self.ensure_built(*[tuple(shape) for shape, _ in self.graph.inputs.values()])
+            consolidate(self.parameters())
+
+    def forward(self, *inputs: Any) -> Any:
+        return super().forward(*inputs) if self.graph is None else self.graph.run(inputs)
+
+    def config(self) -> dict[str, Any]:
+        return {} if self.graph is None else {"graph": self.graph}
+
+    def input_names(self) -> dict[str, bool] | None:
+        return super().input_names() if self.graph is None else dict.fromkeys(self.graph.inputs, True)
+
+    def takes_whole(self, i: int) -> bool:
+        return super().takes_whole(i) if self.graph is None else self.graph.takes_whole(i)
+
+    def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
+        super().check_whole(i, array, name)
+        if self.graph is not None:
+            self.graph.check_whole(i, array, name)
+
+    def named_parameters(self, prefix: str = "") -> Any:
+        for name, p in super().named_parameters(prefix):
+            yield (name.removeprefix("layers.") if self._numbered and not prefix else name), p
+
+    def summary(self) -> str:
+        """A table of layers, output shapes, parameters, and what each layer is called with, as text."""
+        if self.graph is None:
+            raise ConfigurationError(
+                "summary() is for Sequential and for Model(inputs, outputs): what a forward() of your own calls is not known"
+            )
+        rows = [("layer", "output shape", "parameters", "from"), *self.graph.rows()]
+        return _table(self, rows)
 
     def fit(self, x: Any, y: Any, **options: Any) -> train.History:
         return train.fit(self, x, y, **options)
@@ -181,6 +238,8 @@ class Sequential(Model):
     the first weights the same in every run.
     """
 
+    _numbered = True
+
     def __init__(
         self,
         layers: Sequence[Layer],
@@ -195,11 +254,7 @@ class Sequential(Model):
                 f"Sequential takes a list of one or more layers{f', not {(wrong or self.layers)[0]!r}' if self.layers else ''}"
             )
         list(self.layers_inside())  # an error where they are nested too deep
-        kinds: dict[str, int] = {}
-        for layer in self.layers:
-            kind = snake(type(layer).__name__)
-            kinds[kind] = kinds.get(kind, 0) + 1
-            layer.name = layer.name or f"{kind}_{kinds[kind]}"
+        name_layers(self.layers)
         self.seed = seed
         from .runtime.devices.choice import device
 
@@ -232,7 +287,7 @@ class Sequential(Model):
             x, found = tensor(np.zeros((1, *shape)), kind, self.device), []
             for layer in self.layers:
                 x = layer(x)
-                found.append(x.shape[1:])
+                found.append(x.shape[1:] if isinstance(x, Tensor) else tuple(t.shape[1:] for t in x))
             return found
 
         with drawing_from(generator), no_grad():
@@ -241,18 +296,17 @@ class Sequential(Model):
             p.name = name
         consolidate(self.parameters())
 
-    def forward(self, *inputs: Tensor) -> Tensor:
+    def forward(self, *inputs: Tensor) -> Any:
         return through(self.layers, *inputs)
+
+    def input_names(self) -> dict[str, bool] | None:
+        return None
 
     def takes_whole(self, i: int) -> bool:
         return self.layers[0].takes_whole(i)
 
     def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
         self.layers[0].check_whole(i, array, name)
-
-    def named_parameters(self, prefix: str = "") -> Any:
-        for name, p in super().named_parameters(prefix):
-            yield (name.removeprefix(f"{prefix}layers.") if not prefix else name), p
 
     def summary(self) -> str:
         """A table of layers, output shapes and parameters, as text."""
@@ -262,23 +316,22 @@ class Sequential(Model):
             )
         rows = [("layer", "output shape", "parameters")]
         for layer, shape in zip(self.layers, self.output_shapes):
-            own = [p for _, p in layer.named_parameters()]
-            number, kept = count(own), count([p for p in own if not p.learns])
-            frozen = f" ({kept:,} not trainable)" if kept else ""
-            frozen = frozen if layer.trainable else " (frozen)"
-            rows.append((f"{layer.name} {layer!r}", str((None, *shape)), f"{number:,}{frozen}"))
-        widths = [max(len(row[i]) for row in rows) for i in range(3)]
-        lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-        parameters = self.parameters()
-        trainable = count([p for p in parameters if p.trainable])
-        size = sum(p.nbytes for p in parameters)
-        lines.append(
-            f"{count(parameters):,} parameters ({trainable:,} trainable), {size:,} bytes, on {self.device.name}"
-        )
-        return "\n".join(lines)
+            rows.append((f"{layer.name} {layer!r}", str((None, *shape)), told_of_parameters(layer)))
+        return _table(self, rows)
 
     def config(self) -> dict[str, Any]:
         return {"layers": self.layers}
+
+
+def _table(model: Model, rows: Sequence[Sequence[str]]) -> str:
+    """Rows in columns, and below them what the model has in all."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    parameters = model.parameters()
+    trainable = count([p for p in parameters if p.trainable])
+    size = sum(p.nbytes for p in parameters)
+    lines.append(f"{count(parameters):,} parameters ({trainable:,} trainable), {size:,} bytes, on {model.device.name}")
+    return "\n".join(lines)
 
 
 def load(path: str | Path) -> Any:

@@ -21,8 +21,9 @@ from ..registry import REGISTRY, VERSIONS, config_from, register  # noqa: F401 -
 from ..runtime.device import Device, ValuesWanted
 from ..runtime.devices.choice import device
 from ..runtime.lock import exclusive
-from ..runtime.watching.watch import Watched, rebinds, structure_changed
-from ..tape import grad_enabled
+from ..runtime.watching.effects import saved
+from ..runtime.watching.watch import Watch, Watched, rebinds, structure_changed
+from ..tape import grad_enabled, no_grad
 from ..tensor import Parameter, Tensor, tensor, tensors_made
 
 MOST_NESTED = 64  # layers in layers: each takes up to a dozen calls of Python's thousand
@@ -64,6 +65,38 @@ def for_shapes(device: Device, forward: Callable[[], Any], empty: bool = False) 
                     for launch in late:
                         launch()
     return forward()
+
+
+def first_pass(layer: Layer, forms: Iterable[Sequence[Any]], tell: Callable[[Any], Any], run: Any = None) -> Any:
+    """What `tell` makes of the outputs of the layer (or of its method `run`) for one sample of inputs of these shapes and types,
+    for their shapes alone: nothing is launched, and what changes in layers that are built is put back."""
+    restore = saved(Watch([layer])) if all(one.built for one in layer.layers_inside()) else lambda: None
+
+    def forward() -> Any:
+        return tell((run or layer)(*[tensor(np.zeros((1, *shape)), dtype, layer.device) for shape, dtype in forms]))
+
+    with layer.device.lock, no_grad():
+        try:
+            return for_shapes(layer.device, forward)
+        finally:
+            restore()
+
+
+def name_layers(layers: Iterable[Layer]) -> None:
+    """Give those without a name one by their class: dense_1, dense_2, ..."""
+    kinds: dict[str, int] = {}
+    for layer in layers:
+        kind = snake(type(layer).__name__)
+        kinds[kind] = kinds.get(kind, 0) + 1
+        layer.name = layer.name or f"{kind}_{kinds[kind]}"
+
+
+class Symbolic:
+    """What stands for a tensor where a graph is made of layers; see clnn/graph.py."""
+
+    def through(self, layer: Layer, inputs: Sequence[Any]) -> Any:
+        """What stands for the layer's output."""
+        raise NotImplementedError
 
 
 class Layer(Watched):
@@ -120,6 +153,8 @@ class Layer(Watched):
                     f"{self.name or type(self).__name__} is on {self.device!r} and its input on {x.device!r}; "
                     "move one with .to(device)"
                 )
+            if isinstance(x, Symbolic):
+                return x.through(self, inputs)
         given = [self._as_input(x, i) for i, x in enumerate(inputs)]
         masked = any(x.mask is not None for x in given)
         if masked and not (self.reads_mask or self.keeps_mask):

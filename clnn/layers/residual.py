@@ -10,7 +10,7 @@ from ..ops.activation import ACTIVATIONS, activation_name
 from ..ops.elementwise import add
 from ..registry import config_from
 from ..tensor import Tensor, apply, function
-from .base import Layer, register, snake, through
+from .base import Layer, name_layers, register, through
 
 __all__ = ["Residual"]
 
@@ -40,12 +40,7 @@ class Residual(Layer):
         self.body = _listed("Residual's layers", layers)
         self.shortcut = None if shortcut is None else _listed("Residual's shortcut", shortcut)
         self.activation = activation_name(activation)
-        for way in (self.body, self.shortcut or ()):
-            kinds: dict[str, int] = {}
-            for layer in way:
-                kind = snake(type(layer).__name__)
-                kinds[kind] = kinds.get(kind, 0) + 1
-                layer.name = layer.name or f"{kind}_{kinds[kind]}"
+        name_layers(self.body), name_layers(self.shortcut or ())
 
     def forward(self, x: Tensor) -> Tensor:
         y, beside = through(self.body, x), through(self.shortcut, x) if self.shortcut else x

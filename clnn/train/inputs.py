@@ -11,14 +11,11 @@ import numpy as np
 from ..checks import in_range, numbers, whole, whole_array
 from ..data.validate import check_features
 from ..errors import ConfigurationError, DataError, ShapeError
-from ..layers.base import Layer, for_shapes
+from ..layers.base import Layer, first_pass
 from ..losses import YES_ABOVE_0, Loss, host_target, parts_of
 from ..metrics import Metric, accuracy, metric_name
 from ..runtime.lock import exclusive
-from ..runtime.watching.effects import saved
 from ..runtime.watching.watch import Watch, structure_changed, structure_version
-from ..tape import no_grad
-from ..tensor import tensor
 from .outputs import Outputs, as_columns, loss_for, metrics_for
 
 
@@ -88,16 +85,7 @@ def build_for(model: Layer, xs: Sequence[np.ndarray]) -> Outputs:
             "with an array for each, or a dict by these names"
         )
 
-    def first() -> Outputs:
-        return Outputs.of(model(*[tensor(np.zeros((1, *x.shape[1:])), x.dtype, model.device) for x in xs]))
-
-    built = all(layer.built for layer in model.layers_inside())
-    restore = saved(Watch([model])) if built else lambda: None  # what forward() changes in layers is from no data
-    with no_grad():
-        try:
-            outputs = for_shapes(model.device, first)
-        finally:
-            restore()
+    outputs = first_pass(model, [(x.shape[1:], x.dtype) for x in xs], Outputs.of)
     model.__dict__["_output_shape"] = key(), outputs, Watch([model])
     return outputs
 
