@@ -542,6 +542,7 @@ class Joint(Watched):
         return first
 
     def config(self) -> dict[str, Any]:
+        """What `find_loss` makes these losses of again."""
         return {"losses": {name: describe(one) for name, one in self.losses.items()}, "weights": self.weights}
 
 
