@@ -14,7 +14,7 @@ from . import checkpoint, losses, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
 from .graph import Graph, told_of_parameters, traced
-from .layers.base import REGISTRY, Layer, for_shapes, name_layers, register, through
+from .layers.base import REGISTRY, Layer, first_pass, for_shapes, name_layers, register, through
 from .losses import YES_ABOVE_0, find_loss
 from .ops.loss import yes_above
 from .ops.random import Generator
@@ -57,6 +57,9 @@ class Model(Layer):
         if fresh:
             self._device, self.dtype = self.layers[0].device, self.layers[0].dtype
             self.graph.place(self._device, self.dtype)
+            first_pass(
+                self.graph, self.graph.inputs.values(), lambda _: None, self.graph.forward
+            )  # masks come with tensors
             self.ensure_built(*[tuple(shape) for shape, _ in self.graph.inputs.values()])
             consolidate(self.parameters())
 

@@ -607,6 +607,6 @@ def test_masks_go_through_joins(device, rng):
     x = rng.integers(1, 9, (2, 6))
     x[1, 4:] = 0
     np.testing.assert_allclose(net.predict(x)[1], net.predict(x[1:, :4])[0], rtol=1e-5, atol=1e-6)
-    for join in (clnn.Add(), clnn.Concatenate(1)):
+    for inputs, joined in (((a, b), clnn.Add()(e, one(b))), (a, clnn.Concatenate(1)(e, e))):
         with pytest.raises(clnn.ConfigurationError, match="masks .* leave different steps out"):
-            join(e, one(b) if isinstance(join, clnn.Add) else e)
+            clnn.Model(inputs, clnn.GRU(4)(joined))

@@ -33,8 +33,8 @@ class Merge(Layer):
         masks = [x.mask for x in inputs if x.mask is not None]
         if any(mask is not masks[0] for mask in masks) or (masks and self.joins_steps(len(shapes[0]))):
             raise ConfigurationError(
-                f"{name}: masks (Masking, Embedding's mask_zero) leave different steps out of these sequences; join what recurrent "
-                "layers return as their last outputs"
+                f"{name}: masks (Masking, Embedding's mask_zero) leave different steps out of these sequences; join what "
+                "recurrent layers return as their last outputs"
             )
         return with_mask(self.merged(inputs), masks[0]) if masks else self.merged(inputs)
 
