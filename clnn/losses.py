@@ -314,10 +314,12 @@ class BinaryCrossEntropy(Loss):
 
     between = (0.0, 1.0)
     name = "binary_cross_entropy"
+    unwatched = frozenset(("_on_device",))
+    _on_device: dict[Any, Tensor]
 
     def __init__(self, pos_weight: float | Sequence[float] | None = None, reduction: str = "mean") -> None:
         super().__init__(reduction)
-        self.pos_weight = pos_weight
+        self.pos_weight, self._on_device = pos_weight, {}
 
     @property
     def pos_weight(self) -> float | tuple[float, ...] | None:
@@ -341,7 +343,10 @@ class BinaryCrossEntropy(Loss):
             raise ShapeError(
                 f"{self.name}: pos_weight has {len(p)} numbers, and the outputs have the shape {output.shape}"
             )
-        return constant(np.array(p), output.dtype, output.device)
+        key = p, output.dtype, output.device
+        if key not in self._on_device:  # made once, as recordings want it
+            self._on_device = {key: constant(np.array(p), output.dtype, output.device)}
+        return self._on_device[key]
 
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
         weighted = "weighted_" if self.pos_weight is not None else ""

@@ -24,7 +24,7 @@ from .runtime.recording import MOST_RECORDINGS, Entry, RecordingWarning, Replays
 from .runtime.watching.effects import Effects, saved
 from .runtime.watching.watch import KNOWN, Watch, structure_version
 from .tape import grad_enabled
-from .tensor import Tensor, host_array
+from .tensor import Tensor, host_array, origin
 
 IN_A_ROW = 8  # replays for which the device's lock is held, if they are shorter than the pacer's markers are apart
 # Calls in a row that saw a change and were not recorded; then two are anyway: launches may not depend on it
@@ -105,7 +105,7 @@ class Step:
                 if len(self.reads) < 64:
                     self.reads.setdefault(_Same(value))
                 continue
-            made_by = value.made_by if isinstance(value, Tensor) else ""
+            made_by = value.made_by if isinstance(value, Tensor) else origin(value, arrays[-1])
             shape.append((name, arrays[-1].shape, arrays[-1].dtype.str, made_by))
         if where is None:
             where = device()
@@ -116,7 +116,7 @@ class Step:
             return self._on_copies(where, arrays, tuple(shape), args, kwargs)
 
     def _on_copies(
-        self, where: Device, arrays: list[Any], shape: Hashable, args: tuple[Any, ...], kwargs: dict[str, Any]
+        self, where: Device, arrays: list[Any], shape: tuple[Any, ...], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """One call, whose arrays are copied to where recordings read them."""
         key = self.key(where, shape)
@@ -124,7 +124,7 @@ class Step:
         if inputs is None:
             if len(self._inputs) >= 2 * MOST_RECORDINGS:  # recordings read their inputs, so both go together
                 self.clear()
-            made_by = [getattr(a, "made_by", "") for a in arrays]
+            made_by = [one[-1] for one in shape if len(one) > 2]  # not those of other arguments
             inputs = [_tensor(empty(where, a.shape, a.dtype), by) for a, by in zip(arrays, made_by)]
             self._inputs[key] = inputs
         entry = self.replays.entry(key)

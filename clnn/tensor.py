@@ -19,7 +19,7 @@ from .errors import ClnnError, ShapeError
 from .gemm import Scale
 from .ops.activation import FUNCTIONS, unary
 from .ops.aggregate import reduce
-from .ops.array import FLOATS, Array, Backward, Sink, empty, fill
+from .ops.array import FLOATS, MASK, Array, Backward, Sink, empty, fill
 from .ops.elementwise import BINARY, binary, convert
 from .ops.index import is_basic, take_items
 from .ops.linear import linear, matmul
@@ -578,9 +578,9 @@ def tensor(
     """A tensor from an array, a number or nested lists.
 
     Floats of any width become float32, NumPy's too (whose default is float64), and integers and bools int32, unless `dtype`
-    says otherwise: the same on every device. `dtype="float64"` keeps float64, and is a `DeviceError` where the device has
-    none. A tensor that is already there comes back as it is. With `requires_grad` it is a copy that learns, a
-    `Parameter`: `backward()` leaves its gradient in `.grad`.
+    says otherwise: the same on every device. As an index, `x[t]`, what was bools is a mask. `dtype="float64"` keeps float64,
+    and is a `DeviceError` where the device has none. A tensor that is already there comes back as it is. With `requires_grad`
+    it is a copy that learns, a `Parameter`: `backward()` leaves its gradient in `.grad`.
     """
     if requires_grad:
         if isinstance(value, Tensor) and value.node is not None:
@@ -599,7 +599,20 @@ def tensor(
     y = _wrap(empty(where, array.shape, array.dtype))
     where.upload(array, y.block)
     y.mask = value.mask if isinstance(value, Tensor) else None
+    y.made_by = origin(value, array)
     return y
+
+
+def origin(value: Any, array: np.ndarray) -> str:
+    """What a tensor of `array`, which was made of `value`, is made by."""
+    one = value
+    while isinstance(one, (list, tuple)) and one:
+        one = one[0]
+    return (
+        MASK
+        if array.dtype == np.int32 and (isinstance(one, bool) or getattr(one, "dtype", None) == np.dtype(bool))
+        else ""
+    )
 
 
 def host_array(value: Any, dtype: DTypeLike | None = None) -> np.ndarray:
@@ -634,7 +647,9 @@ def constant(value: Any, dtype: DTypeLike | None = None, device: str | Device | 
     array, where = _host_array_for(value, dtype, device)
     block = where.memory.allocate(array.nbytes)
     where.upload(array, block, constant=True)
-    return Tensor(block, array.shape, array.dtype, where)
+    y = Tensor(block, array.shape, array.dtype, where)
+    y.made_by = origin(value, array)
+    return y
 
 
 def zeros(shape: int | Sequence[int], dtype: DTypeLike = np.float32, device: str | Device | None = None) -> Tensor:
@@ -665,7 +680,11 @@ def _wrap(y: Array) -> Tensor:
 def apply(op: Callable[..., tuple[Array, Backward]], *inputs: Any, **options: Any) -> Tensor:
     """Run an op, and take it on tape if one of its inputs leads to a trainable parameter."""
     y, backward = op(*inputs, **options)
-    return on_tape(y, inputs, backward, () if op in LINEAR else inputs)
+    if op not in LINEAR:
+        return on_tape(y, inputs, backward, inputs)
+    if inputs[0].made_by == MASK:
+        y.made_by = MASK
+    return on_tape(y, inputs, backward)
 
 
 # The gradients of these do not depend on their inputs' values.

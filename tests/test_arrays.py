@@ -288,3 +288,19 @@ def test_wrong_arguments(rng, device, name):
     call, message = WRONG[name]
     with pytest.raises(clnn.ClnnError, match=message):
         call(clnn.tensor(normal(rng, X)))
+
+
+@pytest.mark.parametrize(
+    "make", [clnn.tensor, clnn.constant, lambda m: clnn.tensor(m.tolist()), lambda m: clnn.tensor(m.T).T[:]]
+)
+def test_what_was_bools_is_a_mask(rng, device, make):
+    """On the device bools are int32, and yet no numbers of rows."""
+    x, mask = normal(rng, (5, 3)), np.array([True, False, True, True, False])
+    t, wide = clnn.tensor(x, np.float32), np.array(x > 0)
+    np.testing.assert_array_equal(t[make(mask)].numpy(), x[mask].astype(np.float32))
+    np.testing.assert_array_equal(t[make(wide)].numpy(), x[wide].astype(np.float32))
+    np.testing.assert_array_equal(t[make(mask).reshape(5)].numpy(), x[mask].astype(np.float32))
+    step = clnn.step(lambda t, mask: t[mask], record=False)
+    for given in (mask, make(mask), ~mask):
+        np.testing.assert_array_equal(step(t, given).numpy(), x[np.asarray(given) != 0].astype(np.float32))
+    np.testing.assert_array_equal(step(t, mask.astype(int)).numpy(), x[mask.astype(int)].astype(np.float32))

@@ -654,3 +654,22 @@ def test_a_loss_and_its_ignored_class_come_back(device, rng, tmp_path):
     whole.backward()
     length = np.linalg.norm(net.parameters()[0].grad.numpy())
     assert [*norms.weights.values()][0][-1] == pytest.approx(length, rel=1e-4)
+
+
+@pytest.mark.parametrize("weight", [3.0, (1.0, 2.0, 0.5)])
+def test_the_weight_of_a_yes_in_fit(device, rng, weight):
+    """A number for each output lies on the device, once: the step is replayed, and follows when it is set anew."""
+    x, y = rng.standard_normal((40, 8)).astype(np.float32), rng.integers(0, 2, (40, 3)).astype(np.float32)
+    net, loss = net_on(device, clnn.Dense(3)), clnn.losses.BinaryCrossEntropy(weight)
+    z = net.predict(x).astype(np.float64)
+    for p in (weight, 2.0, (3.0, 1.0, 1.0)):
+        loss.pos_weight = p
+        want = (np.array(p) * y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z)).sum(1).mean()
+        for found in (net.fit(x, y, loss=loss, optimizer=clnn.SGD(0.0), epochs=2, batch_size=5, progress=False)["loss"][-1],
+                      net.evaluate(x, y, loss=loss)["loss"]):  # fmt: skip
+            assert found == pytest.approx(want, rel=1e-5)
+    step = clnn.step(lambda z, y: loss(z, y))
+    for i in range(6):
+        loss.pos_weight = p = (1.0 + i // 4, 1.0, 3.0)
+        want = (np.array(p) * y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z)).sum(1).mean()
+        assert float(step(z.astype(np.float32), y)) == pytest.approx(want, rel=1e-5)

@@ -15,13 +15,14 @@ from ..runtime.memory import Block
 from ..runtime.recorder import Argument, Defines
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
+MASK = "bool"  # what int32 is made by that was bools: as an index it is a mask
 
 
 class Array:
     """Elements of `dtype` in `shape` on `device`.
 
-    `made_by` names the activation whose values these are, if any (losses look at it). `activation` = (name, saved array)
-    says that the backward closure takes dz, see clnn/ops. `logits` is what a softmax was taken of.
+    `made_by` names the activation whose values these are, if any (losses look at it), or is MASK. `activation` = (name, saved
+    array) says that the backward closure takes dz, see clnn/ops. `logits` is what a softmax was taken of.
     `rows` says where a mini-batch lies that is not gathered yet: GEMM and losses read it there, `block` gathers it.
     """
 

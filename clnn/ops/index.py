@@ -12,7 +12,7 @@ from ..checks import whole
 from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale
 from ..runtime.device import Device, DType
-from .array import Array, Backward, Flow, Sink, check_float, check_together, empty, empty_like
+from .array import MASK, Array, Backward, Flow, Sink, check_float, check_together, empty, empty_like
 from .elementwise import TYPES
 from .reduce import normal_axes
 from .rows import divided
@@ -212,7 +212,7 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
         if isinstance(k, (bool, np.bool_)):
             raise ShapeError(f"an axis is not indexed by {k!r}: a mask has the shape of the axes that it chooses from")
         part = np.asarray(k) if isinstance(k, (list, np.ndarray)) else k
-        if isinstance(k, Array) and k.dtype != np.int32:
+        if isinstance(k, Array) and (k.dtype != np.int32 or k.made_by == MASK):
             part = _on_host(k)
             if not np.isin(part, (0, 1)).all():
                 raise ShapeError(
