@@ -13,7 +13,7 @@ from .checks import check_count
 from .errors import ConfigurationError, OutOfRangeError, ShapeError
 from .ops.sequence.attention import attention, extend
 from .tape import grad_enabled
-from .tensor import Tensor, concat, function, on_tape, tensor
+from .tensor import Tensor, concat, function, on_tape, tensor, zeros
 
 
 def scaled_dot_product_attention(
@@ -53,7 +53,7 @@ def scaled_dot_product_attention(
         mask = tensor(host, None if chosen else q.dtype, q.device)
         mask.refuse_history("a mask")
         if chosen:
-            mask = where(mask, 0.0, -math.inf)
+            mask = where(mask, zeros((1,), q.dtype, q.device), -math.inf)
     cache = cache_in_use() if causal and past is None else None
     if cache is not None:
         if mask is not None:

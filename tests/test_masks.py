@@ -177,3 +177,16 @@ def test_wrong_masks(device):
             make()
     with pytest.raises(clnn.ShapeError, match="a mask of steps"):
         clnn.TimeDistributed(clnn.LSTM(3))(clnn.Embedding(9, 4, mask_zero=True)(np.ones((2, 3, 4), int)))
+
+
+def test_a_mask_of_attention_in_float64(device, rng):
+    if not device.has_fp64:
+        pytest.skip("no float64 here")
+    layer, x = clnn.MultiHeadAttention(2), clnn.tensor(rng.standard_normal((4, 5, 6)), "float64")
+    layer.place(device, "float64")
+    masked = clnn.Masking()
+    masked.place(device, "float64")
+    y = layer(masked(x, TOKENS != 0)).numpy()
+    assert_close(y, layer(x, x, (TOKENS != 0)[:, None, None, :]).numpy(), 1e-14)
+    for row, n in enumerate(LENGTHS):
+        assert_close(y[row, :n], layer(x[row : row + 1, :n]).numpy()[0], 1e-14)

@@ -16,7 +16,7 @@ from ...ops.activation import activation_name
 from ...ops.random import dropout as drop
 from ...random import generator
 from ...tape import grad_enabled
-from ...tensor import Tensor, apply, linear_layer, ones, softmax_of, tensor
+from ...tensor import Tensor, apply, linear_layer, ones, softmax_of, tensor, zeros
 from ..base import Layer, register
 from ..core import Dense, Dropout
 from ..norm import LayerNorm, RMSNorm
@@ -111,7 +111,8 @@ class MultiHeadAttention(_Masked):
                     f"{self.name or 'MultiHeadAttention'}: the keys come with a mask of steps (Masking, Embedding's mask_zero), "
                     "beside which no other mask is taken, nor a cache of earlier keys: give one mask that says all"
                 )
-            mask = where(source.mask, 0.0, -math.inf).reshape(len(source), 1, 1, source.shape[1])
+            none = zeros((1,), x.dtype, x.device)
+            mask = where(source.mask, none, -math.inf).reshape(len(source), 1, 1, source.shape[1])
         depth = x.shape[-1] // self.heads
         q = linear_layer(x, self.wq, self.bq, "linear").reshape(*x.shape[:2], self.heads, depth)
         k = linear_layer(source, self.wk, self.bk, "linear").reshape(*source.shape[:2], -1, depth)
