@@ -13,10 +13,10 @@
 //
 // Epilogue, in this order, each part there only if its define is:
 //   SCALED  alpha * s + beta * C, the pair from a scale table (sink.cl)
-//   TIMES   the product is multiplied by ACT's derivative at SAVED (M, N) before beta * C is added
+//   TIMES_DERIVATIVE: the product is multiplied by ACT's derivative at SAVED (M, N) before beta * C is added
 //   BIAS    + bias (N)
 //   KEEP    the value so far goes to SAVED: what activations whose derivative needs x come back to
-//   ACT     f(...), unless TIMES
+//   ACT     f(...), unless TIMES_DERIVATIVE
 //   SUMS    beside it: D (N) = alpha * column sums of op(B) + beta * D, with a pair of its own (NN and TN only)
 #ifndef MR
 #define MR 4   // rows of C in registers
@@ -66,7 +66,7 @@ INLINE T epilogue(T x, int later, int last, global const real *c, global const r
 #ifdef KEEP
   store_n(x, saved + (size_t)row * N + col, n);
 #endif
-#ifndef TIMES
+#ifndef TIMES_DERIVATIVE
   x = ACTIVATE(x);
 #endif
   return x;
@@ -233,7 +233,7 @@ INLINE T gather(global const real *b, int ldb, int first, int n) {  // one value
 #endif
 
 // A weight gradient's sums, of which the epilogue makes little, go to C from their registers where the tile is whole
-#if defined(SCALED) && !defined(TIMES) && !defined(BIAS) && !defined(KEEP) && !COPY
+#if defined(SCALED) && !defined(TIMES_DERIVATIVE) && !defined(BIAS) && !defined(KEEP) && !COPY
 #define DIRECT
 #define C_ARGS , int whole, global real *c, int ldc, real2 pair
 #define C_USED , whole, C + (size_t)i * ldc + j, ldc, pair

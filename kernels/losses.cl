@@ -47,7 +47,7 @@ LOSS_LINE(squared_hinge,            relu_f(1 - SIDE(t) * y) * relu_f(1 - SIDE(t)
 #ifndef HIT
 #define HIT (best >= 0 && best == label)
 #endif
-#ifdef TIMES                             // y = f(z): the gradient is taken on to z at once
+#ifdef TIMES_DERIVATIVE                  // y = f(z): the gradient is taken on to z at once
 #define FOLD(d, i) ((d) * DERIVATIVE(saved[i]))
 #else
 #define FOLD(d, i) (d)

@@ -19,7 +19,7 @@
 //
 // A build has the one kernel that its defines ask for: parts of a fused step (clnn/runtime/fusion.py) share no name.
 //   KEEP    the value before the activation goes to `saved`: what activations whose derivative needs x come back to
-//   TIMES, SCALED: how a gradient is written (sink.cl)
+//   TIMES_DERIVATIVE, SCALED: how a gradient is written (sink.cl)
 #ifndef VW
 #define VW 4          // lanes of a vector
 #endif
@@ -308,7 +308,7 @@ kernel GROUP_OF(WIDTH) void channel_backward(int8 s, global const real *x, globa
   x += start;
 #endif
   spread((real *)ka, a, p);
-#ifdef TIMES
+#ifdef TIMES_DERIVATIVE
   saved += start;
 #endif
   for (int r = p.row; r < p.end; r++, dy += stride, dx += stride) {
@@ -323,7 +323,7 @@ kernel GROUP_OF(WIDTH) void channel_backward(int8 s, global const real *x, globa
 #ifdef CENTRED
     x += stride;
 #endif
-#ifdef TIMES
+#ifdef TIMES_DERIVATIVE
     saved += stride;
 #endif
   }

@@ -30,7 +30,7 @@
 #define momentum       s0 = a * s0 + g, w -= lr * s0
 #define nesterov       s0 = a * s0 + g, w -= lr * (g + a * s0)
 // g is the velocity already: the weight gradient's GEMM added a v to it
-#define fused_momentum w -= lr * g
+#define shared_momentum w -= lr * g
 // Kingma and Ba 2015, algorithm 1: a = beta1, b = beta2, lr and c = epsilon corrected on the host for the step's number
 #define MOMENTS        s0 = a * s0 + (1 - a) * g, s1 = b * s1 + (1 - b) * g * g
 #define adam           MOMENTS, w -= lr * s0 / (sqrt(s1) + c)
@@ -117,7 +117,7 @@ kernel void update(int n, int decays, global T *restrict gradient, global T *res
     g = CLIPPED(g) CLIP_FACTOR;
     if (i < decays) {
       ADD_PENALTY(w, g);
-#if defined(PENALTY) && defined(FUSED)
+#if defined(PENALTY) && defined(SHARED)
       gradient[i] = g;                                               // the velocity takes the decay in
 #endif
 #ifdef DECOUPLED

@@ -11,7 +11,7 @@
 // Gradients are gathered, one sum for each element of x, and written once (sink.cl). FROM_Y: `saved` are the outputs y, which
 // are fewer than the inputs, and the same numbers where a gradient goes.
 #ifdef FROM_Y
-#undef TIMES
+#undef TIMES_DERIVATIVE
 #define BELOW(i) 0
 #define DIFFERENTIATED(g, before) ((g) * DERIVATIVE(before))
 #else

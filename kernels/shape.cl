@@ -32,10 +32,11 @@ kernel void strided_scatter(int n, int8 shape, int8 strides, int offset, global 
 kernel void runs_copy(RUNS, global const ELEMENT *restrict x, global ELEMENT *restrict y) { EACH_ELEMENT y[IN_Y] = x[IN_X]; }
 kernel void runs_scatter(RUNS, global const ELEMENT *restrict y, global ELEMENT *restrict x) { EACH_ELEMENT x[IN_X] = y[IN_Y]; }
 
-// The gradient of a slice: dx at the elements that were taken; TIMES: times ACT's derivative at `saved`; ACCUMULATE: added.
+// The gradient of a slice: dx at the elements that were taken; TIMES_DERIVATIVE: times ACT's derivative at `saved`;
+// ACCUMULATE: added.
 #ifdef ACT
 static inline void give(real g, global const real *saved, global real *dx) {
-#ifdef TIMES
+#ifdef TIMES_DERIVATIVE
   g *= DERIVATIVE(*saved);
 #endif
 #ifdef ACCUMULATE

@@ -1,6 +1,6 @@
 // How a gradient is written, for every kernel: dx = alpha * sum + beta * dx. The pair (alpha, beta) is from a scale table
-// (common.cl) if SCALED, else (1, 0); dx is not read where beta is 0. TIMES: the sum is first multiplied by the derivative at
-// `saved` of the activation ACT. With VW up to VW elements at a time, else one.
+// (common.cl) if SCALED, else (1, 0); dx is not read where beta is 0. TIMES_DERIVATIVE: the sum is first multiplied by the
+// derivative at `saved` of the activation ACT. With VW up to VW elements at a time, else one.
 #ifndef ACT
 #define ACT linear
 #endif
@@ -24,7 +24,7 @@
 #endif
 // What n elements of dx become
 INLINE T sunk(T sum, global const real *saved, global const real *dx, int n, real2 pair) {
-#ifdef TIMES
+#ifdef TIMES_DERIVATIVE
   const T before = VLOAD(0, saved);
   sum *= DERIVATIVE(before);
 #endif

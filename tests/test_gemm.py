@@ -98,7 +98,7 @@ def check(
     gemm(device, Product(
         Shape(m, n, k, dtype, ta, tb), A.block, B.block, C.block, **options,
         scale=scales[0], bias=exact(device, bias_values, dtype) if bias else None, activation=act,
-        saved=saved.block if saved else None, times=times, sums=(D.block, scales[1]) if sums else None,
+        saved=saved.block if saved else None, derivative=times, sums=(D.block, scales[1]) if sums else None,
     ))  # fmt: skip
     alpha, beta = scale or (1.0, 0.0)
     z, magnitude = alpha * (a @ b), abs(alpha) * (np.abs(a) @ np.abs(b))
@@ -523,7 +523,7 @@ def test_what_follows_a_product_that_its_engine_does_not_fuse(rng, device, monke
     """Bias and activation in a launch of their own, each with and without the other, as after CLBlast's products."""
     monkeypatch.setenv("CLNN_GEMM", "clblast")
     monkeypatch.setattr(clblast, "problem", lambda *_: "")
-    alone = {"bias": None, "activation": "linear", "saved": None, "times": False, "sums": None}
+    alone = {"bias": None, "activation": "linear", "saved": None, "derivative": False, "sums": None}
     monkeypatch.setattr(clblast, "run", lambda device, p: tile.run(device, p._replace(**alone)))
     for bias in (False, True):
         for act, keep in (("relu", False), ("gelu", True), ("linear", False)):

@@ -57,7 +57,7 @@ def train(net, epochs=3, n=64, record=True):
 def close(device):
     """No profile has left anything: the queue times nothing, and the thread notes nothing."""
     assert not timing.active.profiles and not device.timers
-    assert not device.queue.properties & timing.TIMES
+    assert not device.queue.properties & timing.PROFILED
 
 
 def test_a_step_s_launches_each_have_a_row(device):
@@ -336,7 +336,7 @@ def test_a_driver_without_times_is_an_error(device, monkeypatch):
 
 
 def test_the_clock_is_judged_by_the_host_s(device, monkeypatch):
-    monkeypatch.setattr(peaks, "TIMES", 0)
+    monkeypatch.setattr(peaks, "PROFILED", 0)
     assert peaks._told(device) < 1e-6  # llvmpipe's times its queues anyhow
     monkeypatch.undo()
     if tells_time(device):

@@ -76,10 +76,10 @@ def _unfused(device: Device, p: Product, measured: tile.Measured) -> None:
     real = device.real(dtype)
     size = m * n
     plain = p.strides[2] == n and p.batch == 1
-    if not plain and (p.bias or p.times or p.saved or p.activation != "linear"):
+    if not plain and (p.bias or p.derivative or p.saved or p.activation != "linear"):
         tile.run(device, p, measured)  # an epilogue on part of a matrix: no launch of its own for so rare a thing
         return
-    if p.times:
+    if p.derivative:
         target = device.allocate(size * np.dtype(dtype).itemsize)
         clblast.run(device, p._replace(c=target, scale=None))
         value = (1.0, 0.0) if p.scale is None else p.scale.value()

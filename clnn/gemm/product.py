@@ -52,11 +52,17 @@ def zero_cell(device: Device) -> Block:
 
 
 def epilogue_defines(
-    activation: str, scale: Scale | None, saved: Block | None, times: bool, bias: Block | None
+    activation: str, scale: Scale | None, saved: Block | None, derivative: bool, bias: Block | None
 ) -> dict[str, Any]:
-    """What kernels/gemm.cl and conv_epilogue.cl are built with for an epilogue: `saved` is read where `times`, else written."""
+    """What kernels/gemm.cl and conv_epilogue.cl are built with for an epilogue. With `derivative` it is multiplied by the
+    activation's derivative at `saved`, else `saved` is written."""
     found: dict[str, Any] = {"ACT": activation}
-    there = {"SCALED": scale, "BIAS": bias, "TIMES": times or None, "KEEP": None if times else saved}
+    there = {
+        "SCALED": scale,
+        "BIAS": bias,
+        "TIMES_DERIVATIVE": derivative or None,
+        "KEEP": None if derivative else saved,
+    }
     return found | {name: 1 for name, part in there.items() if part is not None}
 
 
@@ -97,7 +103,7 @@ class Product(NamedTuple):
 
     There are `batch` such products; `steps` lead from one A, B, C to the next (0: it is the same one for all).
 
-    `scale` holds alpha and beta (None: 1 and 0). `saved` (m, n) takes the value before the activation; with `times`
+    `scale` holds alpha and beta (None: 1 and 0). `saved` (m, n) takes the value before the activation. With `derivative`
     it is read instead: the product is multiplied by the activation's derivative there, and no activation is applied.
     `rows` says that A is `rows.source`, a whole data set, and which of its rows count; only `tile` can do that.
     `sums` = (D, scale) adds D (n) = alpha * column sums of B (k, n) + beta * D, B not transposed.
@@ -116,7 +122,7 @@ class Product(NamedTuple):
     bias: Block | None = None
     activation: str = "linear"
     saved: Block | None = None
-    times: bool = False
+    derivative: bool = False
     sums: tuple[Block, Scale] | None = None
     rows: RowsOf | None = None
 

@@ -177,7 +177,7 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
     tile = choose(device, p.shape, measured, p.sums is not None)
     if tile.kc and not tile.local and not copied_columns(device, dtype, tile.nv * tile.vw, tile.kc):
         tile = tile._replace(kc=0)  # an array of no elements ends the process where drivers go through SPIR-V
-    epilogue = epilogue_defines(p.activation, p.scale, p.saved, p.times, p.bias)
+    epilogue = epilogue_defines(p.activation, p.scale, p.saved, p.derivative, p.bias)
     defines: dict[str, Any] = {"TA": int(transpose_a), "TB": int(transpose_b), **epilogue}
     if p.sums is not None:
         assert not transpose_b, "column sums are those of B as it lies"

@@ -75,7 +75,7 @@ def activation_name(name: str | None) -> str:
     return found
 
 
-def fused(y: Array, name: str, keep: bool) -> Array | None:
+def end_with(y: Array, name: str, keep: bool) -> Array | None:
     """Record on `y`, an op's output, that its launch ends with the activation `name`. The op's backward closure then gets the
     gradient at the activation's input. Returns the array in which the launch must keep that input, or None if the derivative
     does not read it or `keep` is false."""

@@ -71,18 +71,18 @@ class Sink(NamedTuple):
 
     out: Block
     scale: Scale | None = None
-    times: tuple[str, Array] | None = None
+    derivative: tuple[str, Array] | None = None  # f and saved
 
     def arguments(self) -> tuple[Argument, ...]:
         """What a kernel takes as SINK_ARGS: saved, out, the scale's table, row and column."""
-        saved = self.times[1].block if self.times else None
+        saved = self.derivative[1].block if self.derivative else None
         scale = self.scale
         return saved, self.out, *((scale.table, scale.at, scale.column) if scale else (None, None, 0))
 
     def defines(self) -> Defines:
         """The defines that go with them."""
         scaled: Defines = {"SCALED": 1} if self.scale else {}
-        return scaled | ({"TIMES": 1, "ACT": self.times[0]} if self.times else {})
+        return scaled | ({"TIMES_DERIVATIVE": 1, "ACT": self.derivative[0]} if self.derivative else {})
 
 
 Writer = Callable[..., None]  # writes gradients where it is told: a Sink for each input, None for one that wants none

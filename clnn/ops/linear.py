@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from ..errors import ShapeError
 from ..gemm import Product, Shape, column_sums, engine_name, gemm
-from .activation import fused
+from .activation import end_with
 from .array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
 from .elementwise import broadcast_shape
 from .reduce import sum_to
@@ -30,7 +30,7 @@ def linear(
         )
     m, device, dtype = math.prod(x.shape[:-1]), x.device, x.dtype
     y = empty(device, (*x.shape[:-1], n), dtype)
-    saved = fused(y, activation, keep)
+    saved = end_with(y, activation, keep)
     # a mini-batch of two axes is read where it lies in the data set; with more axes a sample is several rows of the matrix
     rows = x.rows if x.ndim == 2 and engine_name(device) == "tile" else None
     source = x.block if rows is None else rows.source
@@ -48,12 +48,12 @@ def linear(
         source = x.block if lying is None else lying.source
 
         def write_dx(sink: Sink) -> None:
-            name, before = sink.times or ("linear", None)
+            name, before = sink.derivative or ("linear", None)
             gemm(
                 device,
                 Product(
                     Shape(m, k, n, dtype, transpose_b=True), dz.block, w.block, sink.out,
-                    scale=sink.scale, activation=name, saved=block_of(before), times=before is not None,
+                    scale=sink.scale, activation=name, saved=block_of(before), derivative=before is not None,
                 ),
             )  # fmt: skip
 

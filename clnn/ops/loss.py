@@ -90,7 +90,7 @@ def rows(
     saved = None
     if gradient and not folded and y.activation:
         defines["ACT"], saved = y.activation
-        defines["TIMES"] = 1
+        defines["TIMES_DERIVATIVE"] = 1
     size, local = (count,), None
     if record is not None:
         assert count <= device.group_width, "the rows of a recorded loss lie in one work-group"

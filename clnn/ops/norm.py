@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import ShapeError
 from ..runtime.device import Device, DType, int_vector
 from ..runtime.recorder import Argument, Defines
-from .activation import fused
+from .activation import end_with
 from .array import Array, Backward, Flow, Sink, Writer, block_of, check_float, check_together, empty, empty_like
 
 COLUMNS = 1024  # of a block that a CPU thread passes over: with its sums it fits the first-level cache
@@ -91,7 +91,7 @@ class _Output(NamedTuple):
     @staticmethod
     def like(x: Array, activation: str, keep: bool) -> _Output:
         y = empty_like(x)
-        saved = fused(y, activation, keep)
+        saved = end_with(y, activation, keep)
         return _Output(y, saved, {"ACT": activation, **({} if saved is None else {"KEEP": 1})})
 
 

@@ -157,9 +157,9 @@ def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
                 return
             extra: dict[str, Any] = {"ACT": "linear"}
             saved = None
-            if sink.times is not None:
-                extra["ACT"], saved = sink.times
-                extra["TIMES"] = 1
+            if sink.derivative is not None:
+                extra["ACT"], saved = sink.derivative
+                extra["TIMES_DERIVATIVE"] = 1
             if sink.scale is not None and sink.scale.column == ours.column:
                 extra["ACCUMULATE"] = 1
             else:

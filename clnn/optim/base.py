@@ -105,7 +105,7 @@ class Optimizer(Watched):
     rule = ""  # the function in kernels/optimizer.cl
     states: tuple[str, ...] = ()  # the names of the buffers of the parameters' size that it keeps
     decoupled = False
-    fuses = False  # whether velocities may be in the gradients' buffer
+    shares = False  # whether velocities may be in the gradients' buffer
 
     def __init__(
         self,
@@ -355,7 +355,7 @@ class Optimizer(Watched):
             if self._given:
                 self.attach(self._given)
             self._seen = structure_version()
-        if descends and self.fuses:
+        if descends and self.shares:
             for store in self._kept.stores:
                 if store.velocity_of is not self._kept:
                     self._kept.share(store, self.parameters)
@@ -536,14 +536,14 @@ class Optimizer(Watched):
         """Launch the rule over a run."""
         store = run.store
         device = store.device
-        fused = store.velocity_of is self._kept
+        shared = store.velocity_of is self._kept
         defines, arguments = self._gradient(run, clip)
-        states = () if fused else self.states
-        defines |= {"RULE": "fused_momentum" if fused else self.rule, "STATES": len(states), **self._common(run)}
+        states = () if shared else self.states
+        defines |= {"RULE": "shared_momentum" if shared else self.rule, "STATES": len(states), **self._common(run)}
         if self.weight_decay and self.decoupled:
             defines["DECOUPLED"] = 1
-        if fused and "PENALTY" in defines:
-            defines["FUSED"] = 1
+        if shared and "PENALTY" in defines:
+            defines["SHARED"] = 1
         grid = Grid.over(device, store.dtype).fitting(device, "update", store.dtype, **defines)
         kept = [run.part(self._kept.block(store, name)) for name in states]
         average = [] if self.ema is None else [run.part(self._kept.block(store, "average"))]

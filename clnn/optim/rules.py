@@ -60,7 +60,7 @@ class SGD(Optimizer):
         return ("velocity",) if self.momentum else ()
 
     @property
-    def fuses(self) -> bool:  # type: ignore[override]
+    def shares(self) -> bool:  # type: ignore[override]
         return bool(self.momentum) and not self.nesterov and not self.plain
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:

@@ -27,7 +27,7 @@ from .memory import Arena, Block, Memory
 from .pacer import Pacer
 from .program import Programs
 from .recorder import Argument, AuditEnded, Call, Recorder, Source, StepContext, label_of
-from .timing import TIMES, active, join, note
+from .timing import PROFILED, active, join, note
 
 T = TypeVar("T")
 DType = np.dtype[Any] | type[np.generic]  # the type of an array's elements, as NumPy writes it
@@ -271,7 +271,7 @@ class Device:
         self.finish()
         self.timers += 1 if on else -1
         if on and self.timers == 1:
-            self._queue = self.pacer.queue = cl.CommandQueue(self.context, properties=TIMES)
+            self._queue = self.pacer.queue = cl.CommandQueue(self.context, properties=PROFILED)
         elif not self.timers:
             self._queue = self.pacer.queue = self.usual_queue
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pyopencl as cl
 
-TIMES = cl.command_queue_properties.PROFILING_ENABLE  # a property of a queue
+PROFILED = cl.command_queue_properties.PROFILING_ENABLE  # a property of a queue
 
 
 class _Active(threading.local):

@@ -15,7 +15,7 @@ from ...errors import ShapeError
 from ...gemm import Scale, epilogue_defines
 from ...runtime.device import Device, DType
 from ...runtime.memory import Block
-from ..activation import fused
+from ..activation import end_with
 from ..array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
 from ..reduce import sum_to
 from .conv_plan import SIDE, Plan, by_lanes, limits, plan_for, run_of, tiles_of, winograd_sizes
@@ -51,17 +51,18 @@ class Call(NamedTuple):
 
 
 class Epilogue(NamedTuple):
-    """What becomes of sums, as kernels/conv.cl says; `saved` is read where `times`, else written."""
+    """What becomes of sums, as kernels/conv.cl says. With `derivative` they are multiplied by f' at `saved`; else the value
+    before f is written there."""
 
     bias: Block | None = None
     activation: str = "linear"
     saved: Block | None = None
-    times: bool = False
+    derivative: bool = False
     scale: Scale | None = None
     factor: Block | None = None
 
     def defines(self) -> dict[str, Any]:
-        found = epilogue_defines(self.activation, self.scale, self.saved, self.times, self.bias)
+        found = epilogue_defines(self.activation, self.scale, self.saved, self.derivative, self.bias)
         return found if self.factor is None else found | {"FACTOR": 1}
 
     @property
@@ -276,7 +277,7 @@ def conv(
 
 def _into(sink: Sink) -> Epilogue:
     """The epilogue of a gradient by inputs."""
-    name, before = sink.times or ("linear", None)
+    name, before = sink.derivative or ("linear", None)
     return Epilogue(None, name, block_of(before), before is not None, sink.scale)
 
 
@@ -325,7 +326,7 @@ def _convolution(
             )
         )
     y = empty(x.device, (n, made, *(window.space if transposed else window.out)), x.dtype)
-    saved = fused(y, activation, keep)
+    saved = end_with(y, activation, keep)
     call = Call(x.device, x.dtype, n, geometry(window, groups, c, k), x.block, w.block)
     apply(call, y.block, Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)), flip=transposed)
 

@@ -14,7 +14,7 @@ import pyopencl as cl
 from ...errors import DeviceError
 from ..device import Device
 from ..memory import Block
-from ..timing import TIMES
+from ..timing import PROFILED
 
 COPY_BYTES = 128 << 20
 FMA_ROUNDS, FMA_SUMS = 1 << 16, 16
@@ -118,7 +118,7 @@ def check_clock(device: Device) -> None:
 
 def _told(device: Device) -> float:
     """The time that the device's clock gives a launch, as a part of the time by the host's. Nothing notes that launch."""
-    queue = cl.CommandQueue(device.context, properties=TIMES)
+    queue = cl.CommandQueue(device.context, properties=PROFILED)
     defines = (("SUMS", FMA_SUMS), ("VW", device.vector_width(np.float32)))
     kernel = device.programs.new_kernel("bench", "multiply_add", "float", defines, (np.int32, None, np.float32))
     out = cl.Buffer(device.context, cl.mem_flags.READ_WRITE, 4)

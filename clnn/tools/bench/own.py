@@ -111,7 +111,7 @@ class Clnn:
         epilogues: dict[str, dict[str, Any]] = {
             "NN": {"bias": extra, "activation": "relu"},
             "TN": {"scale": pair, "sums": (extra, pair)},
-            "NT": {"times": True, "activation": "relu", "saved": saved},
+            "NT": {"derivative": True, "activation": "relu", "saved": saved},
         }
         multiplication = Multiplication(Shape.of(*p), a, b, c, **epilogues[p.form])
         each = max(1, min(8, STEADY // p.work))

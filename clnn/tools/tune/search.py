@@ -592,7 +592,7 @@ def multiply(device: Device, dtype: Any, form: str, m: int, n: int, k: int, with
     epilogue: dict[str, dict[str, Any]] = {
         "nn": {"bias": bias, "activation": "relu"},
         "tn": {"scale": plain, "sums": (sums, plain)},
-        "nt": {"scale": plain, "activation": "relu", "saved": saved, "times": True},
+        "nt": {"scale": plain, "activation": "relu", "saved": saved, "derivative": True},
         "tt": {},
     }
     gemm(device, Product(Shape.of(form, m, n, k, dtype), a, b, c, **epilogue[form]))

@@ -192,7 +192,7 @@ def _epilogues(c: Checks, engine: str, m: int, n: int, k: int) -> None:
     c.case(f"NT {m}x{n}x{k} times a derivative by {engine}")
     out, saved = _held(c, np.full((m, n), np.nan)), _held(c, before)
     shape = Shape(m, n, k, c.dtype, transpose_b=True)
-    gemm(d, Product(shape, _held(c, a), _held(c, b.T), out, activation="relu", saved=saved, times=True))
+    gemm(d, Product(shape, _held(c, a), _held(c, b.T), out, activation="relu", saved=saved, derivative=True))
     c.close("C", read(out, (m, n)), product * (before > 0), 32, scale + 1)
 
 
