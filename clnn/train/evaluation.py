@@ -90,7 +90,8 @@ class Evaluation:
             plan = rows_by_step(rows, self.batch)
             alone = len(plan) == 1  # what is read at once needs no counter and no copy
             steps = [self._run(int(rows_now), alone) for rows_now in plan]
-            found += [[t.numpy() for t in out] if self.given.several else out.numpy() for out in steps]
+            several = self.given.several
+            found += [[t.numpy() for t in out] for out in steps] if several else [out.numpy() for out in steps]
         return found
 
     def _chunks(self, *samples: Sequence[np.ndarray | None]):
@@ -109,7 +110,8 @@ class Evaluation:
             self.moved = True
         for start in range(0, n, feed.capacity):
             part = slice(start, start + feed.capacity)
-            feed.load(*([None if a is None else a[part] for a in each] for each in samples))
+            whole = n <= feed.capacity
+            feed.load(*(samples if whole else ([None if a is None else a[part] for a in each] for each in samples)))
             if self.moved:
                 feed.rewind()
                 self.moved = False
@@ -147,7 +149,7 @@ def evaluation_of(
 ) -> Evaluation:
     """The evaluation that a model keeps for a loss and metrics, so that a second call replays the first's recordings."""
     kept: dict[Any, Evaluation] = model.__dict__.setdefault("_evaluations", {})
-    key = (kind, outputs.kind, *outputs.names, _same(loss), tuple(map(_same, metrics)), batch)
+    key = (kind, outputs.kind, *outputs.names, loss and _same(loss), *map(_same, metrics), batch)
     if key not in kept:
         while len(kept) >= 4:
             kept.pop(next(iter(kept)))

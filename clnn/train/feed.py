@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -38,8 +39,9 @@ class Feed:
         def hold(shape: Sequence[int], dtype: Any) -> Block:  # of its own: the pool would round it up by up to 6%
             return device.memory.allocate(math.prod(shape) * np.dtype(dtype).itemsize, pooled=False)
 
-        self.forms = [list(map(form, arrays)) for arrays in (xs, ys, weights)]
-        self.held = [[known and hold((capacity, *known[0]), known[1]) for known in forms] for forms in self.forms]
+        self.forms = [*map(form, (*xs, *ys, *weights))]
+        self.blocks = [known and hold((capacity, *known[0]), known[1]) for known in self.forms]
+        self.cuts = len(xs), len(xs) + len(ys)
         self.order = hold((capacity,), np.int32) if ordered else None
         self.state = hold((3,), np.int32)
 
@@ -50,14 +52,13 @@ class Feed:
 
     def fits(self, rows: int, *arrays: Sequence[np.ndarray | None]) -> bool:
         """Whether this feed can carry `rows` rows of such inputs, targets and weights."""
-        return rows <= self.capacity and self.forms == [list(map(form, each)) for each in arrays]
+        return rows <= self.capacity and self.forms == [*map(form, chain(*arrays))]
 
     def load(self, *arrays: Sequence[np.ndarray | None]) -> None:
         """Bring rows of inputs, targets and weights to the device."""
-        for each, blocks in zip(arrays, self.held):
-            for array, block in zip(each, blocks):
-                if array is not None and block is not None:
-                    self.device.upload(np.ascontiguousarray(array), block)
+        for array, block in zip(chain(*arrays), self.blocks):
+            if block is not None:
+                self.device.upload(np.ascontiguousarray(array), block)
 
     def rewind(self, order: np.ndarray | None = None, step: int = 0) -> None:
         """Start again at the first row, in a new order; `step` is where results go on."""
@@ -71,10 +72,8 @@ class Feed:
         def part(block: Any, shape: Sequence[int], dtype: Any) -> Tensor:
             return Batch(RowsOf(block, self.order, self.state), (rows, *shape), dtype, self.device)
 
-        return [
-            [known and part(block, *known) for block, known in zip(blocks, forms)]
-            for blocks, forms in zip(self.held, self.forms)
-        ]
+        (i, j), found = self.cuts, [known and part(block, *known) for block, known in zip(self.blocks, self.forms)]
+        return [found[:i], found[i:j], found[j:]]
 
 
 class Batch(Tensor):
