@@ -610,3 +610,16 @@ def test_masks_go_through_joins(device, rng):
     for inputs, joined in (((a, b), clnn.Add()(e, one(b))), (a, clnn.Concatenate(1)(e, e))):
         with pytest.raises(clnn.ConfigurationError, match="masks .* leave different steps out"):
             clnn.Model(inputs, clnn.GRU(4)(joined))
+
+
+@pytest.mark.parametrize("join", ["Add", "Average", "Concatenate", "Maximum", "Multiply", "Subtract"])
+def test_joins_and_splits_come_back_from_a_file(device, rng, tmp_path, join):
+    a = clnn.Input((4, 6))
+    joined = getattr(clnn, join)(*[1] * (join == "Concatenate"))(
+        *clnn.Split((3, 1, 2), 2)(clnn.Dense(6)(a))[::2][:1] * 2
+    )
+    net = clnn.Model(a, (joined, *clnn.Split(2, axis=1)(a)))
+    net.save(tmp_path / "net")
+    again, x = clnn.load(tmp_path / "net"), rng.standard_normal((3, 4, 6)).astype(np.float32)
+    assert all(np.array_equal(p, q) for p, q in zip(net.predict(x), again.predict(x)))
+    assert [*map(repr, again.layers)] == [*map(repr, net.layers)]
