@@ -220,3 +220,23 @@ def test_names():
 def test_floats_only(device):
     with pytest.raises(clnn.ShapeError, match="sigmoid takes floats, not int32"):
         clnn.sigmoid(np.arange(3))
+
+
+@pytest.mark.parametrize("width", [1, 3, 10, 70])
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp", "cross_entropy"])
+def test_rows_of_different_sizes_side_by_side(rng, device, name, width):
+    """A row's shift is by its own largest value: a neighbour's would leave 0 / 0 of it."""
+    width += name == "cross_entropy"  # of one class it is nobody's loss
+    z = rng.standard_normal((9, width)) + np.tile([[-400.0], [400.0], [0.0]], (3, 1))
+    log_p = z - z.max(1, keepdims=True)
+    total = np.log(np.exp(log_p).sum(1, keepdims=True))
+    if name == "cross_entropy":
+        y = rng.integers(0, width, 9)
+        found = clnn.losses.cross_entropy(clnn.tensor(z), y, reduction="none")
+        expected = -(log_p - total)[np.arange(9), y]
+    elif name == "logsumexp":
+        found, expected = clnn.logsumexp(clnn.tensor(z), axis=1), (total + z.max(1, keepdims=True))[:, 0]
+    else:
+        found, expected = getattr(clnn, name)(clnn.tensor(z)), log_p - total
+        expected = np.exp(expected) if name == "softmax" else expected
+    np.testing.assert_allclose(found.numpy(), expected, rtol=2e-5, atol=1e-4)

@@ -70,7 +70,8 @@ def fit(
     step's mean loss divides by the number of its targets, less those that the loss ignores
     (`CrossEntropy(ignore_index=...)`); the history's is the mean over all such targets of the epoch. With `seed`, shuffling
     and dropout repeat from run to run. `record=False` keeps every step eager.
-    A second fit with the same optimizer object goes on where the first ended.
+    A second fit with the same optimizer object goes on where the first ended. The samples are those of its beginning: what a
+    callback changes in these arrays meanwhile is for the next fit.
 
     Where `forward` returns several outputs, as a tuple (then called output_1, output_2, ...) or as a dict, y, loss,
     loss_weights (1 unless given), metrics and sample_weight are tuples or dicts likewise; one loss, one list of metrics or one
