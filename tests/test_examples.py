@@ -257,11 +257,44 @@ def test_copy_memory():
     assert abs(baseline - 10 * np.log(8) / 30) < 1e-3 and losses[-1] < baseline / 3
 
 
+def test_adding_problem_with_another_seed():
+    assert "5,000 sequences of 5 steps" in run("adding_problem", "5000", "5", "3")
+
+
+@pytest.mark.parametrize("kind", ["lstm", "gru"])
+def test_mnist_rows(kind, without_mnist):
+    out = run("mnist_rows", kind, "6", **without_mnist)
+    assert "MNIST is not there" in out and f"{kind}_1" in out
+    assert float(re.search(ACCURACY, out).group(1)) > 85
+
+
+@pytest.mark.parametrize("shakespeare", [True, False])
+def test_char_lstm(shakespeare, without_mnist, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    out = run("char_lstm", "25", **(with_data("shakespeare") if shakespeare else without_mnist))
+    assert ("Python's manual" in out) != shakespeare
+    losses = [float(loss) for loss in re.findall(r"held out ([\d.]+)", out)]
+    assert len(losses) == 2 and losses[1] < losses[0] - 0.7
+    assert len(out.rpartition("held out")[2]) > 290 and (tmp_path / "char_lstm.clnn").stat().st_size > 1_000_000
+
+
+def test_sentiment():
+    out = run("sentiment", "3000")
+    assert float(re.search(r"test accuracy ([\d.]+)%", out).group(1)) > 95
+    found = {text: float(p) for p, text in re.findall(r"^([\d.]+) (.+)$", out, re.M)}
+    assert found["it was not good"] < 0.5 < found["not bad"] and found["a very good film"] > 0.9
+
+
 # -- Deep Diamond's ----------------------------------------------------------------------------------------------------------
 def test_boston():
     out = run("deep_diamond/boston", "2", **with_data("boston"))
     errors = [float(e) for e in re.findall(r"^seed \d: a mean absolute error of ([\d.]+) on 102 test rows$", out, re.M)]
     assert len(errors) == 2 and max(errors) <= 3
+
+
+def test_share_price():
+    out = run("deep_diamond/share_price", "1")
+    assert float(re.search(r"residuals over 904 test windows: ([\d.]+)", out).group(1)) < 4
 
 
 @pytest.mark.slow
