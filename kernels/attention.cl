@@ -77,10 +77,155 @@ INLINE real largest_lane(T x) {
   for (int h = VW / 2; h; h /= 2) for (int l = 0; l < h; l++) t[l] = fmax(t[l], t[l + h]);
   return t[0];
 }
+INLINE real dot(global const real *a, global const real *b, int n) {
+  T part = (T)(0);
+  int c = 0;
+  for (; c + VW <= n; c += VW) part += VLOAD(0, a + c) * VLOAD(0, b + c);
+  real sum = sum_of_lanes(part);
+  for (; c < n; c++) sum += a[c] * b[c];
+  return sum;
+}
 INLINE void zero(local real *x, int n) { for (int i = 0; i < n; i += VW) VSTORE((T)(0), 0, x + i); }
 INLINE void rows_of(local real *to, int wide, global const real *from, int step, int rows, int n) {
   for (int i = 0; i < rows; i++) copy_row(to + i * wide, from + (size_t)i * step, n, wide);
 }
+// Of a query that sees no key, nothing is subtracted
+#define FINITE(x) WHERE((x) == -INFINITY, 0, (x))
+
+#if defined(FORWARD) && defined(FEW)
+// One query a work-item, for the steps of `generate`
+kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, global real *lse) {
+  UNPACK
+  local real S[BK] __attribute__((aligned(64))), O[DVP] __attribute__((aligned(64)));
+  const int i = get_global_id(0) % Tq, bh = get_global_id(0) / Tq, h = bh % H, b = bh / H, g = h / (H / G), keys = KEYS_OF(i);
+  if (b >= batch) return;
+  global const real *mine = Q_OF(b, h) + (size_t)i * Q_ROW;
+  real top = -INFINITY, sum = 0;
+  zero(O, DVP);
+  for (int j0 = 0; j0 < keys; j0 += BK) {
+    const int kn = min(BK, keys - j0);
+    for (int j = 0; j < kn; j++) {
+      S[j] = dot(mine, K_OF(b, g) + (size_t)(j0 + j) * K_ROW, D) * scale + MASK_AT(b, h, i, j0 + j);
+    }
+    for (int j = kn; j < BK; j++) S[j] = -INFINITY;
+    T most = VLOAD(0, S), part = (T)(0);
+    for (int c = VW; c < BK; c += VW) most = fmax(most, VLOAD(0, S + c));
+    const real high = fmax(top, largest_lane(most)), by = high == -INFINITY ? 0 : high, shrink = exp(top - by);
+    for (int c = 0; c < BK; c += VW) { const T e = exp(VLOAD(0, S + c) - by); part += e; VSTORE(e, 0, S + c); }
+    sum = sum * shrink + sum_of_lanes(part);
+    top = high;
+    for (int c = 0; c < DV; c += VW) {
+      T out = VLOAD(0, O + c) * shrink;
+      global const real *value = V_OF(b, g) + (size_t)j0 * V_ROW + c;
+      for (int j = 0; j < kn; j++, value += V_ROW) out += S[j] * VLOAD(0, value);
+      VSTORE(out, 0, O + c);
+    }
+  }
+  global real *to = o + AT_O(b, h) + (size_t)i * O_ROW;
+  const real over = TOO_SHORT ? (real)NAN : sum == 0 ? 0 : 1 / sum;
+  for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, O + c) * over, to + c, DV - c);
+  if (lse) lse[(size_t)bh * Tq + i] = sum == 0 ? INFINITY : top + log(sum);
+}
+#endif
+
+// The scores of kn keys from j0, a row each, and `rows` queries from i0, a lane each, of which QT holds scale times q; those that are
+// not seen are -infinity
+INLINE void scores_by_key(local real *S, local const real *QT, local const real *K, HEADS_ARGS, int b, int h, int i0, int rows, int j0, int kn) {
+  UNPACK
+  multiply(S, BQ, K, DP, 1, QT, BQ, kn, BQ, D, 0);
+#ifdef MASK
+  for (int j = 0; j < kn; j++) for (int i = 0; i < rows; i++) S[j * BQ + i] += MASK_AT(b, h, i0 + i, j0 + j);
+#endif
+#ifdef CAUSAL
+  for (int j = max(0, before + i0 + 1 - j0); j < kn; j++)
+    for (int i = 0; i < min(BQ, j0 + j - before - i0); i++) S[j * BQ + i] = -INFINITY;
+#endif
+}
+#define SCORES_BY_KEY(S, QT, K) scores_by_key(S, QT, K, p, r, m, q, k, v, mask, past, scale, b, h, i0, rows, j0, kn)
+
+#if defined(FORWARD) && !defined(FEW)
+kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, global real *lse) {
+  UNPACK
+  local real QT[D * BQ] __attribute__((aligned(64))), K[(BK + MR) * DP] __attribute__((aligned(64)));
+  local real S[BK * BQ] __attribute__((aligned(64))), V[BK * DVP] __attribute__((aligned(64))), O[ROWS * DVP] __attribute__((aligned(64)));
+  real top[BQ] __attribute__((aligned(64))), sum[BQ] __attribute__((aligned(64))), shrink[BQ] __attribute__((aligned(64)));
+  const int blocks = (Tq + BQ - 1) / BQ, i0 = get_global_id(0) % blocks * BQ, bh = get_global_id(0) / blocks, h = bh % H, b = bh / H;
+  if (b >= batch) return;
+  const int rows = min(BQ, Tq - i0), g = h / (H / G), keys = KEYS_OF(i0 + rows - 1);
+  copy_turned(QT, BQ, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
+  for (int c = 0; c < D * BQ; c += VW) VSTORE(VLOAD(0, QT + c) * scale, 0, QT + c);
+  zero(O, BQ * DVP);
+  for (int c = 0; c < BQ; c += VW) { VSTORE((T)(-INFINITY), 0, top + c); VSTORE((T)(0), 0, sum + c); }
+  for (int j0 = 0; j0 < keys; j0 += BK) {
+    const int kn = min(BK, keys - j0);
+    rows_of(K, DP, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
+    rows_of(V, DVP, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
+    SCORES_BY_KEY(S, QT, K);
+    for (int c = 0; c < rows; c += VW) {
+      const T last = VLOAD(0, top + c);
+      T high = last, part = (T)(0);
+      for (int j = 0; j < kn; j++) high = fmax(high, VLOAD(0, S + j * BQ + c));
+      const T by = FINITE(high), less = exp(last - by);
+      for (int j = 0; j < kn; j++) { const T e = exp(VLOAD(0, S + j * BQ + c) - by); part += e; VSTORE(e, 0, S + j * BQ + c); }
+      VSTORE(VLOAD(0, sum + c) * less + part, 0, sum + c);
+      VSTORE(high, 0, top + c);
+      VSTORE(less, 0, shrink + c);
+    }
+    for (int i = 0; i < rows; i++)
+      if (shrink[i] != 1) for (int c = 0; c < DVP; c += VW) VSTORE(VLOAD(0, O + i * DVP + c) * shrink[i], 0, O + i * DVP + c);
+    multiply(O, DVP, S, 1, BQ, V, DVP, rows, DVP, kn, 1);
+  }
+  for (int i = 0; i < rows; i++) {
+    global real *to = o + AT_O(b, h) + (size_t)(i0 + i) * O_ROW;
+    const real over = TOO_SHORT ? (real)NAN : sum[i] == 0 ? 0 : 1 / sum[i];
+    for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, O + i * DVP + c) * over, to + c, DV - c);
+    if (lse) lse[(size_t)bh * Tq + i0 + i] = sum[i] == 0 ? INFINITY : top[i] + log(sum[i]);
+  }
+}
+#endif
+
+#define BACKWARD_ARGS int batch, HEADS_ARGS, global const real *restrict o, global const real *restrict lse, global const real *restrict dy
+
+#ifdef FOR_Q
+kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
+  UNPACK
+  local real QT[D * BQ] __attribute__((aligned(64))), dOT[DV * BQ] __attribute__((aligned(64)));
+  local real K[(BK + MR) * DP] __attribute__((aligned(64))), V[(BK + MR) * DVP] __attribute__((aligned(64)));
+  local real S[BK * BQ] __attribute__((aligned(64))), dP[BK * BQ] __attribute__((aligned(64))), dQ[ROWS * DP] __attribute__((aligned(64)));
+  real logs[BQ] __attribute__((aligned(64))), delta[BQ] __attribute__((aligned(64)));
+  const int blocks = (Tq + BQ - 1) / BQ, i0 = get_global_id(0) % blocks * BQ, bh = get_global_id(0) / blocks, h = bh % H, b = bh / H;
+  if (b >= batch) return;
+  const int rows = min(BQ, Tq - i0), g = h / (H / G), keys = KEYS_OF(i0 + rows - 1);
+  const size_t at = AT_O(b, h) + (size_t)i0 * O_ROW;
+  copy_turned(QT, BQ, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
+  for (int c = 0; c < D * BQ; c += VW) VSTORE(VLOAD(0, QT + c) * scale, 0, QT + c);
+  copy_turned(dOT, BQ, dy + at, O_ROW, rows, DV);
+  for (int i = 0; i < BQ; i++) {
+    delta[i] = i < rows ? dot(o + at + (size_t)i * O_ROW, dy + at + (size_t)i * O_ROW, DV) : 0;
+    logs[i] = i < rows ? lse[(size_t)bh * Tq + i0 + i] : 0;
+  }
+  zero(dQ, BQ * DP);
+  for (int j0 = 0; j0 < keys; j0 += BK) {
+    const int kn = min(BK, keys - j0);
+    rows_of(K, DP, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
+    rows_of(V, DVP, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
+    SCORES_BY_KEY(S, QT, K);
+    multiply(dP, BQ, V, DVP, 1, dOT, BQ, kn, BQ, DV, 0);
+    for (int c = 0; c < rows; c += VW) {
+      const T log_sum = VLOAD(0, logs + c), less = VLOAD(0, delta + c);
+      for (int j = 0; j < kn; j++)
+        VSTORE(exp(VLOAD(0, S + j * BQ + c) - log_sum) * (VLOAD(0, dP + j * BQ + c) - less), 0, dP + j * BQ + c);
+    }
+    multiply(dQ, DP, dP, 1, BQ, K, DP, rows, DP, kn, 1);
+  }
+  for (int i = 0; i < rows; i++) {
+    global real *to = dq + (size_t)b * p.s4 + (size_t)h * p.s5 + (size_t)(i0 + i) * Q_ROW;
+    for (int c = 0; c < D; c += VW) store_n(VLOAD(0, dQ + i * DP + c) * scale, to + c, D - c);
+  }
+}
+#endif
+
+#ifdef FOR_K
 // The scores of `rows` queries from i0 and BK keys from j0, of which the first kn count; those that are not seen are -infinity
 INLINE void scores(local real *S, local const real *Q, local const real *KT, HEADS_ARGS, int b, int h, int i0, int rows, int j0, int kn) {
   UNPACK
@@ -100,45 +245,6 @@ INLINE void scores(local real *S, local const real *Q, local const real *KT, HEA
 }
 #define SCORES(S, Q, KT) scores(S, Q, KT, p, r, m, q, k, v, mask, past, scale, b, h, i0, rows, j0, kn)
 
-#ifdef FORWARD
-kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, global real *lse) {
-  UNPACK
-  local real Q[ROWS * DP] __attribute__((aligned(64))), KT[D * BK] __attribute__((aligned(64)));
-  local real S[ROWS * BK] __attribute__((aligned(64))), V[BK * DVP] __attribute__((aligned(64))), O[ROWS * DVP] __attribute__((aligned(64)));
-  real top[BQ], sum[BQ];
-  const int blocks = (Tq + BQ - 1) / BQ, i0 = get_global_id(0) % blocks * BQ, bh = get_global_id(0) / blocks, h = bh % H, b = bh / H;
-  if (b >= batch) return;
-  const int rows = min(BQ, Tq - i0), g = h / (H / G), keys = KEYS_OF(i0 + rows - 1);
-  rows_of(Q, DP, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
-  zero(O, BQ * DVP);
-  for (int i = 0; i < rows; i++) { top[i] = -INFINITY; sum[i] = 0; }
-  for (int j0 = 0; j0 < keys; j0 += BK) {
-    const int kn = min(BK, keys - j0);
-    copy_turned(KT, BK, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
-    rows_of(V, DVP, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
-    SCORES(S, Q, KT);
-    for (int i = 0; i < rows; i++) {
-      local real *s = S + i * BK;
-      T most = VLOAD(0, s);
-      for (int c = VW; c < BK; c += VW) most = fmax(most, VLOAD(0, s + c));
-      const real high = fmax(top[i], largest_lane(most)), by = high == -INFINITY ? 0 : high, shrink = exp(top[i] - by);
-      T part = (T)(0);
-      for (int c = 0; c < BK; c += VW) { const T e = exp(VLOAD(0, s + c) - by); part += e; VSTORE(e, 0, s + c); }
-      sum[i] = sum[i] * shrink + sum_of_lanes(part);
-      top[i] = high;
-      if (shrink != 1) for (int c = 0; c < DVP; c += VW) VSTORE(VLOAD(0, O + i * DVP + c) * shrink, 0, O + i * DVP + c);
-    }
-    multiply(O, DVP, S, BK, 1, V, DVP, rows, DVP, kn, 1);
-  }
-  for (int i = 0; i < rows; i++) {
-    global real *to = o + AT_O(b, h) + (size_t)(i0 + i) * O_ROW;
-    const real over = TOO_SHORT ? (real)NAN : sum[i] == 0 ? 0 : 1 / sum[i];
-    for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, O + i * DVP + c) * over, to + c, DV - c);
-    if (lse) lse[(size_t)bh * Tq + i0 + i] = sum[i] == 0 ? INFINITY : top[i] + log(sum[i]);
-  }
-}
-#endif
-
 // S becomes P = exp(S - lse), the probabilities; dP = P (dP - delta)
 INLINE void slopes(local real *S, local real *dP, const real *lse, const real *delta, int rows) {
   for (int i = 0; i < rows; i++)
@@ -154,51 +260,15 @@ INLINE void outputs_of(local real *dO, real *logs, real *delta, global const rea
                        int rows) {
   rows_of(dO, DVP, dy, step, rows, DV);
   for (int i = 0; i < rows; i++) {
-    real sum = 0;
-    for (int c = 0; c < DV; c++) sum += o[(size_t)i * step + c] * dO[i * DVP + c];
-    delta[i] = sum;
+    delta[i] = dot(o + (size_t)i * step, dy + (size_t)i * step, DV);
     logs[i] = lse[i];
   }
 }
-#define BACKWARD_ARGS int batch, HEADS_ARGS, global const real *restrict o, global const real *restrict lse, global const real *restrict dy
-#define BLOCKS                                                                                                            \
-  local real Q[ROWS * DP] __attribute__((aligned(64))), KT[D * BK] __attribute__((aligned(64))), VT[DV * BK] __attribute__((aligned(64))); \
-  local real S[ROWS * BK] __attribute__((aligned(64))), dP[ROWS * BK] __attribute__((aligned(64))), dO[ROWS * DVP] __attribute__((aligned(64))); \
-  real logs[BQ], delta[BQ];
-
-#ifdef FOR_Q
-kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
-  UNPACK
-  BLOCKS
-  local real K[BK * DP] __attribute__((aligned(64))), dQ[ROWS * DP] __attribute__((aligned(64)));
-  const int blocks = (Tq + BQ - 1) / BQ, i0 = get_global_id(0) % blocks * BQ, bh = get_global_id(0) / blocks, h = bh % H, b = bh / H;
-  if (b >= batch) return;
-  const int rows = min(BQ, Tq - i0), g = h / (H / G), keys = KEYS_OF(i0 + rows - 1);
-  const size_t at = AT_O(b, h) + (size_t)i0 * O_ROW;
-  rows_of(Q, DP, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
-  outputs_of(dO, logs, delta, o + at, dy + at, lse + (size_t)bh * Tq + i0, O_ROW, rows);
-  zero(dQ, BQ * DP);
-  for (int j0 = 0; j0 < keys; j0 += BK) {
-    const int kn = min(BK, keys - j0);
-    copy_turned(KT, BK, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
-    copy_turned(VT, BK, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
-    rows_of(K, DP, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
-    SCORES(S, Q, KT);
-    multiply(dP, BK, dO, DVP, 1, VT, BK, rows, BK, DV, 0);
-    slopes(S, dP, logs, delta, rows);
-    multiply(dQ, DP, dP, BK, 1, K, DP, rows, DP, kn, 1);
-  }
-  for (int i = 0; i < rows; i++) {
-    global real *to = dq + (size_t)b * p.s4 + (size_t)h * p.s5 + (size_t)(i0 + i) * Q_ROW;
-    for (int c = 0; c < D; c += VW) store_n(VLOAD(0, dQ + i * DP + c) * scale, to + c, D - c);
-  }
-}
-#endif
-
-#ifdef FOR_K
 kernel GROUP_SIZE void attention_backward_k(BACKWARD_ARGS, global real *dk, global real *dv) {
   UNPACK
-  BLOCKS
+  local real Q[ROWS * DP] __attribute__((aligned(64))), KT[D * BK] __attribute__((aligned(64))), VT[DV * BK] __attribute__((aligned(64)));
+  local real S[ROWS * BK] __attribute__((aligned(64))), dP[ROWS * BK] __attribute__((aligned(64))), dO[ROWS * DVP] __attribute__((aligned(64)));
+  real logs[BQ], delta[BQ];
   local real dK[(BK + MR) * DP] __attribute__((aligned(64))), dV[(BK + MR) * DVP] __attribute__((aligned(64)));
   const int blocks = (Tk + BK - 1) / BK, j0 = get_global_id(0) % blocks * BK, bg = get_global_id(0) / blocks, g = bg % G, b = bg / G;
   if (b >= batch) return;

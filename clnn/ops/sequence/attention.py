@@ -12,6 +12,7 @@ from ...runtime.memory import Block
 from ..array import Array, Backward, Flow, block_of, check_float, check_together, empty, empty_like
 from ..elementwise import broadcast_strides
 
+FEW = 4  # queries that are better done one by one on CPUs
 LONGEST = 256  # of a head: what a work-item keeps of it has to fit registers or the cache
 
 
@@ -117,7 +118,10 @@ def attention(
         )  # fmt: skip
 
     by_queries = heads * -(-queries // block_q)
-    launch("attention_forward", by_queries, o.block, block_of(lse), FORWARD=1)
+    if device.long_loops and queries <= FEW:
+        launch("attention_forward", heads * queries, o.block, block_of(lse), FORWARD=1, FEW=1)
+    else:
+        launch("attention_forward", by_queries, o.block, block_of(lse), FORWARD=1)
 
     def backward(dy: Array) -> Iterator[Flow]:
         assert lse is not None
