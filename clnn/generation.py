@@ -189,15 +189,18 @@ class _Steps:
 
 def _drawn(scores: np.ndarray, top_k: int | None, top_p: float | None, draws: np.random.Generator) -> np.ndarray:
     """One token for each row of scores (batch, tokens)."""
-    order = np.argsort(-scores, -1, kind="stable")
-    ranked = np.take_along_axis(scores, order, -1)
+    ranked, order = scores, None
+    if top_k is not None or top_p is not None:
+        order = np.argsort(-scores, -1, kind="stable")
+        ranked = np.take_along_axis(scores, order, -1)
     if top_k is not None:
         ranked[:, top_k:] = -np.inf
-    p = np.exp(ranked - ranked[:, :1])
+    p = np.exp(ranked - ranked.max(-1, keepdims=True))
     p /= p.sum(-1, keepdims=True)
     if top_p is not None:
         p = np.where(np.cumsum(p, -1) - p < top_p, p, 0)
         p /= p.sum(-1, keepdims=True)
     at = (np.cumsum(p, -1) < draws.random((len(p), 1))).sum(-1)
-    at = np.minimum(at, (p > 0).sum(-1) - 1)  # where rounding leaves the sum below 1
-    return np.take_along_axis(order, at[:, None], -1)[:, 0]
+    last = p.shape[-1] - 1 - (p[:, ::-1] > 0).argmax(-1)
+    at = np.minimum(at, last)  # where rounding leaves the sum below 1
+    return at if order is None else np.take_along_axis(order, at[:, None], -1)[:, 0]

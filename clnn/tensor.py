@@ -796,9 +796,9 @@ def function(x: Any, name: str) -> Tensor:
     return x if name == "linear" else apply(unary, x, name=name)
 
 
-def linear_layer(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> Tensor:
-    """f(x w + b), fused; see clnn/ops/linear.py."""
-    y, backward = linear(x, w, b, activation, keep=grad_enabled())
+def linear_layer(x: Tensor, w: Tensor, b: Tensor | None, activation: str, turned: bool = False) -> Tensor:
+    """f(x w + b), or with `turned` f(x w^T), fused; see clnn/ops/linear.py."""
+    y, backward = linear(x, w, b, activation, keep=grad_enabled(), turned=turned)
     return on_tape(y, (x, w) if b is None else (x, w, b), backward, (w,) if x.requires_grad else ())
 
 

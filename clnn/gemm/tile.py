@@ -68,7 +68,7 @@ def choose(device: Device, shape: Shape, measured: Measured = None, sums: bool =
         if weights < 1 << 14 or n < 32 or device.max_group < SIDE * SIDE:
             return Tile(4, 1, vw)
         return Tile(8, 2, vw, 8, local=True) if weights >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
-    if m < FEW and weights >= 1 << 15 and not (transpose_a or transpose_b or sums):
+    if m < FEW and weights >= 1 << 13 and not (transpose_a or transpose_b or sums):
         return Tile(1, 1, vw, row=True)
     if measured:
         return Tile(*measured)
@@ -124,7 +124,7 @@ def share(device: Device, shape: Shape, tile: Tile, count: int = 1) -> Share:
             tile.row
         ):  # whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
             rows, columns = m, _up(_up(n, _up(n, run_columns(device, dtype))), tile.vw) * tile.vw
-            enough, wanted = 4 * enough, n * k // (SMALL // 8)
+            enough, wanted = 4 * enough, n * k // (SMALL // 4)
     else:
         side, each = (SIDE, 1) if tile.local else (1, min(GROUP, device.group_width))
         rows, columns = side * tile.mr, side * tile.nv * tile.vw

@@ -15,15 +15,16 @@ from .shape import broadcast_to
 
 
 def linear(
-    x: Array, w: Array, b: Array | None, activation: str = "linear", keep: bool = True
+    x: Array, w: Array, b: Array | None, activation: str = "linear", keep: bool = True, turned: bool = False
 ) -> tuple[Array, Backward]:
-    """y = f(x w + b): x (..., in), w (in, out), b (out,) -> y (..., out).
+    """y = f(x w + b): x (..., in), w (in, out), b (out,) -> y (..., out). `turned`: y = f(x w^T), w (out, in), without b.
 
     With `keep` the input of an activation whose derivative needs it is kept; inference goes without.
     """
     check_together("linear", x, w, b)
     check_float("linear", x)
-    k, n = w.shape
+    assert b is None or not turned
+    k, n = w.shape[::-1] if turned else w.shape
     if x.ndim < 1 or x.shape[-1] != k:
         raise ShapeError(
             f"an input of shape {x.shape} does not fit weights of shape {w.shape}: the last axis must be {k}"
@@ -37,7 +38,7 @@ def linear(
     gemm(
         device,
         Product(
-            Shape(m, n, k, dtype), source, w.block, y.block,
+            Shape(m, n, k, dtype, transpose_b=turned), source, w.block, y.block,
             rows=rows, bias=block_of(b), activation=activation, saved=block_of(saved),
         ),
     )  # fmt: skip
@@ -52,7 +53,7 @@ def linear(
             gemm(
                 device,
                 Product(
-                    Shape(m, k, n, dtype, transpose_b=True), dz.block, w.block, sink.out,
+                    Shape(m, k, n, dtype, transpose_b=not turned), dz.block, w.block, sink.out,
                     scale=sink.scale, activation=name, saved=block_of(before), derivative=before is not None,
                 ),
             )  # fmt: skip
@@ -62,7 +63,9 @@ def linear(
             if for_b:
                 assert for_b.scale is not None
                 sums = for_b.out, for_b.scale
-            if for_w:
+            if for_w and turned:
+                gemm(device, Product(Shape(n, k, m, dtype, True), dz.block, x.block, for_w.out, scale=for_w.scale))
+            elif for_w:
                 shape = Shape(k, n, m, dtype, transpose_a=True)
                 gemm(device, Product(shape, source, dz.block, for_w.out, scale=for_w.scale, sums=sums, rows=lying))
             elif sums:

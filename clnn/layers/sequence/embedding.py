@@ -11,7 +11,7 @@ from ...checks import check_count, whole
 from ...errors import ConfigurationError, DataError, ShapeError
 from ...init import Initialiser, find_initialiser, normal
 from ...ops.index import take
-from ...tensor import Tensor, apply
+from ...tensor import Tensor, apply, linear_layer, tensor
 from ..base import Layer, register, with_mask
 
 __all__ = ["Embedding", "PositionalEmbedding", "SinusoidalPositions"]
@@ -83,7 +83,7 @@ class Embedding(Layer):
 
     def tied(self, y: Tensor) -> Tensor:
         """y w^T: (..., size) -> (..., tokens), the score of each token."""
-        return y @ self.w.T
+        return linear_layer(tensor(y, self.dtype, self.device), self.w, None, "linear", turned=True)
 
 
 class _Positions(Layer):
@@ -121,7 +121,9 @@ class PositionalEmbedding(_Positions):
         if past is None and (cache := cache_in_use()) is not None:
             past = cache.past
         time = x.shape[1]
-        return x + (self.w[:time] if past is None else take_rows(self.w, arange(time, device=x.device) + past))
+        if past is None:
+            return x + self.w[:time]
+        return x + take_rows(self.w, past if time == 1 else arange(time, device=x.device) + past)
 
 
 @register
