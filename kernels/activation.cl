@@ -24,24 +24,51 @@ FUNCTION(hard_tanh,    WHERE(x < -1, -1, WHERE(x > 1, 1, x)),           WHERE(fa
 FUNCTION(hard_swish,   x * hard_sigmoid_f(x),                           WHERE(x <= -3, 0, WHERE(x >= 3, 1, x / 3 + 0.5)))
 FUNCTION(swish,        x / (1 + exp(-x)),                                sigmoid_f(x) * (1 + x * (1 - sigmoid_f(x))))
 FUNCTION(mish,         x * tanh(softplus_f(x)),                         tanh(softplus_f(x)) + x * sigmoid_f(x) / (cosh(softplus_f(x)) * cosh(softplus_f(x))))
-// erf of floats in vectors, by a polynomial near 0 and the exponential of one farther out, to one unit in the last place (coefficients:
-// Juffa). The built-in function, which doubles take, is computed lane by lane on CPUs.
-#define WITHOUT_erf_float 1
-#if CAT(WITHOUT_erf_, REAL)
-static inline T erf_of(T x) {
-  const T t = fabs(x), s = x * x;
-  const T far = (((((-1.72853470e-5 * t + 3.83197126e-4) * s + (-3.88396438e-3 * t + 2.42546219e-2)) * t - 1.06777877e-1) * t
-                  - 6.34846687e-1) * t - 1.28717512e-1) * t - t;
-  const T near = (((((-5.96761703e-4 * s + 4.99119423e-3) * s - 2.67681349e-2) * s + 1.12819925e-1) * s - 3.76125336e-1) * s
-                  + 1.28379166e-1) * x + x;
-  return WHERE(t > 0.927734375, WHERE(x < 0, exp(far) - 1, 1 - exp(far)), near);
-}
-#else
-#define erf_of erf
-#endif
 #define INV_SQRT_2 0.70710678118654752440084436210485
 #define INV_SQRT_2PI 0.39894228040143267793994605993438
-FUNCTION(gelu,         0.5 * x * (1 + erf_of(INV_SQRT_2 * x)),             0.5 * (1 + erf_of(INV_SQRT_2 * x)) + x * INV_SQRT_2PI * exp(-0.5 * x * x))
+// The error function and the normal distribution, of floats in vectors and without calls, to two units in the last place of 1: built-in
+// functions, which doubles take, are calls, or computed lane by lane, on CPUs. Near 0 they are a polynomial (coefficients: Juffa), farther
+// out exp(-t t) times one, R. GELU and its derivative take that exponential from the density, exp(-x x / 2).
+#define WITHOUT_erf_float 1
+#if CAT(WITHOUT_erf_, REAL)
+#ifdef VW
+#define AS_INTS CAT(as_int, VW)
+#define AS_REALS CAT(as_float, VW)
+#else
+#define AS_INTS as_int
+#define AS_REALS as_float
+#endif
+#define ROUND_BY 12582912                   // 1.5 * 2^23: a float that it was added to is whole, and stands in the lowest bits
+static inline T exp_of_negative(T x) {      // exp(x), x <= 0, to 2^-23 and |x| 2^-24: 2^k 2^f, with k whole and |f| <= 1/2; 0 below 2^-126
+  const T p = x * 1.44269504088896340736, q = WHERE(p < -127, -127, p), k = q + ROUND_BY, f = q - (k - ROUND_BY);
+  return (((((1.32764704e-3 * f + 9.67554162e-3) * f + 5.55071328e-2) * f + 2.40221197e-1) * f + 6.93146967e-1) * f + 1.00000007)
+         * AS_REALS((AS_INTS(k) + 127) << 23);
+}
+#define FAR_FROM 0.927734375                // where the two meet
+static inline T erf_near(T t) {
+  const T s = t * t;
+  return (((((-5.96761703e-4 * s + 4.99119423e-3) * s - 2.67681349e-2) * s + 1.12819925e-1) * s - 3.76125336e-1) * s + 1.28379166e-1) * t + t;
+}
+static inline T erfc_far(T t, T e) {        // e R(t), e = exp(-t t); from 4.2 on R stays, where e is less than 2^-25
+  const T u = WHERE(t > 4.2, 4.2, t);
+  return e * (((((((-4.54741441e-4 * u + 6.82199842e-3) * u - 4.52436904e-2) * u + 1.76121600e-1) * u - 4.51549917e-1) * u
+                + 8.11937660e-1) * u - 1.05845607) * u + 9.88406714e-1);
+}
+static inline T erf_of(T x) {
+  const T t = fabs(x), far = 1 - erfc_far(t, exp_of_negative(-x * x));
+  return WHERE(t > FAR_FROM, WHERE(x < 0, -far, far), erf_near(x));
+}
+static inline T normal_of(T x, T e) {       // Phi(x), e = exp(-x x / 2)
+  const T t = fabs(x) * INV_SQRT_2, far = 0.5 * erfc_far(t, e);
+  return WHERE(t > FAR_FROM, WHERE(x < 0, far, 1 - far), 0.5 + 0.5 * erf_near(x * INV_SQRT_2));
+}
+#else
+#define exp_of_negative exp
+#define erf_of erf
+#define normal_of(x, e) (0.5 * (1 + erf(INV_SQRT_2 * (x))))
+#endif
+#define BELL(x) exp_of_negative(-0.5 * (x) * (x))
+FUNCTION(gelu,         x * normal_of(x, BELL(x)),                       normal_of(x, BELL(x)) + x * INV_SQRT_2PI * BELL(x))
 #define SQRT_2_PI 0.79788456080286535587989211986876
 #define GELU_GATE(x) sigmoid_f(2 * SQRT_2_PI * ((x) + 0.044715 * (x) * (x) * (x)))   // (1 + tanh(u)) / 2 = sigmoid(2 u)
 FUNCTION(gelu_tanh,    x * GELU_GATE(x),
@@ -56,7 +83,7 @@ FUNCTION(abs,          fabs(x),                                         WHERE(x 
 FUNCTION(negative,     -x,                                              (T)(-1))
 FUNCTION(sin,          sin(x),                                          cos(x))
 FUNCTION(cos,          cos(x),                                          -sin(x))
-FUNCTION(erf,          erf_of(x),                                          2 * 0.56418958354775628694807945156077 * exp(-x * x))
+FUNCTION(erf,          erf_of(x),                                       2 * 0.56418958354775628694807945156077 * exp(-x * x))
 FUNCTION(log1p,        log1p(x),                                        1 / (1 + x))
 FUNCTION(expm1,        expm1(x),                                        y + 1)
 FUNCTION(reciprocal,   1 / x,                                           -y * y)

@@ -148,6 +148,20 @@ def test_derivative_at_a_kink_is_between_its_sides(device, name):
     assert (p.grad.numpy() <= np.maximum(*sides) + slack).all()
 
 
+def test_erf_and_gelu_everywhere(device):
+    """On a grid to two units in the last place of 1, or of a larger result; where GELU is next to nothing, its sign is right."""
+    x = np.linspace(-14, 14, 50_001).astype(np.float32)
+    wide, p = x.astype(np.float64), parameter(x)
+    for name in ("erf", "gelu"):
+        y = function(p, name)
+        y.backward(np.ones(x.size))
+        expected, slope = REFERENCES[name](wide), derivative(name, wide)
+        assert_close(y.numpy(), expected, 2 * eps(np.float32) * np.maximum(1, np.abs(expected)), name)
+        assert_close(p.grad.numpy(), slope, 2 * eps(np.float32) * np.maximum(1, np.abs(slope)) + 1e-8, f"{name}'")
+        p.zero_grad()
+    assert (y.numpy()[x < 0] <= 0).all() and (y.numpy()[x > 0] >= 0).all()
+
+
 FUSED = (
     "linear",
     "tanh",
