@@ -8,6 +8,7 @@ net = clnn.Model((a, b), y)
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from .layers.base import Layer, Symbolic, first_pass, register
 from .layers.merge import Add, Multiply, Subtract
 from .parameters import count
 from .runtime.devices.choice import device
+from .tape import grad_enabled
 from .tensor import Tensor
 
 _order = itertools.count()
@@ -133,6 +135,7 @@ class Graph(Layer):
         self._results = [*outputs.values()] if isinstance(outputs, dict) else outputs
         self._results = [outputs] if isinstance(self._results[0], int) else self._results
         last: dict[tuple[int, int], int] = {}
+        uses: Counter[tuple[int, int]] = Counter()
         for number, (which, given) in enumerate([*calls, (0, self._results)], len(inputs)):
             wrong = [v for v in given if not 0 <= v[0] < number or v[1] < 0] or not 0 <= which < len(layers)
             if wrong:
@@ -140,6 +143,14 @@ class Graph(Layer):
                     f"a graph's call {number} does not follow what it is given: {given} to layer {which}"
                 )
             last |= dict.fromkeys(map(tuple, given), number)
+            uses.update(map(tuple, given))
+        # Calls whose output goes to another one alone, which takes nothing else: two that fit become one, see `Layer.with_next`
+        alone = {tuple(given[0]): number for number, (_, given) in enumerate(calls, len(inputs)) if len(given) == 1}
+        self._next = {
+            node: number
+            for (node, at), number in alone.items()
+            if uses[node, at] == 1 and not at and node >= len(inputs)
+        }
         # What is given to each call, what comes of it that is used, and what is used for the last time
         self._plan = [
             (
@@ -154,7 +165,7 @@ class Graph(Layer):
     def forward(self, *inputs: Tensor) -> Any:
         return self.run(inputs)
 
-    def run(self, inputs: Sequence[Tensor], noting: Any = lambda number, y: None) -> Any:
+    def run(self, inputs: Sequence[Tensor], noting: Any = None) -> Any:
         """The outputs; `noting` is told what comes of each call."""
         if len(inputs) != len(self.inputs):
             raise ShapeError(
@@ -162,12 +173,27 @@ class Graph(Layer):
             )
         values = {(i, 0): x for i, x in enumerate(inputs)}
         del inputs
+        joins, joined = noting is None and not grad_enabled(), {}  # outputs of calls that were made with the one before
         for number, (which, given, wanted, done) in enumerate(self._plan, len(self.inputs)):
-            y = self.layers[which](*[values[v] for v in given])
-            noting(number, y)
-            values |= {(number, at): t for at, t in enumerate(_leaves(y)) if (number, at) in wanted}
+            layer, args = self.layers[which], [values.get(v) for v in given]
+            y = joined.pop(number, None)
+            if y is None and joins and number in self._next and len(args) == 1 and args[0].mask is None:
+                following = self.layers[self._plan[self._next[number] - len(self.inputs)][0]]
+                if layer.built and following.built:
+                    joined[self._next[number]] = layer.with_next(following, args[0])
+            if y is None and joined.get(self._next.get(number)) is None:
+                y = layer(*args)
+            if noting is not None:
+                noting(number, y)
+            found = [] if y is None else [*_leaves(y)]
+            if y is not None and any(at >= len(found) for _, at in wanted):
+                raise ConfigurationError(
+                    f"{layer.name} returns {len(found)} tensors here, and the graph goes on with more"
+                )
+            values |= {(number, at): t for at, t in enumerate(found) if (number, at) in wanted}
             for v in done:
-                values.pop(v)  # its memory is free from here on
+                values.pop(v, None)  # its memory is free from here on
+            del args, y, found
         found = [values[n, at] for n, at in self._results]
         if isinstance(self.outputs, dict):
             return dict(zip(self.outputs, found))

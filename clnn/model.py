@@ -64,7 +64,11 @@ class Model(Layer):
             consolidate(self.parameters())
 
     def forward(self, *inputs: Any) -> Any:
-        return super().forward(*inputs) if self.graph is None else self.graph.run(inputs)
+        if self.graph is None:
+            return super().forward(*inputs)
+        if self.layers is not self.graph.layers:
+            raise ConfigurationError("a graph's layers are replaced one by one, as in net.layers[0] = clnn.Dense(8)")
+        return self.graph.run(inputs)
 
     def config(self) -> dict[str, Any]:
         return {} if self.graph is None else {"graph": self.graph}
@@ -319,7 +323,9 @@ class Sequential(Model):
             )
         rows = [("layer", "output shape", "parameters")]
         for layer, shape in zip(self.layers, self.output_shapes):
-            rows.append((f"{layer.name} {layer!r}", str((None, *shape)), told_of_parameters(layer)))
+            each = shape if shape and isinstance(shape[0], tuple) else [shape]  # of a layer with several outputs
+            shown = ", ".join(str((None, *one)) for one in each)
+            rows.append((f"{layer.name} {layer!r}", shown, told_of_parameters(layer)))
         return _table(self, rows)
 
     def config(self) -> dict[str, Any]:

@@ -612,6 +612,46 @@ def test_masks_go_through_joins(device, rng):
             clnn.Model(inputs, clnn.GRU(4)(joined))
 
 
+def test_convolutions_and_norms_are_joined_at_inference(device, rng, monkeypatch):
+    """As in Sequential, and only where nothing else reads what lies between them."""
+    joined, with_next = [], clnn.Conv2D.with_next
+
+    def noting(self, following, x):
+        joined.append(y := with_next(self, following, x))
+        return y
+
+    monkeypatch.setattr(clnn.Conv2D, "with_next", noting)
+    a = clnn.Input((2, 6, 6))
+    c, d = (clnn.Conv2D(3, 3, padding="same") for _ in range(2))
+    norm, other = clnn.BatchNorm("relu"), clnn.BatchNorm()
+    h = d(norm(c(a)))
+    net = clnn.Model(a, (clnn.Flatten()(h), clnn.Flatten()(other(h))))
+    x = rng.standard_normal((5, 2, 6, 6)).astype(np.float32)
+    t = tuple(rng.standard_normal((5, 108)).astype(np.float32) for _ in range(2))
+    net.fit(x, t, loss="mse", optimizer="adam", epochs=3, batch_size=5, progress=False)
+    joined.clear()
+    found = net.predict(x)
+    assert len(joined) == 1 and joined[0] is not None  # c with its norm, and not d, whose output is used twice
+    monkeypatch.setattr(clnn.Conv2D, "with_next", clnn.Layer.with_next)
+    net.__dict__.pop("_evaluations")
+    for one, same in zip(found, net.predict(x)):
+        np.testing.assert_allclose(one, same, rtol=1e-4, atol=1e-4)
+
+
+def test_layers_of_a_graph_are_replaced_one_by_one(device):
+    a = clnn.Input((3, 2))
+    y, h, c = clnn.LSTM(2, return_state=True)(a)
+    net = clnn.Model(a, clnn.Add()(h, c))
+    kept = net.layers
+    net.layers = [*kept]
+    with pytest.raises(clnn.ConfigurationError, match="replaced one by one"):
+        net.predict(np.ones((1, 3, 2)))
+    net.layers = kept
+    net.layers[0] = clnn.LSTM(2)
+    with pytest.raises(clnn.ConfigurationError, match="returns 1 tensors here"):
+        net.predict(np.ones((1, 3, 2)))
+
+
 @pytest.mark.parametrize("join", ["Add", "Average", "Concatenate", "Maximum", "Multiply", "Subtract"])
 def test_joins_and_splits_come_back_from_a_file(device, rng, tmp_path, join):
     a = clnn.Input((4, 6))
