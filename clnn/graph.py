@@ -173,31 +173,36 @@ class Graph(Layer):
             )
         values = {(i, 0): x for i, x in enumerate(inputs)}
         del inputs
-        joins, joined = noting is None and not grad_enabled(), {}  # outputs of calls that were made with the one before
+        joins = noting is None and not grad_enabled()
+        joined: dict[int, Tensor] = {}  # outputs that were computed with the call before
         for number, (which, given, wanted, done) in enumerate(self._plan, len(self.inputs)):
             layer, args = self.layers[which], [values.get(v) for v in given]
-            y = joined.pop(number, None)
-            if y is None and joins and number in self._next and len(args) == 1 and args[0].mask is None:
-                following = self.layers[self._plan[self._next[number] - len(self.inputs)][0]]
-                if layer.built and following.built:
-                    joined[self._next[number]] = layer.with_next(following, args[0])
-            if y is None and joined.get(self._next.get(number)) is None:
-                y = layer(*args)
-            if noting is not None:
-                noting(number, y)
-            found = [] if y is None else [*_leaves(y)]
-            if y is not None and any(at >= len(found) for _, at in wanted):
-                raise ConfigurationError(
-                    f"{layer.name} returns {len(found)} tensors here, and the graph goes on with more"
-                )
-            values |= {(number, at): t for at, t in enumerate(found) if (number, at) in wanted}
+            ahead = self._with_next(number, args) if joins and number not in joined else None
+            if ahead is not None:
+                joined[self._next[number]] = ahead
+            else:
+                y = joined.pop(number) if number in joined else layer(*args)
+                if noting is not None:
+                    noting(number, y)
+                each = [*_leaves(y)]
+                if any(at >= len(each) for _, at in wanted):
+                    raise ConfigurationError(f"{layer.name} returns {len(each)} tensors here, and the graph uses more")
+                values |= {(number, at): t for at, t in enumerate(each) if (number, at) in wanted}
+                del y, each
             for v in done:
                 values.pop(v, None)  # its memory is free from here on
-            del args, y, found
+            del args
         found = [values[n, at] for n, at in self._results]
         if isinstance(self.outputs, dict):
             return dict(zip(self.outputs, found))
         return found[0] if self._results[0] is self.outputs else tuple(found)
+
+    def _with_next(self, number: int, args: Sequence[Any]) -> Tensor | None:
+        """At inference: what the next call makes of this one's output, if one launch can compute both."""
+        if number not in self._next or len(args) != 1 or args[0].mask is not None:
+            return None
+        layer, following = (self.layers[self._plan[n - len(self.inputs)][0]] for n in (number, self._next[number]))
+        return layer.with_next(following, args[0]) if layer.built and following.built else None
 
     def takes_whole(self, i: int) -> bool:
         return [*self.inputs.values()][i][1] == "int32" if i < len(self.inputs) else False
@@ -269,7 +274,7 @@ def traced(inputs: Any, outputs: Any) -> Graph:
         )
     if not calls:
         raise ConfigurationError("Model's outputs are its inputs, with no layer in between")
-    layers = [*dict.fromkeys(call.layer for call in calls)]
+    layers = [*dict.fromkeys(call.layer for call in calls if call.layer is not None)]
     if len(kinds := {(one.device, one.dtype) for layer in layers for one in layer.layers_inside()}) > 1:
         raise ConfigurationError(
             "the layers of a model lie on one device and are of one type, and these are "
@@ -281,7 +286,7 @@ def traced(inputs: Any, outputs: Any) -> Graph:
     return Graph(
         {name: [list(x.shape[1:]), x.dtype.name] for name, x in zip(names, given.values())},
         layers,
-        [[layers.index(call.layer), [*map(value, call.given)]] for call in calls],
+        [[layers.index(call.layer), [*map(value, call.given)]] for call in calls if call.layer is not None],
         results
         if isinstance(outputs, dict)
         else [*results.values()]

@@ -43,12 +43,11 @@ from .checks import check_count, in_range
 from .errors import CheckpointError, ClnnError, ConfigurationError, Diverged, OutOfDeviceMemory
 from .files import write_atomically
 from .layers.base import Layer
-from .losses import find_loss
 from .ops.random import Generator
 from .optim import find_optimizer
 from .random import drawing_from
 from .runtime.devices.choice import device, use
-from .train import History, as_inputs, build_for, fit
+from .train import History, as_inputs, build_for, fit, loss_for
 
 
 # -- spaces -----------------------------------------------------------------------------------------------------------
@@ -289,7 +288,8 @@ class Search:
 
 
 def _digest(part: Any) -> list[Any]:
-    arrays = [np.asarray(a) for a in (part if isinstance(part, tuple) else (part,))]
+    parts = part.values() if isinstance(part, dict) else part if isinstance(part, tuple) else (part,)
+    arrays = [*map(np.asarray, parts)]
     return [[*a.shape, zlib.crc32(a.tobytes())] for a in arrays]
 
 
@@ -337,10 +337,9 @@ class Results:
                 trial.fit(epochs)
             return trial.model
         x = self.search.train[0]
-        sample = tuple(a[:1] for a in x) if isinstance(x, tuple) else x[:1]
-        build_for(trial.model, as_inputs(sample, trial.model))
+        outputs = build_for(trial.model, [a[:1] for a in as_inputs(x, trial.model)])
         trial.model.load_state_dict(self.weights[1])
-        trial.model.loss = find_loss(trial.options["loss"])
+        trial.model.loss = loss_for(outputs, trial.options["loss"], trial.options.get("loss_weights"))
         return trial.model
 
     def save(self, path: str | Path) -> None:

@@ -663,3 +663,23 @@ def test_joins_and_splits_come_back_from_a_file(device, rng, tmp_path, join):
     again, x = clnn.load(tmp_path / "net"), rng.standard_normal((3, 4, 6)).astype(np.float32)
     assert all(np.array_equal(p, q) for p, q in zip(net.predict(x), again.predict(x)))
     assert [*map(repr, again.layers)] == [*map(repr, net.layers)]
+
+
+def test_a_search_over_graphs(device, rng):
+    x, y = data(rng)
+
+    def build(rate):
+        return by_symbols(), {"loss": LOSSES, "loss_weights": WEIGHTS, "optimizer": clnn.Adam(rate), "batch_size": 20}
+
+    given = {
+        "train": (x, y),
+        "validation": (x, y),
+        "epochs": 2,
+        "metric": "price_loss",
+        "maximise": False,
+        "progress": False,
+    }
+    found = clnn.search.grid(build, {"rate": [0.01, 0.1]}, **given)
+    assert found.best_model.evaluate(x, y)["price_loss"] == pytest.approx(
+        min(row["score"] for row in found.rows), rel=1e-6
+    )

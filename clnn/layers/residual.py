@@ -40,7 +40,8 @@ class Residual(Layer):
         self.body = _listed("Residual's layers", layers)
         self.shortcut = None if shortcut is None else _listed("Residual's shortcut", shortcut)
         self.activation = activation_name(activation)
-        name_layers(self.body), name_layers(self.shortcut or ())
+        name_layers(self.body)
+        name_layers(self.shortcut or ())
 
     def forward(self, x: Tensor) -> Tensor:
         y, beside = through(self.body, x), through(self.shortcut, x) if self.shortcut else x

@@ -5,5 +5,6 @@ from .evaluation import evaluate, predict
 from .history import History
 from .inputs import as_inputs, build_for, made_by
 from .loop import fit
+from .outputs import loss_for
 
-__all__ = ["History", "as_inputs", "build_for", "evaluate", "fit", "made_by", "predict"]
+__all__ = ["History", "as_inputs", "build_for", "evaluate", "fit", "loss_for", "made_by", "predict"]

@@ -71,7 +71,7 @@ class Evaluation:
         if n == 0:
             raise DataError(f"x has no samples: its shape is {samples.xs[0].shape}")
         further = dict.fromkeys(map(metric_name, self.metrics), 0.0)
-        for rows in self._chunks(*samples):
+        for rows in self._chunks(samples):
             plan = rows_by_step(rows, self.batch)
             for rows_now in plan:
                 self._run(int(rows_now))
@@ -86,7 +86,7 @@ class Evaluation:
 
     def _outputs(self, xs: Sequence[np.ndarray]) -> list[Any]:
         found: list[Any] = []
-        for rows in self._chunks(xs, (), ()):
+        for rows in self._chunks(Samples([*xs], [], [])):
             plan = rows_by_step(rows, self.batch)
             alone = len(plan) == 1  # what is read at once needs no counter and no copy
             steps = [self._run(int(rows_now), alone) for rows_now in plan]
@@ -94,8 +94,8 @@ class Evaluation:
             found += [[t.numpy() for t in out] for out in steps] if several else [out.numpy() for out in steps]
         return found
 
-    def _chunks(self, *samples: Sequence[np.ndarray | None]):
-        n, row = len(samples[0][0]), sum(Feed.row_bytes(*samples))
+    def _chunks(self, samples: Samples):
+        n, row = len(samples.xs[0]), sum(Feed.row_bytes(*samples))
         room = min(CHUNK_BYTES, self.model.device.memory.piece // 2)
         most = max(1, room // row // self.batch) * self.batch
         feed = self.feed
@@ -109,9 +109,7 @@ class Evaluation:
             self.step = Step(self._forward, self.record, reads=[self.model, self.loss, *self.metrics])
             self.moved = True
         for start in range(0, n, feed.capacity):
-            part = slice(start, start + feed.capacity)
-            whole = n <= feed.capacity
-            feed.load(*(samples if whole else ([None if a is None else a[part] for a in each] for each in samples)))
+            feed.load(*(samples if n <= feed.capacity else samples.rows(slice(start, start + feed.capacity))))
             if self.moved:
                 feed.rewind()
                 self.moved = False

@@ -214,7 +214,8 @@ class Samples(NamedTuple):
 
     def rows(self, which: Any) -> Samples:
         """Those of some samples."""
-        return Samples(*([None if a is None else a[which] for a in each] for each in self))
+        weights = [None if w is None else w[which] for w in self.weights]
+        return Samples([x[which] for x in self.xs], [y[which] for y in self.ys], weights)
 
 
 def as_samples(

@@ -137,7 +137,7 @@ def as_columns(outputs: Outputs, metrics: Sequence[Sequence[Metric]]) -> list[An
     """The metrics of all outputs in a row, under the names by which they are reported."""
     if not outputs.several:
         return list(metrics[0])
-    found = [OfOutput(one, i, outputs.names[i]) for i, each in enumerate(metrics) for one in each]
+    found: list[Any] = [OfOutput(one, i, outputs.names[i]) for i, each in enumerate(metrics) for one in each]
     names = [*REPORTED, *(f"{name}_{what}" for name in outputs.names for what in ("loss", "accuracy"))]
     names += [metric_name(one) for one in found if one.metric is not accuracy]
     twice = next((n for n in names if names.count(n) > 1 or (n.startswith("val_") and n[4:] in names)), None)
