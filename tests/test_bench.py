@@ -227,7 +227,13 @@ def test_single_convolutions_are_right(name, layer):
             assert c.error(*result()) < w.OUTPUT_TOLERANCE, (c.name, form)
 
 
-SEQUENCES = [Task("gpt", (2, 2, 16, 7, 3)), Task("attention", (1, 2, 70, 8)), Task("embedding", (50, 8, 3, 5))]
+SEQUENCES = [
+    Task("gpt", (2, 2, 16, 7, 3)),
+    Task("attention", (1, 2, 70, 8)),
+    Task("embedding", (50, 8, 3, 5)),
+    Task("lstm", (3, 5, 4, 6)),
+    Task("gru", (3, 5, 4, 6)),
+]
 
 
 @pytest.mark.parametrize("name", ["clnn", "torch", "jax", "tinygrad"])
@@ -244,7 +250,9 @@ def test_sequences_have_the_same_losses_and_results(name, task):
 def test_sequences_are_measured(bench):
     bench.quick = True
     run.sequences(bench, "gpt", SEQUENCES)
-    assert [row["workload"] for row in bench.rows] == ["gpt"] * 3 and all(row["median"] > 0 for row in bench.rows)
+    assert [row["workload"] for row in bench.rows] == ["gpt"] * len(SEQUENCES) and all(
+        row["median"] > 0 for row in bench.rows
+    )
     assert TASKS["gpt"][0].flops == pytest.approx(3.9e9, rel=0.05)
 
 

@@ -8,13 +8,13 @@ import numpy as np
 
 from ... import losses
 from ...attention import scaled_dot_product_attention
-from ...layers import Embedding, LayerNorm, PositionalEmbedding, TransformerEncoderLayer
+from ...layers import GRU, LSTM, Embedding, LayerNorm, PositionalEmbedding, TransformerEncoderLayer
 from ...model import Model
 from ...optim import Adam, AdamW
 from ...step import step as recorded
 from ...tape import no_grad
 from ...tensor import Tensor, constant, tensor
-from .sequences import BATCHES, CHECKED, DECAY, LETTERS, LR, Task
+from .sequences import BATCHES, CHECKED, DECAY, GATES, LETTERS, LR, Task
 
 
 class GPT(Model):
@@ -51,6 +51,8 @@ def sequence(task: Task) -> Any:
     """run(count), which waits for its results, and result(), which gives what `task.wanted()` has."""
     if task.kind == "attention":
         return _attention(task)
+    if task.kind in GATES:
+        return _recurrent(task)
     step, at = _steps(task), 0
 
     def run(count: int) -> None:
@@ -110,3 +112,26 @@ def _attention(task: Task) -> Any:
         dy.device.finish()
 
     return run, lambda: [step().numpy(), *(one.grad.numpy() for one in given)]
+
+
+def _recurrent(task: Task) -> Any:
+    given, *weights, slope = task.arrays()
+    layer = (LSTM if task.kind == "lstm" else GRU)(task.sizes[3], return_sequences=True)
+    x, dy = tensor(given, requires_grad=True), constant(slope)
+    layer(x)
+    layer.load_state_dict(dict(zip(("w", "u", "b", "recurrent_b"), weights)))
+
+    @recorded
+    def step() -> Tensor:
+        layer.zero_grad()
+        x.zero_grad()
+        y = layer(x)
+        y.backward(dy)
+        return y
+
+    def run(count: int) -> None:
+        for _ in range(count):
+            step()
+        dy.device.finish()
+
+    return run, lambda: [step().numpy(), x.grad.numpy(), *(p.grad.numpy() for p in layer.parameters())]

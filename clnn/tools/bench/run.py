@@ -27,7 +27,7 @@ from .sequences import TASKS, Task
 
 WORKLOADS = (
     *("gemm", "conv", "nielsen", "mlp", "mlp1", "cnn", "lenet", "resnet", "mobilenet"),
-    *("gpt", "attention", "embedding"),
+    *("gpt", "attention", "lstm", "gru", "embedding"),
     *("inference", "deep", "optimizer", "first-step", "memory"),
 )
 DEFAULT = ("gemm", "nielsen", "mlp", "inference", "optimizer", "memory")

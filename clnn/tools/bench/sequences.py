@@ -1,4 +1,5 @@
-"""Work on sequences that every side does: training steps of a small GPT, attention with its gradients, an embedding's steps.
+"""Work on sequences that every side does: training steps of a small GPT, attention and recurrent layers with their gradients,
+an embedding's steps.
 
 NumPy only, as workloads.py: the arrays that all sides start from, and what they have to find, in float64.
 """
@@ -19,8 +20,8 @@ LETTERS, BATCHES, CHECKED = 65, 8, 3  # symbols, batches that steps go round, an
 
 
 class Task(NamedTuple):
-    """`gpt`: layers, heads, width, context, batch. `attention`: batch, heads, steps, depth. `embedding`: tokens, size, batch,
-    steps."""
+    """`gpt`: layers, heads, width, context, batch. `attention`: batch, heads, steps, depth. `lstm`, `gru`: batch, steps,
+    features, units. `embedding`: tokens, size, batch, steps."""
 
     kind: str
     sizes: tuple[int, ...]
@@ -30,6 +31,8 @@ class Task(NamedTuple):
         words = {
             "gpt": "step, {} layers, {} heads, width {}, context {}, batch {}",
             "attention": "causal, {} x {} heads, {} steps, depth {}, and gradients",
+            "lstm": "batch {}, {} steps, {} to {} units, and gradients",
+            "gru": "batch {}, {} steps, {} to {} units, and gradients",
             "embedding": "Adam step, {:,} x {}, tokens {} x {}",
         }
         return words[self.kind].format(*self.sizes)
@@ -40,6 +43,9 @@ class Task(NamedTuple):
         if self.kind == "attention":
             b, h, t, d = self.sizes
             return 2 * b * h * t * t * d * 7 // 2
+        if self.kind in GATES:
+            b, t, features, units = self.sizes
+            return 6 * b * t * (features + units) * GATES[self.kind] * units
         if self.kind == "embedding":
             return 0
         layers, _, width, context, batch = self.sizes
@@ -51,12 +57,19 @@ class Task(NamedTuple):
         return 28 * math.prod(self.sizes[:2]) if self.kind == "embedding" else 0
 
     def arrays(self) -> list[np.ndarray]:
-        """`gpt`: all weights. `attention`: q, k, v and the output's gradient, (batch, heads, steps, depth). `embedding`: the
-        table, and the values that its rows are to become."""
+        """`gpt`: all weights. `attention`: q, k, v and the output's gradient, (batch, heads, steps, depth). `lstm`, `gru`: x
+        (batch, steps, features), w, u and b as clnn has them, a GRU's recurrent b, and the gradient of all steps' outputs.
+        `embedding`: the table, and the values that its rows are to become."""
         rng = np.random.default_rng(SEED)
         normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
         if self.kind == "attention":
             return [normal(*self.sizes) for _ in range(4)]
+        if self.kind in GATES:
+            (batch, steps, features, units), scale = self.sizes, np.float32(self.sizes[3] ** -0.5)
+            columns = GATES[self.kind] * units
+            shapes = [(features, columns), (units, columns), *[(columns,)] * (2 if self.kind == "gru" else 1)]
+            weights = [normal(*shape) * scale for shape in shapes]
+            return [normal(batch, steps, features), *weights, normal(batch, steps, units)]
         if self.kind == "embedding":
             tokens, size, batch, steps = self.sizes
             return [normal(tokens, size), normal(batch, steps, size)]
@@ -82,7 +95,9 @@ class Task(NamedTuple):
         return x
 
     def wanted(self) -> list[np.ndarray]:
-        """The output and the gradients of attention, or the losses of the first steps, in float64."""
+        """The output and the gradients of attention or a recurrent layer, or the losses of the first steps, in float64."""
+        if self.kind in GATES:
+            return _recurrent(self.kind, *(a.astype(np.float64) for a in self.arrays()))
         if self.kind == "attention":
             return list(map(np.stack, zip(*(_attention(*parts) for parts in zip(*self.heads())))))
         parameters = [p.astype(np.float64) for p in self.arrays()]
@@ -119,9 +134,12 @@ class Task(NamedTuple):
         return max(float(np.abs(a.reshape(want.shape) - want).max() / np.abs(want).max()) for a, want in pairs)
 
 
+GATES = {"lstm": 4, "gru": 3}
 TASKS = {
     "gpt": [Task("gpt", (4, 4, 128, 64, 12))],
     "attention": [Task("attention", (2, 8, 1024, 64))],
+    "lstm": [Task("lstm", (32, 100, 128, 128))],
+    "gru": [Task("gru", (32, 100, 128, 128))],
     "embedding": [Task("embedding", (65_536, 128, 64, 64))],
 }
 
@@ -150,6 +168,49 @@ def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, dy: np.ndarray) -> t
     dp = dy @ v.T
     ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * scale
     return p @ v, ds @ k, ds.T @ q, p.T @ dy
+
+
+def _recurrent(kind: str, x: Any, w: Any, u: Any, b: Any, *more: Any) -> list[np.ndarray]:
+    """Of all steps the outputs; gradients by x, w, u, b, and a GRU's recurrent b. The last of `more` is the outputs' gradient."""
+    (*recurrent_b, dy), units = more, u.shape[0]
+    z, sigmoid = x @ w + b, lambda a: 1 / (1 + np.exp(-a))
+    dz, dr = np.zeros_like(z), np.zeros_like(z)  # dr: by what h adds, which a GRU's reset gate multiplies
+    h = c = np.zeros((len(x), units))
+    kept = []
+    for t in range(x.shape[1]):
+        r = h @ u + sum(recurrent_b)
+        if kind == "lstm":
+            i, f, g, o = np.split(z[:, t] + r, 4, axis=1)
+            i, f, g, o = sigmoid(i), sigmoid(f), np.tanh(g), sigmoid(o)
+            kept.append((h, c, i, f, g, o))
+            c = f * c + i * g
+            h = o * np.tanh(c)
+        else:
+            update, reset = (sigmoid(a) for a in np.split((z[:, t] + r)[:, : 2 * units], 2, axis=1))
+            inner = r[:, 2 * units :]
+            new = np.tanh(z[:, t, 2 * units :] + reset * inner)
+            kept.append((h, update, reset, inner, new))
+            h = update * h + (1 - update) * new
+    outputs = [one[0] for one in kept[1:]] + [h]
+    dh, dc = np.zeros_like(h), np.zeros_like(h)
+    for t in reversed(range(x.shape[1])):
+        dh = dh + dy[:, t]
+        if kind == "lstm":
+            before, c, i, f, g, o = kept[t]
+            end = np.tanh(f * c + i * g)
+            dc = dc + dh * o * (1 - end**2)
+            parts = [dc * g * i * (1 - i), dc * c * f * (1 - f), dc * i * (1 - g**2), dh * end * o * (1 - o)]
+            dz[:, t] = dr[:, t] = np.concatenate(parts, 1)
+            dh, dc = dr[:, t] @ u.T, dc * f
+        else:
+            before, update, reset, inner, new = kept[t]
+            slope = dh * (1 - update) * (1 - new**2)
+            parts = [dh * (before - new) * update * (1 - update), slope * inner * reset * (1 - reset)]
+            dz[:, t], dr[:, t] = (np.concatenate([*parts, last], 1) for last in (slope, slope * reset))
+            dh = dr[:, t] @ u.T + dh * update
+    du = sum(one[0].T @ dr[:, t] for t, one in enumerate(kept))
+    dw, biases = np.einsum("btf,btg->fg", x, dz), [dz.sum((0, 1)), *([dr.sum((0, 1))] if recurrent_b else [])]
+    return [np.stack(outputs, 1), dz @ w.T, dw, du, *biases]
 
 
 def cross_entropy(z: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ..sequences import CHECKED, DECAY, EPSILON, LR, NORM, Task, gpt
+from ..sequences import CHECKED, DECAY, EPSILON, GATES, LR, NORM, Task, gpt
 from ..workloads import Calls
 
 
@@ -25,6 +25,27 @@ def trained(make: Any, wait: Any) -> Calls:
         return [np.array([wait(fresh(i)) for i in range(CHECKED)])]
 
     return run, result
+
+
+def swapped(kind: str, a: np.ndarray) -> np.ndarray:
+    """Rows with a GRU's gates z, r, h as PyTorch's r, z, n, or back."""
+    if kind != "gru":
+        return a
+    first, second, third = np.split(a, 3)
+    return np.ascontiguousarray(np.concatenate([second, first, third]))
+
+
+def cell(kind: str, z: Any, h: Any, c: Any, u: Any, b: Any, sigmoid: Any, tanh: Any) -> Any:
+    """The next h and c; z is what the inputs add to the gates, b a GRU's recurrent bias."""
+    units = u.shape[0]
+    parts = lambda a: [a[:, i * units : (i + 1) * units] for i in range(GATES[kind])]  # noqa: E731
+    if kind == "lstm":
+        i, f, g, o = parts(z + h @ u)
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        return sigmoid(o) * tanh(c), c
+    (xz, xr, xh), (hz, hr, hh) = parts(z), parts(h @ u + b)
+    update = sigmoid(xz + hz)
+    return update * h + (1 - update) * tanh(xh + sigmoid(xr + hr) * hh), c
 
 
 # -- PyTorch ----------------------------------------------------------------------------------------------------------
@@ -84,6 +105,23 @@ def torch_sequence(task: Task) -> Calls:
             return [y.detach(), *torch.autograd.grad(y, given, dy)]
 
         return lambda count: [go() for _ in range(count)][-1], lambda: [a.numpy() for a in go()]
+    if task.kind in GATES:
+        first, w, u, *biases, slope = task.arrays()
+        layer = (torch.nn.LSTM if task.kind == "lstm" else torch.nn.GRU)(*task.sizes[2:], batch_first=True)
+        values = [swapped(task.kind, a) for a in (w.T, u.T, biases[0], biases[-1] * (task.kind == "gru"))]
+        layer.load_state_dict({name: torch.from_numpy(a) for name, a in zip(layer.state_dict(), values)})
+        x, dy = torch.from_numpy(first).requires_grad_(), torch.from_numpy(slope)
+
+        def again() -> list[Any]:
+            y, _ = layer(x)
+            return [y.detach(), *torch.autograd.grad(y, [x, *layer.parameters()], dy)]
+
+        def found() -> list[Any]:
+            y, dx, *rest = (a.numpy() for a in again())
+            dw, du, *db = (swapped(task.kind, a) for a in rest)
+            return [y, dx, dw.T, du.T, *db[: len(biases)]]
+
+        return lambda count: [again() for _ in range(count)][-1], found
 
     def make() -> Any:
         arrays = [torch.from_numpy(a.copy()) for a in task.arrays()]
@@ -161,6 +199,26 @@ def jax_sequence(task: Task) -> Calls:
             jax.block_until_ready([go(given, dy) for _ in range(count)][-1])
 
         return run, lambda: [np.asarray(a).swapaxes(1, 2) for a in go(given, dy)]
+    if task.kind in GATES:
+        *weights, slope = (jnp.asarray(a) for a in task.arrays())
+
+        def layer(x: Any, w: Any, u: Any, b: Any, *recurrent_b: Any) -> Any:
+            def step(states: Any, z: Any) -> Any:
+                h, c = cell(task.kind, z, *states, u, sum(recurrent_b), jax.nn.sigmoid, jnp.tanh)
+                return (h, c), h
+
+            zeros = jnp.zeros((len(x), u.shape[0]))
+            return jax.lax.scan(step, (zeros, zeros), (x @ w + b).swapaxes(0, 1))[1].swapaxes(0, 1)
+
+        @jax.jit
+        def all_steps(weights: Any, dy: Any) -> Any:
+            y, back = jax.vjp(layer, *weights)
+            return [y, *back(dy)]
+
+        def wait(count: int) -> None:
+            jax.block_until_ready([all_steps(weights, slope) for _ in range(count)][-1])
+
+        return wait, lambda: [np.asarray(a) for a in all_steps(weights, slope)]
 
     def loss_of(weights: Any, wanted: Any, x: Any) -> Any:
         if task.kind == "embedding":
@@ -234,6 +292,26 @@ def tinygrad_sequence(task: Task) -> Calls:
             Device[Device.DEFAULT].synchronize()
 
         return run, lambda: [one.numpy() for one in go()]
+    if task.kind in GATES:
+        *weights, slope = (Tensor(a).realize() for a in task.arrays())
+
+        @TinyJit
+        def all_steps() -> list[Any]:
+            x, w, u, b, *recurrent_b = weights
+            z, h = x @ w + b, Tensor.zeros(len(x), u.shape[0])
+            c, found = h, []
+            for t in range(x.shape[1]):
+                h, c = cell(task.kind, z[:, t], h, c, u, sum(recurrent_b), Tensor.sigmoid, Tensor.tanh)
+                found.append(h)
+            y = Tensor.stack(*found, dim=1)
+            return [one.realize() for one in (y, *y.gradient(*weights, gradient=slope))]
+
+        def wait(count: int) -> None:
+            for _ in range(count):
+                all_steps()
+            Device[Device.DEFAULT].synchronize()
+
+        return wait, lambda: [one.numpy() for one in all_steps()]
 
     def make() -> Any:
         arrays = [Tensor(a).realize() for a in task.arrays()]
