@@ -10,7 +10,12 @@ import clnn
 from clnn.runtime import fusion, recording
 from clnn.runtime.program import kernel_folder
 
-LOSSES = [("quadratic", "sigmoid"), ("cross_entropy", "linear"), ("binary_cross_entropy", "sigmoid")]
+LOSSES = [("quadratic", "sigmoid"), ("cross_entropy", "linear"), ("binary_cross_entropy", "sigmoid"), ("hinge", "tanh")]
+LOSSES += [("ignoring", "linear"), ("a yes weighs", "linear")]
+MADE = {
+    "ignoring": clnn.losses.CrossEntropy(0.1, ignore_index=1),
+    "a yes weighs": clnn.losses.BinaryCrossEntropy((1, 2, 0.5, 3)),
+}
 
 
 @pytest.fixture
@@ -34,9 +39,9 @@ def fusing(device, monkeypatch):
 
 def trained(device, x, y, loss, last, **options):
     with clnn.use(device):
-        net = clnn.Sequential([clnn.Dense(13, "tanh"), clnn.Dense(4, last)], input_shape=x.shape[1], seed=4)
+        net = clnn.Sequential([clnn.Dense(13, "tanh"), clnn.Dense(4, last)], input_shape=x.shape[1:], seed=4)
         given = {"optimizer": clnn.SGD(0.2, weight_decay=1e-3), "epochs": 5, "batch_size": 10, "seed": 2, **options}
-        history = net.fit(x, y, loss=loss, **given)
+        history = net.fit(x, y, loss=MADE.get(loss, loss), **given)
     return np.concatenate([p.numpy().ravel() for p in net.parameters()]), history["loss"], history["accuracy"]
 
 
