@@ -63,7 +63,12 @@ class Embedding(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype.kind != "i":
-            raise self.wrong_shape(ShapeError(f"tokens are whole numbers, and the input is {x.dtype}"))
+            raise self.wrong_shape(
+                ShapeError(
+                    f"tokens are whole numbers, and the input is {x.dtype}: a model of your own that takes tokens says so "
+                    "by whole_inputs = True in its class (or a tuple, one for each input); a tensor of them is int32"
+                )
+            )
         if x.device.reads:
             self.check_whole(0, x.numpy(), "the input")
         if x.device.step is not None and x.rows is None:
