@@ -401,16 +401,20 @@ def test_two_models_share_an_encoder_and_threads_train_at_once(device, rng):
     assert together == [history] * 2
 
 
-@pytest.mark.parametrize(
-    ("layer", "of"),
-    [
-        (clnn.Add(), lambda a, b, c: a + b + c), (clnn.Multiply(), lambda a, b, c: a * b * c),
-        (clnn.Maximum(), lambda a, b, c: np.maximum(np.maximum(a, b), c)), (clnn.Average(), lambda a, b, c: (a + b + c) / 3),
-        (clnn.Concatenate(1), lambda *abc: np.concatenate(abc, 1)), (clnn.Concatenate(), lambda *abc: np.concatenate(abc, -1)),
-    ],
-    ids=lambda one: repr(one) if isinstance(one, clnn.Layer) else "",
-)  # fmt: skip
-def test_joins_are_numpys(device, rng, layer, of):
+JOINS = {
+    "Add": (clnn.Add, lambda a, b, c: a + b + c),
+    "Multiply": (clnn.Multiply, lambda a, b, c: a * b * c),
+    "Maximum": (clnn.Maximum, lambda a, b, c: np.maximum(np.maximum(a, b), c)),
+    "Average": (clnn.Average, lambda a, b, c: (a + b + c) / 3),
+    "Concatenate(1)": (lambda: clnn.Concatenate(1), lambda *abc: np.concatenate(abc, 1)),
+    "Concatenate": (clnn.Concatenate, lambda *abc: np.concatenate(abc, -1)),
+}
+
+
+@pytest.mark.parametrize("join", JOINS)
+def test_joins_are_numpys(device, rng, join):
+    make, of = JOINS[join]
+    layer = make()
     arrays = [rng.standard_normal((4, 3, 5)).astype(np.float32) for _ in range(3)]
     tensors = [clnn.tensor(a, requires_grad=True) for a in arrays]
     y = layer(*tensors)
@@ -587,6 +591,43 @@ def test_outputs_that_change_with_the_tape_are_an_error(device, rng):
     x, y = np.ones((4, 3), np.float32), np.ones((4, 1), np.float32)
     with pytest.raises(clnn.ConfigurationError, match="the same with a tape and without"):
         Fickle().fit(x, y, loss="mse", optimizer="adam")
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "mse", "own"])
+@pytest.mark.parametrize("several", [False, True])
+def test_outputs_that_have_other_rows_than_samples(device, rng, loss, several):
+    """clnn's losses refuse them; one of one's own gets them, and each sample is seen once."""
+
+    class Folded(clnn.Model):
+        def __init__(self):
+            self.d = clnn.Dense(3)
+
+        def forward(self, x):
+            y = self.d(x.reshape(-1, 5))
+            return (y, y) if several else y
+
+    x = rng.standard_normal((20, 4, 5)).astype(np.float32)
+    t = rng.integers(0, 3, 20) if loss == "cross_entropy" else rng.random((20, 3)).astype(np.float32)
+    net = Folded()
+    if loss != "own":
+        with pytest.raises(clnn.ShapeError, match="returned 28 rows for 7 samples"):
+            net.fit(x, (t, t) if several else t, loss=loss, optimizer="adam", batch_size=7)
+        with pytest.raises(clnn.ShapeError, match="returned 80 rows for 20 samples"):
+            net.evaluate(x, (t, t) if several else t, loss=loss)
+        return
+    own = lambda y, t: ((y.reshape(-1, 4, 3).mean(axis=1) - t) ** 2).mean()  # noqa: E731
+    history = net.fit(x, (t, t) if several else t, loss=own, optimizer=clnn.SGD(0.0), batch_size=7, shuffle=False)
+    want = float(((net.predict(x)[0] if several else net.predict(x)).reshape(20, 4, 3).mean(1) - t).__pow__(2).mean())
+    assert history["loss"] == pytest.approx([want * (1 + several)], rel=1e-5)
+
+
+def test_an_output_has_an_axis_of_samples(device):
+    class Scalar(clnn.Model):
+        def forward(self, x):
+            return x, x.sum()
+
+    with pytest.raises(clnn.ConfigurationError, match="a tensor without axes"):
+        Scalar().predict(np.ones((2, 3)))
 
 
 def test_results_of_one_output_are_what_they_were(device):

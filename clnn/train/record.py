@@ -101,7 +101,7 @@ def record_metrics(feed: Feed, results: Results, outputs: Sequence[Tensor], targ
     for column, metric in enumerate(results.metrics):
         values = metric(outputs, targets) if results.outputs.several else metric(outputs[0], targets[0])  # type: ignore
         wanted = isinstance(values, Tensor) and values.dtype == results.dtype and values.size
-        if not wanted or (values.size != 1 and values.size % outputs[0].shape[0]):
+        if not wanted or (values.size != 1 and values.size % targets[0].shape[0]):
             raise ConfigurationError(
                 f"the metric {metric_name(metric)} should return a {results.dtype} tensor with a value for each sample, or one "
                 f"for all of them (a comparison, a == b, is one of floats); it returned {values!r}"
@@ -132,7 +132,7 @@ def record_loss(
     The counters move here, after everything that reads their old values (gathering, dropout) and before everything that
     reads the new ones (rates). Any function of two tensors serves as a loss.
     """
-    device, start, losses = feed.device, None, None
+    device, n, start, losses = feed.device, ys[0].shape[0], None, None
     cells = context.take_cells()
     for cell, by in cells[2:]:
         context.advance(cell, by)
@@ -141,8 +141,12 @@ def record_loss(
         record = Record(results.main[i], feed.state, cells[:2])
         weight, together = results.weights[i], False
         if isinstance(one, Loss):
-            together = len(ys) == 1 and batch <= device.group_width
-            together = together and math.prod(one.shape(output.shape)) == output.shape[0]
+            if output.shape[0] != n:
+                raise ShapeError(
+                    f"{one.name}: forward() returned {output.shape[0]} rows for {n} samples; the first axis of an output is that "
+                    "of the samples"
+                )
+            together = len(ys) == 1 and batch <= device.group_width and math.prod(one.shape(output.shape)) == n
             found, source = one.rows(output, y, w, y.dtype == np.int32, record if together else None)
             losses, hit, kept = found.losses, found.hits, found.kept
             if grad_enabled() and source.requires_grad:
@@ -161,9 +165,9 @@ def record_loss(
                 flows.append((scaled := losses * weight, partial(_ones, scaled), 1.0))
         if not together:
             last = i + 1 == len(outputs)
-            device.check_turns(2 * max(losses.size, output.shape[0]), f"the mean of {losses.size:,} losses")
+            device.check_turns(2 * max(losses.size, n), f"the mean of {losses.size:,} losses")
             device.launch(
-                "state", "end_step" if last else "end_part", (1,), output.shape[0], losses.size, losses.block,
+                "state", "end_step" if last else "end_part", (1,), n, losses.size, losses.block,
                 block_of(hit), block_of(kept), *record.args()[: None if last else 2],
                 local=(1,), real=device.real(results.dtype),
             )  # fmt: skip
