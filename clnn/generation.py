@@ -117,16 +117,16 @@ class _Steps:
         self.tokens = model.device.memory.allocate(len(inputs[0]) * room * self.dtype.itemsize)
         self.rest = [constant(x, x.dtype, model.device) for x in inputs[1:]]
         self.step = Step(self._forward, reads=[model])
+        self.proved = False  # whether a check has gone well
 
     @classmethod
     def of(cls, model: Any, most: int, inputs: Sequence[np.ndarray]) -> _Steps:
         """Those for such inputs, with room for `most` steps, of which none is taken yet."""
-        if not all(layer.built for layer in model.layers_inside()):
-            build_for(model, inputs)
         room = max(16, 1 << (most - 1).bit_length())  # so that longer texts have the same recording
         key = ("generate", room, len(inputs[0]), inputs[0].dtype, *[(x.shape, x.dtype) for x in inputs[1:]])
         kept = model.__dict__.setdefault("_evaluations", {})
         if key not in kept:
+            build_for(model, inputs)
             while len(kept) >= 4:
                 kept.pop(next(iter(kept)))
             kept[key] = cls(model, room, inputs)
@@ -140,7 +140,7 @@ class _Steps:
             self.device.upload(np.ascontiguousarray(x), there.block)
         self.cache.rewind()
         self.on_host, self.most, self.taken = rest, most, 0
-        self.verified: set[int] = set()  # by how many steps they take: the recordings that were looked at
+        self.passes: dict[int, tuple[Any, Any]] = {}  # by how many steps one takes, its key and what is run
         self.told: list[np.ndarray] = []
 
     def next(self, tokens: np.ndarray) -> np.ndarray:
@@ -149,12 +149,11 @@ class _Steps:
         new, self.taken = time - self.taken, time
         self.device.upload_soon(np.ascontiguousarray(tokens[:, -new:]), self.tokens)
         with no_grad():
-            key, forward = self.step.key(self.device, new), partial(self._forward, batch=batch, steps=new)
-            if new not in self.verified:
-                self.verified.add(new)
-                self.step.verify(self.device, key, forward)
+            if new not in self.passes:  # what the model's Python reads does not change in this call
+                self.passes[new] = self.step.key(self.device, new), partial(self._forward, batch=batch, steps=new)
+                self.step.verify(self.device, *self.passes[new])
             try:
-                scores = self.step.run(self.device, key, forward)[0].numpy()
+                scores = self.step.run(self.device, *self.passes[new])[0].numpy()
             except (ConfigurationError, ShapeError) as error:
                 self.cache.check(self.most)
                 raise ConfigurationError(
@@ -162,7 +161,7 @@ class _Steps:
                 ) from error
         self.cache.check(self.most)
         self.told.append(scores)
-        if len(self.told) == 2:
+        if len(self.told) == 2 and not self.proved:  # else it is found out when all is written
             self.check(tokens)
         return scores
 
@@ -185,6 +184,7 @@ class _Steps:
                 "attention, position or recurrent layer of clnn's. With cache=False the model is run on the whole sequence for "
                 "each token"
             )
+        self.proved = True
 
 
 def _drawn(scores: np.ndarray, top_k: int | None, top_p: float | None, draws: np.random.Generator) -> np.ndarray:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, losses, optim, schedules, train
+from . import checkpoint, generation, losses, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
 from .graph import Graph, told_of_parameters, traced
@@ -106,6 +106,10 @@ class Model(Layer):
     def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> Any:
         return train.predict(self, x, batch_size=batch_size)
 
+    def generate(self, prompt: Any, n: int, **options: Any) -> np.ndarray:
+        return generation.generate(self, prompt, n, **options)
+
+    generate.__doc__, generate.__signature__ = generation.generate.__doc__, inspect.signature(generation.generate)  # type: ignore[attr-defined]
     fit.__doc__, evaluate.__doc__, predict.__doc__ = train.fit.__doc__, train.evaluate.__doc__, train.predict.__doc__
     fit.__signature__ = inspect.signature(train.fit)  # type: ignore[attr-defined]
     evaluate.__signature__ = inspect.signature(train.evaluate)  # type: ignore[attr-defined]

@@ -108,6 +108,7 @@ def test_each_token_follows_from_those_before(device, window):
     for temperature in (0.0, 1.0):
         got = clnn.generate(net, [2], 9, window=window, temperature=temperature)
         assert got.dtype == np.int32 and got.tolist() == [3, 4, 0, 1, 2, 3, 4, 0, 1]
+    assert net.generate([2], 4, window=window).tolist() == [3, 4, 0, 1]
     both = clnn.generate(net, [[0, 1, 2, 3], [3, 2, 1, 0]], 3, window=window)
     assert both.tolist() == [[4, 0, 1], [1, 2, 3]]
     assert clnn.generate(net, [2], 0, window=window).shape == (0,)
