@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from .errors import ClnnError
 from .gemm import Scale
-from .ops.activation import through
+from .ops.activation import back_through
 from .ops.array import Array, Backward, Gradient, Sink, empty, empty_like, fill
 from .ops.elementwise import binary, scale_add
 
@@ -29,8 +29,8 @@ def moment() -> int:
 
 
 def grad_enabled() -> bool:
-    """Whether operations are taken on tape: yes, except within `clnn.no_grad()`, evaluate and predict. A layer that does
-    something in training only asks this."""
+    """Whether operations are taken on tape: yes, except within `clnn.no_grad()`, evaluate and predict. Layers such as
+    Dropout tell training from inference by it."""
     return getattr(_mode, "enabled", True)
 
 
@@ -82,7 +82,7 @@ def backpropagate(root: Node, gradient: Array | None) -> None:
     if gradient is None and not root.of_loss:
         gradient = fill(empty(device, shape, dtype), 1.0)
     if gradient is not None and root.activation is not None:
-        gradient = through(root.activation, gradient)
+        gradient = back_through(root.activation, gradient)
     waiting, pending = [root], {root: _Pending(gradient, False) if gradient is not None else None}
     while waiting:
         node = heapq.heappop(waiting)
@@ -148,10 +148,10 @@ def _add(target: Any, gradient: Array, pending: dict[Node, _Pending | None], of_
     got = pending.get(node)
     activation = None if of_loss else node.activation
     if got is not None and got.owned and activation:
-        through(activation, gradient, into=got.gradient)
+        back_through(activation, gradient, into=got.gradient)
         return []
     if activation:
-        gradient = through(activation, gradient)
+        gradient = back_through(activation, gradient)
     if got is None:
         pending[node] = _Pending(gradient, activation is not None)
         return [node]

@@ -152,7 +152,7 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
   const int blocks = (Tq + BQ - 1) / BQ, i0 = get_global_id(0) % blocks * BQ, bh = get_global_id(0) / blocks, h = bh % H, b = bh / H;
   if (b >= batch) return;
   const int rows = min(BQ, Tq - i0), g = h / (H / G), keys = KEYS_OF(i0 + rows - 1);
-  copy_turned(QT, BQ, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
+  copy_transposed(QT, BQ, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
   for (int c = 0; c < D * BQ; c += VW) VSTORE(VLOAD(0, QT + c) * scale, 0, QT + c);
   zero(O, BQ * DVP);
   for (int c = 0; c < BQ; c += VW) { VSTORE((T)(-INFINITY), 0, top + c); VSTORE((T)(0), 0, sum + c); }
@@ -197,9 +197,9 @@ kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
   if (b >= batch) return;
   const int rows = min(BQ, Tq - i0), g = h / (H / G), keys = KEYS_OF(i0 + rows - 1);
   const size_t at = AT_O(b, h) + (size_t)i0 * O_ROW;
-  copy_turned(QT, BQ, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
+  copy_transposed(QT, BQ, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
   for (int c = 0; c < D * BQ; c += VW) VSTORE(VLOAD(0, QT + c) * scale, 0, QT + c);
-  copy_turned(dOT, BQ, dy + at, O_ROW, rows, DV);
+  copy_transposed(dOT, BQ, dy + at, O_ROW, rows, DV);
   for (int i = 0; i < BQ; i++) {
     delta[i] = i < rows ? dot(o + at + (size_t)i * O_ROW, dy + at + (size_t)i * O_ROW, DV) : 0;
     logs[i] = i < rows ? lse[(size_t)bh * Tq + i0 + i] : 0;
@@ -276,8 +276,8 @@ kernel GROUP_SIZE void attention_backward_k(BACKWARD_ARGS, global real *dk, glob
   zero(dK, BK * DP);
   zero(dV, BK * DVP);
   if (kn > 0) {
-    copy_turned(KT, BK, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
-    copy_turned(VT, BK, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
+    copy_transposed(KT, BK, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
+    copy_transposed(VT, BK, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
     for (int h = g * (H / G); h < (g + 1) * (H / G); h++) for (int i0 = FIRST_FOR(j0) / BQ * BQ; i0 < Tq; i0 += BQ) {
       const int rows = min(BQ, Tq - i0);
       const size_t at = AT_O(b, h) + (size_t)i0 * O_ROW;

@@ -46,7 +46,7 @@ APART void copy_columns(local real *d, global const real *row, int n, int first,
     for (int h0 = 0; h0 < OH; h0 += rb) for (int w0 = 0; w0 < OW; w0 += cb)
 
 #ifdef PACK
-// d[g][block][c][tap][r] = w[g K + block KR + r][c][tap], zeros for r behind K; FLIP: c and k change places, and taps turn over;
+// d[g][block][c][tap][r] = w[g K + block KR + r][c][tap], zeros for r behind K; FLIP: c and k change places, and taps are flipped;
 // TAPS_FIRST: d[g][block][tap][c][r]
 kernel void conv_pack(int G, int C, int K, int taps, global const real *w, global real *d) {
   const int blocks = (K + KR - 1) / KR, item = get_global_id(0), c = item % C, block = item / C % blocks, g = item / C / blocks;

@@ -34,7 +34,7 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
   const int blocks_h = (OH + rb - 1) / rb, strips = (K + NR - 1) / NR;
   local real slab[SLAB] __attribute__((aligned(64)));
   local real o[NR * OUT] __attribute__((aligned(64)));
-  local real turned[NR * OUT + VW] __attribute__((aligned(64)));
+  local real transposed[NR * OUT + VW] __attribute__((aligned(64)));
   local int tap[MOST_TAPS], which[MOST_TAPS], at_row[MOST_TAPS];
   int item = get_global_id(0);
   const int part = item % parts; item /= parts;
@@ -86,21 +86,21 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
           const int first = min(c, max(0, wide - MR));  // the last tile lies within the row, if that is wide enough
           local real *to = o + (h * OW + b + first * UW) * NR;
           if (c0 > 0 && first < c)  // some of its outputs have their sums already: they go aside
-            for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, to + (z - first) * UW * NR), (z - first) * NV + v, turned);
+            for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, to + (z - first) * UW * NR), (z - first) * NV + v, transposed);
           for (EACH_RUN(c1, channels, LONGEST / TAPS)) for (int t = t0; t == t0 || t < t1; t += LONGEST)  // once without taps, too
             conv_tile(slab + c1 * stride + r * SH * pitch + first * SW, tap + t, which + t, min(t1 - t, LONGEST), TAPS,
                       IN_RUN(c1, channels, LONGEST / TAPS), stride, packed + (size_t)c1 * TAPS * NR, to, UW * NR, c0 + c1 + t - t0 > 0);
           if (c0 > 0 && first < c)
-            for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD((z - first) * NV + v, turned), v, to + (z - first) * UW * NR);
+            for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD((z - first) * NV + v, transposed), v, to + (z - first) * UW * NR);
         }
       }
     }
-    // o (positions, NR) becomes turned (NR, positions), 4 x 4 at a time
+    // o (positions, NR) becomes transposed (NR, positions), 4 x 4 at a time
     const int across = (positions + 3) / 4 * 4;
     for (int i = 0; i < positions; i += 4) for (int k = 0; k < channels_out; k += 4) {
       const CAT(REAL, 4) t0 = vload4(0, o + (i + 0) * NR + k), t1 = vload4(0, o + (i + 1) * NR + k);
       const CAT(REAL, 4) t2 = vload4(0, o + (i + 2) * NR + k), t3 = vload4(0, o + (i + 3) * NR + k);
-      TRANSPOSE_4(t0, t1, t2, t3, turned + k * across + i, across)
+      TRANSPOSE_4(t0, t1, t2, t3, transposed + k * across + i, across)
     }
     for (int k = 0; k < channels_out; k++) {
       const int kk = g * K + strip * NR + k;
@@ -108,7 +108,7 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
       const real by = FACTOR_OF(kk), shift = BIAS_OF(kk);
       for (int c = 0; c < positions; c += VW) {
         const size_t i = to + c;
-        store_n(epilogue(VLOAD(0, turned + k * across + c), by, shift, saved + i, saved + i, y + i, positions - c, pair), y + i, positions - c);
+        store_n(epilogue(VLOAD(0, transposed + k * across + c), by, shift, saved + i, saved + i, y + i, positions - c, pair), y + i, positions - c);
       }
     }
   }

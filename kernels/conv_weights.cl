@@ -10,7 +10,7 @@ kernel GROUP_SIZE void conv_weights(int16 p, int16 q, int N, global const real *
   UNPACK
   ITEM
   local real slab[SLAB] __attribute__((aligned(64)));
-  local real turned[OUT] __attribute__((aligned(64)));
+  local real transposed[OUT] __attribute__((aligned(64)));
   local int offset[MOST_TAPS];
   const int strips = (K + NR - 1) / NR, KP = strips * NR, entries = C * TAPS;
   partial += ((size_t)part * G + g) * (entries + 1) * KP;
@@ -22,14 +22,14 @@ kernel GROUP_SIZE void conv_weights(int16 p, int16 q, int N, global const real *
     for (int strip = 0; strip < strips; strip++)
       for (int r = 0; r < (columns == OW ? 1 : rows); r++) {
         const int run = columns == OW ? positions : columns;
-        copy_turned(turned + (strip * positions + r * columns) * NR, NR,
+        copy_transposed(transposed + (strip * positions + r * columns) * NR, NR,
                     dy + ((((size_t)n * G + g) * K + strip * NR) * OD + d0) * OH * OW + (h0 + r) * OW + w0, (size_t)OD * OH * OW,
                     min(NR, K - strip * NR), run);
       }
     if (split == 0)
       for (int k = 0; k < KP; k += VW) {
         T sums[4] = {(T)(0), (T)(0), (T)(0), (T)(0)};  // four, or each addition would wait for the one before
-        local const real *b = turned + k / NR * positions * NR + k % NR;
+        local const real *b = transposed + k / NR * positions * NR + k % NR;
         int i = 0;
         for (; i < positions - 3; i += 4, b += 4 * NR) UNROLL for (int z = 0; z < 4; z++) sums[z] += VLOAD(0, b + z * NR);
         for (; i < positions; i++, b += NR) sums[0] += VLOAD(0, b);
@@ -58,7 +58,7 @@ kernel GROUP_SIZE void conv_weights(int16 p, int16 q, int N, global const real *
           a[r] = slab + e / TAPS * KD * high * pitch + offset[e % TAPS];
         }
         for (int strip = 0; strip < strips; strip++) {
-          local const real *b = turned + strip * positions * NR;
+          local const real *b = transposed + strip * positions * NR;
           T acc[MR][NV];
           UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
           for (int h = 0; h < rows; h++)

@@ -332,7 +332,7 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
       const int je = min(j1, jb + NC);
 #if TB
       for (int j = jb; j < je; j += NR)
-        copy_turned(copy_b + (j - jb) * KC, NR, B + (size_t)j * ldb + k0, ldb, min(NR, je - j), kc);
+        copy_transposed(copy_b + (j - jb) * KC, NR, B + (size_t)j * ldb + k0, ldb, min(NR, je - j), kc);
 #else
       for (int k = 0; k < kc; k++) {  // row by row through all strips: long runs, which processors fetch ahead
         global const real *from = B + (size_t)(k0 + k) * ldb + jb;

@@ -67,7 +67,7 @@ APART void copy_row(local real *d, global const real *p, int n, int total) {  //
   vstore4((CAT(REAL, 4))((t0).s3, (t1).s3, (t2).s3, (t3).s3), 0, (to) + 3 * (apart)); }
 
 // d (depth, width) = n rows of B transposed, then zeros; 4 x 4 at a time
-APART void copy_turned(local real *d, int width, global const real *b, size_t ldb, int n, int depth) {
+APART void copy_transposed(local real *d, int width, global const real *b, size_t ldb, int n, int depth) {
   for (int c0 = 0; c0 < width; c0 += 4) {
     if (c0 + 4 <= n && depth >= 4)
       for (int z = 0; z < depth; z += 4) {

@@ -40,7 +40,7 @@
 #endif
 
 #ifdef PACK
-// u[g][strip][A * A][c][r] of weights g K + strip NR + r; FLIP: c and k change places, and taps turn over
+// u[g][strip][A * A][c][r] of weights g K + strip NR + r; FLIP: c and k change places, and taps are flipped
 kernel void winograd_weights(int G, int C, int K, global const real *w, global real *u) {
   const int strips = (K + NR - 1) / NR, item = get_global_id(0), c = item % C, strip = item / C % strips, g = item / C / strips;
   if (g >= G) return;
@@ -86,7 +86,7 @@ APART void turn(local real *d, global const real *x, int n, int height, int widt
     const int there = top + r >= 0 && top + r < height, from = there ? begin : columns;
     for (int c = 0; c < from; c++) VSTORE((T)(0), c, d);
     if (!there) continue;
-    copy_turned(d + begin * VW, VW, x + (top + r) * width + left + begin, (size_t)height * width, n, end - begin);
+    copy_transposed(d + begin * VW, VW, x + (top + r) * width + left + begin, (size_t)height * width, n, end - begin);
     for (int c = end; c < columns; c++) VSTORE((T)(0), c, d);
   }
 }
@@ -153,7 +153,7 @@ kernel GROUP_SIZE void winograd(int16 p, int16 q, int N, global const real *x, g
   const int strips = (K + NR - 1) / NR, blocks = (all + TILES - 1) / TILES, CP = (C + VW - 1) / VW * VW, apart = TILES * CP + VW;
   local real v[V_SIZE] __attribute__((aligned(64)));
   local real m[A * A * (TILES * NR + VW)] __attribute__((aligned(64)));
-  local real slab[SLAB] __attribute__((aligned(64)));  // inputs, turned; later outputs, turned back
+  local real slab[SLAB] __attribute__((aligned(64)));  // inputs, transposed; later outputs, transposed back
   int item = get_global_id(0);
   const int part = item % parts; item /= parts;
   const int g = item / blocks, first = item % blocks * TILES, count = min(TILES, all - first);
@@ -210,7 +210,7 @@ APART void transform_gradients(local const real *y, int pitch, local real *d, in
   }
 }
 
-// to (MR, NR), rows KP apart, = or += v (count, MR), rows CP apart, turned, times d (count, NR), rows KP apart
+// to (MR, NR), rows KP apart, = or += v (count, MR), rows CP apart, transposed, times d (count, NR), rows KP apart
 APART void accumulate(local const real *v, int CP, local const real *d, int KP, int count, global real *to, int more) {
   T acc[MR][NV];
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int c = 0; c < NV; c++) acc[r][c] = (T)(0);

@@ -5,7 +5,7 @@ import pytest
 from helpers import KINKS, REFERENCES, assert_close, derivative, differences, eps, host, normal, parameter
 
 import clnn
-from clnn.ops.activation import ACTIVATIONS, ALIASES, FUNCTIONS, activation_name, through, unary
+from clnn.ops.activation import ACTIVATIONS, ALIASES, FUNCTIONS, activation_name, back_through, unary
 from clnn.runtime import program
 from clnn.tensor import function, linear_layer
 from clnn.tools.verify.references import POSITIVE
@@ -96,12 +96,12 @@ def test_op(rng, device, name, dtype=np.float32):
         )
         dy = normal(rng, (size,), dtype)
         bound = np.abs(dy) * (16 * eps(dtype) * np.maximum(1, np.abs(x)) + 1e-8) * np.maximum(1, np.abs(slope))
-        ((source, dz),) = backward(through(y.activation, clnn.tensor(dy, dtype=dtype)))
+        ((source, dz),) = backward(back_through(y.activation, clnn.tensor(dy, dtype=dtype)))
         assert source is t
         assert_close(host(dz), dy * slope, bound, "dy f'(x)")
         if name in ("tanh", "gelu"):
             into = clnn.tensor(np.ones(size), dtype=dtype)
-            through(y.activation, clnn.tensor(dy, dtype=dtype), into=into)
+            back_through(y.activation, clnn.tensor(dy, dtype=dtype), into=into)
             assert_close(host(into), 1 + dy * slope, bound + 2 * eps(dtype) * (1 + np.abs(dy * slope)), "1 + dy f'(x)")
 
 

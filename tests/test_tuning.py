@@ -418,7 +418,7 @@ def launched(device, monkeypatch, c, n):
     if c.way == "dw":
         conv.weight_gradients(conv.Call(device, np.dtype(np.float32), n, g, None, None), None, None)
     else:
-        conv.apply(conv.Call(device, np.dtype(np.float32), n, g, None, None), None, conv.Epilogue(), c.way == "dx")
+        conv.convolve(conv.Call(device, np.dtype(np.float32), n, g, None, None), None, conv.Epilogue(), c.way == "dx")
     monkeypatch.undo()
     return next((kernel, d) for kernel, d in found if kernel not in ("conv_pack", "conv_sum"))
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..runtime.device import Device, DType, int_vector
+from ..runtime.device import Device, DType, ceil_div, int_vector
 from .product import Product, Shape, epilogue_defines
 
 GROUP = 64  # work-items of a GPU's work-group, where each has a tile of its own
@@ -21,7 +21,7 @@ MOST_COLUMNS = 256  # of B that are copied together: runs of a kilobyte
 MOST_RUN = 1 << 14  # bytes of sums that gemm_row keeps: half a first-level cache
 FEW = 4  # fewer rows than this are done one by one, where B is large: a column of memory is slow to read
 UNBROKEN = 1024  # K is gone through at once up to here, else in steps of DEEP, so that what is read again is near
-DEEP = 256  # at least so much of K has a work-item where K is split
+DEEP = 256  # where K is split, each work-item gets at least this much of it
 # What a measured tile may be
 ROWS, VECTORS, WIDTHS, DEPTHS = range(1, 17), range(1, 9), (2, 4, 8, 16), (0, 16, 32, 64, 96, 128, 160, 192, 256)
 LONGEST = 1024  # products, or sums of steps, that are added in a row; beyond, K is split (long sums: kernels/common.cl)
@@ -51,11 +51,6 @@ class Share(NamedTuple):
     items: int
     parts: int
     j_first: bool
-
-
-def _up(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
 
 
 def choose(device: Device, shape: Shape, measured: Measured = None, sums: bool = False) -> Tile:
@@ -123,23 +118,25 @@ def share(device: Device, shape: Shape, tile: Tile, count: int = 1) -> Share:
         if (
             tile.row
         ):  # whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
-            rows, columns = m, _up(_up(n, _up(n, run_columns(device, dtype))), tile.vw) * tile.vw
+            rows, columns = m, ceil_div(ceil_div(n, ceil_div(n, run_columns(device, dtype))), tile.vw) * tile.vw
             enough, wanted = 4 * enough, n * k // (SMALL // 4)
     else:
         side, each = (SIDE, 1) if tile.local else (1, min(GROUP, device.group_width))
         rows, columns = side * tile.mr, side * tile.nv * tile.vw
         enough = wanted = 2 * each * device.compute_units
-    along, down = _up(n, columns), _up(m, rows)
+    along, down = ceil_div(n, columns), ceil_div(m, rows)
     items, depth = along * down, 0
     if items * count < enough:
-        parts = min(wanted // items, k // (DEEP if device.long_loops else DEEP // 4), _up(4 * enough, items * count))
-        depth = _up(_up(k, parts), 16) * 16 if parts > 1 else 0
+        parts = min(
+            wanted // items, k // (DEEP if device.long_loops else DEEP // 4), ceil_div(4 * enough, items * count)
+        )
+        depth = ceil_div(ceil_div(k, parts), 16) * 16 if parts > 1 else 0
     longest = LONGEST * (4 if tile.row else LONGEST if tile.local else tile.kc or DEEP)  # gemm_row adds four at a time
     if device.most_turns:
         longest = min(longest, device.most_turns // 64 * 16)
     if (depth or k) > longest:
         depth = longest
-    parts = _up(k, depth) if depth else 1
+    parts = ceil_div(k, depth) if depth else 1
     return Share(rows, columns, depth, items * parts, parts, along <= down)
 
 
@@ -158,13 +155,13 @@ def _blocks(
     Else what is least of: the work with what each item copies, over the units, and half an item of waiting for the last.
     """
     if m * n * k < alone:
-        return _up(m, mr) * mr, _up(n, width) * width
+        return ceil_div(m, mr) * mr, ceil_div(n, width) * width
     found = []
-    for down in range(_up(m, most_rows), _up(m, most_rows) + 32):
-        rows = _up(_up(m, down), mr) * mr
-        for along in range(1, min(_up(n, width), 256) + 1):
-            columns = _up(_up(n, along), width) * width
-            items = _up(m, rows) * _up(n, columns)
+    for down in range(ceil_div(m, most_rows), ceil_div(m, most_rows) + 32):
+        rows = ceil_div(ceil_div(m, down), mr) * mr
+        for along in range(1, min(ceil_div(n, width), 256) + 1):
+            columns = ceil_div(ceil_div(n, along), width) * width
+            items = ceil_div(m, rows) * ceil_div(n, columns)
             cost = k * (rows * columns + COPYING * (rows + columns)) + small // 2
             found.append((items * cost / units + cost / 2, rows, columns))
     return min(found)[1:]
@@ -214,7 +211,7 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
         items *= local
     elif not device.long_loops:
         defines["WIDTH"] = local = device.fitting(min(GROUP, device.group_width), "gemm", "gemm_tile", real, **defines)
-        items = _up(items, local) * local
+        items = ceil_div(items, local) * local
     c, to = p.c, sizes
     if part.parts > 1:
         c = device.allocate(p.batch * part.parts * m * n * np.dtype(dtype).itemsize)
@@ -226,6 +223,6 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
     )  # fmt: skip
     if part.parts > 1:
         device.launch(
-            "gemm", "gemm_sum", (_up(n, tile.vw), m, p.batch),
+            "gemm", "gemm_sum", (ceil_div(n, tile.vw), m, p.batch),
             int_vector(sizes), part.parts, c, p.c, p.bias, p.saved, table, at, real=real, VW=tile.vw, SUM=1, **epilogue,
         )  # fmt: skip

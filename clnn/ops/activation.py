@@ -105,7 +105,7 @@ def unary(x: Array, name: str) -> tuple[Array, Backward]:
     return y, backward
 
 
-def through(activation: tuple[str, Array], dy: Array, into: Array | None = None) -> Array:
+def back_through(activation: tuple[str, Array], dy: Array, into: Array | None = None) -> Array:
     """dz = dy * f'(saved), a new array, or added to `into`."""
     name, saved = activation
     out = empty_like(dy) if into is None else into

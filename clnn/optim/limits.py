@@ -12,7 +12,7 @@ from ..runtime.device import Device
 from ..runtime.memory import Block
 from ..tensor import Parameter
 
-STRIP, ACROSS = 64, 16  # columns that max-norm passes over at a time: a CPU thread, and a group on other devices
+STRIP, ACROSS = 64, 16  # columns that max-norm handles at a time: STRIP by a CPU thread, ACROSS by a work-group
 ITEM = 1 << 15  # elements that a CPU thread updates at once: fewer are not worth waking another, and can be fused
 
 

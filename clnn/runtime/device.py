@@ -575,7 +575,7 @@ class Device:
         """The global size padded to whole work-groups, and the work-group."""
         width = self.group_width if len(size) == 1 else min(self.group_width, 64)
         local = (width,) + (1,) * (len(size) - 1)
-        return (-(-size[0] // width) * width, *size[1:]), local
+        return (ceil_div(size[0], width) * width, *size[1:]), local
 
     @cached_property
     def group_width(self) -> int:
@@ -632,6 +632,11 @@ def too_large(what: str) -> DeviceError:
     return DeviceError(
         f"{what}, and the most is {MOST:,}, because kernels count in 32 bits; use smaller arrays, such as a smaller batch"
     )
+
+
+def ceil_div(a: int, b: int) -> int:
+    """a / b, rounded up."""
+    return -(-a // b)
 
 
 def int_vector(values: Sequence[int]) -> np.ndarray:

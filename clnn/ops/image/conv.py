@@ -13,13 +13,13 @@ import numpy as np
 
 from ...errors import ShapeError
 from ...gemm import Scale, epilogue_defines
-from ...runtime.device import Device, DType
+from ...runtime.device import Device, DType, ceil_div
 from ...runtime.memory import Block
 from ..activation import end_with
 from ..array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
 from ..reduce import sum_to
 from .conv_plan import SIDE, Plan, by_lanes, limits, plan_for, run_of, tiles_of, winograd_sizes
-from .geometry import Geometry, geometry, turned, up
+from .geometry import Geometry, flipped, geometry
 from .window import Window
 
 EACH = 4  # results of a work-item of conv_local along each side of its tile, as in kernels/conv.cl
@@ -99,19 +99,19 @@ def _turns(side: int) -> int:
     return 2 if side > 2 else 5
 
 
-def apply(call: Call, y: Block, epilogue: Epilogue, flip: bool = False) -> None:
+def convolve(call: Call, y: Block, epilogue: Epilogue, flip: bool = False) -> None:
     """y = epilogue(x * w); with `flip` the gradient by inputs of that convolution, whose dy is x."""
     device, dtype, n, g, x, w = call
     if n == 0:
         return
-    g, flops, real = turned(g) if flip else g, g.flops(n), call.real
+    g, flops, real = flipped(g) if flip else g, g.flops(n), call.real
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
     plan = plan_for(device, g, dtype)
     if plan is None:
         extra |= epilogue.defines()
         side = _side(device, real, **extra)
         device.check_turns(_turns(side) * g.c * g.taps, f"a convolution of {g.c:,} channels by {g.taps:,} taps")
-        tiles = up(n * math.prod(g.out), EACH * side) * up(g.k, EACH * side) * g.groups
+        tiles = ceil_div(n * math.prod(g.out), EACH * side) * ceil_div(g.k, EACH * side) * g.groups
         p, q = g.vectors(0, 0, 0, 0, 0, epilogue.column, g.c * g.taps)
         device.launch(
             "conv_local", "conv_local", (tiles * side * side,), p, q, n, x, w, *epilogue.arguments(y),
@@ -124,14 +124,14 @@ def apply(call: Call, y: Block, epilogue: Epilogue, flip: bool = False) -> None:
     limit = limits(device, dtype)
     vw, columns, scatter = limit.vw, plan.kernel == "columns", plan.kernel == "scatter"
     width = plan.v * vw if columns else plan.r  # output channels whose weights lie together
-    blocks = up(g.k, width)
+    blocks = ceil_div(g.k, width)
     packed = call.allocate(g.groups * blocks * width * g.c * g.taps)
     device.launch(
         "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, packed,
         local=_one(device), real=real, PACK=1, KR=width, **extra, **({"TAPS_FIRST": 1} if scatter else {}),
     )  # fmt: skip
-    items = n * g.groups * g.out[0] * (1 if scatter else up(g.out[1], plan.rb) * up(g.out[2], plan.cb))
-    parts = min(blocks, up(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
+    items = n * g.groups * g.out[0] * (1 if scatter else ceil_div(g.out[1], plan.rb) * ceil_div(g.out[2], plan.cb))
+    parts = min(blocks, ceil_div(2 * device.compute_units, items)) if items < 2 * device.compute_units else 1
     p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, epilogue.column)
     kernel: dict[str, Any] = (
         {"MR": plan.r, "NV": plan.v, "STEP": g.stride[2], "OUT": limit.narrow}
@@ -148,14 +148,14 @@ def apply(call: Call, y: Block, epilogue: Epilogue, flip: bool = False) -> None:
 def _by_winograd(call: Call, plan: Plan, y: Block, epilogue: Epilogue, flip: dict[str, Any], flops: int) -> None:
     device, dtype, n, g, x, w = call
     real, vw, a = call.real, device.vector_width(dtype), plan.rb + 2
-    strips = up(g.k, plan.v * vw)
+    strips = ceil_div(g.k, plan.v * vw)
     u = call.allocate(g.groups * strips * plan.v * vw * g.c * a * a)
     device.launch(
         "winograd", "winograd_weights", (g.groups * strips * g.c,), g.groups, g.c, g.k, w, u,
         local=_one(device), real=real, VW=vw, NV=plan.v, M=plan.rb, PACK=1, **flip,
     )  # fmt: skip
-    items = up(n * tiles_of(g, plan.rb), plan.cb) * g.groups
-    parts = min(strips, up(2 * device.compute_units, items))
+    items = ceil_div(n * tiles_of(g, plan.rb), plan.cb) * g.groups
+    parts = min(strips, ceil_div(2 * device.compute_units, items))
     kept, slab = winograd_sizes(g, vw, plan.rb, plan.v, plan.cb)
     p, q = g.vectors(0, 0, 0, parts, 0, epilogue.column)
     device.launch(
@@ -176,13 +176,15 @@ def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None
     if plan is None:
         side = _side(device, real, WEIGHTS=1)
         kp, positions, wide = g.k, n * math.prod(g.out), EACH * side
-        tiles = up(entries + 1, wide) * up(g.k, wide) * g.groups
-        parts = max(1, min(up(8 * device.compute_units, tiles), positions // 256), positions // LONGEST**2)
+        tiles = ceil_div(entries + 1, wide) * ceil_div(g.k, wide) * g.groups
+        parts = max(1, min(ceil_div(8 * device.compute_units, tiles), positions // 256), positions // LONGEST**2)
         if device.most_turns:  # a part is a loop of conv_local, and a loop of conv_sum goes over parts
-            parts = max(up(_turns(side) * positions, device.most_turns), min(parts, device.most_turns // (20 * g.k)), 1)
+            parts = max(
+                ceil_div(_turns(side) * positions, device.most_turns), min(parts, device.most_turns // (20 * g.k)), 1
+            )
             device.check_turns(20 * g.k * parts, f"the gradient of {g.k:,} filters by {positions:,} positions")
-        depth = max(1, up(up(positions, parts), 16) * 16)
-        parts = max(1, up(positions, depth))
+        depth = max(1, ceil_div(ceil_div(positions, parts), 16) * 16)
+        parts = max(1, ceil_div(positions, depth))
         partial = call.allocate(parts * g.groups * (entries + 1) * kp)
         p, q = g.vectors(0, 0, 0, 0, 0, 0, depth)
         device.launch(
@@ -192,11 +194,11 @@ def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None
     else:
         lanes, limit = by_lanes(g), limits(device, dtype)
         vw = limit.vw
-        kp = 1 if lanes else up(g.k, plan.v * vw) * plan.v * vw
+        kp = 1 if lanes else ceil_div(g.k, plan.v * vw) * plan.v * vw
         wanted = PARTS * device.compute_units
-        splits = min(g.c, up(wanted, g.groups)) if entries * g.k > MANY or n == 1 else 1
-        blocks = g.out[0] * up(g.out[1], plan.rb) * up(g.out[2], plan.cb)  # of an image
-        parts = max(_batch_parts(device, n, g.groups * splits), min(n, up(n * blocks, LONGEST)))
+        splits = min(g.c, ceil_div(wanted, g.groups)) if entries * g.k > MANY or n == 1 else 1
+        blocks = g.out[0] * ceil_div(g.out[1], plan.rb) * ceil_div(g.out[2], plan.cb)  # of an image
+        parts = max(_batch_parts(device, n, g.groups * splits), min(n, ceil_div(n * blocks, LONGEST)))
         partial = call.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp))
         p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
         extra, run = {"VW": vw}, run_of(g)
@@ -210,7 +212,7 @@ def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None
             extra["LANES"] = 1
     columns, sinks = _sinks(for_w, for_b)
     device.launch(
-        "conv", "conv_sum", (g.groups * up(entries + 1, 16),), g.groups, g.k, entries, kp, parts, *columns, partial,
+        "conv", "conv_sum", (g.groups * ceil_div(entries + 1, 16),), g.groups, g.k, entries, kp, parts, *columns, partial,
         *sinks, local=_one(device), real=real, SUM=1, **extra,
     )  # fmt: skip
 
@@ -218,8 +220,8 @@ def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None
 def _batch_parts(device: Device, n: int, items: int) -> int:
     """In how many parts the batch goes, each `items` work-items: enough that no core waits long for the last one."""
     units = device.compute_units
-    choices = {max(1, min(n, up(times * units, items))) for times in (1, PARTS)}
-    return min(choices, key=lambda parts: (up(parts * items, units) * up(n, parts), -parts))
+    choices = {max(1, min(n, ceil_div(times * units, items))) for times in (1, PARTS)}
+    return min(choices, key=lambda parts: (ceil_div(parts * items, units) * ceil_div(n, parts), -parts))
 
 
 def _sinks(for_w: Sink | None, for_b: Sink | None) -> tuple[list[int], list[Any]]:
@@ -237,9 +239,9 @@ def _gradients_by_winograd(call: Call, plan: Plan, for_w: Sink | None, for_b: Si
     device, dtype, n, g, x, dy = call
     real, vw, a = call.real, device.vector_width(dtype), plan.rb + 2
     width = plan.v * vw
-    kp, cr = up(g.k, width) * width, up(g.c, plan.r) * plan.r
-    blocks = up(n * tiles_of(g, plan.rb), plan.cb)
-    parts = max(1, min(blocks, up(PARTS * device.compute_units, g.groups)), up(blocks, LONGEST))
+    kp, cr = ceil_div(g.k, width) * width, ceil_div(g.c, plan.r) * plan.r
+    blocks = ceil_div(n * tiles_of(g, plan.rb), plan.cb)
+    parts = max(1, min(blocks, ceil_div(PARTS * device.compute_units, g.groups)), ceil_div(blocks, LONGEST))
     partial = call.allocate(parts * g.groups * (a * a * cr + 1) * kp)
     kept, slab = winograd_sizes(g, vw, plan.rb, plan.v, plan.cb)
     p, q = g.vectors(0, 0, 0, parts)
@@ -328,11 +330,13 @@ def _convolution(
     y = empty(x.device, (n, made, *(window.space if transposed else window.out)), x.dtype)
     saved = end_with(y, activation, keep)
     call = Call(x.device, x.dtype, n, geometry(window, groups, c, k), x.block, w.block)
-    apply(call, y.block, Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)), flip=transposed)
+    convolve(
+        call, y.block, Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)), flip=transposed
+    )
 
     def backward(dz: Array) -> Iterator[Flow]:
         def write_dx(sink: Sink) -> None:
-            apply(call._replace(x=dz.block, w=w.block), sink.out, _into(sink), flip=not transposed)
+            convolve(call._replace(x=dz.block, w=w.block), sink.out, _into(sink), flip=not transposed)
 
         def write_dw_db(for_w: Sink | None, for_b: Sink | None = None) -> None:
             images, dy = (dz, x) if transposed else (x, dz)

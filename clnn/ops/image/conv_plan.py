@@ -18,8 +18,8 @@ import numpy as np
 
 from ...errors import ConfigurationError
 from ...gemm import tuning
-from ...runtime.device import Device, DType
-from .geometry import Geometry, up
+from ...runtime.device import Device, DType, ceil_div
+from .geometry import Geometry
 
 LOCAL = 256 << 10  # bytes of local memory that these sizes are made for; with less they shrink
 SLAB_BYTES = 96 << 10  # of inputs that a CPU's work-item keeps beside it: they stay in a second-level cache
@@ -29,7 +29,7 @@ NARROW = 256  # the same where vectors run over channels
 FEW_CHANNELS = 4  # of outputs in a group, from which on vectors run over them in gradients by weights
 WINOGRAD = 512 << 10  # bytes that kernels/winograd.cl keeps of a block of tiles
 MOST_RUN = 8  # taps of a row that share a pointer in conv_weights
-TURNED = 4  # channels that leave together where vectors ran over them
+TRANSPOSED = 4  # results leave transposed, in blocks of 4 x 4: so channels of a tile are multiples of it
 WINOGRAD_CHANNELS = 8  # in a group, from which on it pays
 WINOGRAD_SUMS = 1 << 20  # elements that each part of a gradient by weights may sum up: more leave the caches
 SIDE = 16  # of conv_local's groups, where the device takes them
@@ -75,7 +75,7 @@ class Plan(NamedTuple):
 
 def _even(n: int) -> list[int]:
     """The sizes of blocks that divide n as evenly as blocks can, each once."""
-    return sorted({up(n, parts) for parts in range(1, min(n, 64) + 1)} | {1})
+    return sorted({ceil_div(n, parts) for parts in range(1, min(n, 64) + 1)} | {1})
 
 
 def _spread(g: Geometry, axis: int, stride: int) -> tuple[int, int]:
@@ -143,7 +143,7 @@ def limits(device: Device, dtype: DType) -> Limits:
 
 def _ranked(found: list[tuple[float, Plan]], measured: Plan | None) -> tuple[Plan, ...]:
     """`measured`, if it is one of those found; then the cheapest, each other kernel's cheapest, and more, PLANS in all: few
-    with the same registers or the same blocks, since the model is wrong about those together."""
+    with the same registers or the same blocks, because the model is off by the same amount for all of those."""
     order = [plan for _, plan in sorted(found)]
     of_kernel = {plan.kernel: plan for plan in reversed(order)}
     ranked = [measured] if measured in order else []
@@ -176,12 +176,12 @@ def _rows(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
             if positions > limits.out - 8 * vw or plane > slab:
                 continue
             chunk = min(g.c, slab // plane)
-            blocks = up(g.out[1], rb) * up(g.out[2], cb)
+            blocks = ceil_div(g.out[1], rb) * ceil_div(g.out[2], cb)
             each = STRIDED if g.stride[2] > 1 else 1 / vw + (ZEROS / g.up[1] if g.up[2] > 1 else 0)
             copy = g.c * (plane * each + ROW * g.size[0] * phases_h * phases_w * (rb + over_h))
-            finish = g.k * rb * (FINISH * up(cb, vw) + FINISH_ROW)
+            finish = g.k * rb * (FINISH * ceil_div(cb, vw) + FINISH_ROW)
             for r, v in tiles:
-                k_blocks, strips = up(g.k, r), up(positions, v * vw)
+                k_blocks, strips = ceil_div(g.k, r), ceil_div(positions, v * vw)
                 step = max(r * v / 2, (2 * v + r) / 2 if vw >= 16 else (v + r) / 2) + STEP
                 work = k_blocks * strips * (g.c * g.taps * step + SUMS["rows"] * r * v)
                 again = 1 if chunk == g.c else k_blocks
@@ -202,19 +202,19 @@ def _columns(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
         at = [r * g.stride[1] + i * g.dilation[1] - g.before[1] for r in range(g.out[1]) for i in range(g.size[1])]
         seen = sum(0 <= a < (g.space[1] - 1) * g.up[1] + 1 for a in at) / len(at)
     tiles = column_tiles(wide, limits.registers)
-    for rb in {up(rows, g.up[1]) * g.up[1] for rows in _even(g.out[1])}:
+    for rb in {ceil_div(rows, g.up[1]) * g.up[1] for rows in _even(g.out[1])}:
         high = (rb - 1) // g.up[1] * g.stride[1] + reach[1] // g.up[1] - low + 1
         plane, positions = g.size[0] * high * pitch, rb * cb
         if positions > limits.narrow - 4 or plane > slab:
             continue
-        chunk, blocks = min(g.c, slab // plane), up(g.out[1], rb)
+        chunk, blocks = min(g.c, slab // plane), ceil_div(g.out[1], rb)
         copy = g.c * (plane / vw + ROW * g.size[0] * high)
         for r, v in tiles:
-            if v * vw % TURNED:
+            if v * vw % TRANSPOSED:
                 continue
-            strips = up(g.k, v * vw)
+            strips = ceil_div(g.k, v * vw)
             step = max(r * v / 2, (r + v) / 2, 4) + STEP
-            count = rb * sum(up(up(cb - b, g.up[2]), r) for b in range(g.up[2]))
+            count = rb * sum(ceil_div(ceil_div(cb - b, g.up[2]), r) for b in range(g.up[2]))
             taps = g.taps / (g.up[1] * g.up[2]) * seen
             work = NARROWER * strips * count * (g.c * taps * step + SUMS["columns"] * r * v)
             finish = g.k * positions * (1 + FINISH / vw)
@@ -226,7 +226,7 @@ def scattered(g: Geometry, width: int) -> tuple[int, int]:
     """Elements of a channel that conv_scatter keeps: of inputs, whole vectors of `width`, and of outputs."""
     reach = [(s - 1) * d for s, d in zip(g.size[1:], g.dilation[1:])]
     pitch = g.space[2] + reach[1]
-    stride = up((g.space[1] - 1) * pitch + g.space[2], width) * width
+    stride = ceil_div((g.space[1] - 1) * pitch + g.space[2], width) * width
     return stride, reach[0] * pitch + reach[1] + stride
 
 
@@ -240,16 +240,16 @@ def _scatter(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
     vw = limits.vw
     for r, v in row_tiles(limits.registers):
         stride, plane = scattered(g, v * vw)
-        blocks = up(g.k, r)
+        blocks = ceil_div(g.k, r)
         kept = min(blocks, (limits.scattered - vw) // (plane * r))
         if kept < 1 or stride > limits.slab:
             continue
         chunk = min(g.c, limits.slab // stride)
         strips, step = stride // (v * vw), max(r * v / 2, (r + v) / 2) + STEP
-        work = blocks * g.taps * strips * (g.c * step + up(g.c, chunk) * SUMS["scatter"] * r * v)
+        work = blocks * g.taps * strips * (g.c * step + ceil_div(g.c, chunk) * SUMS["scatter"] * r * v)
         copy = g.c * (stride / vw + ROW * g.space[1])
-        finish = g.k * (plane / vw + g.out[1] * (FINISH * up(g.out[2], vw) + FINISH_ROW))
-        again = 1 if chunk == g.c else up(blocks, kept)
+        finish = g.k * (plane / vw + g.out[1] * (FINISH * ceil_div(g.out[2], vw) + FINISH_ROW))
+        again = 1 if chunk == g.c else ceil_div(blocks, kept)
         yield g.out[0] * (work + again * copy + finish + BLOCK), Plan("scatter", r, v, kept, 1, chunk)
 
 
@@ -261,13 +261,13 @@ def _suits_winograd(g: Geometry) -> bool:
 
 def tiles_of(g: Geometry, m: int) -> int:
     """Of m x m outputs, an image."""
-    return up(g.out[1], m) * up(g.out[2], m)
+    return ceil_div(g.out[1], m) * ceil_div(g.out[2], m)
 
 
 def winograd_sizes(g: Geometry, vw: int, m: int, v: int, tiles: int) -> tuple[int, int]:
-    """Elements of the block's transformed inputs, and of what lies turned: inputs, and later outputs."""
-    a, across = m + 2, min(tiles, up(g.out[2], m))
-    return a * a * (tiles * up(g.c, vw) * vw + vw), max(a * (m * across + 2), v * m * (m * across + 3)) * vw + vw
+    """Elements of the block's transformed inputs, and of what is transposed: inputs, and later outputs."""
+    a, across = m + 2, min(tiles, ceil_div(g.out[2], m))
+    return a * a * (tiles * ceil_div(g.c, vw) * vw + vw), max(a * (m * across + 2), v * m * (m * across + 3)) * vw + vw
 
 
 def _winograd(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
@@ -278,9 +278,9 @@ def _winograd(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
     for m in range(limits.largest, 0, -2):
         a, tiles = m + 2, tiles_of(g, m)
         for v in (1, 2, 3, 4):
-            strips = up(g.k, v * vw)
+            strips = ceil_div(g.k, v * vw)
             for r in range(4, 17):
-                if r * v + v + 1 >= limits.registers or r * v < 8 or v * vw % TURNED:
+                if r * v + v + 1 >= limits.registers or r * v < 8 or v * vw % TRANSPOSED:
                     continue
                 for block in range(r, 65, r):
                     if sum(winograd_sizes(g, vw, m, v, block)) + a * a * (block * v + 1) * vw > limits.tiles:
@@ -298,7 +298,7 @@ def _winograd(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
 def _transformed(g: Geometry, vw: int, m: int, tiles: int) -> float:
     """What it costs to turn and transform a tile's inputs."""
     a = m + 2
-    return up(g.c, vw) * (TRANSPOSE * a * (m + 2 / min(tiles, up(g.out[2], m))) + ADD * a * a)
+    return ceil_div(g.c, vw) * (TRANSPOSE * a * (m + 2 / min(tiles, ceil_div(g.out[2], m))) + ADD * a * a)
 
 
 def _winograd_weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
@@ -309,18 +309,18 @@ def _winograd_weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan
     for m in range(limits.largest, 0, -2):
         a = m + 2
         for v in (1, 2, 3, 4):
-            strips = up(g.k, v * vw)
+            strips = ceil_div(g.k, v * vw)
             for r in range(4, 17):
-                if r * v + v + 1 >= limits.registers or r * v < 8 or up(g.c, r) * r > up(g.c, vw) * vw:
+                if r * v + v + 1 >= limits.registers or r * v < 8 or ceil_div(g.c, r) * r > ceil_div(g.c, vw) * vw:
                     continue
-                if a * a * up(g.c, r) * r * strips * v * vw > WINOGRAD_SUMS:
+                if a * a * ceil_div(g.c, r) * r * strips * v * vw > WINOGRAD_SUMS:
                     continue
                 for block in (8, 16, 24, 32, 48, 64):
                     gradients = (a * a * (block * strips * v + 1) + strips * v) * vw  # transformed, and their sums
                     if sum(winograd_sizes(g, vw, m, v, block)) + gradients > limits.tiles:
                         break
                     step = max(r * v / 2, (r + v) / 2) + STEP
-                    multiply = a * a * up(g.c, r) * strips * (step + SUMS["winograd_gradients"] * r * v / block)
+                    multiply = a * a * ceil_div(g.c, r) * strips * (step + SUMS["winograd_gradients"] * r * v / block)
                     cost = multiply + _transformed(g, vw, m, block) + strips * v * (TRANSPOSE * m * m + ADD * a * a)
                     yield tiles_of(g, m) * cost, Plan("winograd", r, v, m, block, g.c)
 
@@ -349,7 +349,7 @@ def weight_tiles(g: Geometry, most_registers: int) -> list[tuple[int, int]]:
 def _weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
     """Plans for conv_weights."""
     for r, v in weight_tiles(g, limits.registers):
-        strips, step = up(g.k, v * limits.vw), max(r * v / 2, LOADS * (r + v)) + STEP
+        strips, step = ceil_div(g.k, v * limits.vw), max(r * v / 2, LOADS * (r + v)) + STEP
         for cb in _even(g.out[2]):
             for rb in _even(g.out[1]):
                 high = (rb - 1) * g.stride[1] + (g.size[1] - 1) * g.dilation[1] + 1
@@ -357,7 +357,7 @@ def _weights(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
                 if plane > limits.slab or rb * cb * strips * v * limits.vw > limits.kept:
                     continue
                 chunk = min(g.c, limits.slab // plane)
-                tiles = up(g.c, chunk) * up(chunk * g.taps, r) * strips
+                tiles = ceil_div(g.c, chunk) * ceil_div(chunk * g.taps, r) * strips
                 work = tiles * (rb * cb * step + SUMS["weights"] * r * v + POINTER * rb)
                 yield _of_blocks(g, limits, rb, cb, work, plane, high), Plan("weights", r, v, rb, cb, chunk)
 
@@ -372,14 +372,14 @@ def _lanes(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
             plane, kept = g.size[0] * phases_h * phases_w * high * pitch, (rb - 1) * pitch + cb + vw
             if plane > limits.slab or kept > limits.kept:
                 continue
-            work = g.c * g.k * up(g.taps, r) * (up(kept, vw) * (r + 2) + SUMS["lanes"] * r)
+            work = g.c * g.k * ceil_div(g.taps, r) * (ceil_div(kept, vw) * (r + 2) + SUMS["lanes"] * r)
             yield _of_blocks(g, limits, rb, cb, work, plane, high), Plan("lanes", r, 1, rb, cb, 1)
 
 
 def _of_blocks(g: Geometry, limits: Limits, rb: int, cb: int, work: float, plane: int, high: int) -> float:
     """What an image costs: for each block `work`, and the copies of its inputs, planes of `high` rows, and of dy."""
     copies = g.c * (plane / limits.vw + ROW * g.size[0] * high) + g.k * rb * cb / 2
-    return up(g.out[1], rb) * up(g.out[2], cb) * (work + copies + BLOCK)
+    return ceil_div(g.out[1], rb) * ceil_div(g.out[2], cb) * (work + copies + BLOCK)
 
 
 def by_lanes(g: Geometry) -> bool:

@@ -11,11 +11,6 @@ from ...runtime.device import int_vector
 from .window import Window
 
 
-def up(a: int, b: int) -> int:
-    """a / b, rounded up."""
-    return -(-a // b)
-
-
 class Geometry(NamedTuple):
     """A convolution as the kernels see it: `groups` of `c` inputs and `k` outputs, over three axes; `up` - 1 zeros lie
     between inputs. Padding `before` may be negative: then the input is cut."""
@@ -55,7 +50,7 @@ def geometry(window: Window, groups: int, c: int, k: int) -> Geometry:
     return Geometry(groups, c, k, space, out, w.size, w.stride, w.before, w.dilation)
 
 
-def turned(g: Geometry) -> Geometry:
-    """That of the gradient by inputs: dy with stride - 1 zeros between, over which the kernel slides turned over."""
+def flipped(g: Geometry) -> Geometry:
+    """That of the gradient by inputs: the flipped kernel slides over dy, which has stride - 1 zeros between its elements."""
     before = tuple(d * (s - 1) - b for d, s, b in zip(g.dilation, g.size, g.before))
     return Geometry(g.groups, g.k, g.c, g.out, g.space, g.size, (1, 1, 1), before, g.dilation, g.stride)

@@ -17,7 +17,7 @@ from ...ops.array import Sink
 from ...ops.image import conv, conv_plan
 from ...ops.image.conv import Call, Epilogue
 from ...ops.image.conv_plan import Plan
-from ...ops.image.geometry import Geometry, turned
+from ...ops.image.geometry import Geometry, flipped
 from ...ops.image.geometry import geometry as geometry_of
 from ...ops.image.window import slide
 from ...runtime.device import Device
@@ -63,7 +63,7 @@ def geometry(c: Convolution) -> Geometry:
     l = c.layer
     window = slide("tuning", c.shape, (l.kernel,) * 2, (l.stride,) * 2, ((l.padding,) * 2,) * 2)
     g = geometry_of(window, l.groups, c.filters[1], l.size // l.groups)
-    return turned(g) if c.way == "dx" else g
+    return flipped(g) if c.way == "dx" else g
 
 
 def plans(device: Device, c: Convolution, dtype: str, measured: Any = None) -> tuple[Plan, ...]:
@@ -112,10 +112,12 @@ class Case:
                 for_w, for_b = (Sink(out, plain) for out in self.outs)
                 conv.weight_gradients(Call(device, dtype, n, g, self.x, self.dy), for_w, for_b)
             elif c.way == "dx":
-                conv.apply(Call(device, dtype, n, g, self.dy, self.w), self.outs[0], Epilogue(scale=plain), flip=True)
+                conv.convolve(
+                    Call(device, dtype, n, g, self.dy, self.w), self.outs[0], Epilogue(scale=plain), flip=True
+                )
             else:
                 epilogue = Epilogue(self.b, "relu" if c.layer.relu else "linear")
-                conv.apply(Call(device, dtype, n, g, self.x, self.w), self.outs[0], epilogue)
+                conv.convolve(Call(device, dtype, n, g, self.x, self.w), self.outs[0], epilogue)
 
     def error_of(self, plan: Plan) -> str:
         """What is wrong with results by `plan`, against float64 NumPy, or ""."""

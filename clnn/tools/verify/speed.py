@@ -17,7 +17,7 @@ from ... import __version__
 from ...errors import OutOfDeviceMemory
 from ...gemm import Shape, engine_name, tile, tuning
 from ...ops.image.conv_plan import plan_for, shown
-from ...ops.image.geometry import geometry, turned
+from ...ops.image.geometry import flipped, geometry
 from ...ops.image.window import slide
 from ...runtime.device import Device
 from ...runtime.devices.choice import device
@@ -171,7 +171,7 @@ def _conv_plan(d: Device, c: nets.Convolution) -> str:
     l = c.layer
     window = slide("verify", c.shape, (l.kernel,) * 2, (l.stride,) * 2, ((l.padding,) * 2,) * 2)
     g = geometry(window, l.groups, c.shape[1] // l.groups, l.size // l.groups)
-    plan = plan_for(d, turned(g) if c.way == "dx" else g, np.dtype(np.float32), c.way == "dw")
+    plan = plan_for(d, flipped(g) if c.way == "dx" else g, np.dtype(np.float32), c.way == "dw")
     return shown(plan) if plan else "conv_local"
 
 
