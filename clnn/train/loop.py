@@ -80,33 +80,13 @@ def fit(
     """
     epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
     optimizer, callbacks = find_optimizer(optimizer), as_callbacks(callbacks)
-    device = model.device
     loss, metrics, outputs, samples, held_out = given_to_fit(
         model, x, y, loss, loss_weights, metrics, sample_weight, class_weight, validation, validation_split
     )
-    n = len(samples.xs[0])
-    plan = rows_by_step(n, batch_size)
-    if plan.min() == 1:
-        _check_alone(model, samples.xs, f"of {n} samples in mini-batches of {batch_size} the last has 1")
-    with device.lock:  # another thread may train another model with the same optimizer
-        optimizer.attach(consolidated(model))
-        optimizer.begin_fit(len(plan), epochs)
-        given, position = optimizer.given, optimizer.steps
-    model.loss, model.optimizer = loss, optimizer
-    resident, capacity = _capacity(device, n, batch_size, samples)
-    feed = Feed(device, capacity, *samples, ordered=resident)
-    results = Results(device, len(plan), model.dtype, outputs, loss, counts_hits(loss, samples), metrics)
-    train = _training_step(model, outputs, loss, optimizer, feed, results, batch_size)
-    step = Step(train, record, [optimizer], reads=[model, loss, *metrics])
-    step.given, structure = given, structure_version()
-    if seed is not None:  # where an uninterrupted run would be
-        random.generator(device).reseed(seed, position=position)
-    history, bar = History(), Progress(epochs, len(plan), progress)
+    run = _Run(model, loss, metrics, outputs, samples, optimizer, epochs, batch_size, shuffle, seed, record)
     evaluation = Evaluation(model, outputs, loss, metrics, record) if held_out else None
+    history, bar = History(), Progress(epochs, len(run.plan), progress)
     model.stop_training = False
-    started = time.perf_counter()
-    if resident:
-        feed.load(*samples)
     try:
         for callback in callbacks:
             weights = None if all(w is None for w in samples.weights) else outputs.together(samples.weights)
@@ -115,55 +95,13 @@ def fit(
         for epoch in range(epochs):
             for callback in callbacks:
                 callback.on_epoch_begin(model, epoch)
-            with device.lock:
-                for p in step.given:  # gradients from elsewhere have no part in this
-                    p.spent()
-                    p.version += 1  # replays do not say so
             began = time.perf_counter()
-            now = build_for(model, samples.xs)
-            with device.lock:
-                if structure != structure_version():  # a callback has changed something
-                    for one, shape, y_now in zip(parts_of(loss), now.shapes, samples.ys):
-                        if isinstance(one, Loss):
-                            one.check((n, *shape), y_now.shape, y_now.dtype)
-                    optimizer.attach(consolidated(model))
-                    step.given, structure = optimizer.given, structure_version()
-                step.claim()
-                order, first_step = _permutation(n, shuffle, seed, optimizer.epochs), optimizer.steps
-            done = 0
-            for start in range(0, n, capacity):
-                part = order[start : start + capacity]
-                if resident:
-                    feed.rewind(part)
-                else:
-                    feed.load(*samples.rows(part if shuffle else slice(start, start + capacity)))
-                    feed.rewind(step=done)
-                for rows_now, count in steps_of(len(part), batch_size):
-                    key = step.key(device, rows_now)
-                    run = partial(train, rows=rows_now)
-                    steps_to_come = (epochs - epoch) * count
-                    end = done + count
-                    # a callback may have changed what a user's code reads and nobody can watch; clnn's own reads nothing such
-                    afford = step.audited <= AUDITS * (time.perf_counter() - started)
-                    with device.lock:
-                        step.verify(device, key, run, step.foreign or (bool(callbacks) and afford))
-                    while done < end:
-                        with device.lock:  # for a few short replays at a time: other threads come in between
-                            times = step.run_some(device, key, run, end - done, steps_to_come)
-                            if step.foreign:  # code that is not clnn's may see something new between callbacks, too
-                                step.verify(device, key, run)
-                        bar.step(times)
-                        done += times
-            logs = results.means(plan, epoch, first_step)
-            with device.lock:
-                step.claim()
-                optimizer.epochs += 1
+            run.prepare()
+            run.train(epoch, bar, called_back=bool(callbacks))
+            logs = run.means(epoch)
             if evaluation and held_out:
                 logs |= {f"val_{key}": value for key, value in evaluation.run(held_out).items()}
-            with device.lock:
-                step.claim()
-                logs["lr"] = optimizer.rate(max(0, optimizer.steps - 1))
-                optimizer.observe(logs.get("val_loss", logs["loss"]))  # before callbacks, which may save the model
+            run.observe(logs)  # before callbacks, which may save the model
             logs["seconds"] = time.perf_counter() - began
             history.add(logs)
             bar.epoch(epoch, epochs, logs)
@@ -176,6 +114,104 @@ def fit(
         for callback in callbacks:
             callback.on_train_end(model)
     return history
+
+
+class _Run:
+    """A fit under way: the step, the samples that it is fed with, and an epoch in four parts (`prepare`, `train`, `means`,
+    `observe`). The device's lock is held while something is launched, and let go in between for other threads."""
+
+    def __init__(
+        self, model: Any, loss: Any, metrics: list[Any], outputs: Outputs, samples: Samples, optimizer: Optimizer,
+        epochs: int, batch_size: int, shuffle: bool, seed: int | None, record: bool,
+    ) -> None:  # fmt: skip
+        self.model, self.loss, self.outputs, self.samples, self.optimizer = model, loss, outputs, samples, optimizer
+        self.epochs, self.batch_size, self.shuffle, self.seed = epochs, batch_size, shuffle, seed
+        self.device: Device = model.device
+        self.n = len(samples.xs[0])
+        self.plan = rows_by_step(self.n, batch_size)
+        if self.plan.min() == 1:
+            _check_alone(model, samples.xs, f"of {self.n} samples in mini-batches of {batch_size} the last has 1")
+        with self.device.lock:  # another thread may train another model with the same optimizer
+            optimizer.attach(consolidated(model))
+            optimizer.begin_fit(len(self.plan), epochs)
+            given, position = optimizer.given, optimizer.steps
+        model.loss, model.optimizer = loss, optimizer
+        self.resident, self.capacity = _capacity(self.device, self.n, batch_size, samples)
+        self.feed = Feed(self.device, self.capacity, *samples, ordered=self.resident)
+        counts = counts_hits(loss, samples)
+        self.results = Results(self.device, len(self.plan), model.dtype, outputs, loss, counts, metrics)
+        self.function = _training_step(model, outputs, loss, optimizer, self.feed, self.results, batch_size)
+        self.step = Step(self.function, record, [optimizer], reads=[model, loss, *metrics])
+        self.step.given, self.structure = given, structure_version()
+        if seed is not None:  # where an uninterrupted run would be
+            random.generator(self.device).reseed(seed, position=position)
+        self.started = time.perf_counter()
+        if self.resident:
+            self.feed.load(*samples)
+
+    def prepare(self) -> None:
+        """Before an epoch: gradients from elsewhere are forgotten, and what a callback has changed of the model is looked at."""
+        with self.device.lock:
+            for p in self.step.given:  # gradients from elsewhere have no part in this
+                p.spent()
+                p.version += 1  # replays do not say so
+        now = build_for(self.model, self.samples.xs)
+        with self.device.lock:
+            if self.structure != structure_version():  # a callback has changed something
+                for one, shape, y in zip(parts_of(self.loss), now.shapes, self.samples.ys):
+                    if isinstance(one, Loss):
+                        one.check((self.n, *shape), y.shape, y.dtype)
+                self.optimizer.attach(consolidated(self.model))
+                self.step.given, self.structure = self.optimizer.given, structure_version()
+            self.step.claim()
+            self.order = _permutation(self.n, self.shuffle, self.seed, self.optimizer.epochs)
+            self.first_step = self.optimizer.steps
+
+    def train(self, epoch: int, bar: Progress, called_back: bool) -> None:
+        """All steps of an epoch: over the set as it is on the device, or over one part of it after the other."""
+        done = 0
+        for start in range(0, self.n, self.capacity):
+            part = self.order[start : start + self.capacity]
+            if self.resident:
+                self.feed.rewind(part)
+            else:
+                self.feed.load(*self.samples.rows(part if self.shuffle else slice(start, start + self.capacity)))
+                self.feed.rewind(step=done)
+            for rows, count in steps_of(len(part), self.batch_size):
+                self.steps(rows, count, (self.epochs - epoch) * count, bar, called_back)
+                done += count
+
+    def steps(self, rows: int, count: int, to_come: int, bar: Progress, called_back: bool) -> None:
+        """`count` steps of as many rows; `to_come`: with those of later epochs."""
+        step, device, key = self.step, self.device, self.step.key(self.device, rows)
+        run = partial(self.function, rows=rows)
+        # a callback may have changed what a user's code reads and nobody can watch; clnn's own reads nothing such
+        afford = step.audited <= AUDITS * (time.perf_counter() - self.started)
+        with device.lock:
+            step.verify(device, key, run, step.foreign or (called_back and afford))
+        done = 0
+        while done < count:
+            with device.lock:  # for a few short replays at a time: other threads come in between
+                taken = step.run_some(device, key, run, count - done, to_come)
+                if step.foreign:  # code that is not clnn's may see something new between callbacks, too
+                    step.verify(device, key, run)
+            bar.step(taken)
+            done += taken
+
+    def means(self, epoch: int) -> dict[str, float]:
+        """The epoch is over: its means, which the device is waited for."""
+        logs = self.results.means(self.plan, epoch, self.first_step)
+        with self.device.lock:
+            self.step.claim()
+            self.optimizer.epochs += 1
+        return logs
+
+    def observe(self, logs: dict[str, Any]) -> None:
+        """Note the learning rate, and let it go by the loss, that of validation where there is one."""
+        with self.device.lock:
+            self.step.claim()
+            logs["lr"] = self.optimizer.rate(max(0, self.optimizer.steps - 1))
+            self.optimizer.observe(logs.get("val_loss", logs["loss"]))
 
 
 def _training_step(
