@@ -1,7 +1,7 @@
 """The flat store: all parameters of a model in one buffer, their gradients in another, each a view.
 
 So an optimizer is one launch, a checkpoint one copy. Views start where the device allows it (on 512 bytes, on most) with
-zeros between; parameters that decay lie first, those that do not learn last. What the device does not give in one piece
+zeros between; parameters that decay come first, those that do not learn last. What the device does not give in one piece
 becomes several stores. A parameter without a store, or models with stores of their own, work as well: `runs` finds what is
 contiguous.
 """
@@ -21,7 +21,7 @@ from .tensor import Parameter
 
 class Store(Restored):
     """One buffer of parameters and, made at first need, one of their gradients. The parameters: in the order in which they
-    shall lie, as many as fit."""
+    shall be, as many as fit."""
 
     def __init__(self, parameters: Sequence[Parameter]) -> None:
         first = parameters[0]
@@ -32,7 +32,7 @@ class Store(Restored):
             self.nbytes += room(p)
         self.block = self._zeros()
         self._gradients: Block | None = None
-        self.velocity_of: Any = None  # the optimizer whose velocities lie in the gradients' buffer
+        self.velocity_of: Any = None  # the optimizer whose velocities are in the gradients' buffer
         for p, start in zip(parameters, starts):
             view, gradient = self.block.view(start, p.nbytes), p._grad
             self.device.copy(p.block, view, p.nbytes)
@@ -42,7 +42,7 @@ class Store(Restored):
 
     def _zeros(self) -> Block:
         block = self.device.memory.allocate(self.nbytes, pooled=False)
-        with self.device.dry(False):  # what lies between parameters is zero also where these get no values yet
+        with self.device.dry(False):  # the space between parameters is zero also where these get no values yet
             self.device.fill_zero(block)
         return block
 
@@ -53,17 +53,17 @@ class Store(Restored):
         return self._gradients
 
     def gradient_view(self, p: Parameter) -> Block:
-        """Where the gradient of one of its parameters lies."""
+        """Where the gradient of one of its parameters is."""
         return self.gradients().view(p.position, p.nbytes)
 
     def reclaim(self) -> None:
-        """Gradients are to be written plainly: an optimizer whose velocities lie there takes them away first."""
+        """Gradients are to be written plainly: an optimizer whose velocities are there takes them away first."""
         if self.velocity_of is not None:
             self.velocity_of.separate(self)
 
 
 def room(p: Parameter) -> int:
-    """The bytes that a parameter takes in its store, with the zeros behind it."""
+    """The bytes that a parameter takes in its store, with the zeros after it."""
     return p.device.memory.align(max(p.nbytes, 1))
 
 

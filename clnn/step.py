@@ -38,7 +38,7 @@ class _Call(NamedTuple):
     left: list[
         tuple[Any, int, str]
     ]  # parameters, the gradients they have received by the end, and where the last one went
-    stores: list[Any]  # where those gradients lie
+    stores: list[Any]  # where those gradients are
     checks: dict[Any, Callable[[Any, str], None]]  # by the memory of whole numbers: of those that an argument holds
 
     @staticmethod
@@ -112,7 +112,7 @@ class Step:
             where.recorder  # noqa: B018 - a step that another device records hears of this one
         if where.step is not None:  # a step within a step is part of it
             return self.function(*args, **kwargs)
-        with where.lock:  # until the result lies where no other call writes
+        with where.lock:  # until the result is where no other call writes
             return self._on_copies(where, arrays, tuple(shape), args, kwargs)
 
     def _on_copies(
@@ -403,7 +403,7 @@ def _tensor(x: Array, made_by: str = "") -> Tensor:
 
 
 def copied(result: Any, blocks: set[Any] | None = None) -> Any:
-    """Results in memory of their own, so that no later call writes into them: all, or those that lie in `blocks` or in a
+    """Results in memory of their own, so that no later call writes into them: all, or those that are in `blocks` or in a
     store of parameters."""
     if isinstance(result, Tensor):
         if blocks is not None and result.block not in blocks and not isinstance(result.block, View):

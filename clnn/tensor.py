@@ -464,7 +464,7 @@ class Parameter(Tensor, Restored):
         return self.trainable
 
     def gradient_block(self) -> Block:
-        """Where gradients (or, under momentum, velocities) lie; made at first need."""
+        """Where gradients (or, under momentum, velocities) are; made at first need."""
         if self._grad is None:
             self._grad = self.store.gradient_view(self) if self.store else self.device.memory.allocate(self.nbytes)
         return self._grad

@@ -1,6 +1,6 @@
 // Augmentation: images moved by whole pixels, warped, distorted and cut out. x and y are (n, channels, h, w), and every
 // channel of an image goes the same way. Places are in pixels, x to the right and y downwards; every formula says where
-// an output pixel comes from, and what lies outside of x is `fill`. u holds uniform numbers in [0, 1), drawn before.
+// an output pixel comes from, and what is outside of x is `fill`. u holds uniform numbers in [0, 1), drawn before.
 #include "common.cl"
 typedef CAT(REAL, 4) real4;
 typedef CAT(REAL, 8) real8;

@@ -1,4 +1,4 @@
-// Combs: VW elements that lie STEP apart, beside the STEP - 1 combs between them. Windows that move on by STEP read their
+// Combs: VW elements that are STEP apart, beside the STEP - 1 combs between them. Windows that move on by STEP read their
 // inputs so, and whatever makes STEP elements of one writes its results so. For STEP 1 and 2 these are vectors, evened out.
 #include "vectors.cl"
 #if VW == 2
@@ -23,7 +23,7 @@
 #define TO_INTS CAT(convert_, INTS)
 #define TO_T CAT(convert_, CAT(REAL, VW))
 
-// p[at + STEP * lane], and where that is not in [first, end) something else, which lies there
+// p[at + STEP * lane], and where that is not in [first, end) something else, which is there
 static inline T comb_gather(global const real *p, int at, int first, int end) {
   real t[VW] __attribute__((aligned(64)));
   UNROLL for (int l = 0; l < VW; l++) t[l] = p[clamp(at + STEP * l, first, end - 1)];

@@ -46,7 +46,7 @@ typedef REAL T;
 #define EACH_SPAN(first, n) int first = 0; first < (n); first += SPAN            // for (EACH_SPAN(first, n))
 #define IN_SPAN(i, first, n) int i = (first); i < min((n), (first) + SPAN); i++  //   for (IN_SPAN(i, first, n)) ...
 
-// A sink's pair (alpha, beta) for out = alpha * gradient + beta * out. Pairs lie in rows of SCALE_PAIRS, one row a step;
+// A sink's pair (alpha, beta) for out = alpha * gradient + beta * out. Pairs are in rows of SCALE_PAIRS, one row a step;
 // `at` holds the row's number, so a replay reads this step's learning rate from device memory.
 #define SCALE_PAIRS 5
 #define SCALE(table, at, column) ((table)[(at)[0] * SCALE_PAIRS + (column)])

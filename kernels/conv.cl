@@ -15,7 +15,7 @@
 #ifdef VW
 // ---- what CPU kernels copy ----------------------------------------------------------------------------------------------
 // d[c] = row[(first + c * step) / up] for c in [0, n), 0 where that is no element of the row. d is written up to VW - 1
-// values further: what lies behind is written later. Of step and up one is 1.
+// values further: what comes after is written later. Of step and up one is 1.
 APART void copy_columns(local real *d, global const real *row, int n, int first, int step, int up, int width) {
   if (step == 1 && up == 1) {
     const int left = clamp(-first, 0, n), right = clamp(width - first, left, n);
@@ -46,7 +46,7 @@ APART void copy_columns(local real *d, global const real *row, int n, int first,
     for (int h0 = 0; h0 < OH; h0 += rb) for (int w0 = 0; w0 < OW; w0 += cb)
 
 #ifdef PACK
-// d[g][block][c][tap][r] = w[g K + block KR + r][c][tap], zeros for r behind K; FLIP: c and k change places, and taps are flipped;
+// d[g][block][c][tap][r] = w[g K + block KR + r][c][tap], zeros for r past K; FLIP: c and k change places, and taps are flipped;
 // TAPS_FIRST: d[g][block][tap][c][r]
 kernel void conv_pack(int G, int C, int K, int taps, global const real *w, global real *d) {
   const int blocks = (K + KR - 1) / KR, item = get_global_id(0), c = item % C, block = item / C % blocks, g = item / C / blocks;

@@ -78,12 +78,12 @@ kernel GROUP_SIZE void conv_columns(int16 p, int16 q, int N, global const real *
         }
         const int wide = (OW - b + UW - 1) / UW;
         for (int h = a, r = 0; h < rows; h += UH, r++) for (int c = 0, t0 = 0, t1 = taps; c < wide; c += MR) {
-          if (KD == 1 && c == 0) {  // rows of taps that lie in the padding are left out
+          if (KD == 1 && c == 0) {  // rows of taps in the padding are left out
             const int row = (h0 / UH + r) * SH;
             while (t0 < t1 && row + at_row[t0] < 0) t0++;
             while (t1 > t0 && row + at_row[t1 - 1] >= IH) t1--;
           }
-          const int first = min(c, max(0, wide - MR));  // the last tile lies within the row, if that is wide enough
+          const int first = min(c, max(0, wide - MR));  // the last tile is within the row, if that is wide enough
           local real *to = o + (h * OW + b + first * UW) * NR;
           if (c0 > 0 && first < c)  // some of its outputs have their sums already: they go aside
             for (int z = first; z < c; z++) for (int v = 0; v < NV; v++) VSTORE(VLOAD(v, to + (z - first) * UW * NR), (z - first) * NV + v, transposed);

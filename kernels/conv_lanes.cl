@@ -34,7 +34,7 @@ kernel GROUP_SIZE void conv_lanes(int16 p, int16 q, int N, global const real *x,
             else for (int z = 0; z < pitch; z++) d[z] = 0;
           }
       }
-      for (int z = 0; z < VW; z++) d[z] = 0;  // 0 times what lies behind has to be 0
+      for (int z = 0; z < VW; z++) d[z] = 0;  // 0 times what comes after has to be 0
       for (int k = 0; k < K; k++) {
         for (int r = 0; r < rows; r++) {
           copy_columns(grad + r * pitch, dy + ((((size_t)n * G + g) * K + k) * OD + d0) * OH * OW + (h0 + r) * OW + w0, pitch, 0, 1, 1, columns);

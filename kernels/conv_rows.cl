@@ -1,7 +1,7 @@
 // Convolution for CPUs, y (N, G K, *out) = epilogue(x (N, G C, *in) * w), with vectors over positions.
 //
 // A work-item owns a block of output rows of one image, for all output channels. It copies what it needs of x to local memory
-// once, padded, rows one behind the other, so that the input of tap (i, j) for ALL of the block's positions, seen as one long
+// once, padded, rows one after the other, so that the input of tap (i, j) for ALL of the block's positions, seen as one long
 // row, is one long row too, shifted by a constant: vectors run over positions, and cross from row to row. Between rows lie
 // positions of no output, computed and dropped. Strides make the copy a plane for each phase, so they cost nothing in the
 // loops; zeros between inputs (UP, for gradients of strided convolutions and for transposed ones) are put there by the copy

@@ -2,7 +2,7 @@
 //
 // The MR rows of the register tile are (channel, tap) pairs. Parts of the batch go to parts of `partial`, which conv_sum adds.
 #include "conv.cl"
-// partial: [part][g][e][KP], e = (channel, tap) or, behind them, the sum of dy; KP: K up to whole strips of NR. RUN taps of a
+// partial: [part][g][e][KP], e = (channel, tap) or, after them, the sum of dy; KP: K up to whole strips of NR. RUN taps of a
 // row, KW of them or one, share a pointer, DX inputs from one to the next: there are fewer pointers than accumulators.
 #define NR (NV * VW)
 #define RUNS (MR / RUN)

@@ -114,7 +114,7 @@ INLINE void column_sums(int N, int K, int j, int end, global const real *B, int 
 #endif
 
 // The rows of the next mini-batch, which follow in `order`, are fetched from memory while those of this one, a few, are last
-// used. Numbers behind the order's end (in the SLACK that every block has) are no rows: nothing is read of those.
+// used. Numbers past the order's end (in the SLACK that every block has) are no rows: nothing is read of those.
 #if defined(FROM_SET) && defined(STACK) && TA
 #define FEW_ROWS 32
 #define FETCH_AHEAD(A, lda, i, rows)                                                                                      \
@@ -146,7 +146,7 @@ kernel void gemm_sum(int16 s, int parts, global const real *partial, global real
 }
 
 #elif defined(ROW)
-// Rows of A, one by one, times up to NC columns of B as it lies: four rows of B at a time are added up in local memory, so
+// Rows of A, one by one, times up to NC columns of B as it is stored: four rows of B at a time are added up in local memory, so
 // that B is read once, in runs of kilobytes. For few rows and a large B, of which each value counts only M times.
 kernel GROUP_SIZE void gemm_row(ARGS) {
   UNPACK

@@ -158,7 +158,7 @@ kernel void arange(int n, ELEMENT start, ELEMENT step, global ELEMENT *y) {
 #endif
 
 #ifdef EXTEND
-// Rows of k and v, `time` for each of s.s0, are written behind the first past[0] of `steps` rows of K and V. What has no room is not:
+// Rows of k and v, `time` for each of s.s0, are written after the first past[0] of `steps` rows of K and V. What has no room is not:
 // whoever reads them finds past[0] too large.
 kernel void extend_rows(int8 s, global const int *past, global const real *k, global const real *v, global real *K, global real *V) {
   const int time = s.s1, steps = s.s2, wide = s.s3, wide_v = s.s4, c = get_global_id(0), row = get_global_id(1);

@@ -99,7 +99,7 @@ LOSS_LINE(squared_hinge,            relu_f(1 - SIDE(t) * y) * relu_f(1 - SIDE(t)
 #define ROW_ARGS int r, int row, ARGS
 #define ROW r, row, rows, n, y, target, weight, saved, losses, hits, dy, factor, p KEPT POSITION PARAMETER
 
-// RECORD: all rows lie in one work-group, whose first work-item then ends the forward pass as state.cl's end_step does.
+// RECORD: all rows are in one work-group, whose first work-item then ends the forward pass as state.cl's end_step does.
 #ifdef RECORD
 #include "state.cl"
 #define RECORD_ARGS , global real *results, global int *state, global int *a, global int *b, int2 by

@@ -3,7 +3,7 @@
 //
 // By channel, x is (batch, columns), columns = channels x space. An item passes over `rows` samples of a block of columns:
 //
-//        |<------------ columns ------------>|     a block lies within one channel where space >= COLUMNS, else it is some
+//        |<------------ columns ------------>|     a block is within one channel where space >= COLUMNS, else it is some
 //   b    +---------+---------+---------+-----+     whole channels; it has one part of the result for each of its channels.
 //   a  / | item 0  | item 1  | item 2  |  3  |     Sums gather by column in the cache (on a GPU, where a block is one
 //   t rows         |         |         |     |     vector, in registers), and then by channel. `join_...` adds the
@@ -360,7 +360,7 @@ static inline T of_runs(global const real *values, int i, int run) {
   if (left >= VW) return (T)(values[at]);
   real t[VW];
   for (int l = 0; l < VW; l++) {
-    t[l] = values[at];                                // what lies behind the last is for lanes that are dropped
+    t[l] = values[at];                                // what comes after the last is for lanes that are dropped
     if (--left == 0) { at++; left = run; }
   }
   return VLOAD(0, t);

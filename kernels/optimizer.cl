@@ -1,6 +1,6 @@
 // One launch updates a whole flat store of parameters: w, its gradient g, and what the rule keeps (s0, s1, s2).
-// A rule is one expression, in vectors T. Stores hold whole vectors, and the elements that decay (weights; biases lie
-// behind them) are whole vectors too: n and decays count vectors. A work-group of WIDTH work-items passes over a
+// A rule is one expression, in vectors T. Stores hold whole vectors, and the elements that decay (weights; biases come
+// after them) are whole vectors too: n and decays count vectors. A work-group of WIDTH work-items passes over a
 // stretch of EACH * WIDTH of them, a CPU thread (WIDTH 1) over one stretch alone.
 // The table's row for this step holds (-lr, beta) for decaying and for other parameters, as sinks use them, then
 // (lr, a), (b, c) and (d, 1 - ema); the rule says what a to d are.

@@ -6,7 +6,7 @@
 // adaptive_*  windows [floor(o in / out), ceil((o + 1) in / out)) of sizes that differ: one bin of x for each y.
 //
 // FORWARD compiles the forward kernels, otherwise the gradients'.
-// MAX keeps the largest, the first of equals, NaN above all, and with KEEP where it lies: its number in the window, or
+// MAX keeps the largest, the first of equals, NaN above all, and with KEEP where it is: its number in the window, or
 // (adaptive) in the plane. Else the mean; with INCLUDE_PAD padding counts as zeros, as far as there is padding.
 // Gradients are gathered, one sum for each element of x, and written once (sink.cl). FROM_Y: `saved` are the outputs y, which
 // are fewer than the inputs, and the same numbers where a gradient goes.
@@ -114,7 +114,7 @@ static inline void forward_one(int16 s, global const real *plane, int d0, int h0
 
 #else
 
-// y[i] and n - 1 behind it, of windows side by side, the first of which starts at d0, h0, w0 of the plane x + from.
+// y[i] and n - 1 after it, of windows side by side, the first of which starts at d0, h0, w0 of the plane x + from.
 // `inside`: none of them sticks out. Else taps that are outside are read from rows beside, or (before the first row of all)
 // from somewhere near, and do not count.
 INLINE void forward_lanes(int16 s, global const real *x, size_t from, int d0, int h0, int w0, int n, int inside,
@@ -212,7 +212,7 @@ static inline real backward_one(int16 s, global const real *dy, global const IND
 }
 #else
 
-// p[first] and those behind it; anything in place of what lies before p
+// p[first] and those after it; anything in place of what is before p
 INLINE T lanes_from(global const real *p, long first, int inside) {
   if (inside || first >= 0) return VLOAD(0, p + first);
   real t[VW];
@@ -311,7 +311,7 @@ kernel void pool_backward(int16 s, global const real *restrict dy, global const 
 #ifdef ADAPTIVE
 // ---- bins ---------------------------------------------------------------------------------------------------------------
 // s: D H W, out D H W, what to do in all, and for each work-item: elements of y (forward), rows of x (backward)
-// bins, for each axis: where each one starts and ends, and of each element of x the first and the last bin that it lies in
+// bins, for each axis: where each one starts and ends, and of each element of x the first and the last bin that it is in
 #define UNPACK_BINS                                                                                                   \
   const int D = s.s0, H = s.s1, W = s.s2, OD = s.s3, OH = s.s4, OW = s.s5, all = s.s6, each = s.s7;                   \
   global const int *start_d = bins, *end_d = start_d + OD, *low_d = end_d + OD, *high_d = low_d + D;                  \
@@ -404,7 +404,7 @@ kernel void adaptive_forward(int8 s, global const int *bins, global const real *
 
 #else
 
-// dx of the elements from w1 up to w2 of row d, h, which all lie in the bins from o1 to o2; in vectors on CPUs
+// dx of the elements from w1 up to w2 of row d, h, which all are in the bins from o1 to o2; in vectors on CPUs
 static inline void bin_backward(int8 s, global const int *bins, global const real *dy, global const int *index, int d, int h,
                                 int w1, int w2, int o1, int o2, global const real *y, global const real *saved,
                                 global real *dx, real2 pair) {

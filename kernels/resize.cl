@@ -3,7 +3,7 @@
 // kernel, otherwise the gradient's, which gathers one sum for each element of x and writes it once (sink.cl).
 //
 // upsample_*  y[o] = x[o / F], F_D, F_H and STEP (along the last axis) compiled in; or, LINEAR, interpolated between x at
-//             (o + 1/2) / F - 1/2, rounded down and up, within the input: centres of elements lie at halves.
+//             (o + 1/2) / F - 1/2, rounded down and up, within the input: centres of elements are at halves.
 // pad_*       y[o] = x[o - before], and outside of x a value (CONSTANT), the nearest element (REPLICATE), or the one on the
 //             other side of the edge element (REFLECT).
 #ifndef STEP
@@ -22,7 +22,7 @@
 #ifdef F_D
 // ---- upsampling ---------------------------------------------------------------------------------------------------------
 #ifdef LINEAR
-#define OFF(r, f) (2 * (r) + 1 - (f))      // where output r of an element's f lies from its centre, in 1 / (2 f)
+#define OFF(r, f) (2 * (r) + 1 - (f))      // where output r of an element's f is from its centre, in 1 / (2 f)
 #else
 #define OFF(r, f) 0
 #endif

@@ -22,7 +22,7 @@ kernel void strided_scatter(int n, int8 shape, int8 strides, int offset, global 
 }
 
 // The same where neighbours stay neighbours (most slices, splits and joins): `outer` runs, one every `pitch` elements of x and
-// one behind the other in y. A work-item does `each` elements of as many runs: one on GPUs, more on CPUs.
+// one after the other in y. A work-item does `each` elements of as many runs: one on GPUs, more on CPUs.
 #define RUNS int outer, int run, int pitch, int offset, int2 each
 #define EACH_ELEMENT                                                                                                  \
   for (int o = get_global_id(1) * each.y, last = min(outer, o + each.y); o < last; o++)                               \

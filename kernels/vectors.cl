@@ -1,4 +1,4 @@
-// Vectors of VW lanes over rows of any length. Inputs are read whole: every block of memory has SLACK bytes behind it
+// Vectors of VW lanes over rows of any length. Inputs are read whole: every block of memory has SLACK bytes after it
 // (clnn/runtime/memory.py), and lanes past the edge are dropped. Results, which others may be writing beside, are read and
 // written up to the edge, in parts of 8, 4, 2 and 1.
 #include "common.cl"
@@ -71,7 +71,7 @@ APART void copy_transposed(local real *d, int width, global const real *b, size_
   for (int c0 = 0; c0 < width; c0 += 4) {
     if (c0 + 4 <= n && depth >= 4)
       for (int z = 0; z < depth; z += 4) {
-        const int k = min(z, depth - 4);  // the last lie within the row
+        const int k = min(z, depth - 4);  // the last are within the row
         const CAT(REAL, 4) t0 = vload4(0, b + (c0 + 0) * ldb + k), t1 = vload4(0, b + (c0 + 1) * ldb + k);
         const CAT(REAL, 4) t2 = vload4(0, b + (c0 + 2) * ldb + k), t3 = vload4(0, b + (c0 + 3) * ldb + k);
         TRANSPOSE_4(t0, t1, t2, t3, d + k * width + c0, width)

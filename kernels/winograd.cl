@@ -5,7 +5,7 @@
 // A * A products of matrices, of A * A instead of 9 M * M multiplications a channel: 2.25 times fewer, and 4 times.
 //
 // winograd_weights    u = G w GT, in the order in which the next kernel reads it
-// winograd            a work-item owns TILES tiles of one group, which may lie in several images: it turns their inputs, so
+// winograd            a work-item owns TILES tiles of one group, which may be in several images: it transposes their inputs, so
 //                     that vectors run over channels, transforms them, multiplies, and transforms back into epilogue and y.
 // winograd_gradients  the gradient by weights, as the adjoint: dw = GT (sum over tiles of (A dy AT) . (BT x B)) G. A
 //                     work-item owns a part of the blocks of tiles, and a part of `partial` for what is inside GT ( ) G.
@@ -73,7 +73,7 @@ kernel void winograd_weights(int G, int C, int K, global const real *w, global r
 #endif
 
 #if defined(FORWARD) || defined(GRADIENTS)
-// what a work-item does for each of its runs: tiles [t, t + run) of its block, which lie in one row of image n from tile tw on
+// what a work-item does for each of its runs: tiles [t, t + run) of its block, which are in one row of image n from tile tw on
 #define EACH_RUN                                                                                                          \
   for (int t = 0, run; t < count; t += run) {                                                                             \
     const int tw = (first + t) % TW, th = (first + t) / TW % TH, n = (first + t) / TW / TH;                               \
@@ -239,7 +239,7 @@ kernel GROUP_SIZE void winograd_gradients(int16 p, int16 q, int N, global const 
   const int part = get_global_id(0) % parts, g = get_global_id(0) / parts, begin = (long)blocks * part / parts, end = (long)blocks * (part + 1) / parts;
   if (g >= G) return;
   for (int k = 0; k < KP; k += VW) { VSTORE((T)(0), 0, sums + k); VSTORE((T)(0), 0, lost + k); }
-  for (int xi = 0; xi < A * A && K % NR; xi++)  // what lies behind K is multiplied, too
+  for (int xi = 0; xi < A * A && K % NR; xi++)  // what is past K is multiplied, too
     for (int t = 0; t < TILES; t++) for (int k = K / VW * VW; k < KP; k += VW) VSTORE((T)(0), 0, d + xi * d_apart + t * KP + k);
   for (int block = begin; block < end; block++) {
     const int first = block * TILES, count = min(TILES, all - first);

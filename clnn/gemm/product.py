@@ -1,4 +1,4 @@
-"""What a product of matrices is, for every engine: its shape, where its matrices lie, and the epilogue that goes with it."""
+"""What a product of matrices is, for every engine: its shape, where its matrices are, and the epilogue that goes with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCALE_PAIRS = 5  # pairs in a row of a scale table, as in kernels/common.cl
 class Scale(NamedTuple):
     """The pair (alpha, beta) of a sink, out = alpha * product + beta * out.
 
-    It lies in a table on the device, `SCALE_PAIRS` pairs a row, one row a step; `at` holds the current row. `value`
+    It is in a table on the device, `SCALE_PAIRS` pairs a row, one row a step; `at` holds the current row. `value`
     gives the same pair on the host, for an engine that takes alpha and beta as numbers.
     """
 

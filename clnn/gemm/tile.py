@@ -29,7 +29,7 @@ LONGEST = 1024  # products, or sums of steps, that are added in a row; beyond, K
 
 class Tile(NamedTuple):
     """A register tile MR x (NV * VW), and how much of K is copied to local memory at a time (0: operands are read where
-    they lie)."""
+    they are)."""
 
     mr: int
     nv: int
@@ -177,7 +177,7 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
     epilogue = epilogue_defines(p.activation, p.scale, p.saved, p.derivative, p.bias)
     defines: dict[str, Any] = {"TA": int(transpose_a), "TB": int(transpose_b), **epilogue}
     if p.sums is not None:
-        assert not transpose_b, "column sums are those of B as it lies"
+        assert not transpose_b, "column sums are those of B as it is stored"
         device.check_turns(2 * k, f"column sums of {k:,} rows")
         defines["SUMS"] = 1
     if p.rows is not None:

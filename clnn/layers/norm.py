@@ -31,7 +31,7 @@ __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "LocalResponse
 
 def _activation(kind: str, name: str | None) -> str:
     if name in SOFTMAX:
-        raise ConfigurationError(f'{kind} fuses functions of one variable; put clnn.Activation("{name}") behind it')
+        raise ConfigurationError(f'{kind} fuses functions of one variable; put clnn.Activation("{name}") after it')
     return activation_name(name)
 
 

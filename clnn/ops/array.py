@@ -23,7 +23,7 @@ class Array:
 
     `made_by` names the activation whose values these are, if any (losses look at it), or is MASK. `activation` = (name, saved
     array) says that the backward closure takes dz, see clnn/ops. `logits` is what a softmax was taken of.
-    `rows` says where a mini-batch lies that is not gathered yet: GEMM and losses read it there, `block` gathers it.
+    `rows` says where a mini-batch is that is not gathered yet: GEMM and losses read it there, `block` gathers it.
     """
 
     __slots__ = ("block", "shape", "dtype", "device", "made_by", "activation", "logits", "rows", "__weakref__")

@@ -32,7 +32,7 @@ def linear(
     m, device, dtype = math.prod(x.shape[:-1]), x.device, x.dtype
     y = empty(device, (*x.shape[:-1], n), dtype)
     saved = end_with(y, activation, keep)
-    # a mini-batch of two axes is read where it lies in the data set; with more axes a sample is several rows of the matrix
+    # a mini-batch of two axes is read in the data set; with more axes a sample is several rows of the matrix
     rows = x.rows if x.ndim == 2 and engine_name(device) == "tile" else None
     source = x.block if rows is None else rows.source
     gemm(
@@ -45,8 +45,8 @@ def linear(
 
     def backward(dz: Array) -> Iterator[Flow]:
         # the rows that the backward pass reads are this batch's once the counters have moved on: not within a forward pass
-        lying = rows if rows is not None and device.step is not None and device.step.moved else None
-        source = x.block if lying is None else lying.source
+        in_place = rows if rows is not None and device.step is not None and device.step.moved else None
+        source = x.block if in_place is None else in_place.source
 
         def write_dx(sink: Sink) -> None:
             name, before = sink.derivative or ("linear", None)
@@ -67,7 +67,7 @@ def linear(
                 gemm(device, Product(Shape(n, k, m, dtype, True), dz.block, x.block, for_w.out, scale=for_w.scale))
             elif for_w:
                 shape = Shape(k, n, m, dtype, transpose_a=True)
-                gemm(device, Product(shape, source, dz.block, for_w.out, scale=for_w.scale, sums=sums, rows=lying))
+                gemm(device, Product(shape, source, dz.block, for_w.out, scale=for_w.scale, sums=sums, rows=in_place))
             elif sums:
                 column_sums(device, n, m, dz.block, sums, dtype)
 

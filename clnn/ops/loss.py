@@ -93,16 +93,16 @@ def rows(
         defines["TIMES_DERIVATIVE"] = 1
     size, local = (count,), None
     if record is not None:
-        assert count <= device.group_width, "the rows of a recorded loss lie in one work-group"
+        assert count <= device.group_width, "the rows of a recorded loss are in one work-group"
         defines["RECORD"] = 1
         if device.long_loops:
             defines["SERIAL"], size, local = 1, (1,), (1,)
-    # targets and weights are read in the data set where both lie there, else each from its own memory
-    lying = target.rows if weight is None or weight.rows else None
-    if lying is None:
+    # targets and weights are read in the data set where both are there, else each from its own memory
+    in_place = target.rows if weight is None or weight.rows else None
+    if in_place is None:
         t, w, where = target.block, block_of(weight), ()
     else:
-        t, w, where = lying.source, weight.rows.source if weight is not None and weight.rows else None, lying[1:]
+        t, w, where = in_place.source, weight.rows.source if weight is not None and weight.rows else None, in_place[1:]
         defines["FROM_SET"] = 1
     of_row: tuple[Any, ...] = ()
     if positions > 1:

@@ -27,7 +27,7 @@ JOINED = 1 << 12  # parts that one work-item adds up
 
 
 def _sizes(*values: int) -> np.ndarray:
-    """An int8 argument, zeros behind."""
+    """An int8 argument, filled up with zeros."""
     return int_vector([*values, *[0] * (8 - len(values))])
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ..runtime.device import Device, DType
 
 WORTH = 1 << 12  # elements that are worth a CPU's work-item (a few us)
-COMBS = 64  # vectors that a CPU's work-item holds side by side, at most: they lie on its stack
+COMBS = 64  # vectors that a CPU's work-item holds side by side, at most: they are on its stack
 PARTS = 16  # work-items for each core, at most: the last ones to finish are not long waited for
 
 

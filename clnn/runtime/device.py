@@ -526,7 +526,7 @@ class Device:
         return (1 << (limits[source].bit_length() - 1), *local[1:])  # it divides the size too
 
     def check_blocks(self, what: str, values: Sequence[Argument], real: str = "float") -> None:
-        """`DeviceError` where a block has more elements than kernels can count, lies on another device, which some drivers do
+        """`DeviceError` where a block has more elements than kernels can count, is on another device, which some drivers do
         not notice, or has no values."""
         size = 8 if real == "double" else 4
         for value in values:

@@ -19,12 +19,12 @@ from ..errors import ClnnError, ConfigurationError, OutOfDeviceMemory
 from .lock import FairLock, exclusive
 
 MOST_BYTES = 4 * (2**31 - 2**16)  # of what is cut into pieces: kernels count an array's elements in 31 bits
-SLACK = 256  # bytes behind every block that kernels may read (never write): whole vectors at an array's end
+SLACK = 256  # bytes after every block that kernels may read (never write): whole vectors at an array's end
 ALIGNMENT = 512  # bytes; where views and arena regions start, unless the device wants more: then at multiples of both
 
 
 class Owner(Protocol):
-    """What memory, and whoever has a block of it, asks of the device that it lies on."""
+    """What memory, and whoever has a block of it, asks of the device that it is on."""
 
     name: str
     cl_device: cl.Device
@@ -67,7 +67,7 @@ class Block:
 
     def __reduce__(self) -> Any:
         raise ClnnError(
-            "memory of a device is neither copied nor pickled as it is: take what lies in it with .numpy(), and models and "
+            "memory of a device is neither copied nor pickled as it is: take what is in it with .numpy(), and models and "
             "their optimizers to a file with net.save(path) and clnn.load(path)"
         )
 
@@ -92,7 +92,7 @@ class Memory:
     """What one device has given out: `in_use`, `peak` and `held` bytes, and the budget that they stay within.
 
     With `poisoned` every block starts as NaN (-1 as integers), with whatever it was rounded up by: an element that nobody
-    writes is seen, and so is one that is read from behind the end. The tests and `clnn verify` set it.
+    writes is seen, and so is one that is read from past the end. The tests and `clnn verify` set it.
     """
 
     poisoned = False
@@ -143,7 +143,7 @@ class Memory:
             buffer: Any = self._pool.allocate(nbytes + SLACK) if pooled else self._plain(size)
         except (cl.MemoryError, cl.RuntimeError) as error:
             raise self.out_of_memory(nbytes, f"the driver says: {error}") from error
-        if self._device.timers:  # what the allocator has enqueued lies in the usual queue, and a profile's is in use
+        if self._device.timers:  # what the allocator has enqueued is in the usual queue, and a profile's is in use
             self._device.usual_queue.finish()
         if self.poisoned:
             cl.enqueue_fill_buffer(self._device.queue, buffer, np.full(1, -1, np.int32), 0, size // 4 * 4)
@@ -203,7 +203,7 @@ class Memory:
 
 
 class Arena:
-    """The bytes in which the temporaries of all recordings of a device lie (replays follow each other in one queue): as
+    """The bytes in which the temporaries of all recordings of a device are (replays follow each other in one queue): as
     many pieces as it takes, none larger than the device allows."""
 
     def __init__(self, memory: Memory, sizes: Sequence[int]) -> None:

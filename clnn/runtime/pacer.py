@@ -48,7 +48,7 @@ class Pacer:
         self.queue.flush()
         if previous is not None:
             self._wait(previous)
-        self.held_before, self.held = self.held, []  # what goes here lies before the marker that was waited for
+        self.held_before, self.held = self.held, []  # what goes here was enqueued before the marker that was waited for
         now = time.perf_counter()
         if now - self.last < IN_FLIGHT / 4:
             self.every = min(2 * self.every, MOST_BETWEEN)

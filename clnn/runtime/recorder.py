@@ -33,7 +33,7 @@ class Temporary:
     def __init__(self, call: object, block: Block) -> None:
         self.call, self.nbytes, self.alive = call, block.nbytes, weakref.ref(block)
         self.first = self.last = -1
-        self.piece = self.offset = 0  # where it lies in the arena
+        self.piece = self.offset = 0  # where it is in the arena
 
 
 class Launch:

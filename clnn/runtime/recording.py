@@ -238,7 +238,7 @@ class Replays:
         return [[one.label for one in e.recording.launches] for e in self._entries.values() if e.recording]
 
     def run(self, device: Device, key: Hashable, function: Callable[[StepContext], Any]) -> tuple[Any, bool]:
-        """Call or replay `function`; its result, and whether that lies in memory the next replay overwrites.
+        """Call or replay `function`; its result, and whether that is in memory that the next replay overwrites.
 
         `function` gets the context of this call, and its launches must be complete when it returns.
         """

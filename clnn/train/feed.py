@@ -77,7 +77,7 @@ class Feed:
 
 
 class Batch(Tensor):
-    """A mini-batch that lies in the data set until something asks for its `block`: then its rows are gathered."""
+    """A mini-batch that stays in the data set until something asks for its `block`: then its rows are gathered."""
 
     __slots__ = ("_memory",)
     _memory: Any

@@ -1,6 +1,6 @@
 """fit, the training loop for any `Layer`.
 
-The data lies on the device (or comes in chunks, where it would not fit); each epoch uploads one permutation, and the
+The data is on the device (or comes in chunks, where it would not fit); each epoch uploads one permutation, and the
 steps gather their rows through it. Losses and hits gather in a table on the device that is read once an epoch, so the
 host never waits inside one.
 """

@@ -101,7 +101,7 @@ class _Convolution(Layer):
             raise self.wrong_shape(error) from None
 
     def with_next(self, following: Layer, x: Tensor) -> Tensor | None:
-        """A batch normalisation behind a linear convolution becomes a factor and a bias for each channel."""
+        """A batch normalisation after a linear convolution becomes a factor and a bias for each channel."""
         if self.activation != "linear" or not isinstance(following, BatchNorm):
             return None
         if type(self).forward is not _Convolution.forward or type(following).forward is not BatchNorm.forward:
@@ -119,7 +119,7 @@ class _Convolution(Layer):
 
 
 class _Transpose(_Convolution):
-    """A transposed convolution: `output_padding` makes the output larger behind, where several sizes give one input."""
+    """A transposed convolution: `output_padding` makes the output larger at its end, where several sizes give one input."""
 
     def __init__(
         self, channels: int, kernel: Size, activation: str | None = None, *, output_padding: Size = 0, **options: Any

@@ -32,7 +32,7 @@ class Padding(Layer):
     """x with `amount` more elements on either side of each spatial axis: (batch, channels, *space) -> larger.
 
     `amount` is a whole number for all of 1 to 3 spatial axes, or a list with a number or (before, after) for each. They are
-    `value` ("constant"), the edge's element ("replicate"), or what lies on its other side, without it ("reflect", as NumPy's).
+    `value` ("constant"), the edge's element ("replicate"), or what is on its other side, without it ("reflect", as NumPy's).
     ShapeError for an input of other axes, or where "reflect" has an amount that is not less than the axis is long.
     """
 

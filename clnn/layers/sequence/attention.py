@@ -50,7 +50,7 @@ class MultiHeadAttention(_Masked):
         Ainslie et al. 2023). None for as many as heads.
     causal: step i sees the steps up to i.
     rotary: queries and keys are turned by their places (`clnn.rotary`).
-    dropout: of the probabilities, in training; for that they lie in memory, all (batch, heads, time, keys) of them.
+    dropout: of the probabilities, in training; for that they are kept in memory, all (batch, heads, time, keys) of them.
     bias: of the four products.
     """
 

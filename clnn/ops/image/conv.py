@@ -123,7 +123,7 @@ def convolve(call: Call, y: Block, epilogue: Epilogue, flip: bool = False) -> No
         return
     limit = limits(device, dtype)
     vw, columns, scatter = limit.vw, plan.kernel == "columns", plan.kernel == "scatter"
-    width = plan.v * vw if columns else plan.r  # output channels whose weights lie together
+    width = plan.v * vw if columns else plan.r  # output channels whose weights are stored together
     blocks = ceil_div(g.k, width)
     packed = call.allocate(g.groups * blocks * width * g.c * g.taps)
     device.launch(

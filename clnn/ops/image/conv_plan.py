@@ -231,7 +231,7 @@ def scattered(g: Geometry, width: int) -> tuple[int, int]:
 
 
 def _scatter(g: Geometry, limits: Limits) -> Iterator[tuple[float, Plan]]:
-    """Plans for conv_scatter, likewise; its windows slide by one, and no more lies around its inputs than they reach."""
+    """Plans for conv_scatter, likewise; windows slide by one, and there is no more padding around its inputs than they reach."""
     reach = [(s - 1) * d for s, d in zip(g.size, g.dilation)]
     around = [out + r - before - space for out, r, before, space in zip(g.out, reach, g.before, g.space)]
     inside = all(b <= r and a <= r for a, b, r in zip(around, g.before, reach))

@@ -12,7 +12,7 @@ from .window import Window
 
 
 class Geometry(NamedTuple):
-    """A convolution as the kernels see it: `groups` of `c` inputs and `k` outputs, over three axes; `up` - 1 zeros lie
+    """A convolution as the kernels see it: `groups` of `c` inputs and `k` outputs, over three axes; `up` - 1 zeros are
     between inputs. Padding `before` may be negative: then the input is cut."""
 
     groups: int

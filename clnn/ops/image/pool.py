@@ -37,7 +37,7 @@ def pool(
     """y = the largest element ("max") or the mean of each window: x (batch, channels, *space) -> (batch, channels, *out).
 
     Padding is never the largest, and NaN always is; the gradient goes to the first of equals. A mean counts padding as
-    zeros with `include_pad`, but never what lies beyond it (as PyTorch's does where the last window is a part only).
+    zeros with `include_pad`, but never what is beyond it (as PyTorch's does where the last window is a part only).
     With `keep` the places of the largest are kept for the gradient, in bytes for windows of up to 256 elements.
     """
     check_float("pooling", x)
@@ -95,7 +95,7 @@ def _sink_of(sink: Sink, x: Array, largest: weakref.ref[Block] | None) -> tuple[
 
 
 def _bins(device: Device, sides: Sequence[int], bins: Sequence[int]) -> Block:
-    """The table of kernels/pool.cl that says which elements lie in which bins; kept per device."""
+    """The table of kernels/pool.cl that says which elements are in which bins; kept per device."""
     key = ("bins", *sides, *bins)
     if key not in device.constants:
         parts = []

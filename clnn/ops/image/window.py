@@ -10,7 +10,7 @@ from ...errors import ConfigurationError, ShapeError
 
 
 class Window(NamedTuple):
-    """Windows over `space`, per spatial axis; `out` is how many there are. Padding lies `before` and `after`."""
+    """Windows over `space`, per spatial axis; `out` is how many there are. Padding is `before` and `after`."""
 
     space: tuple[int, ...]
     size: tuple[int, ...]
@@ -101,7 +101,7 @@ def slide(
 
     There are floor((in + before + after - dilation (size - 1) - 1) / stride) + 1 along each axis; with `ceil` rounded up, as
     long as the last one starts within the input or the padding before it. "same" pads so that there are ceil(in / stride),
-    the odd one behind (as TensorFlow does). "causal" pads before the axis only: output t sees inputs up to t stride. A
+    the odd one at the end (as TensorFlow does). "causal" pads before the axis only: output t sees inputs up to t stride. A
     ShapeError where there is none, with the arithmetic.
     """
     axes = len(size)

@@ -17,7 +17,7 @@ LONGEST = 256  # of a head: what a work-item keeps of it has to fit registers or
 
 
 def _sizes(x: Array, time_first: bool) -> tuple[int, int, int, int]:
-    """x as (batch, heads, time, depth), however its axes lie."""
+    """x as (batch, heads, time, depth), however its axes are ordered."""
     b, first, second, d = x.shape
     return (b, second, first, d) if time_first else (b, first, second, d)
 
@@ -32,7 +32,7 @@ def extend(
     k: Array, v: Array, past: Array, steps: int, kept: Callable[..., Any], time_first: bool
 ) -> tuple[Array, Array]:
     """All keys and values: k and v (batch, key heads, new, depth), or with `time_first` (batch, new, key heads, depth), are
-    written behind the `past`, an int32 on the device, that a cache of `steps` holds. `kept(shape, dtype)` gives its memory.
+    written after the `past`, an int32 on the device, that a cache of `steps` holds. `kept(shape, dtype)` gives its memory.
     """
     check_together("attention", k, v)
     device, at = k.device, 1 if time_first else 2
