@@ -124,7 +124,7 @@ WINGS = {
     "fused steps": (250, "runtime/fusion.py"),
     "watching": (680, "runtime/watching/*"),
     "finding devices": (550, "runtime/devices/*"),
-    "profiles": (450, "runtime/profile/*"),
+    "profiles": (490, "runtime/profile/*", "runtime/timing.py"),
     "other engines": (450, "gemm/tuning.py", "gemm/clblast.py"),
     "norms": (700, "ops/norm.py", "layers/norm.py"),
     "images": (1_910, "ops/image/*", "layers/image/*", "images.py"),
