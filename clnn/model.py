@@ -37,7 +37,8 @@ class Model(Layer):
         both = clnn.Concatenate()(clnn.Dense(16, "relu")(a), b)
         net = clnn.Model((a, b), {"price": clnn.Dense(1)(both), "kind": clnn.Dense(5)(both)})
 
-    A layer that is called twice has the same weights at both places. `graph` is what a file has instead. ConfigurationError for
+    A layer that is called twice has the same weights at both places. Weights are drawn as layers are called, so `clnn.seed` comes
+    before that. `graph` is what a file has instead. ConfigurationError for
     inputs that are missing or that no output depends on.
     """
 
