@@ -334,9 +334,10 @@ class BinaryCrossEntropy(Loss):
         def one(v: Any) -> float:
             return in_range("pos_weight", v, 0.0, math.inf)
 
-        given = None if value is None else numbers(value, "pos_weight")
-        many = given is not None and given.ndim == 1
-        self._pos_weight = tuple(map(one, given.tolist())) if many else None if value is None else one(value)
+        self._pos_weight: float | tuple[float, ...] | None = None
+        if value is not None:
+            given = numbers(value, "pos_weight")
+            self._pos_weight = tuple(map(one, given.tolist())) if given.ndim == 1 else one(value)
 
     def parameter_of(self, output: Tensor) -> float | Tensor:
         p = self.pos_weight

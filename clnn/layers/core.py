@@ -97,7 +97,8 @@ class Activation(Layer):
         for name, value, of in (("slope", slope, "leaky_relu"), ("alpha", alpha, "elu")):
             if value is not None and self.activation != of:
                 raise ConfigurationError(f"{name} belongs to {of}, and {activation!r} has none")
-            setattr(self, name, None if value is None else in_range(name, value, -math.inf, math.inf, "()"))
+        self.slope = None if slope is None else in_range("slope", slope, -math.inf, math.inf, "()")
+        self.alpha = None if alpha is None else in_range("alpha", alpha, -math.inf, math.inf, "()")
 
     def forward(self, x: Tensor) -> Tensor:
         if self.activation in SOFTMAX:
@@ -117,6 +118,7 @@ class PReLU(Layer):
     """
 
     shaping = frozenset(("axis", "slope_init"))
+    keeps_mask = True
 
     def __init__(self, axis: int | None = 1, slope_init: str | float | Initialiser = 0.25) -> None:
         self.axis = None if axis is None else whole_numbers("PReLU's axis", axis)[0]

@@ -99,8 +99,9 @@ def rows(
             defines["SERIAL"], size, local = 1, (1,), (1,)
     # targets and weights are read in the data set where both are there, else each from its own memory
     in_place = target.rows if weight is None or weight.rows else None
+    where: tuple[Any, ...] = ()
     if in_place is None:
-        t, w, where = target.block, block_of(weight), ()
+        t, w = target.block, block_of(weight)
     else:
         t, w, where = in_place.source, weight.rows.source if weight is not None and weight.rows else None, in_place[1:]
         defines["FROM_SET"] = 1
