@@ -485,8 +485,9 @@ class Masking(Layer):
 
     def __init__(self, layers: Layer | Sequence[Layer] | float = (), mask_value: float = 0.0) -> None:
         if isinstance(layers, (int, float)):  # Keras' only argument
-            layers, mask_value = (), layers
-        self.layers = [layers] if isinstance(layers, Layer) else list(layers)
+            mask_value = layers
+        listed = () if isinstance(layers, (int, float)) else layers
+        self.layers = [listed] if isinstance(listed, Layer) else list(listed)
         self.mask_value = in_range("Masking's mask_value", mask_value, -math.inf, math.inf, "()")
         for layer in self.layers:
             if not isinstance(layer, Layer):

@@ -84,7 +84,8 @@ def _steps(task: Task) -> Any:
     @recorded
     def step(x: Any, following: Any) -> Tensor:
         if task.kind == "gpt":
-            loss = losses.cross_entropy(net(x).reshape(-1, LETTERS), following.reshape(-1))
+            of = losses.cross_entropy  # type: ignore[attr-defined] - a line of a table
+            loss = of(net(x).reshape(-1, LETTERS), following.reshape(-1))
         else:
             loss = ((net(x) - target) ** 2).sum() * (0.5 / x.shape[0])
         loss.backward()
@@ -96,7 +97,8 @@ def _steps(task: Task) -> Any:
 
 def _attention(task: Task) -> Any:
     *arrays, slope = task.arrays()
-    given, dy = [tensor(a, requires_grad=True) for a in arrays], constant(slope)
+    given: list[Any] = [tensor(a, requires_grad=True) for a in arrays]
+    dy = constant(slope)
 
     @recorded
     def step() -> Tensor:
@@ -116,8 +118,9 @@ def _attention(task: Task) -> Any:
 
 def _recurrent(task: Task) -> Any:
     given, *weights, slope = task.arrays()
-    layer = (LSTM if task.kind == "lstm" else GRU)(task.sizes[3], return_sequences=True)
-    x, dy = tensor(given, requires_grad=True), constant(slope)
+    layer: Any = (LSTM if task.kind == "lstm" else GRU)(task.sizes[3], return_sequences=True)
+    x: Any = tensor(given, requires_grad=True)
+    dy = constant(slope)
     layer(x)
     layer.load_state_dict(dict(zip(("w", "u", "b", "recurrent_b"), weights)))
 

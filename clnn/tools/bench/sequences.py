@@ -61,7 +61,7 @@ class Task(NamedTuple):
         (batch, steps, features), w, u and b as clnn has them, a GRU's recurrent b, and the gradient of all steps' outputs.
         `embedding`: the table, and the values that its rows are to become."""
         rng = np.random.default_rng(SEED)
-        normal = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
+        normal: Any = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
         if self.kind == "attention":
             return [normal(*self.sizes) for _ in range(4)]
         if self.kind in GATES:
@@ -74,7 +74,7 @@ class Task(NamedTuple):
             tokens, size, batch, steps = self.sizes
             return [normal(tokens, size), normal(batch, steps, size)]
         layers, _, width, context, _ = self.sizes
-        one = lambda *shape: normal(*shape) * np.float32(0.02)  # noqa: E731
+        one: Any = lambda *shape: normal(*shape) * np.float32(0.02)  # noqa: E731
         norm = lambda: [1 + one(width), one(width)]  # noqa: E731
         square = lambda: [one(width, width), one(width)]  # noqa: E731
         found = [one(LETTERS, width), one(context, width)]
@@ -176,7 +176,7 @@ def _recurrent(kind: str, x: Any, w: Any, u: Any, b: Any, *more: Any) -> list[np
     z, sigmoid = x @ w + b, lambda a: 1 / (1 + np.exp(-a))
     dz, dr = np.zeros_like(z), np.zeros_like(z)  # dr: by what h adds, which a GRU's reset gate multiplies
     h = c = np.zeros((len(x), units))
-    kept = []
+    kept: list[Any] = []
     for t in range(x.shape[1]):
         r = h @ u + sum(recurrent_b)
         if kind == "lstm":

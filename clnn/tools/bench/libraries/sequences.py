@@ -204,7 +204,7 @@ def jax_sequence(task: Task) -> Calls:
 
         def layer(x: Any, w: Any, u: Any, b: Any, *recurrent_b: Any) -> Any:
             def step(states: Any, z: Any) -> Any:
-                h, c = cell(task.kind, z, *states, u, sum(recurrent_b), jax.nn.sigmoid, jnp.tanh)
+                h, c = cell(task.kind, z, states[0], states[1], u, sum(recurrent_b), jax.nn.sigmoid, jnp.tanh)
                 return (h, c), h
 
             zeros = jnp.zeros((len(x), u.shape[0]))
