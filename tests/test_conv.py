@@ -249,8 +249,9 @@ def test_scatter(rng, device, shape, monkeypatch):
     choose("scatter", device, monkeypatch)
     launched = launches(device, monkeypatch)
     check(rng, np.float32, *shape)
-    if device.local_memory > 1 << 16:  # else a block's outputs may not fit
-        assert launched.count("conv_scatter") >= 2
+    if device.local_memory <= 1 << 16 and "conv_scatter" not in launched:
+        pytest.skip(f"a block's outputs do not fit {device.local_memory:,} bytes of local memory")
+    assert launched.count("conv_scatter") >= 2 or device.local_memory <= 1 << 16
 
 
 def launches(device, monkeypatch):
@@ -286,8 +287,9 @@ def test_winograd(rng, device, engine, shape, monkeypatch):
     choose(engine, device, monkeypatch)
     launched = launches(device, monkeypatch)
     check(rng, np.float32, *shape)
-    if device.local_memory > 1 << 16:  # else a block of tiles may not fit
-        assert {"winograd", "winograd_gradients"} <= set(launched)
+    if device.local_memory <= 1 << 16 and "winograd" not in launched:
+        pytest.skip(f"a block of tiles does not fit {device.local_memory:,} bytes of local memory")
+    assert {"winograd", "winograd_gradients"} <= set(launched) or device.local_memory <= 1 << 16
 
 
 def test_winograd_can_be_refused(device, monkeypatch):
