@@ -11,9 +11,12 @@ from .arrays import arange, stack, where
 from .cache import cache_in_use
 from .checks import check_count
 from .errors import ConfigurationError, OutOfRangeError, ShapeError
+from .ops.array import MASK
 from .ops.sequence.attention import attention, extend
 from .tape import grad_enabled
 from .tensor import Tensor, concat, function, on_tape, tensor, zeros
+
+TRUTHS = (MASK, "isnan", "isfinite", "logical_not")  # what makes 0 and 1
 
 
 def scaled_dot_product_attention(
@@ -33,8 +36,9 @@ def scaled_dot_product_attention(
     queries, value depth); with `time_first` (batch, queries, heads, depth) and so on. Heads of queries are a multiple of those of
     keys, which they share in order (grouped queries, Ainslie et al. 2023).
 
-    mask: what broadcasts to (batch, heads, queries, keys). Integers and bools: 1 or **True = attend**, as in Keras and
-        PyTorch's function of this name. Floats are added to the scores. No gradient goes to it.
+    mask: what broadcasts to (batch, heads, queries, keys). Integers, bools and comparisons: 1 or **True = attend**, as in Keras
+        and PyTorch's function of this name. Floats are added to the scores; ConfigurationError where they are 0 and 1,
+        which would hide nothing. No gradient goes to it.
     causal: query i sees the keys up to i.
     scale: 1 / sqrt(depth) unless given.
     past: an int32 tensor of one number, how many keys come before the first query: query i then sees the keys up to past + i
@@ -49,9 +53,11 @@ def scaled_dot_product_attention(
     k, v = tensor(k, q.dtype, q.device), tensor(v, q.dtype, q.device)
     if mask is not None:
         host = mask if isinstance(mask, Tensor) else np.asarray(mask)
-        chosen = host.dtype == np.int32 if isinstance(host, Tensor) else host.dtype.kind in "iub"
+        chosen = host.dtype.kind in "iub" or (isinstance(host, Tensor) and host.made_by in TRUTHS)
         mask = tensor(host, None if chosen else q.dtype, q.device)
         mask.refuse_history("a mask")
+        if not chosen and (isinstance(host, np.ndarray) or q.device.reads):
+            _check_added(np.asarray(host))
         if chosen:
             mask = where(mask, zeros((1,), q.dtype, q.device), -math.inf)
     cache = cache_in_use() if causal and past is None else None
@@ -73,6 +79,14 @@ def scaled_dot_product_attention(
     keep = grad_enabled() and any(t.requires_grad for t in (q, k, v))
     y, backward = attention(q, k, v, mask, causal, scale, past, time_first, keep)
     return on_tape(y, (q, k, v), backward, (q, k, v))
+
+
+def _check_added(mask: np.ndarray) -> None:
+    if mask.any() and not mask.all() and np.isin(mask, (0, 1)).all():
+        raise ConfigurationError(
+            "attention: a mask of floats is added to the scores, and this one, of 0 and 1, would hide nothing: give bools, such "
+            "as mask > 0, for what is attended, or 0 and -inf"
+        )
 
 
 def _places(time: int, past: Any, dtype: Any, device: Any) -> Tensor:

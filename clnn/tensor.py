@@ -765,11 +765,10 @@ def elementwise(name: str, a: Any, b: Any) -> Tensor:
     if not isinstance(a, Tensor) and not isinstance(b, Tensor):
         like = a = tensor(a)
     y, backward = binary(name, p := _operand(a, like), q := _operand(b, like))
-    return (
-        on_tape(y, (p, q), backward, () if name in ("add", "subtract") else (p, q))
-        if BINARY[name].gradient
-        else _wrap(y)
-    )  # a comparison has no gradient, and so no history
+    if BINARY[name].gradient:
+        return on_tape(y, (p, q), backward, () if name in ("add", "subtract") else (p, q))
+    y.made_by = MASK  # of a comparison, which has no gradient, and so no history
+    return _wrap(y)
 
 
 def _matmul(a: Any, b: Any) -> Tensor:

@@ -95,6 +95,38 @@ def test_masks(rng, device, name):
     assert_close(again, reference(*given, mask), 64 * eps(np.float32))
 
 
+COMPARED = {
+    "greater": lambda t: t > 0,
+    "of a comparison": lambda t: (t > 0) != 0.0,
+    "reshaped": lambda t: (t > 0).reshape(35).reshape(1, 5, 7)[:, :, :],
+    "both": lambda t: clnn.logical_and(t > 0, t < 9),
+    "not": lambda t: clnn.logical_not(t <= 0),
+    "isfinite": lambda t: clnn.isfinite(1 / clnn.maximum(t, 0.0)),
+}
+
+
+@pytest.mark.parametrize("name", COMPARED)
+@pytest.mark.parametrize("recorded", [False, True])
+def test_masks_that_a_comparison_makes_say_what_is_attended(rng, device, name, recorded):
+    given, _ = arrays(rng, "small")
+    told = np.where(rng.random((5, 7)) < 0.6, 1.0, -1.0).astype(np.float32)
+    tensors = list(map(clnn.tensor, given))
+    step = clnn.step(lambda t: attend(*tensors, COMPARED[name](t)), record=recorded)
+    for _ in range(5):
+        assert_close(step(told).numpy(), reference(*given, told > 0), 64 * eps(np.float32))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda m: m, lambda m: m.astype(np.float64), clnn.tensor], ids=["float32", "float64", "tensor"]
+)
+def test_floats_of_0_and_1_are_no_mask(rng, device, make):
+    """They would be added to the scores, as numpy.tril(numpy.ones(...)) would, and hide nothing."""
+    given, _ = arrays(rng, "small")
+    with pytest.raises(clnn.ConfigurationError, match="of 0 and 1, would hide nothing: give bools"):
+        attend(*given, make(np.tril(np.ones((5, 7), np.float32))))
+    assert_close(attend(*given, make(np.zeros((5, 7), np.float32))).numpy(), reference(*given), 64 * eps(np.float32))
+
+
 def test_time_first_is_the_same_without_a_transposition(rng, device):
     given, options = arrays(rng, "grouped")
     turned = [np.ascontiguousarray(a.swapaxes(1, 2)) for a in given]

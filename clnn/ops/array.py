@@ -15,7 +15,7 @@ from ..runtime.memory import Block
 from ..runtime.recorder import Argument, Defines
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-MASK = "bool"  # what int32 is made by that was bools: as an index it is a mask
+MASK = "bool"  # what int32 is made by that was bools, and floats that a comparison made: as an index they are a mask
 
 
 class Array:

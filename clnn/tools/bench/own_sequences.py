@@ -84,7 +84,7 @@ def _steps(task: Task) -> Any:
     @recorded
     def step(x: Any, following: Any) -> Tensor:
         if task.kind == "gpt":
-            of = losses.cross_entropy  # type: ignore[attr-defined] - a line of a table
+            of = losses.cross_entropy  # type: ignore[attr-defined]
             loss = of(net(x).reshape(-1, LETTERS), following.reshape(-1))
         else:
             loss = ((net(x) - target) ** 2).sum() * (0.5 / x.shape[0])
