@@ -51,15 +51,7 @@ def scaled_dot_product_attention(
     """
     q = tensor(q)
     k, v = tensor(k, q.dtype, q.device), tensor(v, q.dtype, q.device)
-    if mask is not None:
-        host = mask if isinstance(mask, Tensor) else np.asarray(mask)
-        chosen = host.dtype.kind in "iub" or (isinstance(host, Tensor) and host.made_by in TRUTHS)
-        mask = tensor(host, None if chosen else q.dtype, q.device)
-        mask.refuse_history("a mask")
-        if not chosen and (isinstance(host, np.ndarray) or q.device.reads):
-            _check_added(np.asarray(host))
-        if chosen:
-            mask = where(mask, zeros((1,), q.dtype, q.device), -math.inf)
+    mask = None if mask is None else added_mask(mask, q)
     cache = cache_in_use() if causal and past is None else None
     if cache is not None:
         if mask is not None:
@@ -81,12 +73,22 @@ def scaled_dot_product_attention(
     return on_tape(y, (q, k, v), backward, (q, k, v))
 
 
-def _check_added(mask: np.ndarray) -> None:
-    if mask.any() and not mask.all() and np.isin(mask, (0, 1)).all():
-        raise ConfigurationError(
-            "attention: a mask of floats is added to the scores, and this one, of 0 and 1, would hide nothing: give bools, such "
-            "as mask > 0, for what is attended, or 0 and -inf"
-        )
+def added_mask(mask: Any, q: Tensor) -> Tensor:
+    """What a mask adds to the scores of queries `q`: 0 and -inf where it says what is attended, else itself."""
+    host = mask if isinstance(mask, Tensor) else np.asarray(mask)
+    chosen = host.dtype.kind in "iub" or (isinstance(host, Tensor) and host.made_by in TRUTHS)
+    mask = tensor(host, None if chosen else q.dtype, q.device)
+    mask.refuse_history("a mask")
+    if chosen:
+        return where(mask, zeros((1,), q.dtype, q.device), -math.inf)
+    if isinstance(host, np.ndarray) or q.device.reads:
+        seen = np.asarray(host)
+        if seen.any() and not seen.all() and np.isin(seen, (0, 1)).all():
+            raise ConfigurationError(
+                "attention: a mask of floats is added to the scores, and this one, of 0 and 1, would hide nothing: give bools, "
+                "such as mask > 0, for what is attended, or 0 and -inf"
+            )
+    return mask
 
 
 def _places(time: int, past: Any, dtype: Any, device: Any) -> Tensor:

@@ -466,6 +466,7 @@ def test_a_slice_of_a_sigmoid_is_no_logit(rng, device):
 
 # -- arguments that are set later ------------------------------------------------------------------------------------------
 CONV = lambda **o: clnn.Conv2D(4, 3, **o)  # noqa: E731
+BLOCK = lambda **o: clnn.TransformerEncoderLayer(2, 6, **o)  # noqa: E731
 SET = [  # a layer, its input, what is set, and the layer that it then is
     (CONV, (3, 8, 8), "stride", 2, CONV(stride=2)),
     (CONV, (3, 8, 8), "padding", (1, 2), CONV(padding=(1, 2))),
@@ -476,6 +477,17 @@ SET = [  # a layer, its input, what is set, and the layer that it then is
     (lambda: clnn.Reshape((4, 5)), (20,), "shape", 20, clnn.Reshape(20)),
     (lambda: clnn.Dense(3, "tanh"), (5,), "activation", None, clnn.Dense(3)),
     (lambda: clnn.Residual([clnn.Flatten()], activation="relu"), (5,), "activation", None, clnn.Residual([clnn.Flatten()])),
+    (lambda: clnn.Activation("elu"), (5,), "alpha", 0.5, clnn.Activation("elu", alpha=0.5)),
+    (lambda: clnn.Conv1D(4, 3), (3, 8), "padding", "causal", clnn.Conv1D(4, 3, padding="causal")),
+    (lambda: clnn.MultiHeadAttention(2), (5, 4), "causal", True, clnn.MultiHeadAttention(2, causal=True)),
+    (lambda: clnn.MultiHeadAttention(2), (5, 4), "rotary", True, clnn.MultiHeadAttention(2, rotary=True)),
+    (lambda: BLOCK(), (5, 4), "causal", True, BLOCK(causal=True)),
+    (lambda: BLOCK(), (5, 4), "rotary", True, BLOCK(rotary=True)),
+    (lambda: BLOCK(), (5, 4), "activation", "relu", BLOCK(activation="relu")),
+    (lambda: BLOCK(), (5, 4), "norm_first", False, BLOCK(norm_first=False)),
+    (lambda: clnn.LSTM(3), (5, 4), "activation", "relu", clnn.LSTM(3, activation="relu")),
+    (lambda: clnn.LSTM(3), (5, 4), "go_backwards", True, clnn.LSTM(3, go_backwards=True)),
+    (lambda: clnn.GRU(3), (5, 4), "return_sequences", True, clnn.GRU(3, return_sequences=True)),
 ]  # fmt: skip
 
 
@@ -490,6 +502,17 @@ def test_a_layers_arguments_may_be_set_as_its_constructor_takes_them(device, rng
     for _ in range(4):
         assert np.array_equal(net.predict(x), other.predict(x))
     assert repr(net.layers[0]) == repr(twin)
+
+
+@pytest.mark.parametrize("make", [BLOCK, lambda **o: clnn.MultiHeadAttention(2, **o), lambda **o: clnn.GRU(4, **o)])
+def test_dropout_that_is_set_later_drops(device, rng, make):
+    x = clnn.tensor(rng.standard_normal((2, 5, 4)).astype(np.float32))
+    layer = make(dropout=0.0)
+    before = layer(x).numpy()
+    layer.dropout = 0.5
+    assert not np.array_equal(layer(x).numpy(), before)
+    layer.dropout = 0.0
+    np.testing.assert_array_equal(layer(x).numpy(), before)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ...arrays import repeat, tril, where
-from ...attention import rotary, scaled_dot_product_attention
+from ...attention import added_mask, rotary, scaled_dot_product_attention
 from ...cache import cache_in_use
 from ...checks import check_count, in_range, numbers
 from ...errors import ConfigurationError, ShapeError
@@ -111,7 +111,7 @@ class MultiHeadAttention(_Masked):
                     f"{self.name or 'MultiHeadAttention'}: the keys come with a mask of steps (Masking, Embedding's mask_zero), "
                     "beside which no other mask is taken, nor a cache of earlier keys: give one mask that says all"
                 )
-            none = zeros((1,), x.dtype, x.device)
+            none = zeros((1,), x.dtype, x.device)  # of a mask of steps any number but 0 counts
             mask = where(source.mask, none, -math.inf).reshape(len(source), 1, 1, source.shape[1])
         depth = x.shape[-1] // self.heads
         q = linear_layer(x, self.wq, self.bq, "linear").reshape(*x.shape[:2], self.heads, depth)
@@ -133,8 +133,7 @@ class MultiHeadAttention(_Masked):
             k, v = repeat(k, group, 1), repeat(v, group, 1)
         scores = q @ k.transpose(0, 1, 3, 2) * (1 / math.sqrt(q.shape[-1]))
         if mask is not None:
-            added = isinstance(mask, Tensor) and mask.dtype.kind == "f"
-            scores = scores + mask if added else where(mask, scores, -math.inf)
+            scores = scores + added_mask(mask, q)
         if self.causal:
             scores = where(tril(ones(scores.shape[-2:], scores.dtype, scores.device)), scores, -math.inf)
         # a query that sees no key gives zeros, as without dropout
@@ -146,6 +145,20 @@ class MultiHeadAttention(_Masked):
 
 class _Block(_Masked):
     """What both blocks share: a layer beside which its input passes, normalised before it, or after the sum."""
+
+    # arguments that are those of a layer inside, also when they are set later
+    handed_on = {
+        "dropout": ("drop", "rate"),
+        "activation": ("widen", "activation"),
+        "causal": ("attention", "causal"),
+        "rotary": ("attention", "rotary"),
+    }
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        super().__setattr__(key, value)
+        inside, argument = self.handed_on.get(key, ("", ""))
+        if inside in self.__dict__:
+            setattr(self.__dict__[inside], argument, getattr(self, key))
 
     def __init__(
         self, heads: int, hidden: int, activation: str, dropout: float, norm_first: bool, norm: str, how: dict[str, Any]
@@ -184,7 +197,7 @@ class TransformerEncoderLayer(_Block):
     of what is added. `key_heads`, `rotary`, `causal` are MultiHeadAttention's.
     """
 
-    shaping = frozenset(("heads", "hidden", "key_heads"))
+    shaping = frozenset(("heads", "hidden", "key_heads", "norm"))
     mask_at = 1
 
     def __init__(
@@ -217,7 +230,7 @@ class TransformerDecoderLayer(_Block):
     input, is of the attention to the context.
     """
 
-    shaping = frozenset(("heads", "hidden"))
+    shaping = frozenset(("heads", "hidden", "norm"))
 
     def __init__(
         self,
