@@ -117,7 +117,7 @@ kernel void update(int n, int decays, global T *restrict gradient, global T *res
     g = CLIPPED(g) CLIP_FACTOR;
     if (i < decays) {
       ADD_PENALTY(w, g);
-#if defined(PENALTY) && defined(SHARED)
+#if defined(PENALTY) && defined(SHARED_BUFFER)
       gradient[i] = g;                                               // the velocity takes the decay in
 #endif
 #ifdef DECOUPLED

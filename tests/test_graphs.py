@@ -120,7 +120,6 @@ class Reference:
         return [float(rows @ one / rows.sum()) for one in found]
 
 
-@pytest.mark.platform("state")
 @pytest.mark.parametrize("make", [by_symbols, ByForward])
 @pytest.mark.parametrize("record", [True, False])
 def test_an_epoch_is_that_of_float64_numpy(device, dtype, rng, make, record):

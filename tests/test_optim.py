@@ -831,3 +831,17 @@ def test_fit_attaches_its_parameters_once(device, rng, monkeypatch):
     x = rng.standard_normal((64, 4)).astype(np.float32)
     net.fit(x, x[:, :1], loss="mse", optimizer=clnn.SGD(0.1), epochs=5, batch_size=4, progress=False)
     assert len(calls) <= 2
+
+
+@pytest.mark.parametrize("name", ["SGD", "Adam", "RMSprop", "Lion"])
+@pytest.mark.parametrize("penalty", ["weight_decay", "l1"])
+def test_a_step_leaves_the_gradient_as_it_is(device, name, penalty):
+    """What a penalty adds is the rule's alone: whoever reads .grad, or steps twice by it, has the loss's gradient."""
+    p = clnn.tensor([[1.0, -2.0], [3.0, 4.0]], requires_grad=True)
+    optimizer = getattr(clnn, name)(0.01, **{penalty: 0.5}, **({"momentum": 0.9} if name == "SGD" else {}))
+    for _ in range(3):
+        optimizer.zero_grad([p])
+        w = p.numpy()
+        (p * p).sum().backward()
+        optimizer.step([p])
+        np.testing.assert_allclose(p.grad.numpy(), 2 * w, rtol=1e-6)

@@ -543,7 +543,7 @@ class Optimizer(Watched):
         if self.weight_decay and self.decoupled:
             defines["DECOUPLED"] = 1
         if shared and "PENALTY" in defines:
-            defines["SHARED"] = 1
+            defines["SHARED_BUFFER"] = 1
         grid = Grid.over(device, store.dtype).fitting(device, "update", store.dtype, **defines)
         kept = [run.part(self._kept.block(store, name)) for name in states]
         average = [] if self.ema is None else [run.part(self._kept.block(store, "average"))]
