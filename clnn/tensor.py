@@ -699,8 +699,8 @@ def on_tape(
     t = _wrap(y)
     wanted = [isinstance(x, Tensor) and x.requires_grad for x in inputs]
     for i, x in enumerate(inputs):
-        if isinstance(x, Tensor) and x.block is y.block:
-            t.lent_by = _lender(x)
+        if (lender := _lender(x)) is not None and x.block is y.block:
+            t.lent_by = lender
         if isinstance(x, Parameter):  # off the tape too: the result may be its memory
             # 2, so that `descend` does not write the first input's gradient into it: the others' still read its values
             x.forward_uses += 2 if i == 0 and any(wanted[1:]) else 1

@@ -8,7 +8,7 @@ import pytest
 
 import clnn
 from clnn.gemm import clblast_problem
-from clnn.train.feed import Feed
+from clnn.train.feed import Batch, Feed
 
 
 @pytest.fixture
@@ -673,3 +673,31 @@ def test_the_weight_of_a_yes_in_fit(device, rng, weight):
         loss.pos_weight = p = (1.0 + i // 4, 1.0, 3.0)
         want = (np.array(p) * y * np.logaddexp(0, -z) + (1 - y) * np.logaddexp(0, z)).sum(1).mean()
         assert float(step(z.astype(np.float32), y)) == pytest.approx(want, rel=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["sequential", "own", "graph"])
+@pytest.mark.parametrize("record", [True, False])
+def test_mini_batches_are_read_where_they_are(rng, device, monkeypatch, kind, record):
+    """A product and a loss read the rows of a mini-batch in the data set: no launch copies them first."""
+
+    class Own(clnn.Model):
+        def __init__(self):
+            self.first, self.last = clnn.Dense(6, "relu"), clnn.Dense(3)
+
+        def forward(self, x):
+            return self.last(self.first(x))
+
+    def never(batch):
+        raise AssertionError(f"a mini-batch of shape {batch.shape} is copied")
+
+    x, y = rng.random((50, 4)).astype(np.float32), rng.integers(0, 3, 50)
+    if kind == "graph":
+        a = clnn.Input(4)
+        net = clnn.Model(a, clnn.Dense(3)(clnn.Dense(6, "relu")(a)))
+    else:
+        net = Own() if kind == "own" else clnn.Sequential([clnn.Dense(6, "relu"), clnn.Dense(3)], input_shape=4)
+    monkeypatch.setattr(Batch, "gathered", never)
+    for loss, target in (("cross_entropy", y), ("mse", rng.random((50, 3)))):
+        net.fit(x, target, loss=loss, optimizer=clnn.SGD(0.1), batch_size=16, epochs=3, record=record, progress=False)
+        net.evaluate(x, target, loss=loss)
+    net.predict(x)
