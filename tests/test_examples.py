@@ -236,13 +236,16 @@ def test_search(without_mnist):
 
 
 @pytest.mark.parametrize("shakespeare", [True, False])
-def test_char_gpt(shakespeare, without_mnist, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("name", "steps", "gain", "size"), [("char_gpt", 12, 0.3, 3_000_000), ("char_lstm", 25, 0.7, 1_000_000)]
+)
+def test_characters(name, steps, gain, size, shakespeare, without_mnist, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    out = run("char_gpt", "12", **(with_data("shakespeare") if shakespeare else without_mnist))
+    out = run(name, str(steps), **(with_data("shakespeare") if shakespeare else without_mnist))
     assert ("Python's manual" in out) != shakespeare
     losses = [float(loss) for loss in re.findall(r"held out ([\d.]+)", out)]
-    assert len(losses) == 2 and losses[1] < losses[0] - 0.3
-    assert len(out.rpartition("held out")[2]) > 290 and (tmp_path / "char_gpt.clnn").stat().st_size > 3_000_000
+    assert len(losses) == 2 and losses[1] < losses[0] - gain
+    assert len(out.rpartition("held out")[2]) > 290 and (tmp_path / f"{name}.clnn").stat().st_size > size
 
 
 def test_adding_problem():
@@ -266,16 +269,6 @@ def test_mnist_rows(kind, without_mnist):
     out = run("mnist_rows", kind, "6", **without_mnist)
     assert "MNIST is not there" in out and f"{kind}_1" in out
     assert float(re.search(ACCURACY, out).group(1)) > 85
-
-
-@pytest.mark.parametrize("shakespeare", [True, False])
-def test_char_lstm(shakespeare, without_mnist, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    out = run("char_lstm", "25", **(with_data("shakespeare") if shakespeare else without_mnist))
-    assert ("Python's manual" in out) != shakespeare
-    losses = [float(loss) for loss in re.findall(r"held out ([\d.]+)", out)]
-    assert len(losses) == 2 and losses[1] < losses[0] - 0.7
-    assert len(out.rpartition("held out")[2]) > 290 and (tmp_path / "char_lstm.clnn").stat().st_size > 1_000_000
 
 
 def test_sentiment():

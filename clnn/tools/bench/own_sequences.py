@@ -98,21 +98,7 @@ def _steps(task: Task) -> Any:
 def _attention(task: Task) -> Any:
     *arrays, slope = task.arrays()
     given: list[Any] = [tensor(a, requires_grad=True) for a in arrays]
-    dy = constant(slope)
-
-    @recorded
-    def step() -> Tensor:
-        for one in given:
-            one.zero_grad()
-        y = scaled_dot_product_attention(*given, causal=True)
-        y.backward(dy)
-        return y
-
-    def run(count: int) -> None:
-        for _ in range(count):
-            step()
-        dy.device.finish()
-
+    step, run = _backward(lambda: scaled_dot_product_attention(*given, causal=True), constant(slope), given)
     return run, lambda: [step().numpy(), *(one.grad.numpy() for one in given)]
 
 
@@ -120,15 +106,20 @@ def _recurrent(task: Task) -> Any:
     given, *weights, slope = task.arrays()
     layer: Any = (LSTM if task.kind == "lstm" else GRU)(task.sizes[3], return_sequences=True)
     x: Any = tensor(given, requires_grad=True)
-    dy = constant(slope)
     layer(x)
     layer.load_state_dict(dict(zip(("w", "u", "b", "recurrent_b"), weights)))
+    step, run = _backward(lambda: layer(x), constant(slope), (layer, x))
+    return run, lambda: [step().numpy(), x.grad.numpy(), *(p.grad.numpy() for p in layer.parameters())]
+
+
+def _backward(forward: Any, dy: Tensor, learning: Any) -> Any:
+    """A step, forwards and back from `dy`, and so many of them; `learning` is what gets gradients."""
 
     @recorded
     def step() -> Tensor:
-        layer.zero_grad()
-        x.zero_grad()
-        y = layer(x)
+        for one in learning:
+            one.zero_grad()
+        y: Tensor = forward()
         y.backward(dy)
         return y
 
@@ -137,4 +128,4 @@ def _recurrent(task: Task) -> Any:
             step()
         dy.device.finish()
 
-    return run, lambda: [step().numpy(), x.grad.numpy(), *(p.grad.numpy() for p in layer.parameters())]
+    return step, run
