@@ -5,6 +5,7 @@ import pytest
 from helpers import assert_close, eps, normal, parameter
 
 import clnn
+from clnn.train.inputs import build_for
 
 
 class Hidden(clnn.Model):
@@ -247,3 +248,22 @@ def test_what_activations_with_parameters_refuse(device):
     x = np.array([[-2.0, 3.0]], np.float32)
     assert_close(clnn.Activation("leaky_relu", slope=0.5)(x).numpy(), [[-1, 3]], 0)
     assert_close(clnn.Activation("elu", alpha=2)(x).numpy(), [[2 * np.expm1(-2), 3]], 8 * eps(np.float32))
+
+
+def test_what_is_put_back_after_a_pass_for_shapes_is_not_computed(rng, device):
+    class Notes(clnn.Model):
+        def __init__(self):
+            self.dense, self.seen = clnn.Dense(3), None
+
+        def forward(self, x):
+            self.seen = self.dense(x)
+            return self.seen * 2.0
+
+    net = Notes()
+    net.predict(rng.random((5, 4)))
+    seen, launches = net.seen, device.launches
+    assert build_for(net, [rng.random((5, 2, 4)).astype(np.float32)]) == (
+        2,
+        3,
+    )  # another shape, which is asked for anew
+    assert net.seen is seen and device.launches == launches

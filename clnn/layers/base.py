@@ -73,13 +73,13 @@ def first_pass(layer: Layer, forms: Iterable[Sequence[Any]], tell: Callable[[Any
     restore = saved(Watch([layer])) if all(one.built for one in layer.layers_inside()) else lambda: None
 
     def forward() -> Any:
-        return tell((run or layer)(*[tensor(np.zeros((1, *shape)), dtype, layer.device) for shape, dtype in forms]))
+        try:
+            return tell((run or layer)(*[tensor(np.zeros((1, *shape)), dtype, layer.device) for shape, dtype in forms]))
+        finally:
+            restore()  # here, so that what is put back does not count as kept
 
     with layer.device.lock, no_grad():
-        try:
-            return for_shapes(layer.device, forward)
-        finally:
-            restore()
+        return for_shapes(layer.device, forward)
 
 
 def name_layers(layers: Iterable[Layer]) -> None:
