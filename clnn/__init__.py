@@ -7,6 +7,7 @@ net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.05, momentum=0.9), epoc
 print(net.evaluate(x_test, y_test))
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules, search
@@ -112,6 +113,7 @@ __all__ = [
     "minimize",
     "no_grad",
     "ones",
+    "onnx",
     "optim",
     "predict",
     "profile",
@@ -128,10 +130,14 @@ __all__ += functions.__all__
 __all__ += optim.__all__
 
 
-if not TYPE_CHECKING:  # which would take it for a promise of any name
+if TYPE_CHECKING:
+    from . import onnx
+else:  # which would take it for a promise of any name
 
     def __getattr__(name: str) -> object:
-        """Names that clnn does not have, and where what they mean is."""
+        """What is imported when it is asked for, names that clnn does not have, and where what they mean is."""
+        if name == "onnx":
+            return importlib.import_module(".onnx", __name__)
         if name in ("Constant", "Exponential", "Linear", "Piecewise"):
             also = ", and the layer of that name elsewhere is clnn.Dense" if name == "Linear" else ""
             raise AttributeError(f"clnn.{name} is a learning-rate schedule, clnn.schedules.{name}{also}")

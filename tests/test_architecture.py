@@ -25,7 +25,7 @@ FLOORS = (
     {"checkpoint", "callbacks", "train", "minimize", "generation"},
     {"graph"},
     {"model", "search"},
-    {"ensemble"},
+    {"ensemble", "onnx"},
     {"tools"},
     {"__main__"},
 )
@@ -139,6 +139,7 @@ WINGS = {
         "generation.py",
     ),
     "graphs": (600, "graph.py", "layers/merge.py", "train/outputs.py"),
+    "onnx": (3_400, "onnx/*"),
     "core": (6_450, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "data": (1_000, "data/*"),
