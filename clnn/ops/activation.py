@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from ..errors import ConfigurationError
 from .array import Array, Backward, Flow, check_float, empty_like
 from .rows import elements
+from .trace import op
 
 
 class Function(NamedTuple):
@@ -88,6 +89,7 @@ def end_with(y: Array, name: str, keep: bool) -> Array | None:
     return saved
 
 
+@op
 def unary(x: Array, name: str) -> tuple[Array, Backward]:
     """y = f(x), elementwise."""
     check_float(name, x)

@@ -10,8 +10,10 @@ from .array import Array, Backward, Flow, check_float, empty, empty_like, fill
 from .elementwise import binary
 from .reduce import Axis, normal_axes, reduced
 from .shape import broadcast_to, transpose
+from .trace import op
 
 
+@op
 def reduce(x: Array, kind: str, axis: Axis = None, keepdims: bool = False) -> tuple[Array, Backward]:
     """sum, mean, prod, max or min over `axis` (all axes if None). A gradient of max and min is shared by equals."""
     check_float(kind, x)

@@ -13,6 +13,7 @@ from ..gemm import RowsOf, Scale
 from ..runtime.device import Device, DType, int_vector
 from ..runtime.memory import Block
 from ..runtime.recorder import Argument, Defines
+from .trace import op
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 MASK = "bool"  # what int32 is made by that was bools, and floats that a comparison made: as an index they are a mask
@@ -108,6 +109,7 @@ def block_of(x: Array | None) -> Block | None:
     return None if x is None else x.block
 
 
+@op
 def fill(x: Array, value: float) -> Array:
     """Set every element to `value`; returns x."""
     x.device.launch("elementwise", "fill", (x.size,), x.size, x.block, float(value), real=x.real)

@@ -15,6 +15,7 @@ from ..runtime.memory import Block
 from ..runtime.recorder import Argument
 from .array import Array, Backward, Flow, check_float, check_together, empty, empty_like, vector8
 from .reduce import sum_to
+from .trace import op
 
 TYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double", np.dtype(np.int32): "int"}
 
@@ -88,6 +89,7 @@ def broadcast_strides(shape: tuple[int, ...], target: tuple[int, ...]) -> list[i
     return strides
 
 
+@op
 def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
     """y = f(a, b), elementwise; one of them may be a number. Of int32 BINARY says whether it takes them, and what it gives."""
     extra: dict[str, Any] = {}
@@ -143,6 +145,7 @@ def _whole(name: str, number: float) -> int:
     return int(number)
 
 
+@op
 def choose(condition: Array, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
     """y = a where the condition is not 0 (NaN is not), else b, with broadcasting; a or b may be a number. A gradient goes to
     what was chosen, and what was not may be anything, NaN too."""
@@ -185,6 +188,7 @@ def choose(condition: Array, a: Array | float, b: Array | float) -> tuple[Array,
     return y, backward
 
 
+@op
 def convert(x: Array, dtype: DType) -> tuple[Array, Backward]:
     """x as float32 or float64, on the device; the gradient comes back in x's type."""
     y = empty(x.device, x.shape, dtype)
@@ -207,6 +211,7 @@ def scale_add(gradient: Array, out: Block, scale: Scale) -> None:
     )  # fmt: skip
 
 
+@op
 def add(a: Array, b: Array, activation: str = "linear") -> tuple[Array, Backward]:
     """y = f(a + b), elementwise over equal shapes, in one launch; f an activation whose derivative reads y."""
     check_together("add", a, b)

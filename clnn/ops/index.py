@@ -17,6 +17,7 @@ from .elementwise import TYPES
 from .reduce import normal_axes
 from .rows import divided
 from .shape import one_for_each_axis, reshape, take_slice, transpose
+from .trace import op
 
 BLOCK = 16  # elements that one work-item sorts by insertion
 
@@ -44,6 +45,7 @@ def _real(x: Array) -> str:
     return "float" if x.dtype == np.int32 else x.real
 
 
+@op
 def sort(x: Array, descending: bool = False, limit: int | None = None, from_end: bool = True) -> tuple[Array, Array]:
     """x (rows, n) sorted within rows, and where each element was, int32. Equals keep their order, and NaN is the largest.
     With a `limit`, x are numbers of rows, negative ones `from_end` if so; those of no row go last, as the largest int32."""
@@ -80,6 +82,7 @@ def _scatter(
     )  # fmt: skip
 
 
+@op
 def take(x: Array, index: Array, axis: int = 0, from_end: bool = True) -> tuple[Array, Backward]:
     """y = the rows of x along `axis` that `index`, int32 of any shape, names; negative ones count from the end, if `from_end`
     says so. A row that x does not have is NaN, or the least int32."""
@@ -101,6 +104,7 @@ def take(x: Array, index: Array, axis: int = 0, from_end: bool = True) -> tuple[
     return y, backward
 
 
+@op
 def scatter_add(x: Array, index: Array, values: Array, axis: int = 0) -> tuple[Array, Backward]:
     """y = x, to whose row index[j] along `axis` row j of `values` is added, each in the order of j."""
     check_float("scatter_add", x)
@@ -124,6 +128,7 @@ def scatter_add(x: Array, index: Array, values: Array, axis: int = 0) -> tuple[A
     return y, backward
 
 
+@op
 def gather(x: Array, index: Array, axis: int = -1) -> tuple[Array, Backward]:
     """y[o, j, i] = x[o, index[o, j, i], i] along `axis`, as NumPy's take_along_axis; otherwise as `take`."""
     outer, n, inner, a = lines(x, axis)
@@ -151,6 +156,7 @@ def gather(x: Array, index: Array, axis: int = -1) -> tuple[Array, Backward]:
     return y, backward
 
 
+@op
 def cumulative_sum(x: Array, axis: int = -1, reverse: bool = False) -> tuple[Array, Backward]:
     """y[k] = the sum of x[j] over j <= k along `axis`, or with `reverse` over j >= k."""
     check_float("cumsum", x)
@@ -168,6 +174,7 @@ def cumulative_sum(x: Array, axis: int = -1, reverse: bool = False) -> tuple[Arr
     return y, backward
 
 
+@op
 def arange(device: Device, n: int, start: float, step: float, dtype: DType) -> Array:
     """start + i step for i from 0 to n - 1."""
     y = empty(device, (n,), dtype)

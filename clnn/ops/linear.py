@@ -12,8 +12,10 @@ from .array import Array, Backward, Flow, Sink, block_of, check_float, check_tog
 from .elementwise import broadcast_shape
 from .reduce import sum_to
 from .shape import broadcast_to
+from .trace import op
 
 
+@op
 def linear(
     x: Array, w: Array, b: Array | None, activation: str = "linear", keep: bool = True, turned: bool = False
 ) -> tuple[Array, Backward]:
@@ -84,6 +86,7 @@ def _broadcast(x: Array, leading: tuple[int, ...], step: int) -> tuple[Array, in
     return (x if x.shape[:-2] == leading else broadcast_to(x, (*leading, *x.shape[-2:]))[0]), step
 
 
+@op
 def matmul(a: Array, b: Array) -> tuple[Array, Backward]:
     """y = a b: (..., m, k) and (..., k, n) -> (..., m, n), in one launch; leading axes are broadcast, as NumPy has it."""
     check_together("matmul", a, b)

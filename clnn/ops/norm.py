@@ -17,6 +17,7 @@ from ..runtime.device import Device, DType, int_vector
 from ..runtime.recorder import Argument, Defines
 from .activation import end_with
 from .array import Array, Backward, Flow, Sink, Writer, block_of, check_float, check_together, empty, empty_like
+from .trace import op
 
 COLUMNS = 1024  # of a block that a CPU thread passes over: with its sums it fits the first-level cache
 ITEM = 1 << 15  # elements that are worth a CPU thread; fewer are one work-item, so that small steps can be fused
@@ -133,6 +134,7 @@ def _join(
 
 
 # -- by channel -------------------------------------------------------------------------------------------------------
+@op
 def batch_norm(
     x: Array,
     gamma: Array | None,
@@ -197,6 +199,7 @@ def batch_norm(
     return y, backward
 
 
+@op
 def channel_affine(
     x: Array, a: Array, b: Array, activation: str = "linear", keep: bool = True
 ) -> tuple[Array, Backward]:
@@ -225,6 +228,7 @@ def channel_affine(
     return y, backward
 
 
+@op
 def fold(
     gamma: Array | None, beta: Array | None, mean: Array, variance: Array, epsilon: float = 1e-5
 ) -> tuple[Array, Array]:
@@ -249,6 +253,7 @@ def _both(gamma: Array | None, beta: Array | None, write: Writer) -> Iterator[Fl
 
 
 # -- by sample --------------------------------------------------------------------------------------------------------
+@op
 def layer_norm(
     x: Array,
     gamma: Array | None,
@@ -263,6 +268,7 @@ def layer_norm(
     return _over_last("layer_norm", x, gamma, beta, axes, activation, epsilon, keep)
 
 
+@op
 def rms_norm(
     x: Array, gamma: Array | None, axes: int = 1, activation: str = "linear", epsilon: float = 1e-5, keep: bool = True
 ) -> tuple[Array, Backward]:
@@ -286,6 +292,7 @@ def _over_last(
     return _by_sample(x, gamma, beta, (x.size // max(1, n), n, 1, n, 1), activation, epsilon, keep, LAST=1, **kind)
 
 
+@op
 def group_norm(
     x: Array,
     gamma: Array | None,
@@ -300,6 +307,7 @@ def group_norm(
     return _by_group("group_norm", x, gamma, beta, groups, activation, epsilon, keep)
 
 
+@op
 def instance_norm(
     x: Array,
     gamma: Array | None,
@@ -396,6 +404,7 @@ def _by_sample(
 
 
 # -- by neighbouring channels -----------------------------------------------------------------------------------------
+@op
 def local_response_norm(
     x: Array,
     size: int = 5,

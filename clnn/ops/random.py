@@ -15,6 +15,7 @@ from ..runtime.device import Device, DType
 from .array import Array, Backward, Flow, Sink, check_float, empty, empty_like, fill
 from .elementwise import binary
 from .rows import divided
+from .trace import op
 
 EACH = 32  # numbers that a work-item makes, as in kernels/random.cl
 
@@ -94,6 +95,7 @@ def _check_dropout(x: Array, rate: float) -> None:
         raise ConfigurationError(f"dropout's rate should be in [0, 1), {rate} was provided instead")
 
 
+@op
 def dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backward]:
     """y = x / (1 - rate) with probability 1 - rate, else 0 (Srivastava et al. 2014, scaled in training)."""
     _check_dropout(x, rate)
@@ -110,6 +112,7 @@ def dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backwar
     return y, backward
 
 
+@op
 def spatial_dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backward]:
     """y = x / (1 - rate) or 0 for a whole channel at a time: x (batch, channels, *space) (Tompson et al. 2015)."""
     _check_dropout(x, rate)
@@ -140,6 +143,7 @@ def spatial_dropout(x: Array, rate: float, generator: Generator) -> tuple[Array,
     return y, backward
 
 
+@op
 def gaussian_dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backward]:
     """y = x n, n normal with mean 1 and standard deviation sqrt(rate / (1 - rate)) (Srivastava et al. 2014, section 10)."""
     _check_dropout(x, rate)

@@ -11,6 +11,7 @@ import numpy as np
 from ..checks import whole_numbers
 from ..errors import ShapeError
 from .array import Array, check_float, empty, fill
+from .trace import op
 
 Axis = int | Sequence[int] | None  # one axis, several, or all
 CHUNK = (
@@ -85,6 +86,7 @@ def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
     return reduced(x, "sum", axes).reshaped(shape)
 
 
+@op
 def argmax(x: Array, axis: int | None = -1) -> Array:
     """The position of the first largest element along `axis`, or with None among all, as int32; NaN counts as largest."""
     check_float("argmax", x)

@@ -15,6 +15,7 @@ from ..runtime.device import int_vector
 from .array import Array, Backward, Flow, Sink, block_of, check_together, empty, vector8
 from .elementwise import broadcast_shape, broadcast_strides, scale_add
 from .reduce import sum_to
+from .trace import op
 
 RUN = 1 << 12  # elements that a CPU's work-item moves, about
 ELEMENTS = {"f4": "float", "f8": "double", "i4": "int"}
@@ -26,6 +27,7 @@ def _element(x: Array) -> dict[str, Any]:
     return {"ELEMENT": ELEMENTS[x.dtype.str[1:]]}
 
 
+@op
 def reshape(x: Array, shape: Sequence[int]) -> tuple[Array, Backward]:
     """The same elements in another shape; one axis may be -1. Nothing is copied."""
     shape = list(shape)
@@ -94,6 +96,7 @@ def contiguous_strides(shape: Sequence[int]) -> list[int]:
     return [math.prod(shape[i + 1 :]) for i in range(len(shape))]
 
 
+@op
 def transpose(x: Array, axes: Sequence[int] | None = None) -> tuple[Array, Backward]:
     """Axes in another order, reversed if none is given."""
     given = range(x.ndim)[::-1] if axes is None else axes
@@ -118,6 +121,7 @@ def one_for_each_axis(x: Array, keys: list[Any], key: Any) -> list[Any]:
     return [*keys[:at], *[slice(None)] * (x.ndim - used), *keys[at + 1 :]]
 
 
+@op
 def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
     """x[key] for integers, slices, None and `...`."""
     keys = one_for_each_axis(x, list(key) if isinstance(key, tuple) else [key], key)
@@ -171,6 +175,7 @@ def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
     return y.reshaped(shape), backward
 
 
+@op
 def broadcast_to(x: Array, shape: Sequence[int]) -> tuple[Array, Backward]:
     """x repeated along axes of size 1, and along new axes in front."""
     shape = tuple(shape)
@@ -184,6 +189,7 @@ def broadcast_to(x: Array, shape: Sequence[int]) -> tuple[Array, Backward]:
     return y, backward
 
 
+@op
 def concatenate(arrays: Sequence[Array], axis: int = 0) -> tuple[Array, Backward]:
     """Arrays joined along an axis; their other axes are equal."""
     if not arrays:

@@ -7,8 +7,10 @@ from typing import Any
 
 from ..errors import ShapeError
 from .array import Array, Backward, Flow, check_float, empty_like
+from .trace import op
 
 
+@op
 def softmax(x: Array, log: bool = False) -> tuple[Array, Backward]:
     """exp(x) / sum(exp(x)) along the last axis, or its logarithm (Bridle 1990); the largest x is subtracted first."""
     name = "log_softmax" if log else "softmax"

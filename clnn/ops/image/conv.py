@@ -18,6 +18,7 @@ from ...runtime.memory import Block
 from ..activation import end_with
 from ..array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
 from ..reduce import sum_to
+from ..trace import op
 from .conv_plan import SIDE, Plan, by_lanes, limits, plan_for, run_of, tiles_of, winograd_sizes
 from .geometry import Geometry, flipped, geometry
 from .window import Window
@@ -258,6 +259,7 @@ def _gradients_by_winograd(call: Call, plan: Plan, for_w: Sink | None, for_b: Si
 
 
 # -- the ops ----------------------------------------------------------------------------------------------------------
+@op
 def conv(
     x: Array,
     w: Array,
@@ -283,6 +285,7 @@ def _into(sink: Sink) -> Epilogue:
     return Epilogue(None, name, block_of(before), before is not None, sink.scale)
 
 
+@op
 def conv_transpose(
     x: Array,
     w: Array,

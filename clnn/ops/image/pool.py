@@ -15,6 +15,7 @@ from ...runtime.device import Device, int_vector
 from ...runtime.memory import Block
 from ..array import Array, Backward, Flow, Sink, check_float, empty
 from ..rows import divided
+from ..trace import op
 from .window import Window
 
 
@@ -31,6 +32,7 @@ def check_window(window: Window) -> Window:
     return window
 
 
+@op
 def pool(
     x: Array, window: Window, kind: str = "max", include_pad: bool = True, keep: bool = True
 ) -> tuple[Array, Backward]:
@@ -106,6 +108,7 @@ def _bins(device: Device, sides: Sequence[int], bins: Sequence[int]) -> Block:
     return device.constants[key]
 
 
+@op
 def adaptive_pool(x: Array, out: Sequence[int], kind: str = "max", keep: bool = True) -> tuple[Array, Backward]:
     """y = the largest element or the mean of each bin: x (batch, channels, *space) -> (batch, channels, *out).
 

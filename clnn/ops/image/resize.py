@@ -10,6 +10,7 @@ from ...errors import ConfigurationError, ShapeError
 from ...runtime.device import int_vector
 from ..array import Array, Backward, Flow, Sink, check_float, empty
 from ..rows import COMBS, divided
+from ..trace import op
 
 UPSAMPLINGS = ("nearest", "bilinear", "linear")
 PADDINGS = ("constant", "reflect", "replicate")
@@ -62,6 +63,7 @@ def _resized(
     return y, backward
 
 
+@op
 def upsample(x: Array, factor: Sequence[int], mode: str = "nearest") -> tuple[Array, Backward]:
     """y[o] = x[floor(o / factor)], or linear interpolation over all spatial axes ("bilinear", "linear").
 
@@ -78,6 +80,7 @@ def upsample(x: Array, factor: Sequence[int], mode: str = "nearest") -> tuple[Ar
     return _resized(x, out, "upsample", (), F_D=f_d, F_H=f_h, STEP=step, **extra)
 
 
+@op
 def pad(
     x: Array, amounts: Sequence[tuple[int, int]], mode: str = "constant", value: float = 0.0
 ) -> tuple[Array, Backward]:

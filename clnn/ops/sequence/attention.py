@@ -11,6 +11,7 @@ from ...runtime.device import int_vector
 from ...runtime.memory import Block
 from ..array import Array, Backward, Flow, block_of, check_float, check_together, empty, empty_like
 from ..elementwise import broadcast_strides
+from ..trace import op
 
 FEW = 4  # queries that are better done one by one on CPUs
 LONGEST = 256  # of a head: what a work-item keeps of it has to fit registers or the cache
@@ -28,6 +29,7 @@ def _steps(x: Array, time_first: bool) -> list[int]:
     return [heads * time * d, d, heads * d] if time_first else [heads * time * d, time * d, d]
 
 
+@op
 def extend(
     k: Array, v: Array, past: Array, steps: int, kept: Callable[..., Any], time_first: bool
 ) -> tuple[Array, Array]:
@@ -46,6 +48,7 @@ def extend(
     return whole[0], whole[1]
 
 
+@op
 def attention(
     q: Array,
     k: Array,

@@ -12,6 +12,7 @@ from ...runtime.memory import Block
 from ..activation import ACTIVATIONS
 from ..array import Array, Backward, Flow, Sink, check_float, check_together, empty
 from ..elementwise import TYPES
+from ..trace import op
 
 GATES = {"RNN": 1, "LSTM": 4, "GRU": 3}
 STATES = {"RNN": 1, "LSTM": 2, "GRU": 1}
@@ -85,6 +86,7 @@ def _pack(device: Device, kind: str, u: Array, tiles: _Tiles, strips: int, back:
     return packed
 
 
+@op
 def recurrent(
     z: Array,
     u: Array,
