@@ -74,6 +74,22 @@ FUNCTION(gelu,         x * normal_of(x, BELL(x)),                       normal_o
 FUNCTION(gelu_tanh,    x * GELU_GATE(x),
          GELU_GATE(x) * (1 + x * (1 - GELU_GATE(x)) * 2 * SQRT_2_PI * (1 + 3 * 0.044715 * x * x)))
 
+// PoCL's sine and cosine of a vector of floats (3.0 to 6.0) take another way for all lanes where one of them, be it
+// past an array's end, is above some millions, and that way is wrong below 1/128: such a lane is taken out of the vector first.
+#define MIXES_LANES_float 1
+#if defined(VW) && CAT(MIXES_LANES_, REAL)
+#define LANE_BY_LANE(name, f)                                                      \
+  static inline T name(T x) {                                                      \
+    const T near = f(WHERE(fabs(x) < 4194304, x, 0));                              \
+    return all(fabs(x) < 4194304) ? near : WHERE(fabs(x) < 4194304, near, f(x));   \
+  }
+LANE_BY_LANE(sin_of, sin)
+LANE_BY_LANE(cos_of, cos)
+#else
+#define sin_of sin
+#define cos_of cos
+#endif
+
 // ---- other functions of one variable -------------------------------------------------------------------------------
 FUNCTION(exp,          exp(x),                                          y)
 FUNCTION(log,          log(x),                                          1 / x)
@@ -81,8 +97,8 @@ FUNCTION(sqrt,         sqrt(x),                                         0.5 / y)
 FUNCTION(square,       x * x,                                           2 * x)
 FUNCTION(abs,          fabs(x),                                         WHERE(x > 0, 1, WHERE(x < 0, -1, x)))
 FUNCTION(negative,     -x,                                              (T)(-1))
-FUNCTION(sin,          sin(x),                                          cos(x))
-FUNCTION(cos,          cos(x),                                          -sin(x))
+FUNCTION(sin,          sin_of(x),                                       cos_of(x))
+FUNCTION(cos,          cos_of(x),                                       -sin_of(x))
 FUNCTION(erf,          erf_of(x),                                       2 * 0.56418958354775628694807945156077 * exp(-x * x))
 FUNCTION(log1p,        log1p(x),                                        1 / (1 + x))
 FUNCTION(expm1,        expm1(x),                                        y + 1)

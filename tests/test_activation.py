@@ -121,6 +121,25 @@ def test_nan_and_infinity(device, name):
     assert_close(function(clnn.tensor(x), name).numpy(), expected, 4 * eps(np.float32), name)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_neighbours_do_not_count(device, dtype, name):
+    """An element's value and slope are the same bits whatever stands beside it, in its vector: PoCL's sin and cos were
+    wrong by more than sin(x) where another lane was above some millions, as what lies past an array's end may be."""
+    x = np.concatenate([np.logspace(-30, 6, 200), -np.logspace(-30, 6, 200)]).astype(dtype)
+
+    def found(beside):
+        t = clnn.tensor(
+            np.stack([x if beside is None else np.full_like(x, beside), x] * 16, 1), dtype, requires_grad=True
+        )
+        y = function(t, name)
+        (y * 1.0).backward(np.ones(y.shape, dtype))
+        return np.stack([y.numpy()[:, 1], t.grad.numpy()[:, 1]])
+
+    wanted = found(None)
+    for beside in (1e7, 1e30, np.inf, np.nan, -1e9):
+        np.testing.assert_array_equal(found(beside), wanted, f"{name} beside {beside}")
+
+
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_large_inputs(device, name):
     """Far out an activation and its derivative are finite and right: nothing overflows on the way."""
