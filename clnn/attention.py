@@ -83,7 +83,7 @@ def added_mask(mask: Any, q: Tensor) -> Tensor:
         return where(mask, zeros((1,), q.dtype, q.device), -math.inf)
     if isinstance(host, np.ndarray) or q.device.reads:
         seen = np.asarray(host)
-        if seen.any() and not seen.all() and ((seen == 0) | (seen == 1)).all():
+        if seen.any() and ((seen == 0) | (seen == 1)).all():  # ones alone, too: no recorded step looks at the next one
             raise ConfigurationError(
                 "attention: a mask of floats is added to the scores, and this one, of 0 and 1, would hide nothing: give bools, "
                 "such as mask > 0, for what is attended, or 0 and -inf"

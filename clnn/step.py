@@ -134,6 +134,11 @@ class Step:
                 checks[fixed.block](array, "an argument of the step")
             if isinstance(array, Tensor):
                 array.refuse_history("an argument of a step, which is a copy,")
+                if array.mask is not None:
+                    raise ConfigurationError(
+                        "an argument of a step is a copy, without the mask of steps that this tensor has: make the mask inside "
+                        "(Masking, Embedding's mask_zero), or give it as an argument of its own, and there x.mask = mask"
+                    )
                 if array.device is not where:
                     raise ConfigurationError(
                         f"the arguments of one step lie on two devices, {where!r} and {array.device!r}"
@@ -410,6 +415,7 @@ def copied(result: Any, blocks: set[Any] | None = None) -> Any:
             return result
         fresh = _tensor(empty(result.device, result.shape, result.dtype), result.made_by)
         result.device.copy(result.block, fresh.block, result.nbytes)
+        fresh.mask = copied(result.mask, blocks)
         return fresh
     if isinstance(result, (tuple, list)):
         items = [copied(value, blocks) for value in result]

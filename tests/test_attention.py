@@ -197,7 +197,7 @@ WRONG = {
     "depths": (lambda q, k, v: attend(q, k[..., :3], v), "do not fit"),
     "heads": (lambda q, k, v: attend(q[:, :2], k, v), "multiple"),
     "keys": (lambda q, k, v: attend(q, k[:, :, :3], v), "do not fit"),
-    "mask": (lambda q, k, v: attend(q, k, v, np.ones((5, 8))), r"a mask of shape \(5, 8\)"),
+    "mask": (lambda q, k, v: attend(q, k, v, np.zeros((5, 8))), r"a mask of shape \(5, 8\)"),
     "causal": (lambda q, k, v: attend(q, k, v, causal=True), "5 queries of 7 keys"),
     "deep": (lambda q, k, v: attend(np.ones((1, 1, 2, 300)), np.ones((1, 1, 2, 300)), v[:1, :1, :2]), "depth of 1 to 256"),
 }  # fmt: skip

@@ -150,6 +150,41 @@ def test_classes_of_one_s_own_say_what_they_do(device):
     assert_close(net(TOKENS[1:2, :2]).numpy(), net(TOKENS).numpy()[1:2], 1e-6)
 
 
+def test_steps_and_predictions_lose_no_mask_unseen(device, rng):
+    """What a step returns has its mask in replays, too; a tensor with a mask is refused where the mask would not come along."""
+    net = clnn.Sequential([clnn.Embedding(10, 6, mask_zero=True), clnn.LSTM(4, return_sequences=True), clnn.Dense(3)])
+    after, found = clnn.LSTM(2), clnn.step(lambda x: net(x))
+    for shift in range(6):
+        x = np.roll(TOKENS, shift, 0)
+        with clnn.no_grad():
+            y = found(x)
+            np.testing.assert_array_equal(y.mask.numpy(), x != 0)
+            np.testing.assert_array_equal(after(y).numpy(), after(net(x)).numpy())
+    assert any(entry.recording for entry in found.replays._entries.values())
+    masked, layer = clnn.Masking()(rng.standard_normal((4, 5, 3)), TOKENS != 0), clnn.Sequential([clnn.LSTM(2)])
+    step = clnn.step(lambda t: layer(t))
+    for call in (step, layer.predict, lambda t: layer.evaluate(t, np.ones((4, 2)), loss="mse")):
+        with pytest.raises(clnn.ConfigurationError, match="mask of steps"):
+            call(masked)
+
+
+def test_a_mask_of_floats_is_refused_before_it_is_recorded(device, rng):
+    """Of ones alone it hides nothing rightly, and so would the next one, of which nobody sees the values."""
+
+    class Attends(clnn.Model):
+        def __init__(self):
+            self.attention = clnn.MultiHeadAttention(1)
+
+        def forward(self, x, mask):
+            return self.attention(x, x, mask.reshape(len(x), 1, 1, -1))
+
+    mask = np.ones((8, 5), np.float32)
+    mask[4:, 3:] = 0
+    with pytest.raises(clnn.ConfigurationError, match="would hide nothing"):
+        Attends().predict((rng.standard_normal((8, 5, 3)), mask), batch_size=4)
+    Attends().predict((rng.standard_normal((8, 5, 3)), (mask - 1) * 1e9), batch_size=4)
+
+
 def test_masks_survive_files_and_another_type(device, tmp_path):
     net = clnn.Sequential([clnn.Embedding(10, 6, mask_zero=True), clnn.Masking(), clnn.LSTM(3)], seed=1)
     wanted = net(TOKENS).numpy()

@@ -16,6 +16,7 @@ from ..losses import YES_ABOVE_0, Loss, host_target, parts_of
 from ..metrics import Metric, accuracy, metric_name
 from ..runtime.lock import exclusive
 from ..runtime.watching.watch import Watch, structure_changed, structure_version
+from ..tensor import Tensor
 from .outputs import Outputs, as_columns, loss_for, metrics_for
 
 
@@ -23,6 +24,10 @@ def as_inputs(x: Any, model: Layer, name: str = "x") -> list[np.ndarray]:
     """One array per input of the model, in the model's type or, where it takes whole numbers, int32, checked."""
     given, found = _by_input(x, model, name), []
     for i, (label, value) in enumerate(given):
+        if isinstance(value, Tensor) and value.mask is not None:
+            raise ConfigurationError(
+                f"{label} has a mask of steps, which does not go along: put Masking or Embedding(mask_zero=True) into the model"
+            )
         tokens = model.takes_whole(i)
         array, dtype = (
             (whole_array(value, label), np.dtype(np.int32)) if tokens else (numbers(value, label), model.dtype)
