@@ -529,8 +529,9 @@ def triplet(anchor: Any, positive: Any, negative: Any, margin: float = 1.0, redu
 class Joint(Watched):
     """The losses of several outputs as one: sum_i w_i loss_i, `losses` by the outputs' names and `weights` in their order.
 
-    Called with outputs, targets and (None, or one or None for each) sample weights, as tuples or as dicts by name.
-    ConfigurationError for weights that are no finite numbers from 0 on.
+    Called with outputs, targets and sample weights (None, one array for all outputs, or one or None for each), as tuples or as
+    dicts by name. ConfigurationError where these are not the outputs' names or number, and for weights that are no finite
+    numbers from 0 on.
     """
 
     def __init__(self, losses: Mapping[str, Any], weights: Sequence[float]) -> None:
@@ -538,10 +539,11 @@ class Joint(Watched):
         self.weights = [in_range(f"loss_weights of {name}", w, 0.0, math.inf) for name, w in zip(losses, weights)]
 
     def __call__(self, outputs: Any, targets: Any, sample_weight: Any = None) -> Tensor:
-        y, t, given = (
-            [each[name] for name in self.losses] if isinstance(each, Mapping) else list(each)
-            for each in (outputs, targets, sample_weight or (None,) * len(self.losses))
-        )
+        if not isinstance(sample_weight, (tuple, list, Mapping)):
+            sample_weight = [sample_weight] * len(self.losses)
+        elif isinstance(sample_weight, Mapping):
+            sample_weight = dict.fromkeys(self.losses) | dict(sample_weight)
+        y, t, given = map(self._each, ("outputs", "targets", "sample_weight"), (outputs, targets, sample_weight))
         more = [() if w is None else (w,) for w in given]
         first, *rest = (
             one(*each, *w) * by for one, *each, w, by in zip(self.losses.values(), y, t, more, self.weights)
@@ -549,6 +551,20 @@ class Joint(Watched):
         for each in rest:
             first = first + each
         return first
+
+    def _each(self, what: str, value: Any) -> list[Any]:
+        """What `value` has for each output, in their order."""
+        if isinstance(value, Mapping) and value.keys() == self.losses.keys():
+            return [value[name] for name in self.losses]
+        if isinstance(value, (tuple, list)) and len(value) == len(self.losses):
+            return list(value)
+        given = f"a {type(value).__name__}"
+        if isinstance(value, (tuple, list, Mapping)):
+            given = f"{given} of {', '.join(map(str, value)) if isinstance(value, Mapping) else len(value)}"
+        raise ConfigurationError(
+            f"{what}: the losses are of {', '.join(self.losses)}, and {given} was given; give a tuple in this order, or a "
+            "dict by these names"
+        )
 
     def config(self) -> dict[str, Any]:
         """What `find_loss` makes these losses of again."""
@@ -558,6 +574,11 @@ class Joint(Watched):
 def parts_of(loss: Any) -> list[Any]:
     """The loss of each output."""
     return [*loss.losses.values()] if isinstance(loss, Joint) else [loss]
+
+
+def weights_of(loss: Any) -> list[float]:
+    """The weight of each output's loss."""
+    return loss.weights if isinstance(loss, Joint) else [1.0]
 
 
 LOSSES: dict[str, type[Loss]] = {

@@ -543,6 +543,22 @@ def test_long_rows_are_gathered_by_several_work_items(rng, device, kind):
     np.testing.assert_array_equal(batch.numpy(), x[order[:7]])
 
 
+@pytest.mark.parametrize("own", [[3.0], [1.0, 2.0, 3.0]])
+def test_what_a_loss_of_ones_own_calls_weights_is_its_own(device, rng, own):
+    class Mine:
+        weights = own
+
+        def __call__(self, y, t):
+            return ((y - t) ** 2).mean()
+
+    x, y = rng.standard_normal((10, 8)).astype(np.float32), rng.standard_normal((10, 2)).astype(np.float32)
+    net = net_on(device, clnn.Dense(2))
+    expected = ((net.predict(x) - y) ** 2).mean()
+    assert net.evaluate(x, y, loss=Mine())["loss"] == pytest.approx(expected, rel=1e-5)
+    history = net.fit(x, y, loss=Mine(), optimizer=clnn.SGD(0.0), progress=False)
+    assert history["loss"] == pytest.approx([expected], rel=1e-5)
+
+
 # -- class numbers of several axes, and those that are ignored ---------------------------------------------------------
 @pytest.mark.parametrize("weights_of", [None, "samples", "tokens"])
 @pytest.mark.parametrize("ignore", [None, -1, 2])

@@ -253,6 +253,68 @@ def test_losses_of_ones_own_beside_clnns(device, rng):
         np.testing.assert_allclose(a, b, rtol=2e-5, atol=2e-6)
 
 
+def test_joint_losses_are_called_with_an_item_for_each_output(device, rng):
+    """As tuples, lists or dicts; what has fewer or more is refused, where the losses of the first ones would come back."""
+    y, t = ([rng.standard_normal((6, 2)).astype(np.float32) for _ in range(2)] for _ in range(2))
+    w = rng.random(6).astype(np.float32)
+    mse, mae = clnn.losses.mse, clnn.losses.mae
+    loss = clnn.losses.Joint({"a": mse, "b": mae}, [1.0, 0.5])
+    named = lambda pair: dict(zip("ba", pair[::-1]))  # noqa: E731
+    plain = float(mse(y[0], t[0])) + 0.5 * float(mae(y[1], t[1]))
+    weighted = [float(one(a, b, w)) for one, a, b in zip((mse, mae), y, t)]
+    for outputs, targets in ((y, t), (named(y), tuple(t)), (tuple(y), named(t))):
+        for given, value in (
+            (None, plain),
+            (w, weighted[0] + 0.5 * weighted[1]),
+            ([w, None], weighted[0] + plain - float(mse(y[0], t[0]))),
+            ({"a": w}, weighted[0] + plain - float(mse(y[0], t[0]))),
+            ({}, plain),
+        ):
+            np.testing.assert_allclose(float(loss(outputs, targets, given)), value, rtol=1e-6)
+    wrong = [(y, t[:1]), (y[:1], t), ([*y, y[0]], t), (y[0], t), (y, np.stack(t)), (named(y), {"a": t[0], "c": t[1]})]
+    for outputs, targets in wrong:
+        with pytest.raises(clnn.ConfigurationError, match="the losses are of a, b, and a"):
+            loss(outputs, targets)
+    for given in ([w], {"c": w}, [1.0] * 6):
+        with pytest.raises(clnn.ConfigurationError, match="sample_weight: the losses are of a, b"):
+            loss(y, t, given)
+
+
+def test_an_evaluation_has_the_weights_that_it_is_given(device, rng):
+    """Also where those of an earlier one, which is kept, have been changed since."""
+    x, y = data(rng)
+    net = by_symbols()
+    fit(net, x, y, epochs=1, loss_weights={"price": 1.0, "kind": 1.0})
+    first = net.evaluate(x, y)
+    net.loss.weights[0] = 5.0
+    both = first["price_loss"] + first["kind_loss"]
+    for given, weight in ((net.loss, 5.0), (LOSSES, 1.0), (None, 5.0), (LOSSES, 1.0)):
+        found = net.evaluate(x, y, loss=given)["loss"]
+        np.testing.assert_allclose(found, both + (weight - 1) * first["price_loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_callback_changes_the_weights_of_losses(device, rng, record):
+    """In place or by another list: both are those of the steps that follow."""
+    x, y = data(rng)
+
+    class Annealed(clnn.Callback):
+        def __init__(self, change):
+            self.on_epoch_begin = lambda net, epoch: change(net.loss, float(epoch))
+
+    def replaced(loss, weight):
+        loss.weights = [1.0, weight]
+
+    start, found = by_symbols(), []
+    for change in (lambda loss, weight: loss.weights.__setitem__(1, weight), replaced):
+        net = copy.deepcopy(start)
+        history = fit(net, x, y, callbacks=[Annealed(change)], optimizer=clnn.SGD(0.1), record=record)
+        one, two = (np.array(history[f"{name}_loss"]) for name in ("price", "kind"))
+        np.testing.assert_allclose(history["loss"], one + np.arange(3) * two, rtol=1e-6)
+        found.append(np.concatenate([p.ravel() for p in weights_of(net)]))
+    assert np.array_equal(*found)
+
+
 def test_what_an_output_ignores_does_not_count(device, rng):
     x, y = data(rng)
     net = by_symbols()
@@ -632,7 +694,7 @@ def test_an_output_has_an_axis_of_samples(device):
 def test_results_of_one_output_are_what_they_were(device):
     """The table of one output's losses is one block, so that its step launches what it did."""
     one = Results(device, 3, np.float32, clnn.train.outputs.Outputs.of(clnn.ones((1, 2))), clnn.losses.mse, [False], [])
-    assert len(one.main) == 1 and one.weights == [1.0]
+    assert len(one.main) == 1
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert one.logs(np.array([[6.0, 0.0, 3.0]])) == {"loss": 2.0}

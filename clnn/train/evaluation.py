@@ -81,7 +81,7 @@ class Evaluation:
             for name, values in zip(further, extra.T):
                 further[name] += float(values @ (plan / n))
         assert self.results is not None
-        self.results.hits = counts_hits(self.loss, samples)
+        self.results.hits, self.results.loss = counts_hits(self.loss, samples), self.loss
         return self.results.logs(sums) | further
 
     def _outputs(self, xs: Sequence[np.ndarray]) -> list[Any]:

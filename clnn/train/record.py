@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError, Diverged, ShapeError
-from ..losses import Loss, parts_of
+from ..losses import Loss, parts_of, weights_of
 from ..metrics import Metric, metric_name
 from ..ops.array import Array, block_of, empty, fill
 from ..ops.elementwise import binary
@@ -39,7 +39,7 @@ class Results:
     ) -> None:
         """`hits`: of which outputs the hits are reported."""
         self.device, self.steps, self.dtype, self.metrics = device, steps, np.dtype(dtype), list(metrics)
-        self.outputs, self.hits, self.weights = outputs, list(hits), getattr(loss, "weights", [1.0])
+        self.outputs, self.hits, self.loss = outputs, list(hits), loss
         self.last: float | None = None  # the loss of the last step of the epoch before
         size = self.dtype.itemsize
         self.main = [device.memory.allocate(max(1, 3 * steps) * size) for _ in outputs.names]
@@ -58,7 +58,7 @@ class Results:
     def logs(self, sums: np.ndarray) -> dict[str, float]:
         """By name the means that these sums say."""
         means = sums[:, :2] / np.maximum(1.0, sums[:, 2:])
-        found = {"loss": float(means[:, 0] @ self.weights)}
+        found = {"loss": float(means[:, 0] @ weights_of(self.loss))}
         for name, (loss, accuracy), hits in zip(self.outputs.names, means, self.hits):
             if self.outputs.several:
                 found[f"{name}_loss"] = float(loss)
@@ -69,7 +69,7 @@ class Results:
     def means(self, plan: np.ndarray, epoch: int, first_step: int) -> dict[str, float]:
         """The means over an epoch whose steps had so many rows each, by name. Diverged where a loss is not finite."""
         main, extra = self.read(len(plan))
-        losses = np.tensordot(self.weights, main[:, 0], 1)
+        losses = np.tensordot(weights_of(self.loss), main[:, 0], 1)
         bad = np.flatnonzero(~np.isfinite(losses))
         if bad.size:
             at = int(bad[0])
@@ -139,7 +139,7 @@ def record_loss(
     flows: list[tuple[Tensor, Any, float]] = []  # where gradients start, what gives them, and the factor
     for i, (one, output, y, w) in enumerate(zip(parts_of(loss), outputs, ys, ws)):
         record = Record(results.main[i], feed.state, cells[:2])
-        weight, together = results.weights[i], False
+        weight, together = weights_of(loss)[i], False
         if isinstance(one, Loss):
             if output.shape[0] != n:
                 raise ShapeError(
