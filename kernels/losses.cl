@@ -17,7 +17,7 @@ LOSS_LINE(binary_cross_entropy,     relu_f(y) - y * t + log1p(exp(-fabs(y))),   
 LOSS_LINE(sigmoid_cross_entropy,    -t * log(CLIP(y)) - (1 - t) * log(CLIP(1 - y)),                y - t)   // d by the sigmoid's input
 LOSS_LINE(weighted_binary_cross_entropy, (1 - t) * softplus_f(y) + p * t * softplus_f(-y),         (1 - t) * sigmoid_f(y) - p * t * sigmoid_f(-y))
 LOSS_LINE(weighted_sigmoid_cross_entropy, -p * t * log(CLIP(y)) - (1 - t) * log(CLIP(1 - y)),      (1 - t) * y - p * t * (1 - y))
-LOSS_LINE(log_likelihood,           -t * y,                                                        -t)
+LOSS_LINE(log_likelihood,           t == 0 && y == y ? 0 : -t * y,                                 -t)   // log 0 that is nobody's target costs nothing
 #define SIDE(t) ((t) > 0 ? (real)1 : (real)-1)   // of the decision: targets are 1 and -1, or 1 and 0
 LOSS_LINE(hinge,                    relu_f(1 - SIDE(t) * y),                                       SIDE(t) * y < 1 ? -SIDE(t) : SIDE(t) * y >= 1 ? 0 : y)
 LOSS_LINE(squared_hinge,            relu_f(1 - SIDE(t) * y) * relu_f(1 - SIDE(t) * y),             -2 * SIDE(t) * relu_f(1 - SIDE(t) * y))

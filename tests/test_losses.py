@@ -294,6 +294,19 @@ def test_minus_infinity_of_a_class_that_is_not_meant(device):
     assert_close(z.grad.numpy(), [[-0.5, 0, 0.5]], 4 * eps(np.float32))
 
 
+def test_the_logarithm_of_0_of_a_class_that_is_not_meant(device):
+    """Log-probabilities of one's own may be -inf: 0 times that is no NaN, and one that is meant costs infinitely much."""
+    p = parameter([[np.log(0.5), np.log(0.5), -np.inf]])
+    for target in (np.array([0]), np.array([[0.5, 0.5, 0]], np.float32)):
+        p.zero_grad()
+        loss = losses.log_likelihood(p, target)
+        assert_close(loss.numpy(), np.log(2), 4 * eps(np.float32))
+        loss.backward()
+        hot = np.eye(3)[target] if target.ndim == 1 else target
+        assert_close(p.grad.numpy(), -hot, 0)
+    assert float(losses.log_likelihood(p, np.array([2]))) == np.inf
+
+
 @pytest.mark.parametrize("name", LOSSES)
 def test_nan(rng, device, name):
     """A NaN in one sample's output is a NaN in the mean, and in that sample's gradient only."""
