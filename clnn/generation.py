@@ -53,7 +53,7 @@ def generate(
     inputs: further inputs of the model, such as what a decoder attends to, each with a row for each prompt.
     ShapeError for an empty prompt, for scores of another shape, and for more tokens than a model has positions; DataError
     for tokens below 0 and prompts of several lengths; ConfigurationError for options out of range, for a model that the cache
-    does not suit, and for scores that are NaN, such as those of a token that it does not know.
+    does not suit, and for scores that are NaN or infinite, such as those of a token that it does not know.
     """
     given = whole_array(prompt, "a prompt")
     tokens = given[None] if given.ndim == 1 else given
@@ -63,6 +63,10 @@ def generate(
         )
     if tokens.min() < 0:
         raise DataError(f"generate: tokens are numbers from 0 on, and {tokens.min()} was given")
+    if not isinstance(inputs, (tuple, list)):
+        raise ConfigurationError(
+            f"generate: inputs are a tuple, one for each further input, not {type(inputs).__name__}"
+        )
     n, window = check_count("n", n, 0), check_count("window", window) if window is not None else None
     temperature = in_range("temperature", temperature, 0.0, math.inf)
     top_k = None if top_k is None else check_count("top_k", top_k)
@@ -81,13 +85,19 @@ def generate(
         else:
             scores = _scores(model, whole[:, max(0, end - most) : end], rest)[:, -1]
         scores = scores.astype(np.float64)
-        if np.isnan(scores).any():
+        largest = scores.max(-1, keepdims=True)
+        if not np.isfinite(largest).all():
+            wrong = largest[~np.isfinite(largest)][0]
             raise ConfigurationError(
-                f"generate: the model's scores are NaN: its weights are, or a token may be none that it knows, and those here go "
-                f"up to {whole[:, :end].max()}"
+                f"generate: the largest of the model's scores is {wrong}: its weights may be NaN or too large, or a token may be "
+                f"none that it knows, and those here go up to {whole[:, :end].max()}"
             )
-        whole[:, end] = scores.argmax(-1) if temperature == 0 else _drawn(scores / temperature, top_k, top_p, draws)
-        if steps is not None and end == most and n > 2:
+        if temperature == 0:
+            whole[:, end] = scores.argmax(-1)
+        else:
+            with np.errstate(over="ignore"):  # far below the largest, where a small temperature leaves nothing
+                whole[:, end] = _drawn((scores - largest) / temperature, top_k, top_p, draws)
+        if steps is not None and end == most and steps.checked < len(steps.told) > 1:
             steps.check(whole[:, :end])
     found = whole[:, start:].astype(np.int32)
     return found[0] if given.ndim == 1 else found
@@ -142,6 +152,7 @@ class _Steps:
         self.on_host, self.most, self.taken = rest, most, 0
         self.passes: dict[int, tuple[Any, Any]] = {}  # by how many steps one takes, its key and what is run
         self.told: list[np.ndarray] = []
+        self.checked = 0  # of them
 
     def next(self, tokens: np.ndarray) -> np.ndarray:
         """The scores (batch, tokens) after the last of all tokens (batch, time), of which the new ones' steps are taken."""
@@ -176,7 +187,9 @@ class _Steps:
     def check(self, tokens: np.ndarray) -> None:
         """ConfigurationError where the scores so far are not those of the whole sequence of tokens (batch, time)."""
         whole = _scores(self.model, tokens, self.on_host)[:, -len(self.told) :]
-        apart, size = np.abs(whole - np.stack(self.told, 1)).max(), np.abs(whole).max()
+        told, size = np.stack(self.told, 1), np.abs(whole[np.isfinite(whole)]).max(initial=0)
+        with np.errstate(invalid="ignore"):
+            apart = np.where(whole == told, 0, np.abs(whole - told)).max()  # -inf is equal to itself
         if apart > 3 * np.sqrt(np.finfo(whole.dtype).eps) * size:  # NaN is found elsewhere
             raise ConfigurationError(
                 f"generate: steps by the cache and the whole sequence give scores that differ by up to {apart:.3g}, where the "
@@ -184,18 +197,18 @@ class _Steps:
                 "attention, position or recurrent layer of clnn's. With cache=False the model is run on the whole sequence for "
                 "each token"
             )
-        self.proved = True
+        self.proved, self.checked = True, len(self.told)
 
 
 def _drawn(scores: np.ndarray, top_k: int | None, top_p: float | None, draws: np.random.Generator) -> np.ndarray:
-    """One token for each row of scores (batch, tokens)."""
+    """One token for each row of scores (batch, tokens), of which the largest are 0."""
     ranked, order = scores, None
     if top_k is not None or top_p is not None:
         order = np.argsort(-scores, -1, kind="stable")
         ranked = np.take_along_axis(scores, order, -1)
     if top_k is not None:
         ranked[:, top_k:] = -np.inf
-    p = np.exp(ranked - ranked.max(-1, keepdims=True))
+    p = np.exp(ranked)
     p /= p.sum(-1, keepdims=True)
     if top_p is not None:
         p = np.where(np.cumsum(p, -1) - p < top_p, p, 0)

@@ -135,9 +135,54 @@ def test_draws_have_the_model_s_probabilities(device):
     assert a.tolist() == b.tolist() != c.tolist()
 
 
+def test_scores_and_temperatures_at_the_end_of_the_range(device):
+    """A temperature however small takes the largest; what is masked by -inf is never drawn, and infinity is no score."""
+    table = np.where(np.eye(5) + CYCLE > 0, 10 * np.eye(5) + CYCLE, -np.inf)
+    for temperature in (1e-320, 1e-300, 1e-3):
+        for how in ({}, {"top_k": 2}, {"top_p": 0.9}):
+            assert clnn.generate(Table(table), [2], 4, temperature=temperature, seed=1, **how).tolist() == [3, 4, 0, 1]
+    drawn = clnn.generate(Table(table / 1e9), [[2]] * 200, 1, temperature=1e300, seed=1)
+    assert set(drawn.ravel().tolist()) == {2, 3}
+    for wrong in (np.inf, np.nan):
+        for temperature in (0.0, 1.0):
+            with pytest.raises(clnn.ConfigurationError, match="largest of the model's scores is"):
+                clnn.generate(Table(np.where(np.eye(5) > 0, wrong, table)), [2], 3, temperature=temperature)
+    with pytest.raises(clnn.ConfigurationError, match="scores is -inf"):
+        clnn.generate(Table(np.full((5, 5), -np.inf)), [2], 3)
+
+
+def test_a_model_that_has_changed_is_found_out_by_two_tokens(device):
+    """Though it was once proved to fit a cache."""
+
+    class Mean(clnn.Layer):
+        def forward(self, x):
+            return x + 5 * x.mean(1, keepdims=True)
+
+    clnn.seed(1)
+    net = clnn.Sequential(
+        [clnn.Embedding(11, 16, weight_init="normal"), clnn.LSTM(16, return_sequences=True), clnn.Dense(11)]
+    )
+    net.generate([1, 2, 3], 6)
+    net.layers = [net.layers[0], Mean(), *net.layers[1:]]
+    for hides in (False, True):  # a token, by -inf
+        if hides:
+            net.layers[-1].b = clnn.tensor(np.where(np.arange(11) == 4, -np.inf, 0), requires_grad=True)
+        with pytest.raises(clnn.ConfigurationError, match="scores that differ"):
+            net.generate([1, 2, 3], 2)
+
+
+@pytest.mark.parametrize("call", [clnn.generate, clnn.train.predict, clnn.train.evaluate])
+def test_what_is_no_model(device, call):
+    for model in (5, None, clnn.Sequential, lambda x: x):
+        with pytest.raises(clnn.ConfigurationError, match="takes a model"):
+            call(model, [1], 2)
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
+        ({"inputs": 5}, "inputs are a tuple"),
+        ({"inputs": SENTENCE}, "inputs are a tuple"),
         ({"prompt": []}, "at least one token"),
         ({"prompt": [[[1]]]}, r"\(batch, time\)"),
         ({"prompt": [0.5]}, "whole numbers"),

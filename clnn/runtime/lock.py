@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..errors import DeviceError
+from ..errors import ConfigurationError, DeviceError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -88,7 +88,12 @@ def exclusive(lock: str) -> Callable[[F], F]:
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def alone(owner: Any, *args: Any, **options: Any) -> Any:
-            held = find(owner)
+            try:
+                held = find(owner)
+            except AttributeError as error:
+                if isinstance(owner, type) or not hasattr(owner, lock.partition(".")[0]):
+                    raise ConfigurationError(f"{function.__name__} takes a model, and {owner!r} was given") from error
+                raise
             if held.mine():
                 return function(owner, *args, **options)
             with held:
