@@ -1,6 +1,5 @@
 // Losses by row: the loss of each sample, whether its largest output is its label's, and the gradient of the mean over
 // samples, in one launch. One work-item a row. Each elementwise loss is one line: its value l(y, t) and dl/dy.
-#define SUMMED int
 #include "group.cl"
 #include "activation.cl"
 #include "largest.cl"
@@ -146,8 +145,8 @@ kernel void count_kept(int rows, global const int *target, global real *kept POS
   SHARED
   int mine = 0;
   for (int r = get_local_id(0); r < rows; r += get_local_size(0)) mine += target[FROM(r)] != IGNORE;
-  const int all = OVER_GROUP(mine);
-  if (get_local_id(0) == 0) { kept[0] = max(1, all); kept[1] = all; }
+  const real all = OVER_GROUP((real)mine);
+  if (get_local_id(0) == 0) { kept[0] = all > 1 ? all : 1; kept[1] = all; }
 }
 #endif
 

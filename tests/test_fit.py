@@ -8,6 +8,7 @@ import pytest
 
 import clnn
 from clnn.gemm import clblast_problem
+from clnn.runtime.device import int_vector
 from clnn.train.feed import Batch, Feed
 
 
@@ -557,6 +558,37 @@ def test_what_a_loss_of_ones_own_calls_weights_is_its_own(device, rng, own):
     assert net.evaluate(x, y, loss=Mine())["loss"] == pytest.approx(expected, rel=1e-5)
     history = net.fit(x, y, loss=Mine(), optimizer=clnn.SGD(0.0), progress=False)
     assert history["loss"] == pytest.approx([expected], rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 4, 32])
+@pytest.mark.parametrize("rows", [1, 3, pytest.param(37, marks=pytest.mark.oclgrind), 257, 20_000])
+def test_a_group_adds_up_the_losses_of_a_step(device, rng, rows, width):
+    """By as many work-items as may be: one of a GPU would take milliseconds for a batch of tokens."""
+    if device.max_group < width or (device.most_turns and 2 * rows > device.most_turns * width):
+        pytest.skip("more than a group or a loop takes there")
+    losses, hits = rng.random(rows, np.float32), rng.integers(0, 2, rows).astype(np.int32)
+    kept, moved = np.array([max(1, rows - 1), rows - 1], np.float32), clnn.tensor(np.array([4, 1, 0], np.int32))
+    cells = [clnn.tensor(np.array([number], np.int32)) for number in (7, 9)]
+    defines = {} if width == 1 else {"WIDTH": width}
+    results = clnn.tensor(np.full(9, -1, np.float32))
+
+    def launch(kernel, hits, kept, *args):
+        blocks = [None if a is None else clnn.tensor(a).block for a in (losses, hits, kept)]
+        device.launch(
+            "state", kernel, (width,), 5, rows, *blocks, results.block, moved.block, *args, local=(width,), **defines
+        )
+        return results.numpy()
+
+    mean = losses.astype(np.float64).mean()
+    for right, counting in ((hits, kept), (hits, None), (None, None)):
+        by, counted = kept if counting is not None else (rows, rows if right is not None else 5)
+        expected = [mean * rows / by, 0 if right is None else right.sum(), counted]
+        found = launch("end_part", right, counting)
+        np.testing.assert_allclose(found[3:6], expected, rtol=1e-6)
+        assert (found[[0, 1, 2, 6, 7, 8]] == -1).all() and moved.numpy().tolist() == [4, 1, 0]
+    launch("end_step", hits, None, cells[0].block, cells[1].block, int_vector([2, 3]))
+    np.testing.assert_allclose(results.numpy()[3:6], [mean, hits.sum(), rows], rtol=1e-6)
+    assert moved.numpy().tolist() == [9, 2, 4] and [int(c) for c in cells] == [9, 12]
 
 
 # -- class numbers of several axes, and those that are ignored ---------------------------------------------------------

@@ -165,11 +165,12 @@ def record_loss(
                 flows.append((scaled := losses * weight, partial(_ones, scaled), 1.0))
         if not together:
             last = i + 1 == len(outputs)
-            device.check_turns(2 * max(losses.size, n), f"the mean of {losses.size:,} losses")
+            width = 1 if device.long_loops else device.group_width
+            device.check_turns(2 * -(-max(losses.size, n) // width), f"the mean of {losses.size:,} losses")
             device.launch(
-                "state", "end_step" if last else "end_part", (1,), n, losses.size, losses.block,
+                "state", "end_step" if last else "end_part", (width,), n, losses.size, losses.block,
                 block_of(hit), block_of(kept), *record.args()[: None if last else 2],
-                local=(1,), real=device.real(results.dtype),
+                local=(width,), real=device.real(results.dtype), **({} if width == 1 else {"WIDTH": width}),
             )  # fmt: skip
     context.moved = True
     if not flows:
