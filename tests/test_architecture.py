@@ -129,7 +129,7 @@ WINGS = {
     "norms": (700, "ops/norm.py", "layers/norm.py"),
     "images": (1_920, "ops/image/*", "layers/image/*", "images.py"),
     "sequences": (
-        2_495,
+        2_510,
         "ops/sequence/*",
         "layers/sequence/*",
         "ops/index.py",
@@ -140,7 +140,7 @@ WINGS = {
     ),
     "graphs": (600, "graph.py", "layers/merge.py", "train/outputs.py"),
     "onnx": (3_400, "onnx/*"),
-    "core": (6_520, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
+    "core": (6_530, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "data": (1_000, "data/*"),
     "tools": (8_250, "tools/*"),
