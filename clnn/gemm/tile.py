@@ -60,7 +60,8 @@ def choose(device: Device, shape: Shape, measured: Measured = None, sums: bool =
     m, n, _, dtype, transpose_a, transpose_b = shape
     vw, weights = device.vector_width(dtype), shape.weights
     if not device.long_loops:
-        if weights < 1 << 14 or n < 32 or device.max_group < SIDE * SIDE:
+        # a CPU's local memory is no nearer than its other, and a tile of 16 work-items costs as much for one row as for all
+        if weights < 1 << 14 or n < 32 or device.max_group < SIDE * SIDE or device.kind == "cpu":
             return Tile(4, 1, vw)
         return Tile(8, 2, vw, 8, local=True) if weights >= 1 << 20 else Tile(4, 1, vw, 16, local=True)
     if m < FEW and weights >= 1 << 13 and not (transpose_a or transpose_b or sums):
