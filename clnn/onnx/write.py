@@ -1,0 +1,222 @@
+"""Writing ONNX files: a model is traced at several sizes, and what its passes have in common becomes a graph."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..checks import whole
+from ..errors import CheckpointError, ClnnError, ConfigurationError
+from ..files import as_path, write_atomically
+from ..layers.base import Layer
+from ..tape import no_grad
+from .read import library
+from .writers import images, norms, sequences, shapes  # noqa: F401 - they register their writers
+from .writers.graph import Graph, NoNodes
+from .writers.trace import Differs, Dim, Program, Trace, joined
+
+OLDEST = 15  # operator sets that are written
+BATCHES = 3, 5  # samples, with which the size of the batch is found
+INSIDE = 2**31 - 2**24  # bytes of weights that one file holds: a protobuf has less than 2 GiB
+
+
+class Free(NamedTuple):
+    """A size that is free: its name, where inputs have it as (input, axis), and what it is in traces: as built, and another."""
+
+    name: str
+    at: tuple[tuple[int, int], ...]
+    size: int
+    other: int
+
+
+def save(model: Layer, path: str | Path, opset: int = 18, *, example: Any = None) -> None:
+    """Write a model, as it is at inference, to an ONNX file, whole or not at all. Weights above 2 GB go to a file beside it,
+    `<name>.<digest>.data`.
+
+    Any layer or model that is built, graphs and classes of one's own too: `forward` runs, without a launch, and each function of
+    clnn's that it calls becomes nodes; Python's own numbers and branches are frozen. The batch is free, and so is each other
+    axis of an input along which the model takes another size. Initializers have the parameters' names.
+
+    opset: the version of ONNX' operators, 15 up to the newest that the library `onnx` has.
+    example: an input, or a tuple of several, as arrays with a batch: for a layer that has not been called, or that is no Model.
+
+    ConfigurationError, which names the layer and the op, for what has no nodes, as random numbers and branches on values have
+    none; for a node that the opset lacks; and without the library `onnx`. CheckpointError where parameters are not finite or
+    the file cannot be written.
+
+        clnn.onnx.save(net, "net.onnx")
+    """
+    onnx = library()
+    newest = onnx.defs.onnx_opset_version()
+    if (number := whole(opset)) is None or not OLDEST <= number <= newest:
+        raise ConfigurationError(f"opset is a whole number from {OLDEST} to {newest}, {opset!r} was provided instead")
+    if not isinstance(model, Layer):
+        raise ConfigurationError(f"clnn.onnx.save takes a layer or a model of clnn's, not {model!r}")
+    with model.device.lock, no_grad():
+        forms = _forms(model, example)
+        kept: dict[str, np.ndarray] = {}
+
+        def arrays(name: str) -> np.ndarray:
+            if name not in kept:
+                kept[name] = parameters[name].numpy()
+                if not np.isfinite(kept[name]).all():
+                    raise CheckpointError(f"{name} holds values that are not finite; nothing was written")
+            return kept[name]
+
+        parameters = dict(model.named_parameters())
+        graph, free = _graph(model, forms, arrays, number)
+    _write(as_path(path), graph, free, forms)
+
+
+def _forms(model: Layer, example: Any) -> list[tuple[tuple[int, ...], Any]]:
+    """The shape without the batch, and the type, of each input."""
+    if example is not None:
+        inputs = [
+            model._as_input(x, i) for i, x in enumerate(example if isinstance(example, (tuple, list)) else [example])
+        ]
+        if not all(layer.built for layer in model.layers_inside()):
+            model(*inputs)
+        return [(x.shape[1:], x.dtype) for x in inputs]
+    shapes = getattr(model, "_input_shapes", None)
+    if not model.built or shapes is None:
+        raise ConfigurationError(
+            f"the shapes of {type(model).__name__}'s inputs are not known yet: give one, clnn.onnx.save(model, path, "
+            "example=x), x an array with a batch, or a tuple of arrays where it takes several"
+        )
+    types = getattr(model, "_input_types", None) or [model.dtype] * len(shapes)
+    return [(tuple(shape), np.dtype(kind)) for shape, kind in zip(shapes, types)]
+
+
+def _input_names(model: Layer, count: int) -> list[str]:
+    names = [*(model.input_names() or ())][:count]
+    if len(names) == count:
+        return names
+    return ["input"] if count == 1 else [f"input_{i + 1}" for i in range(count)]
+
+
+# -- sizes that are free ----------------------------------------------------------------------------------------------
+def _graph(
+    model: Layer, forms: Sequence[tuple[tuple[int, ...], Any]], arrays: Callable[[str], np.ndarray], opset: int
+) -> tuple[Graph, list[Free]]:
+    """The graph with as many free sizes as there are, and these."""
+    names = _input_names(model, len(forms))
+    traces: dict[Any, Program] = {}
+
+    def traced(free: Sequence[Free], others: Sequence[Free]) -> Program:
+        shapes = [[BATCHES[0], *shape] for shape, _ in forms]
+        for one in others:
+            for i, axis in one.at:
+                shapes[i][axis] = one.other
+        key = tuple(map(tuple, shapes))
+        if key not in traces:
+            form = [(tuple(shape), kind) for shape, (_, kind) in zip(shapes, forms)]
+            traces[key] = Trace(model, form, trial=bool(others)).program()
+        return traces[key]
+
+    def attempt(free: list[Free]) -> Graph:
+        changes = [[], *([one] for one in free), *([free] if len(free) > 1 else [])]
+        program = joined([traced(free, change) for change in changes])
+        sizes = {
+            at: Dim(tuple(one.other if one in change else one.size for change in changes))
+            for one in free
+            for at in one.at
+        }
+        outputs: list[tuple[str, int]] = []
+        for name, value in program.outputs:
+            while name in names or name in [other for other, _ in outputs]:
+                name += "_out"
+            outputs.append((name, value))
+        graph = Graph(program._replace(outputs=outputs), names, arrays, sizes, opset)
+        graph.write()
+        return graph
+
+    free = [Free("batch", tuple((i, 0) for i in range(len(forms))), *BATCHES)]
+    try:
+        graph = attempt(free)
+    except (Differs, NoNodes) as error:
+        raise ConfigurationError(
+            f"a pass over {BATCHES[0]} samples and one over {BATCHES[1]} differ in more than sizes, so that no ONNX file holds both: "
+            f"{error}"
+        ) from None
+    for at in _candidates([shape for shape, _ in forms]):
+        if any(set(at) & set(one.at) for one in free):
+            continue
+        i, axis = at[0]
+        size = forms[i][0][axis - 1]
+        for other in (2 * size + 1, (size + 1) // 2):
+            if other < 2 or size < 2:
+                continue
+            more = [*free, Free(f"{names[i]}_axis_{axis}", at, size, other)]
+            try:
+                graph, free = attempt(more), more
+                break
+            except (Differs, NoNodes, ClnnError):
+                continue
+    return graph, free
+
+
+def _candidates(shapes: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, int], ...]]:
+    """Axes that may be free: each by itself, then those of several inputs that have one size."""
+    axes = [(i, axis) for i, shape in enumerate(shapes) for axis in range(1, len(shape) + 1)]
+    yield from ((one,) for one in axes)
+    groups: dict[Any, list[tuple[int, int]]] = {}
+    for i, axis in axes:
+        groups.setdefault((axis, shapes[i][axis - 1]), []).append((i, axis))
+    yield from (tuple(group) for group in groups.values() if len(group) > 1)
+
+
+# -- the file ---------------------------------------------------------------------------------------------------------
+def _write(path: Path, graph: Graph, free: Sequence[Free], forms: Sequence[tuple[tuple[int, ...], Any]]) -> None:
+    from .. import __version__
+
+    onnx, helper = graph.onnx, graph.onnx.helper
+    at = {where: one.name for one in free for where in one.at}
+    dims = {dim: at[where] for where, dim in graph.free.items()}
+
+    def info(name: str, dtype: Any, shape: Sequence[Any]) -> Any:
+        told = [dims.get(size) if isinstance(size, Dim) else int(size) for size in shape]
+        return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(np.dtype(dtype)), told)
+
+    inputs = [
+        info(name, kind, [graph.free.get((i, axis), size) for axis, size in enumerate([0, *shape])])
+        for i, (name, (shape, kind)) in enumerate(zip(graph.inputs, forms))
+    ]
+    values = graph.program.values
+    outputs = [info(name, values[n].dtype, values[n].shape) for name, n in graph.program.outputs]
+    tensors = [onnx.numpy_helper.from_array(array, name) for name, array in graph.initializers.items()]
+    data = b""
+    if sum(len(t.raw_data) for t in tensors) > INSIDE:
+        data = b"".join(t.raw_data for t in tensors)
+        beside = f"{path.name}.{hashlib.sha256(data).hexdigest()[:16]}.data"
+        start = 0
+        for one in tensors:
+            size = len(one.raw_data)
+            one.ClearField("raw_data")
+            one.data_location = onnx.TensorProto.EXTERNAL
+            for key, value in (("location", beside), ("offset", start), ("length", size)):
+                one.external_data.add(key=key, value=str(value))
+            start += size
+    proto = helper.make_graph(graph.nodes, "clnn", inputs, outputs, initializer=tensors)
+    opsets = [helper.make_opsetid("", graph.opset)]
+    written = helper.make_model(
+        proto,
+        opset_imports=opsets,
+        producer_name="clnn",
+        producer_version=__version__,
+        ir_version=helper.find_min_ir_version_for(opsets),
+    )
+    try:
+        if data:  # under a name of its own, so that an older model that is there stays whole
+            write_atomically(path.with_name(beside), data)
+        write_atomically(path, written.SerializeToString())
+        old = re.compile(re.escape(path.name) + r"\.[0-9a-f]{16}\.data")
+        for other in path.parent.iterdir():
+            if old.fullmatch(other.name) and not (data and other.name == beside):
+                other.unlink()
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be written: {error}") from error
