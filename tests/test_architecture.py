@@ -139,6 +139,7 @@ WINGS = {
         "generation.py",
     ),
     "graphs": (600, "graph.py", "layers/merge.py", "train/outputs.py"),
+    "writing onnx": (1_900, "onnx/write.py", "onnx/writers/*"),
     "onnx": (3_400, "onnx/*"),
     "core": (6_530, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),

@@ -16,22 +16,22 @@ from ..files import as_path, write_atomically
 from ..layers.base import Layer
 from ..tape import no_grad
 from .read import library
-from .writers import images, norms, sequences, shapes  # noqa: F401 - they register their writers
 from .writers.graph import Graph, NoNodes
 from .writers.trace import Differs, Dim, Program, Trace, joined
 
 OLDEST = 15  # operator sets that are written
-BATCHES = 3, 5  # samples, with which the size of the batch is found
+BATCH, BATCHES = 3, (5, 8)  # samples, with which the size of the batch is found
 INSIDE = 2**31 - 2**24  # bytes of weights that one file holds: a protobuf has less than 2 GiB
 
 
 class Free(NamedTuple):
-    """A size that is free: its name, where inputs have it as (input, axis), and what it is in traces: as built, and another."""
+    """A size that is free: its name, where inputs have it as (input, axis), and what it is in traces: as built, and two others,
+    of which one is odd."""
 
     name: str
     at: tuple[tuple[int, int], ...]
     size: int
-    other: int
+    others: tuple[int, int]
 
 
 def save(model: Layer, path: str | Path, opset: int = 18, *, example: Any = None) -> None:
@@ -107,11 +107,11 @@ def _graph(
     names = _input_names(model, len(forms))
     traces: dict[Any, Program] = {}
 
-    def traced(free: Sequence[Free], others: Sequence[Free]) -> Program:
-        shapes = [[BATCHES[0], *shape] for shape, _ in forms]
-        for one in others:
+    def traced(others: dict[Free, int]) -> Program:
+        shapes = [[BATCH, *shape] for shape, _ in forms]
+        for one, size in others.items():
             for i, axis in one.at:
-                shapes[i][axis] = one.other
+                shapes[i][axis] = size
         key = tuple(map(tuple, shapes))
         if key not in traces:
             form = [(tuple(shape), kind) for shape, (_, kind) in zip(shapes, forms)]
@@ -119,13 +119,11 @@ def _graph(
         return traces[key]
 
     def attempt(free: list[Free]) -> Graph:
-        changes = [[], *([one] for one in free), *([free] if len(free) > 1 else [])]
-        program = joined([traced(free, change) for change in changes])
-        sizes = {
-            at: Dim(tuple(one.other if one in change else one.size for change in changes))
-            for one in free
-            for at in one.at
-        }
+        changes: list[dict[Free, int]] = [{}, *({one: other} for one in free for other in one.others)]
+        if len(free) > 1:
+            changes += [{one: one.others[i] for one in free} for i in (0, 1)]
+        program = joined([traced(change) for change in changes])
+        sizes = {at: Dim(tuple(change.get(one, one.size) for change in changes)) for one in free for at in one.at}
         outputs: list[tuple[str, int]] = []
         for name, value in program.outputs:
             while name in names or name in [other for other, _ in outputs]:
@@ -135,12 +133,12 @@ def _graph(
         graph.write()
         return graph
 
-    free = [Free("batch", tuple((i, 0) for i in range(len(forms))), *BATCHES)]
+    free = [Free("batch", tuple((i, 0) for i in range(len(forms))), BATCH, BATCHES)]
     try:
         graph = attempt(free)
     except (Differs, NoNodes) as error:
         raise ConfigurationError(
-            f"a pass over {BATCHES[0]} samples and one over {BATCHES[1]} differ in more than sizes, so that no ONNX file holds both: "
+            f"passes over {BATCH} and {BATCHES[0]} samples differ in more than sizes, so that no ONNX file holds both: "
             f"{error}"
         ) from None
     for at in _candidates([shape for shape, _ in forms]):
@@ -148,10 +146,11 @@ def _graph(
             continue
         i, axis = at[0]
         size = forms[i][0][axis - 1]
-        for other in (2 * size + 1, (size + 1) // 2):
-            if other < 2 or size < 2:
+        half = (size + 1) // 2
+        for others in ((2 * size + 1, 2 * size + 2), (half, half - 1)):
+            if min(size, *others) < 2:
                 continue
-            more = [*free, Free(f"{names[i]}_axis_{axis}", at, size, other)]
+            more = [*free, Free(f"{names[i]}_axis_{axis}", at, size, others)]
             try:
                 graph, free = attempt(more), more
                 break
@@ -161,13 +160,14 @@ def _graph(
 
 
 def _candidates(shapes: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, int], ...]]:
-    """Axes that may be free: each by itself, then those of several inputs that have one size."""
+    """Axes that may be free: each by itself, then those of several inputs in one place that have one size, then all of a size."""
     axes = [(i, axis) for i, shape in enumerate(shapes) for axis in range(1, len(shape) + 1)]
     yield from ((one,) for one in axes)
-    groups: dict[Any, list[tuple[int, int]]] = {}
-    for i, axis in axes:
-        groups.setdefault((axis, shapes[i][axis - 1]), []).append((i, axis))
-    yield from (tuple(group) for group in groups.values() if len(group) > 1)
+    for place in (True, False):
+        groups: dict[Any, list[tuple[int, int]]] = {}
+        for i, axis in axes:
+            groups.setdefault((axis * place, shapes[i][axis - 1]), []).append((i, axis))
+        yield from (tuple(group) for group in groups.values() if len(group) > 1)
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------

@@ -163,9 +163,7 @@ def _add(graph: Graph, op: Op) -> str:
 @writes("choose")
 def _choose(graph: Graph, op: Op) -> str:
     dtype = graph.program.values[op.made[0]].dtype
-    a, b = (
-        graph.name(v) if isinstance(v, Ref) else graph.number(v, dtype) for v in (op.given["a"], op.given["b"])
-    )
+    a, b = (graph.name(v) if isinstance(v, Ref) else graph.number(v, dtype) for v in (op.given["a"], op.given["b"]))
     return graph.node("Where", truth(graph, op.given["condition"]), a, b)
 
 

@@ -17,7 +17,7 @@ from .trace import Dim, Op, Program, Ref
 Writer = Callable[["Graph", Op], Any]  # from an op to the name, or names, of what it makes
 WRITERS: dict[str, Writer] = {}
 # What an op's nodes read beside or instead of all arrays that it is given: as numbers of values
-READS: dict[str, Callable[["Graph", Op], list[int]]] = {}
+READS: dict[str, Callable[[Graph, Op], list[int]]] = {}
 LAST = np.iinfo(np.int64).max
 
 
@@ -45,8 +45,8 @@ def refs(value: Any) -> Iterator[int]:
 
 
 class Graph:
-    """Nodes for the live ops of a program. `arrays` are the parameters' values, `sizes` (input, axis): its Dim, by the names of the
-    sizes that are free."""
+    """Nodes for the live ops of a program. `arrays` gives parameters' values by their names, `sizes` the Dim of each
+    (input, axis) that is free."""
 
     def __init__(
         self,
@@ -256,8 +256,8 @@ class Graph:
         return self.node("Shape", name, start=axis, end=axis + 1)
 
     def _computed(self, size: Dim) -> str:
-        """A Dim from sizes of inputs, or of values that are there: one of them, times a number, plus one, or by one; or a product of
-        two."""
+        """A Dim from sizes of inputs, or of values that are there: one of them, times a number, plus one, or divided by one; a
+        product of two; or one plus a multiple of another."""
         known: dict[tuple[int, ...], tuple[str, int]] = {
             dim.sizes: (self.inputs[i], axis) for (i, axis), dim in self.free.items()
         }
@@ -293,7 +293,8 @@ class Graph:
         if not any(isinstance(size, Dim) for size in shape):
             return self.ints(*shape)
         parts: list[str] = []
-        for dynamic, run in itertools.groupby(shape, lambda size: isinstance(size, Dim)):
+        for dynamic, group in itertools.groupby(shape, lambda size: isinstance(size, Dim)):
+            run = list(group)
             parts += map(self.size, run) if dynamic else [self.ints(*run)]
         return parts[0] if len(parts) == 1 else self.node("Concat", *parts, axis=0)
 
@@ -312,12 +313,13 @@ class Graph:
 
     def reshape(self, x: str, before: Sequence[Any], shape: Sequence[Any]) -> str:
         """x, of the shape `before`, in another one. Sizes that stay are 0 there, and one that is free is -1."""
-        target: list[Any] = [0 if isinstance(s, Dim) and i < len(before) and s == before[i] else s for i, s in enumerate(shape)]
+        target: list[Any] = [
+            0 if isinstance(s, Dim) and i < len(before) and s == before[i] else s for i, s in enumerate(shape)
+        ]
         free = [i for i, s in enumerate(target) if isinstance(s, Dim)]
         if 0 in shape:
             return self.node("Reshape", x, self.shape_of(shape), allowzero=1)
         if free:
-            known = [dim for dim in self.free.values()]
-            left = next((i for i in free if target[i] not in known), free[-1])
+            left = next((i for i in free if target[i] not in self.free.values()), free[-1])
             target[left] = -1
         return self.node("Reshape", x, self.shape_of(target))

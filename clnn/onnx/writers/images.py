@@ -19,18 +19,13 @@ def _each(sizes: Sequence[Any]) -> list[tuple[int, ...]]:
     return [*zip(*(s.sizes if isinstance(s, Dim) else (s,) * traces for s in sizes))]
 
 
-def _pads(graph: Graph, op: Op) -> dict[str, Any]:
+def _pads(op: Op) -> dict[str, Any]:
     """The attributes that say how a window's input is padded."""
     w = op.given["window"]
-    if not any(isinstance(p, Dim) for p in (*w.before, *w.after)):
+    if not any(isinstance(n, Dim) and s > 1 for n, s in zip(w.space, w.stride)) or w.rule != "same":
         return {"pads": [*map(int, w.before), *map(int, w.after)]}
-    axes = len(w.size)
-    for each in _each([*w.space, *w.before, *w.after]):
-        for axis in range(axes):
-            n, k, s, d = each[axis], w.size[axis], w.stride[axis], w.dilation[axis]
-            total = max(0, (-(-n // s) - 1) * s + d * (k - 1) + 1 - n)
-            if (each[axes + axis], each[2 * axes + axis]) != (total // 2, total - total // 2) or d > 1:
-                raise NoNodes(f"{op.layer}: how much it pads depends on sizes that are free")
+    if any(d > 1 for d in w.dilation):
+        raise NoNodes(f"{op.layer}: how much it pads depends on sizes that are free")
     return {"auto_pad": "SAME_UPPER"}
 
 
@@ -69,7 +64,7 @@ def _conv(graph: Graph, op: Op) -> str:
         "group": int(op.given["groups"]),
     }
     if op.name == "conv":
-        y = graph.node("Conv", graph.name(x), graph.name(w), graph.name(b), **how, **_pads(graph, op))
+        y = graph.node("Conv", graph.name(x), graph.name(w), graph.name(b), **how, **_pads(op))
     else:
         extras = {
             tuple(
@@ -110,15 +105,19 @@ def _pool(graph: Graph, op: Op) -> str:
         )
         for each in _each([*w.space, *w.out, *w.before, *w.after])
     ]
-    if all(b <= 0 for each in beyond for b in each):
-        pads = _pads(graph, op)
+    rounded = w.rule == "ceil" and any(isinstance(n, Dim) and s > 1 for n, s in zip(w.space, w.stride))
+    if rounded:
+        simple = all(a + s <= k for a, s, k in zip(w.after, w.stride, w.size)) and not (
+            include and any(w.before + w.after)
+        )
+        if not simple:
+            raise NoNodes(f"{op.layer}: what its last window holds depends on sizes that are free")
+        how["ceil_mode"] = 1
+    if rounded or all(b <= 0 for each in beyond for b in each):
+        pads = _pads(op)
         if include and pads.get("pads") != [0] * (2 * axes):
-            if "auto_pad" in pads:
-                raise NoNodes(f"{op.layer}: how much it pads depends on sizes that are free")
             how["count_include_pad"] = 1
         return graph.node(kind, name, **how, **pads)
-    if len(set(beyond)) > 1 or any(isinstance(p, Dim) for p in (*w.before, *w.after)):
-        raise NoNodes(f"{op.layer}: how far its last window reaches depends on sizes that are free")
     before, after = [*map(int, w.before)], [*map(int, w.after)]
     if include and any(before + after):  # zeros that count, and behind them nothing
         name = graph.node("Pad", name, graph.ints(0, 0, *before, 0, 0, *after))
@@ -141,9 +140,7 @@ def _adaptive_pool(graph: Graph, op: Op) -> str:
     for axis, (n, m) in enumerate(zip(space, out), 2):  # the bins of each axis by themselves
         bins = []
         for o in range(m):
-            some = graph.node(
-                "Slice", name, graph.ints(o * n // m), graph.ints(-((o + 1) * -n // m)), graph.ints(axis)
-            )
+            some = graph.node("Slice", name, graph.ints(o * n // m), graph.ints(-((o + 1) * -n // m)), graph.ints(axis))
             bins.append(reduced(graph, "ReduceMax" if largest else "ReduceMean", some, (axis,)))
         name = graph.node("Concat", *bins, axis=axis)
     return name

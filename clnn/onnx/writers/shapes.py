@@ -100,7 +100,9 @@ def _take_slice(graph: Graph, op: Op) -> str:
         single = []
     else:
         if axes:
-            name = graph.node("Slice", name, graph.shape_of(starts), graph.shape_of(stops), graph.ints(*axes), graph.ints(*steps))
+            name = graph.node(
+                "Slice", name, graph.shape_of(starts), graph.shape_of(stops), graph.ints(*axes), graph.ints(*steps)
+            )
         if single:
             name = graph.node("Squeeze", name, graph.ints(*single))
     # the axes that None adds, as the result counts them
@@ -150,9 +152,7 @@ def _scatter_add(graph: Graph, op: Op) -> str:
         raise graph.refuse(op, "ScatterND adds from opset 16 on: give opset=16 or more")
     to_front, back = [a, *(i for i in range(n) if i != a)], [*range(1, a + 1), 0, *range(a + 1, n)]
     flat = graph.node("Transpose", graph.name(x), perm=to_front)
-    added = graph.node(
-        "Transpose", graph.name(values), perm=[*range(a, a + m), *range(a), *range(a + m, n + m - 1)]
-    )
+    added = graph.node("Transpose", graph.name(values), perm=[*range(a, a + m), *range(a), *range(a + m, n + m - 1)])
     at = graph.node("Unsqueeze", graph.cast(graph.name(index), np.int64), graph.ints(m))
     return graph.node("Transpose", graph.node("ScatterND", flat, at, added, reduction="add"), perm=back)
 

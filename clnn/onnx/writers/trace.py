@@ -49,7 +49,7 @@ class Ref(NamedTuple):
 
 
 class Value(NamedTuple):
-    """An array of a trace: of kind "input", "parameter", "constant" or "op". `of` is the input's number, the parameter's name, the
+    """An array of a trace: of kind "input", "parameter", "constant" or "op". `of` is the input's number, the parameter's name, an
     array, or the op's number."""
 
     kind: str
@@ -59,7 +59,7 @@ class Value(NamedTuple):
 
 
 class Op(NamedTuple):
-    """A call of an op: its arguments by name, with a Ref for each array, the values that it makes, and the layer that called it."""
+    """A call of an op: its arguments by name, with a Ref for each array, the values that it makes, and whose layer called it."""
 
     name: str
     given: dict[str, Any]
@@ -184,7 +184,9 @@ class Trace:
         if (number := self._known.get((id(x.block), x.shape))) is not None:
             return number
         if (last := self._last.get(id(x.block))) is not None:  # its memory in another shape
-            op = Op("reshape", {"x": Ref(last), "shape": x.shape}, (len(self.values),), self._layer(sys._getframe(1))[0])
+            op = Op(
+                "reshape", {"x": Ref(last), "shape": x.shape}, (len(self.values),), self._layer(sys._getframe(1))[0]
+            )
             self.ops.append(op)
             return self._add(x, Value("op", len(self.ops) - 1, x.shape, x.dtype))
         return self._add(x, Value("constant", self._array(x, what), x.shape, x.dtype))
@@ -197,8 +199,8 @@ class Trace:
                 return np.asarray(late.args[0]).reshape(x.shape)
             if any(one is x.block for one in late.args):
                 raise ConfigurationError(
-                    f"{what} is given what {'.'.join(map(str, late.args[:2]))} has computed, for which ONNX has no nodes here: use "
-                    "clnn's functions of tensors (README, Everything there is)"
+                    f"{what} is given what {'.'.join(map(str, late.args[:2]))} has computed, for which there are no nodes here: "
+                    "use clnn's functions of tensors (README, Everything there is)"
                 )
         with x.device.dry(False):
             return x.device.read(x.block, np.empty(x.shape, x.dtype))

@@ -10,7 +10,8 @@ from ...errors import ConfigurationError, ShapeError
 
 
 class Window(NamedTuple):
-    """Windows over `space`, per spatial axis; `out` is how many there are. Padding is `before` and `after`."""
+    """Windows over `space`, per spatial axis; `out` is how many there are. Padding is `before` and `after`. `rule` is "same"
+    where the padding follows from the space, "ceil" where the number of windows is rounded up."""
 
     space: tuple[int, ...]
     size: tuple[int, ...]
@@ -19,6 +20,7 @@ class Window(NamedTuple):
     after: tuple[int, ...]
     dilation: tuple[int, ...]
     out: tuple[int, ...]
+    rule: str = ""
 
     def in_3d(self) -> Window:
         """The same over three axes: those that are missing have size 1 and stand in front."""
@@ -132,4 +134,5 @@ def slide(
         pads.append((int(before), int(after)))
         out.append(int(count))
     before_all, after_all = zip(*pads) if pads else ((), ())
-    return Window(space, tuple(size), tuple(stride), before_all, after_all, spread, tuple(out))
+    rule = "same" if padding == "same" else "ceil" if ceil else ""
+    return Window(space, tuple(size), tuple(stride), before_all, after_all, spread, tuple(out), rule)
