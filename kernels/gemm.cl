@@ -124,6 +124,16 @@ INLINE void column_sums(int N, int K, int j, int end, global const real *B, int 
 #define FETCH_AHEAD(A, lda, i, rows) ;
 #endif
 
+// What the epilogue reads and writes of a tile is fetched while a tile of some depth is summed up: short pieces of many rows
+// are what processors do not foresee, and each would be waited for.
+#ifdef STACK
+#define DEEP_ENOUGH 64
+INLINE void fetch_tile(global const real *p, int ld, int rows) {
+  for (int r = 0; r < rows; r++, p += ld)
+    UNROLL for (int v = 0; v < NV; v++) __builtin_prefetch((const void *)(size_t)(p + v * VW), 1, 2);
+}
+#endif
+
 #ifdef WIDTH
 #define GROUP_SIZE
 #else
@@ -363,6 +373,14 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
         for (int i = i0; i < i1; i += MR) {
           const int rows = min(MR, i1 - i);
           if (j == j0) FETCH_AHEAD(A, lda, i, K)
+#ifdef STACK
+          if (kc >= DEEP_ENOUGH) {
+            fetch_tile(C + (size_t)i * ldc + j, ldc, rows);
+#if defined(TIMES_DERIVATIVE) || defined(KEEP)
+            fetch_tile(saved + (size_t)i * N + j, N, rows);
+#endif
+          }
+#endif
 #ifdef DIRECT
           const int whole = rows == MR && n >= VW && !depth && kc == K;
 #else
