@@ -1,12 +1,18 @@
 """clnn.onnx.save: what onnxruntime makes of the files is what the models make, for every layer, several batches and free axes."""
 
+import importlib
+
 import numpy as np
 import pytest
 
 import clnn
+import clnn.onnx
 from clnn.layers.base import REGISTRY, Layer
+from clnn.ops.activation import FUNCTIONS
+from clnn.ops.elementwise import BINARY
 
 onnx = pytest.importorskip("onnx")
+evaluator = pytest.importorskip("onnx.reference")
 runtime = pytest.importorskip("onnxruntime")
 
 
@@ -286,3 +292,284 @@ def test_a_layer_answers_the_same(name, device, rng, tmp_path):
             inputs[0][0, 2:4] = 0
             inputs[0][-1, -2:] = 0
         compare(net, path, inputs, 1e-5)
+
+
+# -- functions of tensors, in a model of one's own --------------------------------------------------------------------
+class Own(clnn.Model):
+    """A model whose forward() is a function."""
+
+    def __init__(self, function, whole=False):
+        super().__init__()
+        self.function, self.whole_inputs = function, whole
+
+    def build(self, *shapes):
+        self.scale = self.parameter((), "ones")
+
+    def forward(self, *inputs):
+        return self.function(*inputs)
+
+
+def own(function, *inputs, whole=False):
+    net = Own(function, whole)
+    with clnn.no_grad():
+        net(*inputs)
+    return net
+
+
+def test_every_function_of_one_variable(device, rng, tmp_path):
+    names = [name for name in FUNCTIONS if name not in ("linear", "step", "negative")]
+    x = np.concatenate([rng.normal(size=60), [0, 1e-4, -1e-4, -8, 8, 2.5, -3.5]]).astype(np.float32).reshape(1, -1)
+
+    def every(x):
+        small = {name: getattr(clnn, name)(x) for name in names if name not in ("log", "log1p", "sqrt")}
+        return small | {name: getattr(clnn, name)(clnn.abs(x)) for name in ("log", "log1p", "sqrt")} | {"negative": -x}
+
+    net, path = own(every, x), tmp_path / "net.onnx"
+    write(net, path)
+    compare(net, path, [x])
+    relative = answers(path, [x])[list(every(clnn.tensor(x))).index("log1p")]
+    np.testing.assert_allclose(relative, np.log1p(np.abs(x).astype(np.float64)), rtol=3e-7)
+
+
+def test_every_function_of_two_variables(device, rng, tmp_path):
+    names = [name for name in BINARY if name != "arctan2"]
+    a, b = (np.round(4 * rng.normal(size=(5, 7))).astype(np.float32) for _ in "ab")
+
+    def every(a, b):
+        found = {name: getattr(clnn, name)(a, b) for name in names if name != "power"}
+        found |= {f"{name} number": getattr(clnn, name)(a, 2.0) for name in names if not name.startswith("logical")}
+        return found | {"first": 3.0 - b, "power": clnn.abs(a) ** b, "not": (a > b) == 0, "row": a + b[:1]}
+
+    net, path = own(every, a, b), tmp_path / "net.onnx"
+    write(net, path)
+    compare(net, path, [a, b])
+    compare(net, path, [a[:1], b[:1]])
+
+
+def test_whole_numbers(device, rng, tmp_path):
+    i = rng.integers(-9, 9, (4, 6)).astype(np.int32)
+
+    def every(i):
+        return (
+            i + 1, i * i - 3, i % 4, i // 4, -i, i > 2, i == i[:, :1], clnn.maximum(i, 0), i.astype("float32") / 2,
+            clnn.where(i > 0, i, -1), i.reshape(-1, 3, 2), clnn.one_hot(i % 3, 3), (i > 0) & (i < 5),
+        )  # fmt: skip
+
+    net, path = own(every, i, whole=True), tmp_path / "net.onnx"
+    told = write(net, path)
+    assert told.graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.INT32
+    compare(net, path, [i])
+
+
+def test_functions_of_arrays(device, rng, tmp_path):
+    x = rng.normal(size=(3, 4, 6)).astype(np.float32)
+    at = np.array([2, 0, -1, 1])
+
+    def every(x):
+        n = x.shape[0]
+        return {
+            "sum": x.sum(1), "mean": x.mean((0, 2), keepdims=True), "max": x.max(), "prod": clnn.prod(x, -1),
+            "var": clnn.var(x, 0), "std": clnn.std(x, (1, 2), ddof=1), "argmax": x.argmax(1), "argmin": clnn.argmin(x),
+            "any argmax": x.argmax(None), "logsumexp": clnn.logsumexp(x, 1), "cumsum": clnn.cumsum(x, 1),
+            "softmax": clnn.softmax(x, 1), "T": x.T, "transpose": x.transpose(0, 2, 1), "flip": clnn.flip(x, 1),
+            "roll": clnn.roll(x, 2, 1), "tile": clnn.tile(x, (2, 1, 3)), "repeat": clnn.repeat(x, 3, 0),
+            "stack": clnn.stack([x, x * 2], 1), "concat": clnn.concatenate([x, x[:, 1:]], 1), "last": x[-1],
+            "slice": x[:, 1:3, ::2], "back": x[::-1, None, 3, -4:], "one": x[0, :, 2], "pick": x[:, at],
+            "ones": clnn.ones((n, 2)) + x[:, 0, :2],
+            "take": clnn.take(x, at, 1), "gather": clnn.gather(x, x.argmax(1).reshape(n, 1, 6), 1),
+            "scatter": clnn.scatter_add(x, at, x * 0.5, 1), "sort": clnn.sort(x, 1), "argsort": clnn.argsort(x, descending=True),
+            "topk": clnn.topk(x, 2, 1)[0], "where": clnn.where(x > 0, x, 0.5), "clip": clnn.clip(x, -0.5, 0.5),
+            "tril": clnn.tril(x), "triu": clnn.triu(x, 1), "einsum": clnn.einsum("bij,bkj->bik", x, x),
+            "squeeze": clnn.squeeze(x[:, :1], 1),
+            "split": clnn.split(x, 2, 2)[1], "matmul": x @ x.transpose(0, 2, 1), "matrix": x @ np.ones((6, 2), np.float32),
+            "vector": x @ np.ones(6, np.float32), "pool": clnn.max_pool(x, 2), "pad": clnn.pad(x, 1), "up": clnn.upsample(x),
+            "broadcast": x[:, :1].broadcast_to((n, 5, 6)), "rows": clnn.arange(n) * 2, "zeros": clnn.zeros((n, 1)),
+            "flat": x.reshape(-1),
+            "attend": clnn.scaled_dot_product_attention(*[x.reshape(n, 2, 2, 6)] * 3, np.array([[1, 0], [1, 1]])),
+            "nothing": clnn.scaled_dot_product_attention(*[x.reshape(n, 2, 2, 6)] * 3, np.array([[0, 0], [1, 1]])),
+            "past": clnn.scaled_dot_product_attention(x.reshape(n, 2, 2, 6)[:, :, :1], *[x.reshape(n, 2, 2, 6)] * 2,
+            causal=True, past=0),
+        }  # fmt: skip
+
+    net, path = own(every, x), tmp_path / "net.onnx"
+    told = write(net, path)
+    assert free_axes(told)[0, 0] == "batch"
+    for batch in (3, 1, 7):
+        compare(net, path, [rng.normal(size=(batch, 4, 6)).astype(np.float32)], 1e-5)
+
+
+def test_parameters_of_an_own_model_have_its_names(device, rng, tmp_path):
+    class Net(clnn.Model):
+        def __init__(self):
+            super().__init__()
+            self.body = [clnn.Conv2D(3, 3, "relu"), clnn.BatchNorm()]
+            self.heads = {"a": clnn.Dense(2), "b": clnn.Dense(3, "softmax")}
+
+        def build(self, *_):
+            self.factor = self.parameter((3, 1, 1), "ones")
+
+        def forward(self, x, weight):
+            for layer in self.body:
+                x = layer(x)
+            y = (x * self.factor).mean((2, 3)) + weight.reshape(-1, 1)
+            return {key: head(y) for key, head in self.heads.items()}
+
+    net, path = Net(), tmp_path / "net.onnx"
+    x, weight = rng.normal(size=(2, 1, 8, 9)).astype(np.float32), rng.normal(size=2).astype(np.float32)
+    net(x, weight)
+    told = write(shuffled(net, rng), path)
+    assert [one.name for one in told.graph.input] == ["x", "weight"]
+    assert [one.name for one in told.graph.output] == ["a", "b"]
+    assert {name for name, _ in net.named_parameters()} <= {one.name for one in told.graph.initializer}
+    assert set(free_axes(told)) == {(0, 0), (0, 2), (0, 3), (1, 0)}
+    compare(net, path, [rng.normal(size=(5, 1, 12, 7)).astype(np.float32), rng.normal(size=5).astype(np.float32)], 1e-5)
+
+
+# -- what cannot be written -------------------------------------------------------------------------------------------
+REFUSALS = {
+    "random numbers": (lambda x: clnn.Dropout.op(x, 0.5, clnn.random.generator(x.device))[0], "dropout draws random numbers"),
+    "a value": (lambda x: x * 2 if float(x.max()) > 0 else x, "reads a tensor's values on the host"),
+    "a mask as an index": (lambda x: x[x > 0], "reads a tensor's values on the host"),
+    "no node": (lambda x: clnn.arctan2(x, x), "arctan2 cannot be written as ONNX: ONNX has no node for it"),
+    "the host's sizes": (lambda x: x + np.arange(len(x), dtype=np.float32)[:, None], "depends on the size of an input"),
+    "one batch": (lambda x: x.reshape(3, -1, 4) * 2, "passes over 1, 3 and 5 samples differ"),
+    "branches on sizes": (lambda x: clnn.exp(x) if len(x) > 1 else clnn.sin(x), "differ in more than sizes"),
+    "another loss": (lambda x: clnn.losses.find_loss("cross_entropy")(x, np.zeros(len(x), np.int32)),
+    "cross_entropy|losses|rows|nodes"),
+    "no tensor": (lambda x: (x, 3), "outputs are tensors"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("why", REFUSALS)
+def test_what_cannot_be_written_is_an_error_that_says_why(why, device, rng, tmp_path):
+    function, words = REFUSALS[why]
+    net, path = own(function, rng.normal(size=(3, 4)).astype(np.float32)), tmp_path / "net.onnx"
+    with pytest.raises(clnn.ClnnError, match=words) as caught:
+        clnn.onnx.save(net, path)
+    assert "Own" in str(caught.value) or why == "no tensor"
+    assert not [*tmp_path.iterdir()]
+
+
+def test_bad_arguments(device, tmp_path, monkeypatch):
+    net, path = clnn.Sequential([clnn.LayerNorm(), clnn.Dense(2)]), tmp_path / "net.onnx"
+    with pytest.raises(clnn.ConfigurationError, match="shapes of Sequential's inputs are not known yet"):
+        clnn.onnx.save(net, path)
+    net = seq(clnn.LayerNorm(), clnn.Dense(2), shape=3)
+    for opset in (14, 99, 18.5, "18", True):
+        with pytest.raises(clnn.ConfigurationError, match="opset is a whole number from 15 to"):
+            clnn.onnx.save(net, path, opset)
+    with pytest.raises(
+        clnn.ConfigurationError,
+        match=r"layer_norm_1 \(LayerNorm\) takes ONNX's LayerNormalization, which opset 16 .* give opset=17",
+    ):
+        clnn.onnx.save(net, path, 16)
+    with pytest.raises(clnn.ConfigurationError, match="takes a layer or a model"):
+        clnn.onnx.save([net], path)
+    with pytest.raises(clnn.CheckpointError, match="cannot be written"):
+        clnn.onnx.save(net, tmp_path)
+    net.load_state_dict({**net.state_dict(), "1.b": np.ones(2)})
+    device.upload(np.array([1, np.nan], np.float32), net.layers[1].b.block)
+    with pytest.raises(clnn.CheckpointError, match="1.b holds values that are not finite"):
+        clnn.onnx.save(net, path)
+    loads = importlib.import_module
+
+    def missing(name, *rest):
+        if name == "onnx":
+            raise ImportError(name)
+        return loads(name, *rest)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(clnn.ConfigurationError, match="pip install onnx"):
+        clnn.onnx.save(net, path)
+    assert not [*tmp_path.iterdir()]
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+def test_a_layer_by_itself_with_an_example(device, rng, tmp_path):
+    layer, path = clnn.LSTM(3, return_state=True), tmp_path / "deep" / "net.onnx"
+    x = rng.normal(size=(2, 5, 4)).astype(np.float32)
+    told = write(layer, path, example=x)
+    assert len(told.graph.output) == 3 and set(free_axes(told)) == {(0, 0), (0, 1)}
+    compare(layer, path, [x])
+
+
+def test_weights_beside_the_file(device, rng, tmp_path, monkeypatch):
+    """What one file does not hold lies in another one, of a name of its own; older ones go."""
+    net, path = seq(clnn.Dense(4, "relu"), clnn.Dense(3), shape=5), tmp_path / "net.onnx"
+    writer = importlib.import_module("clnn.onnx.write")
+    monkeypatch.setattr(writer, "INSIDE", 16)
+    for _ in range(2):
+        write(shuffled(net, rng), path)
+        model, data = sorted(tmp_path.iterdir())
+        assert model == path and data.name.startswith("net.onnx.") and data.suffix == ".data"
+        assert data.stat().st_size == sum(p.nbytes for p in net.parameters())
+        compare(net, path, [rng.normal(size=(2, 5)).astype(np.float32)])
+    monkeypatch.undo()
+    write(net, path)
+    assert [*tmp_path.iterdir()] == [path]
+
+
+def test_a_file_is_written_whole_or_not_at_all(device, tmp_path, monkeypatch):
+    net, path = seq(clnn.Dense(2), shape=3), tmp_path / "net.onnx"
+    write(net, path)
+    before = path.read_bytes()
+
+    def full(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(clnn.CheckpointError, match="no space left"):
+        clnn.onnx.save(shuffled(net, np.random.default_rng(0)), path)
+    assert path.read_bytes() == before and [*tmp_path.iterdir()] == [path]
+
+
+OPSETS = sorted({15, 17, 18, 20, 23, onnx.defs.onnx_opset_version()})
+
+
+@pytest.mark.parametrize("opset", OPSETS)
+def test_opsets(opset, device, rng, tmp_path):
+    norm = [clnn.LayerNorm(), clnn.RMSNorm()] if opset > 16 else [clnn.RMSNorm()]
+    net = seq(
+        clnn.Conv1D(4, 3, "gelu"), clnn.GroupNorm(2, "mish"), clnn.AvgPool1D(2), clnn.Activation("gelu_tanh"), *norm,
+        clnn.MultiHeadAttention(2, causal=True), clnn.GRU(3, "swish", return_sequences=True), clnn.LSTM(3),
+        clnn.BatchNorm(), shape=(6, 10),
+    )  # fmt: skip
+    path = tmp_path / "net.onnx"
+    told = write(shuffled(net, rng), path, opset)
+    assert told.opset_import[0].version == opset
+    x = rng.normal(size=(3, 6, 10)).astype(np.float32)
+    if opset <= 25:  # that onnxruntime knows
+        compare(net, path, [x], 1e-5)
+
+
+def test_float64_is_written_as_float64(device, rng, tmp_path):
+    if not device.has_fp64:
+        pytest.skip(f"{device!r} has no float64")
+    net = seq(clnn.Conv2D(3, 3, "gelu"), clnn.BatchNorm(), clnn.Reshape((3, -1)), clnn.LSTM(4, return_sequences=True),
+    clnn.LayerNorm(),
+              clnn.MultiHeadAttention(2), clnn.GRU(2), clnn.Dense(3, "softmax"), shape=(2, 6, 5), dtype="float64")  # fmt: skip
+    path = tmp_path / "net.onnx"
+    told = write(shuffled(net, rng), path)
+    assert {one.data_type for one in told.graph.initializer} == {onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64}
+    compare(net, path, [rng.normal(size=(4, 2, 6, 5))], 1e-9, run=reference)  # an epsilon is a float32 there
+
+
+def reference(path, inputs):
+    """onnx's own evaluator: onnxruntime convolves float32 only."""
+    session = evaluator.ReferenceEvaluator(str(path))
+    return session.run(None, dict(zip(session.input_names, inputs)))
+
+
+def test_saving_changes_nothing(device, rng, tmp_path):
+    """Neither the model, nor what a step draws; nothing is compiled, and training goes on."""
+    net = seq(clnn.Dense(4), clnn.BatchNorm(), clnn.Dropout(0.5), clnn.Dense(2), shape=3)
+    x, y = rng.normal(size=(8, 3)).astype(np.float32), np.arange(8) % 2
+    net.fit(x, y, loss="cross_entropy", optimizer="sgd", epochs=1, batch_size=4, seed=1, progress=False)
+    before, launches = {name: p.numpy() for name, p in net.named_parameters()}, device.launches
+    write(net, tmp_path / "net.onnx")
+    assert device.launches == launches
+    for name, p in net.named_parameters():
+        np.testing.assert_array_equal(p.numpy(), before[name])
+    net.fit(x, y, loss="cross_entropy", optimizer=net.optimizer, epochs=1, batch_size=4, seed=1, progress=False)
+    write(net, tmp_path / "net.onnx")
+    compare(net, tmp_path / "net.onnx", [x])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from ..layers.base import Layer
 from ..tape import no_grad
 from .read import library
 from .writers.graph import Graph, NoNodes
-from .writers.trace import Differs, Dim, Program, Trace, joined
+from .writers.trace import Differs, Dim, Fails, Program, Trace, joined
 
 OLDEST = 15  # operator sets that are written
 BATCH, BATCHES = 3, (5, 8)  # samples, with which the size of the batch is found
@@ -122,7 +123,11 @@ def _graph(
         changes: list[dict[Free, int]] = [{}, *({one: other} for one in free for other in one.others)]
         if len(free) > 1:
             changes += [{one: one.others[i] for one in free} for i in (0, 1)]
-        program = joined([traced(change) for change in changes])
+        programs = [traced(change) for change in changes]
+        with contextlib.suppress(Fails):  # a single sample may be an error, but must not be something else
+            programs.append(traced({free[0]: 1}))
+            changes.append({free[0]: 1})
+        program = joined(programs)
         sizes = {at: Dim(tuple(change.get(one, one.size) for change in changes)) for one in free for at in one.at}
         outputs: list[tuple[str, int]] = []
         for name, value in program.outputs:
@@ -138,8 +143,8 @@ def _graph(
         graph = attempt(free)
     except (Differs, NoNodes) as error:
         raise ConfigurationError(
-            f"passes over {BATCH} and {BATCHES[0]} samples differ in more than sizes, so that no ONNX file holds both: "
-            f"{error}"
+            f"{type(model).__name__}: passes over 1, {BATCH} and {BATCHES[0]} samples differ in more than sizes, so that no ONNX "
+            f"file holds them all: {error}"
         ) from None
     for at in _candidates([shape for shape, _ in forms]):
         if any(set(at) & set(one.at) for one in free):

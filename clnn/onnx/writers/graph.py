@@ -67,14 +67,14 @@ class Graph:
         self._taken: set[str] = {*inputs, *(name for name, _ in program.outputs)}
         self._sizes: dict[Dim, str] = {}
         self._shapes: list[int] = []  # values that have been written, whose sizes can be asked for
-        self.layer = ""
+        self.layer = self.title = ""
 
     # -- the program --------------------------------------------------------------------------------------------------
     def write(self) -> None:
         """Nodes for all that the outputs depend on."""
         wanted = {number: name for name, number in reversed(self.program.outputs)}
         for op in self._live():
-            self.layer = op.layer
+            self.layer, self.title = op.layer, op.title
             if op.name not in WRITERS:
                 raise self.refuse(op, "ONNX has no node for it")
             made = WRITERS[op.name](self, op)
@@ -127,7 +127,7 @@ class Graph:
     def refuse(self, op: Op, why: str) -> ConfigurationError:
         """The error that an op cannot be written."""
         return ConfigurationError(
-            f"{op.layer or 'the model'}: the op {op.name} cannot be written as ONNX: {why}. Compute it with other functions of "
+            f"{op.title}: the op {op.name} cannot be written as ONNX: {why}. Compute it with other functions of "
             "clnn's, or leave it out of the model that is saved"
         )
 
@@ -194,8 +194,7 @@ class Graph:
         since = min(s.since_version for s in defs.get_all_schemas_with_history() if s.name == kind and s.domain == "")
         if since > self.opset:
             raise ConfigurationError(
-                f"{self.layer or 'the model'} takes ONNX's {kind}, which opset {self.opset} does not have: give opset={since} or "
-                "more"
+                f"{self.title} takes ONNX's {kind}, which opset {self.opset} does not have: give opset={since} or more"
             )
 
     def fresh(self, name: str) -> str:
@@ -286,7 +285,7 @@ class Graph:
             factors = {(w - p) / q if q else math.nan for w, p, q in zip(wanted, a, b)}
             if len(factors) == 1 and (factor := factors.pop()).is_integer():
                 return self.node("Add", self._at(*at), self.node("Mul", self._at(*beside), self.ints(int(factor))))
-        raise NoNodes(f"{self.layer or 'the model'}: how {wanted} follows from the sizes of inputs is not seen")
+        raise NoNodes(f"{self.title}: how {wanted} follows from the sizes of inputs is not seen")
 
     def shape_of(self, shape: Sequence[Any]) -> str:
         """A shape as an int64 tensor."""

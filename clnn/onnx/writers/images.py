@@ -25,7 +25,7 @@ def _pads(op: Op) -> dict[str, Any]:
     if not any(isinstance(n, Dim) and s > 1 for n, s in zip(w.space, w.stride)) or w.rule != "same":
         return {"pads": [*map(int, w.before), *map(int, w.after)]}
     if any(d > 1 for d in w.dilation):
-        raise NoNodes(f"{op.layer}: how much it pads depends on sizes that are free")
+        raise NoNodes(f"{op.title}: how much it pads depends on sizes that are free")
     return {"auto_pad": "SAME_UPPER"}
 
 
@@ -78,7 +78,7 @@ def _conv(graph: Graph, op: Op) -> str:
             for each in _each([*window.space, *window.out, *window.before, *window.after])
         }
         if len(extras) > 1 or any(isinstance(p, Dim) for p in (*window.before, *window.after)):
-            raise NoNodes(f"{op.layer}: how much it pads depends on sizes that are free")
+            raise NoNodes(f"{op.title}: how much it pads depends on sizes that are free")
         pads = [*map(int, window.before), *map(int, window.after)]
         extra = [*map(int, extras.pop())]
         y = graph.node(
@@ -111,7 +111,7 @@ def _pool(graph: Graph, op: Op) -> str:
             include and any(w.before + w.after)
         )
         if not simple:
-            raise NoNodes(f"{op.layer}: what its last window holds depends on sizes that are free")
+            raise NoNodes(f"{op.title}: what its last window holds depends on sizes that are free")
         how["ceil_mode"] = 1
     if rounded or all(b <= 0 for each in beyond for b in each):
         pads = _pads(op)
@@ -133,7 +133,7 @@ def _adaptive_pool(graph: Graph, op: Op) -> str:
     if all(n == 1 for n in out):
         return graph.node("GlobalMaxPool" if largest else "GlobalAveragePool", name)
     if any(isinstance(n, Dim) for n in (*space, *out)):
-        raise NoNodes(f"{op.layer}: its bins depend on sizes that are free")
+        raise NoNodes(f"{op.title}: its bins depend on sizes that are free")
     if all(n % m == 0 for n, m in zip(space, out)):
         sizes = [n // m for n, m in zip(space, out)]
         return graph.node("MaxPool" if largest else "AveragePool", name, kernel_shape=sizes, strides=sizes)

@@ -180,7 +180,8 @@ def _by_scan(graph: Graph, op: Op) -> tuple[str, list[str]]:
     kind = helper.np_dtype_to_tensor_dtype(dtype)
     count = STATES[cell.kind]
     states = [graph.name(one) for one in op.given["states"]] or [graph.filled((batch, units), 0, dtype)] * count
-    rows = [graph.name(op.given["z"]), *([] if mask is None else [truth(graph, mask)])]
+    rows = [graph.node("Transpose", graph.name(op.given["z"]), perm=[1, 0, 2])]
+    rows += [] if mask is None else [graph.node("Transpose", truth(graph, mask), perm=[1, 0])]
     weights, bias = graph.name(u), graph.name(op.given["bias"])
     name = graph.fresh("step")
     before, given = [f"{name}/{s}" for s in ("h", "c")[:count]], [f"{name}/z", f"{name}/m"][: len(rows)]
@@ -196,12 +197,11 @@ def _by_scan(graph: Graph, op: Op) -> tuple[str, list[str]]:
         inputs += [info(one, graph.onnx.TensorProto.BOOL, [None]) for one in given[1:]]
         outputs = [info(one, kind, [None, int(units)]) for one in (*after, shown)]
         body = helper.make_graph(list(nodes), name, inputs, outputs)
-    backwards = int(cell.backwards)
-    *last, y = graph.several(
-        "Scan", *states, *rows, outputs=count + 1, body=body, num_scan_inputs=len(rows),
-        scan_input_axes=[1] * len(rows), scan_input_directions=[backwards] * len(rows),
-        scan_output_axes=[1], scan_output_directions=[int(backwards and cell.aligned)],
-    )  # fmt: skip
+    how: dict[str, Any] = {"scan_input_directions": [1] * len(rows)} if cell.backwards else {}
+    if cell.backwards and cell.aligned:
+        how["scan_output_directions"] = [1]
+    *last, y = graph.several("Scan", *states, *rows, outputs=count + 1, body=body, num_scan_inputs=len(rows), **how)
+    y = graph.node("Transpose", y, perm=[1, 0, 2])
     return y, [graph.node("Unsqueeze", one, graph.ints(1)) for one in last]
 
 

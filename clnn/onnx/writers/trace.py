@@ -36,6 +36,10 @@ class Differs(Exception):
     """Traces at different sizes have no program in common; the message says where."""
 
 
+class Fails(Differs):
+    """A pass at another size is an error."""
+
+
 class Dim(NamedTuple):
     """A whole number that depends on the sizes of inputs: what it is in each trace."""
 
@@ -59,12 +63,14 @@ class Value(NamedTuple):
 
 
 class Op(NamedTuple):
-    """A call of an op: its arguments by name, with a Ref for each array, the values that it makes, and whose layer called it."""
+    """A call of an op: its arguments by name, with a Ref for each array, the values that it makes, and the layer that called it:
+    its path in the model, and what errors call it."""
 
     name: str
     given: dict[str, Any]
     made: tuple[int, ...]
     layer: str
+    title: str
 
 
 class Program(NamedTuple):
@@ -76,7 +82,7 @@ class Program(NamedTuple):
 
 
 class Trace:
-    """One pass of a model over inputs of these shapes. What goes wrong in a `trial` is a Differs."""
+    """One pass of a model over inputs of these shapes. What goes wrong in a `trial` is a Fails."""
 
     def __init__(self, model: Layer, forms: Sequence[tuple[Sequence[int], Any]], trial: bool = False) -> None:
         self.model, self.forms, self.trial = model, forms, trial
@@ -94,7 +100,7 @@ class Trace:
         """What the pass computes."""
         outputs = first_pass(self.model, (), lambda y: y, self._run)
         if self._wrong:
-            raise Differs(self._wrong)
+            raise Fails(self._wrong)
         return Program(self.values, self.ops, outputs)
 
     # -- the pass -----------------------------------------------------------------------------------------------------
@@ -159,6 +165,7 @@ class Trace:
                 given,
                 tuple(self._add(y, Value("op", number, y.shape, y.dtype)) for y in made),
                 path,
+                layer,
             )
         )
         return result
@@ -184,10 +191,8 @@ class Trace:
         if (number := self._known.get((id(x.block), x.shape))) is not None:
             return number
         if (last := self._last.get(id(x.block))) is not None:  # its memory in another shape
-            op = Op(
-                "reshape", {"x": Ref(last), "shape": x.shape}, (len(self.values),), self._layer(sys._getframe(1))[0]
-            )
-            self.ops.append(op)
+            layer = self._layer(sys._getframe(1))
+            self.ops.append(Op("reshape", {"x": Ref(last), "shape": x.shape}, (len(self.values),), *layer))
             return self._add(x, Value("op", len(self.ops) - 1, x.shape, x.dtype))
         return self._add(x, Value("constant", self._array(x, what), x.shape, x.dtype))
 
@@ -212,9 +217,9 @@ class Trace:
             if isinstance(one, Layer) and (id(one) in self._paths or one is self.model):
                 path = self._paths.get(id(one), "").removeprefix("layers.")
                 kind = type(one).__name__
-                return path, f"{one.name or path or 'the model'} ({kind})" if one.name != kind else kind
+                return path, " ".join(filter(None, (one.name or path, f"({kind})" if path else kind)))
             frame = frame.f_back
-        return "", "the model"
+        return "", type(self.model).__name__
 
 
 @functools.cache
@@ -229,18 +234,19 @@ def joined(programs: Sequence[Program]) -> Program:
     for other in programs[1:]:
         for a, b in zip(first.ops, other.ops):
             if a.name != b.name:
-                raise Differs(f"{a.layer or 'the model'} runs {a.name} at one size and {b.name} at another")
+                raise Differs(f"{a.title} runs {a.name} at one size and {b.name} at another")
         if len(first.ops) != len(other.ops) or len(first.values) != len(other.values):
             raise Differs(f"it runs {len(first.ops)} ops at one size and {len(other.ops)} at another")
     ops = [
         Op(
             one[0].name,
             {
-                name: _joined([op.given[name] for op in one], f"{one[0].layer or 'the model'}: {name} of {one[0].name}")
+                name: _joined([op.given[name] for op in one], f"{one[0].title}: {name} of {one[0].name}")
                 for name in one[0].given
             },
             one[0].made,
             one[0].layer,
+            one[0].title,
         )
         for one in zip(*(program.ops for program in programs))
     ]
