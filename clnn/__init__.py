@@ -120,6 +120,7 @@ __all__ = [
     "schedules",
     "search",
     "seed",
+    "sklearn",
     "step",
     "tensor",
     "use",
@@ -131,13 +132,13 @@ __all__ += optim.__all__
 
 
 if TYPE_CHECKING:
-    from . import onnx
+    from . import onnx, sklearn
 else:  # which would take it for a promise of any name
 
     def __getattr__(name: str) -> object:
         """What is imported when it is asked for, names that clnn does not have, and where what they mean is."""
-        if name == "onnx":
-            return importlib.import_module(".onnx", __name__)
+        if name in ("onnx", "sklearn"):
+            return importlib.import_module(f".{name}", __name__)
         if name in ("Constant", "Exponential", "Linear", "Piecewise"):
             also = ", and the layer of that name elsewhere is clnn.Dense" if name == "Linear" else ""
             raise AttributeError(f"clnn.{name} is a learning-rate schedule, clnn.schedules.{name}{also}")

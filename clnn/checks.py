@@ -83,16 +83,24 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
                 f"{name} is a masked array, and there is no mask here: what lies under it would be used; "
                 "give .filled(value), or leave the samples out that it hides"
             )
+        given = value
         try:
             value = np.asarray(value)
         except ValueError as error:  # rows of different lengths
             raise DataError(f"{name} is no array of numbers: {error}") from error
+        if is_sparse(given):
+            raise DataError(f"{name} is a sparse matrix, which only the inputs of a model may be: give .toarray()")
     if value.dtype.kind not in "fiub":
         raise DataError(
             f"{name} should be an array of numbers, not of {value.dtype}: convert it, for instance with "
             ".astype('float32') or, in pandas, .to_numpy('float32')"
         )
     return value
+
+
+def is_sparse(value: Any) -> bool:
+    """Whether it is one of SciPy's sparse matrices or arrays, found out without SciPy."""
+    return type(value).__module__.startswith("scipy.sparse") and hasattr(value, "tocsr")
 
 
 def whole_array(value: Any, name: str = "the array") -> np.ndarray:

@@ -288,6 +288,16 @@ class MeanAbsoluteError(Loss):
     name, takes, mean_over_outputs = "mae", "numbers", True
 
 
+class Poisson(Loss):
+    """exp(y) - t y, averaged over outputs: the negative log-likelihood of counts t, of which exp(y) are expected, without log t!.
+
+    The output y is linear, the logarithm of the expected count; targets are from 0 on. (PyTorch's `PoissonNLLLoss`)
+    """
+
+    name, takes, mean_over_outputs = "poisson", "numbers", True
+    between = (0.0, math.inf)
+
+
 class Huber(Loss):
     """e^2 / 2 where |e| = |y - t| <= delta, else delta (|e| - delta / 2), averaged over outputs (Huber 1964)."""
 

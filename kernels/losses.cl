@@ -11,6 +11,7 @@
 LOSS_LINE(quadratic,                0.5 * (y - t) * (y - t),                                       y - t)
 LOSS_LINE(mse,                      (y - t) * (y - t),                                             2 * (y - t))
 LOSS_LINE(mae,                      fabs(y - t),                                                   y > t ? 1 : y < t ? -1 : y - t)
+LOSS_LINE(poisson,                  exp(y) - t * y,                                                exp(y) - t)
 LOSS_LINE(huber,                    fabs(y - t) <= p ? 0.5 * (y - t) * (y - t) : p * (fabs(y - t) - 0.5 * p), y - t > p ? p : y - t < -p ? -p : y - t)
 LOSS_LINE(binary_cross_entropy,     relu_f(y) - y * t + log1p(exp(-fabs(y))),                      sigmoid_f(y) - t)
 LOSS_LINE(sigmoid_cross_entropy,    -t * log(CLIP(y)) - (1 - t) * log(CLIP(1 - y)),                y - t)   // d by the sigmoid's input

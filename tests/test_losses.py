@@ -33,6 +33,7 @@ ROWS = {  # the loss of each row
     "mse": lambda y, t: ((y - t) ** 2).mean(axis=1),
     "mae": lambda y, t: np.abs(y - t).mean(axis=1),
     "huber": _huber,
+    "poisson": lambda y, t: (np.exp(y) - t * y).mean(axis=1),
     "binary_cross_entropy": lambda z, t: (np.logaddexp(0, z) - t * z).sum(axis=1),
     "cross_entropy": lambda z, t: -(t * log_softmax(z)).sum(axis=1),
     "log_likelihood": lambda y, t: -(t * y).sum(axis=1),
@@ -57,6 +58,8 @@ def targets(rng, name, shape, dtype=np.float32):
     t = normal(rng, shape, dtype)
     if name == "binary_cross_entropy":
         t = rng.random(shape)
+    if name == "poisson":
+        t = rng.poisson(2.0, shape)
     if "hinge" in name:
         t = rng.choice([-1.0, 1.0], shape)
     if name in ("cross_entropy", "log_likelihood", "kl_divergence"):

@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..checks import in_range, numbers, whole, whole_array
+from ..checks import in_range, is_sparse, numbers, whole, whole_array
+from ..data.sparse import SparseRows
 from ..data.validate import check_features
 from ..errors import ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer, first_pass
@@ -20,15 +21,20 @@ from ..tensor import Tensor
 from .outputs import Outputs, as_columns, loss_for, metrics_for
 
 
-def as_inputs(x: Any, model: Layer, name: str = "x") -> list[np.ndarray]:
-    """One array per input of the model, in the model's type or, where it takes whole numbers, int32, checked."""
-    given, found = _by_input(x, model, name), []
+def as_inputs(x: Any, model: Layer, name: str = "x") -> list[Any]:
+    """One array per input of the model, in the model's type or, where it takes whole numbers, int32, checked; of a sparse matrix
+    its `SparseRows`."""
+    given: list[tuple[str, Any]] = _by_input(x, model, name)
+    found: list[Any] = []
     for i, (label, value) in enumerate(given):
         if isinstance(value, Tensor) and value.mask is not None:
             raise ConfigurationError(
                 f"{label} has a mask of steps, which does not go along: put Masking or Embedding(mask_zero=True) into the model"
             )
         tokens = model.takes_whole(i)
+        if is_sparse(value) and not tokens:
+            found.append(SparseRows(value, model.dtype, label))
+            continue
         array, dtype = (
             (whole_array(value, label), np.dtype(np.int32)) if tokens else (numbers(value, label), model.dtype)
         )

@@ -17,6 +17,7 @@ import numpy as np
 from .. import random
 from ..callbacks import Callback, Progress
 from ..checks import check_count
+from ..data.sparse import SparseRows
 from ..errors import ConfigurationError, ShapeError
 from ..layers.base import Layer, for_shapes
 from ..losses import Loss, parts_of
@@ -28,7 +29,7 @@ from ..runtime.recorder import StepContext
 from ..runtime.watching.watch import structure_version
 from ..step import Step
 from ..tensor import tensor
-from .evaluation import Evaluation
+from .evaluation import CHUNK_BYTES, Evaluation
 from .feed import Feed
 from .history import History
 from .inputs import Samples, build_for, counts_hits, given_to_fit
@@ -262,6 +263,8 @@ def consolidated(model: Layer) -> list[Any]:
 def _capacity(device: Device, n: int, batch: int, samples: Samples) -> tuple[bool, int]:
     """Whether n such samples may all stay on the device, and the rows of a chunk (whole batches) if not."""
     row, memory = Feed.row_bytes(*samples), device.memory
+    if any(isinstance(x, SparseRows) for x in samples.xs):  # so many rows at a time are dense as an evaluation has
+        return False, max(batch, min(n, CHUNK_BYTES // sum(row) // batch * batch))
     free = memory.limit - memory.in_use
     if n * sum(row) <= free // 2 and memory.fits(n * max(row)):
         return True, n
