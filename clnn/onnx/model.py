@@ -2,14 +2,417 @@
 
 from __future__ import annotations
 
+import importlib
+import weakref
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 
-def load(path: Any) -> Any:
-    """The model in an ONNX file, given by its path or as its bytes."""
-    raise NotImplementedError("clnn.onnx.load comes in the next commits")
+from ..checks import numbers
+from ..errors import CheckpointError, ConfigurationError, DataError, ShapeError
+from ..layers.base import Layer, Symbolic, register
+from ..model import Model
+from ..parameters import consolidate, count
+from ..runtime.devices.choice import use
+from ..step import Step
+from ..tape import no_grad
+from ..tensor import Parameter, Tensor, elementwise, tensor
+from . import operators as _all_operators  # noqa: F401 - fills the table
+from .graph import FLOATS, Graph, Value, from_json, to_json
+from .read import TYPES, read
+from .registry import TABLE, find
+from .run import Constants, Demand, Made, Pass, Plan, operators_of, type_of
+
+# The inputs that learn where they are constants of floats: weights and biases
+WEIGHTS = {
+    "Conv": (1, 2), "ConvTranspose": (1, 2), "Gemm": (0, 1, 2), "MatMul": (0, 1), "BatchNormalization": (1, 2, 3, 4),
+    "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2), "LayerNormalization": (1, 2), "RMSNormalization": (1,),
+    "PRelu": (1,), "Gather": (0,), "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "RNN": (1, 2, 3), "Einsum": (0, 1),
+}  # fmt: skip
+VECTORS = {
+    "Add": (0, 1),
+    "Mul": (0, 1),
+}  # those that do where they have one axis of more than one element: bias and scale
+STATISTICS = {"BatchNormalization": (3, 4)}  # those of WEIGHTS that no optimizer touches
+KINDS = (*TYPES.values(),)
+MOVES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Cast")
 
 
-def operators() -> dict[str, Any]:
-    """The operators that are supported."""
-    return {}
+def learned(graph: Graph) -> dict[str, bool]:
+    """The constants of a graph that are parameters, and whether they learn."""
+    found: dict[str, bool] = {}
+    wanted: set[str] = set()
+    for node in reversed([*graph.every_node()]):
+        if node.domain:
+            continue
+        places = WEIGHTS.get(node.op, ()) + VECTORS.get(node.op, ())
+        if node.op in MOVES and node.outputs[0] in wanted:
+            places = tuple(range(len(node.inputs) if node.op == "Concat" else 1))
+        for at in places:
+            name = node.inputs[at] if at < len(node.inputs) else ""
+            array = graph.constants.get(name)
+            if array is None:
+                wanted |= {name} - {""} if node.op not in VECTORS else set()
+            elif (
+                array.dtype.name in FLOATS
+                and array.size > 1
+                and (node.op not in VECTORS or max(array.shape) == array.size)
+            ):
+                found[name] = found.get(name, True) and at not in STATISTICS.get(node.op, ())
+    for node in graph.every_node():  # not those whose values shapes and the like are made of
+        one = find(node.domain, node.op, graph.opsets.get(node.domain, 0))
+        for at, name in enumerate(node.inputs):
+            if one is not None and at in one.host:
+                found.pop(name, None)
+    return {name: found[name] for name in graph.constants if name in found}
+
+
+class OnHost:
+    """An array that is part of a recording's key."""
+
+    def __init__(self, array: np.ndarray) -> None:
+        self.array = array
+        self.key = (array.shape, array.dtype.str, tuple(array.ravel()) if array.dtype == object else array.tobytes())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, OnHost) and other.key == self.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+def as_given(value: Value, array: Any, label: str) -> np.ndarray:
+    """What was given for an input as an array of its type. DataError where that is another kind of thing."""
+    array = np.asarray(array)
+    array = array.astype(np.float32) if array.dtype.name == "bfloat16" else array
+    if value.type == "string" or array.dtype.kind in "OSU":
+        if (value.type == "string") != (array.dtype.kind in "OSU"):
+            raise DataError(f"{label} is an array of {value.type or 'numbers'}, and {array.dtype} was given")
+        return array.astype(object)
+    array = numbers(array, label)
+    kind = array.dtype if not value.type else np.dtype(np.float32 if value.type == "bfloat16" else value.type)
+    fits = {"f": "fiub", "i": "iu", "u": "iu", "b": "b"}[kind.kind]
+    if array.dtype.kind not in fits:
+        raise DataError(f"{label} is an array of {value.type}, and {array.dtype} was given: convert it with .astype")
+    if kind.kind in "iu" and array.size:
+        low, high = np.iinfo(kind).min, np.iinfo(kind).max
+        if int(array.min()) < low or int(array.max()) > high:
+            raise DataError(f"{label} is an array of {value.type}, and {array.min()} to {array.max()} were given")
+    return array.astype(kind, copy=False)
+
+
+def check_shapes(given: Mapping[str, Any], values: Sequence[Value], what: str) -> None:
+    """ShapeError where arrays do not have the shapes that the file says; sizes of one name are equal."""
+    sizes: dict[str, tuple[int, str]] = {}
+    for value in values:
+        if value.shape is None or value.name not in given:
+            continue
+        shape = tuple(
+            np.shape(given[value.name]) if isinstance(given[value.name], (list,)) else given[value.name].shape
+        )
+        wrong = len(shape) != len(value.shape)
+        for size, wanted in zip(shape, value.shape) if not wrong else ():
+            if isinstance(wanted, str):
+                known = sizes.setdefault(wanted, (size, value.name))
+                if known[0] != size:
+                    raise ShapeError(
+                        f"{what} {value.name!r} has the shape {shape}, in which {wanted!r} is {size}, and {known[1]!r} has "
+                        f"{known[0]} there"
+                    )
+            wrong = wrong or (isinstance(wanted, int) and wanted != size)
+        if wrong:
+            raise ShapeError(f"{what} {value} has the shape {shape}")
+
+
+class Session:
+    """A model's graph as it answers arrays: constants folded, recorded by shapes, replayed."""
+
+    def __init__(self, model: OnnxModel, arrays: Mapping[str, np.ndarray]) -> None:
+        self.model, self.device = weakref.ref(model), model.device
+        constants = Constants(self.device)
+        self.plan = Plan(
+            model.graph,
+            self.device,
+            {**model.graph.constants, **arrays},
+            model.where,
+            constants,
+            tensors=model.shared(arrays),
+        )
+        self.versions = model.versions()
+        self.hosts: set[str] = set()  # inputs whose values are part of the key
+        self.reads: Counter[str] = Counter()  # nodes that read values back
+        self.step = Step(self._run)
+
+    def call(self, given: dict[str, np.ndarray]) -> dict[str, Any]:
+        """The outputs for arrays, as arrays."""
+        values = self.plan.graph.inputs
+        for value in values:
+            array = given[value.name]
+            if array.dtype == object or (array.dtype.kind in "iu" and not fits_int32(array)):
+                self.hosts.add(value.name)
+        while True:
+            args = [OnHost(given[v.name]) if v.name in self.hosts else self._as_argument(given[v.name]) for v in values]
+            if not any(isinstance(one, (np.ndarray, Tensor)) for one in args):
+                args.append(tensor(0, np.int32, self.device))
+            try:
+                with use(self.device), no_grad():
+                    found = self.step(*args)
+                break
+            except Demand as demand:
+                self.hosts |= demand.sources
+        if self.reads:
+            self.step.replays.record = False
+        return {v.name: present(found[v.name], v.type) for v in self.plan.graph.outputs}
+
+    def _as_argument(self, array: np.ndarray) -> Any:
+        if array.dtype == np.float64:  # an array would become float32
+            return tensor(array, np.float64, self.device)
+        kind = np.float32 if array.dtype.kind in "fb" else np.int32
+        return array.astype(kind, copy=False)
+
+    def _run(self, *args: Any) -> dict[str, Any]:
+        inputs = {}
+        for value, one in zip(self.plan.graph.inputs, args):
+            data = one.array if isinstance(one, OnHost) else one
+            inputs[value.name] = Made(data, value.type or type_of(data), frozenset((value.name,)))
+        whole = frozenset(v.name for v in self.plan.graph.inputs if v.type not in FLOATS)
+        one = Pass(self.plan, whole)
+        found = one.run(inputs)
+        self.reads.update(one.read)
+        return {name: keep(made) for name, made in found.items()}
+
+
+def fits_int32(array: np.ndarray) -> bool:
+    """Whether whole numbers fit into 32 bits."""
+    return array.itemsize < 4 or not array.size or -(2**31) <= int(array.min()) <= int(array.max()) < 2**31
+
+
+def keep(made: Made) -> Any:
+    """An output as a step may return it, with its type."""
+    data = made.data
+    if isinstance(data, np.ndarray):
+        return OnHost(data)
+    if isinstance(data, list):
+        return [keep(Made(one, type_of(one))) if not isinstance(one, Made) else keep(one) for one in data]
+    return (data, made.type) if isinstance(data, Tensor) else data
+
+
+def present(found: Any, kind: str) -> Any:
+    """An output as an array of its type."""
+    if isinstance(found, OnHost):
+        return found.array if kind in ("", "string", "sequence", "optional") else as_type(found.array, kind)
+    if isinstance(found, list):
+        return [present(one, "") for one in found]
+    if not isinstance(found, tuple):
+        return found
+    kind = kind if kind not in ("", "sequence", "optional") else found[1]
+    return as_type(found[0].numpy(), kind)
+
+
+def as_type(array: np.ndarray, kind: str) -> np.ndarray:
+    """The array as a type by its name; NumPy has bfloat16 from the library ml_dtypes, which comes with onnx."""
+    if kind == "bfloat16":
+        try:
+            return array.astype(importlib.import_module("ml_dtypes").bfloat16)
+        except ImportError:
+            return array
+    return array.astype(kind, copy=False)
+
+
+@register
+class OnnxModel(Model):
+    """A model from an ONNX file, as `clnn.onnx.load` makes it.
+
+    net(array, ...), or by the inputs' names net(x=array), returns arrays: the output, or of several a dict by their names. Given
+    tensors it returns tensors, with a gradient, so that it can be a layer of another model. `inputs` and `outputs` say names,
+    types and shapes, `graph` holds the nodes. Weights and biases are parameters, named as in the file: `fit`, `save`, `to` and
+    `trainable` do what they do elsewhere; running statistics of batch normalisations stay as they are in training.
+    """
+
+    unwatched = Model.unwatched | {"_session", "_training"}
+    _session: Session | None = None
+    _training: Plan | None = None
+
+    def __init__(self, graph: Any, weights: dict[str, Any]) -> None:
+        """`weights`: {name: [type, shape, whether it learns]} for the constants that are parameters."""
+        self.graph: Any = graph if isinstance(graph, Graph) else from_json(graph)
+        self.where = self.graph.name or "the model"
+        kinds = {kind for kind, _, _ in weights.values()} or {v.type for v in self.graph.inputs if v.type in FLOATS}
+        self.dtype = np.dtype(np.float64 if kinds == {"float64"} else np.float32)
+        self.weights: dict[str, Parameter] = {}
+        for name, (kind, shape, learns) in weights.items():
+            dtype = np.dtype(np.float64 if kind == "float64" else np.float32)
+            self.device.real(dtype)
+            nbytes = int(np.prod(shape)) * dtype.itemsize
+            p = Parameter(self.device.memory.allocate(nbytes), tuple(shape), dtype, self.device, name, bool(learns))
+            p.decays = len(shape) > 1
+            self.weights[name] = p
+        self._kinds = {name: kind for name, (kind, _, _) in weights.items()}
+        self._input_shapes: Any = []  # it needs no first pass to be built
+        self.built = True
+
+    @property
+    def inputs(self) -> list[Value]:
+        """The inputs: name, type and shape."""
+        return self.graph.inputs
+
+    @property
+    def outputs(self) -> list[Value]:
+        """The outputs: name, type and shape."""
+        return self.graph.outputs
+
+    def config(self) -> dict[str, Any]:
+        told = {n: [self._kinds[n], list(p.shape), p.learns] for n, p in self.weights.items()}
+        return {"graph": to_json(self.graph), "weights": told}
+
+    def named_parameters(self, prefix: str = "") -> Any:
+        for name, p in Layer.named_parameters(self, prefix):
+            yield (name if prefix else name.removeprefix("weights.")), p
+
+    def input_names(self) -> dict[str, bool] | None:
+        return dict.fromkeys((value.name for value in self.inputs), True)
+
+    def takes_whole(self, i: int) -> bool:
+        return i < len(self.inputs) and self.inputs[i].type not in (*FLOATS, "")
+
+    def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
+        Layer.check_whole(self, i, array, name)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: v for name, v in super().__getstate__().items() if name not in self.unwatched - Model.unwatched}
+
+    def to(self, device: Any) -> Model:
+        super().to(device)
+        self._session = self._training = None
+        return self
+
+    # -- running ------------------------------------------------------------------------------------------------------
+    def __call__(self, *given: Any, **named: Any) -> Any:
+        if not given and not named and self.inputs and self.device.dry_now:
+            return None  # clnn.load looks whether it can be built
+        inputs = self._by_name(given, named)
+        if any(isinstance(x, (Tensor, Symbolic)) for x in inputs.values()):
+            return super().__call__(*inputs.values())
+        arrays = {v.name: as_given(v, inputs[v.name], f"input {v.name!r}") for v in self.inputs}
+        check_shapes(arrays, self.inputs, "input")
+        with self.device.lock:
+            found = self.session().call(arrays)
+        check_shapes(
+            found, self.outputs, "by the file, which another exporter or onnx.shape_inference may mend, output"
+        )
+        return found if len(found) > 1 else next(iter(found.values()))
+
+    def _by_name(self, given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
+        names = [value.name for value in self.inputs]
+        if len(given) == 1 and isinstance(given[0], Mapping) and not named:
+            given, named = (), given[0]
+        found = {**dict(zip(names, given)), **named}
+        unknown = [name for name in named if name not in names or name in names[: len(given)]]
+        missing = [name for name in names if name not in found]
+        if unknown or missing or len(given) > len(names):
+            raise ConfigurationError(
+                f"{self.where} takes {'; '.join(map(str, self.inputs)) or 'no inputs'}. {len(given)} were given by position; "
+                f"missing is {', '.join(missing) or 'none'}, unknown or twice is {', '.join(unknown) or 'none'}"
+            )
+        return {name: found[name] for name in names}
+
+    def versions(self) -> int:
+        """A number that changes with the parameters' values."""
+        return sum(p.version for p in self.weights.values())
+
+    def shared(self, arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[np.ndarray, Tensor]]:
+        """The parameters' memory as tensors, beside their values."""
+        return {
+            name: (array, Tensor((p := self.weights[name]).block, p.shape, p.dtype, p.device))
+            for name, array in arrays.items()
+        }
+
+    def session(self) -> Session:
+        """The session of the parameters as they are."""
+        if self._session is None or self._session.versions != self.versions():
+            self._session = None
+            self._session = Session(self, {name: p.numpy() for name, p in self.weights.items()})
+        return self._session
+
+    def forward(self, *inputs: Tensor) -> Any:
+        if self._training is None:
+            consts = {**self.graph.constants, **self.weights}
+            self._training = Plan(self.graph, self.device, consts, self.where, Constants(self.device))
+        given = {}
+        for value, x in zip(self.inputs, inputs):
+            if value.type == "bool" and x.dtype == np.int32:
+                x = elementwise("not_equal", x, 0)
+            given[value.name] = Made(x, value.type or type_of(x))
+        one = Pass(self._training, frozenset())
+        found = {name: one.on_device(made.data) for name, made in one.run(given).items()}
+        return found if len(found) > 1 else next(iter(found.values()))
+
+    def summary(self) -> str:
+        """Inputs, outputs, operators with their numbers, parameters, and how the model runs, as text."""
+        ops = Counter(node.op for node in self.graph.every_node())
+        rows = [
+            f"{self.where}, operator set {', '.join(f'{k or chr(97) + chr(105)} {v}' for k, v in self.graph.opsets.items())}"
+        ]
+        rows += [f"input   {value}" for value in self.inputs] + [f"output  {value}" for value in self.outputs]
+        rows.append(f"{sum(ops.values())} nodes: " + ", ".join(f"{name} {n}" for name, n in ops.most_common()))
+        session = self.session()
+        left = len(session.plan.nodes)
+        rows.append(
+            f"{left} of them run, {len(self.graph.nodes) - left} depend on constants alone and were computed once"
+        )
+        if session.hosts:
+            rows.append(f"recorded anew for each value of {', '.join(sorted(session.hosts))}, which shapes are made of")
+        if session.reads:
+            rows.append(f"runs without a recording: {', '.join(session.reads)} needs values in the middle")
+        parameters = self.parameters()
+        learn = count([p for p in parameters if p.trainable])
+        size = sum(p.nbytes for p in parameters)
+        rows.append(f"{count(parameters):,} parameters ({learn:,} trainable), {size:,} bytes, on {self.device.name}")
+        return "\n".join(rows)
+
+    def __repr__(self) -> str:
+        return f"<OnnxModel {self.where} from {', '.join(v.name for v in self.inputs)}>"
+
+
+def load(path: Any) -> OnnxModel:
+    """The model in an ONNX file, given by its path or as its bytes, on the device in use.
+
+    It is called with arrays, by position or by name, and returns an array, or of several outputs a dict by their names; it is
+    also a `Model`: `fit`, `predict`, `save`, `to` and `summary()` are there. The first call with inputs of new shapes runs as the
+    graph says, the next ones are recorded and replayed. See `OnnxModel`.
+
+    ConfigurationError without the library onnx; CheckpointError for a file that is missing, damaged, of an unknown operator set,
+    or that uses operators which are not supported: all of them are named, with their nodes, before anything runs.
+
+    >>> import onnx.parser  # doctest: +SKIP
+    >>> clnn.onnx.load("model.onnx")(np.zeros((1, 3, 224, 224), np.float32)).shape  # doctest: +SKIP
+    (1, 1000)
+    """
+    graph, where = read(path)
+    operators_of(graph, graph.opsets, where)
+    lists = [str(value) for value in graph.inputs if value.type not in (*KINDS, "")]
+    if lists:
+        raise CheckpointError(f"{where}: inputs that are no arrays are not supported: {', '.join(lists)}")
+    learns = learned(graph)
+    arrays = {name: graph.constants.pop(name) for name in learns}
+    model = OnnxModel(graph, {name: [a.dtype.name, a.shape, learns[name]] for name, a in arrays.items()})
+    model.where = where
+    arrays = {name: a.astype(model.weights[name].dtype, copy=False) for name, a in arrays.items()}
+    for name, array in arrays.items():
+        model.device.upload(np.ascontiguousarray(array), model.weights[name].block)
+    if model.weights:
+        consolidate(list(model.weights.values()))
+    model._session = Session(model, arrays)
+    return model
+
+
+def operators() -> dict[str, list[int]]:
+    """The operators that are supported, {name: the operator sets since which each has the form that is known here}; those of
+    other domains than ai.onnx have it in front of their name."""
+    found = {
+        f"{domain}.{name}" if domain else name: [one.since for one in entries]
+        for (domain, name), entries in TABLE.items()
+    }
+    return dict(sorted(found.items()))

@@ -83,7 +83,27 @@ class Reader:
             if attribute.ref_attr_name:
                 raise self.wrong(f"{node}: the attribute {attribute.name!r} refers to one of a function around it")
             node.attributes[attribute.name] = self.attribute(attribute, node, depth)
+        self.check_form(node, {attribute.name: attribute.type for attribute in proto.attribute})
         return node
+
+    def check_form(self, node: Node, kinds: dict[str, int]) -> None:
+        """The number of inputs and outputs, and the kinds of attributes, are those of the operator, as the library knows it."""
+        defs = importlib.import_module("onnx.defs")
+        try:
+            schema = defs.get_schema(node.op, self.opsets.get(node.domain, 1), node.domain)
+        except defs.SchemaError:
+            return  # the table of operators has none of it, either
+        for name, one in schema.attributes.items():
+            if name in kinds and kinds[name] != int(getattr(one.type, "value", one.type)):
+                raise self.wrong(f"{node}: the attribute {name!r} is of kind {kinds[name]}, and should be {one.type}")
+            if one.required and name not in kinds:
+                raise self.wrong(f"{node}: the attribute {name!r} is missing")
+        for what, names, least, most in (
+            ("inputs", node.inputs, schema.min_input, schema.max_input),
+            ("outputs", node.outputs, schema.min_output, schema.max_output),
+        ):
+            if not least <= len(names) <= most:
+                raise self.wrong(f"{node} has {len(names)} {what}, and should have {least} to {most}")
 
     def attribute(self, proto: Any, node: Node, depth: int) -> Any:
         """An attribute's value."""
@@ -107,7 +127,9 @@ class Reader:
             return [self.array(t, what) for t in proto.tensors] if kind == 9 else [
                 self.graph(g, depth + 1) for g in proto.graphs
             ]  # fmt: skip
-        raise self.wrong(f"{what} is of a kind, {kind}, that is not read here")
+        if kind in (13, 14):  # a type: no operator here takes one
+            return None
+        raise self.wrong(f"{what} is of a kind, {kind}, that is not known here")
 
     def text(self, data: bytes, what: str) -> str:
         """A text of the file."""
@@ -251,8 +273,6 @@ def read(source: Any) -> tuple[Graph, str]:
                 f"it uses operator set {version} of {domain or 'ai.onnx'}, and 1 to {NEWEST[domain]} are known here: convert it "
                 "with onnx.version_converter, or update clnn"
             )
-    if "" not in opsets and "ai.onnx.ml" not in opsets:
-        raise reader.wrong("it does not say which operator set it uses")
     if len(proto.functions):
         raise reader.wrong(
             "it defines functions of its own: inline them with onnx.inliner.inline_local_functions, and load what comes of it"

@@ -1,0 +1,67 @@
+"""Products of matrices, and softmax over an axis."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from ... import arrays, functions
+from ...errors import ShapeError
+from ...tensor import Tensor, function, linear_layer, softmax_of
+from ..registry import Context, operator
+
+
+@operator("MatMul", 1)
+def matmul(c: Context, a: Any, b: Any) -> Any:
+    if c.types[0] not in ("float32", "float64", "float16", "bfloat16"):
+        return np.matmul(c.host(0), c.host(1))
+    return c.tensor(a) @ c.tensor(b)
+
+
+@operator("Gemm", 1)
+def gemm(
+    c: Context, a: Any, b: Any, bias: Any = None, *, alpha: float = 1.0, beta: float = 1.0, transA: int = 0, transB: int = 0,
+    broadcast: int = 1,
+) -> Any:  # fmt: skip
+    """alpha a b + beta bias, each of a and b transposed if so."""
+    if c.types[0] not in ("float32", "float64", "float16", "bfloat16"):
+        a, b = (c.host(i).T if turned else c.host(i) for i, turned in ((0, transA), (1, transB)))
+        y = a @ b * int(alpha)
+        return (y if bias is None else y + c.host(2) * int(beta)).astype(a.dtype)
+    a, b = c.tensor(a), c.tensor(b)
+    if a.ndim != 2 or b.ndim != 2:
+        raise ShapeError(f"Gemm takes matrices, and these are of shapes {a.shape} and {b.shape}")
+    a = a.transpose() if transA else a
+    n = b.shape[0] if transB else b.shape[1]
+    bias = None if bias is None or beta == 0 else c.tensor(bias)
+    fused = bias is not None and bias.size == n and bias.shape[-1:] == (n,) and alpha == beta == 1
+    if fused:
+        return linear_layer(a, b.transpose() if transB else b, bias.reshape(n), "linear")
+    y = linear_layer(a, b, None, "linear", turned=bool(transB))
+    y = y if alpha == 1 else y * alpha
+    return y if bias is None else y + (bias if beta == 1 else bias * beta)
+
+
+def over_rest(x: Tensor, axis: int) -> Tensor:
+    """x as a matrix whose rows are what lies from `axis` on."""
+    axis = axis + x.ndim if axis < 0 else axis
+    return x.reshape(math.prod(x.shape[:axis]), math.prod(x.shape[axis:]))
+
+
+operator("Softmax", 13)(lambda x, *, axis=-1: functions.softmax(x, axis))
+operator("LogSoftmax", 13)(lambda x, *, axis=-1: functions.log_softmax(x, axis))
+operator("Softmax", 1)(lambda x, *, axis=1: softmax_of(over_rest(x, axis)).reshape(x.shape))
+operator("LogSoftmax", 1)(lambda x, *, axis=1: softmax_of(over_rest(x, axis), True).reshape(x.shape))
+
+
+@operator("LpNormalization", 1)
+def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
+    """x over its norm along an axis, and 0 where that is 0."""
+    size = (
+        function(x, "abs").sum(axis, keepdims=True)
+        if p == 1
+        else function(function(x, "square").sum(axis, True), "sqrt")
+    )
+    return x / arrays.where(size > 0, size, 1.0)

@@ -1,0 +1,263 @@
+"""clnn.onnx.load: what a model from a file answers, what it refuses, and that it trains, moves and is saved as others are."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import clnn
+
+onnx = pytest.importorskip("onnx")
+from onnx import numpy_helper, parser  # noqa: E402
+
+CONV = """
+<ir_version: 8, opset_import: ["" : 17]>
+net (float[N, 3, H, W] x) => (float[N, 5] y)
+{
+  z = Conv<pads = [1, 1, 1, 1]>(x, w, b)
+  normal = BatchNormalization(z, gamma, beta, mean, variance)
+  positive = Relu(normal)
+  pooled = GlobalAveragePool(positive)
+  shape = Shape(pooled)
+  first = Constant<value = int64 {0}>()
+  n = Gather(shape, first)
+  rest = Constant<value = int64[1] {-1}>()
+  axes = Constant<value = int64[1] {0}>()
+  wide = Unsqueeze(n, axes)
+  wanted = Concat<axis = 0>(wide, rest)
+  flat = Reshape(pooled, wanted)
+  y = Gemm<transB = 1>(flat, w2, b2)
+}
+"""
+SHAPES = {
+    "w": (4, 3, 3, 3),
+    "b": (4,),
+    "gamma": (4,),
+    "beta": (4,),
+    "mean": (4,),
+    "variance": (4,),
+    "w2": (5, 4),
+    "b2": (5,),
+}
+
+
+def proto(text, **constants):
+    """A model from ONNX's own text, with these initializers."""
+    model = parser.parse_model(text)
+    model.graph.initializer.extend(numpy_helper.from_array(np.asarray(a), name) for name, a in constants.items())
+    return model
+
+
+def conv_net():
+    """A small convolutional network, the same each time."""
+    rng = np.random.default_rng(5)
+    arrays = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in SHAPES.items()}
+    arrays["variance"] = np.abs(arrays["variance"]) + 0.5
+    return proto(CONV, **arrays)
+
+
+def reference(model, **inputs):
+    """What the onnx library's own evaluator answers."""
+    from onnx.reference import ReferenceEvaluator
+
+    return ReferenceEvaluator(model).run(None, inputs)
+
+
+def test_import_clnn_does_not_import_onnx():
+    code = "import sys, clnn; assert 'onnx' not in sys.modules and 'clnn.onnx' not in sys.modules; clnn.onnx.load"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_the_library_an_error_says_how_to_get_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    with pytest.raises(clnn.ConfigurationError, match="pip install onnx"):
+        clnn.onnx.load(tmp_path / "model.onnx")
+
+
+def test_shapes_are_free_and_replays_equal_the_first_run(device, rng):
+    model = conv_net()
+    net = clnn.onnx.load(model.SerializeToString())
+    for shape in ((2, 3, 8, 8), (1, 3, 5, 9), (2, 3, 8, 8)):
+        for _ in range(5):
+            x = rng.standard_normal(shape).astype(np.float32)
+            np.testing.assert_allclose(net(x), reference(model, x=x)[0], rtol=1e-4, atol=1e-5)
+        first = clnn.onnx.load(model.SerializeToString())(x=x)
+        np.testing.assert_array_equal(net({"x": x}), first)
+    assert len(net.session().step.replays.launches()) == 2  # one recording for each form
+
+
+def test_it_trains_moves_and_is_saved(device, rng, tmp_path):
+    net = clnn.onnx.load(conv_net().SerializeToString())
+    x = rng.standard_normal((64, 3, 6, 6)).astype(np.float32)
+    y = (x.mean((1, 2, 3)) > 0).astype(np.int32)
+    before, kept = net(x), net.state_dict()
+    np.testing.assert_allclose(net.predict(x), before, rtol=1e-5, atol=1e-6)
+    net.weights["w"].trainable = False
+    losses = net.fit(x, y, loss="cross_entropy", optimizer=clnn.Adam(0.01), epochs=4, progress=False).history["loss"]
+    assert losses[-1] < losses[0]
+    changed = {name for name, array in net.state_dict().items() if not np.array_equal(array, kept[name])}
+    assert changed == {"b", "gamma", "beta", "w2", "b2"}  # neither what is frozen nor the statistics
+    after = net(x)
+    assert np.abs(after - before).max() > 1e-3
+    np.testing.assert_allclose(net.predict(x), after, rtol=1e-5, atol=1e-6)
+    net.save(tmp_path / "net.clnn")
+    again = clnn.load(tmp_path / "net.clnn")
+    np.testing.assert_array_equal(again(x), after)
+    assert "153 parameters" in again.summary()
+    np.testing.assert_array_equal(again.to(device)(x), after)
+
+
+def test_gradients_reach_through_it(device, rng):
+    net = clnn.onnx.load(conv_net().SerializeToString())
+    x = clnn.tensor(rng.standard_normal((2, 3, 6, 6)).astype(np.float32), requires_grad=True)
+    (net(x) ** 2).sum().backward()
+    base, at, h = x.numpy(), (1, 2, 3, 4), 1e-2
+    up, down = base.copy(), base.copy()
+    up[at] += h
+    down[at] -= h
+    slope = ((net(up).astype(np.float64) ** 2).sum() - (net(down).astype(np.float64) ** 2).sum()) / (2 * h)
+    np.testing.assert_allclose(x.grad.numpy()[at], slope, rtol=0.02, atol=1e-3)
+
+
+# -- whole numbers ----------------------------------------------------------------------------------------------------
+def test_values_that_shapes_are_made_of_belong_to_the_recording(device, rng):
+    model = proto(
+        '<ir_version: 8, opset_import: ["" : 17]>\n'
+        "net (float[N] x, int64[2] shape, int64[N] ids) => (float[a, b] y, int64[N] more)\n"
+        "{ double = Add(x, x)\n y = Reshape(double, shape)\n more = Add(ids, ids) }"
+    )
+    net = clnn.onnx.load(model.SerializeToString())
+    x = rng.standard_normal(6).astype(np.float32)
+    ids = np.array([2**40, -(2**33), 0, 1, 2, 3])
+    for shape in ((2, 3), (3, 2), (6, -1), (2, 3)) * 2:
+        found = net(x, np.array(shape), ids)
+        np.testing.assert_array_equal(found["y"], (x + x).reshape(shape))
+        np.testing.assert_array_equal(found["more"], ids + ids)
+    assert "ids, shape" in net.summary()
+
+
+def test_tokens_stay_on_the_device(device, rng):
+    table = rng.standard_normal((10, 4)).astype(np.float32)
+    model = proto(
+        '<ir_version: 8, opset_import: ["" : 17]>\nnet (int64[N, T] ids) => (float[N, T, 4] y)\n{ y = Gather(table, ids) }',
+        table=table,
+    )
+    net = clnn.onnx.load(model.SerializeToString())
+    for _ in range(6):
+        ids = rng.integers(0, 10, (3, 5))
+        np.testing.assert_array_equal(net(ids), table[ids])
+    assert len(net.session().step.replays.launches()) == 1
+
+
+# -- errors -----------------------------------------------------------------------------------------------------------
+def test_unsupported_operators_are_all_named_at_once():
+    model = proto(
+        '<ir_version: 8, opset_import: ["" : 17, "com.example" : 1]>\nnet (float[N] x) => (float[N] y)\n'
+        "{ a = com.example.Magic(x)\n b = Det(a)\n c = com.example.Magic(b)\n y = Relu(c) }"
+    )
+    with pytest.raises(clnn.CheckpointError, match="not supported") as error:
+        clnn.onnx.load(model.SerializeToString())
+    for name in ("com.example.Magic", "2 nodes, 'a', 'c'", "'b'"):
+        assert name in str(error.value)
+    assert "Relu" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "says"),
+    [
+        ({}, clnn.ConfigurationError, "missing is x"),
+        ({"x": 1, "z": 2}, clnn.ConfigurationError, "unknown or twice is z"),
+        ({"x": np.zeros((2, 3, 8), np.float32)}, clnn.ShapeError, r"\(2, 3, 8\)"),
+        ({"x": np.zeros((2, 4, 8, 8), np.float32)}, clnn.ShapeError, "x: float32"),
+        ({"x": np.array(["a"])}, clnn.DataError, "float32"),
+        ({"x": np.zeros((2, 3, 8, 8), complex)}, clnn.DataError, "complex"),
+    ],
+    ids=["none", "unknown", "axes", "channels", "texts", "complex"],
+)
+def test_inputs_that_do_not_fit(given, error, says):
+    net = clnn.onnx.load(conv_net().SerializeToString())
+    with pytest.raises(error, match=says):
+        net(**given)
+
+
+def changed(change):
+    """The bytes of the small network after a change of its protobuf."""
+    model = conv_net()
+    change(model)
+    return model.SerializeToString()
+
+
+WRONG = {
+    "cycle": (lambda m: m.graph.node[0].input.__setitem__(0, "y"), "cycle"),
+    "unknown name": (lambda m: m.graph.node[0].input.__setitem__(0, "nothing"), "'nothing', which nothing gives"),
+    "no such output": (lambda m: setattr(m.graph.output[0], "name", "other"), "'other' is given by no node"),
+    "two of one name": (lambda m: m.graph.node[1].output.__setitem__(0, "z"), "there already"),
+    "newer operators": (lambda m: setattr(m.opset_import[0], "version", 99), "operator set 99"),
+    "no outputs": (lambda m: m.graph.ClearField("output"), "no graph with outputs"),
+    "too few values": (
+        lambda m: setattr(m.graph.initializer[0], "raw_data", b"1234"),
+        "takes 432 bytes, and 4 are there",
+    ),
+    "a huge shape": (lambda m: m.graph.initializer[0].dims.append(2**40), "are there"),
+    "another type": (lambda m: setattr(m.graph.initializer[0], "data_type", 17), "type, 17"),
+    "an attribute": (lambda m: setattr(m.graph.node[0].attribute[0], "name", "pad"), "Conv with pad"),
+    "a text": (lambda m: setattr(m.graph.node[0].attribute[0], "type", 3), "'pads' is of kind 3"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_wrong_files(name):
+    change, says = WRONG[name]
+    with pytest.raises(clnn.ClnnError, match=says):
+        clnn.onnx.load(changed(change))(np.zeros((1, 3, 4, 4), np.float32))
+
+
+def test_external_data_lies_in_the_model_s_folder_alone(tmp_path, rng):
+    model, folder = conv_net(), tmp_path / "model"
+    folder.mkdir()
+    x = rng.standard_normal((1, 3, 4, 4)).astype(np.float32)
+    expected = clnn.onnx.load(model.SerializeToString())(x)
+    onnx.save(model, folder / "m.onnx", save_as_external_data=True, location="weights.bin", size_threshold=0)
+    np.testing.assert_array_equal(clnn.onnx.load(folder / "m.onnx")(x), expected)
+    (folder / "weights.bin").rename(tmp_path / "weights.bin")
+    with pytest.raises(clnn.CheckpointError, match="no such file"):
+        clnn.onnx.load(folder / "m.onnx")
+    outside = onnx.load(folder / "m.onnx", load_external_data=False)
+    for tensor in outside.graph.initializer:
+        tensor.external_data[0].value = "../weights.bin"
+    with pytest.raises(clnn.CheckpointError, match="outside the model's folder"):
+        (folder / "m.onnx").write_bytes(outside.SerializeToString())
+        clnn.onnx.load(folder / "m.onnx")
+
+
+def damaged_copies(n, data, rng):
+    """Copies of a file with bytes changed, left out or put in, or cut off."""
+    for i in range(n):
+        copy = bytearray(data)
+        if i % 4 == 0:
+            copy = copy[: rng.integers(0, len(copy))]
+        for _ in range(1 if i % 4 == 0 else rng.integers(1, 9)):
+            at = int(rng.integers(0, len(copy))) if copy else 0
+            kind = rng.integers(0, 3)
+            if kind == 0 and copy:
+                copy[at] = rng.integers(0, 256)
+            elif kind == 1:
+                copy[at : at + 1] = b""
+            else:
+                copy[at:at] = bytes([rng.integers(0, 256)])
+        yield bytes(copy)
+
+
+@pytest.mark.parametrize("n", [60, pytest.param(2000, marks=pytest.mark.slow)])
+def test_damaged_files_raise_clnn_s_errors_alone(n, rng):
+    data = conv_net().SerializeToString()
+    x, answered = np.zeros((1, 3, 4, 4), np.float32), 0
+    for copy in damaged_copies(n, data, rng):
+        try:
+            net = clnn.onnx.load(copy)
+            net(*[x for _ in net.inputs])
+            answered += 1
+        except clnn.ClnnError:
+            pass
+    assert 0 < answered < n

@@ -1,0 +1,79 @@
+"""The onnx library's own tests of a backend, run on clnn: operators, and whole models.
+
+`python -m pytest tests/test_onnx_backend.py` prints how many pass, by operator: the table of clnn/onnx/README.md.
+"""
+
+import collections
+
+import pytest
+
+pytest.importorskip("onnx")
+from onnx.backend.test.loader import load_model_tests  # noqa: E402
+from onnx_backend import folder_case, light_case, node_case, node_tests, result_of  # noqa: E402
+
+COUNTS = collections.defaultdict(collections.Counter)  # by operator: how many passed, failed, are not supported
+# What a test that is not a node's needs to pass, of how many
+FOLDERS = {"pytorch-converted": 80, "pytorch-operator": 33, "simple": 12}
+LIGHT = (
+    "bvlc_alexnet",
+    "densenet121",
+    "inception_v1",
+    "inception_v2",
+    "resnet50",
+    "shufflenet",
+    "squeezenet",
+    "vgg19",
+    "zfnet512",
+)
+LARGE = ("vgg19", "bvlc_alexnet", "zfnet512", "densenet121", "inception_v2")  # which take longer
+
+
+def by_operator():
+    """The cases of nodes in groups: those of one operator together."""
+    found = collections.defaultdict(list)
+    for case in node_tests():
+        found[case.model.graph.node[-1].op_type].append(case)
+    return dict(sorted(found.items()))
+
+
+CASES = by_operator()
+
+
+@pytest.mark.parametrize("operator", CASES)
+def test_nodes(operator):
+    """A case of an operator that is supported passes."""
+    failed = []
+    for case in CASES[operator]:
+        kind, why = result_of(node_case(case))
+        COUNTS[operator][kind] += 1
+        if kind == "failed":
+            failed.append(f"{case.name}: {why}")
+    assert not failed, "\n".join(failed)
+
+
+@pytest.mark.parametrize("kind", FOLDERS)
+def test_models(kind):
+    results = {one.name: result_of(folder_case(one)) for one in load_model_tests(kind=kind)}
+    COUNTS[kind].update(result for result, _ in results.values())
+    failed = [f"{name}: {why}" for name, (result, why) in results.items() if result == "failed"]
+    assert not failed, "\n".join(failed)
+    assert COUNTS[kind]["passed"] >= FOLDERS[kind], [f"{n}: {why}" for n, (r, why) in results.items() if r != "passed"]
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in LARGE else n for n in LIGHT])
+def test_light_models(name):
+    kind, why = result_of(light_case(name))
+    COUNTS["light models"][kind] += 1
+    assert kind == "passed", why
+
+
+def test_the_table_is_that_of_the_readme(capsys):
+    """Runs last: prints the table of what this run has counted."""
+    total = sum(COUNTS.values(), collections.Counter())
+    rows = [f"| {name} | {c['passed']} | {sum(c.values())} |" for name, c in COUNTS.items() if c["passed"]]
+    with capsys.disabled():
+        print("\n| operator | passed | of |\n|---|--:|--:|\n" + "\n".join(rows))
+        print(
+            f"\n{total['passed']:,} passed, {total['failed']} failed, {total['unsupported']} are of operators not supported"
+        )
+    assert total["failed"] == 0
