@@ -62,6 +62,7 @@ class Graph:
         self.initializers: dict[str, np.ndarray] = {}
         self.parts: dict[int, tuple[str, list[str]]] = {}  # of recurrent ops' results: the sequence, and states
         self.truths: dict[str, str] = {}  # of floats 0 and 1: the bools that they were
+        self._there: set[str] = set()  # the nodes that this opset has
         self._constants: dict[Any, str] = {}
         self._names: dict[int, str] = {}
         self._taken: set[str] = {*inputs, *(name for name, _ in program.outputs)}
@@ -188,14 +189,13 @@ class Graph:
 
     def check(self, kind: str) -> None:
         """ConfigurationError where this opset has no such node yet."""
-        defs = self.onnx.defs
-        if not defs.has(kind, "") or defs.get_schema(kind, "").since_version <= self.opset:
-            return
-        since = min(s.since_version for s in defs.get_all_schemas_with_history() if s.name == kind and s.domain == "")
-        if since > self.opset:
-            raise ConfigurationError(
-                f"{self.title} takes ONNX's {kind}, which opset {self.opset} does not have: give opset={since} or more"
-            )
+        if kind in self._there or self.onnx.defs.has(kind, self.opset, ""):
+            return self._there.add(kind)
+        every = self.onnx.defs.get_all_schemas_with_history()
+        since = min(s.since_version for s in every if s.name == kind and not s.domain)
+        raise ConfigurationError(
+            f"{self.title} takes ONNX's {kind}, which opset {self.opset} does not have: give opset={since} or more"
+        )
 
     def fresh(self, name: str) -> str:
         for found in itertools.chain([name], (f"{name}_{i}" for i in itertools.count(2))):
