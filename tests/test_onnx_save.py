@@ -573,3 +573,90 @@ def test_saving_changes_nothing(device, rng, tmp_path):
     net.fit(x, y, loss="cross_entropy", optimizer=net.optimizer, epochs=1, batch_size=4, seed=1, progress=False)
     write(net, tmp_path / "net.onnx")
     compare(net, tmp_path / "net.onnx", [x])
+
+
+# -- whole nets -------------------------------------------------------------------------------------------------------
+class GPT(clnn.Model):
+    whole_inputs = True
+
+    def __init__(self, **how):
+        super().__init__()
+        self.letters, self.places = clnn.Embedding(11, 16, weight_init="normal"), clnn.PositionalEmbedding(9)
+        self.blocks = [clnn.TransformerEncoderLayer(4, 24, causal=True, **how) for _ in range(2)]
+        self.norm = clnn.LayerNorm()
+
+    def forward(self, x):
+        x = self.places(self.letters(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.letters.tied(self.norm(x))
+
+
+class Translator(clnn.Model):
+    whole_inputs = (True, False)
+
+    def __init__(self):
+        super().__init__()
+        self.letters, self.places = clnn.Embedding(11, 16, weight_init="normal"), clnn.SinusoidalPositions()
+        self.block = clnn.TransformerDecoderLayer(4, 24)
+
+    def forward(self, x, sentence):
+        return clnn.log_softmax(self.letters.tied(self.block(self.places(self.letters(x)), sentence)))
+
+
+class Excited(clnn.Layer):
+    """Channels that are weighed by what the whole image holds (Hu et al. 2018)."""
+
+    def build(self, shape):
+        self.squeeze, self.a, self.b = clnn.GlobalAvgPool(), clnn.Dense(2, "relu"), clnn.Dense(shape[0], "sigmoid")
+
+    def forward(self, x):
+        return x * self.b(self.a(self.squeeze(x))).reshape(*x.shape[:2], 1, 1)
+
+
+def conv_norm(channels, stride=1):
+    return [clnn.Conv2D(channels, 3, stride=stride, padding="same", bias=False), clnn.BatchNorm("relu")]
+
+
+def resnet():
+    return seq(
+        *conv_norm(4), clnn.Residual(conv_norm(4), activation="relu"), Excited(),
+        clnn.Residual([*conv_norm(8, 2), *conv_norm(8)[:1], clnn.BatchNorm()], clnn.Conv2D(8, 1, stride=2), "relu"),
+        clnn.GlobalAvgPool(), clnn.Dense(10), shape=(3, 16, 12),
+    )  # fmt: skip
+
+
+NETS = {
+    "part 11 of the series": lambda: seq(clnn.Dense(16, "tanh"), clnn.Dense(8, "sigmoid"), clnn.Dense(1), shape=4),
+    "network.py": lambda: seq(clnn.Dense(30, "sigmoid"), clnn.Dense(10, "sigmoid"), shape=784),
+    "network3.py": lambda: seq(
+        clnn.Reshape((1, 28, 28)), clnn.Conv2D(4, 5, "relu"), clnn.MaxPool2D(2), clnn.Conv2D(6, 5, "relu"), clnn.MaxPool2D(2),
+        clnn.Flatten(), clnn.Dropout(0.5), clnn.Dense(20, "relu"), clnn.Dense(10, "softmax"), shape=784,
+    ),
+    "sentiment": lambda: seq(
+        clnn.Embedding(9, 4, mask_zero=True), clnn.Bidirectional(clnn.LSTM(3)), clnn.Dense(1, "sigmoid"), shape=7
+    ),
+    "time": lambda: seq(*[clnn.TemporalBlock(4, 3, dilation=2**i) for i in range(3)], clnn.Conv1D(2, 1), shape=(2, 20)),
+    "resnet": resnet,
+    "GPT": GPT,
+    "LLaMA": lambda: GPT(rotary=True, key_heads=2, norm="rms"),
+    "translator": Translator,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_a_net_answers_the_same(name, device, rng, tmp_path):
+    net, path = NETS[name](), tmp_path / "net.onnx"
+    tokens, sentence = rng.integers(0, 9, (2, 7)).astype(np.int32), rng.normal(size=(2, 5, 6)).astype(np.float32)
+    example = {"GPT": (tokens,), "LLaMA": (tokens,), "translator": (tokens, sentence)}.get(name)
+    if example:
+        net(*example)
+    told = write(shuffled(net, rng), path)
+    axes = free_axes(told)
+    lengths = {
+        (i, axis): n for (i, axis), n in {(0, 1): 4, (0, 2): 24, (0, 3): 20, (1, 1): 9}.items() if (i, axis) in axes
+    }
+    assert len(lengths) == {"sentiment": 1, "time": 1, "resnet": 2, "GPT": 1, "LLaMA": 1, "translator": 2}.get(name, 0)
+    for batch in (1, 4):
+        grow = {one.name: [n for (j, _), n in lengths.items() if j == i] for i, one in enumerate(told.graph.input)}
+        compare(net, path, arrays(told, rng, batch, grow), 2e-5)
