@@ -80,7 +80,16 @@ kernel void unary_backward(int n, int each, global const real *saved, global con
 #define F2(a, b) CAT(OP, _f2)(a, b)
 #define DIFFERENTIABLE
 #endif
-#ifdef BROADCAST
+#define EACH_I const int i = get_global_id(0); if (i < n)
+#ifdef A_STEP                              // broadcast, for CPUs: n rows of `row.x` elements, of which a work-item has row.y
+#define BINARY_ARGS int n, int2 row, int8 shape, int8 a_strides, int8 b_strides, global const IN *a, global const IN *b
+#undef EACH_I
+#define EACH_I                                                                                                              \
+  for (int r = get_global_id(0) * row.y, last = min(n, r + row.y); r < last; r++)                                           \
+    for (int c = 0, i = r * row.x, a0 = strided(r, shape, a_strides), b0 = strided(r, shape, b_strides); c < row.x; c++, i++)
+#define A a[a0 + c * A_STEP]
+#define B b[b0 + c * B_STEP]
+#elif defined(BROADCAST)
 #define BINARY_ARGS int n, int8 shape, int8 a_strides, int8 b_strides, global const IN *a, global const IN *b
 #define A a[strided(i, shape, a_strides)]
 #define B b[strided(i, shape, b_strides)]
@@ -100,23 +109,20 @@ kernel void unary_backward(int n, int each, global const real *saved, global con
 
 // y = f(a, b), and what ACT makes of it
 kernel void binary_forward(BINARY_ARGS, global INTS *y) {
-  const int i = get_global_id(0);
 #ifdef ACT
-  if (i < n) y[i] = ACTIVATE(F2(A, B));
+  EACH_I y[i] = ACTIVATE(F2(A, B));
 #else
-  if (i < n) y[i] = F2(A, B);
+  EACH_I y[i] = F2(A, B);
 #endif
 }
 
 #ifdef DIFFERENTIABLE
 // The gradient by a and by b, each before it is summed over the axes that were broadcast.
 kernel void binary_backward_a(BINARY_ARGS, global const real *dy, global real *da) {
-  const int i = get_global_id(0);
-  if (i < n) da[i] = dy[i] * CAT(OP, _da)(A, B);
+  EACH_I da[i] = dy[i] * CAT(OP, _da)(A, B);
 }
 kernel void binary_backward_b(BINARY_ARGS, global const real *dy, global real *db) {
-  const int i = get_global_id(0);
-  if (i < n) db[i] = dy[i] * CAT(OP, _db)(A, B);
+  EACH_I db[i] = dy[i] * CAT(OP, _db)(A, B);
 }
 #endif
 #endif

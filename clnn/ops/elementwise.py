@@ -10,13 +10,15 @@ import numpy as np
 
 from ..errors import DeviceError, ShapeError
 from ..gemm import Scale
-from ..runtime.device import DType
+from ..runtime.device import Device, DType, int_vector
 from ..runtime.memory import Block
 from ..runtime.recorder import Argument
 from .array import Array, Backward, Flow, check_float, check_together, empty, empty_like, vector8
 from .reduce import sum_to
+from .rows import WORTH, divided
 from .trace import op
 
+SHORT = 16  # a row of fewer elements is not worth a loop of its own
 TYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double", np.dtype(np.int32): "int"}
 
 
@@ -89,11 +91,28 @@ def broadcast_strides(shape: tuple[int, ...], target: tuple[int, ...]) -> list[i
     return strides
 
 
+def _over_rows(
+    device: Device, shape: tuple[int, ...], strides: list[list[int]]
+) -> tuple[tuple[Any, ...], tuple[int, ...], Any, dict[str, Any]]:
+    """How a launch goes over `shape` by two arrays that are broadcast to it: its first arguments, global and local size, defines.
+    Elementwise it divides eight times to find an element, which on a CPU takes longer than the rest: there it goes by rows."""
+    n, row = math.prod(shape), shape[-1] if shape[-1] <= WORTH else math.gcd(shape[-1], WORTH)
+    if not device.long_loops or row < SHORT:
+        return (n, vector8(shape, 1), *[vector8(s, 0) for s in strides]), (n,), None, {"BROADCAST": 1}
+    each, size, local, _ = divided(device, np.float32, n // row, row)
+    parts = [vector8([*s[:-1], s[-1] * row], 0) for s in strides]
+    first = n // row, int_vector((row, each)), vector8([*shape[:-1], shape[-1] // row], 1), *parts
+    return first, size, local, {"A_STEP": strides[0][-1], "B_STEP": strides[1][-1]}
+
+
 @op
 def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
     """y = f(a, b), elementwise; one of them may be a number. Of int32 BINARY says whether it takes them, and what it gives."""
     extra: dict[str, Any] = {}
     operands: tuple[Argument, ...]
+    first: tuple[Any, ...] = ()
+    size: tuple[int, ...] = ()
+    local = None
     if not isinstance(a, Array):
         assert isinstance(b, Array)
         shape, one, operands, extra = b.shape, b, (float(a), b.block), {"SCALAR_FIRST": 1}
@@ -105,8 +124,8 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
         if a.shape != b.shape:
             if (a.rows or b.rows) and one.dtype != np.int32:
                 check_not_paired(name, a.shape, b.shape, shape)
-            strides = [vector8(broadcast_strides(x.shape, shape), 0) for x in (a, b)]
-            operands, extra = (vector8(shape, 1), *strides, *operands), {"BROADCAST": 1}
+            strides = [broadcast_strides(x.shape, shape) for x in (a, b)]
+            first, size, local, extra = _over_rows(one.device, shape, strides)
     device, dtype = one.device, one.dtype
     if dtype == np.int32 and BINARY[name].of_ints:
         dtype = np.dtype(BINARY[name].of_ints)
@@ -119,9 +138,11 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
     else:
         check_float(name, one)
     y = empty(device, shape, dtype)
-    n = y.size
+    first, size = first or (y.size,), size or (y.size,)
     real = "float" if one.dtype == np.int32 else y.real
-    device.launch("elementwise", "binary_forward", (n,), n, *operands, y.block, real=real, OP=name, **extra)
+    device.launch(
+        "elementwise", "binary_forward", size, *first, *operands, y.block, local=local, real=real, OP=name, **extra
+    )
 
     def backward(dy: Array) -> Iterator[Flow]:
         for letter, x in (("a", a), ("b", b)):
@@ -131,8 +152,8 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
                 else:
                     dx = empty_like(dy)
                     device.launch(
-                        "elementwise", f"binary_backward_{letter}", (n,), n, *operands, dy.block, dx.block,
-                        real=one.real, OP=name, **extra,
+                        "elementwise", f"binary_backward_{letter}", size, *first, *operands, dy.block, dx.block,
+                        local=local, real=one.real, OP=name, **extra,
                     )  # fmt: skip
                 yield x, sum_to(dx, x.shape)
 
