@@ -142,7 +142,7 @@ WINGS = {
     "writing onnx": (1_900, "onnx/write.py", "onnx/writers/*"),
     "onnx": (6_200, "onnx/*"),
     "scikit-learn": (640, "sklearn.py"),
-    "core": (6_540, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
+    "core": (6_560, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "data": (1_030, "data/*"),
     "tools": (8_250, "tools/*"),

@@ -92,10 +92,11 @@ def broadcast_strides(shape: tuple[int, ...], target: tuple[int, ...]) -> list[i
 
 
 def _over_rows(
-    device: Device, shape: tuple[int, ...], strides: list[list[int]]
+    device: Device, shape: tuple[int, ...], *arrays: Array
 ) -> tuple[tuple[Any, ...], tuple[int, ...], Any, dict[str, Any]]:
-    """How a launch goes over `shape` by two arrays that are broadcast to it: its first arguments, global and local size, defines.
-    Elementwise it divides eight times to find an element, which on a CPU takes longer than the rest: there it goes by rows."""
+    """How a launch goes over `shape`, to which two arrays are broadcast: its first arguments, global and local size, defines.
+    Finding an element takes eight divisions for each, more than the rest on a CPU: there it goes by rows."""
+    strides = [broadcast_strides(x.shape, shape) for x in arrays]
     n, row = math.prod(shape), shape[-1] if shape[-1] <= WORTH else math.gcd(shape[-1], WORTH)
     if not device.long_loops or row < SHORT:
         return (n, vector8(shape, 1), *[vector8(s, 0) for s in strides]), (n,), None, {"BROADCAST": 1}
@@ -110,22 +111,21 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
     """y = f(a, b), elementwise; one of them may be a number. Of int32 BINARY says whether it takes them, and what it gives."""
     extra: dict[str, Any] = {}
     operands: tuple[Argument, ...]
-    first: tuple[Any, ...] = ()
     size: tuple[int, ...] = ()
     local = None
     if not isinstance(a, Array):
         assert isinstance(b, Array)
-        shape, one, operands, extra = b.shape, b, (float(a), b.block), {"SCALAR_FIRST": 1}
+        shape, one, operands, extra = b.shape, b, (b.size, float(a), b.block), {"SCALAR_FIRST": 1}
     elif not isinstance(b, Array):
-        shape, one, operands, extra = a.shape, a, (a.block, float(b)), {"SCALAR": 1}
+        shape, one, operands, extra = a.shape, a, (a.size, a.block, float(b)), {"SCALAR": 1}
     else:
         check_together(name, a, b)
-        shape, one, operands = broadcast_shape(name, a.shape, b.shape), a, (a.block, b.block)
+        shape, one, operands = broadcast_shape(name, a.shape, b.shape), a, (a.size, a.block, b.block)
         if a.shape != b.shape:
             if (a.rows or b.rows) and one.dtype != np.int32:
                 check_not_paired(name, a.shape, b.shape, shape)
-            strides = [broadcast_strides(x.shape, shape) for x in (a, b)]
-            first, size, local, extra = _over_rows(one.device, shape, strides)
+            first, size, local, extra = _over_rows(a.device, shape, a, b)
+            operands = (*first, a.block, b.block)
     device, dtype = one.device, one.dtype
     if dtype == np.int32 and BINARY[name].of_ints:
         dtype = np.dtype(BINARY[name].of_ints)
@@ -138,11 +138,9 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
     else:
         check_float(name, one)
     y = empty(device, shape, dtype)
-    first, size = first or (y.size,), size or (y.size,)
+    size = size or (y.size,)
     real = "float" if one.dtype == np.int32 else y.real
-    device.launch(
-        "elementwise", "binary_forward", size, *first, *operands, y.block, local=local, real=real, OP=name, **extra
-    )
+    device.launch("elementwise", "binary_forward", size, *operands, y.block, local=local, real=real, OP=name, **extra)
 
     def backward(dy: Array) -> Iterator[Flow]:
         for letter, x in (("a", a), ("b", b)):
@@ -152,7 +150,7 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
                 else:
                     dx = empty_like(dy)
                     device.launch(
-                        "elementwise", f"binary_backward_{letter}", size, *first, *operands, dy.block, dx.block,
+                        "elementwise", f"binary_backward_{letter}", size, *operands, dy.block, dx.block,
                         local=local, real=one.real, OP=name, **extra,
                     )  # fmt: skip
                 yield x, sum_to(dx, x.shape)
