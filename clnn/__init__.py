@@ -10,7 +10,21 @@ print(net.evaluate(x_test, y_test))
 import importlib
 from typing import TYPE_CHECKING
 
-from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules, search
+from . import (
+    callbacks,
+    data,
+    errors,
+    functions,
+    init,
+    interop,
+    layers,
+    losses,
+    metrics,
+    minimize,
+    optim,
+    schedules,
+    search,
+)
 from .arrays import *  # noqa: F403 - each file by itself: type checkers do not follow two stars in a row
 from .attention import *  # noqa: F403
 from .callbacks import Callback, EarlyStopping, GradientNorms
@@ -106,6 +120,7 @@ __all__ = [
     "generate",
     "grad_enabled",
     "init",
+    "interop",
     "layers",
     "load",
     "losses",

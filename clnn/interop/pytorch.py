@@ -1,0 +1,633 @@
+"""PyTorch's side of copying weights: how a module's arrays lie there, and which of clnn's layers is the twin of a module.
+
+Modules are known by the names of their classes, and by `state_dict` and `named_modules`: nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .. import layers
+from ..errors import CheckpointError, ClnnError, ConfigurationError
+from ..layers.base import Layer
+from ..layers.core import SOFTMAX
+from ..layers.image.conv import _Convolution
+from ..layers.norm import _Norm
+from ..layers.sequence.attention import _Block
+from ..layers.sequence.recurrent import _Cell, _Recurrent
+from .pairs import Here, Pair, Part, Report, Stored, Unit, named_layers, natural, ours, same_settings, wrong_kind
+
+DIMENSIONS = {1: "1d", 2: "2d", 3: "3d"}
+STATISTICS = ("running_mean", "running_var")
+RECURRENT = re.compile(r"(weight_ih|weight_hh|bias_ih|bias_hh|weight_hr)(?:_l(\d+)(_reverse)?)?")
+
+
+# -- how arrays lie there ---------------------------------------------------------------------------------------------
+def transposed(a: np.ndarray) -> list[np.ndarray]:
+    """a^T"""
+    return [a.T]
+
+
+def gates(a: np.ndarray) -> np.ndarray:
+    """A GRU's gates along the first axis, r, z, n there, in the order z, r, n that clnn has; and the other way round."""
+    r, z, n = np.split(a, 3)
+    return np.concatenate([z, r, n])
+
+
+def recurrent_parts(kind: str) -> list[Part]:
+    """Of an RNN, an LSTM or a GRU. Two biases that are added are one here."""
+    if kind == "GRU":
+        order = "gates r z n as z r h"
+        weights = [("w", "weight_ih"), ("u", "weight_hh")]
+        biases = [("b", "bias_ih"), ("recurrent_b", "bias_hh")]
+        return [
+            Part((a,), (b,), lambda a: [gates(a).T], lambda a: [gates(a.T)], f"transposed, {order}") for a, b in weights
+        ] + [Part((a,), (b,), lambda a: [gates(a)], lambda a: [gates(a)], order) for a, b in biases]
+    both = Part(
+        ("b",), ("bias_ih", "bias_hh"), lambda a, b: [a + b], lambda b: [b, np.zeros_like(b)], "two biases as their sum"
+    )
+    return [
+        Part(("w",), ("weight_ih",), transposed, transposed, "transposed"),
+        Part(("u",), ("weight_hh",), transposed, transposed, "transposed"),
+        both,
+    ]
+
+
+def _attention_parts(packed: bool) -> list[Part]:
+    biases = Part(
+        ("bq", "bk", "bv"), ("in_proj_bias",), lambda a: np.split(a, 3), lambda *b: [np.concatenate(b)], "unpacked"
+    )
+    out = [Part(("wo",), ("out_proj.weight",), transposed, transposed, "transposed"), Part(("bo",), ("out_proj.bias",))]
+    if packed:
+        weights = [
+            Part(
+                ("wq", "wk", "wv"),
+                ("in_proj_weight",),
+                lambda a: [part.T for part in np.split(a, 3)],
+                lambda *w: [np.concatenate([part.T for part in w])],
+                "unpacked, transposed",
+            )
+        ]
+    else:
+        weights = [Part((f"w{one}",), (f"{one}_proj_weight",), transposed, transposed, "transposed") for one in "qkv"]
+    return [*weights, biases, *out]
+
+
+def layout(here: Here, unit: Unit) -> list[Part]:
+    """How the parameters of a layer lie in a module of PyTorch; none where its class is that of another layer."""
+    names = kinds_of(here.layer)
+    if names and unit.kinds and not {*names} & {*unit.kinds}:
+        return []
+    layer, arrays = here.layer, unit.arrays
+    if isinstance(layer, _Recurrent):
+        return recurrent_parts(layer.kind)
+    if isinstance(layer, layers.MultiHeadAttention):
+        return _attention_parts("in_proj_weight" in arrays)
+    if isinstance(layer, layers.Dense):
+        return [Part(("w",), ("weight",), transposed, transposed, "transposed"), Part(("b",), ("bias",))]
+    if isinstance(layer, _Convolution):
+        return [Part(("w",), ("weight",)), Part(("b",), ("bias",))]
+    if isinstance(layer, _Norm):
+        statistics = [Part(("running_mean",), STATISTICS[:1]), Part(("running_variance",), STATISTICS[1:])]
+        return [Part(("gamma",), ("weight",)), Part(("beta",), ("bias",)), *statistics]
+    if isinstance(layer, layers.PReLU):
+        shape = here.parameters["slope"].shape
+        return [Part(("slope",), ("weight",), lambda a: [a.reshape(shape)], lambda a: [a.reshape(a.size)])]
+    if isinstance(layer, layers.Embedding):
+        return [Part(("w",), ("weight",))]
+    if len(arrays) != len(here.parameters):
+        return []
+    named = {*arrays} == {*here.parameters}  # a layer of one's own: by name, or in their order
+    return [Part((mine,), (mine if named else theirs,)) for mine, theirs in zip(here.parameters, arrays)]
+
+
+def kinds_of(layer: Layer) -> tuple[str, ...]:
+    """The classes of PyTorch that a layer of clnn can have its weights from; none for layers that it does not know."""
+    name = next((one.__name__ for one in type(layer).__mro__ if one.__name__ in KINDS), "")
+    if isinstance(layer, _Convolution):
+        name = next(one.__name__ for one in type(layer).__mro__ if re.match(r"Conv\dD|Depthwise", one.__name__))
+        axes = DIMENSIONS[layer.axes]
+        return (f"ConvTranspose{axes}",) if name.endswith("Transpose") else (f"Conv{axes}",)
+    return KINDS.get(name, ())
+
+
+KINDS: dict[str, tuple[str, ...]] = {
+    "Dense": ("Linear",),
+    "BatchNorm": ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"),
+    "InstanceNorm": ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"),
+    "LayerNorm": ("LayerNorm",),
+    "RMSNorm": ("RMSNorm",),
+    "GroupNorm": ("GroupNorm",),
+    "PReLU": ("PReLU",),
+    "Embedding": ("Embedding",),
+    "SimpleRNN": ("RNN", "RNNCell"),
+    "LSTM": ("LSTM", "LSTMCell"),
+    "GRU": ("GRU", "GRUCell"),
+    "MultiHeadAttention": ("MultiheadAttention",),
+}
+
+
+# -- what is there ----------------------------------------------------------------------------------------------------
+REPARAMETRISED = {
+    "weight_g": "torch.nn.utils.remove_weight_norm(module.{0})",
+    "weight_orig": 'torch.nn.utils.remove_spectral_norm(module.{0}), or torch.nn.utils.prune.remove(module.{0}, "weight"),',
+    "original": 'torch.nn.utils.parametrize.remove_parametrizations(module.{0}, "weight")',
+}
+
+
+def units_of(source: Any) -> tuple[list[Unit], bool]:
+    """The layers of a module, or of a dict of arrays by their names, that have arrays; and whether their order is known."""
+    modules: dict[str, Any] = {}
+    if callable(getattr(source, "state_dict", None)) and callable(getattr(source, "named_modules", None)):
+        modules, state = dict(source.named_modules()), source.state_dict()
+    elif isinstance(source, Mapping):
+        state = source
+    else:
+        raise wrong_kind("weights come from a module of PyTorch, or from a state dict: names and arrays", source)
+    groups: dict[str, dict[str, Stored]] = {}
+    for name, value in state.items():
+        if "Uninitialized" in type(value).__name__:
+            raise CheckpointError(
+                f"{name} holds no values yet: call the module once first, so that its lazy layers get them"
+            )
+        if not isinstance(name, str) or not hasattr(value, "shape") or not hasattr(value, "dtype"):
+            raise CheckpointError(
+                f"a state dict has names and arrays, and {name!r} is a {type(value).__name__}: of a checkpoint with more in it "
+                'give the part that holds the weights, such as checkpoint["state_dict"]'
+            )
+        owner, _, local = name.rpartition(".")
+        _check_plain(owner, local)
+        if local == "num_batches_tracked":
+            continue
+        above, _, last = owner.rpartition(".")
+        start = f"{above}." if above else ""
+        if last == "out_proj" and {f"{start}in_proj_weight", f"{start}q_proj_weight"} & state.keys():  # of attention
+            owner, local = above, f"out_proj.{local}"
+        groups.setdefault(owner, {})[local] = Stored(name, value)
+    found = [unit for owner, arrays in groups.items() for unit in _split(owner, arrays, modules.get(owner))]
+    for unit in found:
+        _check_supported(unit)
+    return found, bool(modules)
+
+
+def canonical(model: Layer) -> tuple[dict[str, np.ndarray], list[Unit]]:
+    """Zeros by the names and in the forms that a module of PyTorch like the model would have, and its layers."""
+    state: dict[str, np.ndarray] = {}
+    units, mine = [], ours(model)
+    layers_here = named_layers(model)
+    for one in mine:
+        arrays: dict[str, Any] = dict.fromkeys(one.parameters)
+        if isinstance(one.layer, layers.MultiHeadAttention):
+            if one.layer.key_heads not in (None, one.layer.heads):
+                raise CheckpointError(f"{one} has fewer key_heads than heads, which no module of PyTorch has")
+            arrays = {} if one.parameters["wk"].shape != one.parameters["wq"].shape else {"in_proj_weight": None}
+        owner, _, last = one.name.rpartition(".")
+        block, suffix, name = layers_here.get(owner), "", one.name
+        if isinstance(block, _Block):
+            name = f"{owner}.{IN_BLOCK[last]}".strip(".")
+        if isinstance(block, layers.Bidirectional):
+            name, suffix = owner, "_reverse" if last == "back" else ""
+        if isinstance(one.layer, _Recurrent) and not isinstance(one.layer, _Cell):
+            suffix = f"_l0{suffix}"
+        found: dict[str, np.ndarray] = {}
+        for part in layout(one, Unit(name, (), None, arrays)):
+            if all(attribute in one.parameters for attribute in part.here):
+                made = part.write(*[np.zeros(one.parameters[a].shape, one.layer.dtype) for a in part.here])
+                found |= {local: np.array(a, order="C") for local, a in zip(part.there, made)}
+        full = {local: f"{name}.{local}{suffix}".strip(".") for local in found}
+        state |= {full[local]: a for local, a in found.items()}
+        units.append(Unit(one.name, (), None, {local: Stored(full[local], a) for local, a in found.items()}))
+    return state, units
+
+
+IN_BLOCK = {"attention": "self_attn", "to_context": "multihead_attn", "widen": "linear1", "narrow": "linear2"}
+IN_BLOCK |= {f"norm_{i}": f"norm{i}" for i in (1, 2, 3)}
+
+
+def _check_plain(owner: str, local: str) -> None:
+    reason = next((what for what in REPARAMETRISED if local.startswith(what)), None)
+    if reason and (reason != "original" or ".parametrizations." in f".{owner}."):
+        layer = re.sub(r"\.?parametrizations\..*", "", owner) or "layer"
+        raise CheckpointError(
+            f"{owner}.{local} is a part of which a weight is computed (weight_norm, spectral_norm, pruning): "
+            f"{REPARAMETRISED[reason].format(layer)} makes it a plain one again"
+        )
+
+
+def _split(owner: str, arrays: dict[str, Stored], module: Any) -> Iterator[Unit]:
+    """The module as one unit, or one for each layer and direction of a recurrent one."""
+    kinds = _kinds(module)
+    steps: dict[tuple[str, str], dict[str, Stored]] = {}
+    for local, stored in arrays.items():
+        match = RECURRENT.fullmatch(local)
+        if match is None:
+            yield Unit(owner, kinds, module, arrays)
+            return
+        steps.setdefault((match[2] or "", match[3] or ""), {})[match[1]] = stored
+    for (number, back), inside in sorted(steps.items(), key=lambda step: (natural(step[0][0]), step[0][1])):
+        yield Unit(f"{owner}.l{number}{back}".strip(".") if len(steps) > 1 else owner, kinds, module, inside)
+
+
+def _kinds(module: Any) -> tuple[str, ...]:
+    return () if module is None else tuple(one.__name__ for one in type(module).__mro__[:-1])
+
+
+def _check_supported(unit: Unit) -> None:
+    """CheckpointError for modules that compute something which no layer here does."""
+    m, name = unit.layer, str(unit)
+    for attribute, usual, what in (
+        ("proj_size", 0, "projects the state of its LSTM"),
+        ("bias_k", None, "adds a learned key (add_bias_kv)"),
+        ("add_zero_attn", False, "adds a key of zeros (add_zero_attn)"),
+        ("max_norm", None, "renormalises the rows that it reads (max_norm)"),
+        ("scale_grad_by_freq", False, "scales gradients by how often a token stands (scale_grad_by_freq)"),
+    ):
+        if getattr(m, attribute, usual) != usual if usual is not None else getattr(m, attribute, None) is not None:
+            raise CheckpointError(f"{name} {what}, which no layer of clnn does")
+    if "weight_hr" in unit.arrays or "bias_k" in unit.arrays:
+        raise CheckpointError(
+            f"{name} has {'weight_hr' if 'weight_hr' in unit.arrays else 'bias_k'}, which no layer of clnn has"
+        )
+    norm = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"} & {*unit.kinds}
+    if norm and not {*STATISTICS} <= {*unit.arrays}:
+        raise CheckpointError(
+            f"{name} keeps no statistics (track_running_stats=False), which clnn.BatchNorm computes with where it does not train"
+        )
+    if norm and getattr(m, "momentum", 0.1) is None:
+        raise CheckpointError(f"{name} has momentum=None, the mean of all batches: give it a number, such as 0.1")
+    padding = getattr(m, "padding_idx", None)
+    if padding is not None and "Embedding" in unit.kinds and unit.arrays["weight"].read()[padding].any():
+        raise CheckpointError(
+            f"{name}: the row of padding_idx={padding} is not zero, and clnn.Embedding(padding={padding}) reads it as 0: set "
+            "it to 0 there, or use Embedding without padding on both sides"
+        )
+
+
+def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], model: Layer, report: Report) -> None:
+    """CheckpointError where a layer does not compute what its twin there does, for all that an attribute says."""
+    layers_here, at = named_layers(model), {unit.name: here.name for unit, here, _ in found}
+    for unit, here, _ in found:
+        try:
+            twins = twin_of(unit.layer) if unit.name not in ignore and kinds_of(here.layer) and unit.kinds else []
+        except NoTwin as error:
+            raise CheckpointError(
+                f"{unit} computes what {here} does not ({error}); nothing was copied. If the model does it in another way, go on "
+                f"with ignore=({unit.name!r},)"
+            ) from None
+        except AttributeError as error:  # a module of one's own with a name of PyTorch's
+            report.notes.append(f"whether {unit} and {here} compute the same cannot be seen: {error}")
+            continue
+        above = here.name.rpartition(".")[0]
+        owner = layers_here[above]
+        for twin in twins:
+            if isinstance(twin, layers.Bidirectional) and isinstance(owner, layers.Bidirectional):
+                same_settings(unit, Here(above, owner, {}), twin, ("merge_mode",), ignore)
+                twin = twin.back if here.layer is owner.back else twin.layer
+            alike = isinstance(here.layer, type(twin)) or (
+                isinstance(twin, _Convolution) and isinstance(here.layer, _Convolution)
+            )
+            if alike:
+                names = (*COMPARED, "activation") if isinstance(twin, _Recurrent) else COMPARED
+                same_settings(unit, here, twin, names, ignore)
+        if getattr(unit.layer, "batch_first", True) is False:
+            report.notes.append(f"inputs of {unit} are (steps, batch, features), and here (batch, steps, features)")
+        if isinstance(here.layer, _Recurrent) and here.layer.kind != "GRU" and "bias_ih" in unit.arrays:
+            report.notes.append(
+                f"{unit} learns two biases, which are one here: there their sum moves twice as far in a step"
+            )
+    for name, module in source.named_modules() if hasattr(source, "named_modules") else ():
+        above = at.get(f"{name}.self_attn".strip("."), "").rpartition(".")[0]
+        block = layers_here[above]
+        if {"TransformerEncoderLayer", "TransformerDecoderLayer"} & {*_kinds(module)} and isinstance(block, _Block):
+            one = Unit(name, _kinds(module), module, {})
+            same_settings(one, Here(above, block, {}), twin_of(module)[0], ("norm_first", "activation", "norm"), ignore)
+            if isinstance(block, layers.TransformerDecoderLayer):
+                report.notes.append(f"{above or 'the model'} is causal by itself; {one} is where it gets tgt_mask")
+
+
+COMPARED = (
+    "stride", "padding", "dilation", "groups", "output_padding", "epsilon", "momentum", "heads", "rotary",
+    "recurrent_activation", "mask_zero", "go_backwards",
+)  # fmt: skip
+
+
+# -- twins ------------------------------------------------------------------------------------------------------------
+class NoTwin(Exception):
+    """Why a module has no twin among clnn's layers."""
+
+
+def refuse(wrong: Any, why: str) -> None:
+    """NoTwin where something is wrong."""
+    if wrong:
+        raise NoTwin(why)
+
+
+def _linear(m: Any) -> Layer:
+    return layers.Dense(m.out_features, bias=m.bias is not None)
+
+
+def _conv(axes: int, transpose: bool = False) -> Callable[[Any], list[Layer]]:
+    def twin(m: Any) -> list[Layer]:
+        how: dict[str, Any] = {
+            "stride": m.stride,
+            "dilation": m.dilation,
+            "groups": m.groups,
+            "bias": m.bias is not None,
+        }
+        kernel, padding, before = tuple(m.kernel_size), m.padding, []
+        if transpose:
+            how["output_padding"] = m.output_padding
+        if padding == "same":
+            sizes = [d * (k - 1) for d, k in zip(m.dilation, kernel)]
+            pads = [[n // 2, n - n // 2] for n in sizes]
+        else:
+            pads = [[0, 0]] * axes if padding == "valid" else [[n, n] for n in padding]
+        if m.padding_mode != "zeros" and any(map(any, pads)):
+            refuse(m.padding_mode not in ("reflect", "replicate"), f"padding_mode={m.padding_mode!r}")
+            before, pads = [layers.Padding(pads, m.padding_mode)], [[0, 0]] * axes
+        kind = getattr(layers, f"Conv{axes}D{'Transpose' * transpose}")
+        return [*before, kind(m.out_channels, kernel, padding=pads, **how)]
+
+    return twin
+
+
+def _pool(kind: str, axes: int) -> Callable[[Any], Layer]:
+    def twin(m: Any) -> Layer:
+        refuse(getattr(m, "return_indices", False), "return_indices=True")
+        refuse(_several(getattr(m, "dilation", 1), axes) != (1,) * axes, f"dilation={getattr(m, 'dilation', 1)}")
+        refuse(getattr(m, "divisor_override", None) is not None, "divisor_override")
+        extra = {"count_include_pad": m.count_include_pad} if kind == "Avg" else {}
+        size, stride = _several(m.kernel_size, axes), _several(m.stride, axes)
+        padding = _several(m.padding, axes)
+        return getattr(layers, f"{kind}Pool{axes}D")(size, stride, padding, ceil_mode=m.ceil_mode, **extra)
+
+    return twin
+
+
+def _several(value: Any, axes: int) -> tuple[int, ...]:
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+
+
+def _adaptive(kind: str, axes: int) -> Callable[[Any], Layer]:
+    def twin(m: Any) -> Layer:
+        size = _several(m.output_size, axes)
+        refuse(getattr(m, "return_indices", False), "return_indices=True")
+        refuse(None in size, f"output_size={m.output_size}: None keeps an axis, give its size")
+        return getattr(layers, f"Adaptive{kind}Pool")(size)
+
+    return twin
+
+
+def _batch_norm(m: Any) -> Layer:
+    refuse(m.momentum is None, "momentum=None: the mean of all batches")
+    refuse(m.running_mean is None, "track_running_stats=False")
+    return layers.BatchNorm(momentum=1.0 - m.momentum, epsilon=m.eps, affine=m.weight is not None)
+
+
+def _instance_norm(m: Any) -> Layer:
+    refuse(m.track_running_stats, "track_running_stats=True")
+    return layers.InstanceNorm(epsilon=m.eps, affine=m.weight is not None)
+
+
+def _over_last(kind: str) -> Callable[[Any], Layer]:
+    def twin(m: Any) -> Layer:
+        affine, eps = m.weight is not None, m.eps
+        refuse(affine and kind == "LayerNorm" and getattr(m, "bias", None) is None, "bias=False beside a weight")
+        if eps is None:  # PyTorch takes that of the type
+            eps = np.finfo("float32" if m.weight is None else Stored("weight", m.weight).kind).eps
+        return getattr(layers, kind)(tuple(range(-len(m.normalized_shape), 0)), epsilon=float(eps), affine=affine)
+
+    return twin
+
+
+def _activation(name: str, **usual: Any) -> Callable[[Any], Layer]:
+    """An activation without arguments; those that the module has are as usual."""
+
+    def twin(m: Any) -> Layer:
+        for argument, value in usual.items():
+            refuse(getattr(m, argument) != value, f"{argument}={getattr(m, argument)!r}")
+        return layers.Activation(name)
+
+    return twin
+
+
+def _gelu(m: Any) -> Layer:
+    return layers.Activation({"none": "gelu", "tanh": "gelu_tanh"}[m.approximate])
+
+
+def _softmax(name: str) -> Callable[[Any], Layer]:
+    def twin(m: Any) -> Layer:
+        refuse(m.dim is None, "dim=None: give dim=-1")
+        refuse(m.dim < -1 or m.dim == 0, f"dim={m.dim}: clnn's is the last axis")
+        return layers.Activation(name)
+
+    return twin
+
+
+def _recurrent(kind: str, cell: bool = False) -> Callable[[Any], list[Layer]]:
+    def twin(m: Any) -> list[Layer]:
+        refuse(getattr(m, "proj_size", 0), "proj_size")
+        how: dict[str, Any] = {"use_bias": m.bias is not None and m.bias is not False}
+        if kind == "SimpleRNN":
+            how["activation"] = m.nonlinearity
+        if cell:
+            return [getattr(layers, f"{kind}Cell")(m.hidden_size, **how)]
+        found: list[Layer] = []
+        for number in range(m.num_layers):
+            one: Layer = getattr(layers, kind)(m.hidden_size, return_sequences=True, **how)
+            found += [layers.Dropout(m.dropout)] if number and m.dropout else []
+            found.append(layers.Bidirectional(one) if m.bidirectional else one)
+        return found
+
+    return twin
+
+
+def _attention(m: Any) -> Layer:
+    refuse(m.bias_k is not None or m.add_zero_attn, "add_bias_kv or add_zero_attn")
+    return layers.MultiHeadAttention(m.num_heads, dropout=m.dropout, bias=m.in_proj_bias is not None)
+
+
+def _block(kind: str) -> Callable[[Any], Layer]:
+    def twin(m: Any) -> Layer:
+        name = getattr(m.activation, "__name__", type(m.activation).__name__).lower()
+        refuse(name not in ("relu", "gelu"), f"activation {name}")
+        how = {"dropout": m.dropout.p, "norm_first": m.norm_first}
+        return getattr(layers, kind)(m.self_attn.num_heads, m.linear1.out_features, name, **how)
+
+    return twin
+
+
+def _encoder(m: Any) -> list[Layer]:
+    return [one for layer in [*m.layers, *([] if m.norm is None else [m.norm])] for one in exact_twin(layer)]
+
+
+def _embedding(m: Any) -> Layer:
+    refuse(m.max_norm is not None, "max_norm")
+    refuse(m.scale_grad_by_freq, "scale_grad_by_freq=True")
+    return layers.Embedding(m.num_embeddings, m.embedding_dim, padding=m.padding_idx)
+
+
+def _padding(axes: int, mode: str) -> Callable[[Any], Layer]:
+    def twin(m: Any) -> Layer:
+        given = _several(m.padding, 2 * axes)  # the last axis first
+        pairs = [[given[i], given[i + 1]] for i in reversed(range(0, len(given), 2))]
+        return layers.Padding(pairs, mode, float(getattr(m, "value", 0.0)) if mode == "constant" else 0.0)
+
+    return twin
+
+
+def _upsample(m: Any) -> Layer:
+    refuse(m.size is not None, "size=: give scale_factor")
+    refuse(m.mode not in ("nearest", "linear", "bilinear", "trilinear"), f"mode={m.mode!r}")
+    refuse(m.align_corners, "align_corners=True")
+    factors = m.scale_factor if isinstance(m.scale_factor, tuple) else (m.scale_factor,)
+    refuse(any(factor != int(factor) for factor in factors), f"scale_factor={m.scale_factor}")
+    whole = [int(factor) for factor in factors]
+    return layers.UpSampling(whole[0] if len(whole) == 1 else whole, "nearest" if m.mode == "nearest" else "bilinear")
+
+
+def _flatten(m: Any) -> Layer:
+    refuse((m.start_dim, m.end_dim) != (1, -1), f"start_dim={m.start_dim}, end_dim={m.end_dim}")
+    return layers.Flatten()
+
+
+def _unflatten(m: Any) -> Layer:
+    refuse(m.dim != 1, f"dim={m.dim}")
+    return layers.Reshape(tuple(m.unflattened_size))
+
+
+TWINS: dict[str, Callable[[Any], Layer | list[Layer]]] = {
+    "Linear": _linear,
+    "Flatten": _flatten,
+    "Unflatten": _unflatten,
+    "Identity": lambda m: [],
+    "Dropout": lambda m: layers.Dropout(m.p),
+    "PReLU": lambda m: layers.PReLU(1 if m.num_parameters > 1 else None),
+    "LeakyReLU": lambda m: layers.Activation("leaky_relu", slope=m.negative_slope),
+    "ELU": lambda m: layers.Activation("elu", alpha=m.alpha),
+    "GELU": _gelu,
+    "Softmax": _softmax("softmax"),
+    "LogSoftmax": _softmax("log_softmax"),
+    "Softplus": _activation("softplus", beta=1),
+    "Hardtanh": _activation("hard_tanh", min_val=-1, max_val=1),
+    "SyncBatchNorm": _batch_norm,
+    "LayerNorm": _over_last("LayerNorm"),
+    "RMSNorm": _over_last("RMSNorm"),
+    "GroupNorm": lambda m: layers.GroupNorm(m.num_groups, epsilon=m.eps, affine=m.weight is not None),
+    "LocalResponseNorm": lambda m: layers.LocalResponseNorm(m.size, m.alpha, m.beta, m.k),
+    "Embedding": _embedding,
+    "MultiheadAttention": _attention,
+    "TransformerEncoderLayer": _block("TransformerEncoderLayer"),
+    "TransformerDecoderLayer": _block("TransformerDecoderLayer"),
+    "TransformerEncoder": _encoder,
+    "Upsample": _upsample,
+    "UpsamplingNearest2d": _upsample,
+}
+for _name in ("ReLU", "SELU", "Sigmoid", "Tanh", "Softsign", "SiLU", "Mish"):
+    TWINS[_name] = _activation(_name.lower())
+for _name in ("sigmoid", "swish"):
+    TWINS[f"Hard{_name}"] = _activation(f"hard_{_name}")
+for _name, _kind in (("RNN", "SimpleRNN"), ("LSTM", "LSTM"), ("GRU", "GRU")):
+    TWINS[_name], TWINS[f"{_name}Cell"] = _recurrent(_kind), _recurrent(_kind, cell=True)
+for _axes, _d in DIMENSIONS.items():
+    TWINS |= {
+        f"Conv{_d}": _conv(_axes),
+        f"ConvTranspose{_d}": _conv(_axes, transpose=True),
+        f"MaxPool{_d}": _pool("Max", _axes),
+        f"AvgPool{_d}": _pool("Avg", _axes),
+        f"AdaptiveMaxPool{_d}": _adaptive("Max", _axes),
+        f"AdaptiveAvgPool{_d}": _adaptive("Avg", _axes),
+        f"BatchNorm{_d}": _batch_norm,
+        f"InstanceNorm{_d}": _instance_norm,
+        f"Dropout{_d}": lambda m: layers.SpatialDropout(m.p),
+        f"ZeroPad{_d}": _padding(_axes, "constant"),
+        f"ConstantPad{_d}": _padding(_axes, "constant"),
+        f"ReflectionPad{_d}": _padding(_axes, "reflect"),
+        f"ReplicationPad{_d}": _padding(_axes, "replicate"),
+    }
+
+
+def twin_of(module: Any) -> list[Layer]:
+    """clnn's layers that do what the module does, by its class or one above it. NoTwin where there are none."""
+    for name in _kinds(module):
+        if name in TWINS:
+            found = TWINS[name](module)
+            return [found] if isinstance(found, Layer) else found
+    raise NoTwin("no layer of clnn is its twin")
+
+
+def exact_twin(module: Any) -> list[Layer]:
+    """The same, for what is computed too: a class derived from one of PyTorch's may do anything, and so may hooks."""
+    nn, name = sys.modules.get("torch.nn"), type(module).__name__
+    if name not in TWINS or (nn and isinstance(module, nn.Module) and type(module) is not getattr(nn, name, None)):
+        raise NoTwin("no layer of clnn is its twin")
+    refuse(
+        getattr(module, "_forward_hooks", None) or getattr(module, "_forward_pre_hooks", None), "it has forward hooks"
+    )
+    recurrent = name in ("RNN", "LSTM", "GRU") or name.startswith("Transformer")
+    first = module.layers[0].self_attn if name == "TransformerEncoder" else getattr(module, "self_attn", module)
+    refuse(recurrent and not first.batch_first, "batch_first=False: inputs here are (batch, steps, features)")
+    refuse(name.endswith(("Cell", "DecoderLayer")) or name == "MultiheadAttention", "it takes several inputs")
+    return twin_of(module)
+
+
+def leaves(module: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """The modules inside nested nn.Sequentials, one after the other, with their names."""
+    if type(module).__name__ != "Sequential":
+        yield name, module
+        return
+    for inner, one in dict(module.named_children()).items():
+        yield from leaves(one, f"{name}.{inner}" if name else inner)
+
+
+FUSES = (layers.Dense, _Convolution, layers.BatchNorm, layers.GroupNorm, layers.InstanceNorm)
+
+
+def _is_plain(layer: Layer) -> bool:
+    """Whether it is an activation that other layers can have."""
+    found = isinstance(layer, layers.Activation) and layer.activation not in SOFTMAX
+    return found and layer.slope is None and layer.alpha is None  # type: ignore[attr-defined]
+
+
+def twins(module: Any) -> list[tuple[str, Any, Layer]]:
+    """(name, module, twin) of all modules of an nn.Sequential, activations within the layers that have one. ConfigurationError
+    that lists those without a twin."""
+    found: list[tuple[str, Any, Layer]] = []
+    wrong = []
+    every = list(leaves(module))
+    for i, (name, one) in enumerate(every):
+        try:
+            made = exact_twin(one)
+            many = type(one).__name__ in ("RNN", "LSTM", "GRU") and i < len(every) - 1
+            refuse(many, "its outputs are a tuple, which the next module does not take")
+        except (NoTwin, ClnnError, AttributeError) as error:
+            wrong.append(f"{name or 'it'} ({type(one).__name__}): {error}")
+            continue
+        for layer in made:
+            last = found[-1][2] if found else None
+            if isinstance(last, FUSES) and last.activation == "linear" and _is_plain(layer):
+                last.activation = layer.activation  # type: ignore[attr-defined]
+            else:
+                found.append((name, one, layer))
+    if wrong or not found:
+        raise ConfigurationError(
+            f"these modules have no twin among clnn's layers: {'; '.join(wrong) or 'there are none at all'}. "
+            "Write a clnn.Layer for them, make the model by hand, and copy its weights: clnn.interop.from_torch(module, model)"
+        )
+    return found
+
+
+def check_axes(name: str, module: Any, before: tuple[int, ...]) -> None:
+    """ConfigurationError where a module counts axes of its input, of shape `before` without the batch, as its twin does not."""
+    kind, dim = type(module).__name__, getattr(module, "dim", -1)
+    if kind in ("Softmax", "LogSoftmax") and dim not in (-1, len(before)):
+        raise ConfigurationError(
+            f"{name} ({kind}): dim={dim} of an input of shape {(None, *before)} is not the last axis, which clnn's is"
+        )
+    if kind == "Unflatten" and len(before) != 1:
+        raise ConfigurationError(f"{name} ({kind}): of an input of shape {(None, *before)} clnn.Reshape takes all axes")
