@@ -432,7 +432,7 @@ REFUSALS = {
     "a mask as an index": (lambda x: x[x > 0], "reads a tensor's values on the host"),
     "no node": (lambda x: clnn.arctan2(x, x), "arctan2 cannot be written as ONNX: ONNX has no node for it"),
     "the host's sizes": (lambda x: x + np.arange(len(x), dtype=np.float32)[:, None], "depends on the size of an input"),
-    "one batch": (lambda x: x.reshape(3, -1, 4) * 2, "passes over 1, 3 and 5 samples differ"),
+    "one batch": (lambda x: x.reshape(2, -1, 4) * 2, "passes over 1, 2 and 3 samples differ"),
     "branches on sizes": (lambda x: clnn.exp(x) if len(x) > 1 else clnn.sin(x), "differ in more than sizes"),
     "another loss": (lambda x: clnn.losses.find_loss("cross_entropy")(x, np.zeros(len(x), np.int32)),
     "cross_entropy|losses|rows|nodes"),
@@ -443,7 +443,7 @@ REFUSALS = {
 @pytest.mark.parametrize("why", REFUSALS)
 def test_what_cannot_be_written_is_an_error_that_says_why(why, device, rng, tmp_path):
     function, words = REFUSALS[why]
-    net, path = own(function, rng.normal(size=(3, 4)).astype(np.float32)), tmp_path / "net.onnx"
+    net, path = own(function, rng.normal(size=(2, 4)).astype(np.float32)), tmp_path / "net.onnx"
     with pytest.raises(clnn.ClnnError, match=words) as caught:
         clnn.onnx.save(net, path)
     assert "Own" in str(caught.value) or why == "no tensor"
@@ -660,3 +660,48 @@ def test_a_net_answers_the_same(name, device, rng, tmp_path):
     for batch in (1, 4):
         grow = {one.name: [n for (j, _), n in lengths.items() if j == i] for i, one in enumerate(told.graph.input)}
         compare(net, path, arrays(told, rng, batch, grow), 2e-5)
+
+
+# -- and back ---------------------------------------------------------------------------------------------------------
+def test_a_trained_net_comes_back_to_the_bit(device, rng, tmp_path):
+    """Trained, saved, the same in onnxruntime; loaded again, the same to the bit; trained on, and saved again."""
+    net, path = (
+        seq(
+            clnn.Conv2D(4, 3, "relu"),
+            clnn.MaxPool2D(2),
+            clnn.Flatten(),
+            clnn.Dense(8, "tanh"),
+            clnn.Dense(3),
+            shape=(1, 8, 8),
+        ),
+        tmp_path / "net.onnx",
+    )
+    x, y = rng.normal(size=(24, 1, 8, 8)).astype(np.float32), np.arange(24) % 3
+    how = {"loss": "cross_entropy", "optimizer": "adam", "batch_size": 8, "progress": False}
+    net.fit(x, y, epochs=2, **how)
+    write(net, path)
+    compare(net, path, [x])
+    back = clnn.onnx.load(path)
+    np.testing.assert_array_equal(back(x), net.predict(x))
+    assert {name for name, _ in back.named_parameters()} == {name for name, _ in net.named_parameters()}
+    back.fit(x, y, epochs=1, **how)
+    again = tmp_path / "again.onnx"
+    told = write(back, again)
+    assert {name for name, _ in net.named_parameters()} <= {one.name for one in told.graph.initializer}
+    assert free_axes(told) == {(0, 0): "batch"} and told.graph.output[0].name == "output"
+    np.testing.assert_allclose(answers(again, [x])[0], back(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_layer_comes_back(name, device, rng, tmp_path):
+    make, sizes = CASES[name]
+    net, path = shuffled(make(), rng), tmp_path / "net.onnx"
+    told = write(net, path)
+    known = set(importlib.import_module("clnn.onnx.model").operators())
+    if unknown := {node.op_type for node in told.graph.node} - known:
+        pytest.skip(f"the reader does not know {', '.join(sorted(unknown))}")
+    inputs = arrays(told, rng, 3, {key: versions[0] for key, versions in sizes.items()})
+    with clnn.no_grad():
+        expected = flat(net(*inputs))
+    for a, b in zip(flat(clnn.onnx.load(path)(*inputs)), expected):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))

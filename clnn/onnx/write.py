@@ -16,12 +16,15 @@ from ..errors import CheckpointError, ClnnError, ConfigurationError
 from ..files import as_path, write_atomically
 from ..layers.base import Layer
 from ..tape import no_grad
+from .graph import FLOATS
+from .model import OnnxModel
 from .read import library
 from .writers.graph import Graph, NoNodes
 from .writers.trace import Differs, Dim, Fails, Program, Trace, joined
 
 OLDEST = 15  # operator sets that are written
-BATCH, BATCHES = 3, (5, 8)  # samples, with which the size of the batch is found
+BATCH, BATCHES = 2, (3, 5)  # samples, with which the size of the batch is found
+LARGE = 32  # sizes from which on half of it is tried first, which takes less memory
 INSIDE = 2**31 - 2**24  # bytes of weights that one file holds: a protobuf has less than 2 GiB
 
 
@@ -83,8 +86,12 @@ def _forms(model: Layer, example: Any) -> list[tuple[tuple[int, ...], Any]]:
         if not all(layer.built for layer in model.layers_inside()):
             model(*inputs)
         return [(x.shape[1:], x.dtype) for x in inputs]
+    if isinstance(model, OnnxModel) and not any(
+        v.shape is None or not all(isinstance(size, int) for size in v.shape[1:]) for v in model.inputs
+    ):
+        return [(tuple(v.shape[1:]), model.dtype if v.type in FLOATS else np.dtype(np.int32)) for v in model.inputs]  # type: ignore
     shapes = getattr(model, "_input_shapes", None)
-    if not model.built or shapes is None:
+    if not model.built or not shapes:
         raise ConfigurationError(
             f"the shapes of {type(model).__name__}'s inputs are not known yet: give one, clnn.onnx.save(model, path, "
             "example=x), x an array with a batch, or a tuple of arrays where it takes several"
@@ -130,6 +137,8 @@ def _graph(
         program = joined(programs)
         sizes = {at: Dim(tuple(change.get(one, one.size) for change in changes)) for one in free for at in one.at}
         outputs: list[tuple[str, int]] = []
+        if isinstance(model, OnnxModel) and len(program.outputs) == 1:
+            program = program._replace(outputs=[(model.outputs[0].name, program.outputs[0][1])])
         for name, value in program.outputs:
             while name in names or name in [other for other, _ in outputs]:
                 name += "_out"
@@ -151,8 +160,9 @@ def _graph(
             continue
         i, axis = at[0]
         size = forms[i][0][axis - 1]
-        half = (size + 1) // 2
-        for others in ((2 * size + 1, 2 * size + 2), (half, half - 1)):
+        half, double = (size + 1) // 2, 2 * size + 1
+        ways = [(double, double + 1), (half, half - 1)]
+        for others in ways if size < LARGE else ways[::-1]:
             if min(size, *others) < 2:
                 continue
             more = [*free, Free(f"{names[i]}_axis_{axis}", at, size, others)]

@@ -61,6 +61,7 @@ class Graph:
         self.nodes: list[Any] = []
         self.initializers: dict[str, np.ndarray] = {}
         self.parts: dict[int, tuple[str, list[str]]] = {}  # of recurrent ops' results: the sequence, and states
+        self.packed: dict[Any, str] = {}  # weights of gates that have been put into ONNX's order
         self.truths: dict[str, str] = {}  # of floats 0 and 1: the bools that they were
         self._there: set[str] = set()  # the nodes that this opset has
         self._constants: dict[Any, str] = {}
@@ -78,9 +79,10 @@ class Graph:
             self.layer, self.title = op.layer, op.title
             if op.name not in WRITERS:
                 raise self.refuse(op, "ONNX has no node for it")
+            before = len(self.nodes)
             made = WRITERS[op.name](self, op)
             for value, name in zip(op.made, made if isinstance(made, tuple) else (made,)):
-                if value in wanted and self.nodes and name in self.nodes[-1].output and name not in self.inputs:
+                if value in wanted and len(self.nodes) > before and name in self.nodes[-1].output:
                     self.nodes[-1].output[list(self.nodes[-1].output).index(name)] = wanted[value]
                     name = wanted[value]
                 if name is not None:
@@ -312,6 +314,8 @@ class Graph:
 
     def reshape(self, x: str, before: Sequence[Any], shape: Sequence[Any]) -> str:
         """x, of the shape `before`, in another one. Sizes that stay are 0 there, and one that is free is -1."""
+        if tuple(shape) == tuple(before):
+            return x
         target: list[Any] = [
             0 if isinstance(s, Dim) and i < len(before) and s == before[i] else s for i, s in enumerate(shape)
         ]

@@ -113,6 +113,9 @@ def _recurrent(graph: Graph, op: Op) -> str:
 
 def _packed(graph: Graph, ref: Ref, kind: str, *more: Any) -> str:
     """Weights or biases of gates as ONNX orders them: (1, G units, in) or (1, 2 G units)."""
+    key = ref, more, kind
+    if key in graph.packed:
+        return graph.packed[key]
     vectors = [graph.array(ref), *(None if one is None else graph.array(one) for one in more)]
     units = vectors[0].shape[-1] // GATES[kind]  # type: ignore[union-attr]
 
@@ -122,7 +125,8 @@ def _packed(graph: Graph, ref: Ref, kind: str, *more: Any) -> str:
     parts = [np.zeros_like(vectors[0]) if one is None else ordered(one) for one in vectors]
     array = np.concatenate(parts, -1)[None] if more else parts[0].T[None]
     value = graph.program.values[ref.number]
-    return graph.stored(value.of if value.kind == "parameter" else f"{graph.layer}/{kind}:weights", array)
+    graph.packed[key] = graph.stored(value.of if value.kind == "parameter" else f"{graph.layer}/{kind}:weights", array)
+    return graph.packed[key]
 
 
 def _by_node(graph: Graph, op: Op, made: Op) -> tuple[str, list[str]]:
