@@ -9,6 +9,7 @@ ClnnError
 ├── CheckpointError        a model file that is missing, damaged or does not fit
 ├── DataError              (also ValueError)
 ├── ConfigurationError     (also ValueError)
+├── DistributedError       a rank that failed, differs or does not come (clnn.distributed)
 └── Diverged               a loss that stopped being finite
 """
 
@@ -19,6 +20,7 @@ __all__ = [
     "ConfigurationError",
     "DataError",
     "DeviceError",
+    "DistributedError",
     "Diverged",
     "OutOfDeviceMemory",
     "OutOfRangeError",
@@ -76,6 +78,10 @@ class DataError(ClnnError, ValueError):
 
 class ConfigurationError(ClnnError, ValueError):
     """An unknown name or a hyper-parameter outside its range."""
+
+
+class DistributedError(ClnnError):
+    """Of several ranks one failed, does something else than the others, or does not come; the message names it."""
 
 
 class Diverged(ClnnError):

@@ -97,6 +97,8 @@ class Optimizer(Watched):
     NaN or infinity.
     `ema` keeps a moving average of the weights, average = ema average + (1 - ema) w after each step, that starts at the
     first weights; see `averaged`. `keep_gradients=True` leaves gradients readable as `parameter.grad` also after fit, which
+    else may spend them as they come (as they were before clipping). Where `optimizer.world` is set (clnn.distributed.init()),
+    `step` first takes the mean of the gradients over all ranks, whose losses are means over as many samples; see `World.mean`.
     else may spend them as they come (as they were before clipping).
     """
 
@@ -106,6 +108,7 @@ class Optimizer(Watched):
     states: tuple[str, ...] = ()  # the names of the buffers of the parameters' size that it keeps
     decoupled = False
     shares = False  # whether velocities may be in the gradients' buffer
+    world: Any = None  # of clnn.distributed: each step averages gradients over its ranks
 
     def __init__(
         self,
@@ -275,7 +278,14 @@ class Optimizer(Watched):
     @property
     def plain(self) -> bool:
         """Whether all gradients are wanted in their own buffer: to be read, or clipped."""
-        return self.keep_gradients or self.clip_norm is not None or self.clip_value is not None
+        return (
+            self.keep_gradients or self.clip_norm is not None or self.clip_value is not None or self._ranks is not None
+        )
+
+    @property
+    def _ranks(self) -> Any:
+        """The world, if others are in it."""
+        return self.world if self.world is not None and self.world.size > 1 else None
 
     def attach(self, parameters: Sequence[Parameter]) -> None:
         """Take charge of `parameters`: they move into a flat store where they have none."""
@@ -424,18 +434,19 @@ class Optimizer(Watched):
         if not any(p.uses for p in self.parameters):
             raise ClnnError("optimizer.step() without a gradient: call loss.backward() first")
         with self._counted():
-            self._apply()
+            self._apply(mean=True)
 
     def descend(self, start: Node) -> None:
         """`backward()` from a loss and `step()`, with nothing between them: gradients are spent as they come. Only here do
-        they go anywhere else than into their buffer, since whoever may still drop or read them comes too late."""
+        they go anywhere else than into their buffer, since whoever may still drop or read them comes too late. The loss is
+        this rank's share of that of all ranks: their gradients are added."""
         with self._counted():
             if not self.plain and not any(p.uses for p in self.parameters):
                 for p in self.parameters:
                     p.sink = self.sink(p, p.forward_uses == 1)
             try:
                 backpropagate(start, None)
-                self._apply()
+                self._apply(mean=False)
             finally:
                 for p in self.parameters:
                     p.sink = None
@@ -466,9 +477,11 @@ class Optimizer(Watched):
             self.take_back()
             raise
 
-    def _apply(self) -> None:
-        """Update the parameters by the gradients that are there."""
+    def _apply(self, mean: bool) -> None:
+        """Update the parameters by the gradients that are there, of several ranks by their `mean` or their sum."""
         self._settle_unused()
+        if self._ranks is not None:
+            self._ranks.combine(self.parameters, mean)
         plan = self._plan()
         clip = None if self.clip_norm is None else clip_factor(plan, self.clip_norm, self.clip_value)
         for run in plan:

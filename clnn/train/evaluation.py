@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 
 from ..checks import check_count
+from ..data.sparse import SparseRows
 from ..errors import ConfigurationError, DataError, OutOfDeviceMemory
 from ..losses import LOSSES, Joint
-from ..metrics import Metric, metric_name
+from ..metrics import Metric
 from ..ops.array import block_of
 from ..runtime.lock import exclusive
 from ..runtime.recorder import StepContext
 from ..step import Step, copied
 from ..tape import no_grad
+from .alone import Alone
 from .feed import Feed
 from .inputs import Samples, as_inputs, build_for, checked, counts_hits
 from .outputs import OfOutput, Outputs
@@ -46,9 +48,19 @@ class Evaluation:
         self.moved = True  # whether the feed may be elsewhere than at its first row
 
     @exclusive("model.device.lock")
-    def run(self, samples: Samples) -> dict[str, float]:
-        """The mean loss and metrics."""
-        return self._in_batches_that_fit(len(samples.xs[0]), lambda: self._measured(samples))
+    def run(self, samples: Samples, world: Any = None) -> dict[str, float]:
+        """The mean loss and metrics. The ranks of a `world` measure a part of the samples each, and get the same."""
+        whole = world is None or any(isinstance(x, SparseRows) for x in samples.xs)  # whose part would be dense
+        n, world = len(samples.xs[0]), Alone() if whole else world
+        mine = world.part(n)
+        alone = samples if mine == slice(n) else samples.rows(mine if mine.stop > mine.start else slice(1))
+        sums, further = self._in_batches_that_fit(len(alone.xs[0]), lambda: self._measured(alone))
+        assert self.results is not None
+        self.results.hits, self.results.loss = counts_hits(self.loss, samples), self.loss
+        rows = len(alone.xs[0])
+        if mine.start == mine.stop:  # the sample only stood in
+            rows, sums, further = 0, np.zeros_like(sums), np.zeros_like(further)
+        return self.results.together(sums, further, rows, world)
 
     @exclusive("model.device.lock")
     def outputs(self, xs: Sequence[np.ndarray]) -> list[Any]:
@@ -66,11 +78,11 @@ class Evaluation:
                     raise
                 self.batch, self.feed, self.step = min(self.batch, n) // 2, None, None
 
-    def _measured(self, samples: Samples) -> dict[str, float]:
-        n, sums = len(samples.xs[0]), np.zeros((len(samples.ys), 3))
-        if n == 0:
+    def _measured(self, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+        """Of each output the sums of losses, hits and targets that count, and those of further metrics times rows."""
+        sums, further = np.zeros((len(samples.ys), 3)), np.zeros(len(self.metrics))
+        if len(samples.xs[0]) == 0:
             raise DataError(f"x has no samples: its shape is {samples.xs[0].shape}")
-        further = dict.fromkeys(map(metric_name, self.metrics), 0.0)
         for rows in self._chunks(samples):
             plan = rows_by_step(rows, self.batch)
             for rows_now in plan:
@@ -78,11 +90,8 @@ class Evaluation:
             assert self.results is not None
             main, extra = self.results.read(len(plan))
             sums += self.results.sums(main)
-            for name, values in zip(further, extra.T):
-                further[name] += float(values @ (plan / n))
-        assert self.results is not None
-        self.results.hits, self.results.loss = counts_hits(self.loss, samples), self.loss
-        return self.results.logs(sums) | further
+            further += plan @ extra
+        return sums, further
 
     def _outputs(self, xs: Sequence[np.ndarray]) -> list[Any]:
         found: list[Any] = []

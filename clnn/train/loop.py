@@ -29,12 +29,13 @@ from ..runtime.recorder import StepContext
 from ..runtime.watching.watch import structure_version
 from ..step import Step
 from ..tensor import tensor
+from .alone import together, within
 from .evaluation import CHUNK_BYTES, Evaluation
 from .feed import Feed
 from .history import History
 from .inputs import Samples, build_for, counts_hits, given_to_fit
 from .outputs import Outputs
-from .record import Results, record_loss, record_metrics, rows_by_step, steps_of
+from .record import Results, record_loss, record_metrics
 
 AUDITS = 0.005  # of fit's time, at most, for audits after callbacks where all code is clnn's
 
@@ -59,6 +60,7 @@ def fit(
     class_weight: dict[int, float] | None = None,
     record: bool = True,
     progress: bool = True,
+    world: Any = None,
 ) -> History:
     """Train `model` on samples x and targets y; the history of losses and accuracies comes back.
 
@@ -73,48 +75,54 @@ def fit(
     and dropout repeat from run to run. `record=False` keeps every step eager.
     A second fit with the same optimizer object goes on where the first ended. The samples are those of its beginning: what a
     callback changes in these arrays meanwhile is for the next fit.
+    `world` (clnn.distributed.init()): its ranks, which are all to call this with the same samples, share out each mini-batch of
+    `batch_size` times as many samples as there are ranks, and add up their gradients.
 
     Where `forward` returns several outputs, as a tuple (then called output_1, output_2, ...) or as a dict, y, loss,
     loss_weights (1 unless given), metrics and sample_weight are tuples or dicts likewise; one loss, one list of metrics or one
     array of weights is for all outputs. The loss is sum_i w_i loss_i; the history has it as "loss", and each output's as
     "<name>_loss", "<name>_accuracy" and so on. ConfigurationError for a name that is unknown or missing.
     """
-    epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
     optimizer, callbacks = find_optimizer(optimizer), as_callbacks(callbacks)
-    loss, metrics, outputs, samples, held_out = given_to_fit(
-        model, x, y, loss, loss_weights, metrics, sample_weight, class_weight, validation, validation_split
-    )
-    run = _Run(model, loss, metrics, outputs, samples, optimizer, epochs, batch_size, shuffle, seed, record)
-    evaluation = Evaluation(model, outputs, loss, metrics, record) if held_out else None
-    history, bar = History(), Progress(epochs, len(run.plan), progress)
-    model.stop_training = False
-    try:
-        for callback in callbacks:
-            weights = None if all(w is None for w in samples.weights) else outputs.together(samples.weights)
-            callback.on_data(model, samples.xs, outputs.together(samples.ys), weights)
-            callback.on_train_begin(model)
-        for epoch in range(epochs):
+    with together(world, optimizer) as world:
+        epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
+        loss, metrics, outputs, samples, held_out = given_to_fit(
+            model, x, y, loss, loss_weights, metrics, sample_weight, class_weight, validation, validation_split
+        )
+        run = _Run(
+            model, loss, metrics, outputs, samples, held_out, optimizer, epochs, batch_size, shuffle, seed, record, world,
+        )  # fmt: skip
+        evaluation = Evaluation(model, outputs, loss, metrics, record) if held_out else None
+        history, bar = History(), Progress(epochs, len(run.plan), progress and world.rank == 0)
+        model.stop_training = False
+        try:
             for callback in callbacks:
-                callback.on_epoch_begin(model, epoch)
-            began = time.perf_counter()
-            run.prepare()
-            run.train(epoch, bar, called_back=bool(callbacks))
-            logs = run.means(epoch)
-            if evaluation and held_out:
-                logs |= {f"val_{key}": value for key, value in evaluation.run(held_out).items()}
-            run.observe(logs)  # before callbacks, which may save the model
-            logs["seconds"] = time.perf_counter() - began
-            history.add(logs)
-            bar.epoch(epoch, epochs, logs)
+                weights = None if all(w is None for w in samples.weights) else outputs.together(samples.weights)
+                callback.on_data(model, samples.xs, outputs.together(samples.ys), weights)
+                callback.on_train_begin(model)
+            for epoch in range(epochs):
+                for callback in callbacks:
+                    callback.on_epoch_begin(model, epoch)
+                began = time.perf_counter()
+                run.prepare()
+                run.train(epoch, bar, called_back=bool(callbacks))
+                logs = run.means(epoch)
+                if evaluation and held_out:
+                    logs |= {f"val_{key}": value for key, value in evaluation.run(held_out, world).items()}
+                run.observe(logs)  # before callbacks, which may save the model
+                logs["seconds"] = time.perf_counter() - began
+                logs = world.first(logs)
+                history.add(logs)
+                bar.epoch(epoch, epochs, logs)
+                for callback in callbacks:
+                    callback.on_epoch_end(model, epoch, logs)
+                if any(world.gather(bool(model.stop_training))):
+                    break
+        finally:
+            bar.close()
             for callback in callbacks:
-                callback.on_epoch_end(model, epoch, logs)
-            if model.stop_training:
-                break
-    finally:
-        bar.close()
-        for callback in callbacks:
-            callback.on_train_end(model)
-    return history
+                callback.on_train_end(model)
+        return history
 
 
 class _Run:
@@ -122,18 +130,24 @@ class _Run:
     `observe`). The device's lock is held while something is launched, and let go in between for other threads."""
 
     def __init__(
-        self, model: Any, loss: Any, metrics: list[Any], outputs: Outputs, samples: Samples, optimizer: Optimizer,
-        epochs: int, batch_size: int, shuffle: bool, seed: int | None, record: bool,
+        self, model: Any, loss: Any, metrics: list[Any], outputs: Outputs, samples: Samples, held_out: Samples | None,
+        optimizer: Optimizer, epochs: int, batch_size: int, shuffle: bool, seed: int | None, record: bool, world: Any,
     ) -> None:  # fmt: skip
         self.model, self.loss, self.outputs, self.samples, self.optimizer = model, loss, outputs, samples, optimizer
-        self.epochs, self.batch_size, self.shuffle, self.seed = epochs, batch_size, shuffle, seed
+        self.epochs, self.batch_size, self.shuffle, self.seed, self.world = epochs, batch_size, shuffle, seed, world
         self.device: Device = model.device
         self.n = len(samples.xs[0])
-        self.plan = rows_by_step(self.n, batch_size)
+        self.stretches = world.stretches(self.n, batch_size)
+        self.plan = np.concatenate([np.full(count, rows) for rows, count, _ in self.stretches])
+        self.counted = np.concatenate([np.full(n, rows * (share != 0)) for rows, n, share in self.stretches])
         if self.plan.min() == 1:
-            _check_alone(model, samples.xs, f"of {self.n} samples in mini-batches of {batch_size} the last has 1")
+            each = batch_size * world.size
+            left = f"of {self.n} samples in mini-batches of {each} the last has {self.n % each or each}"
+            _check_alone(model, samples.xs, left + (f" for {world.size} ranks" if world.size > 1 else ""))
         with self.device.lock:  # another thread may train another model with the same optimizer
             optimizer.attach(consolidated(model))
+            settings = {"epochs": epochs, "batch_size": batch_size, "shuffle": shuffle, "seed": seed, "loss": loss}
+            world.begin(model, optimizer, (samples, held_out), settings)
             optimizer.begin_fit(len(self.plan), epochs)
             given, position = optimizer.given, optimizer.steps
         model.loss, model.optimizer = loss, optimizer
@@ -146,6 +160,7 @@ class _Run:
         self.step.given, self.structure = given, structure_version()
         if seed is not None:  # where an uninterrupted run would be
             random.generator(self.device).reseed(seed, position=position)
+        world.reseed(self.device)
         self.started = time.perf_counter()
         if self.resident:
             self.feed.load(*samples)
@@ -165,27 +180,29 @@ class _Run:
                 self.optimizer.attach(consolidated(self.model))
                 self.step.given, self.structure = self.optimizer.given, structure_version()
             self.step.claim()
-            self.order = _permutation(self.n, self.shuffle, self.seed, self.optimizer.epochs)
+            order = _permutation(self.n, self.shuffle, self.seed, self.optimizer.epochs)
+            self.order = self.world.order(order, self.batch_size)
             self.first_step = self.optimizer.steps
 
     def train(self, epoch: int, bar: Progress, called_back: bool) -> None:
         """All steps of an epoch: over the set as it is on the device, or over one part of it after the other."""
         done = 0
-        for start in range(0, self.n, self.capacity):
+        for start in range(0, len(self.order), self.capacity):
             part = self.order[start : start + self.capacity]
             if self.resident:
                 self.feed.rewind(part)
             else:
-                self.feed.load(*self.samples.rows(part if self.shuffle else slice(start, start + self.capacity)))
+                in_order = not self.shuffle and self.world.size == 1
+                self.feed.load(*self.samples.rows(slice(start, start + self.capacity) if in_order else part))
                 self.feed.rewind(step=done)
-            for rows, count in steps_of(len(part), self.batch_size):
-                self.steps(rows, count, (self.epochs - epoch) * count, bar, called_back)
+            for rows, count, share in within(self.stretches, start, start + len(part)):
+                self.steps(rows, share, count, (self.epochs - epoch) * count, bar, called_back)
                 done += count
 
-    def steps(self, rows: int, count: int, to_come: int, bar: Progress, called_back: bool) -> None:
-        """`count` steps of as many rows; `to_come`: with those of later epochs."""
-        step, device, key = self.step, self.device, self.step.key(self.device, rows)
-        run = partial(self.function, rows=rows)
+    def steps(self, rows: int, share: float | None, count: int, to_come: int, bar: Progress, called_back: bool) -> None:
+        """`count` steps of as many rows, of whose loss a rank has this share; `to_come`: with those of later epochs."""
+        step, device, key = self.step, self.device, self.step.key(self.device, (rows, share))
+        run = partial(self.function, rows=rows, share=share)
         # a callback may have changed what a user's code reads and nobody can watch; clnn's own reads nothing such
         afford = step.audited <= AUDITS * (time.perf_counter() - self.started)
         with device.lock:
@@ -193,15 +210,17 @@ class _Run:
         done = 0
         while done < count:
             with device.lock:  # for a few short replays at a time: other threads come in between
-                taken = step.run_some(device, key, run, count - done, to_come)
+                taken = step.run_some(device, key, run, self.world.at_once(count - done), to_come)
                 if step.foreign:  # code that is not clnn's may see something new between callbacks, too
                     step.verify(device, key, run)
             bar.step(taken)
             done += taken
+            self.world.check()
 
     def means(self, epoch: int) -> dict[str, float]:
         """The epoch is over: its means, which the device is waited for."""
-        logs = self.results.means(self.plan, epoch, self.first_step)
+        self.world.settle(self.model)
+        logs = self.results.means(self.counted, epoch, self.first_step, self.world)
         with self.device.lock:
             self.step.claim()
             self.optimizer.epochs += 1
@@ -220,11 +239,11 @@ def _training_step(
 ) -> Callable[..., None]:
     """The step of fit, as Python: the next `rows` rows forward, their loss, and the descent."""
 
-    def train(context: StepContext, rows: int) -> None:
+    def train(context: StepContext, rows: int, share: float | None) -> None:
         batch, ts, ws = feed.batch(rows)
         outs = outputs.tensors(model.forward(*batch))
         record_metrics(feed, results, outs, ts)
-        start = record_loss(loss, outs, ts, ws, feed, results, batch_size, context)
+        start = record_loss(loss, outs, ts, ws, feed, results, batch_size, context, share, optimizer.world)
         if start is None:
             raise ConfigurationError("the loss depends on no trainable parameter")
         del batch, outs, ts, ws

@@ -66,24 +66,32 @@ class Results:
                 found[f"{name}_accuracy" if self.outputs.several else "accuracy"] = float(accuracy)
         return found
 
-    def means(self, plan: np.ndarray, epoch: int, first_step: int) -> dict[str, float]:
+    def means(self, plan: np.ndarray, epoch: int, first_step: int, world: Any) -> dict[str, float]:
         """The means over an epoch whose steps had so many rows each, by name. Diverged where a loss is not finite."""
         main, extra = self.read(len(plan))
+        main[..., plan == 0] = extra[plan == 0] = 0.0  # of a row that only stood in for none
         losses = np.tensordot(weights_of(self.loss), main[:, 0], 1)
         bad = np.flatnonzero(~np.isfinite(losses))
-        if bad.size:
-            at = int(bad[0])
+        found = world.gather((int(bad[0]), float(losses[bad[0]])) if bad.size else (len(plan), 0.0))
+        at, loss = min(found, key=lambda one: one[0])
+        if at < len(plan):
             before = losses[at - 1] if at else self.last
             last = "no loss was finite before" if before is None else f"the last finite loss was {before:.6g}"
+            ranks = ", ".join(str(rank) for rank, (first, _) in enumerate(found) if first == at)
+            whose = "" if world.size == 1 else f" of rank {ranks} of {world.size}"
             raise Diverged(
-                f"the loss stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} (step "
+                f"the loss{whose} stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} (step "
                 f"{first_step + at + 1} in all): "
-                f"it was {losses[at]}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
+                f"it was {loss}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
             )
         self.last = float(losses[-1])
-        rows = plan.astype(np.float64)
-        named = zip(map(metric_name, self.metrics), extra.T)
-        return self.logs(self.sums(main)) | {name: float(values @ rows / rows.sum()) for name, values in named}
+        return self.together(self.sums(main), plan @ extra, plan.sum(), world)
+
+    def together(self, sums: np.ndarray, extra: np.ndarray, rows: float, world: Any) -> dict[str, float]:
+        """By name the means that all ranks' sums say: `sums`, those of further metrics times rows, and of rows."""
+        found = world.sums(np.concatenate([sums.ravel(), extra, [rows]]))
+        further = zip(map(metric_name, self.metrics), found[sums.size : -1] / found[-1])
+        return self.logs(found[: sums.size].reshape(sums.shape)) | {name: float(value) for name, value in further}
 
 
 def steps_of(n: int, batch: int) -> list[tuple[int, int]]:
@@ -126,8 +134,12 @@ def record_loss(
     results: Results,
     batch: int,
     context: StepContext,
+    share: float | None = None,
+    world: Any = None,
 ) -> Node | None:
     """Compute the loss of each output, record it with the hits, move the counters on, and say where backpropagation starts.
+
+    Where several ranks of a `world` train together, gradients are those of this rank's `share` of the mean over all of them.
 
     The counters move here, after everything that reads their old values (gathering, dropout) and before everything that
     reads the new ones (rates). Any function of two tensors serves as a loss.
@@ -136,10 +148,10 @@ def record_loss(
     cells = context.take_cells()
     for cell, by in cells[2:]:
         context.advance(cell, by)
-    flows: list[tuple[Tensor, Any, float]] = []  # where gradients start, what gives them, and the factor
+    flows: list[tuple[Tensor, Any, Any]] = []  # where gradients start, what gives them, and the factor
     for i, (one, output, y, w) in enumerate(zip(parts_of(loss), outputs, ys, ws)):
         record = Record(results.main[i], feed.state, cells[:2])
-        weight, together = weights_of(loss)[i], False
+        weight, together = weights_of(loss)[i] * (1.0 if share is None else share), False
         if isinstance(one, Loss):
             if output.shape[0] != n:
                 raise ShapeError(
@@ -149,6 +161,8 @@ def record_loss(
             together = len(ys) == 1 and batch <= device.group_width and math.prod(one.shape(output.shape)) == n
             found, source = one.rows(output, y, w, y.dtype == np.int32, record if together else None)
             losses, hit, kept = found.losses, found.hits, found.kept
+            if kept is not None and share is not None:  # how many targets count, each rank knows of its own
+                weight = binary("multiply", world.share(kept, share > 0), weights_of(loss)[i])[0]
             if grad_enabled() and source.requires_grad:
                 flows.append((source, found.backward, weight))
         else:
@@ -159,7 +173,7 @@ def record_loss(
             losses, hit, kept = one(output, y), None, None
             if not isinstance(losses, Tensor) or losses.size != 1:
                 raise ShapeError("a loss of your own should return a tensor of one number, the mean over samples")
-            if not results.outputs.several:
+            if not results.outputs.several and share is None:
                 start = losses.node
             elif losses.requires_grad:
                 flows.append((scaled := losses * weight, partial(_ones, scaled), 1.0))

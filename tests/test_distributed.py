@@ -1,0 +1,154 @@
+"""Training on several ranks: what they compute against one rank, what differs, what fails, and that a world of one is free."""
+
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ranks
+
+import clnn
+
+HERE = Path(__file__).resolve().parent
+MPIRUN = shutil.which("mpirun", path=os.path.dirname(sys.executable)) or shutil.which("mpirun")
+several = pytest.mark.skipif(
+    MPIRUN is None or importlib.util.find_spec("mpi4py") is None, reason='needs pip install "clnn[mpi]"'
+)
+OPEN = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
+THREE = ("momentum", "one_sample_left", "ignored_targets", "a_step_of_ones_own", "batch_norm", "ranks_that_differ")
+MINUTE = 60  # within which every failure has to end all ranks
+
+
+def command(n, *arguments):
+    said = subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout
+    options = OPEN if "Open MPI" in said or "PRRTE" in said else []
+    return [MPIRUN, *options, "-n", str(n), sys.executable, str(HERE / "ranks.py"), *arguments]
+
+
+def environment():
+    paths = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": paths, "POCL_AFFINITY": "0"}
+
+
+@pytest.fixture(scope="module")
+def told(request):
+    """What each case has said on each rank, by (ranks, case): all run in one program."""
+    found = {}
+
+    def tell(n, name):
+        if n not in found:
+            names = [*ranks.CASES] if n == 2 else THREE
+            run = subprocess.run(command(n, *names), capture_output=True, text=True, env=environment(), timeout=600)
+            lines = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+            found[n] = {}, run.stderr
+            for line in lines:
+                found[n][0].setdefault(line["case"], {})[line["rank"]] = line["error"]
+        return found[n][0].get(name, {}), found[n][1]
+
+    return tell
+
+
+@several
+@pytest.mark.parametrize("n, name", [(2, name) for name in ranks.CASES] + [(3, name) for name in THREE])
+def test_ranks(told, n, name):
+    if not clnn.device().has_fp64:
+        pytest.skip("they compare in float64")
+    errors, stderr = told(n, name)
+    assert errors == dict.fromkeys(range(n), ""), f"{errors}\n{stderr[-3000:]}"
+
+
+@several
+@pytest.mark.parametrize(
+    "which, words",
+    [
+        ("killed", "Killed"),
+        ("hung", "for rank 1, which did not come"),
+        ("stopped", "for rank 1, which did not come"),
+        ("raised", "rank 1 of 2 has failed: KeyError: 'a fault'"),
+        ("left", "rank 1 of 2 has failed: SystemExit"),
+    ],
+)
+def test_a_rank_that_does_not_go_on_ends_all(which, words, tmp_path):
+    began = time.monotonic()
+    run = subprocess.run(
+        command(2, "fault", which, "none"), capture_output=True, text=True, env=environment(), timeout=2 * MINUTE
+    )
+    assert run.returncode != 0 and words in run.stdout + run.stderr
+    assert time.monotonic() - began < MINUTE
+
+
+@several
+def test_ctrl_c_leaves_a_checkpoint_that_goes_on_with_other_ranks(tmp_path):
+    file = tmp_path / "net.safetensors"
+    process = subprocess.Popen(
+        command(2, "fault", "interrupted", str(file)), stdout=subprocess.PIPE, text=True, env=environment()
+    )
+    line = process.stdout.readline()  # of rank 1, in its second epoch
+    os.kill(json.loads(line)["pid"], signal.SIGINT)
+    process.communicate(timeout=MINUTE)
+    assert process.returncode != 0
+    net = clnn.load(file)
+    optimizer, (x, y) = net.optimizer, ranks.data()
+    assert optimizer.epochs >= 1 and optimizer.steps >= optimizer.epochs * 7
+    before = optimizer.epochs
+    net.fit(x, y, loss="cross_entropy", optimizer=optimizer, batch_size=8, seed=1, progress=False)
+    assert optimizer.epochs == before + 1
+
+
+def test_a_world_of_one_launches_what_none_does(device, rng):
+    x, y = rng.standard_normal((53, 6)).astype(np.float32), rng.integers(0, 4, 53)
+    world, found = clnn.distributed.World(None, 60.0), []
+    for given in (None, world):
+        net = clnn.Sequential([clnn.Dense(7, "tanh"), clnn.Dense(4)], input_shape=6, seed=0)
+        optimizer, before = clnn.SGD(0.1, momentum=0.9), device.launches
+        net.fit(
+            x, y, loss="cross_entropy", optimizer=optimizer, epochs=6, batch_size=8, seed=1, validation=(x, y),
+            progress=False, world=given,
+        )  # fmt: skip
+        steps = clnn.step(lambda: None)  # a step of one's own has the same launches, too
+        optimizer.world = given
+        found.append((device.launches - before, [p.numpy().tobytes() for p in net.parameters()], optimizer.plain))
+        assert steps is not None
+    assert found[0] == found[1]
+    t = clnn.ones(3)
+    assert world.sum(t) is t and world.mean(t, 2) is t and world.gather(4) == [4] and world.first(5) == 5
+
+
+@pytest.mark.parametrize("n, batch, size", [(53, 4, 2), (49, 4, 2), (5, 8, 3), (2, 8, 3), (48, 4, 3), (1, 1, 2)])
+def test_ranks_share_out_every_sample_once_in_the_order_of_one(n, batch, size):
+    order, steps = np.random.default_rng(0).permutation(n), {}
+    for rank in range(size):
+        world = clnn.distributed.World(None, 60.0)
+        world.rank, world.size = rank, size
+        rows, at, step = world.order(order, batch), 0, 0
+        for count, times, share in world.stretches(n, batch):
+            for _ in range(times):
+                part = rows[at : at + count]
+                assert len(part) == count and 0 <= share <= 1
+                steps.setdefault(step, []).append((part if share else part[:0], share))
+                at, step = at + count, step + 1
+        assert at == len(rows)
+    assert len(steps) == -(-n // (batch * size))
+    for step, parts in steps.items():
+        together = np.concatenate([part for part, _ in parts])
+        assert sorted(together) == sorted(order[step * batch * size : (step + 1) * batch * size])
+        np.testing.assert_allclose([share for _, share in parts], [len(part) / len(together) for part, _ in parts])
+
+
+def test_ranks_that_mpi4py_does_not_see_are_an_error(monkeypatch):
+    monkeypatch.setenv("PMI_SIZE", "2")
+    monkeypatch.setattr(clnn.distributed, "_world", None)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    with pytest.raises(clnn.ConfigurationError, match=r"2 ranks .* pip install"):
+        clnn.distributed.init()
+    monkeypatch.delenv("PMI_SIZE")
+    assert clnn.distributed.init().size == 1
+    with pytest.raises(clnn.ConfigurationError, match="timeout"):
+        clnn.distributed.init(timeout=0)
