@@ -46,30 +46,45 @@
 
 #ifdef VW
 // ---- for CPUs ----------------------------------------------------------------------------------------------------------
+// For exp_of_negative: scores are at most their row's largest, and the logarithm of its sum
+#include "activation.cl"
 #define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
 #define WIDE (2 * VW)
 #define DP ((D + WIDE - 1) / WIDE * WIDE)
 #define DVP ((DV + WIDE - 1) / WIDE * WIDE)
 #define ROWS (BQ + MR)
 
-// c (rows, columns) = or += a b: a has element [i, l] at i * ai + l * al, b is (depth, columns). Columns are whole pairs of vectors;
+// c (rows, columns) = or += a b: a has element [i, l] at i * ai + l * al, b is (depth, columns). Columns are whole strips of NV vectors;
 // of the last MR rows of a some may be none of its own: they are read and dropped.
-APART void multiply(local real *c, int ldc, local const real *a, int ai, int al, local const real *b, int ldb, int rows, int columns,
-                    int depth, int add) {
-  for (int j = 0; j < columns; j += WIDE) for (int i = 0; i < rows; i += MR) {
-    T acc[MR][2];
-    UNROLL for (int r = 0; r < MR; r++) { acc[r][0] = (T)(0); acc[r][1] = (T)(0); }
-    local const real *x = a + i * ai, *y = b + j;
-    for (int l = 0; l < depth; l++, x += al, y += ldb) {
-      const T y0 = VLOAD(0, y), y1 = VLOAD(1, y);
-      UNROLL for (int r = 0; r < MR; r++) { const T of = (T)(x[r * ai]); acc[r][0] += of * y0; acc[r][1] += of * y1; }
-    }
-    local real *to = c + i * ldc + j;
-    for (int r = 0; r < min(MR, rows - i); r++, to += ldc) {
-      VSTORE(add ? VLOAD(0, to) + acc[r][0] : acc[r][0], 0, to);
-      VSTORE(add ? VLOAD(1, to) + acc[r][1] : acc[r][1], 1, to);
-    }
+#define MULTIPLY(name, MR, NV)                                                                                                     \
+  APART void name(local real *c, int ldc, local const real *a, int ai, int al, local const real *b, int ldb, int rows, int columns, \
+                  int depth, int add) {                                                                                             \
+    for (int j = 0; j < columns; j += NV * VW) for (int i = 0; i < rows; i += MR) {                                                 \
+      T acc[MR][NV], bv[NV];                                                                                                        \
+      UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);                                   \
+      local const real *x = a + i * ai, *y = b + j;                                                                                 \
+      for (int l = 0; l < depth; l++, x += al, y += ldb) {                                                                          \
+        UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, y);                                                                    \
+        UNROLL for (int r = 0; r < MR; r++) {                                                                                       \
+          const T of = (T)(x[r * ai]);                                                                                              \
+          UNROLL for (int v = 0; v < NV; v++) acc[r][v] += of * bv[v];                                                              \
+        }                                                                                                                           \
+      }                                                                                                                             \
+      local real *to = c + i * ldc + j;                                                                                             \
+      UNROLL for (int r = 0; r < MR; r++) {                                                                                         \
+        if (i + r < rows) UNROLL for (int v = 0; v < NV; v++) {                                                                     \
+          if (add) acc[r][v] += VLOAD(v, to + r * ldc);                                                                             \
+          VSTORE(acc[r][v], v, to + r * ldc);                                                                                       \
+        }                                                                                                                           \
+      }                                                                                                                             \
+    }                                                                                                                               \
   }
+MULTIPLY(multiply_pairs, MR, 2)
+MULTIPLY(multiply_fours, 6, 4)  // for 32 registers, which are more often used for each load
+INLINE void multiply(local real *c, int ldc, local const real *a, int ai, int al, local const real *b, int ldb, int rows, int columns, int depth,
+                     int add) {
+  if (MR < 8 || columns % (4 * VW)) multiply_pairs(c, ldc, a, ai, al, b, ldb, rows, columns, depth, add);
+  else multiply_fours(c, ldc, a, ai, al, b, ldb, rows, columns, depth, add);
 }
 INLINE real largest_lane(T x) {
   real t[VW];
@@ -111,7 +126,7 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
     T most = VLOAD(0, S), part = (T)(0);
     for (int c = VW; c < BK; c += VW) most = fmax(most, VLOAD(0, S + c));
     const real high = fmax(top, largest_lane(most)), by = high == -INFINITY ? 0 : high, shrink = exp(top - by);
-    for (int c = 0; c < BK; c += VW) { const T e = exp(VLOAD(0, S + c) - by); part += e; VSTORE(e, 0, S + c); }
+    for (int c = 0; c < BK; c += VW) { const T e = exp_of_negative(VLOAD(0, S + c) - by); part += e; VSTORE(e, 0, S + c); }
     sum = sum * shrink + sum_of_lanes(part);
     top = high;
     for (int c = 0; c < DV; c += VW) {
@@ -165,8 +180,8 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
       const T last = VLOAD(0, top + c);
       T high = last, part = (T)(0);
       for (int j = 0; j < kn; j++) high = fmax(high, VLOAD(0, S + j * BQ + c));
-      const T by = FINITE(high), less = exp(last - by);
-      for (int j = 0; j < kn; j++) { const T e = exp(VLOAD(0, S + j * BQ + c) - by); part += e; VSTORE(e, 0, S + j * BQ + c); }
+      const T by = FINITE(high), less = exp_of_negative(last - by);
+      for (int j = 0; j < kn; j++) { const T e = exp_of_negative(VLOAD(0, S + j * BQ + c) - by); part += e; VSTORE(e, 0, S + j * BQ + c); }
       VSTORE(VLOAD(0, sum + c) * less + part, 0, sum + c);
       VSTORE(high, 0, top + c);
       VSTORE(less, 0, shrink + c);
@@ -214,7 +229,7 @@ kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
     for (int c = 0; c < rows; c += VW) {
       const T log_sum = VLOAD(0, logs + c), less = VLOAD(0, delta + c);
       for (int j = 0; j < kn; j++)
-        VSTORE(exp(VLOAD(0, S + j * BQ + c) - log_sum) * (VLOAD(0, dP + j * BQ + c) - less), 0, dP + j * BQ + c);
+        VSTORE(exp_of_negative(VLOAD(0, S + j * BQ + c) - log_sum) * (VLOAD(0, dP + j * BQ + c) - less), 0, dP + j * BQ + c);
     }
     multiply(dQ, DP, dP, 1, BQ, K, DP, rows, DP, kn, 1);
   }
@@ -250,7 +265,7 @@ INLINE void slopes(local real *S, local real *dP, const real *lse, const real *d
   for (int i = 0; i < rows; i++)
     for (int c = 0; c < BK; c += VW) {
       local real *s = S + i * BK + c, *d = dP + i * BK + c;
-      const T e = exp(VLOAD(0, s) - lse[i]);
+      const T e = exp_of_negative(VLOAD(0, s) - lse[i]);
       VSTORE(e, 0, s);
       VSTORE(e * (VLOAD(0, d) - delta[i]), 0, d);
     }
