@@ -5,6 +5,7 @@ import pytest
 from helpers import assert_close
 
 import clnn
+from clnn.interop.pytorch import attention_parts, recurrent_parts
 
 torch = pytest.importorskip("torch")
 nn = torch.nn
@@ -33,19 +34,19 @@ def given_as(dtype, array):
     return clnn.tensor(array, dtype)
 
 
-def gates(kind, array):
-    """Rows of PyTorch's in the order of clnn's gates: a GRU's are r, z, n there and z, r, h here."""
-    if kind != "GRU":
-        return array
-    r, z, n = np.split(array, 3)
-    return np.concatenate([z, r, n])
+def read(parts, of):
+    """What PyTorch's arrays are here; `of(name)` is a weight, or its gradient."""
+    return {
+        name: a
+        for part in parts
+        for name, a in zip(part.here, part.read(*[of(theirs) for theirs in part.there]), strict=True)
+    }
 
 
 def converted(kind, of, layer, back):
-    """One of PyTorch's layers as clnn has it; `of(name)` is a weight, or its gradient."""
+    """One of PyTorch's layers as clnn has it."""
     end = f"l{layer}{'_reverse' if back else ''}"
-    w, u, b, c = (gates(kind, of(f"{name}_{end}")) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    return {"w": w.T, "u": u.T, **({"b": b, "recurrent_b": c} if kind == "GRU" else {"b": b + c})}
+    return read(recurrent_parts(kind), lambda name: of(f"{name}_{end}"))
 
 
 def ways_of(layer):
@@ -159,16 +160,11 @@ def test_multi_head_attention(device, rng, masked, dtype):
     wanted, _ = other(q, k, k, need_weights=False, **how)
     (wanted * torch.tensor(seed)).sum().backward()
 
-    def converted(of):
-        found = {f"w{name}": w.T for name, w in zip("qkv", np.split(of("in_proj_weight"), 3))}
-        found |= {f"b{name}": b for name, b in zip("qkv", np.split(of("in_proj_bias"), 3))}
-        return found | {"wo": of("out_proj.weight").T, "bo": of("out_proj.bias")}
-
     named = dict(other.named_parameters())
     layer = clnn.MultiHeadAttention(heads, causal=masked == "causal")
     layer.place(device, dtype)
     layer.ensure_built((STEPS, size), *[context.shape[1:]] * (masked == "context"))
-    layer.load_state_dict(converted(lambda name: named[name].detach().numpy()))
+    clnn.interop.from_torch(other, layer)
     mine = [clnn.tensor(a, dtype, requires_grad=True) for a in ((x, context) if masked == "context" else (x,))]
 
     @clnn.step
@@ -185,7 +181,7 @@ def test_multi_head_attention(device, rng, masked, dtype):
         close(y.numpy(), wanted, dtype)
         for got, source in zip(by_inputs, (q, k) if masked == "context" else (q,), strict=True):
             close(got.numpy(), source.grad, dtype)
-        for name, gradient in converted(lambda name: named[name].grad.numpy()).items():
+        for name, gradient in read(attention_parts(True), lambda name: named[name].grad.numpy()).items():
             close(by_parameters[name].numpy(), gradient, dtype, name)
 
 
@@ -202,7 +198,7 @@ def test_embedding(device, rng, padding, dtype):
     layer = clnn.Embedding(7, 3, padding=padding)
     layer.place(device, dtype)
     layer.ensure_built((STEPS,))
-    layer.load_state_dict({"w": other.weight.detach().numpy()})
+    clnn.interop.from_torch(other, layer)
 
     @clnn.step
     def step(tokens, seed):

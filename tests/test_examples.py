@@ -229,6 +229,21 @@ def test_second_order(without_mnist):
     assert last.keys() == {"SGD", "L-BFGS", "Hessian-free"} and last["L-BFGS"] < last["SGD"] < 1
 
 
+def test_from_torch(without_mnist):
+    pytest.importorskip("torch")
+    out = run("from_torch", "4", **without_mnist)
+    before, same, tuned, back = (float(found) for found in re.findall(ACCURACY, out))
+    assert 35 < before == same < 52 and tuned == back > 90
+    assert "conv2d_1 Conv2D(16, 3" in out and re.search(r"^6.w +8.weight +\(10, 512\) +transposed$", out, re.M)
+
+
+def test_from_torch_without_torch(tmp_path):
+    code = "import sys, runpy; sys.modules['torch'] = None; runpy.run_path(sys.argv[1])"
+    command = [sys.executable, "-c", code, EXAMPLES / "from_torch.py"]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 1 and "pip install torch" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_search(without_mnist):
     out = run("search", "3", **without_mnist)
     assert [line.split()[:2] for line in out.splitlines()].count(["trial", "lr"]) == 2

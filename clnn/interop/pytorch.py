@@ -58,7 +58,8 @@ def recurrent_parts(kind: str) -> list[Part]:
     ]
 
 
-def _attention_parts(packed: bool) -> list[Part]:
+def attention_parts(packed: bool) -> list[Part]:
+    """Of a MultiheadAttention, whose weights of queries, keys and values are one array, or three where their sizes differ."""
     biases = Part(
         ("bq", "bk", "bv"), ("in_proj_bias",), lambda a: np.split(a, 3), lambda *b: [np.concatenate(b)], "unpacked"
     )
@@ -87,7 +88,7 @@ def layout(here: Here, unit: Unit) -> list[Part]:
     if isinstance(layer, _Recurrent):
         return recurrent_parts(layer.kind)
     if isinstance(layer, layers.MultiHeadAttention):
-        return _attention_parts("in_proj_weight" in arrays)
+        return attention_parts("in_proj_weight" in arrays)
     if isinstance(layer, layers.Dense):
         return [Part(("w",), ("weight",), transposed, transposed, "transposed"), Part(("b",), ("bias",))]
     if isinstance(layer, _Convolution):
