@@ -66,6 +66,7 @@ from .named import *  # noqa: F403
 from .optim import LAMB, Optimizer  # noqa: F401 - in optim.__all__
 from .optim.rules import *  # noqa: F403
 from .random import seed
+from .resume import Checkpoint
 from .runtime.device import Device
 from .runtime.devices.choice import device, devices, use
 from .runtime.profile import profile
@@ -81,6 +82,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BuildError",
     "Callback",
+    "Checkpoint",
     "CheckpointError",
     "CheckpointWarning",
     "ClnnError",

@@ -22,7 +22,18 @@ from .tensor import Parameter, tensor
 
 
 class Callback:
-    """Override what you need. `model.stop_training = True` ends fit after the current epoch."""
+    """Override what you need. `model.stop_training = True` ends fit after the current epoch.
+
+    `state_dict()` is what a `Checkpoint` keeps of it, and `load_state_dict` is given when fit resumes: by name, arrays and what
+    JSON can hold.
+    """
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it knows between two epochs."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
+        """Go on from there, after `on_train_begin`."""
 
     def on_data(self, model: Any, xs: Sequence[np.ndarray], y: Any, sample_weight: Any) -> None:
         """First of all: what will be trained on, an array for each of the model's inputs, the targets, the weights or None. Of
@@ -39,6 +50,28 @@ class Callback:
 
     def on_train_end(self, model: Any) -> None:
         """After the last epoch, or an error."""
+
+
+def better_when(who: str, monitor: str, mode: str | None) -> str:
+    """ "min" or "max": when a value of that name is better."""
+    if mode is None:
+        mode = "min" if re.search(r"loss$", monitor) else "max" if re.search(r"(accuracy|top_\d+)$", monitor) else ""
+    if mode not in ("min", "max"):
+        raise ConfigurationError(
+            f'{who} cannot tell whether {monitor!r} is better when small or large: give mode="min" or mode="max"'
+        )
+    return mode
+
+
+def monitored(who: str, monitor: str, logs: dict[str, float]) -> float:
+    """The value of that name."""
+    if monitor not in logs:
+        held_out = "; those of held-out samples need validation= or validation_split="
+        raise ConfigurationError(
+            f"{who}: nothing called {monitor!r} is measured, only {', '.join(logs)}"
+            f"{held_out if monitor.startswith('val_') else ''}"
+        )
+    return logs[monitor]
 
 
 class EarlyStopping(Callback):
@@ -65,15 +98,7 @@ class EarlyStopping(Callback):
         self.monitor, self.restore_best = monitor, restore_best
         self.patience = check_count("EarlyStopping's patience", patience, 1)
         self.min_delta = in_range("EarlyStopping's min_delta", min_delta, 0.0, math.inf)
-        if mode is None:
-            mode = (
-                "min" if re.search(r"loss$", monitor) else "max" if re.search(r"(accuracy|top_\d+)$", monitor) else ""
-            )
-        if mode not in ("min", "max"):
-            raise ConfigurationError(
-                f'EarlyStopping cannot tell whether {monitor!r} is better when small or large: give mode="min" or mode="max"'
-            )
-        self.mode = mode
+        self.mode = better_when("EarlyStopping", monitor, mode)
         self._start()
 
     def _start(self) -> None:
@@ -85,13 +110,7 @@ class EarlyStopping(Callback):
         self._start()
 
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
-        if self.monitor not in logs:
-            held_out = "; those of held-out samples need validation= or validation_split="
-            raise ConfigurationError(
-                f"EarlyStopping: nothing called {self.monitor!r} is measured, only {', '.join(logs)}"
-                f"{held_out if self.monitor.startswith('val_') else ''}"
-            )
-        value = logs[self.monitor]
+        value = monitored("EarlyStopping", self.monitor, logs)
         ahead = self.best - value if self.mode == "min" else value - self.best
         if math.isnan(self.best) and not math.isnan(value) or ahead > self.min_delta:
             self.best, self.best_epoch = value, epoch
@@ -108,6 +127,19 @@ class EarlyStopping(Callback):
                 self._kept.append((run.store.device, w, w.memory.allocate(w.nbytes, pooled=False)))
         for device, w, copy in self._kept:
             device.copy(w, copy, w.nbytes)
+
+    def state_dict(self) -> dict[str, Any]:
+        found: dict[str, Any] = {"best": None if math.isnan(self.best) else self.best, "best_epoch": self.best_epoch}
+        for i, (device, _, copy) in enumerate(self._kept):
+            found[f"kept_{i}"] = device.read(copy, np.empty(copy.nbytes, np.uint8))
+        return found
+
+    def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
+        self.best, self.best_epoch = math.nan if state["best"] is None else state["best"], state["best_epoch"]
+        if "kept_0" in state:
+            self._keep(model)
+            for i, (device, _, copy) in enumerate(self._kept):
+                device.upload(state[f"kept_{i}"], copy)
 
     def on_train_end(self, model: Any) -> None:
         for device, w, copy in self._kept:
@@ -153,6 +185,12 @@ class GradientNorms(Callback):
 
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         self._measure(model)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"history": self.history, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
+        self.history, self.weights = state["history"], state["weights"]
 
     def on_train_end(self, model: Any) -> None:
         self._data = None

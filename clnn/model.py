@@ -186,6 +186,10 @@ class Model(Layer):
         CheckpointWarning says that the file goes without it. Metrics belong to calls, and are given to each.
         `clnn.load(path)` gives the model back; `net.fit(..., optimizer=net.optimizer)` then goes on exactly.
         """
+        self._write(path, {}, {})
+
+    def _write(self, path: str | Path, more: dict[str, np.ndarray], told: dict[str, Any]) -> None:
+        """`save`, with further arrays and words of the header."""
         if not self.built or self._input_shapes is None:
             raise CheckpointError("the model is not built yet: give input_shape, or call it once, before saving")
         parameters = list(self.named_parameters())
@@ -219,7 +223,7 @@ class Model(Layer):
                 state = one.state_dict(parameters)
                 arrays |= {f"optimizer.{key}": value for key, value in state.pop("arrays").items()}
                 header["optimizer"] = {**described, **state}
-        checkpoint.write(path, arrays, {key: value for key, value in header.items() if value is not None})
+        checkpoint.write(path, arrays | more, {k: v for k, v in (header | told).items() if v is not None})
 
     reads_mask = True  # its layers do
     _input_shapes: Any = None

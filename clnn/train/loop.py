@@ -23,6 +23,7 @@ from ..layers.base import Layer, for_shapes
 from ..losses import Loss, parts_of
 from ..optim import Optimizer, find_optimizer
 from ..parameters import consolidate, statistics_kept
+from ..resume import Checkpoint, Resumed
 from ..runtime.device import Device
 from ..runtime.lock import exclusive
 from ..runtime.recorder import StepContext
@@ -61,6 +62,7 @@ def fit(
     record: bool = True,
     progress: bool = True,
     world: Any = None,
+    resume: Any = None,
 ) -> History:
     """Train `model` on samples x and targets y; the history of losses and accuracies comes back.
 
@@ -77,6 +79,8 @@ def fit(
     callback changes in these arrays meanwhile is for the next fit.
     `world` (clnn.distributed.init()): its ranks, which are all to call this with the same samples, share out each mini-batch of
     `batch_size` times as many samples as there are ranks, and add up their gradients.
+    `resume`: a folder, or a file, of `Checkpoint`: fit goes on where that was saved, up to `epochs` in all, and ends with the
+    bits of a fit that was never interrupted; in an empty folder it begins. The history holds the epochs before, too.
 
     Where `forward` returns several outputs, as a tuple (then called output_1, output_2, ...) or as a dict, y, loss,
     loss_weights (1 unless given), metrics and sample_weight are tuples or dicts likewise; one loss, one list of metrics or one
@@ -89,18 +93,34 @@ def fit(
         loss, metrics, outputs, samples, held_out = given_to_fit(
             model, x, y, loss, loss_weights, metrics, sample_weight, class_weight, validation, validation_split
         )
+        history, done, last = History(), 0, epochs
+        told = {
+            "samples": len(samples.xs[0]),
+            "mini-batch": batch_size * world.size,
+            "shuffle": bool(shuffle),
+            "seed": seed,
+        }
+        saved = None if resume is None else world.first(Resumed(resume) if world.rank == 0 else None)
+        if saved:
+            saved.put(model, optimizer, told, history.history)
+            done, last = saved.epochs, saved.epochs if saved.stopped else epochs
         run = _Run(
-            model, loss, metrics, outputs, samples, held_out, optimizer, epochs, batch_size, shuffle, seed, record, world,
+            model, loss, metrics, outputs, samples, held_out, optimizer, epochs, done, batch_size, shuffle, seed, record, world,
         )  # fmt: skip
         evaluation = Evaluation(model, outputs, loss, metrics, record) if held_out else None
-        history, bar = History(), Progress(epochs, len(run.plan), progress and world.rank == 0)
+        bar = Progress(max(0, last - done), len(run.plan), progress and world.rank == 0)
         model.stop_training = False
         try:
+            for callback in callbacks:
+                if isinstance(callback, Checkpoint):
+                    callback.begins(told, history.history, callbacks, saved.file if saved else None, world)
             for callback in callbacks:
                 weights = None if all(w is None for w in samples.weights) else outputs.together(samples.weights)
                 callback.on_data(model, samples.xs, outputs.together(samples.ys), weights)
                 callback.on_train_begin(model)
-            for epoch in range(epochs):
+            if saved:
+                saved.put_callbacks(model, callbacks, world)
+            for epoch in range(done, last):
                 for callback in callbacks:
                     callback.on_epoch_begin(model, epoch)
                 began = time.perf_counter()
@@ -131,7 +151,7 @@ class _Run:
 
     def __init__(
         self, model: Any, loss: Any, metrics: list[Any], outputs: Outputs, samples: Samples, held_out: Samples | None,
-        optimizer: Optimizer, epochs: int, batch_size: int, shuffle: bool, seed: int | None, record: bool, world: Any,
+        optimizer: Optimizer, epochs: int, done: int, batch_size: int, shuffle: bool, seed: int | None, record: bool, world: Any,
     ) -> None:  # fmt: skip
         self.model, self.loss, self.outputs, self.samples, self.optimizer = model, loss, outputs, samples, optimizer
         self.epochs, self.batch_size, self.shuffle, self.seed, self.world = epochs, batch_size, shuffle, seed, world
@@ -148,7 +168,7 @@ class _Run:
             optimizer.attach(consolidated(model))
             settings = {"epochs": epochs, "batch_size": batch_size, "shuffle": shuffle, "seed": seed, "loss": loss}
             world.begin(model, optimizer, (samples, held_out), settings)
-            optimizer.begin_fit(len(self.plan), epochs)
+            optimizer.begin_fit(len(self.plan), max(0, epochs - done))
             given, position = optimizer.given, optimizer.steps
         model.loss, model.optimizer = loss, optimizer
         self.resident, self.capacity = _capacity(self.device, self.n, batch_size, samples)
@@ -258,7 +278,7 @@ def as_callbacks(callbacks: Any) -> list[Any]:
     wrong = next((one for one in found if isinstance(one, type) or not hasattr(one, "on_data")), None)
     if wrong is not None:
         raise ConfigurationError(f"callbacks is a list of clnn.Callback objects, and {wrong!r} is none")
-    return found
+    return sorted(found, key=lambda one: isinstance(one, Checkpoint))  # which keep what the others know after the epoch
 
 
 @exclusive("device.lock")

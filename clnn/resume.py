@@ -1,0 +1,190 @@
+"""`Checkpoint`: a folder with the state of a `fit` under way, from which `fit(..., resume=folder)` goes on exactly."""
+
+from __future__ import annotations
+
+import math
+import re
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from . import checkpoint, random
+from .callbacks import Callback, better_when, monitored
+from .checkpoint import CheckpointWarning
+from .checks import check_count, in_range
+from .errors import CheckpointError, ConfigurationError
+from .files import as_path
+
+
+class Checkpoint(Callback):
+    """Save the model, the optimizer, the history and the other callbacks' state to `folder` after every `every` epochs.
+
+        net.fit(x, y, ..., epochs=100, seed=1, callbacks=[clnn.Checkpoint("run")], resume="run")
+
+    That line begins a run, and after a crash goes on with it, to the bits that an undisturbed run ends with. `minutes`: as
+    often as that at most, in place of `every`. `keep`: of the last so many files the older ones are deleted. `best_only`: save
+    only where `monitor` is better than it was ("min" or "max" by `mode`, as for `EarlyStopping`). Files are written whole or not
+    at all; `clnn.load` reads each as a model. Where one cannot be written, a CheckpointWarning says so, the last good one stays,
+    and training goes on. ConfigurationError for a folder that holds another run, which `resume` was not given for.
+    """
+
+    def __init__(
+        self, folder: str | Path, every: int = 1, minutes: float | None = None, keep: int = 2, best_only: bool = False,
+        monitor: str = "val_loss", mode: str | None = None,
+    ) -> None:  # fmt: skip
+        self.folder, self.every, self.keep = as_path(folder), check_count("every", every), check_count("keep", keep)
+        self.minutes = None if minutes is None else in_range("minutes", minutes, 0.0, math.inf, "()")
+        self.best_only, self.monitor = bool(best_only), monitor
+        self.mode = better_when("Checkpoint", monitor, mode) if best_only else ""
+        self.best: float | None = None
+        self._under_way: dict[str, Any] = {}
+
+    def begins(
+        self,
+        told: dict[str, Any],
+        history: dict[str, list[float]],
+        others: Sequence[Any],
+        source: Path | None,
+        world: Any,
+    ) -> None:
+        """A fit begins, with these settings, and goes on from a file or None: said by `fit`."""
+        self.best, files = None, saved_in(self.folder) if world.rank == 0 else []
+        if files and (source is None or source.parent.resolve() != self.folder.resolve()):
+            raise ConfigurationError(
+                f"Checkpoint: {self.folder} holds a run already, up to {files[-1].name}: give fit resume={str(self.folder)!r} "
+                "to go on with it, or another folder"
+            )
+        for later in files:  # damaged, or of a future that this fit leaves
+            if source is not None and later.name > source.name:
+                later.replace(later.with_suffix(".set-aside"))
+        self._under_way = {"told": told, "history": history, "others": others, "world": world}
+
+    def on_train_begin(self, model: Any) -> None:
+        self._saved_at = time.monotonic()
+        if not self.best_only and not self._under_way["history"]:
+            self._save(model, 0)  # what cannot be saved is said before anything is trained
+
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
+        if self.best_only:
+            value = monitored("Checkpoint", self.monitor, logs)
+            if self.best is not None and not (value < self.best if self.mode == "min" else value > self.best):
+                return
+            self.best = None if math.isnan(value) else value
+        elif self.minutes is not None:
+            if time.monotonic() - self._saved_at < 60 * self.minutes and not model.stop_training:
+                return
+        elif (epoch + 1) % self.every and not model.stop_training:
+            return
+        self._saved_at = time.monotonic()
+        try:
+            self._save(model, epoch + 1)
+        except CheckpointError as error:
+            good = saved_in(self.folder)
+            warnings.warn(
+                f"{error}; training goes on, and the last good checkpoint is {good[-1] if good else 'none'}",
+                CheckpointWarning, stacklevel=2,
+            )  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": self.best}
+
+    def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
+        self.best = state["best"]
+
+    def _save(self, model: Any, epochs: int) -> None:
+        if self._under_way["world"].rank:
+            return
+        arrays: dict[str, np.ndarray] = {}
+        callbacks = []
+        for i, one in enumerate(self._under_way["others"]):
+            state = one.state_dict()
+            arrays |= {f"callback.{i}.{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
+            rest = {name: value for name, value in state.items() if not isinstance(value, np.ndarray)}
+            callbacks.append({"class": type(one).__name__, "state": rest})
+        run = {
+            "epochs": epochs, "ranks": self._under_way["world"].size, "stopped": bool(model.stop_training),
+            "history": {name: [v if math.isfinite(v) else str(v) for v in values] for name, values in
+                        self._under_way["history"].items()},
+            "settings": self._under_way["told"], "callbacks": callbacks, "generator": random.generator(model.device).state(),
+            "shuffling": random.host().bit_generator.state,
+        }  # fmt: skip
+        model._write(self.folder / f"epoch-{epochs:06d}.safetensors", arrays, {"run": run})
+        for old in saved_in(self.folder)[: -self.keep]:
+            old.unlink(missing_ok=True)
+
+
+def saved_in(folder: Path) -> list[Path]:
+    """The checkpoints in a folder, the last one last."""
+    return sorted(
+        file for file in folder.glob("epoch-*.safetensors") if re.fullmatch(r"epoch-\d{6,}\.safetensors", file.name)
+    )
+
+
+class Resumed:
+    """What fit goes on from: the newest checkpoint of a folder that can be read, or a checkpoint's file."""
+
+    def __init__(self, path: str | Path) -> None:
+        given = as_path(path)
+        files = [given] if given.is_file() else saved_in(given)
+        self.run: dict[str, Any] | None = None
+        self.file: Path | None = None
+        self.arrays: dict[str, np.ndarray] = {}
+        for file in reversed(files):
+            try:
+                self.arrays, self.header = checkpoint.read(file)
+                self.run, self.file = self.header["run"], file
+                break
+            except KeyError:
+                raise CheckpointError(
+                    f"{file} is a model that net.save wrote, not a Checkpoint's: clnn.load reads it"
+                ) from None
+            except CheckpointError as error:
+                if file is files[0]:
+                    raise
+                warnings.warn(f"{error}; the checkpoint before it is taken", CheckpointWarning, stacklevel=3)
+        self.epochs = 0 if self.run is None else int(self.run["epochs"])
+        self.stopped = self.run is not None and bool(self.run["stopped"])
+
+    def put(self, model: Any, optimizer: Any, told: dict[str, Any], history: dict[str, list[float]]) -> None:
+        """Give the model and the optimizer the state that was saved. ConfigurationError where fit's settings are others."""
+        if self.run is None:
+            return
+        if self.header["dtype"] != model.dtype.name:
+            told, self.run["settings"] = told | {"dtype": model.dtype.name}, {"dtype": self.header["dtype"]}
+        different = [f"{k} was {v!r} and is {told[k]!r}" for k, v in self.run["settings"].items() if told.get(k) != v]
+        if different:
+            raise ConfigurationError(
+                f"resume: {self.file} is of a fit whose {'; '.join(different)}: give the same, or train what clnn.load("
+                f"{str(self.file)!r}) returns in another way"
+            )
+        model.load_state_dict(self._part("parameter."))
+        if "optimizer" not in self.header:
+            raise CheckpointError(
+                f"{self.file} went without its optimizer, which nothing would find again: register its class "
+                "(clnn.register), and begin the run anew"
+            )
+        optimizer.load_state_dict({**self.header["optimizer"], "arrays": self._part("optimizer.")})
+        history.update({name: [*map(float, values)] for name, values in self.run["history"].items()})
+
+    def put_callbacks(self, model: Any, callbacks: Sequence[Any], world: Any) -> None:
+        """Give callbacks, and the generators, the state that was saved."""
+        if self.run is None:
+            return
+        saved = self.run["callbacks"]
+        names, given = [one["class"] for one in saved], [type(one).__name__ for one in callbacks]
+        if names != given:
+            raise ConfigurationError(
+                f"resume: the fit of {self.file} had the callbacks {', '.join(names) or 'none'}, not {', '.join(given) or 'none'}"
+            )
+        for i, (one, was) in enumerate(zip(callbacks, saved)):
+            one.load_state_dict({**was["state"], **self._part(f"callback.{i}.")}, model)
+        if world.size == self.run["ranks"] == 1:  # several draw other numbers each
+            random.generator(model.device).set_state(self.run["generator"])
+        random.host().bit_generator.state = self.run["shuffling"]
+
+    def _part(self, prefix: str) -> dict[str, np.ndarray]:
+        return {n.removeprefix(prefix): a for n, a in self.arrays.items() if n.startswith(prefix)}

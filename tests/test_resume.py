@@ -1,0 +1,231 @@
+"""Checkpoints of a fit under way, and going on from them to the same bits."""
+
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import clnn
+from clnn import resume
+
+
+class Crash(Exception):
+    pass
+
+
+class CrashAfter(clnn.Callback):
+    """Ends fit before the others hear of an epoch."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch_end(self, model, epoch, logs):
+        if epoch == self.epoch:
+            raise Crash
+
+
+@pytest.fixture
+def data(rng):
+    return rng.random((70, 5)).astype(np.float32), rng.integers(0, 3, 70).astype(np.int32)
+
+
+def fit(data, callbacks, epochs=6, optimizer=None, seed=3, first=1, **options):
+    net = clnn.Sequential(
+        [clnn.Dense(8, "relu"), clnn.Dropout(0.3), clnn.BatchNorm(), clnn.Dense(3)], input_shape=5, seed=first
+    )
+    history = net.fit(
+        *data, loss="cross_entropy", optimizer=optimizer or clnn.SGD(0.1, momentum=0.9), epochs=epochs, batch_size=32,
+        seed=seed, callbacks=callbacks, progress=False, validation_split=0.3, **options,
+    )  # fmt: skip
+    return net, history.history
+
+
+def same(one, two):
+    (net, history), (other, others) = one, two
+    for a, b in zip(net.state_dict().values(), other.state_dict().values(), strict=True):
+        assert np.array_equal(a, b)
+    kept, others_kept = (n.optimizer.state_dict()["arrays"] for n in (net, other))
+    assert kept.keys() == others_kept.keys() and all(np.array_equal(kept[k], others_kept[k]) for k in kept)
+    assert {k: v for k, v in history.items() if k != "seconds"} == {k: v for k, v in others.items() if k != "seconds"}
+    assert net.optimizer.steps == other.optimizer.steps and net.optimizer.epochs == other.optimizer.epochs
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [
+        lambda: clnn.SGD(0.1, momentum=0.9),
+        lambda: clnn.Adam(clnn.WarmUp(clnn.Cosine(0.05), epochs=2), ema=0.9),
+        lambda: clnn.RMSprop(clnn.ReduceOnPlateau(0.1, patience=1)),
+        lambda: clnn.SGD([(2, 0.1), (2, 0.03), (9, 0.01)]),
+    ],
+    ids=["momentum", "cosine", "plateau", "list"],
+)
+@pytest.mark.parametrize("seed", [3, None])
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_fit_that_was_interrupted_ends_with_the_same_bits(data, tmp_path, optimizer, seed, every):
+    def callbacks(name):
+        return [clnn.Checkpoint(tmp_path / name, every=every), clnn.EarlyStopping(patience=3), clnn.GradientNorms()]
+
+    clnn.seed(7)
+    whole, norms = fit(data, given := callbacks("whole"), optimizer=optimizer(), seed=seed), given[2]
+    clnn.seed(7)
+    with pytest.raises(Crash):
+        fit(data, [*callbacks("run"), CrashAfter(2)], optimizer=optimizer(), seed=seed, resume=tmp_path / "run")
+    # the crashed fit had one callback more, which is said
+    with pytest.raises(clnn.ConfigurationError, match="had the callbacks .*CrashAfter.*, not "):
+        fit(data, callbacks("run"), optimizer=optimizer(), seed=seed, resume=tmp_path / "run")
+    clnn.seed(8)  # another process has other states everywhere
+    again = fit(
+        data,
+        given := [*callbacks("run"), CrashAfter(99)],
+        optimizer=optimizer(),
+        seed=seed,
+        first=2,
+        resume=tmp_path / "run",
+    )
+    same(whole, again)
+    assert given[2].history == norms.history
+    # and a run that is over comes back as it ended
+    same(
+        whole, fit(data, [*callbacks("run"), CrashAfter(99)], optimizer=optimizer(), seed=seed, resume=tmp_path / "run")
+    )
+
+
+def test_a_file_is_a_model_too_and_so_many_are_kept(data, tmp_path):
+    net, _ = fit(data, [clnn.Checkpoint(tmp_path, keep=3)], epochs=5)
+    assert [file.name for file in resume.saved_in(tmp_path)] == [f"epoch-00000{i}.safetensors" for i in (3, 4, 5)]
+    assert np.array_equal(clnn.load(tmp_path / "epoch-000005.safetensors").predict(data[0]), net.predict(data[0]))
+    # from an older one: the others are set aside, and the end is the same
+    two = fit(data, [clnn.Checkpoint(tmp_path, keep=3)], epochs=5, resume=tmp_path / "epoch-000003.safetensors")
+    assert np.array_equal(two[0].predict(data[0]), net.predict(data[0]))
+    assert len(list(tmp_path.glob("*.set-aside"))) == 2
+
+
+def test_only_the_best(data, tmp_path):
+    best = clnn.Checkpoint(tmp_path, best_only=True, monitor="loss", keep=9)
+    _, history = fit(data, [best], epochs=8)
+    lowest = [i + 1 for i, v in enumerate(history["loss"]) if v < min(history["loss"][:i], default=9)]
+    assert [int(file.stem[6:]) for file in resume.saved_in(tmp_path)] == lowest
+    with pytest.raises(clnn.ConfigurationError, match="Checkpoint: nothing called 'val_f1' is measured"):
+        fit(data, [clnn.Checkpoint(tmp_path / "other", best_only=True, monitor="val_f1", mode="max")])
+
+
+def test_by_the_clock(data, tmp_path, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(resume.time, "monotonic", lambda: now[0])
+
+    class Clock(clnn.Callback):
+        def on_epoch_begin(self, model, epoch):
+            now[0] += 40
+
+    fit(data, [clnn.Checkpoint(tmp_path, minutes=1, keep=9), Clock()], epochs=6)
+    assert [int(file.stem[6:]) for file in resume.saved_in(tmp_path)] == [0, 2, 4, 6]
+
+
+def test_a_damaged_newest_file_gives_way_to_the_one_before(data, tmp_path):
+    whole = fit(data, [clnn.Checkpoint(tmp_path)])
+    newest = resume.saved_in(tmp_path)[-1]
+    newest.write_bytes(newest.read_bytes()[:200])
+    with pytest.warns(clnn.CheckpointWarning, match="damaged.*the checkpoint before it is taken"):
+        same(whole, fit(data, [clnn.Checkpoint(tmp_path)], resume=tmp_path))
+    for file in resume.saved_in(tmp_path):
+        file.write_bytes(b"nothing")
+    with pytest.raises(clnn.CheckpointError), pytest.warns(clnn.CheckpointWarning):
+        fit(data, [clnn.Checkpoint(tmp_path)], resume=tmp_path)
+
+
+def test_a_full_disk_leaves_the_last_good_one(data, tmp_path, monkeypatch):
+    real, left = os.fsync, [3]
+
+    def full(descriptor):
+        left[0] -= 1
+        if left[0] < 0 and left[0] > -3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.warns(clnn.CheckpointWarning, match="No space left.*training goes on, and the last good.*epoch-000002"):
+        whole = fit(data, [clnn.Checkpoint(tmp_path)], epochs=4)
+    assert [file.name for file in tmp_path.iterdir()] == [
+        "epoch-000002.safetensors",
+        "epoch-000001.safetensors",
+    ] or len(resume.saved_in(tmp_path)) == 2
+    same(whole, fit(data, [clnn.Checkpoint(tmp_path)], epochs=4, resume=tmp_path))
+
+
+def test_what_does_not_fit_is_said(data, tmp_path):
+    fit(data, [clnn.Checkpoint(tmp_path / "run")], epochs=2)
+    with pytest.raises(clnn.ConfigurationError, match="holds a run already, up to epoch-000002.*resume="):
+        fit(data, [clnn.Checkpoint(tmp_path / "run")])
+    with pytest.raises(clnn.ConfigurationError, match="seed was 3 and is 4"):
+        fit(data, [clnn.Checkpoint(tmp_path / "run")], seed=4, resume=tmp_path / "run")
+    with pytest.raises(clnn.CheckpointError, match="optimizer SGD, not of Adam"):
+        fit(data, [clnn.Checkpoint(tmp_path / "run")], optimizer=clnn.Adam(), resume=tmp_path / "run")
+    with pytest.raises(clnn.CheckpointError, match="net.save wrote"):
+        fit(data, [])[0].save(tmp_path / "net.safetensors")
+        fit(data, [], resume=tmp_path / "net.safetensors")
+    other = clnn.Sequential([clnn.Dense(3)], input_shape=5)
+    before = other.state_dict()
+    with pytest.raises(clnn.CheckpointError, match="names do not fit"):
+        other.fit(
+            *data,
+            loss="cross_entropy",
+            optimizer="sgd",
+            batch_size=32,
+            seed=3,
+            validation_split=0.3,
+            resume=tmp_path / "run",
+        )
+    assert all(np.array_equal(a, b) for a, b in zip(before.values(), other.state_dict().values()))
+    with pytest.raises(clnn.ConfigurationError, match="keep"):
+        clnn.Checkpoint(tmp_path, keep=0)
+
+
+RUN = """
+import sys, hashlib, numpy as np, clnn
+r = np.random.default_rng(0)
+net = clnn.Sequential([clnn.Dense(32, "relu"), clnn.Dropout(0.3), clnn.Dense(4)], input_shape=20)
+callbacks = [clnn.Checkpoint(sys.argv[1])]
+net.fit(r.random((2000, 20), dtype="f"), r.integers(0, 4, 2000), loss="cross_entropy", optimizer=clnn.Adam(0.01), epochs=20,
+        seed=5, callbacks=callbacks, resume=sys.argv[1], progress=False)
+print(hashlib.sha256(b"".join(a.tobytes() for a in net.state_dict().values())).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again(tmp_path):
+    """From one first state: kill -9 at twenty random moments, and the bits of the run that nobody disturbed."""
+    script, first = tmp_path / "run.py", tmp_path / "first"
+    script.write_text(RUN)
+
+    def run(folder, seconds=None):
+        process = subprocess.Popen([sys.executable, script, folder], stdout=subprocess.PIPE, text=True)
+        if seconds is None:
+            return process.communicate()[0].split()
+        end = time.time() + 60  # once the run is on its way
+        before = [file.name for file in resume.saved_in(folder)]
+        while (
+            [file.name for file in resume.saved_in(folder)] == before and process.poll() is None and time.time() < end
+        ):
+            time.sleep(0.005)
+        time.sleep(seconds)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        return None
+
+    run(first, 0.0)
+    start = resume.saved_in(first)[0]
+    killed = tmp_path / "killed"
+    killed.mkdir()
+    (killed / start.name).write_bytes(start.read_bytes())
+    (expected,) = run(first)
+    moments = random.Random(1)
+    for _ in range(20):
+        run(killed, 0.15 * moments.random())
+    assert run(killed) == [expected]
