@@ -15,6 +15,7 @@ import pytest
 import ranks
 
 import clnn
+from clnn.tools.mpi import share_of_cores
 
 HERE = Path(__file__).resolve().parent
 MPIRUN = shutil.which("mpirun", path=os.path.dirname(sys.executable)) or shutil.which("mpirun")
@@ -23,6 +24,7 @@ several = pytest.mark.skipif(
 )
 OPEN = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
 THREE = ("momentum", "one_sample_left", "ignored_targets", "a_step_of_ones_own", "batch_norm", "ranks_that_differ")
+RUN = [sys.executable, "-m", "clnn", "run-mpi", "-n", "2"]
 MINUTE = 60  # within which every failure has to end all ranks
 
 
@@ -88,10 +90,11 @@ def test_a_rank_that_does_not_go_on_ends_all(which, words, tmp_path):
 def test_ctrl_c_leaves_a_checkpoint_that_goes_on_with_other_ranks(tmp_path):
     file = tmp_path / "net.safetensors"
     process = subprocess.Popen(
-        command(2, "fault", "interrupted", str(file)), stdout=subprocess.PIPE, text=True, env=environment()
-    )
-    line = process.stdout.readline()  # of rank 1, in its second epoch
-    os.kill(json.loads(line)["pid"], signal.SIGINT)
+        [*RUN, str(HERE / "ranks.py"), "fault", "interrupted", str(file)],
+        stdout=subprocess.PIPE, text=True, env=environment(),
+    )  # fmt: skip
+    assert json.loads(process.stdout.readline())["pid"]  # of rank 1, in its second epoch
+    process.send_signal(signal.SIGINT)
     process.communicate(timeout=MINUTE)
     assert process.returncode != 0
     net = clnn.load(file)
@@ -100,6 +103,37 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on_with_other_ranks(tmp_path):
     before = optimizer.epochs
     net.fit(x, y, loss="cross_entropy", optimizer=optimizer, batch_size=8, seed=1, progress=False)
     assert optimizer.epochs == before + 1
+
+
+@several
+def test_run_mpi_names_who_ended_and_passes_the_status_on(tmp_path):
+    script = tmp_path / "one.py"
+    script.write_text(
+        "import json, os, signal, sys, time\nfrom mpi4py import MPI\nrank = MPI.COMM_WORLD.rank\n"
+        "cores = sorted(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else [rank]\n"
+        "sys.stdout.write(json.dumps({'rank': rank, 'arguments': sys.argv[1:], 'cores': cores}) + chr(10))\n"
+        "sys.stdout.flush()\nMPI.COMM_WORLD.Barrier()\n"
+        "if rank and sys.argv[1] == '--die':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "if rank == 0 and sys.argv[1] == '--die':\n    time.sleep(60)\nsys.exit(3 * rank)\n"
+    )
+    for argument, words in (("--leave", ""), ("--die", "rank 1 of 2 ended before the others")):
+        run = subprocess.run(
+            [*RUN, str(script), argument, "7"], capture_output=True, text=True, env=environment(), timeout=MINUTE
+        )
+        said = {one["rank"]: one for one in map(json.loads, (s for s in run.stdout.splitlines() if s.startswith("{")))}
+        assert {one["arguments"][1] for one in said.values()} == {"7"} and len(said) == 2
+        assert len(os.sched_getaffinity(0)) < 2 or not set(said[0]["cores"]) & set(said[1]["cores"])
+        assert run.returncode == 3 if argument == "--leave" else run.returncode != 0
+        assert words in run.stderr
+    assert subprocess.run([*RUN, "none.py"], capture_output=True, env=environment()).returncode == 1
+
+
+@pytest.mark.parametrize("cores, ranks, wanted", [(8, 2, 4), (7, 3, 2), (2, 2, 1), (2, 5, 1), (64, 6, 10)])
+def test_each_rank_has_cores_of_its_own(cores, ranks, wanted):
+    shares = [share_of_cores(range(cores), rank, ranks) for rank in range(ranks)]
+    assert min(map(len, shares)) == wanted
+    if cores >= ranks:
+        assert sorted(core for share in shares for core in share) == list(range(cores))
 
 
 def test_a_world_of_one_launches_what_none_does(device, rng):

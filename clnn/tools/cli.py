@@ -178,6 +178,16 @@ def _parser() -> argparse.ArgumentParser:
         help="ignore the table that ships with clnn, and add what was found to FILE, its successor",
     )
     command.set_defaults(run=tune)
+
+    command = commands.add_parser(
+        "run-mpi",
+        help="run a script on several ranks that train together, on this machine",
+        description="Start a script that calls clnn.distributed.init() as so many processes, by the mpirun that belongs to "
+        "mpi4py. On a CPU each gets cores of its own. The exit status is mpirun's. Across machines use mpirun itself.",
+    )
+    command.add_argument("-n", type=int, required=True, metavar="N", help="how many ranks")
+    command.add_argument("program", nargs=argparse.REMAINDER, metavar="SCRIPT ...", help="the script and its arguments")
+    command.set_defaults(run=_run_mpi)
     return parser
 
 
@@ -373,6 +383,14 @@ def _reproduce(options: argparse.Namespace) -> int:
         )
     )
     return 0
+
+
+# -- run-mpi ----------------------------------------------------------------------------------------------------------
+def _run_mpi(options: argparse.Namespace) -> int:
+    """Run a script on several ranks."""
+    from . import mpi
+
+    return mpi.run(options.n, options.program[options.program[:1] == ["--"] :])
 
 
 # -- tune -------------------------------------------------------------------------------------------------------------
