@@ -49,7 +49,7 @@ __all__ = ["Checkpoint", "SyncBatchNorm", "World", "current", "init"]
 
 T = TypeVar("T")
 LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PALS_SIZE")  # set by launchers: how many ranks
-PIECE = 1 << 24  # bytes of an Allreduce: smaller ones are slower (measured), larger ones take long before a look at the time
+PIECE = 1 << 24  # bytes of an Allreduce: smaller ones are slower (measured)
 MOST_HASHED = 1 << 26  # bytes of an array of samples that are compared between ranks
 # What ranks can be about to do: in words, with the numbers that have to be the same on all
 FAILED, ENDED, COMBINE, SUM, SHARE, GATHER, FIRST, WEIGHTS, WAIT = range(9)

@@ -144,7 +144,7 @@ WINGS = {
     "writing onnx": (1_900, "onnx/write.py", "onnx/writers/*"),
     "onnx": (6_200, "onnx/*"),
     "scikit-learn": (640, "sklearn.py"),
-    "several ranks": (700, "distributed.py", "train/alone.py"),
+    "several ranks": (820, "distributed.py", "train/alone.py", "tools/mpi.py"),
     "core": (6_625, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "data": (1_030, "data/*"),
