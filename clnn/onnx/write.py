@@ -24,18 +24,17 @@ from .writers.trace import Differs, Dim, Fails, Program, Trace, joined
 
 OLDEST = 15  # operator sets that are written
 BATCH, BATCHES = 2, (3, 5)  # samples, with which the size of the batch is found
-LARGE = 32  # sizes from which on half of it is tried first, which takes less memory
+LARGE = 256  # a size that is tried, or if that is more, twice what a model was built with
 INSIDE = 2**31 - 2**24  # bytes of weights that one file holds: a protobuf has less than 2 GiB
 
 
 class Free(NamedTuple):
-    """A size that is free: its name, where inputs have it as (input, axis), and what it is in traces: as built, and two others,
-    of which one is odd."""
+    """A size that is free: its name, where inputs have it as (input, axis), and what it is in traces: as built, and others."""
 
     name: str
     at: tuple[tuple[int, int], ...]
     size: int
-    others: tuple[int, int]
+    others: tuple[int, ...]
 
 
 def save(model: Layer, path: str | Path, opset: int = 18, *, example: Any = None) -> None:
@@ -129,7 +128,7 @@ def _graph(
     def attempt(free: list[Free]) -> Graph:
         changes: list[dict[Free, int]] = [{}, *({one: other} for one in free for other in one.others)]
         if len(free) > 1:
-            changes += [{one: one.others[i] for one in free} for i in (0, 1)]
+            changes.append({one: one.others[0] for one in free})
         programs = [traced(change) for change in changes]
         with contextlib.suppress(Fails):  # a single sample may be an error, but must not be something else
             programs.append(traced({free[0]: 1}))
@@ -160,18 +159,42 @@ def _graph(
             continue
         i, axis = at[0]
         size = forms[i][0][axis - 1]
-        half, double = (size + 1) // 2, 2 * size + 1
-        ways = [(double, double + 1), (half, half - 1)]
-        for others in ways if size < LARGE else ways[::-1]:
-            if min(size, *others) < 2:
-                continue
-            more = [*free, Free(f"{names[i]}_axis_{axis}", at, size, others)]
-            try:
+        one = Free(f"{names[i]}_axis_{axis}", at, size, ())
+        with contextlib.suppress(Differs, NoNodes, ClnnError):
+            if others := _others(size, lambda other, one=one: traced({one: other})):  # type: ignore[misc]
+                more = [*free, one._replace(others=others)]
                 graph, free = attempt(more), more
-                break
-            except (Differs, NoNodes, ClnnError):
-                continue
     return graph, free
+
+
+def _others(size: int, run: Callable[[int], Any]) -> tuple[int, ...]:
+    """Sizes at which a model shows what depends on one that it was built with as `size`; none where it takes neither twice nor
+    half of it. The least and the largest that it takes are among them: what is the same at both is the same between, since sizes
+    that follow from it, such as those behind a stride, grow with it."""
+
+    def runs(other: int) -> bool:
+        try:
+            run(other)
+        except Fails:
+            return False
+        return True
+
+    def furthest(near: int, far: int) -> int:
+        """The size closest to `far` that it takes, from `near`, which it takes, on."""
+        if runs(far):
+            return far
+        while abs(far - near) > 1:
+            middle = (near + far) // 2
+            near, far = (middle, far) if runs(middle) else (near, middle)
+        return near
+
+    far = 2 * size + 1
+    first = next((other for other in (far, (size + 1) // 2) if 2 <= other != size and runs(other)), 0)
+    if size < 2 or not first:
+        return ()
+    most, least = furthest(max(size, first), max(far + 1, LARGE)), furthest(min(size, first), 2)
+    beside = most - 1 if most - 1 > size else least + 1  # of another parity
+    return tuple(dict.fromkeys(other for other in (first, most, least, beside) if other != size and runs(other)))
 
 
 def _candidates(shapes: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, int], ...]]:
