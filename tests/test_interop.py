@@ -421,6 +421,26 @@ WRONG = {
         IMAGES(lambda: clnn.Conv2D(3, 3)),
         "circular.*ignore=",
     ),
+    "another activation": (
+        lambda nn, _: nn.Sequential(nn.Linear(4, 3), nn.GELU()),
+        lambda: clnn.Sequential([clnn.Dense(3, "gelu_tanh")], 4),
+        "step 2 .* is gelu in PyTorch, and gelu_tanh here.*between",
+    ),
+    "a slope": (
+        lambda nn, _: nn.Sequential(nn.Linear(4, 3), nn.LeakyReLU(0.2)),
+        lambda: clnn.Sequential([clnn.Dense(3, "leaky_relu")], 4),
+        r"leaky_relu\(0.2\)",
+    ),
+    "another pool": (
+        lambda nn, _: nn.Sequential(nn.AvgPool2d(3, padding=1), nn.Conv2d(4, 3, 1)),
+        IMAGES(lambda: clnn.AvgPool2D(3, padding=1, count_include_pad=False), lambda: clnn.Conv2D(3, 1)),
+        "count_include_pad",
+    ),
+    "a step more": (
+        lambda nn, _: nn.Sequential(nn.Linear(4, 3)),
+        lambda: clnn.Sequential([clnn.Dense(3, "softmax")], 4),
+        "is nothing in PyTorch, and softmax here",
+    ),
     "groups": (lambda nn, _: nn.Conv2d(2, 4, 3), IMAGES(lambda: clnn.Conv2D(4, 3, groups=2)), "groups"),
     "relu for tanh": (
         lambda nn, _: nn.RNN(4, 3, nonlinearity="relu"),
@@ -474,6 +494,19 @@ def test_what_does_not_fit_is_an_error_and_changes_nothing(device, torch, what):
     if what not in ("not finite", "lazy", "meta", "complex", "a row of padding", "a path"):
         with pytest.raises(clnn.ClnnError, match=said):
             clnn.interop.to_torch(net, there)
+
+
+def test_sequentials_that_compute_the_same_in_other_words(device, rng, torch):
+    nn, x = torch.nn, rng.standard_normal((2, 36 * 4)).astype(np.float32)
+    modules = [nn.Conv2d(4, 6, 3, groups=2), nn.ELU(), nn.Dropout(0.1), nn.AdaptiveAvgPool2d((1, 1)), nn.Flatten()]
+    there = nn.Sequential(*modules, nn.Linear(6, 3), nn.LeakyReLU()).eval()
+    inside = clnn.Sequential([clnn.GlobalAvgPool(), clnn.Dense(3), clnn.Activation("leaky_relu", slope=0.01)])
+    net = clnn.Sequential([clnn.Reshape((4, 6, 6)), clnn.Conv2D(6, 3, "elu", groups=2), inside], 36 * 4)
+    clnn.interop.from_torch(there, net)
+    close(net.predict(x), there(torch.tensor(x.reshape(2, 4, 6, 6))), np.float32)
+    other = clnn.Sequential([clnn.Conv2D(6, 3, groups=2), clnn.GlobalMaxPool(), clnn.Dense(3)], (4, 6, 6))
+    clnn.interop.from_torch(there, other, ignore="between")
+    assert (other.state_dict()["0.w"] == net.state_dict()["1.w"]).all()
 
 
 def test_as_much_as_fits(device, torch):
@@ -709,6 +742,9 @@ def test_files_that_are_refused(device, tmp_path):
     }.items():
         with pytest.raises(clnn.CheckpointError, match=said):
             clnn.interop.from_safetensors(tmp_path / name, net)
+    net.save(tmp_path / "whole.safetensors")
+    with pytest.raises(clnn.CheckpointError, match="clnn.load"):
+        clnn.interop.from_safetensors(tmp_path / "whole.safetensors", net)
     with pytest.raises(clnn.CheckpointError, match="from_safetensors"):
         clnn.interop.from_torch(written(tmp_path / "a.safetensors", before), net)
     assert all((a == before[name]).all() for name, a in net.state_dict().items())

@@ -32,14 +32,19 @@ __all__ = [
 ]
 
 
+def named(ignore: Any) -> tuple[str, ...]:
+    """Names that may be given as one."""
+    return (ignore,) if isinstance(ignore, str) else tuple(ignore)
+
+
 def from_torch(module: Any, model: Layer, *, strict: bool = True, ignore: Sequence[str] = ()) -> Report:
     """Copy the weights of a module of PyTorch, or of its state dict, into a model that is built; a `Report` of what went where.
 
     Layers are paired by their names, if both sides have the same ones, else in their order, by class and shape. Weights are
     turned into clnn's forms: a Linear's are transposed, a GRU's gates r, z, n become z, r, n, two biases of an RNN or an LSTM
     one. Half types become the model's. Of layers that are paired, eps, momentum, stride, padding, heads and the like have to
-    agree: `ignore` names those that need not, or layers there that are not compared. What stands between layers, such as
-    activations, is not seen.
+    agree: `ignore` names those that need not, or layers there that are not compared. What is computed between layers
+    (activations, pooling) has to agree where both are a Sequential, unless `ignore` has "between"; elsewhere it is not seen.
 
     strict: weights that are left over on either side are an error that lists them. With False as many as fit are copied, in
         order, and the report names the rest.
@@ -50,14 +55,14 @@ def from_torch(module: Any, model: Layer, *, strict: bool = True, ignore: Sequen
     if isinstance(module, (str, bytes, os.PathLike)):
         files.read(module)  # an error for what cannot be read at all
         raise CheckpointError(f"{module!r} is a file: clnn.interop.from_safetensors(path, model) reads it")
-    check = partial(pytorch.check_settings, module, ignore)
+    check = partial(pytorch.check_settings, module, named(ignore))
     return copied("PyTorch", *pytorch.units_of(module), model, pytorch.layout, strict, check=check)
 
 
 def to_torch(model: Layer, module: Any, *, strict: bool = True, ignore: Sequence[str] = ()) -> Report:
     """Copy a model's weights into a module of PyTorch, in place, where and in what type its tensors are: `from_torch` the other
     way round. An RNN's or an LSTM's one bias becomes the first of two, and the second 0."""
-    check = partial(pytorch.check_settings, module, ignore)
+    check = partial(pytorch.check_settings, module, named(ignore))
     return copied("PyTorch", *pytorch.units_of(module), model, pytorch.layout, strict, back=True, check=check)
 
 
@@ -88,13 +93,13 @@ def from_keras(source: Any, model: Layer, *, strict: bool = True, ignore: Sequen
     from Keras' order (height, width, channels) to clnn's (channels, height, width): inputs of clnn's convolutions have their
     channels first. Activations of layers have to agree, too.
     """
-    check = partial(keras.check_settings, source, ignore)
+    check = partial(keras.check_settings, source, named(ignore))
     return copied("Keras", keras.units_of(source, model), True, model, keras.layout, strict, check=check)
 
 
 def to_keras(model: Layer, target: Any, *, strict: bool = True, ignore: Sequence[str] = ()) -> Report:
     """Copy a model's weights into a model or a layer of Keras 3 that is built: `from_keras` the other way round."""
-    check = partial(keras.check_settings, target, ignore)
+    check = partial(keras.check_settings, target, named(ignore))
     return copied("Keras", keras.units_of(target, model), True, model, keras.layout, strict, back=True, check=check)
 
 

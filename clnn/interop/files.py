@@ -61,11 +61,14 @@ def read(path: str | bytes | os.PathLike[Any]) -> dict[str, np.ndarray]:
         data = path.read_bytes()
         if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):
             raise refused(path)
-        return {name: _array(path, name, **entry) for name, entry in deserialize(data)}
+        found = {name: _array(path, name, **entry) for name, entry in deserialize(data)}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is no safetensors file, or is damaged ({error}); restore it from a copy"
         ) from error
+    if found and all(name.startswith(("parameter.", "optimizer.")) for name in found):
+        raise CheckpointError(f"{path} is a whole model that clnn saved: clnn.load(path) makes it again")
+    return found
 
 
 def _array(path: Path, name: str, dtype: str, shape: Sequence[int], data: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ from ..layers.base import Layer
 from ..layers.image.conv import _Convolution
 from ..layers.norm import _Norm
 from ..layers.sequence.recurrent import _Recurrent
-from .pairs import Here, Pair, Part, Report, Stored, Unit, named_layers, same_settings, wrong_kind
+from .pairs import Here, Pair, Part, Report, Stored, Unit, flat, named_layers, same_settings, wrong_kind
 
 AXES = {1: "1D", 2: "2D", 3: "3D"}
 
@@ -344,7 +344,7 @@ COMPARED: tuple[str, ...] = (
 
 def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], model: Layer, report: Report) -> None:
     """CheckpointError where a layer does not compute what its twin there does, for all that an attribute says."""
-    following = dict(zip(*[[*_flat(model)][i:] for i in (0, 1)]))
+    following = dict(zip(*[[*flat(model)][i:] for i in (0, 1)]))
     both_ways, layers_here = {id(one): within for one, within in leaves(source)}, named_layers(model)
     for unit, here, _ in found:
         kind = next((name for name in unit.kinds if name in TWINS), "")
@@ -392,12 +392,3 @@ def _check_axes(unit: Unit, here: Here, given: Any) -> None:
             "where images have their channels first; nothing was copied. If the model turns the axes for it, go on with "
             f"ignore=({unit.name!r},)"
         )
-
-
-def _flat(layer: Layer) -> Iterator[Layer]:
-    """The layers of nested Sequentials, one after the other."""
-    if type(layer).__name__ != "Sequential":
-        yield layer
-        return
-    for one in layer.layers:  # type: ignore[attr-defined]
-        yield from _flat(one)

@@ -163,6 +163,15 @@ def named_layers(model: Layer) -> dict[str, Layer]:
     return {"": model, **found}
 
 
+def flat(layer: Layer) -> Iterator[Layer]:
+    """The layers of nested Sequentials, one after the other."""
+    inside = layer.layers if type(layer).__name__ == "Sequential" else ()  # type: ignore[attr-defined]
+    for one in inside:
+        yield from flat(one)
+    if not inside:
+        yield layer
+
+
 def ours(model: Any) -> list[Here]:
     """The layers of a model that have parameters of their own, in their order. ConfigurationError for what is no model, and
     for one that is not built."""

@@ -5,6 +5,7 @@ Modules are known by the names of their classes, and by `state_dict` and `named_
 
 from __future__ import annotations
 
+import itertools
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from ..layers.image.conv import _Convolution
 from ..layers.norm import _Norm
 from ..layers.sequence.attention import _Block
 from ..layers.sequence.recurrent import _Cell, _Recurrent
-from .pairs import Here, Pair, Part, Report, Stored, Unit, named_layers, natural, ours, same_settings, wrong_kind
+from .pairs import Here, Pair, Part, Report, Stored, Unit, flat, named_layers, natural, ours, same_settings, wrong_kind
 
 DIMENSIONS = {1: "1d", 2: "2d", 3: "3d"}
 STATISTICS = ("running_mean", "running_var")
@@ -235,6 +236,8 @@ def _split(owner: str, arrays: dict[str, Stored], module: Any) -> Iterator[Unit]
 
 
 def _kinds(module: Any) -> tuple[str, ...]:
+    if original := getattr(module, "original_name", None):  # of TorchScript
+        return (original,)
     return () if module is None else tuple(one.__name__ for one in type(module).__mro__[:-1])
 
 
@@ -284,7 +287,7 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
             report.notes.append(f"whether {unit} and {here} compute the same cannot be seen: {error}")
             continue
         above = here.name.rpartition(".")[0]
-        owner = layers_here[above]
+        owner = layers_here.get(above)
         for twin in twins:
             if isinstance(twin, layers.Bidirectional) and isinstance(owner, layers.Bidirectional):
                 same_settings(unit, Here(above, owner, {}), twin, ("merge_mode",), ignore)
@@ -301,9 +304,11 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
             report.notes.append(
                 f"{unit} learns two biases, which are one here: there their sum moves twice as far in a step"
             )
+    if "between" not in ignore:
+        check_between(source, model, report)
     for name, module in source.named_modules() if hasattr(source, "named_modules") else ():
         above = at.get(f"{name}.self_attn".strip("."), "").rpartition(".")[0]
-        block = layers_here[above]
+        block = layers_here.get(above)
         if {"TransformerEncoderLayer", "TransformerDecoderLayer"} & {*_kinds(module)} and isinstance(block, _Block):
             one = Unit(name, _kinds(module), module, {})
             same_settings(one, Here(above, block, {}), twin_of(module)[0], ("norm_first", "activation", "norm"), ignore)
@@ -587,6 +592,65 @@ def leaves(module: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 FUSES = (layers.Dense, _Convolution, layers.BatchNorm, layers.GroupNorm, layers.InstanceNorm)
+
+
+def check_between(source: Any, model: Layer, report: Report) -> None:
+    """CheckpointError where an nn.Sequential and a clnn.Sequential do different things between their weights. Of other modules
+    that is not known: a note."""
+    try:
+        whole = not report.left_there and not report.left_here
+        known = whole and type(source).__name__ == type(model).__name__ == "Sequential"
+        theirs = (
+            [step for _, one in leaves(source) for twin in exact_twin(one) for step in steps(twin)] if known else []
+        )
+    except (NoTwin, ClnnError, AttributeError):
+        known = False
+    if not known:
+        report.notes.append("what is computed between these weights (activations, pooling) was not compared")
+        return
+    mine = [step for layer in flat(model) for step in steps(layer)]
+    for i, (a, b) in enumerate(itertools.zip_longest(_begun(theirs), _begun(mine), fillvalue="nothing")):
+        if a != b:
+            raise CheckpointError(
+                f"step {i + 1} of what is computed is {a} in PyTorch, and {b} here; nothing was copied. Make them alike, or copy "
+                "the weights all the same with ignore=('between',)"
+            )
+
+
+def steps(layer: Layer) -> Iterator[str]:
+    """What a layer computes, without what `check_settings` compares: its class, then its activation; without arguments that say
+    the same. Dropout is none."""
+    name, activation = type(layer).__name__, getattr(layer, "activation", "linear")
+    if isinstance(layer, layers.Activation):
+        usual = {"leaky_relu": ("slope", 0.01), "elu": ("alpha", 1.0)}.get(activation)
+        given = getattr(layer, usual[0]) if usual else None
+        yield from (
+            ()
+            if activation == "linear"
+            else [activation + (f"({given:g})" if usual and given not in (None, usual[1]) else "")]
+        )
+    elif isinstance(layer, (layers.GlobalAvgPool, layers.GlobalMaxPool)):
+        yield from (f"Adaptive{name[6:]}(1)", "Flatten()")
+    elif isinstance(layer, (layers.AdaptiveAvgPool, layers.AdaptiveMaxPool)):
+        yield f"{name}({', '.join(map(str, layer.size[: 1 if len({*layer.size}) == 1 else None]))})"
+    elif isinstance(layer, layers.TimeDistributed):
+        yield from steps(layer.layer)
+    elif isinstance(layer, layers.Bidirectional):
+        yield type(layer.layer).__name__
+    elif isinstance(layer, layers.Padding):
+        amount = layer.amount if isinstance(layer.amount, list) else [layer.amount]
+        every = {a if isinstance(a, tuple) else (a, a) for a in amount}
+        yield f"Padding({every.pop() if len(every) == 1 else amount}, {layer.mode}, {layer.value:g})"
+    elif kinds_of(layer) or isinstance(layer, _Block):
+        yield name.replace("Depthwise", "")
+        yield from [activation] if isinstance(layer, FUSES) and activation != "linear" else ()
+    elif not isinstance(layer, layers.Dropout):
+        yield repr(layer)
+
+
+def _begun(found: Sequence[str]) -> list[str]:
+    """Steps without those that only shape what comes in."""
+    return [*itertools.dropwhile(lambda step: step.startswith(("Flatten", "Reshape")), found)]
 
 
 def _is_plain(layer: Layer) -> bool:
