@@ -164,10 +164,11 @@ class Reader:
             shape = None
             if of.HasField("shape"):
                 shape = tuple(
-                    d.dim_value if d.WhichOneof("value") == "dim_value" else d.dim_param or None for d in of.shape.dim
+                    (d.dim_value if d.dim_value >= 0 else None)  # exporters write -1 and "?" for what is free
+                    if d.WhichOneof("value") == "dim_value"
+                    else (d.dim_param if d.dim_param != "?" else None) or None
+                    for d in of.shape.dim
                 )
-                if any(isinstance(s, int) and s < 0 for s in shape):
-                    raise self.wrong(f"{proto.name!r} has the shape {shape}")
             return Value(proto.name, TYPES.get(of.elem_type, ""), shape)
         return Value(proto.name, (kind or "").removesuffix("_type"), None)
 

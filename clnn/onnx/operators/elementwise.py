@@ -51,6 +51,15 @@ def truncated(a: Any, b: Any) -> Any:
     return (np.where((a < 0) != (b < 0), -q.astype(a.dtype), q)).astype(a.dtype)
 
 
+def placed(c: Context, a: Any, b: Any, axis: int | None) -> Any:
+    """b with axes of 1 behind it, so that its first axis is a's `axis`, as operator sets before 7 broadcast."""
+    if axis is None:
+        return b
+    b = b.reshape((*b.shape, *[1] * (a.ndim - axis % max(1, a.ndim) - b.ndim)))
+    c.values = [c.values[0], c.values[1]._replace(data=b)]
+    return b
+
+
 def add_binary(name: str, since: int, ours: str, of_numpy: Any, gives: str | None = None) -> None:
     """The entry for a function of two."""
 
@@ -63,7 +72,14 @@ def add_binary(name: str, since: int, ours: str, of_numpy: Any, gives: str | Non
             return np.asarray(truncated(c.host(0), c.host(1)))
         return elementwise(ours, *both(c, a, b))
 
+    def by_attributes(
+        c: Context, a: Any, b: Any, *, axis: Any = None, broadcast: int = 0, consumed_inputs: Any = None
+    ) -> Any:
+        return binary(c, a, placed(c, a, b, axis if broadcast else None))
+
     operator(name, since, gives=gives)(binary)
+    if since == 7:
+        operator(name, 1, gives=gives)(by_attributes)
 
 
 for _name, _since, _ours, _numpy in (
@@ -79,9 +95,10 @@ for _name, _since, _ours, _numpy in (
     add_binary(_name, _since, _ours, _numpy, "bool")
 
 
-@operator("Pow", 7)
-def power(c: Context, a: Any, b: Any) -> Any:
+@operator("Pow", 1)
+def power(c: Context, a: Any, b: Any, *, axis: Any = None, broadcast: int = 0) -> Any:
     """a to the power of b, of a's type."""
+    b = placed(c, a, b, axis if broadcast else None)
     if on_host(c) or c.types[0] not in ONNX_FLOATS:
         a, b = c.host(0), c.host(1)
         return np.asarray(np.power(a, b)).astype(a.dtype)
@@ -117,7 +134,7 @@ def modulo(c: Context, a: Any, b: Any, *, fmod: int = 0) -> Any:
 def add_variadic(name: str, since: int, ours: str, of_numpy: Any) -> None:
     """The entry for a function of two that goes over any number of inputs."""
 
-    def variadic(c: Context, *xs: Any) -> Any:
+    def variadic(c: Context, *xs: Any, consumed_inputs: Any = None) -> Any:
         if on_host(c, ours == "add"):
             return functools.reduce(of_numpy, [c.host(i) for i in range(len(xs))])
         found = xs[0]
@@ -130,12 +147,12 @@ def add_variadic(name: str, since: int, ours: str, of_numpy: Any) -> None:
 
 
 for _name, _since, _ours, _numpy in (
-    ("Max", 8, "maximum", np.maximum), ("Min", 8, "minimum", np.minimum), ("Sum", 8, "add", np.add),
+    ("Max", 1, "maximum", np.maximum), ("Min", 1, "minimum", np.minimum), ("Sum", 1, "add", np.add),
 ):  # fmt: skip
     add_variadic(_name, _since, _ours, _numpy)
 
 
-@operator("Mean", 8)
+@operator("Mean", 1)
 def mean(*xs: Any) -> Any:
     return functools.reduce(lambda a, b: a + b, xs) / len(xs)
 
@@ -227,6 +244,11 @@ def is_inf(x: Tensor, *, detect_negative: int = 1, detect_positive: int = 1) -> 
 @operator("LeakyRelu", 6)
 def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
     return arrays.leaky_relu(x, 0.01 if abs(alpha - 0.01) < 1e-8 else alpha)
+
+
+@operator("PRelu", 1)
+def prelu_by_channel(x: Tensor, slope: Tensor, *, consumed_inputs: Any = None) -> Tensor:
+    return prelu(x, slope.reshape(-1, *[1] * (x.ndim - 2)) if slope.ndim == 1 and x.ndim > 2 else slope)
 
 
 @operator("PRelu", 7)

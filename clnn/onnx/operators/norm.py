@@ -13,10 +13,10 @@ from ...tensor import Tensor, apply, function, on_tape
 from ..registry import Context, operator
 
 
-@operator("BatchNormalization", 7)
+@operator("BatchNormalization", 1)
 def batch_normalization(
     c: Context, x: Any, gamma: Any, beta: Any, mean: Any, variance: Any, *, epsilon: float = 1e-5, momentum: float = 0.9,
-    spatial: int = 1, training_mode: int = 0,
+    spatial: int = 1, training_mode: int = 0, is_test: int = 1, consumed_inputs: Any = None,
 ) -> Any:  # fmt: skip
     """By the statistics that are given; in training mode by the batch's, and what the running ones become."""
     x, gamma, beta, mean, variance = map(c.tensor, (x, gamma, beta, mean, variance))
