@@ -78,6 +78,11 @@ def find(domain: str, name: str, opset: int) -> Operator | None:
     return fitting[-1]
 
 
+def of_dtype(x: Tensor, dtype: Any) -> Tensor:
+    """x, converted on the device where it is of another type of floats, or of whole numbers."""
+    return x if x.dtype == np.dtype(dtype) else x.astype(dtype)
+
+
 class Context:
     """What a function may need besides its inputs.
 

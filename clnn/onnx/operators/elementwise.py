@@ -13,7 +13,7 @@ from ...ops.array import FLOATS, Array, Backward, empty
 from ...ops.elementwise import TYPES
 from ...tensor import Tensor, apply, elementwise, function
 from ..graph import FLOATS as ONNX_FLOATS
-from ..registry import Context, operator
+from ..registry import Context, of_dtype, operator
 
 
 def both(c: Context, a: Any, b: Any) -> tuple[Any, Any]:
@@ -24,7 +24,7 @@ def both(c: Context, a: Any, b: Any) -> tuple[Any, Any]:
         if isinstance(x, np.ndarray) and x.size == 1 and x.ndim <= like.ndim and x.dtype != object:
             return x.item()
         x = c.tensor(x)
-        return x.astype(like.dtype) if like.dtype in FLOATS and x.dtype in FLOATS and x.dtype != like.dtype else x
+        return of_dtype(x, like.dtype) if like.dtype in FLOATS and x.dtype in FLOATS else x
 
     return ready(a), ready(b)
 
@@ -106,7 +106,7 @@ def power(c: Context, a: Any, b: Any, *, axis: Any = None, broadcast: int = 0) -
         b = b.item()
         return a**2 if b == 2 else function(a, "sqrt") if b == 0.5 else elementwise("power", a, float(b))
     a, b = both(c, a, b)
-    return elementwise("power", a, b.astype(a.dtype) if isinstance(b, Tensor) and isinstance(a, Tensor) else b)
+    return elementwise("power", a, of_dtype(b, a.dtype) if isinstance(b, Tensor) and isinstance(a, Tensor) else b)
 
 
 @operator("Mod", 10)
@@ -385,7 +385,7 @@ def cast_to(c: Context, x: Any, kind: str) -> Any:
     if kind == "bool":
         return elementwise("not_equal", x, 0)
     if kind in ("float32", "float64", "float16", "bfloat16"):
-        return x.astype(np.float64 if kind == "float64" else np.float32)
+        return of_dtype(x, np.float64 if kind == "float64" else np.float32)
     if x.dtype in FLOATS:
         if before not in ("bool",) and kind not in ("int32", "int64"):  # which wrap around
             return c.host(0).astype(np.int64).astype(kind)

@@ -16,8 +16,9 @@ from ...ops.image.conv import conv as conv_op
 from ...ops.image.conv import conv_transpose as conv_transpose_op
 from ...ops.image.window import Window
 from ...tape import grad_enabled
-from ...tensor import Tensor, function, on_tape
-from ..registry import Context, operator
+from ...tensor import Tensor, apply, function, on_tape
+from ..registry import Context, of_dtype, operator
+from .elementwise import whole
 from .shape import padded
 
 
@@ -165,7 +166,7 @@ def max_pool(
     c.gives(c.types[0], "int64")
     x = c.tensor(x)
     if x.dtype == np.int32:
-        x = x.astype(np.float32)  # of 8 bits, which it holds exactly
+        x = of_dtype(x, np.float32)  # of 8 bits, which it holds exactly
     window = windows(x, kernel_shape, strides, pads, dilations, auto_pad, ceil_mode)
     indices = len(c.outputs) > 1 and c.outputs[1]
     if simple(window) and not indices:
@@ -174,7 +175,7 @@ def max_pool(
         found = arrays.stack(taps(c, x, window, -math.inf), 0)
         y = found.max(0)
     if c.types[0] in ("int8", "uint8"):
-        return c.tensor(y).astype(np.int32) if not c.device.reads else y.numpy().astype(c.types[0])
+        return apply(whole, y)
     if not indices:
         return y
     places = np.meshgrid(
@@ -211,7 +212,7 @@ def average_pool(
         counts = sum_of(taps(c, c.tensor(there), outer, 0.0))
     else:
         counts = sum_of(taps(c, c.tensor(there), window, 0.0))
-    return sum_of(taps(c, x, window, 0.0)) / (counts if x.dtype == counts.dtype else counts.astype(x.dtype))
+    return sum_of(taps(c, x, window, 0.0)) / of_dtype(counts, x.dtype)
 
 
 def sum_of(xs: Sequence[Tensor]) -> Tensor:
@@ -332,7 +333,7 @@ def resize(
     extrapolation_value: float = 0.0, keep_aspect_ratio_policy: str = "stretch", mode: str = "nearest",
     nearest_mode: str = "round_prefer_floor",
 ) -> Any:  # fmt: skip
-    whole = c.types[0] if c.types[0] not in ("float32", "float64", "float16", "bfloat16") else ""
+    of_whole = c.types[0] not in ("float32", "float64", "float16", "bfloat16")
     x = c.tensor(x)
     places = [*range(x.ndim)] if axes is None else [a % x.ndim for a in axes]
     how = coordinate_transformation_mode
@@ -351,7 +352,7 @@ def resize(
     edges = [(0.0, 1.0)] * len(places)
     if roi is not None and roi.size == 2 * len(places):
         edges = [(float(roi[i]), float(roi[len(places) + i])) for i in range(len(places))]
-    spatial = places == [*range(x.ndim)] and 3 <= x.ndim <= 5 and wanted[:2] == [*x.shape[:2]] and not whole
+    spatial = places == [*range(x.ndim)] and 3 <= x.ndim <= 5 and wanted[:2] == [*x.shape[:2]] and not of_whole
     times = [w // s for w, s in zip(wanted, x.shape)] if spatial and 0 not in x.shape else []
     if times and [t * s for t, s in zip(times, x.shape)] == wanted and factors == times:
         as_ours = how in ("half_pixel", "pytorch_half_pixel") and min(x.shape[2:]) > 1
@@ -371,7 +372,7 @@ def resize(
             rows = np.clip(nearest(at, nearest_mode), 0, n - 1).astype(np.int32)
             x = arrays.take(x, c.tensor(rows), a)
         else:
-            x = x.astype(np.float32) if x.dtype == np.int32 else x
+            x = of_dtype(x, np.float32) if x.dtype == np.int32 else x
             x = along(c, x, a, weights_of(n, out, scale, mode, at, cubic_coeff_a, exclude_outside, antialias))
         if beyond.any():
             shape = [out if j == a else 1 for j in range(x.ndim)]

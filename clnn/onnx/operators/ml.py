@@ -9,7 +9,7 @@ import numpy as np
 from ... import arrays
 from ...errors import OutOfRangeError, ShapeError
 from ...tensor import Tensor, function
-from ..registry import Context, operator
+from ..registry import Context, of_dtype, operator
 
 ML = "ai.onnx.ml"
 
@@ -30,14 +30,14 @@ def binarizer(x: Tensor, *, threshold: float = 0.0) -> Tensor:
 
 @operator("Scaler", 1, domain=ML, gives="float32")
 def scaler(c: Context, x: Any, *, offset: Any, scale: Any) -> Any:
-    x = c.tensor(x).astype(np.float32)
+    x = of_dtype(c.tensor(x), np.float32)
     return (x - c.tensor(np.array(offset, np.float32))) * c.tensor(np.array(scale, np.float32))
 
 
 @operator("Normalizer", 1, domain=ML, gives="float32")
 def normalizer(c: Context, x: Any, *, norm: str = "MAX") -> Any:
     """Rows over their largest element, the sum of their absolute values, or their length; rows of zeros stay."""
-    x = c.tensor(x).astype(np.float32)
+    x = of_dtype(c.tensor(x), np.float32)
     if norm not in ("MAX", "L1", "L2"):
         raise ShapeError(f"norm {norm!r} is none of MAX, L1, L2")
     size = (

@@ -9,7 +9,7 @@ import numpy as np
 from ... import arrays
 from ...ops.array import FLOATS
 from ...tensor import Tensor, concat, function
-from ..registry import Context, operator
+from ..registry import Context, of_dtype, operator
 from .shape import axes_of, numbers
 
 
@@ -68,7 +68,7 @@ def reduced(c: Context, name: str, x: Any, axes: Any, keepdims: int, nothing: in
             return np.asarray(of_array(x[None], axis=0)).astype(x.dtype)
         return np.asarray(of_array(x, axis=tuple(axes), keepdims=bool(keepdims))).astype(x.dtype)
     x = c.tensor(x)
-    x = x.astype(np.float32) if x.dtype not in FLOATS else x
+    x = x if x.dtype in FLOATS else of_dtype(x, np.float32)
     y = of_tensor(x, tuple(axes)) if axes else of_tensor(x.reshape((1, *x.shape)), (0,)).reshape(x.shape)
     return y if keepdims or not axes else y.reshape([s for a, s in enumerate(x.shape) if a not in axes])
 
@@ -140,7 +140,7 @@ def hardmax(x: Tensor, *, axis: int = -1) -> Tensor:
     order = [*(a for a in range(x.ndim) if a != axis), axis]
     last = x.transpose(order)
     y = arrays.one_hot(last.argmax(-1), x.shape[axis])
-    return (y if x.dtype == y.dtype else y.astype(x.dtype)).transpose([order.index(a) for a in range(x.ndim)])
+    return of_dtype(y, x.dtype).transpose([order.index(a) for a in range(x.ndim)])
 
 
 @operator("Hardmax", 1)
