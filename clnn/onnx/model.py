@@ -20,6 +20,7 @@ from ..step import Step
 from ..tape import no_grad
 from ..tensor import Parameter, Tensor, elementwise, tensor
 from . import operators as _all_operators  # noqa: F401 - fills the table
+from .fuse import Fuser
 from .graph import FLOATS, Graph, Value, from_json, to_json
 from .read import TYPES, read
 from .registry import TABLE, find
@@ -139,6 +140,7 @@ class Session:
             model.where,
             constants,
             tensors=model.shared(arrays),
+            fuse=lambda plan: Fuser(plan).run(),
         )
         self.versions = model.versions()
         self.hosts: set[str] = set()  # inputs whose values are part of the key

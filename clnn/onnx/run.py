@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import ChainMap, Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,8 +98,10 @@ class Plan:
         where: str,
         kept: Constants,
         tensors: Mapping[str, tuple[np.ndarray, Tensor]] | None = None,
+        fuse: Callable[[Plan], None] | None = None,
     ) -> None:
-        """`constants`: arrays, which are folded, and tensors, which are not; `tensors`: those arrays that are on the device."""
+        """`constants`: arrays, which are folded, and tensors, which are not; `tensors`: arrays that are on the device, too;
+        `fuse` rewrites nodes."""
         self.graph, self.device, self.where, self.constants = graph, device, where, kept
         self.found = operators_of(graph, graph.opsets, where)
         self.values: dict[str, Made] = {
@@ -107,6 +109,8 @@ class Plan:
         }  # and tensors that learn
         self.nodes: list[Node] = list(graph.nodes)
         self._fold()
+        if fuse is not None:
+            fuse(self)
         for name, (array, t) in (tensors or {}).items():
             if name in self.values and self.values[name].data is array:
                 self.values[name] = Made(t, self.values[name].type)
