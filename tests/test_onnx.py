@@ -261,3 +261,98 @@ def test_damaged_files_raise_clnn_s_errors_alone(n, rng):
         except clnn.ClnnError:
             pass
     assert 0 < answered < n
+
+
+# -- what becomes one launch ------------------------------------------------------------------------------------------
+WRITTEN_OUT = {
+    "swish": "s = Sigmoid(x)\n y = Mul(s, x)",
+    "hard_swish": "a = Add(x, three)\n b = Clip(a, zero, six)\n d = Mul(x, b)\n y = Div(d, six)",
+    "hard_swish_paddle": "a = HardSigmoid<alpha = 0.16666667>(x)\n y = Mul(x, a)",
+    "gelu": "a = Div(x, root2)\n b = Erf(a)\n d = Add(b, one)\n e = Mul(x, d)\n y = Mul(e, half)",
+    "gelu_tanh": "a = Mul(x, x)\n b = Mul(a, x)\n d = Mul(b, k)\n e = Add(x, d)\n f = Mul(e, rate)\n g = Tanh(f)\n"
+    " h = Add(g, one)\n i = Mul(half, h)\n y = Mul(x, i)",
+    "mish": "a = Softplus(x)\n b = Tanh(a)\n y = Mul(x, b)",
+    "not a function that is known": "a = Sigmoid(x)\n b = Mul(a, x)\n y = Mul(b, three)",
+    "read twice": "s = Sigmoid(x)\n m = Mul(s, x)\n y = Add(m, s)",
+    "two roots": "s = Sigmoid(x)\n r = Relu(x)\n y = Mul(s, r)",
+}
+NUMBERS = {
+    "one": 1.0,
+    "zero": 0.0,
+    "three": 3.0,
+    "six": 6.0,
+    "half": 0.5,
+    "root2": 2**0.5,
+    "k": 0.044715,
+    "rate": (2 / np.pi) ** 0.5,
+}
+
+
+@pytest.mark.parametrize("name", WRITTEN_OUT)
+def test_activations_that_are_written_out(name, device, rng):
+    constants = {key: np.array(value, np.float32) for key, value in NUMBERS.items() if key in WRITTEN_OUT[name]}
+    text = '<ir_version: 8, opset_import: ["" : 17]>\nnet (float[N] x) => (float[N] y)\n{ ' + WRITTEN_OUT[name] + " }"
+    model = proto(text, **constants)
+    net = clnn.onnx.load(model.SerializeToString())
+    x = (5 * rng.standard_normal(500)).astype(np.float32)
+    np.testing.assert_allclose(net(x), reference(model, x=x)[0], rtol=1e-5, atol=2e-6)
+    one = name not in ("not a function that is known", "read twice", "two roots")
+    assert (len(net.session().plan.nodes) == 1) == one
+
+
+EPILOGUES = {
+    "batch norm": ("z = Conv(x, w)\n n = BatchNormalization(z, v1, v2, v3, v4)\n y = HardSwish(n)", 1),
+    "factor and bias": ("z = Conv(x, w)\n m = Mul(z, wide)\n a = Add(m, wide)\n y = Sigmoid(a)", 1),
+    "hard sigmoid": ("z = Conv(x, w, v1)\n y = HardSigmoid<alpha = 0.3, beta = 0.4>(z)", 1),
+    "read twice": ("z = Conv(x, w, v1)\n r = Relu(z)\n y = Add(z, r)", 3),
+    "residual": ("z = Conv<pads = [1, 1, 1, 1]>(x, w2)\n a = Add(z, x)\n y = Relu(a)", 2),
+    "along the last axis": ("z = Conv(x, w)\n y = Add(z, row)", 2),
+    "linear": ("z = MatMul(x, square)\n a = Add(z, row)\n y = Tanh(a)", 1),
+    "narrow": ("z = Slice(x, starts, ends, axes)\n y = Conv<pads = [1, 0, 1, 0]>(z, tall)", 2),
+}
+
+
+@pytest.mark.parametrize("name", EPILOGUES)
+def test_what_becomes_one_launch_answers_the_same(name, device, rng):
+    text, nodes = EPILOGUES[name]
+    shapes = {
+        "w": (4, 3, 3, 3), "w2": (3, 3, 3, 3), "v1": (4,), "v2": (4,), "v3": (4,), "v4": (4,), "wide": (4, 1, 1), "row": (6,),
+        "square": (6, 6), "tall": (2, 3, 3, 1),
+    }  # fmt: skip
+    arrays = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in shapes.items() if key in text}
+    if "v4" in arrays:
+        arrays["v4"] = np.abs(arrays["v4"]) + 0.1
+    if name == "along the last axis":
+        arrays["row"] = arrays["row"][:4]
+    if name == "narrow":
+        arrays |= {"starts": np.array([2]), "ends": np.array([3]), "axes": np.array([3])}
+    model = proto(
+        '<ir_version: 8, opset_import: ["" : 17]>\nnet (float[N, 3, 6, 6] x) => (float y)\n{ ' + text + " }", **arrays
+    )
+    model.graph.output[0].type.tensor_type.ClearField("shape")
+    net = clnn.onnx.load(model.SerializeToString())
+    x = rng.standard_normal((2, 3, 6, 6)).astype(np.float32)
+    for _ in range(4):
+        np.testing.assert_allclose(net(x), reference(model, x=x)[0], rtol=1e-4, atol=1e-4)
+    assert len(net.session().plan.nodes) == nodes
+    np.testing.assert_allclose(net.predict(x), net(x), rtol=1e-4, atol=1e-4)  # as the file has them
+
+
+def test_layer_norm_that_is_written_out(device, rng):
+    text = """<ir_version: 8, opset_import: ["" : 17]>
+    net (float[N, 5, 8] x) => (float[N, 5, 8] y)
+    { m = ReduceMean<axes = [-1]>(x)
+      d = Sub(x, m)
+      p = Pow(d, two)
+      v = ReduceMean<axes = [-1]>(p)
+      e = Add(v, eps)
+      s = Sqrt(e)
+      r = Div(d, s)
+      g = Mul(r, gamma)
+      y = Add(g, beta) }"""
+    vectors = {name: rng.standard_normal(8).astype(np.float32) for name in ("gamma", "beta")}
+    model = proto(text, two=np.float32(2), eps=np.float32(1e-5), **vectors)
+    net = clnn.onnx.load(model.SerializeToString())
+    x = rng.standard_normal((3, 5, 8)).astype(np.float32)
+    np.testing.assert_allclose(net(x), reference(model, x=x)[0], rtol=1e-4, atol=1e-5)
+    assert [node.op for node in net.session().plan.nodes] == ["layer_norm"]
