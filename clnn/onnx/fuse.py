@@ -14,8 +14,8 @@ import numpy as np
 
 from ..ops.activation import ACTIVATIONS
 from ..ops.elementwise import add as add_op
-from ..ops.norm import layer_norm
-from ..tensor import Tensor, _wrap, elementwise, function, linear_layer
+from ..ops.norm import fold, layer_norm
+from ..tensor import Tensor, _wrap, constant, elementwise, function, linear_layer
 from .graph import Node
 from .operators.elementwise import both
 from .operators.image import convolved, windows
@@ -62,17 +62,19 @@ DIRECT = {"Relu": "relu", "Sigmoid": "sigmoid", "Tanh": "tanh", "Softplus": "sof
 
 
 # -- what runs the nodes that are made here ---------------------------------------------------------------------------
-def _conv(c: Context, x: Any, w: Any, b: Any = None, *, activation: str, how: dict[str, Any]) -> Any:
-    x, w, b = c.tensor(x), c.tensor(w), None if b is None else c.tensor(b)
+def _conv(
+    c: Context, x: Any, w: Any, b: Any = None, factor: Any = None, *, activation: str, how: dict[str, Any]
+) -> Any:
+    x, w, b, factor = (None if t is None else c.tensor(t) for t in (x, w, b, factor))
     keys = (how.get("strides"), how.get("pads"), how.get("dilations"), how.get("auto_pad", "NOTSET"))
     window, groups = windows(x, w.shape[2:], *keys), how.get("group", 1)
     if (
         x.ndim == 4 and x.shape[3] == w.shape[3] == window.out[1] == 1
     ):  # of one axis, along which it is then done in vectors
         narrow = type(window)(*(part[:1] for part in window))
-        y = convolved(x.reshape(x.shape[:3]), w.reshape(w.shape[:3]), b, narrow, groups, activation)
+        y = convolved(x.reshape(x.shape[:3]), w.reshape(w.shape[:3]), b, narrow, groups, activation, factor=factor)
         return y.reshape((*y.shape, 1))
-    return convolved(x, w, b, window, groups, activation)
+    return convolved(x, w, b, window, groups, activation, factor=factor)
 
 
 def _linear(c: Context, x: Any, w: Any, b: Any = None, *, activation: str) -> Any:
@@ -292,8 +294,8 @@ class Fuser:
         if batch_norm:
             given, constants = node.inputs[0], [self.array(name) for name in node.inputs[1:]]
         elif len(node.inputs) == 2:
-            given, constant = self.split(node)
-            constants = [self.array(constant)]
+            given, operand = self.split(node)
+            constants = [self.array(operand)]
         before = self.before(given, "conv", "linear")
         if before is None or any(v is None for v in constants) or before.attributes["activation"] != "linear":
             return
@@ -302,37 +304,37 @@ class Fuser:
         n = w.shape[0] if before.op == "conv" else w.shape[1]
         wide = (n, *[1] * (w.ndim - 2)) if before.op == "conv" else (n,)
         if batch_norm:
-            if (
-                node.attributes.get("training_mode", 0)
-                or not node.attributes.get("spatial", 1)
-                or any(node.outputs[1:])
-            ):
+            how = node.attributes
+            if how.get("training_mode", 0) or not how.get("spatial", 1) or any(node.outputs[1:]):
                 return
-            gamma, beta, mean, variance = (v.astype(np.float64) for v in constants)  # type: ignore[union-attr]
-            factor = gamma / np.sqrt(variance + node.attributes.get("epsilon", 1e-5))
-            more = beta - mean * factor
+            tensors = [constant(v, v.dtype, self.plan.device) for v in constants]  # type: ignore[union-attr]
+            folded = fold(*tensors, how.get("epsilon", 1e-5))  # as the operator itself does it, to the same bits
+            factor, more = (Tensor(t.block, t.shape, t.dtype, t.device).numpy() for t in folded)
         else:
             (v,) = constants
             assert v is not None
             if v.size not in (1, n) or (v.size == n and v.shape[-len(wide) :] != wide) or v.ndim > len(wide) + 1:
                 return
-            v = np.broadcast_to(v.reshape(-1), (n,)).astype(np.float64)
-            factor, more = (np.ones(n), v) if node.op == "Add" else (v, np.zeros(n))
+            v = np.broadcast_to(v.reshape(-1), (n,))
+            factor, more = (None, v) if node.op == "Add" else (v, None)
         self.scale(before, factor, more)
         self.put(node, before.op, before.inputs, **before.attributes)
 
-    def scale(self, node: Node, factor: np.ndarray, more: np.ndarray) -> None:
+    def scale(self, node: Node, factor: np.ndarray | None, more: np.ndarray | None) -> None:
         """Have a convolution or product give its results times a factor plus more, by channel."""
-        w, b = (
-            self.array(node.inputs[1]),
-            self.array(node.inputs[2]) if len(node.inputs) > 2 and node.inputs[2] else None,
-        )
+        names = [*node.inputs, "", ""][:4]
+        w, b, before = (self.array(name) if name else None for name in names[1:])
         assert w is not None
-        by = factor.reshape(-1, *[1] * (w.ndim - 1)) if node.op == "conv" else factor
-        if not (factor == 1).all():
-            node.inputs = [node.inputs[0], self.new(node.inputs[1], w * by, w), *node.inputs[2:]]
-        bias = (0 if b is None else b.astype(np.float64)) * factor + more
-        node.inputs = [*node.inputs[:2], self.new(f"{node.inputs[1]}.bias", bias, w)]
+        if factor is not None:
+            b = None if b is None else b * factor
+            if node.op == "conv":  # whose epilogue has one: the weights stay those that learn
+                names[3] = self.new(f"{names[1]}.factor", factor if before is None else before * factor, w)
+            else:
+                names[1] = self.new(names[1], w * factor, w)
+        if more is not None:
+            b = more if b is None else b + more
+        names[2] = "" if b is None else self.new(f"{names[1]}.bias", b, w)
+        node.inputs = names if node.op == "conv" else names[:3]
 
     def epilogue(self, node: Node) -> None:
         """An activation behind a convolution, a product or an addition."""
@@ -355,7 +357,8 @@ class Fuser:
             return
         if node.op == "HardSigmoid":  # clip(a x + b, 0, 1) is hard_sigmoid(6 a x + 6 b - 3)
             n = self.array(before.inputs[1]).shape[0 if before.op == "conv" else 1]  # type: ignore[union-attr]
-            self.scale(before, np.full(n, steep), np.full(n, 6 * node.attributes.get("beta", 0.5) - 3))
+            offset = 6 * node.attributes.get("beta", 0.5) - 3
+            self.scale(before, np.full(n, steep), np.full(n, offset) if abs(offset) > 1e-6 else None)
         self.put(node, before.op, before.inputs, **{**before.attributes, "activation": name})
 
 

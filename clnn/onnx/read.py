@@ -43,12 +43,18 @@ def library() -> Any:
 class Reader:
     """Makes a Graph of a protobuf; `where` is the file in words, `folder` the one that external data may lie in."""
 
-    def __init__(self, where: str, folder: Path | None, opsets: dict[str, int], functions: dict[Any, Any]) -> None:
-        self.where, self.folder, self.opsets, self.functions = where, folder, opsets, functions
+    def __init__(self, where: str, folder: Path | None, opsets: dict[str, int]) -> None:
+        self.where, self.folder, self.opsets = where, folder, opsets
 
     def wrong(self, what: str) -> CheckpointError:
         """The error that says what is wrong with the file."""
         return CheckpointError(f"{self.where}: {what}")
+
+    def name(self, said: Any) -> str:
+        """A name of the file; one that is no text comes as bytes."""
+        if not isinstance(said, str):
+            raise self.wrong(f"the name {said!r} is no text")
+        return said
 
     def graph(self, proto: Any, depth: int = 0) -> Graph:
         """A graph with its nodes in order, its constants read."""
@@ -60,7 +66,7 @@ class Reader:
         for tensor in proto.initializer:
             if tensor.name in constants:
                 raise self.wrong(f"two initializers have the name {tensor.name!r}")
-            constants[tensor.name] = self.array(tensor, f"initializer {tensor.name!r}")
+            constants[self.name(tensor.name)] = self.array(tensor, f"initializer {tensor.name!r}")
         inputs = [self.value(one) for one in proto.input if one.name not in constants]
         nodes: list[Node] = []
         for one in proto.node:
@@ -73,16 +79,17 @@ class Reader:
             else:
                 constants[node.outputs[0]] = constant
         outputs = [self.value(one) for one in proto.output]
-        return Graph(proto.name, nodes, inputs, outputs, constants, self.opsets)
+        return Graph(self.name(proto.name), nodes, inputs, outputs, constants, self.opsets)
 
     def node(self, proto: Any, depth: int) -> Node:
         """A node with its attributes."""
-        domain = "" if proto.domain == "ai.onnx" else proto.domain
-        node = Node(proto.op_type, domain, proto.name, [*proto.input], [*proto.output], {})
+        kind, domain, called = map(self.name, (proto.op_type, proto.domain, proto.name))
+        inputs, outputs = ([*map(self.name, names)] for names in (proto.input, proto.output))
+        node = Node(kind, "" if domain == "ai.onnx" else domain, called, inputs, outputs, {})
         for attribute in proto.attribute:
             if attribute.ref_attr_name:
                 raise self.wrong(f"{node}: the attribute {attribute.name!r} refers to one of a function around it")
-            node.attributes[attribute.name] = self.attribute(attribute, node, depth)
+            node.attributes[self.name(attribute.name)] = self.attribute(attribute, node, depth)
         self.check_form(node, {attribute.name: attribute.type for attribute in proto.attribute})
         return node
 
@@ -91,7 +98,7 @@ class Reader:
         defs = importlib.import_module("onnx.defs")
         try:
             schema = defs.get_schema(node.op, self.opsets.get(node.domain, 1), node.domain)
-        except defs.SchemaError:
+        except (defs.SchemaError, TypeError):  # an int that is none of C
             return  # the table of operators has none of it, either
         for name, one in schema.attributes.items():
             if name in kinds and kinds[name] != int(getattr(one.type, "value", one.type)):
@@ -156,7 +163,7 @@ class Reader:
 
     def value(self, proto: Any) -> Value:
         """An input or output."""
-        kind = proto.type.WhichOneof("value")
+        name, kind = self.name(proto.name), proto.type.WhichOneof("value")
         if kind == "tensor_type":
             of = proto.type.tensor_type
             if of.elem_type and of.elem_type not in TYPES:
@@ -166,11 +173,11 @@ class Reader:
                 shape = tuple(
                     (d.dim_value if d.dim_value >= 0 else None)  # exporters write -1 and "?" for what is free
                     if d.WhichOneof("value") == "dim_value"
-                    else (d.dim_param if d.dim_param != "?" else None) or None
+                    else (None if d.dim_param == "?" else self.name(d.dim_param)) or None
                     for d in of.shape.dim
                 )
-            return Value(proto.name, TYPES.get(of.elem_type, ""), shape)
-        return Value(proto.name, (kind or "").removesuffix("_type"), None)
+            return Value(name, TYPES.get(of.elem_type, ""), shape)
+        return Value(name, (kind or "").removesuffix("_type"), None)
 
     # -- arrays -------------------------------------------------------------------------------------------------------
     def array(self, proto: Any, what: str) -> np.ndarray:
@@ -267,7 +274,9 @@ def read(source: Any) -> tuple[Graph, str]:
     if not proto.HasField("graph") or not len(proto.graph.output):
         raise CheckpointError(f"{where} is no ONNX file, or is damaged: it holds no graph with outputs")
     opsets = {("" if one.domain == "ai.onnx" else one.domain): one.version for one in proto.opset_import}
-    reader = Reader(where, folder, opsets, {})
+    reader = Reader(where, folder, opsets)
+    for domain in opsets:
+        reader.name(domain)
     for domain, version in opsets.items():
         if domain in NEWEST and not 1 <= version <= NEWEST[domain]:
             raise reader.wrong(

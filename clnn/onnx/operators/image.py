@@ -77,6 +77,7 @@ def convolved(
     groups: int,
     activation: str = "linear",
     transposed: bool = False,
+    factor: Tensor | None = None,
 ) -> Tensor:
     """A convolution, or a transposed one, as clnn's layers do it."""
     if len(window.size) > 3:
@@ -86,7 +87,7 @@ def convolved(
         raise ShapeError(
             f"a convolution's padding is 0 or more here, and {window.before} and {window.after} were given"
         )
-    y, backward = op(x, w, b, window, groups, activation, grad_enabled())
+    y, backward = op(x, w, b, window, groups, activation, grad_enabled(), factor)
     return on_tape(y, (x, w) if b is None else (x, w, b), backward, (w,) if x.requires_grad else ())
 
 
