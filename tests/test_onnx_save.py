@@ -697,7 +697,7 @@ def test_a_layer_comes_back(name, device, rng, tmp_path):
     make, sizes = CASES[name]
     net, path = shuffled(make(), rng), tmp_path / "net.onnx"
     told = write(net, path)
-    known = set(importlib.import_module("clnn.onnx.model").operators())
+    known = set(clnn.onnx.operators())
     if unknown := {node.op_type for node in told.graph.node} - known:
         pytest.skip(f"the reader does not know {', '.join(sorted(unknown))}")
     inputs = arrays(told, rng, 3, {key: versions[0] for key, versions in sizes.items()})

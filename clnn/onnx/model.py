@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import sys
 import weakref
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -418,3 +419,6 @@ def operators() -> dict[str, list[int]]:
         for (domain, name), entries in TABLE.items()
     }
     return dict(sorted(found.items()))
+
+
+vars(sys.modules[__package__])["operators"] = operators  # the folder of that name took its place when it was imported
