@@ -201,6 +201,8 @@ def test_what_has_no_twin_is_listed_all_at_once(torch):
     missing = [what for what in wrong if what not in str(error.value)]
     assert not missing and "Linear)" not in str(error.value).partition("hooks")[2]
     assert all(f"{i} (" in str(error.value) for i in range(len(wrong)))
+    with pytest.raises(clnn.ConfigurationError, match=r"does not take inputs of shape \(5,\).*weight \(3, 4\)"):
+        clnn.interop.sequential(nn.Sequential(nn.Linear(4, 3)), 5)
     with pytest.raises(clnn.ConfigurationError, match=r"0 \(Softmax\): dim=1 of an input of shape \(None, 3, 4\)"):
         clnn.interop.sequential(nn.Sequential(nn.Softmax(dim=1)), (3, 4))
 
@@ -383,6 +385,18 @@ WRONG = {
     "lazy": (lambda nn, _: nn.LazyLinear(3), dense(3), "weight holds no values yet"),
     "meta": (lambda nn, _: nn.Linear(4, 3, device="meta"), dense(3), "weight is on the device meta"),
     "a buffer": (lambda nn, torch: buffered(nn, torch), dense(3), r"Left over in PyTorch: scale \(1,\)"),
+    "too large": (
+        lambda nn, torch: (
+            nn.Linear(4, 3, dtype=torch.float64).requires_grad_(False).apply(lambda m: m.weight.fill_(1e40))
+        ),
+        dense(3),
+        "beyond 3.4e",
+    ),
+    "sparse": (
+        lambda nn, torch: {"weight": torch.ones(3, 4).to_sparse(), "bias": torch.ones(3)},
+        dense(3),
+        "weight cannot be read",
+    ),
     "complex": (lambda nn, torch: nn.Linear(4, 3, dtype=torch.complex64), dense(3), "weight is of complex64"),
     "not built": (lambda nn, _: nn.Linear(4, 3), lambda: clnn.Sequential([clnn.Dense(3)]), "is not built"),
     "no model": (lambda nn, _: nn.Linear(4, 3), lambda: "net", "str is none"),
@@ -491,7 +505,7 @@ def test_what_does_not_fit_is_an_error_and_changes_nothing(device, torch, what):
     if before:
         after = net.state_dict()
         assert all((after[name] == before[name]).all() for name in before)
-    if what not in ("not finite", "lazy", "meta", "complex", "a row of padding", "a path"):
+    if what not in ("not finite", "too large", "sparse", "lazy", "meta", "complex", "a row of padding", "a path"):
         with pytest.raises(clnn.ClnnError, match=said):
             clnn.interop.to_torch(net, there)
 

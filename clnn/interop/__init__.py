@@ -82,7 +82,12 @@ def sequential(module: Any, input_shape: int | Sequence[int], dtype: Any = None)
     for (name, one, _), after in zip(made, net.output_shapes):
         pytorch.check_axes(name, one, before)
         before = after
-    from_torch(module, net)
+    try:
+        from_torch(module, net)
+    except CheckpointError as error:  # sizes come from the input's
+        raise ConfigurationError(
+            f"the module does not take inputs of shape {tuple(net._input_shapes[0])}: {error}"
+        ) from None
     return net
 
 

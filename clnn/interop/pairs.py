@@ -80,8 +80,10 @@ class Stored(NamedTuple):
     @property
     def place(self) -> Any:
         """What is equal for two names of the same memory."""
-        pointer = getattr(self.value, "data_ptr", None)
-        return (pointer(), self.shape) if pointer and self.value.numel() and pointer() else id(self.value)
+        try:
+            return (self.value.data_ptr() or id(self.value), self.shape)
+        except (AttributeError, RuntimeError):  # of NumPy or Keras; sparse
+            return id(self.value)
 
 
 class Unit(NamedTuple):
@@ -258,10 +260,16 @@ def _aligned(units: Sequence[Unit], here: Sequence[Here], layout: Layout) -> Ite
     """Pairs in the order of both, with the most arrays in them: the longest common subsequence."""
     count = np.zeros((len(units) + 1, len(here) + 1), int)
     weight = np.zeros_like(count)
+    known: dict[Any, int] = {}
+    theirs = [(unit.kinds, unit.flattened, tuple((n, one.shape) for n, one in unit.arrays.items())) for unit in units]
+    mine = [(repr(one.layer), tuple((n, p.shape) for n, p in one.parameters.items())) for one in here]
     for i in reversed(range(len(units))):
         for j in reversed(range(len(here))):
-            parts, wrong = fitting(here[j], units[i], layout)
-            weight[i, j] = 0 if wrong else sum(len(part.there) for part in parts)
+            key = theirs[i], mine[j]
+            if key not in known:
+                parts, wrong = fitting(here[j], units[i], layout)
+                known[key] = 0 if wrong else sum(len(part.there) for part in parts)
+            weight[i, j] = known[key]
             count[i, j] = max(count[i + 1, j], count[i, j + 1], count[i + 1, j + 1] + weight[i, j])
     i = j = 0
     while i < len(units) and j < len(here):
@@ -390,6 +398,10 @@ def copy_here(found: Sequence[Pair], model: Layer) -> None:
                 if not np.isfinite(array).all():
                     raise CheckpointError(
                         f"{entry.name} holds NaN or infinities, and nothing was copied: take weights from before it diverged"
+                    )
+                if array.size and np.abs(array).max() > (most := np.finfo(one.layer.dtype).max):
+                    raise CheckpointError(
+                        f"{entry.name} holds numbers beyond {most:.3g}, the most in the model's {one.layer.dtype}"
                     )
             state |= {one.full(name): array for name, array in zip(part.here, part.read(*arrays))}
     model.load_state_dict({**model.state_dict(), **state})

@@ -157,6 +157,8 @@ def units_of(source: Any) -> tuple[list[Unit], bool]:
             raise CheckpointError(
                 f"{name} holds no values yet: call the module once first, so that its lazy layers get them"
             )
+        if "_packed_params" in str(name):
+            raise CheckpointError(f"{name} is of a quantised module: give the one of floats that it was made of")
         if not isinstance(name, str) or not hasattr(value, "shape") or not hasattr(value, "dtype"):
             raise CheckpointError(
                 f"a state dict has names and arrays, and {name!r} is a {type(value).__name__}: of a checkpoint with more in it "
