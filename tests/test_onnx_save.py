@@ -398,6 +398,26 @@ def test_functions_of_arrays(device, rng, tmp_path):
         compare(net, path, [rng.normal(size=(batch, 4, 6)).astype(np.float32)], 1e-5)
 
 
+SIZES = {
+    "number": lambda x: x / len(x) * (x.shape[1] * x.shape[2]), "half": lambda x: x[:, : x.shape[1] // 2],
+    "other half": lambda x: x[:, x.shape[1] // 2 :], "middle": lambda x: x[:, 1 : x.shape[1] - 1],
+    "last": lambda x: x[:, x.shape[1] - 1],
+    "wide": lambda x: x.broadcast_to((5, *x.shape)), "like": lambda x: clnn.zeros(x.shape) + 1,
+    "tile": lambda x: clnn.tile(x, (2, 1, 3)),
+    "count": lambda x: clnn.arange(x.shape[0] * x.shape[1] * 2), "odd": lambda x: clnn.arange(0, x.shape[1], 2),
+    "all pairs": lambda x: x.reshape(-1, 1) * x.reshape(1, -1), "joined": lambda x: x.reshape(x.shape[0] * x.shape[1], -1),
+    "mean": lambda x: x.mean((0, 1)), "var": lambda x: clnn.var(x, 1), "shift": lambda x: clnn.roll(x, 1, 1) - x,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_sizes_that_follow_from_free_ones(name, device, rng, tmp_path):
+    net, path = own(SIZES[name], rng.normal(size=(4, 6, 3)).astype(np.float32)), tmp_path / "net.onnx"
+    assert {(0, 0), (0, 1)} <= set(free_axes(write(net, path)))
+    for batch, size in ((1, 6), (3, 11), (7, 4), (2, 300)):
+        compare(net, path, [rng.normal(size=(batch, size, 3)).astype(np.float32)], 1e-5)
+
+
 def test_parameters_of_an_own_model_have_its_names(device, rng, tmp_path):
     class Net(clnn.Model):
         def __init__(self):

@@ -19,6 +19,7 @@ WRITERS: dict[str, Writer] = {}
 # What an op's nodes read beside or instead of all arrays that it is given: as numbers of values
 READS: dict[str, Callable[[Graph, Op], list[int]]] = {}
 LAST = np.iinfo(np.int64).max
+MOST_PARTS = 64  # by which a size is divided at most
 
 
 class NoNodes(Exception):
@@ -275,8 +276,12 @@ class Graph:
                 return self.node("Mul", self._at(*at), self.ints(wanted[0] // found[0]))
             if len({a - b for a, b in pairs}) == 1:
                 return self.node("Add", self._at(*at), self.ints(wanted[0] - found[0]))
-            if all(a and b % a == 0 for a, b in pairs) and len({b // a for a, b in pairs}) == 1:
-                return self.node("Div", self._at(*at), self.ints(found[0] // wanted[0]))
+            parts = ((by, up) for by in range(2, MOST_PARTS + 1) for up in (0, by - 1))  # rounded down, or up
+            fitting = [(by, up) for by, up in parts if all(a == (b + up) // by for a, b in pairs)]
+            if len(fitting) == 1:
+                ((by, up),) = fitting
+                total = self.node("Add", self._at(*at), self.ints(up)) if up else self._at(*at)
+                return self.node("Div", total, self.ints(by))
         for (a, at), (b, beside) in itertools.combinations_with_replacement(known.items(), 2):
             if all(p * q and w % (p * q) == 0 for w, p, q in zip(wanted, a, b)):
                 factors = {w // (p * q) for w, p, q in zip(wanted, a, b)}
@@ -322,7 +327,12 @@ class Graph:
         free = [i for i, s in enumerate(target) if isinstance(s, Dim)]
         if 0 in shape:
             return self.node("Reshape", x, self.shape_of(shape), allowzero=1)
-        if free:
-            left = next((i for i in free if target[i] not in self.free.values()), free[-1])
-            target[left] = -1
+        wrong = None
+        for left in sorted(free, key=lambda i: target[i] in self.free.values()):
+            try:
+                return self.node("Reshape", x, self.shape_of([*target[:left], -1, *target[left + 1 :]]))
+            except NoNodes as error:  # of another one
+                wrong = error
+        if wrong is not None:
+            raise wrong
         return self.node("Reshape", x, self.shape_of(target))
