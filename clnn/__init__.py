@@ -32,6 +32,7 @@ from .callbacks import Callback, EarlyStopping, GradientNorms
 from .checkpoint import CheckpointWarning
 from .ensemble import Ensemble
 from .errors import (
+    ArgumentError,
     BuildError,
     CheckpointError,
     ClnnError,
@@ -44,6 +45,7 @@ from .errors import (
     OutOfRangeError,
     ShapeError,
 )
+from .foreign import meant_by
 from .functions import *  # noqa: F403
 from .generation import generate
 from .graph import Input
@@ -80,6 +82,7 @@ from .train import History, evaluate, fit, predict
 __version__ = "0.1.0"
 
 __all__ = [
+    "ArgumentError",
     "BuildError",
     "Callback",
     "Checkpoint",
@@ -163,4 +166,4 @@ else:  # which would take it for a promise of any name
         if name in ("Constant", "Exponential", "Linear", "Piecewise"):
             also = ", and the layer of that name elsewhere is clnn.Dense" if name == "Linear" else ""
             raise AttributeError(f"clnn.{name} is a learning-rate schedule, clnn.schedules.{name}{also}")
-        raise AttributeError(f"module 'clnn' has no attribute {name!r}")
+        raise AttributeError(f"module 'clnn' has no attribute {name!r}{meant_by(name, __all__)}")

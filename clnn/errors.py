@@ -9,11 +9,13 @@ ClnnError
 ├── CheckpointError        a model file that is missing, damaged or does not fit
 ├── DataError              (also ValueError)
 ├── ConfigurationError     (also ValueError)
+│   └── ArgumentError      (also TypeError): an argument that a class does not take
 ├── DistributedError       a rank that failed, differs or does not come (clnn.distributed)
 └── Diverged               a loss that stopped being finite
 """
 
 __all__ = [
+    "ArgumentError",
     "BuildError",
     "CheckpointError",
     "ClnnError",
@@ -78,6 +80,10 @@ class DataError(ClnnError, ValueError):
 
 class ConfigurationError(ClnnError, ValueError):
     """An unknown name or a hyper-parameter outside its range."""
+
+
+class ArgumentError(ConfigurationError, TypeError):
+    """An argument that a class does not take, such as one of another library's name."""
 
 
 class DistributedError(ClnnError):

@@ -13,6 +13,7 @@ import numpy as np
 from . import checkpoint, generation, losses, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
+from .foreign import METHODS, PAGE
 from .graph import Graph, told_of_parameters, traced
 from .layers.base import REGISTRY, Layer, first_pass, for_shapes, name_layers, register, through
 from .losses import YES_ABOVE_0, find_loss
@@ -63,6 +64,11 @@ class Model(Layer):
             )  # masks come with tensors
             self.ensure_built(*[tuple(shape) for shape, _ in self.graph.inputs.values()])
             consolidate(self.parameters())
+
+    def __getattr__(self, name: str) -> Any:
+        if name in METHODS:
+            raise AttributeError(f"{type(self).__name__} has no {name}(): {METHODS[name]}; {PAGE}")
+        return object.__getattribute__(self, name)  # Python's own error
 
     def forward(self, *inputs: Any) -> Any:
         if self.graph is None:

@@ -278,6 +278,14 @@ def as_callbacks(callbacks: Any) -> list[Any]:
     wrong = next((one for one in found if isinstance(one, type) or not hasattr(one, "on_data")), None)
     if wrong is not None:
         raise ConfigurationError(f"callbacks is a list of clnn.Callback objects, and {wrong!r} is none")
+    for one in found:
+        named = [name for name in dir(one) if name.startswith("on_") and not hasattr(Callback, name)]
+        if unknown := [name for name in named if callable(getattr(one, name))]:
+            known = ", ".join(name for name in vars(Callback) if name.startswith("on_"))
+            raise ConfigurationError(
+                f"{type(one).__name__}.{unknown[0]}: fit never calls that, but {known}; within an epoch steps are replayed "
+                "without Python: write a loop of your own, with @clnn.step, where each batch matters"
+            )
     return sorted(found, key=lambda one: isinstance(one, Checkpoint))  # which keep what the others know after the epoch
 
 

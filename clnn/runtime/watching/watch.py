@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ...foreign import check_arguments
 from .values import MISSING, PLAIN, bytes_of, has_bytes, refill, state_of
 
 SMALL = 1000  # entries of a container: larger ones are left to audits
@@ -68,6 +69,11 @@ class Watched(Restored):
 
     One that `tells` calls `structure_changed()` when an attribute is rebound; of others the attributes are compared.
     """
+
+    def __new__(cls, *_: Any, **options: Any) -> Any:
+        if options:
+            check_arguments(cls, options)
+        return super().__new__(cls)
 
     tells = False
     unwatched: frozenset[str] = frozenset()  # attributes that no step reads
