@@ -134,7 +134,7 @@ class World(Alone):
             self._sent: list[Any] = []
             here = comm.Split_type(MPI.COMM_TYPE_SHARED)
             self.local_rank = here.rank
-            self._chosen = use(_device_of(self.local_rank))
+            self._chosen = use(device_of(self.local_rank))
             self._chosen.__enter__()
             self._hook, sys.excepthook = sys.excepthook, self._uncaught
             atexit.register(self._end)
@@ -519,7 +519,7 @@ class World(Alone):
         self.comm.Abort(status)
 
 
-def _device_of(local_rank: int) -> Device:
+def device_of(local_rank: int) -> Device:
     """The device that a rank takes: of those like the one in use the next, in turns."""
     mine = device()
     if ":" in os.environ.get("CLNN_DEVICE", ""):

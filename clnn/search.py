@@ -40,6 +40,7 @@ import numpy as np
 
 from .callbacks import Callback
 from .checks import check_count, in_range
+from .distributed import device_of
 from .errors import CheckpointError, ClnnError, ConfigurationError, Diverged, OutOfDeviceMemory
 from .files import write_atomically
 from .layers.base import Layer
@@ -171,9 +172,10 @@ class Search:
     "top_<k>"; for other metrics say `maximise=`. seed: draws, weights (of models without a seed of their own), shuffling
     and dropout repeat with it. processes: so many share the trials, which can pay where one is too small to keep the
     device busy and takes longer than a process's start, seconds; `build` has to be a module's own function then, and a
-    script has to search under `if __name__ == "__main__":`. file: finished trials are kept there, as JSON, and a second
-    call goes on; in halving those that survive train again up to where they were, with the same result. A trial that
-    diverges or needs too much memory is a row with the reason; any other error ends the search.
+    script has to search under `if __name__ == "__main__":`. With processes="mpi" they are the ranks of
+    `mpirun -n 4 python -m mpi4py.futures script.py`, of which the first runs the script. file: finished trials are kept
+    there, as JSON, and a second call goes on; in halving those that survive train again up to where they were, with the
+    same result. A trial that diverges or needs too much memory is a row with the reason; any other error ends the search.
     """
 
     def __init__(
@@ -189,7 +191,7 @@ class Search:
         metric: str = "accuracy",
         maximise: bool | None = None,
         seed: int = 0,
-        processes: int = 1,
+        processes: int | str = 1,
         file: str | Path | None = None,
         progress: bool = True,
     ) -> None:
@@ -213,7 +215,7 @@ class Search:
         self.sizes = sizes  # the trials of each rung; only halving has several
         self.plan = [check_count("epochs", epochs, 1) for epochs in plan]
         self.seed = check_count("seed", seed, 0)
-        self.processes = min(check_count("processes", processes, 1), sizes[0])
+        self.processes = "mpi" if processes == "mpi" else min(check_count("processes", processes, 1), sizes[0])
         self.file, self.progress = None if file is None else Path(file), progress
         self.device = f"{device().platform_index}:{device().device_index}"
 
@@ -240,7 +242,7 @@ class Search:
         rows = self._stored() if self.file is not None and self.file.exists() else {}
         results, alive = Results(self, rows), list(range(self.sizes[0]))
         with (
-            contextlib.closing(Worker(self) if self.processes == 1 else Processes(self)) as workers,
+            contextlib.closing({1: Worker, "mpi": Ranks}.get(self.processes, Processes)(self)) as workers,
             tqdm(total=sum(self.sizes), unit="trial", disable=None if self.progress else True) as bar,
         ):
             for rung, size in enumerate(self.sizes):
@@ -487,6 +489,16 @@ def _begin(search: Search) -> int:
     return os.getpid()
 
 
+def _begin_rank(search: Search) -> None:
+    names = (
+        "MPI_LOCALRANKID",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+    )  # asking MPI takes all ranks, and the first one waits for results
+    one = device_of(int(next((os.environ[name] for name in names if name in os.environ), 0)))
+    search.device = f"{one.platform_index}:{one.device_index}"
+    _begin(search)
+
+
 def _train_here(number: int, rung: int, alive: Collection[int]) -> Trained:
     with use(_here.search.device):
         return _here.train_one(number, rung, alive)
@@ -496,16 +508,7 @@ class Processes:
     """Workers in processes of their own, each with the trials that it has begun."""
 
     def __init__(self, search: Search) -> None:
-        try:
-            pickle.dumps((search.build, search.space))
-            importable = search.build.__module__ != "__main__" or hasattr(sys.modules["__main__"], "__file__")
-        except (pickle.PicklingError, AttributeError, TypeError):
-            importable = False
-        if not importable:
-            raise ConfigurationError(
-                f"processes={search.processes} needs a build that other processes can import, and {search.name} is not: put "
-                "it, and any function in the space, at the top of a module (no lambda, no notebook)"
-            )
+        self._check_importable(search)
         import multiprocessing
 
         spawn = multiprocessing.get_context("spawn")  # OpenCL does not survive a fork
@@ -514,6 +517,19 @@ class Processes:
         self.ids: list[int] = []
         with self._alive():
             self.ids = [begun.result() for begun in [worker.submit(_begin, search) for worker in self.workers]]
+
+    @staticmethod
+    def _check_importable(search: Search) -> None:
+        try:
+            pickle.dumps((search.build, search.space))
+            importable = search.build.__module__ != "__main__" or hasattr(sys.modules["__main__"], "__file__")
+        except (pickle.PicklingError, AttributeError, TypeError):
+            importable = False
+        if not importable:
+            raise ConfigurationError(
+                f"processes={search.processes!r} needs a build that other processes can import, and {search.name} is not: put "
+                "it, and any function in the space, at the top of a module (no lambda, no notebook)"
+            )
 
     @contextlib.contextmanager
     def _alive(self) -> Iterator[None]:
@@ -552,3 +568,32 @@ class Processes:
                 process.terminate()
         for worker in self.workers:
             worker.shutdown()
+
+
+class Ranks(Processes):
+    """Workers that MPI has started, by mpi4py.futures. A trial that survives a rung may go to another, which trains it anew up to
+    where it was."""
+
+    def __init__(self, search: Search) -> None:
+        self._check_importable(search)
+        try:
+            from mpi4py import MPI
+            from mpi4py.futures import MPIPoolExecutor
+        except (ImportError, RuntimeError) as error:
+            raise ConfigurationError(f'processes="mpi" needs mpi4py ({error}): pip install "clnn[mpi]"') from None
+        if MPI.COMM_WORLD.size == 1 or "-m" not in sys.orig_argv or "mpi4py.futures" not in sys.orig_argv:
+            raise ConfigurationError(
+                'processes="mpi" takes the ranks that MPI has started: mpirun -n 4 python -m mpi4py.futures script.py'
+            )
+        self.pool = MPIPoolExecutor(initializer=_begin_rank, initargs=(search,))
+
+    def train(self, numbers: Sequence[int], rung: int, alive: Collection[int]) -> Iterator[Trained]:
+        """Trials as they finish, each by whichever worker is idle."""
+        with self._alive():
+            begun = [self.pool.submit(_train_here, number, rung, alive) for number in numbers]
+            for future in futures.as_completed(begun):
+                yield future.result()
+
+    def close(self) -> None:
+        """No further trial begins."""
+        self.pool.shutdown(cancel_futures=True)

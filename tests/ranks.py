@@ -282,6 +282,20 @@ def batch_norm(world):
         np.testing.assert_allclose(variance, 0.9 + 0.1 * variances.mean(0), rtol=1e-9)
 
 
+def build(lr=0.1, hidden=4):
+    """For a search."""
+    net = clnn.Sequential([clnn.Dense(hidden, "tanh"), clnn.Dense(CLASSES)], input_shape=SHAPE)
+    return net, {"loss": "cross_entropy", "optimizer": clnn.SGD(lr), "batch_size": 8}
+
+
+def searched(processes):
+    space = {"lr": clnn.search.log_uniform(0.01, 1), "hidden": [3, 5]}
+    found = clnn.search.halving(
+        build, space, data(40), data(20), trials=4, epochs=1, metric="loss", progress=False, processes=processes
+    )
+    return [(row["trial"], row["scores"]) for row in found.rows]
+
+
 # -- what is wrong ----------------------------------------------------------------------------------------------------
 def refused(world, words, function, kind=clnn.DistributedError):
     """An error on every rank, and what it says."""
@@ -401,7 +415,9 @@ def fault(which, path):
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "fault":
+    if sys.argv[1] == "search":
+        print(json.dumps([searched("mpi"), searched(1)]))
+    elif sys.argv[1] == "fault":
         fault(*sys.argv[2:])
     else:
         ranks = clnn.distributed.init()

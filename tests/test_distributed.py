@@ -106,6 +106,17 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on_with_other_ranks(tmp_path):
 
 
 @several
+def test_a_search_on_ranks_finds_what_one_process_finds(device):
+    arguments = command(3, "search")
+    arguments[arguments.index(sys.executable) + 1 : -1] = ["-m", "mpi4py.futures", str(HERE / "ranks.py")]
+    run = subprocess.run(arguments, capture_output=True, text=True, env=environment(), timeout=2 * MINUTE)
+    ranked, alone = json.loads(run.stdout)
+    assert ranked == alone and len(alone) == 4 and len(alone[0][1]) > 1, run.stderr
+    with pytest.raises(clnn.ConfigurationError, match=r"mpirun -n 4 python -m mpi4py\.futures"):
+        ranks.searched("mpi")
+
+
+@several
 def test_run_mpi_names_who_ended_and_passes_the_status_on(tmp_path):
     script = tmp_path / "one.py"
     script.write_text(
