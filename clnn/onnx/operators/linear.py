@@ -12,6 +12,8 @@ from ...errors import ShapeError
 from ...tensor import Tensor, function, linear_layer, softmax_of
 from ..registry import Context, operator
 
+LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
 
 @operator("MatMul", 1)
 def matmul(c: Context, a: Any, b: Any) -> Any:
@@ -65,3 +67,46 @@ def lp_normalization(x: Tensor, *, axis: int = -1, p: int = 2) -> Tensor:
         else function(function(x, "square").sum(axis, True), "sqrt")
     )
     return x / arrays.where(size > 0, size, 1.0)
+
+
+@operator("Einsum", 12)
+def einsum(c: Context, *xs: Any, equation: str) -> Any:
+    """Einstein's sums over any number of arrays: "..." are axes that run along, a letter twice in one array is its diagonal."""
+    inputs, arrow, result = equation.replace(" ", "").partition("->")
+    names, given = inputs.split(","), [c.tensor(x) for x in xs]
+    if len(names) != len(given):
+        raise ShapeError(f"{equation!r} is for {len(names)} arrays, and {len(given)} were given")
+    letters = iter(one for one in LETTERS if one not in equation)
+    more = max((t.ndim - len(name.replace("...", "")) for name, t in zip(names, given) if "..." in name), default=0)
+    dots = "".join(next(letters) for _ in range(more))
+    every = "".join(name.replace("...", "") for name in names)
+    if not arrow:
+        result = dots + "".join(sorted(one for one in set(every) if every.count(one) == 1))
+    result = result.replace("...", dots)
+    for i, (name, t) in enumerate(zip(names, given)):
+        name = name.replace("...", dots[more - (t.ndim - len(name.replace("...", ""))) :] if "..." in name else "")
+        for letter in [one for one in dict.fromkeys(name) if name.count(one) > 1]:  # its diagonal
+            a, b = (at for at, one in enumerate(name) if one == letter)
+            n = t.shape[a]
+            order = [at for at in range(t.ndim) if at not in (a, b)]
+            flat = t.transpose([a, b, *order]).reshape(n * n, *(t.shape[at] for at in order))
+            t = arrays.take(flat, c.tensor(np.arange(n) * (n + 1)), 0)
+            name = letter + "".join(name[at] for at in order)
+        names[i], given[i] = name, t
+    found, t = names[0], given[0]
+    for i in range(1, len(names)):
+        rest = set(result).union(*names[i + 1 :])
+        kept = "".join(one for one in dict.fromkeys(found + names[i]) if one in rest)
+        t, found = arrays.einsum(f"{found},{names[i]}->{kept}", *_alike(found, t, names[i], given[i])), kept
+    return arrays.einsum(f"{found}->{result}", t) if found != result else t
+
+
+def _alike(p: str, x: Tensor, q: str, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the same sizes: one of 1 is broadcast."""
+    sizes: dict[str, int] = {}
+    for names, t in ((p, x), (q, y)):
+        for name, size in zip(names, t.shape):
+            sizes[name] = max(size, sizes.get(name, 1)) if size != 0 else 0
+    both = [(t, tuple(sizes[name] for name in names)) for names, t in ((p, x), (q, y))]
+    x, y = (t if t.shape == shape else t.broadcast_to(shape) for t, shape in both)
+    return x, y
