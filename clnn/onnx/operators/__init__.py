@@ -1,3 +1,17 @@
 """The operators, a short function each; importing them fills the table of clnn/onnx/registry.py."""
 
-from . import control, elementwise, image, index, linear, ml, norm, recurrent, reduce, sequence, shape, transformer  # noqa: F401
+from . import (  # noqa: F401
+    control,
+    elementwise,
+    image,
+    index,
+    linear,
+    ml,
+    norm,
+    quantized,
+    recurrent,
+    reduce,
+    sequence,
+    shape,
+    transformer,
+)

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 
 from ... import arrays, functions
-from ...errors import ShapeError
+from ...errors import CheckpointError, ShapeError
 from ...ops.image import pool as pooling
 from ...ops.image.conv import conv as conv_op
 from ...ops.image.conv import conv_transpose as conv_transpose_op
 from ...ops.image.window import Window
 from ...tape import grad_enabled
-from ...tensor import Tensor, apply, function, on_tape
+from ...tensor import Tensor, apply, elementwise, function, on_tape
 from ..registry import Context, of_dtype, operator
 from .elementwise import whole
 from .shape import padded
@@ -394,3 +394,72 @@ def upsample(c: Context, x: Any, scales: Any, *, mode: str = "nearest") -> Any:
 @operator("Upsample", 7)
 def upsample_by_attribute(c: Context, x: Any, *, scales: Any, mode: str = "nearest") -> Any:
     return resize_by_scales(c, x, np.array(scales), mode=mode)
+
+
+@operator("GridSample", 16)
+def grid_sample(
+    c: Context, x: Any, grid: Any, *, align_corners: int = 0, mode: str = "linear", padding_mode: str = "zeros"
+) -> Any:
+    """x (batch, channels, height, width) at the places of a grid (batch, *out, 2), x before y, from -1 to 1 across x."""
+    x, grid = c.tensor(x), c.tensor(grid)
+    mode = {"bilinear": "linear", "bicubic": "cubic"}.get(mode, mode)
+    space = x.shape[2:]
+    if len(space) != 2 or grid.shape[-1] != 2 or mode not in ("linear", "nearest", "cubic"):
+        raise CheckpointError(f"GridSample over {len(space)} axes of space, mode {mode!r}, is not supported")
+    n, channels, places = x.shape[0], x.shape[1], grid.shape[1:-1]
+    flat = x.reshape(n, channels, -1).transpose(0, 2, 1).reshape(-1, channels)
+    count = math.prod(places)
+    at = grid.reshape(n, count, 2)
+    coords = []
+    for axis in range(2):  # y, then x
+        size = space[axis]
+        g = at[:, :, 1 - axis]
+        place = (g + 1.0) * ((size - 1) / 2) if align_corners else (g + 1.0) * (size / 2) - 0.5
+        coords.append(_inside(place, size, padding_mode, align_corners) if mode != "cubic" else place)
+    first = [function(p, "round" if mode == "nearest" else "floor") for p in coords]
+    reach = {"nearest": (0,), "linear": (0, 1), "cubic": (-1, 0, 1, 2)}[mode]
+    total = None
+    start = c.tensor((np.arange(n) * math.prod(space)).astype(np.float32).reshape(n, 1))
+    for steps in itertools.product(reach, repeat=2):
+        weight, number, there = None, start, None
+        for axis, step in enumerate(steps):
+            size, place = space[axis], first[axis] + float(step)
+            if mode != "nearest":
+                part = _near(coords[axis] - place, mode)
+                weight = part if weight is None else weight * part
+            if padding_mode == "zeros":
+                inside = (place >= 0) & (place <= size - 1)
+                there = inside if there is None else there & inside
+            elif mode == "cubic":
+                place = _inside(place, size, padding_mode, align_corners)
+            place = arrays.clip(place, 0.0, float(size - 1))
+            number = number + place * float(math.prod(space[axis + 1 :]))
+        value = arrays.take(flat, apply(whole, number), 0)  # (batch, places, channels)
+        value = value if weight is None else value * weight.reshape(n, count, 1)
+        value = value if there is None else arrays.where(there.reshape(n, count, 1), value, 0.0)
+        total = value if total is None else total + value
+    return total.transpose(0, 2, 1).reshape(n, channels, *places)
+
+
+def _inside(place: Tensor, size: int, padding_mode: str, align_corners: int) -> Tensor:
+    """Places brought into an axis, as the padding says."""
+    if padding_mode == "border":
+        return arrays.clip(place, 0.0, float(size - 1))
+    if padding_mode != "reflection":
+        return place
+    low, high = (0.0, float(size - 1)) if align_corners else (-0.5, size - 0.5)
+    span = high - low
+    if span == 0:
+        return place * 0.0
+    left = elementwise("remainder", place - low, 2 * span)
+    return arrays.where(left > span, 2 * span - left, left) + low
+
+
+def _near(t: Tensor, mode: str) -> Tensor:
+    """The weight of an element at the distance t."""
+    t = function(t, "abs")
+    if mode == "linear":
+        return elementwise("maximum", 1.0 - t, 0.0)
+    near = ((t * 1.25 - 2.25) * t) * t + 1.0
+    far = ((t * -0.75 + 3.75) * t - 6.0) * t + 3.0
+    return arrays.where(t <= 1, near, arrays.where(t < 2, far, 0.0))
