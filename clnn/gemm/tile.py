@@ -153,7 +153,8 @@ def _blocks(
     """Rows and columns of C for one work-item of a CPU.
 
     Small products stay on one core: waking another costs more, and the weights would move between caches at each step.
-    Else what is least of: the work with what each item copies, over the units, and half an item of waiting for the last.
+    Else what is least of: the rounds in which the units do all items, and a quarter of one for waiting, times an item's work,
+    with what it copies.
     """
     if m * n * k < alone:
         return ceil_div(m, mr) * mr, ceil_div(n, width) * width
@@ -164,7 +165,7 @@ def _blocks(
             columns = ceil_div(ceil_div(n, along), width) * width
             items = ceil_div(m, rows) * ceil_div(n, columns)
             cost = k * (rows * columns + COPYING * (rows + columns)) + small // 2
-            found.append((items * cost / units + cost / 2, rows, columns))
+            found.append(((ceil_div(items, units) + 0.25) * cost, rows, columns))
     return min(found)[1:]
 
 
