@@ -8,16 +8,15 @@
 #define SUMMED real
 #endif
 
-INLINE real sum_of_lanes(T x) {
 #ifdef VW
-  real t[VW];
-  VSTORE(x, 0, t);
-  for (int h = VW / 2; h; h /= 2) for (int l = 0; l < h; l++) t[l] += t[l + h];
-  return t[0];
+static inline real sum_of_2(real2 x) { return x.x + x.y; }
+static inline real sum_of_4(CAT(REAL, 4) x) { return sum_of_2(x.lo + x.hi); }
+static inline real sum_of_8(CAT(REAL, 8) x) { return sum_of_4(x.lo + x.hi); }
+static inline real sum_of_16(CAT(REAL, 16) x) { return sum_of_8(x.lo + x.hi); }
+#define sum_of_lanes(x) CAT(sum_of_, VW)(x)
 #else
-  return x;
+#define sum_of_lanes(x) (x)
 #endif
-}
 
 // In every work-item the sum over all; a kernel that asks for it has SHARED among its variables.
 #if WIDTH > 1

@@ -11,7 +11,7 @@ import numpy as np
 from ..checks import whole
 from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale
-from ..runtime.device import Device, DType
+from ..runtime.device import Device, DType, int_vector
 from .array import MASK, Array, Backward, Flow, Sink, check_float, check_together, empty, empty_like
 from .elementwise import TYPES
 from .reduce import normal_axes
@@ -89,9 +89,11 @@ def take(x: Array, index: Array, axis: int = 0, from_end: bool = True) -> tuple[
     outer, n, inner, a = lines(x, axis)
     m, device = index.size, x.device
     y = empty(device, (*x.shape[:a], *index.shape, *x.shape[a + 1 :]), x.dtype)
+    each, size, local, _ = divided(device, np.float32, outer * m, inner)
+    each, size, local = ((inner, each), (1, *size), (1, 1)) if device.long_loops else ((1, 1), (inner, outer * m), None)
     device.launch(
-        "shape", "take_rows", (inner, outer * m), inner, outer * m, m, n, x.block, index.block, y.block,
-        real="float", **_nowhere(x), **_counted(from_end),
+        "shape", "take_rows", size, inner, outer * m, m, n, int_vector(each), x.block, index.block, y.block,
+        local=local, real="float", **_nowhere(x), **_counted(from_end),
     )  # fmt: skip
     kept = index.alias()
 

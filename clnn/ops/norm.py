@@ -71,8 +71,11 @@ def _width(device: Device, most: int) -> int:
 
 
 def _groups(device: Device, number: int, work: int, enough: int) -> tuple[int, int, int]:
-    """Groups, work-items in each at most, and how many of `number` pieces of `work` elements each group has in turn."""
+    """Groups, work-items in each at most, and how many of `number` pieces of `work` elements each group has in turn: on CPUs
+    as many for each core."""
     each = max(1, enough // max(1, work)) if device.long_loops else 1
+    if device.long_loops and number > each:
+        each = -(-number // (-(-number // (each * device.compute_units)) * device.compute_units))
     return -(-number // each), _width(device, 128 if work >= 512 else 32), each
 
 
