@@ -117,7 +117,7 @@ def test_values_and_gradients(device, dtype, rng, name, request, monkeypatch):
     moved = name != "sequences"
     net = clnn.Sequential(here, (shape[-1], *shape[:-1]) if moved else shape, with_type)
     report = clnn.interop.from_keras(model, net)
-    assert ("channels last" in str(report)) == moved
+    assert ("channels last" in str(report)) == moved and "was not compared" not in str(report)
     x = rng.standard_normal((3, *shape)).astype(dtype)
     mine = np.moveaxis(x, -1, 1) if moved else x
     wanted = model(torch.tensor(x), training=False)
@@ -216,6 +216,32 @@ WRONG = {
         "rms_scaling",
     ),
 }
+
+
+BETWEEN = {
+    "a slope": (
+        lambda: K.LeakyReLU(),
+        lambda: clnn.Activation("leaky_relu"),
+        r"leaky_relu\(0.3\) in Keras, and leaky_relu here",
+    ),
+    "a pool": (lambda: K.MaxPooling2D(3, 2), lambda: clnn.MaxPool2D(3), "stride=2"),
+    "what is padded": (
+        lambda: K.AveragePooling2D(3, padding="same"),
+        lambda: clnn.AvgPool2D(3, padding="same"),
+        "count_include_pad=False",
+    ),
+    "another activation": (lambda: K.Activation("relu"), lambda: clnn.Activation("elu"), "relu in Keras, and elu here"),
+}
+
+
+@pytest.mark.parametrize("what", BETWEEN)
+def test_what_is_between_weights_is_compared(device, what):
+    made, here, said = BETWEEN[what]
+    model = keras.Sequential([keras.Input((9, 9, 2)), K.Conv2D(3, 1), made(), K.Conv2D(2, 1)])
+    net = clnn.Sequential([clnn.Conv2D(3, 1), here(), clnn.Conv2D(2, 1)], (2, 9, 9))
+    with pytest.raises(clnn.CheckpointError, match=f"step 2 .*{said}.*ignore=..between"):
+        clnn.interop.from_keras(model, net)
+    clnn.interop.from_keras(model, net, ignore="between")
 
 
 @pytest.mark.parametrize("what", WRONG)

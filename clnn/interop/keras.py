@@ -19,6 +19,7 @@ from ..layers.image.conv import _Convolution
 from ..layers.norm import _Norm
 from ..layers.sequence.recurrent import _Recurrent
 from .pairs import Here, Pair, Part, Report, Stored, Unit, flat, named_layers, same_settings, wrong_kind
+from .pytorch import check_between
 
 AXES = {1: "1D", 2: "2D", 3: "3D"}
 
@@ -371,6 +372,60 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
         if wrapper is not None and isinstance(layers_here.get(owner), layers.Bidirectional):
             pair = layers.Bidirectional(layers.LSTM(1), wrapper.merge_mode)
             same_settings(unit, Here(owner, layers_here[owner], {}), pair, ("merge_mode",), ignore)
+    if "between" not in ignore:
+        known = type(source).__name__ == "Sequential"
+        check_between("Keras", lambda: _between(source), known, model, report)
+
+
+def _between(source: Any) -> Iterator[Layer]:
+    """The layers that do here what those of a Sequential of Keras do; KeyError for one that is not known."""
+    for m, within in leaves(source):
+        kinds = _kinds(m)
+        if "SeparableConv2D" in kinds:
+            yield from (TWINS["Depth of it"](m), TWINS["Points of it"](m))
+        elif within is None or m is within.forward_layer:
+            twin = {**TWINS, **WEIGHTLESS}[kinds[0]](m)
+            if (
+                getattr(twin, "activation", "") == "softmax"
+                and isinstance(twin, layers.Activation)
+                and len(m.input.shape) > 2
+            ):
+                raise KeyError("softmax")  # of images it goes along their channels, which are not last here
+            yield twin
+
+
+def _pool_twin(kind: str, axes: str, m: Any) -> Layer:
+    extra = {"count_include_pad": False} if kind == "Avg" and m.padding == "same" else {}
+    return getattr(layers, f"{kind}Pool{axes}")(m.pool_size, m.strides, m.padding, **extra)
+
+
+def _plain(name: str, **usual: Any) -> Callable[[Any], Layer]:
+    """An activation whose arguments are as usual; KeyError for others."""
+
+    def twin(m: Any) -> Layer:
+        if any(getattr(m, argument) != value for argument, value in usual.items()):
+            raise KeyError(name)
+        return layers.Activation(name)
+
+    return twin
+
+
+WEIGHTLESS: dict[str, Callable[[Any], Layer]] = {
+    "Activation": lambda m: layers.Activation(activation_of(m) or "linear"),
+    "ReLU": _plain("relu", max_value=None, negative_slope=0.0, threshold=0.0),
+    "LeakyReLU": lambda m: layers.Activation("leaky_relu", slope=m.negative_slope),
+    "ELU": lambda m: layers.Activation("elu", alpha=m.alpha),
+    "Softmax": _plain("softmax", axis=-1),
+    "Flatten": lambda m: layers.Flatten(),
+    "PReLU": lambda m: layers.PReLU(),
+}
+for _kind in ("Dropout", "GaussianDropout", *(f"SpatialDropout{_axes}" for _axes in AXES.values())):
+    WEIGHTLESS[_kind] = lambda m: layers.Dropout(m.rate)
+for _axes in AXES.values():
+    WEIGHTLESS[f"MaxPooling{_axes}"] = partial(_pool_twin, "Max", _axes)
+    WEIGHTLESS[f"AveragePooling{_axes}"] = partial(_pool_twin, "Avg", _axes)
+    WEIGHTLESS[f"GlobalMaxPooling{_axes}"] = lambda m: layers.GlobalMaxPool()
+    WEIGHTLESS[f"GlobalAveragePooling{_axes}"] = lambda m: layers.GlobalAvgPool()
 
 
 def _check_axes(unit: Unit, here: Here, given: Any) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -307,7 +307,10 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
                 f"{unit} learns two biases, which are one here: there their sum moves twice as far in a step"
             )
     if "between" not in ignore:
-        check_between(source, model, report)
+        known = type(source).__name__ == "Sequential"
+        check_between(
+            "PyTorch", lambda: (twin for _, one in leaves(source) for twin in exact_twin(one)), known, model, report
+        )
     for name, module in source.named_modules() if hasattr(source, "named_modules") else ():
         above = at.get(f"{name}.self_attn".strip("."), "").rpartition(".")[0]
         block = layers_here.get(above)
@@ -596,16 +599,13 @@ def leaves(module: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 FUSES = (layers.Dense, _Convolution, layers.BatchNorm, layers.GroupNorm, layers.InstanceNorm)
 
 
-def check_between(source: Any, model: Layer, report: Report) -> None:
-    """CheckpointError where an nn.Sequential and a clnn.Sequential do different things between their weights. Of other modules
-    that is not known: a note."""
+def check_between(there: str, twins: Callable[[], Iterable[Layer]], known: bool, model: Layer, report: Report) -> None:
+    """CheckpointError where two Sequentials do different things between their weights; `twins()` are the layers that do here what
+    the one there does. Where that is not known it is a note."""
     try:
-        whole = not report.left_there and not report.left_here
-        known = whole and type(source).__name__ == type(model).__name__ == "Sequential"
-        theirs = (
-            [step for _, one in leaves(source) for twin in exact_twin(one) for step in steps(twin)] if known else []
-        )
-    except (NoTwin, ClnnError, AttributeError):
+        known = known and type(model).__name__ == "Sequential" and not report.left_there and not report.left_here
+        theirs = [step for twin in twins() for step in steps(twin)] if known else []
+    except (NoTwin, ClnnError, AttributeError, KeyError):
         known = False
     if not known:
         report.notes.append("what is computed between these weights (activations, pooling) was not compared")
@@ -614,7 +614,7 @@ def check_between(source: Any, model: Layer, report: Report) -> None:
     for i, (a, b) in enumerate(itertools.zip_longest(_begun(theirs), _begun(mine), fillvalue="nothing")):
         if a != b:
             raise CheckpointError(
-                f"step {i + 1} of what is computed is {a} in PyTorch, and {b} here; nothing was copied. Make them alike, or copy "
+                f"step {i + 1} of what is computed is {a} in {there}, and {b} here; nothing was copied. Make them alike, or copy "
                 "the weights all the same with ignore=('between',)"
             )
 
