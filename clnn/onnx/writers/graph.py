@@ -289,8 +289,8 @@ class Graph:
                     both = self.node("Mul", self._at(*at), self._at(*beside))
                     return both if factors == {1} else self.node("Mul", both, self.ints(factors.pop()))
         for (a, at), (b, beside) in itertools.permutations(known.items(), 2):
-            factors = {(w - p) / q if q else math.nan for w, p, q in zip(wanted, a, b)}
-            if len(factors) == 1 and (factor := factors.pop()).is_integer():
+            ratios = {(w - p) / q if q else math.nan for w, p, q in zip(wanted, a, b)}
+            if len(ratios) == 1 and (factor := ratios.pop()).is_integer():
                 return self.node("Add", self._at(*at), self.node("Mul", self._at(*beside), self.ints(int(factor))))
         raise NoNodes(f"{self.title}: how {wanted} follows from the sizes of inputs is not seen")
 

@@ -94,7 +94,8 @@ def _conv(graph: Graph, op: Op) -> str:
 def _pool(graph: Graph, op: Op) -> str:
     x, w, largest = op.given["x"], op.given["window"], op.given["kind"] == "max"
     kind = "MaxPool" if largest else "AveragePool"
-    name, how = graph.name(x), {"kernel_shape": [*map(int, w.size)], "strides": [*map(int, w.stride)]}
+    name = graph.name(x)
+    how: dict[str, Any] = {"kernel_shape": [*map(int, w.size)], "strides": [*map(int, w.stride)]}
     include = not largest and bool(op.given["include_pad"])
     axes = len(w.size)
     # how far the last window reaches beyond the padding: of the last window's part there nothing counts

@@ -88,7 +88,7 @@ def _take_slice(graph: Graph, op: Op) -> str:
                 axes.append(axis)
                 steps.append(int(step))
         else:
-            at = k if isinstance(k, Dim) else whole(k)
+            at: Any = k if isinstance(k, Dim) else whole(k)
             starts.append(at)
             stops.append(LAST if at == -1 else Dim(tuple(i + 1 for i in at.sizes)) if isinstance(at, Dim) else at + 1)
             axes.append(axis)

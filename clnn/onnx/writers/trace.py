@@ -122,7 +122,8 @@ class Trace:
             with following(self._follow):
                 return self._named(self.model(*inputs))
         except ValuesWanted as error:
-            at, frame = error.__traceback__, sys._getframe()
+            at: Any = error.__traceback__
+            frame = sys._getframe()
             while at is not None:
                 at, frame = at.tb_next, at.tb_frame
             self._wanted = self._layer(frame)[1]

@@ -25,8 +25,8 @@ class Window(NamedTuple):
     def in_3d(self) -> Window:
         """The same over three axes: those that are missing have size 1 and stand in front."""
         missing = 3 - len(self.space)
-        fills = (1, 1, 1, 0, 0, 1, 1)
-        return Window(*((fill,) * missing + part for fill, part in zip(fills, self)))
+        fills, parts = (1, 1, 1, 0, 0, 1, 1), self[:7]
+        return Window(*((fill,) * missing + part for fill, part in zip(fills, parts)))  # type: ignore[arg-type]
 
 
 def per_axis(name: str, value: Any, axes: int, least: int = 1) -> tuple[int, ...]:
