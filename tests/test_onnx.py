@@ -1,7 +1,9 @@
 """clnn.onnx.load: what a model from a file answers, what it refuses, and that it trains, moves and is saved as others are."""
 
+import importlib.util
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -356,3 +358,67 @@ def test_layer_norm_that_is_written_out(device, rng):
     x = rng.standard_normal((3, 5, 8)).astype(np.float32)
     np.testing.assert_allclose(net(x), reference(model, x=x)[0], rtol=1e-4, atol=1e-5)
     assert [node.op for node in net.session().plan.nodes] == ["layer_norm"]
+
+
+# -- models of others, where the packages that hold them are installed ------------------------------------------------
+REAL = {  # package, file, and the inputs' shapes, twice where sizes are free
+    "rapidocr detection": (
+        "rapidocr_onnxruntime",
+        "models/ch_PP-OCRv4_det_infer.onnx",
+        [(1, 3, 96, 160), (1, 3, 64, 64)],
+    ),
+    "rapidocr recognition": (
+        "rapidocr_onnxruntime",
+        "models/ch_PP-OCRv4_rec_infer.onnx",
+        [(1, 3, 48, 96), (2, 3, 48, 64)],
+    ),
+    "rapidocr direction": (
+        "rapidocr_onnxruntime",
+        "models/ch_ppocr_mobile_v2.0_cls_infer.onnx",
+        [(1, 3, 48, 192), (2, 3, 48, 96)],
+    ),
+    "silero 18": ("silero_vad", "data/silero_vad_op18_ifless.onnx", [((1, 576), (2, 1, 128)), ((3, 576), (2, 3, 128))]),
+    "silero 15": ("silero_vad", "data/silero_vad_16k_op15.onnx", [((1, 576), (2, 1, 128)), ((3, 576), (2, 3, 128))]),
+    "nudenet": ("nudenet", "320n.onnx", [(1, 3, 320, 320), (2, 3, 320, 320)]),
+    "magika": ("magika", "models/standard_v3_3/model.onnx", [(1, 2048), (3, 2048)]),
+    "ddddocr": ("ddddocr", "common_det.onnx", [(1, 3, 416, 416)]),
+}
+
+
+def strokes(size):
+    """An image of dark strokes like those of letters, on a bright ground."""
+    x = np.full(size, 2.0, np.float32)
+    middle = size[2] // 2
+    for i in range(12, size[3] - 16, 14):
+        for left, right, half in ((i, i + 3, 12), (i + 7, i + 10, 12), (i, i + 10, 2)):
+            x[:, :, middle - half : middle + half, left:right] = -2
+    return x
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", REAL)
+def test_real_models_answer_as_onnxruntime_does(name, device, rng):
+    """To 1e-4 of the largest output. Detection of nothing ends with a sigmoid that onnxruntime flushes to 0: it gets strokes."""
+    runtime = pytest.importorskip("onnxruntime")
+    package, file, shapes = REAL[name]
+    spec = importlib.util.find_spec(package)
+    if spec is None:
+        pytest.skip(f"the package {package} is not installed")
+    path = Path(next(iter(spec.submodule_search_locations))) / file
+    net, session = clnn.onnx.load(path), runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    for shape in shapes:
+        for _ in range(3):
+            given = {}
+            for value in net.inputs:
+                size = shape if not isinstance(shape[0], tuple) else shape[0] if value.name == "input" else shape[1]
+                if "detection" in name:
+                    given[value.name] = strokes(size)
+                elif value.type == "float32":
+                    given[value.name] = rng.standard_normal(size).astype(np.float32)
+                else:  # bytes, or the sampling rate
+                    whole = value.type == "int32"
+                    given[value.name] = rng.integers(0, 256, size).astype(np.int32) if whole else np.array(16000)
+            found = net(given)
+            found = list(found.values()) if isinstance(found, dict) else [found]
+            for a, b in zip(found, session.run(None, given)):
+                assert np.abs(a - b).max() <= 1e-4 * max(np.abs(b).max(), 1e-3), name
