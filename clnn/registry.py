@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import inspect
 import types
 from typing import Any
@@ -11,6 +12,7 @@ from .errors import CheckpointError, ClnnError, ConfigurationError
 
 REGISTRY: dict[str, Any] = {}
 VERSIONS: dict[Any, int] = {}  # of their configs
+LATER = {"OnnxModel": "clnn.onnx.model"}  # what registers itself once its module is imported, which takes an extra
 PLAIN = (bool, int, float, str, tuple)  # values of arguments that can be compared
 
 
@@ -59,6 +61,8 @@ def describe(one: Any, config: dict[str, Any]) -> dict[str, Any]:
 def construct(description: dict[str, Any], what: str, base: Any) -> Any:
     """What `describe` described, a `base`; `what` that is, in words. CheckpointError where it is none or not known here."""
     name, version, config = description.get("class"), description.get("version", 1), description.get("config", {})
+    if isinstance(name, str) and name in LATER and name not in REGISTRY:
+        importlib.import_module(LATER[name])
     kind = REGISTRY.get(name) if isinstance(name, str) else None
     if kind is None or (isinstance(kind, type) and not issubclass(kind, base)):
         known = sorted(n for n, one in REGISTRY.items() if isinstance(one, type) and issubclass(one, base))

@@ -149,13 +149,18 @@ class Resumed:
         self.epochs = 0 if self.run is None else int(self.run["epochs"])
         self.stopped = self.run is not None and bool(self.run["stopped"])
 
-    def put(self, model: Any, optimizer: Any, told: dict[str, Any], history: dict[str, list[float]]) -> None:
+    def put(
+        self, model: Any, optimizer: Any, told: dict[str, Any], history: dict[str, list[float]], ranks: int
+    ) -> None:  # fmt: skip
         """Give the model and the optimizer the state that was saved. ConfigurationError where fit's settings are others."""
         if self.run is None:
             return
         if self.header["dtype"] != model.dtype.name:
             told, self.run["settings"] = told | {"dtype": model.dtype.name}, {"dtype": self.header["dtype"]}
-        different = [f"{k} was {v!r} and is {told[k]!r}" for k, v in self.run["settings"].items() if told.get(k) != v]
+        was = dict(self.run["settings"])
+        if ranks != self.run["ranks"]:  # as many samples for each rank, so others in a mini-batch
+            was.pop("mini-batch", None)
+        different = [f"{k} was {v!r} and is {told[k]!r}" for k, v in was.items() if told.get(k) != v]
         if different:
             raise ConfigurationError(
                 f"resume: {self.file} is of a fit whose {'; '.join(different)}: give the same, or train what clnn.load("

@@ -422,3 +422,14 @@ def test_real_models_answer_as_onnxruntime_does(name, device, rng):
             found = list(found.values()) if isinstance(found, dict) else [found]
             for a, b in zip(found, session.run(None, given)):
                 assert np.abs(a - b).max() <= 1e-4 * max(np.abs(b).max(), 1e-3), name
+
+
+def test_a_fresh_process_loads_what_was_saved(tmp_path):
+    """The class registers itself once it is needed."""
+    net = clnn.Sequential([clnn.Dense(8, "relu"), clnn.Dense(3)], input_shape=4, seed=1)
+    clnn.onnx.save(net, tmp_path / "net.onnx")
+    model, x = clnn.onnx.load(tmp_path / "net.onnx"), np.ones((2, 4), np.float32)
+    model.save(tmp_path / "net.safetensors")
+    code = f"import clnn; print(clnn.load({str(tmp_path / 'net.safetensors')!r})([[1.0] * 4] * 2).tolist())"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == str(model(x).tolist())

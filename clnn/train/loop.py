@@ -102,7 +102,7 @@ def fit(
         }
         saved = None if resume is None else world.first(Resumed(resume) if world.rank == 0 else None)
         if saved:
-            saved.put(model, optimizer, told, history.history)
+            saved.put(model, optimizer, told, history.history, world.size)
             done, last = saved.epochs, saved.epochs if saved.stopped else epochs
         run = _Run(
             model, loss, metrics, outputs, samples, held_out, optimizer, epochs, done, batch_size, shuffle, seed, record, world,
