@@ -30,7 +30,6 @@ import numpy as np
 import pyopencl as cl
 
 from . import random
-from .callbacks import Callback
 from .checks import in_range
 from .errors import ConfigurationError, DistributedError
 from .gemm import Scale
@@ -45,7 +44,7 @@ from .tape import grad_enabled
 from .tensor import Parameter, Tensor, apply, concat, function
 from .train.alone import Alone
 
-__all__ = ["Checkpoint", "SyncBatchNorm", "World", "current", "init"]
+__all__ = ["SyncBatchNorm", "World", "current", "init"]
 
 T = TypeVar("T")
 LAUNCHED = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE", "PALS_SIZE")  # set by launchers: how many ranks
@@ -555,24 +554,6 @@ def _first_difference(a: Any, b: Any) -> tuple[Any, Any]:
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return next((x, y) for x, y in zip(a, b) if x != y)
     return a, b
-
-
-class Checkpoint(Callback):
-    """Save the model to `path` after each of `every` epochs, and where Ctrl-C ends fit: by rank 0, whole or not at all.
-
-    `clnn.load(path)` and a fit with its optimizer go on from there, on any number of ranks: with the epoch that was not over.
-    """
-
-    def __init__(self, path: Any, every: int = 1) -> None:
-        self.path, self.every = path, int(in_range("every", every, 1, float("inf")))
-
-    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
-        if (epoch + 1) % self.every == 0 and current().rank == 0:
-            model.save(self.path)
-
-    def on_train_end(self, model: Any) -> None:
-        if isinstance(sys.exc_info()[1], KeyboardInterrupt) and current().rank == 0:
-            model.save(self.path)
 
 
 @register

@@ -90,7 +90,7 @@ class Checkpoint(Callback):
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best} if self.best_only else {}
 
     def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
         self.best = state["best"]
@@ -100,11 +100,12 @@ class Checkpoint(Callback):
             return
         arrays: dict[str, np.ndarray] = {}
         callbacks = []
-        for i, one in enumerate(self._under_way["others"]):
-            state = one.state_dict()
-            arrays |= {f"callback.{i}.{name}": value for name, value in state.items() if isinstance(value, np.ndarray)}
-            rest = {name: value for name, value in state.items() if not isinstance(value, np.ndarray)}
-            callbacks.append({"class": type(one).__name__, "state": rest})
+        for one in self._under_way["others"]:
+            if state := one.state_dict():
+                number = len(callbacks)
+                arrays |= {f"callback.{number}.{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
+                rest = {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}
+                callbacks.append({"class": type(one).__name__, "state": rest})
         run = {
             "epochs": epochs, "ranks": self._under_way["world"].size, "stopped": bool(model.stop_training),
             "history": {name: [v if math.isfinite(v) else str(v) for v in values] for name, values in
@@ -179,7 +180,7 @@ class Resumed:
         """Give callbacks, and the generators, the state that was saved."""
         if self.run is None:
             return
-        saved = self.run["callbacks"]
+        saved, callbacks = self.run["callbacks"], [one for one in callbacks if one.state_dict()]
         names, given = [one["class"] for one in saved], [type(one).__name__ for one in callbacks]
         if names != given:
             raise ConfigurationError(

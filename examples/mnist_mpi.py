@@ -3,7 +3,7 @@
 clnn run-mpi -n 2 examples/mnist_mpi.py [epochs]     # on this machine; mpirun does the same on several
 python examples/mnist_mpi.py [epochs]                # one rank, the same program
 
-Ctrl-C saves the model, and the same command goes on from there, on any number of ranks.
+Where it ends early, by Ctrl-C say, the same command goes on after the last whole epoch, on any number of ranks.
 """
 
 import sys
@@ -12,7 +12,7 @@ from pathlib import Path
 import clnn
 
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
-file = Path("mnist_mpi.safetensors")
+run = Path("mnist_mpi")  # the folder that a run goes on from
 world = clnn.distributed.init()
 
 try:
@@ -21,25 +21,19 @@ except clnn.DataError:
     world.print("MNIST is not there, so this trains on scikit-learn's digits, which are smaller and fewer.")
     (x, y), validation, (x_test, y_test) = clnn.data.digits(validation=200)
 
-if file.exists():
-    net = clnn.load(file)
-    optimizer = net.optimizer
-    world.print(f"{file} goes on after epoch {optimizer.epochs}")
-else:
-    layers = [clnn.Dense(256, "relu", weight_init="he_normal"), clnn.Dropout(0.2), clnn.Dense(10)]
-    net = clnn.Sequential(layers, input_shape=x.shape[1])
-    optimizer = clnn.Adam(0.001)
-
+layers = [clnn.Dense(256, "relu", weight_init="he_normal"), clnn.Dropout(0.2), clnn.Dense(10)]
+net = clnn.Sequential(layers, input_shape=x.shape[1])
 history = net.fit(
     x,
     y,
     loss="cross_entropy",
-    optimizer=optimizer,
-    epochs=max(0, epochs - optimizer.epochs),
+    optimizer=clnn.Adam(0.001),
+    epochs=epochs,
     batch_size=128 // world.size,  # of each rank: 128 together
     validation=validation,
     seed=1,
-    callbacks=[clnn.distributed.Checkpoint(file, every=1000)],
+    callbacks=[clnn.Checkpoint(run)],
+    resume=run,
     world=world,
 )
 for epoch, accuracy in enumerate(history["val_accuracy"] if epochs else []):

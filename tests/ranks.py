@@ -409,7 +409,7 @@ def fault(which, path):
     if do:
         trained(world, epochs=500, callbacks=[At(world, do)])
         return
-    optimizer, checkpoint = clnn.SGD(0.01, momentum=0.9), clnn.distributed.Checkpoint(path, every=10_000)
+    optimizer, checkpoint = clnn.SGD(0.01, momentum=0.9), clnn.Checkpoint(path)
     ready = At(world, lambda: None)
     trained(world, epochs=100_000, optimizer=optimizer, seed=1, callbacks=[ready, checkpoint])
 

@@ -77,13 +77,14 @@ def test_a_fit_that_was_interrupted_ends_with_the_same_bits(data, tmp_path, opti
     clnn.seed(7)
     with pytest.raises(Crash):
         fit(data, [*callbacks("run"), CrashAfter(2)], optimizer=optimizer(), seed=seed, resume=tmp_path / "run")
-    # the crashed fit had one callback more, which is said
-    with pytest.raises(clnn.ConfigurationError, match="had the callbacks .*CrashAfter.*, not "):
-        fit(data, callbacks("run"), optimizer=optimizer(), seed=seed, resume=tmp_path / "run")
+    with pytest.raises(
+        clnn.ConfigurationError, match="had the callbacks EarlyStopping, GradientNorms, not GradientNorms"
+    ):
+        fit(data, callbacks("run")[2:], optimizer=optimizer(), seed=seed, resume=tmp_path / "run")
     clnn.seed(8)  # another process has other states everywhere
     again = fit(
         data,
-        given := [*callbacks("run"), CrashAfter(99)],
+        given := callbacks("run"),
         optimizer=optimizer(),
         seed=seed,
         first=2,
@@ -92,9 +93,7 @@ def test_a_fit_that_was_interrupted_ends_with_the_same_bits(data, tmp_path, opti
     same(whole, again)
     assert given[2].history == norms.history
     # and a run that is over comes back as it ended
-    same(
-        whole, fit(data, [*callbacks("run"), CrashAfter(99)], optimizer=optimizer(), seed=seed, resume=tmp_path / "run")
-    )
+    same(whole, fit(data, callbacks("run"), optimizer=optimizer(), seed=seed, resume=tmp_path / "run"))
 
 
 def test_a_file_is_a_model_too_and_so_many_are_kept(data, tmp_path):

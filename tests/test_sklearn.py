@@ -196,7 +196,7 @@ def test_the_numbers_that_a_regressor_learns(rng, solver):
         tol=1e-6,
     )
     one.fit(x, y)
-    assert one.score(x, y) > 0.95 and one.predict(x).shape == (120, 2) and one.predict(x).dtype == one.model_.dtype
+    assert one.score(x, y) > 0.9 and one.predict(x).shape == (120, 2) and one.predict(x).dtype == one.model_.dtype
     a = np.tanh(x @ one.coefs_[0] + one.intercepts_[0]) @ one.coefs_[1] + one.intercepts_[1]
     np.testing.assert_allclose(one.predict(x), a, rtol=1e-4, atol=1e-4)
     assert one.loss_ <= one.loss_curve_[0] and one.n_iter_ == len(one.loss_curve_) and one.n_layers_ == 3
