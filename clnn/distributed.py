@@ -254,10 +254,9 @@ class World(Alone):
             return super().stretches(n, batch)
         whole, rest = divmod(n, batch * self.size)
         mine = _part(rest, self.rank, self.size)
-        last = (
-            [(max(1, mine), 1, mine / rest)] if rest else []
-        )  # without a row of its own it takes one that does not count
-        return [(batch, whole, 1.0 / self.size)] * bool(whole) + last
+        # without a row of its own it takes one that does not count
+        last: list[tuple[int, int, float | None]] = [(max(1, mine), 1, mine / rest)] if rest else []
+        return [(batch, whole, 1.0 / self.size), *last] if whole else last
 
     def order(self, order: np.ndarray, batch: int) -> np.ndarray:
         if self.size == 1:
@@ -282,7 +281,10 @@ class World(Alone):
     def begin(self, model: Any, optimizer: Any, arrays: Any, settings: dict[str, Any]) -> None:
         if self.size == 1:
             return
-        facts = {"the optimizer": _words(optimizer), **{name: _words(value) for name, value in settings.items()}}
+        facts: dict[str, Any] = {
+            "the optimizer": _words(optimizer),
+            **{name: _words(value) for name, value in settings.items()},
+        }
         for label, some in zip(("the samples", "the validation data"), arrays):
             facts[label] = None if some is None else [_digest(a) for group in some for a in group]
         self._compare(facts)
@@ -331,7 +333,7 @@ class World(Alone):
     def _allreduce(self, kind: int, dtype: Any, mean: bool, queue: Any, buffer: Any, count: int) -> None:
         """Add up `count` elements of a device's memory over all ranks, or take their mean. On a CPU the mapped memory is the
         device's own."""
-        mode = cl.map_flags.READ | cl.map_flags.WRITE
+        mode: Any = cl.map_flags.READ | cl.map_flags.WRITE
         values, _ = cl.enqueue_map_buffer(queue, buffer, mode, 0, (count,), dtype, is_blocking=True)
         try:
             self._agree(kind, count, dtype.itemsize, int(mean))
@@ -546,7 +548,7 @@ def _digest(array: np.ndarray | None) -> Any:
         return None
     nbytes = math.prod(array.shape) * array.dtype.itemsize  # of a sparse one, if it were dense
     some = array[:: max(1, nbytes // MOST_HASHED)]
-    return array.shape, array.dtype.name, zlib.crc32(np.ascontiguousarray(some))
+    return array.shape, array.dtype.name, zlib.crc32(np.ascontiguousarray(some).data)
 
 
 def _first_difference(a: Any, b: Any) -> tuple[Any, Any]:
@@ -578,6 +580,6 @@ class SyncBatchNorm(BatchNorm):
         for running, batch in ((self.running_mean, mean), (self.running_variance, variance * (n / (n - 1.0)))):
             scale_add(batch.detach(), running.block, follow)
         y = apart / ((variance + self.epsilon) ** 0.5).reshape(form)
-        if self.affine:
+        if self.gamma is not None and self.beta is not None:
             y = y * self.gamma.reshape(form) + self.beta.reshape(form)
         return function(y, self.activation)

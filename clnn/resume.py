@@ -99,7 +99,7 @@ class Checkpoint(Callback):
         if self._under_way["world"].rank:
             return
         arrays: dict[str, np.ndarray] = {}
-        callbacks = []
+        callbacks: list[dict[str, Any]] = []
         for one in self._under_way["others"]:
             if state := one.state_dict():
                 number = len(callbacks)

@@ -241,8 +241,9 @@ class Search:
 
         rows = self._stored() if self.file is not None and self.file.exists() else {}
         results, alive = Results(self, rows), list(range(self.sizes[0]))
+        kind: Any = {1: Worker, "mpi": Ranks}.get(self.processes, Processes)
         with (
-            contextlib.closing({1: Worker, "mpi": Ranks}.get(self.processes, Processes)(self)) as workers,
+            contextlib.closing(kind(self)) as workers,
             tqdm(total=sum(self.sizes), unit="trial", disable=None if self.progress else True) as bar,
         ):
             for rung, size in enumerate(self.sizes):
@@ -512,7 +513,7 @@ class Processes:
         import multiprocessing
 
         spawn = multiprocessing.get_context("spawn")  # OpenCL does not survive a fork
-        self.workers = [futures.ProcessPoolExecutor(1, spawn) for _ in range(search.processes)]
+        self.workers = [futures.ProcessPoolExecutor(1, spawn) for _ in range(int(search.processes))]
         self.holder: dict[int, Any] = {}
         self.ids: list[int] = []
         with self._alive():

@@ -71,7 +71,8 @@ def _conv(
     if (
         x.ndim == 4 and x.shape[3] == w.shape[3] == window.out[1] == 1
     ):  # of one axis, along which it is then done in vectors
-        narrow = type(window)(*(part[:1] for part in window))
+        first: dict[str, Any] = {k: v[:1] for k, v in window._asdict().items() if isinstance(v, tuple)}
+        narrow = window._replace(**first)
         y = convolved(x.reshape(x.shape[:3]), w.reshape(w.shape[:3]), b, narrow, groups, activation, factor=factor)
         return y.reshape((*y.shape, 1))
     return convolved(x, w, b, window, groups, activation, factor=factor)
@@ -242,8 +243,8 @@ class Fuser:
             all(last)
             and same
             and all(v is not None and v.ndim == 1 for v in vectors)
-            and vectors[0].shape == vectors[1].shape
-        ):  # type: ignore[union-attr]
+            and len({v.shape for v in vectors if v is not None}) == 1
+        ):
             self.put(node, "layer_norm", [minus.inputs[0], gamma, beta], epsilon=epsilon)
 
     def split(self, node: Node) -> tuple[str, str]:
@@ -299,6 +300,8 @@ class Fuser:
         before = self.before(given, "conv", "linear")
         if before is None or any(v is None for v in constants) or before.attributes["activation"] != "linear":
             return
+        factor: Any
+        more: Any
         w = self.array(before.inputs[1])
         assert w is not None
         n = w.shape[0] if before.op == "conv" else w.shape[1]
@@ -307,8 +310,10 @@ class Fuser:
             how = node.attributes
             if how.get("training_mode", 0) or not how.get("spatial", 1) or any(node.outputs[1:]):
                 return
-            tensors = [constant(v, v.dtype, self.plan.device) for v in constants]  # type: ignore[union-attr]
-            folded = fold(*tensors, how.get("epsilon", 1e-5))  # as the operator itself does it, to the same bits
+            gamma, beta, mean, variance = (constant(v, v.dtype, self.plan.device) for v in constants)  # type: ignore[union-attr]
+            folded = fold(
+                gamma, beta, mean, variance, how.get("epsilon", 1e-5)
+            )  # as the operator itself does it, to the same bits
             factor, more = (Tensor(t.block, t.shape, t.dtype, t.device).numpy() for t in folded)
         else:
             (v,) = constants

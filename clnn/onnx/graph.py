@@ -124,7 +124,10 @@ def from_json(value: Any) -> Any:
             shaped = lambda vs: [Value(n, t, None if s is None else tuple(s)) for n, t, s in vs]  # noqa: E731
             return Graph(
                 parts["name"],
-                [Node(*rest, {k: from_json(v) for k, v in attributes.items()}) for *rest, attributes in parts["nodes"]],
+                [
+                    Node(*rest, {k: from_json(v) for k, v in attributes.items()})  # type: ignore[call-arg]
+                    for *rest, attributes in parts["nodes"]
+                ],
                 shaped(parts["inputs"]),
                 shaped(parts["outputs"]),
                 {name: from_json(array) for name, array in parts["constants"].items()},

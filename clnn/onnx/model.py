@@ -243,7 +243,7 @@ class OnnxModel(Model):
         self.graph: Any = graph if isinstance(graph, Graph) else from_json(graph)
         self.where = self.graph.name or "the model"
         kinds = {kind for kind, _, _ in weights.values()} or {v.type for v in self.graph.inputs if v.type in FLOATS}
-        self.dtype = np.dtype(np.float64 if kinds == {"float64"} else np.float32)
+        self.dtype: Any = np.dtype(np.float64 if kinds == {"float64"} else np.float32)
         self.weights: dict[str, Parameter] = {}
         for name, (kind, shape, learns) in weights.items():
             dtype = np.dtype(np.float64 if kind == "float64" else np.float32)
@@ -310,7 +310,7 @@ class OnnxModel(Model):
     def _by_name(self, given: Sequence[Any], named: Mapping[str, Any]) -> dict[str, Any]:
         names = [value.name for value in self.inputs]
         if len(given) == 1 and isinstance(given[0], Mapping) and not named:
-            given, named = (), given[0]
+            named, given = given[0], ()
         found = {**dict(zip(names, given)), **named}
         unknown = [name for name in named if name not in names or name in names[: len(given)]]
         missing = [name for name in names if name not in found]

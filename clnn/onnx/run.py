@@ -80,10 +80,10 @@ class Constants:
     def _made(self, array: np.ndarray) -> Tensor:
         if array.dtype == object:
             raise ShapeError("texts have no place on a device")
-        kind = {"f": np.float32, "b": np.float32}.get(array.dtype.kind, np.int32)
-        kind = np.dtype(np.float64 if array.dtype == np.float64 else kind)
+        kind: Any = np.dtype(np.float32 if array.dtype.kind in "fb" else np.int32)
+        kind = np.dtype(np.float64) if array.dtype == np.float64 else kind
         if kind in FLOATS and array.size > 1 and not any(array.strides):
-            return _filled("a constant", array.shape, float(array.flat[0]), kind, self.device)
+            return _filled("a constant", array.shape, float(array.flat[0]), kind, self.device)  # type: ignore[arg-type]
         return constant(array.astype(kind) if kind in FLOATS else array, kind, self.device)
 
 
@@ -177,7 +177,8 @@ def operators_of(graph: Graph, opsets: dict[str, int], where: str) -> dict[int, 
 
 def last_uses(nodes: Sequence[Node], graph: Graph) -> dict[int, list[str]]:
     """By a node's id the names that it is the last one to read: their memory is free from there on."""
-    kept, last = {value.name for value in graph.outputs}, {}
+    kept = {value.name for value in graph.outputs}
+    last: dict[str, int] = {}
     for node in nodes:
         last |= dict.fromkeys((*node.reads(), *filter(None, node.outputs)), id(node))
     found: dict[int, list[str]] = {}

@@ -90,9 +90,9 @@ def take(x: Array, index: Array, axis: int = 0, from_end: bool = True) -> tuple[
     m, device = index.size, x.device
     y = empty(device, (*x.shape[:a], *index.shape, *x.shape[a + 1 :]), x.dtype)
     each, size, local, _ = divided(device, np.float32, outer * m, inner)
-    each, size, local = ((inner, each), (1, *size), (1, 1)) if device.long_loops else ((1, 1), (inner, outer * m), None)
+    part, size, local = ((inner, each), (1, *size), (1, 1)) if device.long_loops else ((1, 1), (inner, outer * m), None)
     device.launch(
-        "shape", "take_rows", size, inner, outer * m, m, n, int_vector(each), x.block, index.block, y.block,
+        "shape", "take_rows", size, inner, outer * m, m, n, int_vector(part), x.block, index.block, y.block,
         local=local, real="float", **_nowhere(x), **_counted(from_end),
     )  # fmt: skip
     kept = index.alias()

@@ -151,7 +151,8 @@ def record_loss(
     flows: list[tuple[Tensor, Any, Any]] = []  # where gradients start, what gives them, and the factor
     for i, (one, output, y, w) in enumerate(zip(parts_of(loss), outputs, ys, ws)):
         record = Record(results.main[i], feed.state, cells[:2])
-        weight, together = weights_of(loss)[i] * (1.0 if share is None else share), False
+        weight: Any = weights_of(loss)[i] * (1.0 if share is None else share)
+        together = False
         if isinstance(one, Loss):
             if output.shape[0] != n:
                 raise ShapeError(

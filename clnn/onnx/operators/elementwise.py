@@ -82,6 +82,8 @@ def add_binary(name: str, since: int, ours: str, of_numpy: Any, gives: str | Non
         operator(name, 1, gives=gives)(by_attributes)
 
 
+_numpy: Any
+_run: Any
 for _name, _since, _ours, _numpy in (
     ("Add", 7, "add", np.add), ("Sub", 7, "subtract", np.subtract), ("Mul", 7, "multiply", np.multiply),
     ("Div", 7, "divide", truncated),
@@ -310,7 +312,7 @@ def swish(x: Tensor, *, alpha: float = 1.0) -> Tensor:
 def clip(c: Context, x: Any, low: Any = None, high: Any = None) -> Any:
     """x, at least `low` and then at most `high`."""
     if on_host(c):
-        bounds = [c.host(i) if i < len(c.values) and c.values[i] is not None else None for i in range(3)]
+        bounds: list[Any] = [c.host(i) if i < len(c.values) and c.values[i] is not None else None for i in range(3)]
         found = bounds[0] if bounds[1] is None else np.maximum(bounds[0], bounds[1])
         return np.asarray(found if bounds[2] is None else np.minimum(found, bounds[2]))
     x = c.tensor(x)

@@ -39,7 +39,9 @@ def windows(
         raise ShapeError(
             f"windows of {size}, strides {strides}, dilations {dilations} and pads {pads} do not fit an input of shape {x.shape}"
         )
-    before, after, out = [], [], []
+    before: list[int] = []
+    after: list[int] = []
+    out: list[int] = []
     for axis, (length, k, s, d) in enumerate(zip(x.shape[2:], size, strides, dilations)):
         reach = d * (k - 1) + 1
         if auto_pad in ("SAME_UPPER", "SAME_LOWER"):
@@ -56,7 +58,8 @@ def windows(
             raise ShapeError(
                 f"a window of {k} with dilation {d} does not fit along axis {axis + 2} of an input of shape {x.shape}"
             )
-        before.append(pair[0]), after.append(pair[1]), out.append(count)
+        for into, number in zip((before, after, out), (*pair, count)):
+            into.append(number)
     return Window(x.shape[2:], size, strides, tuple(before), tuple(after), dilations, tuple(out))
 
 
@@ -100,17 +103,21 @@ def conv_transpose(
     size = w.shape[2:]
     strides, dilations = strides or [1] * n, dilations or [1] * n
     extra, pads = output_padding or [0] * n, pads or [0] * 2 * n
-    before, after, space = [], [], []
+    before: list[int] = []
+    after: list[int] = []
+    space: list[int] = []
     for a in range(n):
         full = strides[a] * (x.shape[2 + a] - 1) + extra[a] + (size[a] - 1) * dilations[a] + 1
         if output_shape or auto_pad.startswith("SAME"):
             wanted = output_shape[-n:][a] if output_shape else x.shape[2 + a] * strides[a]
             total = max(0, full - wanted)
             first = total // 2 if auto_pad == "SAME_UPPER" else total - total // 2
-            before.append(first), after.append(total - first), space.append(wanted)
+            found = first, total - first, wanted
         else:
             pair = (0, 0) if auto_pad == "VALID" else (pads[a], pads[n + a])
-            before.append(pair[0]), after.append(pair[1]), space.append(full - sum(pair))
+            found = *pair, full - sum(pair)
+        for into, number in zip((before, after, space), found):
+            into.append(number)
     if min(space) < 1:
         raise ShapeError(
             f"an input of shape {x.shape} gives no output by windows of {size}, strides {strides} and pads {pads}"
@@ -316,11 +323,11 @@ def along(c: Context, x: Tensor, a: int, w: np.ndarray) -> Tensor:
     if used > 4:
         order = [*(i for i in range(x.ndim) if i != a), a]
         return (x.transpose(order) @ c.tensor(w.T.astype(x.dtype))).transpose([order.index(i) for i in range(x.ndim)])
-    order = np.argsort(w == 0, axis=1, kind="stable")[:, :used]
+    places = np.argsort(w == 0, axis=1, kind="stable")[:, :used]
     found = None
     for i in range(used):
-        part = np.take_along_axis(w, order[:, i : i + 1], 1)[:, 0]
-        rows = arrays.take(x, c.tensor(order[:, i].astype(np.int32)), a)
+        part = np.take_along_axis(w, places[:, i : i + 1], 1)[:, 0]
+        rows = arrays.take(x, c.tensor(places[:, i].astype(np.int32)), a)
         shape = [out if j == a else 1 for j in range(x.ndim)]
         rows = rows if (part == 1).all() else rows * c.tensor(part.reshape(shape).astype(x.dtype))
         found = rows if found is None else found + rows
@@ -438,6 +445,7 @@ def grid_sample(
         value = value if weight is None else value * weight.reshape(n, count, 1)
         value = value if there is None else arrays.where(there.reshape(n, count, 1), value, 0.0)
         total = value if total is None else total + value
+    assert total is not None
     return total.transpose(0, 2, 1).reshape(n, channels, *places)
 
 

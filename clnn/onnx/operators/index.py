@@ -62,7 +62,8 @@ def one_hot(c: Context, index: Any, depth: Any, values: Any, *, axis: int = -1) 
 def eye_like(c: Context, x: Any, *, dtype: int = 0, k: int = 0) -> Any:
     kind = CASTS[dtype] if dtype else c.types[0]
     check_host(x.shape, "an EyeLike")
-    return np.eye(*x.shape, k=k).astype(kind)
+    rows, columns = x.shape
+    return np.eye(rows, columns, k=k).astype(kind)
 
 
 @operator("GatherElements", 11)

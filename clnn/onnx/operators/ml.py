@@ -58,7 +58,7 @@ def label_encoder(
     values_floats: Any = None, values_int64s: Any = None, values_strings: Any = None, values_tensor: Any = None,
 ) -> Any:  # fmt: skip
     """The value that belongs to each key."""
-    keys = next((k for k in (keys_tensor, keys_strings, keys_int64s, keys_floats) if k is not None), [])
+    keys: Any = next((k for k in (keys_tensor, keys_strings, keys_int64s, keys_floats) if k is not None), [])
     if values_tensor is not None:
         values, kind = values_tensor, values_tensor.dtype
         default = default_tensor.reshape(-1)[0] if default_tensor is not None else np.zeros((), kind)[()]

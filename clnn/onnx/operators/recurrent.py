@@ -117,7 +117,10 @@ def stepwise(
 ) -> tuple[Tensor, list[Tensor]]:
     """The same, a step after the other; the gates as clnn has them: i, f, c, o, and z, r, h."""
     steps, units = z.shape[1], u.shape[0]
-    act = [lambda t, one=one: activated(*one, _clipped(t, form.clip)) for one in form.activations]
+    act: list[Any] = [
+        lambda t, name=name, alpha=alpha, beta=beta: activated(name, alpha, beta, _clipped(t, form.clip))
+        for name, alpha, beta in form.activations
+    ]
     part = lambda t, i: t[..., i * units : (i + 1) * units]  # noqa: E731
     h, c = states[0], states[-1]
     found: list[Tensor] = [h] * steps
@@ -195,10 +198,11 @@ def add(kind: str, since: int) -> None:
             known.append((name, *((next(alphas, usual[0]), next(betas, usual[1])) if usual else (0.0, 0.0))))
         if len(known) != each * len(ways) or any(name not in (*PLAIN, *PARAMETERS) for name, _, _ in known):
             raise ShapeError(f"{kind} with the activations {names} is not known here")
-        sequences, ends = [], []
+        sequences: list[Tensor] = []
+        ends: list[list[Tensor]] = []
         for d, backwards in enumerate(ways):
             form = Form(kind, known[d * each : (d + 1) * each], clip, input_forget, linear_before_reset, backwards)
-            at = [t[d] for t in given]
+            at: list[Any] = [t[d] for t in given]
             zero = c.tensor(np.zeros((batch, units), x.dtype)) if len(at) < (2 if kind == "LSTM" else 1) else None
             if h is None and state is not None:
                 at = [zero, *at]
@@ -208,11 +212,12 @@ def add(kind: str, since: int) -> None:
             )
             if mask is not None:
                 y = elementwise("multiply", y, mask.reshape(batch, steps, 1))
-            sequences.append(y), ends.append(last)
+            sequences.append(y)
+            ends.append(last)
         whole = arrays.stack(sequences, 2)  # (batch, steps, directions, units)
-        ends = [arrays.stack([one[i] for one in ends], 1 if layout else 0) for i in range(len(ends[0]))]
+        joined = [arrays.stack([one[i] for one in ends], 1 if layout else 0) for i in range(len(ends[0]))]
         c.gives(*[c.types[0]] * 3)
-        return (whole if layout else whole.transpose(1, 2, 0, 3), *ends)
+        return (whole if layout else whole.transpose(1, 2, 0, 3), *joined)
 
     operator(kind, since)(recurrent)
 

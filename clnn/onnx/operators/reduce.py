@@ -101,7 +101,7 @@ def add_arg(name: str, largest: bool) -> None:
         if select_last_index:
             x = np.flip(x, axis) if host else arrays.flip(x, axis)
         if host:
-            at = np.asarray((np.argmax if largest else np.argmin)(x, axis), np.int64)
+            at: Any = np.asarray((np.argmax if largest else np.argmin)(x, axis), np.int64)
         else:
             at = x.argmax(axis) if largest else arrays.argmin(x, axis)
         if select_last_index:
@@ -122,7 +122,7 @@ def cumsum(c: Context, x: Any, axis: Any, *, exclusive: int = 0, reverse: int = 
     if isinstance(x, np.ndarray) or x.dtype == np.int32:
         x = c.host(0)
         x = x[back] if reverse else x
-        y = np.cumsum(x, a, dtype=x.dtype)
+        y: Any = np.cumsum(x, a, dtype=x.dtype)
         y = y - x if exclusive else y
         return y[back] if reverse else y
     x = x[back] if reverse else x

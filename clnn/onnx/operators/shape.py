@@ -223,7 +223,8 @@ def padded(c: Context, x: Any, pads: Sequence[int], mode: str, value: Any, axes:
         return x
     if isinstance(x, np.ndarray):
         check_host([s + sum(pair) for s, pair in zip(x.shape, amounts)], "an array")
-        return np.pad(x, amounts, mode, **({"constant_values": value} if mode == "constant" else {}))
+        how: Any = {"mode": mode} | ({"constant_values": value} if mode == "constant" else {})
+        return np.pad(x, amounts, **how)
     for a, (before, after) in enumerate(
         amounts
     ):  # one axis after the other, as rows by their numbers or between constants
@@ -233,7 +234,7 @@ def padded(c: Context, x: Any, pads: Sequence[int], mode: str, value: Any, axes:
         if mode != "constant":
             if n == 0:
                 raise ShapeError(f"mode {mode!r} needs elements, and the shape is {x.shape}")
-            at = np.pad(np.arange(n), (before, after), mode)
+            at = np.pad(np.arange(n), (before, after), mode)  # type: ignore[call-overload]
             x = arrays.take(x, c.tensor(at), a)
         else:
             parts = [
