@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 
 from ..errors import ConfigurationError
 
-FOLDER = "CLNN_RUN_MPI"  # where each rank writes the number of its process
+FOLDER = "RUN_MPI_FOLDER"  # where each rank writes the number of its process
 # How mpirun of either kind says which process ended it
 ENDED = (re.compile(rb"PID (?P<pid>\d+) RUNNING AT"), re.compile(rb"process rank (?P<rank>\d+) with PID"))
 OPEN_MPI = ("--oversubscribe", "--bind-to", "none", "--allow-run-as-root")
