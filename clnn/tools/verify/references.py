@@ -123,6 +123,7 @@ def losses(name: str, t: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
         "mse": lambda y: ((y - t) ** 2).mean(1),
         "mae": lambda y: np.abs(y - t).mean(1),
         "huber": lambda y: np.where(np.abs(y - t) <= 1, (y - t) ** 2 / 2, np.abs(y - t) - 0.5).mean(1),
+        "poisson": lambda y: (np.exp(y) - t * y).mean(1),
         "binary_cross_entropy": lambda y: (np.logaddexp(0, y) - t * y).sum(1),
         "cross_entropy": lambda y: -(t * log_softmax(y)).sum(1),
         "log_likelihood": lambda y: -(t * y).sum(1),
