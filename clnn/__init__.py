@@ -13,11 +13,9 @@ from typing import TYPE_CHECKING
 from . import (
     callbacks,
     data,
-    distributed,
     errors,
     functions,
     init,
-    interop,
     layers,
     losses,
     metrics,
@@ -155,13 +153,14 @@ __all__ += functions.__all__
 __all__ += optim.__all__
 
 
+LATER = ("distributed", "interop", "onnx", "sklearn")  # rooms that most programs do without
 if TYPE_CHECKING:
-    from . import onnx, sklearn
+    from . import distributed, interop, onnx, sklearn
 else:  # which would take it for a promise of any name
 
     def __getattr__(name: str) -> object:
         """What is imported when it is asked for, names that clnn does not have, and where what they mean is."""
-        if name in ("onnx", "sklearn"):
+        if name in LATER:
             return importlib.import_module(f".{name}", __name__)
         if name in ("Constant", "Exponential", "Linear", "Piecewise"):
             also = ", and the layer of that name elsewhere is clnn.Dense" if name == "Linear" else ""

@@ -12,7 +12,10 @@ from .errors import CheckpointError, ClnnError, ConfigurationError
 
 REGISTRY: dict[str, Any] = {}
 VERSIONS: dict[Any, int] = {}  # of their configs
-LATER = {"OnnxModel": "clnn.onnx.model"}  # what registers itself once its module is imported, which takes an extra
+LATER = {
+    "OnnxModel": "clnn.onnx.model",
+    "SyncBatchNorm": "clnn.distributed",
+}  # what registers itself once its module is imported
 PLAIN = (bool, int, float, str, tuple)  # values of arguments that can be compared
 
 

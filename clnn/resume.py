@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, random
+from . import checkpoint, losses, optim, random
 from .callbacks import Callback, better_when, monitored
 from .checkpoint import CheckpointWarning
 from .checks import check_count, in_range
@@ -118,11 +119,28 @@ class Checkpoint(Callback):
             old.unlink(missing_ok=True)
 
 
+def _named(callbacks: Sequence[Any]) -> list[str]:
+    """The classes of those that know something between epochs."""
+    return [type(one).__name__ for one in callbacks if one.state_dict()]
+
+
 def saved_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the last one last."""
     return sorted(
         file for file in folder.glob("epoch-*.safetensors") if re.fullmatch(r"epoch-\d{6,}\.safetensors", file.name)
     )
+
+
+def told_of_fit(
+    samples: int, mini_batch: int, shuffle: bool, seed: int | None, loss: Any, optimizer: Any
+) -> dict[str, Any]:
+    """What has to be the same where a fit goes on, as JSON gives it back."""
+    told: dict[str, Any] = {"samples": samples, "mini-batch": mini_batch, "shuffle": shuffle, "seed": seed}
+    told |= {"loss": losses.describe(loss), "optimizer": optim.describe(optimizer)}
+    found: dict[str, Any] = json.loads(
+        json.dumps(told, default=lambda one: getattr(one, "__name__", type(one).__name__))
+    )
+    return found
 
 
 class Resumed:
@@ -151,14 +169,18 @@ class Resumed:
         self.stopped = self.run is not None and bool(self.run["stopped"])
 
     def put(
-        self, model: Any, optimizer: Any, told: dict[str, Any], history: dict[str, list[float]], ranks: int
+        self, model: Any, optimizer: Any, told: dict[str, Any], history: dict[str, list[float]], callbacks: Sequence[Any],
+        ranks: int,
     ) -> None:  # fmt: skip
-        """Give the model and the optimizer the state that was saved. ConfigurationError where fit's settings are others."""
+        """Give the model and the optimizer the state that was saved. ConfigurationError, before anything is changed, where fit's
+        settings are others."""
         if self.run is None:
             return
-        if self.header["dtype"] != model.dtype.name:
-            told, self.run["settings"] = told | {"dtype": model.dtype.name}, {"dtype": self.header["dtype"]}
-        was = dict(self.run["settings"])
+        names = [one["class"] for one in self.run["callbacks"]]
+        frozen = sorted(name for name, p in model.named_parameters() if p.learns and not p.trainable)
+        told = told | {"dtype": model.dtype.name, "callbacks": _named(callbacks), "frozen": frozen}
+        was = self.run["settings"] | {"dtype": self.header["dtype"], "callbacks": names}
+        was["frozen"] = sorted(self.header.get("frozen", ()))
         if ranks != self.run["ranks"]:  # as many samples for each rank, so others in a mini-batch
             was.pop("mini-batch", None)
         different = [f"{k} was {v!r} and is {told[k]!r}" for k, v in was.items() if told.get(k) != v]
@@ -167,26 +189,24 @@ class Resumed:
                 f"resume: {self.file} is of a fit whose {'; '.join(different)}: give the same, or train what clnn.load("
                 f"{str(self.file)!r}) returns in another way"
             )
-        model.load_state_dict(self._part("parameter."))
         if "optimizer" not in self.header:
             raise CheckpointError(
                 f"{self.file} went without its optimizer, which nothing would find again: register its class "
                 "(clnn.register), and begin the run anew"
             )
+        model.load_state_dict(self._part("parameter."))  # all of it, or an error and nothing
         optimizer.load_state_dict({**self.header["optimizer"], "arrays": self._part("optimizer.")})
+        first = (self.run["settings"].get("optimizer") or {}).get("config", {})
+        for name, value in (self.header["optimizer"].get("config") or {}).items():
+            if value != first.get(name, value) and isinstance(value, (int, float)):  # a callback had set it
+                setattr(optimizer, name, value)
         history.update({name: [*map(float, values)] for name, values in self.run["history"].items()})
 
     def put_callbacks(self, model: Any, callbacks: Sequence[Any], world: Any) -> None:
         """Give callbacks, and the generators, the state that was saved."""
         if self.run is None:
             return
-        saved, callbacks = self.run["callbacks"], [one for one in callbacks if one.state_dict()]
-        names, given = [one["class"] for one in saved], [type(one).__name__ for one in callbacks]
-        if names != given:
-            raise ConfigurationError(
-                f"resume: the fit of {self.file} had the callbacks {', '.join(names) or 'none'}, not {', '.join(given) or 'none'}"
-            )
-        for i, (one, was) in enumerate(zip(callbacks, saved)):
+        for i, (one, was) in enumerate(zip([one for one in callbacks if one.state_dict()], self.run["callbacks"])):
             one.load_state_dict({**was["state"], **self._part(f"callback.{i}.")}, model)
         if world.size == self.run["ranks"] == 1:  # several draw other numbers each
             random.generator(model.device).set_state(self.run["generator"])

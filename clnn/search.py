@@ -40,7 +40,6 @@ import numpy as np
 
 from .callbacks import Callback
 from .checks import check_count, in_range
-from .distributed import device_of
 from .errors import CheckpointError, ClnnError, ConfigurationError, Diverged, OutOfDeviceMemory
 from .files import write_atomically
 from .layers.base import Layer
@@ -491,6 +490,8 @@ def _begin(search: Search) -> int:
 
 
 def _begin_rank(search: Search) -> None:
+    from .distributed import device_of  # which most searches do without
+
     names = (
         "MPI_LOCALRANKID",
         "OMPI_COMM_WORLD_LOCAL_RANK",

@@ -99,7 +99,6 @@ class Optimizer(Watched):
     first weights; see `averaged`. `keep_gradients=True` leaves gradients readable as `parameter.grad` also after fit, which
     else may spend them as they come (as they were before clipping). Where `optimizer.world` is set (clnn.distributed.init()),
     `step` first takes the mean of the gradients over all ranks, whose losses are means over as many samples; see `World.mean`.
-    else may spend them as they come (as they were before clipping).
     """
 
     tells = True

@@ -23,7 +23,7 @@ from ..layers.base import Layer, for_shapes
 from ..losses import Loss, parts_of
 from ..optim import Optimizer, find_optimizer
 from ..parameters import consolidate, statistics_kept
-from ..resume import Checkpoint, Resumed
+from ..resume import Checkpoint, Resumed, told_of_fit
 from ..runtime.device import Device
 from ..runtime.lock import exclusive
 from ..runtime.recorder import StepContext
@@ -94,15 +94,10 @@ def fit(
             model, x, y, loss, loss_weights, metrics, sample_weight, class_weight, validation, validation_split
         )
         history, done, last = History(), 0, epochs
-        told = {
-            "samples": len(samples.xs[0]),
-            "mini-batch": batch_size * world.size,
-            "shuffle": bool(shuffle),
-            "seed": seed,
-        }
+        told = told_of_fit(len(samples.xs[0]), batch_size * world.size, bool(shuffle), seed, loss, optimizer)
         saved = None if resume is None else world.first(Resumed(resume) if world.rank == 0 else None)
         if saved:
-            saved.put(model, optimizer, told, history.history, world.size)
+            saved.put(model, optimizer, told, history.history, callbacks, world.size)
             done, last = saved.epochs, saved.epochs if saved.stopped else epochs
         run = _Run(
             model, loss, metrics, outputs, samples, held_out, optimizer, epochs, done, batch_size, shuffle, seed, record, world,

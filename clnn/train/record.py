@@ -69,7 +69,8 @@ class Results:
     def means(self, plan: np.ndarray, epoch: int, first_step: int, world: Any) -> dict[str, float]:
         """The means over an epoch whose steps had so many rows each, by name. Diverged where a loss is not finite."""
         main, extra = self.read(len(plan))
-        main[..., plan == 0] = extra[plan == 0] = 0.0  # of a row that only stood in for none
+        if world.size > 1:  # of a row that only stood in for none
+            main[..., plan == 0] = extra[plan == 0] = 0.0
         losses = np.tensordot(weights_of(self.loss), main[:, 0], 1)
         bad = np.flatnonzero(~np.isfinite(losses))
         found = world.gather((int(bad[0]), float(losses[bad[0]])) if bad.size else (len(plan), 0.0))

@@ -15,16 +15,21 @@ from .elementwise import CASTS
 from .shape import axes_of
 
 
+def from_start(index: np.ndarray, x: Any, axis: int) -> np.ndarray:
+    """Numbers of elements along an axis, counted from its start. OutOfRangeError for those that it does not have."""
+    n = x.shape[axis]
+    if index.size and not -n <= index.min() <= index.max() < n:
+        raise OutOfRangeError(
+            f"there is no element {index.min()} or {index.max()} along axis {axis} of shape {x.shape}"
+        )
+    return np.where(index < 0, index + n, index)
+
+
 @operator("Gather", 1)
 def gather(c: Context, x: Any, index: Any, *, axis: int = 0) -> Any:
     (axis,) = axes_of(x.ndim, [axis])
     if isinstance(index, np.ndarray):
-        n = x.shape[axis]
-        if index.size and not -n <= index.min() <= index.max() < n:
-            raise OutOfRangeError(
-                f"there is no element {index.min()} or {index.max()} along axis {axis} of shape {x.shape}"
-            )
-        index = np.where(index < 0, index + n, index)
+        index = from_start(index, x, axis)
         if isinstance(x, np.ndarray):
             return np.take(x, index, axis)
         if index.ndim == 0:
@@ -71,12 +76,7 @@ def gather_elements(c: Context, x: Any, index: Any, *, axis: int = 0) -> Any:
     """y[i, j] = x[index[i, j], j] along `axis`; the index may be smaller along the others."""
     (axis,) = axes_of(x.ndim, [axis])
     if isinstance(index, np.ndarray):
-        n = x.shape[axis]
-        if index.size and not -n <= index.min() <= index.max() < n:
-            raise OutOfRangeError(
-                f"there is no element {index.min()} or {index.max()} along axis {axis} of shape {x.shape}"
-            )
-        index = np.where(index < 0, index + n, index)
+        index = from_start(index, x, axis)
     x = x[tuple(slice(None) if a == axis else slice(0, s) for a, s in enumerate(index.shape))]
     if isinstance(x, np.ndarray) and isinstance(index, np.ndarray):
         return np.take_along_axis(x, index, axis)
