@@ -445,8 +445,8 @@ class _Perceptron(_Estimator):
         return [layer.b.numpy().ravel() for layer in self.model_.layers]  # type: ignore[attr-defined]
 
     def _share(self) -> int:
-        """By what clnn's loss is larger than scikit-learn's: the book's sums over outputs, where that has a mean."""
-        return self.n_outputs_ if self._loss(self.n_outputs_) == "quadratic" else 1
+        """By what the loss that is trained on is larger than scikit-learn's: a sum over numbers, where that has their mean."""
+        return self.n_outputs_ if isinstance(self, _Regressor) else 1
 
     @property
     def loss_(self) -> float:
@@ -462,6 +462,8 @@ class _Perceptron(_Estimator):
 
     def _train(self, x: Any, y: np.ndarray, weight: np.ndarray | None, epochs: int | None, seed: int) -> None:
         n = x.shape[0]
+        if LOSSES[self._loss(self.n_outputs_)].mean_over_outputs:  # scikit-learn's gradient is that of the sum
+            weight = self.n_outputs_ * (np.ones(n) if weight is None else weight)
         if self.solver not in ("adam", "sgd", "lbfgs"):
             raise ConfigurationError(f"solver is adam, sgd or lbfgs, not {self.solver!r}")
         if self.learning_rate not in ("constant", "invscaling", "adaptive"):
