@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, losses, optim, random
+from . import checkpoint, losses, optim, random, schedules
 from .callbacks import Callback, better_when, monitored
 from .checkpoint import CheckpointWarning
 from .checks import check_count, in_range
 from .errors import CheckpointError, ConfigurationError
 from .files import as_path
+from .registry import config_from
 
 
 class Checkpoint(Callback):
@@ -131,12 +132,19 @@ def saved_in(folder: Path) -> list[Path]:
     )
 
 
+def _told_of_optimizer(optimizer: Any) -> dict[str, Any] | None:
+    """An optimizer as its file has it, but for a schedule that no file can hold: that one's name stands for it."""
+    if not callable(optimizer.lr) or schedules.is_known(optimizer.lr):
+        return optim.describe(optimizer)
+    return {"name": type(optimizer).__name__, "config": config_from(optimizer)}
+
+
 def told_of_fit(
     samples: int, mini_batch: int, shuffle: bool, seed: int | None, loss: Any, optimizer: Any
 ) -> dict[str, Any]:
     """What has to be the same where a fit goes on, as JSON gives it back."""
     told: dict[str, Any] = {"samples": samples, "mini-batch": mini_batch, "shuffle": shuffle, "seed": seed}
-    told |= {"loss": losses.describe(loss), "optimizer": optim.describe(optimizer)}
+    told |= {"loss": losses.describe(loss), "optimizer": _told_of_optimizer(optimizer)}
     found: dict[str, Any] = json.loads(
         json.dumps(told, default=lambda one: getattr(one, "__name__", type(one).__name__))
     )
@@ -198,7 +206,8 @@ class Resumed:
         optimizer.load_state_dict({**self.header["optimizer"], "arrays": self._part("optimizer.")})
         first = (self.run["settings"].get("optimizer") or {}).get("config", {})
         for name, value in (self.header["optimizer"].get("config") or {}).items():
-            if value != first.get(name, value) and isinstance(value, (int, float)):  # a callback had set it
+            was = first.get(name, value)  # a name stands for a schedule that the file has only a number of
+            if value != was and isinstance(value, (int, float)) and not isinstance(was, str):  # a callback had set it
                 setattr(optimizer, name, value)
         history.update({name: [*map(float, values)] for name, values in self.run["history"].items()})
 

@@ -1,6 +1,7 @@
 """Checkpoints of a fit under way, and going on from them to the same bits."""
 
 import errno
+import functools
 import os
 import random
 import signal
@@ -106,6 +107,36 @@ def test_a_rate_that_a_callback_has_set_goes_on(data, tmp_path):
     with pytest.raises(Crash):
         fit(data, [Halve(), clnn.Checkpoint(tmp_path / "run"), CrashAfter(3)], resume=tmp_path / "run")
     same(whole, fit(data, [Halve(), clnn.Checkpoint(tmp_path / "run")], resume=tmp_path / "run"))
+
+
+def own_rate(step):
+    return 0.1 / (1 + step)
+
+
+class OwnSchedule(clnn.Schedule):
+    def rate(self, t):
+        return 0.1 / (1 + t)
+
+
+@pytest.mark.filterwarnings("ignore::clnn.CheckpointWarning")  # files go without such a schedule, which is said
+@pytest.mark.parametrize(
+    "rate",
+    [lambda: own_rate, OwnSchedule, lambda: clnn.WarmUp(OwnSchedule(), 3), lambda: functools.partial(own_rate)],
+    ids=["function", "schedule", "warm-up", "partial"],
+)
+def test_a_schedule_that_no_file_can_hold(data, tmp_path, rate):
+    whole = fit(data, [clnn.Checkpoint(tmp_path / "whole")], optimizer=clnn.SGD(rate()))
+    with pytest.raises(Crash):
+        fit(
+            data,
+            [clnn.Checkpoint(tmp_path / "run"), CrashAfter(3)],
+            optimizer=clnn.SGD(rate()),
+            resume=tmp_path / "run",
+        )
+    again = fit(data, [clnn.Checkpoint(tmp_path / "run")], optimizer=clnn.SGD(rate()), resume=tmp_path / "run")
+    same(whole, again)
+    with pytest.raises(clnn.ConfigurationError, match=r"optimizer was .* and is"):
+        fit(data, [clnn.Checkpoint(tmp_path / "run")], optimizer=clnn.SGD(0.1), resume=tmp_path / "run")
 
 
 def test_a_file_is_a_model_too_and_so_many_are_kept(data, tmp_path):

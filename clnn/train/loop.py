@@ -94,7 +94,9 @@ def fit(
             model, x, y, loss, loss_weights, metrics, sample_weight, class_weight, validation, validation_split
         )
         history, done, last = History(), 0, epochs
-        told = told_of_fit(len(samples.xs[0]), batch_size * world.size, bool(shuffle), seed, loss, optimizer)
+        told = {}
+        if resume is not None or any(isinstance(one, Checkpoint) for one in callbacks):
+            told = told_of_fit(len(samples.xs[0]), batch_size * world.size, bool(shuffle), seed, loss, optimizer)
         saved = None if resume is None else world.first(Resumed(resume) if world.rank == 0 else None)
         if saved:
             saved.put(model, optimizer, told, history.history, callbacks, world.size)
