@@ -1,9 +1,10 @@
-"""Data sets to learn on, a reader for the IDX format, checks for features and labels, and augmentation."""
+"""Data sets to learn on, readers for the IDX format and for drawn digits, checks for features and labels, and augmentation."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from clnn.data.datasets import cifar10, digits, fashion_mnist, mnist
+from clnn.data.digit import as_digit, read_digit
 from clnn.data.idx import read_idx
 from clnn.data.text import shakespeare
 from clnn.data.validate import check_features, check_labels
@@ -12,7 +13,8 @@ if TYPE_CHECKING:
     from clnn.data import augment
 
 __all__ = [
-    "augment", "check_features", "check_labels", "cifar10", "digits", "fashion_mnist", "mnist", "read_idx", "shakespeare",
+    "as_digit", "augment", "check_features", "check_labels", "cifar10", "digits", "fashion_mnist", "mnist", "read_digit",
+    "read_idx", "shakespeare",
 ]  # fmt: skip
 
 
