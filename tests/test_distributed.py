@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -66,6 +67,62 @@ def test_ranks(told, n, name):
     assert errors == dict.fromkeys(range(n), ""), f"{errors}\n{stderr[-3000:]}"
 
 
+@pytest.fixture
+def hosts(tmp_path):
+    """Two hosts, each a network namespace with an address of its own and a cable to the other; and what mpirun calls in place of
+    ssh to start a program on one of them."""
+    names = [f"clnn{os.getpid()}{end}" for end in "ab"]
+    addresses = ["10.77.0.1", "10.77.0.2"]
+
+    def ip(*arguments):
+        return subprocess.run(["ip", *arguments], capture_output=True, text=True)
+
+    try:
+        for name in names:
+            if ip("netns", "add", name).returncode:
+                pytest.skip("network namespaces cannot be made here")
+        cable = ("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "name", "cable", "netns", names[1])
+        if ip(*cable).returncode:
+            pytest.skip("a pair of network devices cannot be made here")
+        for name, address in zip(names, addresses):
+            assert ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable").returncode == 0
+            assert ip("-n", name, "link", "set", "lo", "up").returncode == 0
+            assert ip("-n", name, "link", "set", "cable", "up").returncode == 0
+        start = tmp_path / "start"
+        start.write_text(
+            "#!/bin/sh\nwhile case $1 in -*) true;; *) false;; esac; do shift; done\nhost=$1; shift\n"
+            f"case $host in {addresses[0]}) name={names[0]};; *) name={names[1]};; esac\n"
+            'exec ip netns exec "$name" sh -c "$*"\n'
+        )
+        start.chmod(0o755)
+        yield names, addresses, start
+    finally:
+        for name in names:
+            ip("netns", "del", name)
+
+
+@several
+@pytest.mark.skipif(shutil.which("ip") is None, reason="without ip, of iproute2")
+def test_two_hosts(hosts):
+    """Each rank reaches the other over the network alone, and both compute what one rank does."""
+    (here, there), addresses, start = hosts
+    if "HYDRA" not in subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout:
+        pytest.skip("another mpirun than MPICH's is told of hosts in another way")
+    where = f"-launcher ssh -launcher-exec {start} -localhost {addresses[0]} -hosts {','.join(addresses)}".split()
+    names = ["momentum", "one_sample_left", "batch_norm"]
+    program = [sys.executable, str(HERE / "ranks.py"), *names]
+    # tcp: MPICH's UCX would see that both are one machine, and go through its memory
+    run = subprocess.run(
+        ["ip", "netns", "exec", here, MPIRUN, *where, "-n", "2", *program],
+        capture_output=True, text=True, env={**environment(), "UCX_TLS": "tcp,self"}, timeout=4 * MINUTE,
+    )  # fmt: skip
+    said = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
+    assert len(said) == 2 * len(names) and not any(one["error"] for one in said), f"{said}\n{run.stderr[-3000:]}"
+    count = ["ip", "netns", "exec", there, "cat", "/sys/class/net/cable/statistics/rx_bytes"]
+    received = int(subprocess.run(count, capture_output=True, text=True).stdout)
+    assert received > 200_000, f"{received} bytes came over the network, which is no more than mpirun's own"
+
+
 @several
 @pytest.mark.parametrize(
     "which, words",
@@ -103,6 +160,20 @@ def test_ctrl_c_leaves_a_checkpoint_that_goes_on_with_other_ranks(tmp_path):
         None, epochs=before + 1, optimizer=clnn.SGD(0.01, momentum=0.9), seed=1, batch_size=8, resume=folder
     )
     assert len(history["loss"]) == before + 1
+
+
+@several
+def test_the_example_goes_on_with_another_number_of_ranks(tmp_path):
+    nobody = {"CLNN_DATA_DIR": "", "CLNN_CACHE_DIR": str(tmp_path / "cache"), "https_proxy": "http://127.0.0.1:9"}
+    example = str(HERE.parent / "examples" / "mnist_mpi.py")
+    for start, epochs, ranks_there in ((RUN, 2, 2), ([sys.executable], 3, 1)):
+        run = subprocess.run(
+            [*start, example, str(epochs)],
+            capture_output=True, text=True, env={**environment(), **nobody}, cwd=tmp_path, timeout=4 * MINUTE,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr[-3000:]
+        assert run.stdout.count("epoch ") == epochs and run.stdout.endswith(f"on {ranks_there} ranks\n")
+        assert float(re.search(r"test set: ([\d.]+)%", run.stdout)[1]) > 60
 
 
 @several
