@@ -145,6 +145,7 @@ WINGS = {
     "onnx": (6_200, "onnx/*"),
     "other libraries' names": (190, "foreign.py"),
     "scikit-learn": (640, "sklearn.py"),
+    "running models": (380, "tools/run.py"),
     "several ranks": (820, "distributed.py", "train/alone.py", "tools/mpi.py"),
     "core": (6_640, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),

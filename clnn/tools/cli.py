@@ -1,4 +1,4 @@
-"""The command line, `clnn` or `python -m clnn`: which devices there are, what is wrong with them, training, and speed."""
+"""The command line, `clnn` or `python -m clnn`: which devices there are, what is wrong with them, training, models, and speed."""
 
 from __future__ import annotations
 
@@ -125,6 +125,30 @@ def _parser() -> argparse.ArgumentParser:
     add("--picture", metavar="FILE", help="draw README's picture: a training curve, and a training step on each side")
     add("--profile", action="store_true", help="list the launches of a training step with their times instead")
     command.set_defaults(run=bench)
+
+    command = commands.add_parser(
+        "run",
+        help="run a model from a file: an ONNX file, or one that net.save() wrote",
+        description="Run a model once on the device in use. Print the shapes of inputs and outputs and the times of loading and "
+        "of the first answer. With --against the exit status is 1 where the answers differ.",
+    )
+    add = command.add_argument
+    add("model", metavar="MODEL", help="*.onnx, *.safetensors or *.clnn")
+    add(
+        "--input",
+        action="append",
+        default=[],
+        metavar="NAME=FILE",
+        help="an array, .npy, or a number for the input of that name; FILE.npz alone has arrays for the inputs that it names",
+    )
+    add("--shape", action="append", default=[], metavar="NAME=N,N,...", help="of an input that is made up, at random")
+    add("--seed", type=int, default=0, metavar="N", help="of inputs that are made up (%(default)s)")
+    add("--output", metavar="FOLDER", help="where to write the outputs, one .npy file each (nowhere)")
+    add("--bench", action="store_true", help="measure further calls")
+    add("--against", default="", metavar="onnxruntime", help="compare with it, and with --bench measure both in turns")
+    add("--rounds", type=int, default=7, metavar="N", help="of --bench (%(default)s)")
+    add("--profile", action="store_true", help="list the launches with their times")
+    command.set_defaults(run=_run)
 
     command = commands.add_parser(
         "reproduce",
@@ -365,6 +389,14 @@ def bench(options: argparse.Namespace) -> int:
     if options.picture:
         report.picture(measured, Path(options.picture))
     return 0
+
+
+# -- run --------------------------------------------------------------------------------------------------------------
+def _run(options: argparse.Namespace) -> int:
+    """Run a model from a file."""
+    from . import run
+
+    return run.run(options)
 
 
 # -- reproduce --------------------------------------------------------------------------------------------------------
