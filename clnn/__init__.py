@@ -26,7 +26,7 @@ from . import (
 )
 from .arrays import *  # noqa: F403 - each file by itself: type checkers do not follow two stars in a row
 from .attention import *  # noqa: F403
-from .callbacks import Callback, EarlyStopping, GradientNorms
+from .callbacks import Callback, EarlyStopping, GradientNorms, Lambda, LearningRate, TerminateOnNaN, TimeBudget
 from .checkpoint import CheckpointWarning
 from .ensemble import Ensemble
 from .errors import (
@@ -60,6 +60,7 @@ from .layers.sequence.attention import *  # noqa: F403
 from .layers.sequence.embedding import *  # noqa: F403
 from .layers.sequence.recurrent import *  # noqa: F403
 from .layers.sequence.temporal import *  # noqa: F403
+from .logs import CSVLog, LivePlot, TensorBoard
 from .minimize import LBFGS, HessianFree
 from .model import Model, Sequential, load
 from .named import *  # noqa: F403
@@ -82,6 +83,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArgumentError",
     "BuildError",
+    "CSVLog",
     "Callback",
     "Checkpoint",
     "CheckpointError",
@@ -101,6 +103,9 @@ __all__ = [
     "History",
     "Input",
     "LBFGS",
+    "Lambda",
+    "LearningRate",
+    "LivePlot",
     "Model",
     "OneCycle",
     "OutOfDeviceMemory",
@@ -113,6 +118,9 @@ __all__ = [
     "ShapeError",
     "StepDecay",
     "Tensor",
+    "TensorBoard",
+    "TerminateOnNaN",
+    "TimeBudget",
     "WarmUp",
     "callbacks",
     "constant",

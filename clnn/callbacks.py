@@ -1,16 +1,17 @@
-"""Callbacks: what fit calls as it goes, early stopping and norms of gradients among them, and the progress bar."""
+"""Callbacks: what fit calls as it goes, those that end it, set the learning rate and measure gradients among them."""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from .checks import check_count, in_range, numbers
-from .errors import ConfigurationError, ShapeError
+from .errors import ConfigurationError, Diverged, ShapeError
 from .layers.base import Layer, snake
 from .losses import host_target
 from .ops.random import Generator
@@ -48,6 +49,10 @@ class Callback:
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         """After an epoch, with its losses, accuracies, learning rate and seconds."""
 
+    def on_diverged(self, model: Any, epoch: int, error: Diverged) -> bool:
+        """In place of `on_epoch_end`, where a loss of the epoch is not finite: True if fit is to end here without the error."""
+        return False
+
     def on_train_end(self, model: Any) -> None:
         """After the last epoch, or an error."""
 
@@ -72,6 +77,28 @@ def monitored(who: str, monitor: str, logs: dict[str, float]) -> float:
             f"{held_out if monitor.startswith('val_') else ''}"
         )
     return logs[monitor]
+
+
+class KeptWeights:
+    """A copy on the device of a model's weights and statistics, taken by `keep` and put back by `restore`."""
+
+    def __init__(self) -> None:
+        self.copies: list[tuple[Device, Block, Block]] = []  # weights, and their copies
+
+    def keep(self, model: Any) -> None:
+        """Copy the weights as they are now over the copy that there is."""
+        if not self.copies:
+            for run in runs(model.parameters()):
+                w = run.part(run.store.block)
+                self.copies.append((run.store.device, w, w.memory.allocate(w.nbytes, pooled=False)))
+        for device, w, copy in self.copies:
+            device.copy(w, copy, w.nbytes)
+
+    def restore(self) -> None:
+        """Put the copy back, where there is one, and let it go."""
+        for device, w, copy in self.copies:
+            device.copy(copy, w, w.nbytes)
+        self.copies = []
 
 
 class EarlyStopping(Callback):
@@ -104,7 +131,7 @@ class EarlyStopping(Callback):
     def _start(self) -> None:
         self.best, self.best_epoch = math.nan, -1
         self.stopped_epoch: int | None = None
-        self._kept: list[tuple[Device, Block, Block]] = []  # weights, and their copies
+        self._kept = KeptWeights()
 
     def on_train_begin(self, model: Any) -> None:
         self._start()
@@ -115,36 +142,123 @@ class EarlyStopping(Callback):
         if math.isnan(self.best) and not math.isnan(value) or ahead > self.min_delta:
             self.best, self.best_epoch = value, epoch
             if self.restore_best:
-                self._keep(model)
+                self._kept.keep(model)
         elif epoch - self.best_epoch >= self.patience:
             self.stopped_epoch = epoch
             model.stop_training = True
 
-    def _keep(self, model: Any) -> None:
-        if not self._kept:
-            for run in runs(model.parameters()):
-                w = run.part(run.store.block)
-                self._kept.append((run.store.device, w, w.memory.allocate(w.nbytes, pooled=False)))
-        for device, w, copy in self._kept:
-            device.copy(w, copy, w.nbytes)
-
     def state_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {"best": None if math.isnan(self.best) else self.best, "best_epoch": self.best_epoch}
-        for i, (device, _, copy) in enumerate(self._kept):
+        for i, (device, _, copy) in enumerate(self._kept.copies):
             found[f"kept_{i}"] = device.read(copy, np.empty(copy.nbytes, np.uint8))
         return found
 
     def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
         self.best, self.best_epoch = math.nan if state["best"] is None else state["best"], state["best_epoch"]
         if "kept_0" in state:
-            self._keep(model)
-            for i, (device, _, copy) in enumerate(self._kept):
+            self._kept.keep(model)
+            for i, (device, _, copy) in enumerate(self._kept.copies):
                 device.upload(state[f"kept_{i}"], copy)
 
     def on_train_end(self, model: Any) -> None:
-        for device, w, copy in self._kept:
-            device.copy(copy, w, w.nbytes)
-        self._kept = []
+        self._kept.restore()
+
+
+class TerminateOnNaN(Callback):
+    """End fit where a loss is no longer finite, with the weights of the epoch before, in place of the `Diverged` that it raises
+    without this.
+
+    `stopped_epoch` is then that epoch (from 0), `error` the `Diverged` that says at which step it was; both are None where all
+    was well. The history ends with the epoch before. The optimizer's state is that of the last step: a further fit
+    needs a new optimizer, with a smaller learning rate.
+    """
+
+    def __init__(self) -> None:
+        self.stopped_epoch: int | None = None
+        self.error: Diverged | None = None
+        self._kept = KeptWeights()
+
+    def on_train_begin(self, model: Any) -> None:
+        self.stopped_epoch = self.error = None
+        self._kept = KeptWeights()
+        self._kept.keep(model)
+
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
+        self._kept.keep(model)
+
+    def on_diverged(self, model: Any, epoch: int, error: Diverged) -> bool:
+        self.stopped_epoch, self.error = epoch, error
+        self._kept.restore()
+        return True
+
+    def on_train_end(self, model: Any) -> None:
+        self._kept = KeptWeights()
+
+
+class TimeBudget(Callback):
+    """End fit after the epoch in which so many seconds, minutes and hours in all have passed since it began.
+
+    Where fit resumes, the time before counts too. Afterwards `spent` is the time in seconds, and `stopped_epoch` the last
+    epoch (from 0), or None where there was time left.
+    """
+
+    def __init__(self, seconds: float = 0.0, minutes: float = 0.0, hours: float = 0.0) -> None:
+        given = [in_range(f"TimeBudget's {k}", v, 0.0, math.inf) for k, v in
+                 (("seconds", seconds), ("minutes", minutes), ("hours", hours))]  # fmt: skip
+        self.seconds = in_range("TimeBudget in all", given[0] + 60 * given[1] + 3600 * given[2], 0.0, math.inf, "()")
+        self.spent = 0.0
+        self.stopped_epoch: int | None = None
+
+    def on_train_begin(self, model: Any) -> None:
+        self.spent, self.stopped_epoch, self._began = 0.0, None, time.monotonic()
+
+    def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
+        now = time.monotonic()
+        self.spent, self._began = self.spent + now - self._began, now
+        if self.spent >= self.seconds:
+            self.stopped_epoch = epoch
+            model.stop_training = True
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"spent": self.spent}
+
+    def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
+        self.spent = float(state["spent"])
+
+
+class LearningRate(Callback):
+    """Train epoch 0, 1, ... at the learning rate function(epoch); `clnn.schedules` has rates by the step, too.
+
+    ConfigurationError where that is no number of 0 or more, or where the optimizer has a schedule already.
+    """
+
+    def __init__(self, function: Callable[[int], float]) -> None:
+        if not callable(function):
+            raise ConfigurationError(f"LearningRate takes a function of the epoch, and {function!r} is none")
+        self.function = function
+
+    def on_train_begin(self, model: Any) -> None:
+        if callable(model.optimizer.lr):
+            raise ConfigurationError(
+                f"LearningRate: the optimizer has the schedule {model.optimizer.lr!r}: give it a number, or leave this out"
+            )
+
+    def on_epoch_begin(self, model: Any, epoch: int) -> None:
+        model.optimizer.lr = in_range(f"LearningRate of epoch {epoch}", self.function(epoch), 0.0, math.inf)
+
+
+class Lambda(Callback):
+    """A callback of functions, by what `Callback` calls them: `Lambda(on_epoch_end=lambda model, epoch, logs: print(logs))`."""
+
+    def __init__(self, *wrong: Any, **functions: Callable[..., Any]) -> None:
+        known = [name for name in vars(Callback) if not name.startswith("__")]
+        for name, function in (*(("a function without a name", one) for one in wrong), *functions.items()):
+            if name not in known or not callable(function):
+                raise ConfigurationError(
+                    f"clnn.Lambda, a callback, takes functions by the names {', '.join(known)}, and {name}={function!r} is none "
+                    "of them; a layer is a class with a forward(), of clnn.Layer"
+                )
+        vars(self).update(functions)
 
 
 class GradientNorms(Callback):
@@ -230,38 +344,3 @@ def _by_layer(model: Layer) -> dict[str, list[Parameter]]:
             owner = max((place for place in names if not place or path.startswith(f"{place}.")), key=len)
             found.setdefault(names[owner], []).append(value)
     return found
-
-
-class Progress:
-    """A progress bar over the steps of all epochs; none where the output is not a terminal."""
-
-    def __init__(self, epochs: int, steps: int, shown: bool) -> None:
-        self.bar: Any = None
-        self.waiting = 0
-        if shown:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=epochs * steps, unit="step", disable=None, dynamic_ncols=True, leave=True)
-            if self.bar.disable:
-                self.bar = None
-
-    def step(self, times: int = 1) -> None:
-        """Steps were taken."""
-        if self.bar is not None:
-            self.waiting += times
-            if self.waiting >= 64:
-                self.bar.update(self.waiting)
-                self.waiting = 0
-
-    def epoch(self, epoch: int, epochs: int, logs: dict[str, float]) -> None:
-        """An epoch has ended, with these logs."""
-        if self.bar is not None:
-            self.bar.update(self.waiting)
-            self.waiting = 0
-            self.bar.set_description(f"epoch {epoch + 1}/{epochs}")
-            self.bar.set_postfix_str(", ".join(f"{k} {v:.4g}" for k, v in logs.items() if k not in ("lr", "seconds")))
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self.bar is not None:
-            self.bar.close()

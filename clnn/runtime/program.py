@@ -79,12 +79,14 @@ class Programs:
         self._usual = [STANDARD, FLUSH]  # options of every program
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
+        self.begun = 0  # builds so far, with the one under way
         self.group_limits: dict[tuple[Any, ...], int] = {}  # those asked for so far, by (file, kernel, real, defines)
 
     def build(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
         key = (file, real, defines)
         program = self._programs.get(key)
         if program is None:
+            self.begun += 1
             options = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines)]
             program = self._programs[key] = self._compile(file, options)
         return program

@@ -352,6 +352,7 @@ def train(options: argparse.Namespace) -> int:
         batch_size=batch_size,
         seed=options.seed,
         callbacks=lines,
+        progress=not lines,
     )
     seconds = time.perf_counter() - began
     result = net.evaluate(x_test, y_test)

@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 
 from .. import random
-from ..callbacks import Callback, Progress
+from ..callbacks import Callback
 from ..checks import check_count
 from ..data.sparse import SparseRows
-from ..errors import ConfigurationError, ShapeError
+from ..errors import ConfigurationError, Diverged, ShapeError
 from ..layers.base import Layer, for_shapes
 from ..losses import Loss, parts_of
 from ..optim import Optimizer, find_optimizer
 from ..parameters import consolidate, statistics_kept
+from ..progress import Progress
 from ..resume import Checkpoint, Resumed, told_of_fit
 from ..runtime.device import Device
 from ..runtime.lock import exclusive
@@ -105,7 +106,7 @@ def fit(
             model, loss, metrics, outputs, samples, held_out, optimizer, epochs, done, batch_size, shuffle, seed, record, world,
         )  # fmt: skip
         evaluation = Evaluation(model, outputs, loss, metrics, record) if held_out else None
-        bar = Progress(max(0, last - done), len(run.plan), progress and world.rank == 0)
+        bar = Progress(max(0, last - done), len(run.plan), progress and world.rank == 0, model.device)
         model.stop_training = False
         try:
             for callback in callbacks:
@@ -123,7 +124,13 @@ def fit(
                 began = time.perf_counter()
                 run.prepare()
                 run.train(epoch, bar, called_back=bool(callbacks))
-                logs = run.means(epoch)
+                try:
+                    logs = run.means(epoch)
+                except Diverged as error:
+                    ends = [one.on_diverged(model, epoch, error) for one in callbacks if isinstance(one, Callback)]
+                    if not any(ends):
+                        raise
+                    break
                 if evaluation and held_out:
                     logs |= {f"val_{key}": value for key, value in evaluation.run(held_out, world).items()}
                 run.observe(logs)  # before callbacks, which may save the model
