@@ -244,6 +244,35 @@ def test_from_torch_without_torch(tmp_path):
     assert done.returncode == 1 and "pip install torch" in done.stderr and "Traceback" not in done.stderr
 
 
+# -- models of others: what they read, how much of it, and the packages that hold them ---------------------------------------
+ONNX = {
+    "file_types": ("magika", r"^\S+ +(python|markdown|json|onnx) [\d.]+%, or ", 4),
+    "voice_activity": ("silero_vad", r"^ +(1\.[01]\d s: speech begins|3\.[01]\d s: it is quiet again) ", 2),
+    "object_detector": ("ddddocr", r"^\d+% from .*, overlap [89]\d%$", 3),
+    "read_text": ("rapidocr_onnxruntime", r"^(Read once,|replay 1000 times) \((9\d|100)%\)$", 2),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ONNX)
+def test_models_of_others(name):
+    package, line, lines = ONNX[name]
+    for one in ("onnx", package, "PIL"):
+        if importlib.util.find_spec(one) is None:
+            pytest.skip(f"the package {one} is not installed")
+    out = run(f"onnx/{name}")
+    assert len(re.findall(line, out, re.M)) == lines, out
+
+
+@pytest.mark.parametrize("name", ONNX)
+def test_models_of_others_without_their_package(name):
+    pytest.importorskip("onnx")
+    code = "import sys, runpy; sys.modules[sys.argv[2]] = None; runpy.run_path(sys.argv[1])"
+    command = [sys.executable, "-c", code, EXAMPLES / "onnx" / f"{name}.py", ONNX[name][0]]
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    assert done.returncode == 1 and "pip install --no-deps" in done.stderr and "Traceback" not in done.stderr
+
+
 def test_search(without_mnist):
     out = run("search", "3", **without_mnist)
     assert [line.split()[:2] for line in out.splitlines()].count(["trial", "lr"]) == 2
