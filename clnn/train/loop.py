@@ -39,7 +39,9 @@ from .inputs import Samples, build_for, counts_hits, given_to_fit
 from .outputs import Outputs
 from .record import Results, record_loss, record_metrics
 
-AUDITS = 0.005  # of fit's time, at most, for audits after callbacks where all code is clnn's
+AUDITS = (
+    0.005  # share of its epochs' time for which fit audits the step after callbacks (step.py), where all code is clnn's
+)
 
 
 def fit(
@@ -135,6 +137,7 @@ def fit(
                     logs |= {f"val_{key}": value for key, value in evaluation.run(held_out, world).items()}
                 run.observe(logs)  # before callbacks, which may save the model
                 logs["seconds"] = time.perf_counter() - began
+                run.seconds += logs["seconds"]
                 logs = world.first(logs)
                 history.add(logs)
                 bar.epoch(epoch, epochs, logs)
@@ -185,7 +188,7 @@ class _Run:
         if seed is not None:  # where an uninterrupted run would be
             random.generator(self.device).reseed(seed, position=position)
         world.reseed(self.device)
-        self.started = time.perf_counter()
+        self.seconds = 0.0  # of all epochs so far, without what callbacks did
         if self.resident:
             self.feed.load(*samples)
 
@@ -228,7 +231,7 @@ class _Run:
         step, device, key = self.step, self.device, self.step.key(self.device, (rows, share))
         run = partial(self.function, rows=rows, share=share)
         # a callback may have changed what a user's code reads and nobody can watch; clnn's own reads nothing such
-        afford = step.audited <= AUDITS * (time.perf_counter() - self.started)
+        afford = step.audited <= AUDITS * self.seconds
         with device.lock:
             step.verify(device, key, run, step.foreign or (called_back and afford))
         done = 0
