@@ -24,6 +24,7 @@ FLOORS = (
     {"step", "functions", "named", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "logs", "resume", "train", "minimize", "generation", "distributed"},
     {"graph"},
+    {"looking"},
     {"model", "search"},
     {"interop"},
     {"ensemble", "sklearn", "onnx"},
@@ -147,11 +148,13 @@ WINGS = {
     "scikit-learn": (640, "sklearn.py"),
     "running models": (380, "tools/run.py"),
     "several ranks": (820, "distributed.py", "train/alone.py", "tools/mpi.py"),
+    "looking": (600, "looking/*"),
+    "serve": (520, "tools/serve/*"),
     "core": (6_640, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (720, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_250, "data/*"),
-    "tools": (8_250, "tools/*"),
+    "tools": (8_300, "tools/*"),
     "the rest": (4_400, "*"),
 }
 

@@ -45,7 +45,8 @@ def test_it_holds_the_package_and_every_kernel_and_nothing_else(wheel):
     modules = {str(file.relative_to(ROOT).as_posix()) for file in (ROOT / "clnn").rglob("*.py")}
     modules = {name for name in modules if not name.startswith("clnn/tools/bench/libraries/")}  # for a checkout
     info = {name for name in names if ".dist-info/" in name}
-    assert names - info == kernels | modules | {"clnn/py.typed", "clnn/named.pyi", "clnn/gemm/tuned.json"}
+    page = {f"clnn/tools/serve/page.{kind}" for kind in ("html", "css", "js")}
+    assert names - info == kernels | modules | page | {"clnn/py.typed", "clnn/named.pyi", "clnn/gemm/tuned.json"}
     assert any(name.endswith("licenses/LICENSE") for name in info)
     assert wheel.name == f"clnn-{clnn.__version__}-py3-none-any.whl"
 

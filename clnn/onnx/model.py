@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 import weakref
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -348,9 +349,22 @@ class OnnxModel(Model):
             if value.type == "bool" and x.dtype == np.int32:
                 x = elementwise("not_equal", x, 0)
             given[value.name] = Made(x, value.type or type_of(x))
-        one = Pass(self._training, frozenset())
+        one = Pass(self._training, frozenset(), note=self.__dict__.get("_note"))
         found = {name: one.on_device(made.data) for name, made in one.run(given).items()}
         return found if len(found) > 1 else next(iter(found.values()))
+
+    @contextlib.contextmanager
+    def note_nodes(self, note: Callable[[str, str, list[Any], list[Any]], None]) -> Iterator[None]:
+        """Within it `note` is told of each node that runs on tensors: its name, its operator, its inputs and outputs."""
+
+        def told(node: Any, given: list[Any], found: list[Any]) -> None:
+            note(node.name or next(filter(None, node.outputs), node.op), node.op, given, found)
+
+        self.__dict__["_note"] = told  # no attribute that recordings would have to look at
+        try:
+            yield
+        finally:
+            del self.__dict__["_note"]
 
     def summary(self) -> str:
         """Inputs, outputs, operators with their numbers, parameters, and how the model runs, as text."""

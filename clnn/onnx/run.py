@@ -189,10 +189,11 @@ def last_uses(nodes: Sequence[Node], graph: Graph) -> dict[int, list[str]]:
 
 
 class Pass:
-    """One pass through a plan. `given`: the inputs whose values may be demanded on the host."""
+    """One pass through a plan. `given`: the inputs whose values may be demanded on the host; `note` is told of each node, its
+    inputs and its outputs."""
 
-    def __init__(self, plan: Plan, given: frozenset[str], folding: bool = False) -> None:
-        self.plan, self.given, self.folding = plan, given, folding
+    def __init__(self, plan: Plan, given: frozenset[str], folding: bool = False, note: Any = None) -> None:
+        self.plan, self.given, self.folding, self.note = plan, given, folding, note
         self.device, self.opsets = plan.device, plan.graph.opsets
         self.read: Counter[str] = Counter()  # nodes that read values back
 
@@ -288,6 +289,9 @@ class Pass:
         for name in node.outputs[len(results) :]:
             if name:
                 raise CheckpointError(f"{self.plan.where}: {node} gives no output {name!r}")
+        if self.note is not None:
+            given = [v.data for v in values if v is not None]
+            self.note(node, given, [env[name].data for name in node.outputs if name])
 
     def on_device(self, data: Any) -> Any:
         """A value on the device; lists stay lists."""

@@ -103,6 +103,24 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=train)
 
     command = commands.add_parser(
+        "serve",
+        help="put a model behind a page where digits are drawn and answered, and an address for programs",
+        description="Answer for a model on this machine, until Ctrl-C: in a page, where a digit is drawn and its answer, the "
+        "probabilities and what each layer computes show at once (models of MNIST's or scikit-learn's digits), and for "
+        'programs: POST /predict takes {"x": [...]} as application/json, or a .npy file as application/x-npy, of any model.',
+    )
+    add = command.add_argument
+    add("model", metavar="FILE", help="what net.save wrote (.safetensors), or an ONNX file (.onnx)")
+    add(
+        "--host",
+        default="127.0.0.1",
+        metavar="H",
+        help="listen on this address; 0.0.0.0 for all (%(default)s: this machine alone)",
+    )
+    add("--port", type=int, default=8000, metavar="N", help="0 for any free one (%(default)s)")
+    command.set_defaults(run=_serve)
+
+    command = commands.add_parser(
         "bench",
         help="measure this device, alone or against other libraries",
         description="Measure training, inference, matrix products and convolutions, in interleaved rounds, after checking "
@@ -360,6 +378,26 @@ def train(options: argparse.Namespace) -> int:
     if options.save:
         net.save(options.save)
         print(f"saved: clnn.load({options.save!r}) gives the network back")
+    return 0
+
+
+# -- serve ------------------------------------------------------------------------------------------------------------
+def _serve(options: argparse.Namespace) -> int:
+    """Answer until Ctrl-C."""
+    from pathlib import Path
+
+    from .serve import Server
+    from .serve.answers import load
+
+    server = Server(load(options.model), options.host, options.port, Path(options.model).name)
+    reach = "this machine alone reaches it" if server.local else "whoever reaches this machine may ask it"
+    print(f"{options.model} on {server.answers.model.device.name}: {server.url} ({reach}; Ctrl-C ends it)", flush=True)
+    try:
+        with server:
+            while True:
+                time.sleep(3600)
+    except KeyboardInterrupt:
+        print("ended")
     return 0
 
 
