@@ -18,7 +18,7 @@ export PATH := $(PATH):$(CURDIR)/.venv/bin
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
 
-demo: .venv/.ready-digits
+demo: .venv/.ready
 	.venv/bin/python -m clnn train digits
 
 test: .venv/.ready-test
@@ -31,7 +31,11 @@ check: .venv/.ready-dev
 	.venv/bin/python -m pytest $(ARGS)
 
 setup:
-	@.ci/setup digits
+	@.ci/setup
+
+.venv/.ready: pyproject.toml .ci/setup
+	@.ci/setup
+	@touch $@
 
 .venv/.ready-%: pyproject.toml .ci/setup
 	@.ci/setup $*

@@ -4,7 +4,7 @@
     net.fit(x, y, loss="cross_entropy", optimizer=clnn.Adam(0.001), batch_size=64, world=world)
     world.save(net, "net.safetensors")
 
-Every rank is a process that runs the whole program, with all samples. mpi4py does the transport (`pip install "clnn[mpi]"`).
+Every rank is a process that runs the whole program, with all samples. mpi4py does the transport (`pip install mpi4py mpich`).
 Before anything is exchanged, all ranks say what they are about to exchange: one that does something else, fails or does not
 come is an error on the others, which names it. A world of one does nothing of all that.
 """
@@ -89,7 +89,8 @@ def init(timeout: float = 60.0, comm: Any = None) -> World:
         except (ImportError, RuntimeError) as error:  # not installed, or without an MPI library
             if launched > 1:
                 raise ConfigurationError(
-                    f'{launched} ranks were started, and mpi4py does not work here ({error}): pip install "clnn[mpi]"'
+                    f"{launched} ranks were started, and mpi4py does not work here ({error}): "
+                    "pip install mpi4py mpich (impi-rt on Windows)"
                 ) from None
     size = 1 if comm is None else comm.size
     if size == 1 < launched:

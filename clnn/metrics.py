@@ -265,7 +265,7 @@ class Report:
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
-            raise ConfigurationError('Report.plot() needs matplotlib: pip install "clnn[plot]"') from error
+            raise ConfigurationError("Report.plot() needs matplotlib: pip install matplotlib") from error
         n = len(self.matrix)
         shares = _divide(self.matrix, self.support[:, None])
         figure, axes = plt.subplots(figsize=(2 + 0.5 * n, 1.5 + 0.5 * n))

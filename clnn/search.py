@@ -582,7 +582,9 @@ class Ranks(Processes):
             from mpi4py import MPI
             from mpi4py.futures import MPIPoolExecutor
         except (ImportError, RuntimeError) as error:
-            raise ConfigurationError(f'processes="mpi" needs mpi4py ({error}): pip install "clnn[mpi]"') from None
+            raise ConfigurationError(
+                f'processes="mpi" needs mpi4py ({error}): pip install mpi4py mpich (impi-rt on Windows)'
+            ) from None
         if MPI.COMM_WORLD.size == 1 or "-m" not in sys.orig_argv or "mpi4py.futures" not in sys.orig_argv:
             raise ConfigurationError(
                 'processes="mpi" takes the ranks that MPI has started: mpirun -n 4 python -m mpi4py.futures script.py'

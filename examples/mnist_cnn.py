@@ -16,7 +16,7 @@ expanded = sys.argv[2:] == ["expanded"]
 try:
     (x, y), validation, (x_test, y_test) = clnn.data.mnist(validation=5000)
 except clnn.DataError:
-    print("MNIST is not there, so this trains on scikit-learn's digits, which are smaller and fewer.")
+    print("MNIST is not there, so this trains on clnn's own digits, which are smaller and fewer.")
     (x, y), validation, (x_test, y_test) = clnn.data.digits(validation=200)
 
 side = round(x.shape[1] ** 0.5)

@@ -14,7 +14,7 @@ epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
 try:
     (x, y), validation, (x_test, y_test) = clnn.data.mnist(validation=10000)
 except clnn.DataError:
-    print("MNIST is not there, so this trains on scikit-learn's digits, which are smaller and fewer.")
+    print("MNIST is not there, so this trains on clnn's own digits, which are smaller and fewer.")
     (x, y), validation, (x_test, y_test) = clnn.data.digits(validation=200)
 
 net = clnn.Sequential(

@@ -18,7 +18,7 @@ world = clnn.distributed.init()
 try:
     (x, y), validation, (x_test, y_test) = clnn.data.mnist(validation=5000)
 except clnn.DataError:
-    world.print("MNIST is not there, so this trains on scikit-learn's digits, which are smaller and fewer.")
+    world.print("MNIST is not there, so this trains on clnn's own digits, which are smaller and fewer.")
     (x, y), validation, (x_test, y_test) = clnn.data.digits(validation=200)
 
 layers = [clnn.Dense(256, "relu", weight_init="he_normal"), clnn.Dropout(0.2), clnn.Dense(10)]

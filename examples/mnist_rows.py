@@ -12,7 +12,7 @@ epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 5
 try:
     (x, y), (x_test, y_test) = clnn.data.mnist()
 except clnn.DataError:
-    print("MNIST is not there, so this trains on scikit-learn's digits, which are smaller and fewer.")
+    print("MNIST is not there, so this trains on clnn's own digits, which are smaller and fewer.")
     (x, y), (x_test, y_test) = clnn.data.digits()
 side = round(x.shape[1] ** 0.5)
 

@@ -28,7 +28,7 @@ if __name__ == "__main__":
     try:
         (x, y), (x_test, y_test) = clnn.data.mnist()
     except clnn.DataError:
-        print("MNIST is not there, so this trains on scikit-learn's digits, which are smaller and fewer.")
+        print("MNIST is not there, so this trains on clnn's own digits, which are smaller and fewer.")
         (x, y), (x_test, y_test) = clnn.data.digits()
     side = math.isqrt(x.shape[1])
     layers = [

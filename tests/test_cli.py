@@ -174,12 +174,7 @@ def test_doctor_outlives_a_crash_and_a_hang(monkeypatch):
 
 
 # -- train -------------------------------------------------------------------------------------------------------------
-@pytest.fixture
-def digits():
-    pytest.importorskip("sklearn", reason="digits needs scikit-learn")
-
-
-def test_train_digits_reaches_97_percent(digits, tmp_path):
+def test_train_digits_reaches_97_percent(tmp_path):
     file = tmp_path / "models" / "net.clnn"
     code, out, _ = run("train", "digits", "--save", str(file))
     assert code == 0
@@ -192,7 +187,7 @@ def test_train_digits_reaches_97_percent(digits, tmp_path):
 
 
 @pytest.mark.slow
-def test_train_digits_is_no_luck_of_the_seed(digits):
+def test_train_digits_is_no_luck_of_the_seed():
     lr, _, batch_size, epochs = cli.GOOD["digits"]
     (x, y), (x_test, y_test) = clnn.data.digits()
     accuracies = []
@@ -207,13 +202,13 @@ def test_train_digits_is_no_luck_of_the_seed(digits):
 @pytest.mark.slow
 @pytest.mark.parametrize("loss", cli.LAST)
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_train_with_every_loss_and_optimizer(digits, capsys, loss, optimizer):
+def test_train_with_every_loss_and_optimizer(capsys, loss, optimizer):
     arguments = ["--loss", loss, "--optimizer", optimizer, "--hidden", "20,15", "--activation", "tanh"]
     assert cli.main(["train", "digits", *arguments, "--epochs", "5", "--batch-size", "50", "--weight-decay", "0"]) == 0
     assert float(re.search(r"test accuracy ([\d.]+)%", capsys.readouterr().out).group(1)) > 25
 
 
-def test_train_without_hidden_layers(digits, capsys):
+def test_train_without_hidden_layers(capsys):
     assert cli.main(["train", "digits", "--hidden", "", "--epochs", "3"]) == 0
     assert "650 parameters" in capsys.readouterr().out
 
@@ -228,7 +223,7 @@ def test_train_without_hidden_layers(digits, capsys):
         (["--hidden", "100,0"], "Dense's size"),
     ],
 )
-def test_train_says_in_one_line_what_is_wrong(digits, capsys, arguments, message):
+def test_train_says_in_one_line_what_is_wrong(capsys, arguments, message):
     assert cli.main(["train", "digits", *arguments]) == 1
     error = capsys.readouterr().err
     assert error.startswith("clnn: ") and message in error and error.count("\n") == 1
@@ -243,7 +238,7 @@ def test_wrong_usage_is_exit_code_2(capsys):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGINT for another process on Windows")
-def test_ctrl_c_is_exit_code_130(digits):
+def test_ctrl_c_is_exit_code_130():
     command = [sys.executable, "-u", "-m", "clnn", "train", "digits", "--epochs", "1000000"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:

@@ -182,10 +182,12 @@ def test_bad_validation(validation):
         digits(validation=validation)
 
 
-def test_digits_without_scikit_learn(monkeypatch):
-    monkeypatch.setitem(sys.modules, "sklearn", None)
-    with pytest.raises(DataError, match=r'pip install "clnn\[digits\]"'):
-        digits()
+def test_digits_are_scikit_learn_s():
+    source = pytest.importorskip("sklearn.datasets").load_digits()
+    order = np.random.RandomState(0).permutation(1797)
+    found = [np.concatenate(part) for part in zip(*digits(raw=True))]
+    np.testing.assert_array_equal(found[0], source.images[order])
+    np.testing.assert_array_equal(found[1], source.target[order])
 
 
 # The real MNIST

@@ -21,7 +21,7 @@ from clnn.tools.mpi import share_of_cores
 HERE = Path(__file__).resolve().parent
 MPIRUN = shutil.which("mpirun", path=os.path.dirname(sys.executable)) or shutil.which("mpirun")
 several = pytest.mark.skipif(
-    MPIRUN is None or importlib.util.find_spec("mpi4py") is None, reason='needs pip install "clnn[mpi]"'
+    MPIRUN is None or importlib.util.find_spec("mpi4py") is None, reason="needs pip install mpi4py mpich"
 )
 OPEN = ["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]
 THREE = ("momentum", "one_sample_left", "ignored_targets", "a_step_of_ones_own", "batch_norm", "ranks_that_differ")

@@ -35,7 +35,6 @@ def with_data(name):
 @pytest.fixture
 def without_mnist(tmp_path):
     """Variables with which MNIST is not there and cannot be downloaded."""
-    pytest.importorskip("sklearn", reason="digits needs scikit-learn")
     nobody = "http://127.0.0.1:9"
     return {"CLNN_DATA_DIR": "", "CLNN_CACHE_DIR": str(tmp_path), "http_proxy": nobody, "https_proxy": nobody}
 

@@ -100,6 +100,14 @@ def test_the_table_names_everything():
     assert not set(clnn.functions.__all__) - linked
 
 
+def test_no_message_advises_what_is_not_published():
+    """clnn is not on PyPI: messages name packages that are, pages a checkout's own extras."""
+    files = [file for end in ("py", "md") for file in (ROOT / "clnn").rglob(f"*.{end}")]
+    for file in [*files, *(ROOT / "examples").rglob("*.py"), ROOT / "README.md"]:
+        found = re.findall(r"pip install \W*clnn.*", file.read_text(encoding="utf-8"))
+        assert not found, f"{file}: {found}"
+
+
 LIBRARY = [m.name for m in pkgutil.walk_packages(clnn.__path__, "clnn.") if not m.name.endswith(("__main__", "worker"))]
 
 

@@ -1,4 +1,4 @@
-"""The data sets: scikit-learn's small digits, MNIST, Fashion-MNIST and CIFAR-10, as NumPy arrays.
+"""The data sets: UCI's small digits, MNIST, Fashion-MNIST and CIFAR-10, as NumPy arrays.
 
 Each function returns `(x, y), (x_test, y_test)`, and with `validation=k` a third pair between the two, the last k
 samples of the training part. `x` is float32 of shape (n, features), CIFAR-10's (n, 3, 32, 32), with values in [0, 1], `y`
@@ -10,7 +10,6 @@ The files of MNIST are looked for, gzip or plain, in `$CLNN_DATA_DIR/mnist`, the
 """
 
 import hashlib
-import importlib.util
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +25,9 @@ from clnn.errors import ConfigurationError, DataError
 from clnn.files import cache_folder, write_atomically
 
 Pair = tuple[np.ndarray, np.ndarray]
+
+DIGITS = Path(__file__).with_name("digits.idx.gz")
+DIGITS_SHA256 = "4af6f3417d7865cd8b5dbd03a9e4f16e8ef14c0f4c336c712afa1421a4f382a9"
 
 
 class IdxFile(NamedTuple):
@@ -128,32 +130,20 @@ CIFAR10 = RecordFiles(
 
 
 def digits(validation: int = 0, raw: bool = False) -> tuple[Pair, ...]:
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: 1,437 to train on, 360 to test, 64 features.
+    """The 1,797 handwritten digits of 8 x 8 pixels that scikit-learn has too: 1,437 to train on, 360 to test, 64 features.
 
-    The split is always the same. `raw=True` gives the images as uint8, (n, 8, 8), values 0 to 16.
+    They come with clnn. The split is always the same. `raw=True` gives the images as uint8, (n, 8, 8), values 0 to 16.
+    Each pixel counts the inked ones of a block of 4 x 4 in a bitmap of 32 x 32 by NIST. Source: E. Alpaydin and C. Kaynak,
+    Optical Recognition of Handwritten Digits, its test set, UCI Machine Learning Repository 1998, doi 10.24432/C50P49, CC BY 4.0.
 
         (x, y), (x_test, y_test) = clnn.data.digits()
     """
-    images, labels = _sklearn_digits()
+    table = read_idx(DIGITS, (1797, 65), DIGITS_SHA256)  # a row an image: its pixels, then its label
+    images, labels = table[:, :64].reshape(-1, 8, 8), table[:, 64]
     order = np.random.RandomState(0).permutation(1797)  # RandomState's stream is frozen; default_rng's may change
     images, labels = images[order], labels[order]
     train, test = (images[:1437], labels[:1437]), (images[1437:], labels[1437:])
     return _prepare(train, test, validation, raw, scale=16)
-
-
-def _sklearn_digits() -> tuple[np.ndarray, np.ndarray]:
-    """The images (1797, 8, 8) and labels, from scikit-learn's own file: importing the package takes seconds."""
-    package = importlib.util.find_spec("sklearn")
-    if package is None or package.origin is None:
-        raise DataError('digits() needs scikit-learn; install it with: pip install "clnn[digits]"')
-    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
-    if path.is_file():
-        table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
-        return table[:, :64].reshape(-1, 8, 8), table[:, 64]
-    from sklearn.datasets import load_digits  # wherever this version keeps it
-
-    source = load_digits()
-    return source.images.astype(np.uint8), source.target
 
 
 def mnist(validation: int = 0, raw: bool = False, scale: float = 255) -> tuple[Pair, ...]:

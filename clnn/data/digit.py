@@ -14,7 +14,7 @@ from clnn.checks import check_count
 from clnn.data.validate import check_features
 from clnn.errors import ConfigurationError, DataError
 
-PAPER = 0.2  # of the darkest stroke: what is fainter is paper, shadow and noise
+PAPER = 0.3  # of the darkest stroke: what is fainter is paper, shadow and noise
 MOST = 1 << 24  # pixels of an image file: more is no drawing of a digit, and would fill the memory
 CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's pixel, by its type of colour
 BITS = {0: (1, 2, 4, 8, 16), 2: (8, 16), 3: (1, 2, 4, 8), 4: (8, 16), 6: (8, 16)}  # of a channel
@@ -41,7 +41,7 @@ def as_digit(gray: Any, size: int = 28, box: int | None = None) -> np.ndarray:
     ink = np.maximum(paper - image if paper > (image.max() + image.min()) / 2 else image - paper, 0)
     if not ink.max() > 0:
         raise DataError(f"the image, {image.shape[1]} x {image.shape[0]} pixels, is empty: there is no digit on it")
-    ink = np.maximum(ink / ink.max() - PAPER, 0) / (1 - PAPER)
+    ink = np.where(ink < PAPER * ink.max(), 0, ink)
     rows, columns = (np.flatnonzero(ink.any(axis=axis)) for axis in (1, 0))
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
@@ -50,7 +50,8 @@ def as_digit(gray: Any, size: int = 28, box: int | None = None) -> np.ndarray:
     ink = _resampling(ink.shape[0], height) @ ink @ _resampling(ink.shape[1], width).T
     ink /= ink.max()  # thin strokes grow faint when they shrink
     digit = np.zeros((size, size), np.float32)
-    top, left = (_start(ink.sum(axis=axis), size) for axis in (1, 0))
+    middle = size // 2 + 0.5 if box < size else size / 2  # MNIST's is in pixel 14 of 0 to 27
+    top, left = (_start(ink.sum(axis=axis), middle, size) for axis in (1, 0))
     digit[top : top + height, left : left + width] = ink
     return digit
 
@@ -63,10 +64,10 @@ def _resampling(old: int, new: int) -> np.ndarray:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
-def _start(mass: np.ndarray, size: int) -> int:
-    """Where this profile begins in an axis of `size`, if its centre of mass is to be in the middle and all of it inside."""
+def _start(mass: np.ndarray, middle: float, size: int) -> int:
+    """Where this profile begins in an axis of `size`, with its centre of mass at `middle` and all of it inside."""
     centre = (mass * (np.arange(len(mass)) + 0.5)).sum() / mass.sum()
-    return min(max(round(size / 2 - centre), 0), size - len(mass))
+    return min(max(round(middle - centre), 0), size - len(mass))
 
 
 def read_digit(path: str | os.PathLike[str], size: int = 28, box: int | None = None) -> np.ndarray:

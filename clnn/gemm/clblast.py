@@ -48,7 +48,7 @@ def _library() -> tuple[Any, str]:
     try:
         import pyclblast
     except ImportError as error:
-        return None, f"pyclblast cannot be imported ({error}): pip install clnn[clblast] needs CLBlast's headers"
+        return None, f"pyclblast cannot be imported ({error}): pip install pyclblast needs CLBlast's headers"
     return pyclblast, ""
 
 

@@ -116,12 +116,7 @@ def packages() -> Iterator[Finding]:
         yield Finding(
             NOTE,
             f"pyclblast cannot be imported, so clnn's own kernels multiply matrices ({lost.splitlines()[-1]})",
-            "on a GPU CLBlast can be faster: install it (Debian, Ubuntu: libclblast-dev), "
-            'then pip install "clnn[clblast]"',
-        )
-    if not _version("scikit-learn"):
-        yield Finding(
-            NOTE, "scikit-learn is not installed, and clnn.data.digits() needs it", 'pip install "clnn[digits]"'
+            "on a GPU CLBlast can be faster: install it (Debian, Ubuntu: libclblast-dev), then pip install pyclblast",
         )
 
 

@@ -32,9 +32,7 @@ def mpirun() -> list[str]:
     found = shutil.which("mpirun", path=os.path.dirname(sys.executable)) or shutil.which("mpirun")
     if found is None or importlib.util.find_spec("mpi4py") is None:
         lacks = "mpi4py" if found else "mpirun"
-        raise ConfigurationError(
-            f'there is no {lacks} here: pip install "clnn[mpi]" brings mpi4py and an MPI with mpirun'
-        )
+        raise ConfigurationError(f"there is no {lacks} here: pip install mpi4py mpich (impi-rt on Windows) brings both")
     said = subprocess.run([found, "--version"], capture_output=True, text=True).stdout
     return [found, *(OPEN_MPI if "Open MPI" in said or "PRRTE" in said else ())]
 

@@ -577,7 +577,7 @@ def draw(runs: Runs, plans: dict[str, Plan], seeds: int, folder: Path, say: Any)
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError:
-        say('no pictures, since matplotlib is not installed: pip install "clnn[plot]"')
+        say("no pictures, since matplotlib is not installed: pip install matplotlib")
         return
     for name, one in plans.items():
         if not isinstance(one, Experiment):

@@ -30,7 +30,7 @@ class History:
         try:
             import matplotlib.pyplot as plt
         except ImportError as error:
-            raise ConfigurationError('History.plot() needs matplotlib: pip install "clnn[plot]"') from error
+            raise ConfigurationError("History.plot() needs matplotlib: pip install matplotlib") from error
         groups = [[n for n in self.history if n.endswith(part)] for part in ("loss", "accuracy")]
         groups = [names for names in groups if names]
         figure, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups), 3.5), squeeze=False)

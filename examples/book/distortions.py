@@ -31,7 +31,7 @@ if __name__ == "__main__":
     try:
         (x, labels), _ = clnn.data.mnist()
     except clnn.DataError:
-        print("MNIST is not there, so these are scikit-learn's digits, which are smaller.")
+        print("MNIST is not there, so these are clnn's own digits, which are smaller.")
         (x, labels), _ = clnn.data.digits()
     side = round(x.shape[1] ** 0.5)
     ten = x[[np.flatnonzero(labels == digit)[0] for digit in range(10)]].reshape(10, side, side)

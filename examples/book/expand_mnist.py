@@ -27,7 +27,7 @@ if __name__ == "__main__":
         (images, labels), *_ = clnn.data.mnist(validation=10000, raw=True)
         brightest = 255
     except clnn.DataError:
-        print("MNIST is not there, so this expands scikit-learn's digits, which are smaller and fewer.")
+        print("MNIST is not there, so this expands clnn's own digits, which are smaller and fewer.")
         (images, labels), *_ = clnn.data.digits(raw=True)
         brightest = 16
 

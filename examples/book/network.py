@@ -44,7 +44,7 @@ if __name__ == "__main__":
     try:
         training_data, validation_data, test_data = clnn.data.mnist(validation=10000, scale=256)
     except clnn.DataError:
-        print("MNIST is not there, so this trains on scikit-learn's digits, which are smaller and fewer.")
+        print("MNIST is not there, so this trains on clnn's own digits, which are smaller and fewer.")
         training_data, test_data = clnn.data.digits()
     net = Network([training_data[0].shape[1], 30, 10])
     net.SGD(training_data, int(sys.argv[1]) if len(sys.argv) > 1 else 30, 10, 3.0, test_data=test_data)

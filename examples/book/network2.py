@@ -97,11 +97,11 @@ def load(filename, cost=CrossEntropyCost):
 
 
 def load_data():
-    """The book's training, validation and test data; scikit-learn's smaller digits where MNIST is not there."""
+    """The book's training, validation and test data; clnn's own smaller digits where MNIST is not there."""
     try:
         return clnn.data.mnist(validation=10000, scale=256)
     except clnn.DataError:
-        print("MNIST is not there, so this trains on scikit-learn's digits, which are smaller and fewer.")
+        print("MNIST is not there, so this trains on clnn's own digits, which are smaller and fewer.")
         return clnn.data.digits(validation=360)
 
 

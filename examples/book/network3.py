@@ -96,7 +96,7 @@ class Network:
 if __name__ == "__main__":
     training_data, validation_data, test_data = load_data()
     n, mini_batch_size = training_data[0].shape[1], 10
-    side = math.isqrt(n)  # 28, or 8 for scikit-learn's digits
+    side = math.isqrt(n)  # 28, or 8 for clnn's own digits
     if sys.argv[2:] == ["fc"]:
         layers = [FullyConnectedLayer(n, 100), SoftmaxLayer(100, 10)]
     else:

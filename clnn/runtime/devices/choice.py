@@ -25,7 +25,7 @@ BROKEN = (cl.Error, UnicodeDecodeError)  # what asking a broken driver ends in
 HOW_TO_GET_ONE = (
     "A driver is installed as a system package (Debian, Ubuntu: pocl-opencl-icd for any CPU, mesa-opencl-icd or "
     "rocm-opencl-runtime for AMD, intel-opencl-icd for Intel; Nvidia's driver brings its own), or, without root on "
-    'Linux x86-64, by pip install "clnn[pocl]". `clnn doctor` says more.'
+    "Linux x86-64, by pip install pocl-binary-distribution. `clnn doctor` says more."
 )
 
 _lock = threading.Lock()

@@ -234,5 +234,5 @@ def _pyplot(option: str) -> Any:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise ConfigurationError(f'{option} needs matplotlib: pip install "clnn[plot]"') from error
+        raise ConfigurationError(f"{option} needs matplotlib: pip install matplotlib") from error
     return plt
