@@ -40,7 +40,6 @@ from .ops.elementwise import scale_add
 from .parameters import runs
 from .runtime.device import Device
 from .runtime.devices.choice import device, devices, use
-from .tape import grad_enabled
 from .tensor import Parameter, Tensor, apply, concat, function
 from .train.alone import Alone
 
@@ -569,7 +568,7 @@ class SyncBatchNorm(BatchNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         world = current()
-        if world.size == 1 or not (grad_enabled() and self.trainable):
+        if world.size == 1 or not (self.trains() and self.trainable):
             return super().forward(x)
         axes, form = (0, *range(2, x.ndim)), (1, -1, *(1,) * (x.ndim - 2))
         row = fill(empty(x.device, (1,), x.dtype), float(x.size // x.shape[1]))

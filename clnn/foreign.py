@@ -141,8 +141,6 @@ NAMES: dict[str, str] = {
 METHODS: dict[str, str] = {
     "compile": "give loss=, optimizer= and metrics= to fit",
     "add": "give Sequential all layers in one list",
-    "train": "nothing is to be said: fit and steps with a backward() train, predict and clnn.no_grad() do not",
-    "eval": "nothing is to be said: predict, evaluate and calls within clnn.no_grad() are inference",
     "train_on_batch": "write a step: @clnn.step, loss.backward(), optimizer.step(net.parameters())",
     "fit_generator": "give fit arrays, or call a @clnn.step for each batch",
     "save_weights": "net.save(path), or safetensors of net.state_dict()",

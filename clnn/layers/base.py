@@ -122,6 +122,7 @@ class Layer(Watched):
     built = False
     dtype = np.dtype(np.float32)
     stop_training = False
+    training = True  # False after eval(): see train()
     # Whether inputs are whole numbers, such as tokens, and stay int32: one answer, or one for each input
     whole_inputs: bool | tuple[bool, ...] = False
     # What becomes of a mask of steps, `Tensor.mask`: `forward` reads it, and it goes on with the output; neither is an error
@@ -324,6 +325,26 @@ class Layer(Watched):
         for _, p in self.named_parameters():
             p.trainable = bool(value)
         structure_changed()
+
+    def train(self, mode: bool = True) -> Any:
+        """Put this layer and all inside into training mode, where they are at first, and return it; `eval()` ends that.
+
+        Calls with a tape are training: dropout drops, and BatchNorm takes the statistics of the mini-batch and moves its own.
+        After `net.eval()` calls are inference, with gradients too. `fit` trains, and refuses a model in which a layer is in
+        eval mode; predict, evaluate and calls within `clnn.no_grad()` are inference in either mode. Files do not keep the mode.
+        """
+        for layer in self.layers_inside():
+            layer.training = bool(mode)
+        structure_changed()
+        return self
+
+    def eval(self) -> Any:
+        """`train(False)`: calls are inference from now on, as PyTorch's are after its `eval()`."""
+        return self.train(False)
+
+    def trains(self) -> bool:
+        """Whether a call of now is training: on tape, and the layer is not in eval mode."""
+        return self.training and grad_enabled()
 
     def __setattr__(self, key: str, value: Any) -> None:
         before = self.__dict__.get(key)

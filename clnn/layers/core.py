@@ -12,7 +12,6 @@ from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
 from ..ops.random import dropout, gaussian_dropout, spatial_dropout
 from ..random import generator
-from ..tape import grad_enabled
 from ..tensor import Tensor, apply, function, linear_layer, softmax_of
 from .base import Layer, register
 
@@ -173,7 +172,7 @@ class Reshape(Layer):
 class Dropout(Layer):
     """In training each value is 0 with probability `rate`, else divided by 1 - rate (Srivastava et al. 2014).
 
-    Without a tape (`no_grad`, evaluate, predict) nothing is dropped.
+    Without a tape (`no_grad`, evaluate, predict) and after `eval()` nothing is dropped.
     """
 
     op = staticmethod(dropout)
@@ -183,7 +182,7 @@ class Dropout(Layer):
         self.rate = in_range(f"{type(self).__name__}'s rate", rate, 0.0, 1.0)
 
     def forward(self, x: Tensor) -> Tensor:
-        if not grad_enabled() or self.rate == 0:
+        if self.rate == 0 or not self.trains():
             return x
         try:
             return apply(self.op, x, rate=self.rate, generator=generator(x.device))

@@ -22,7 +22,7 @@ from ..ops.norm import (
 )
 from ..registry import config_from
 from ..tape import grad_enabled
-from ..tensor import Parameter, Tensor, on_tape
+from ..tensor import Parameter, Tensor, function, on_tape
 from .base import Layer, register
 from .core import SOFTMAX
 
@@ -78,8 +78,8 @@ class BatchNorm(_Norm):
 
     In training (on tape) mean and variance are those of the batch and its space, and the running ones follow:
     running = momentum running + (1 - momentum) batch, the variance with n - 1; a momentum of 0.9 is PyTorch's 0.1.
-    Without a tape (`no_grad`, evaluate, predict), and where `trainable` is False, the running ones take their place: then
-    the layer is x a + b by channel, and gamma and beta get no gradient. `activation` is a name of clnn/ops/activation.py;
+    Without a tape (`no_grad`, evaluate, predict), after `eval()`, and where `trainable` is False, the running ones take their
+    place: then the layer is x a + b by channel. `activation` is a name of clnn/ops/activation.py;
     `affine=False` goes without gamma and beta. ShapeError where a channel has a single value to train on.
     """
 
@@ -97,7 +97,7 @@ class BatchNorm(_Norm):
         self.running_variance = self.parameter(channels, "ones", decays=False, learns=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if grad_enabled() and self.trainable:
+        if self.trains() and self.trainable:
             return self.taped(
                 batch_norm, x, self.gamma, self.beta, running=(self.running_mean, self.running_variance),
                 activation=self.activation, momentum=self.momentum, epsilon=self.epsilon,
@@ -106,6 +106,11 @@ class BatchNorm(_Norm):
 
     def folded(self) -> tuple[Array, Array]:
         """(a, b), each (channels,), with which the layer is f(x a + b) by its running statistics."""
+        if (
+            self.gamma is not None and self.beta is not None and self.trainable and grad_enabled()
+        ):  # gradients go to both
+            a = self.gamma / function(self.running_variance.detach() + self.epsilon, "sqrt")
+            return a, self.beta - self.running_mean.detach() * a
         return fold(self.gamma, self.beta, self.running_mean, self.running_variance, self.epsilon)
 
 

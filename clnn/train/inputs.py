@@ -263,6 +263,8 @@ def given_to_fit(
 ) -> tuple[Any, list[Any], Outputs, Samples, Samples | None]:
     """The loss, the metrics, the outputs, the samples to train on, and those that are held out: `validation`, or the fraction
     `split` from the end."""
+    if resting := [one.name or type(one).__name__ for one in model.layers_inside() if not one.training]:
+        raise ConfigurationError(f"fit trains, and {_listed(resting[:5])} is in eval mode: call net.train() first")
     dtype, xs = model.dtype, as_inputs(x, model)
     n = len(xs[0])
     if n == 0:

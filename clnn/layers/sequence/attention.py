@@ -15,7 +15,6 @@ from ...errors import ConfigurationError, ShapeError
 from ...ops.activation import activation_name
 from ...ops.random import dropout as drop
 from ...random import generator
-from ...tape import grad_enabled
 from ...tensor import Tensor, apply, linear_layer, ones, softmax_of, tensor, zeros
 from ..base import Layer, register
 from ..core import Dense, Dropout
@@ -119,7 +118,7 @@ class MultiHeadAttention(_Masked):
         v = linear_layer(source, self.wv, self.bv, "linear").reshape(*source.shape[:2], -1, depth)
         if self.rotary:
             q, k = rotary(q), rotary(k)
-        if self.dropout and grad_enabled():
+        if self.dropout and self.trains():
             y = self._with_dropout(q, k, v, mask)
         else:
             y = scaled_dot_product_attention(q, k, v, mask, causal=self.causal, time_first=True)

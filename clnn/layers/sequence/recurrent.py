@@ -168,7 +168,7 @@ class _Recurrent(Layer):
         self.ensure_built(x.shape[1:])
         self._check(x)
         self._count(given[1:])
-        if grad_enabled() and (self.dropout or self.recurrent_dropout):
+        if (self.dropout or self.recurrent_dropout) and self.trains():
             raise ConfigurationError(
                 f"{self.name or type(self).__name__}: a cell sees one step, and dropout masks are one for all steps of a "
                 "sequence: give dropout=0 and recurrent_dropout=0, or call the layer with whole sequences"
@@ -187,11 +187,11 @@ class _Recurrent(Layer):
                     "forwards, without states that are given, lengths or masks"
                 )
             states = [cache.kept((batch, self.units), x.dtype, state=True) for _ in range(STATES[self.kind])]
-        if grad_enabled() and self.dropout:
+        if self.dropout and self.trains():
             x = x * self._dropped((batch, 1, features), self.dropout)  # one for all steps
         drop = (
             self._dropped((batch, self.units), self.recurrent_dropout)
-            if grad_enabled() and self.recurrent_dropout
+            if self.recurrent_dropout and self.trains()
             else None
         )
         cell = Cell(

@@ -10,7 +10,6 @@ from ...ops.elementwise import add
 from ...ops.image.window import check_axes
 from ...ops.random import spatial_dropout
 from ...random import generator
-from ...tape import grad_enabled
 from ...tensor import Tensor, apply
 from ..base import Layer, register
 from ..image.conv import Conv1D
@@ -59,6 +58,6 @@ class TemporalBlock(Layer):
         y = x
         for convolution in self.body:
             y = convolution(y)
-            if self.dropout and grad_enabled():
+            if self.dropout and self.trains():
                 y = apply(spatial_dropout, y, rate=self.dropout, generator=generator(x.device))
         return apply(add, y, self.shortcut(x) if self.shortcut else x, activation="relu")
