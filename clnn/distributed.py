@@ -151,11 +151,11 @@ class World(Alone):
         if self.rank == 0:
             print(*values, **{"flush": True, **options})
 
-    def save(self, model: Any, path: Any) -> None:
-        """`model.save(path)` by rank 0; the others wait until the file is there."""
+    def save(self, model: Any, path: Any, **options: Any) -> None:
+        """`model.save(path, **options)` by rank 0; the others wait until the file is there."""
         with self:
             if self.rank == 0:
-                model.save(path)
+                model.save(path, **options)
             self.wait()
 
     def wait(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,17 +186,37 @@ class Model(Layer):
 
     # -- files --------------------------------------------------------------------------------------------------------
     @exclusive("device.lock")
-    def save(self, path: str | Path) -> None:
-        """Write architecture, parameters, loss and, after fit, the optimizer's state to one file, whole or not at all.
+    def save(self, path: str | Path, *, optimizer: Any = "last") -> None:
+        """Write architecture, parameters, loss and the optimizer's state to one file, whole or not at all.
 
+        The optimizer is that of the last fit. One that stepped in a loop of your own is given, `net.save(path, optimizer=opt)`:
+        without it a CheckpointWarning says that the file goes without. None leaves it out. ConfigurationError for one that has
+        not stepped this model.
         A loss, an optimizer or a schedule of your own comes along if it is registered (`clnn.register`); else a
         CheckpointWarning says that the file goes without it. Metrics belong to calls, and are given to each.
         `clnn.load(path)` gives the model back; `net.fit(..., optimizer=net.optimizer)` then goes on exactly.
         """
-        self._write(path, {}, {})
+        one, mine = self.optimizer if optimizer == "last" else optimizer, self.parameters()
+        if not isinstance(one, (Optimizer, type(None))):
+            raise ConfigurationError(f"optimizer is an optimizer that stepped this model, or None, and not {one!r}")
+        if optimizer == "last":
+            if others := [type(other).__name__ for other in optim.stepping(mine) if other is not one]:
+                warnings.warn(
+                    f"the file goes without the state of {' and '.join(others)}, which stepped this model outside fit: "
+                    "net.save(path, optimizer=optimizer) keeps it, optimizer=None says that it is not wanted",
+                    checkpoint.CheckpointWarning,
+                    stacklevel=3,
+                )
+        elif one is not None and not one.has_met(mine):
+            raise ConfigurationError(
+                f"this {type(one).__name__} has not stepped this model, so that there is nothing of it to save"
+            )
+        self._write(path, {}, {}, one)
 
-    def _write(self, path: str | Path, more: dict[str, np.ndarray], told: dict[str, Any]) -> None:
-        """`save`, with further arrays and words of the header."""
+    def _write(
+        self, path: str | Path, more: dict[str, np.ndarray], told: dict[str, Any], one: Optimizer | None = None
+    ) -> None:
+        """`save`, with further arrays and words of the header, and the state of one optimizer."""
         if not self.built or self._input_shapes is None:
             raise CheckpointError("the model is not built yet: give input_shape, or call it once, before saving")
         parameters = list(self.named_parameters())
@@ -221,8 +242,7 @@ class Model(Layer):
             header["frozen"] = frozen
         if self.loss is not None:
             header["loss"] = _told_loss(self.loss)
-        if self.optimizer is not None and (self.optimizer.parameters or self.optimizer.steps):
-            one = self.optimizer
+        if one is not None and (one.parameters or one.steps):
             if callable(one.lr) and not schedules.is_known(one.lr):
                 checkpoint.told("schedule", one.lr, None, schedules.find_rate)
             if described := checkpoint.told("optimizer", one, optim.describe(one), optim.find_optimizer):

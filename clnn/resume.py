@@ -115,7 +115,7 @@ class Checkpoint(Callback):
             "settings": self._under_way["told"], "callbacks": callbacks, "generator": random.generator(model.device).state(),
             "shuffling": random.host().bit_generator.state,
         }  # fmt: skip
-        model._write(self.folder / f"epoch-{epochs:06d}.safetensors", arrays, {"run": run})
+        model._write(self.folder / f"epoch-{epochs:06d}.safetensors", arrays, {"run": run}, model.optimizer)
         for old in saved_in(self.folder)[: -self.keep]:
             old.unlink(missing_ok=True)
 

@@ -719,3 +719,75 @@ def test_a_file_says_what_of_a_layer_it_goes_without(device, tmp_path, name, cha
     change(net.layers[0])
     with pytest.warns(clnn.CheckpointWarning, match=f"goes without {name} of layers.0") if name else nullcontext():
         net.save(tmp_path / "net")
+
+
+# -- the optimizer of a loop of one's own ------------------------------------------------------------------------------
+def own_loop(net, optimizer, x, target, steps, recorded=False):
+    def train(x, target):
+        loss = clnn.losses.mse(net(x), target)
+        loss.backward()
+        optimizer.step(net.parameters())
+        return loss
+
+    train = clnn.step(train) if recorded else train
+    return [float(train(x, target).numpy()) for _ in range(steps)]
+
+
+@pytest.mark.parametrize("recorded", [False, True], ids=["eager", "recorded"])
+@pytest.mark.parametrize("kind", [clnn.Adam, lambda: clnn.SGD(0.1, momentum=0.9)], ids=["Adam", "SGD"])
+def test_save_with_the_optimizer_of_a_loop_of_one_s_own(kind, recorded, device, tmp_path):
+    """It is left out with a warning, and with `optimizer=` the loop goes on exactly."""
+    rng = np.random.default_rng(0)
+    x, target = rng.normal(size=(6, 3)).astype(np.float32), rng.normal(size=(6, 2)).astype(np.float32)
+    net, optimizer, path = (
+        clnn.Sequential([clnn.Dense(4, "tanh"), clnn.Dense(2)], input_shape=3, seed=1),
+        kind(),
+        tmp_path / "a",
+    )
+    own_loop(net, optimizer, x, target, 5, recorded)
+    name = type(optimizer).__name__
+    with pytest.warns(
+        clnn.CheckpointWarning, match=rf"without the state of {name}, which stepped.*optimizer=optimizer"
+    ) as said:
+        net.save(path)
+    assert said[0].filename == __file__ and clnn.load(path).optimizer is None
+    net.save(path, optimizer=None)
+    assert clnn.load(path).optimizer is None
+    net.save(path, optimizer=optimizer)
+    again = clnn.load(path)
+    want = own_loop(net, optimizer, x, target, 5, recorded)
+    assert own_loop(again, again.optimizer, x, target, 5, recorded) == want
+
+
+def test_save_after_fit_and_a_loop_keeps_what_is_asked_for(device, tmp_path):
+    x, target, path = np.ones((4, 3), np.float32), np.ones((4, 2), np.float32), tmp_path / "a"
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+    net.fit(x, target, loss="mse", optimizer="adam", progress=False)
+    net.save(path)  # fit's, without a word
+    optimizer = clnn.SGD(0.1, momentum=0.5)
+    own_loop(net, optimizer, x, target, 2)
+    with pytest.warns(clnn.CheckpointWarning, match="without the state of SGD"):
+        net.save(path)
+    net.save(path, optimizer=optimizer)
+    assert type(clnn.load(path).optimizer) is clnn.SGD
+    net.fit(x, target, loss="mse", optimizer="adam", progress=False)  # a new one takes charge
+    net.save(path)
+    assert type(clnn.load(path).optimizer) is clnn.Adam
+    del optimizer
+    own_loop(net, clnn.SGD(0.1), x, target, 2)  # and one that is gone is missed by nobody
+    net.save(path)
+
+
+@pytest.mark.parametrize("wrong", ["adam", clnn.SGD, 3, {}], ids=["name", "class", "number", "dict"])
+def test_save_takes_an_optimizer(wrong, device, tmp_path):
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+    with pytest.raises(
+        clnn.ConfigurationError, match="optimizer is an optimizer that stepped this model, or None, and not"
+    ):
+        net.save(tmp_path / "a", optimizer=wrong)
+    other, optimizer = clnn.Sequential([clnn.Dense(2)], input_shape=3), clnn.SGD(0.1)
+    for one in (clnn.SGD(0.1), optimizer):
+        with pytest.raises(clnn.ConfigurationError, match="this SGD has not stepped this model"):
+            net.save(tmp_path / "a", optimizer=one)
+        own_loop(other, optimizer, np.ones((4, 3), np.float32), np.ones((4, 2), np.float32), 1)
+    assert not (tmp_path / "a").exists()

@@ -9,6 +9,7 @@ from ..errors import ConfigurationError
 from . import rules
 from .base import Optimizer
 from .base import Taking as Taking
+from .base import stepping as stepping
 from .lamb import LAMB
 from .rates import ROWS as ROWS
 from .rules import *  # noqa: F403

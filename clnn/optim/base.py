@@ -87,6 +87,15 @@ class Taking:
             optimizer.take_back(steps, self.replayed)
 
 
+_stepped: weakref.WeakKeyDictionary[Store, weakref.ref[Optimizer]] = weakref.WeakKeyDictionary()
+
+
+def stepping(parameters: Sequence[Parameter]) -> list[Optimizer]:
+    """The optimizers that stepped these parameters last, in loops of a user's own, as far as they still exist."""
+    found = (_stepped[p.store]() for p in parameters if p.store in _stepped)
+    return list(dict.fromkeys(one for one in found if one is not None))
+
+
 class Optimizer(Watched):
     """What all optimizers share: the table of rates, where gradients go, and the launch.
 
@@ -324,11 +333,17 @@ class Optimizer(Watched):
             kept.stores, self._rates.left = stores, 0
         for store in stores:
             self._rates.on(store)
+            _stepped.pop(store, None)
         kept.follow(wanted)
         if loaded is not None:
             self._loaded, kept.waiting = None, loaded
             kept.clear()
         kept.take_up(wanted, names_of(given), self._wanted())
+
+    def has_met(self, parameters: Sequence[Parameter]) -> bool:
+        """Whether it has stepped, or was loaded with, a model of these parameters."""
+        mine = set(map(id, self._given))
+        return self._loaded is not None or any(id(p) in mine or p.store in self._left for p in parameters)
 
     def _change_model(self) -> None:
         """Another model begins, or goes on where it was left; that of the one before is kept as long as that model."""
@@ -432,6 +447,8 @@ class Optimizer(Watched):
             raise ConfigurationError("step() needs the parameters at its first call: optimizer.step(net.parameters())")
         if not any(p.uses for p in self.parameters):
             raise ClnnError("optimizer.step() without a gradient: call loss.backward() first")
+        for store in self._kept.stores:
+            _stepped[store] = weakref.ref(self)
         with self._counted():
             self._apply(mean=True)
 
