@@ -150,7 +150,7 @@ WINGS = {
     "several ranks": (820, "distributed.py", "train/alone.py", "tools/mpi.py"),
     "looking": (600, "looking/*"),
     "serve": (520, "tools/serve/*"),
-    "core": (6_660, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
+    "core": (6_680, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (720, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_250, "data/*"),
