@@ -1,6 +1,7 @@
 """clnn.onnx.load: what a model from a file answers, what it refuses, and that it trains, moves and is saved as others are."""
 
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -326,6 +327,44 @@ def test_layer_norm_that_is_written_out(device, rng):
     x = rng.standard_normal((3, 5, 8)).astype(np.float32)
     np.testing.assert_allclose(net(x), reference(model, x=x)[0], rtol=1e-4, atol=1e-5)
     assert [node.op for node in net.session().plan.nodes] == ["layer_norm"]
+
+
+BROADCAST = (
+    "m = ReduceMean<axes = [-1]>(x) d = Sub(x, m) s = Pow(d, two) u = ReduceMean<axes = [-1]>(s) e = Add(u, eps) "
+)
+BROADCAST += "r = Sqrt(e)"
+BATCH_NORM = "y = BatchNormalization(z, gamma, beta, mean, variance)"
+NOT_QUITE = {  # inputs' shapes, nodes, and constants' shapes: almost what one launch does
+    "own bias, then batch normalisation": ({"x": (2, 3, 5, 5), "b": (4,)}, f"z = Conv(x, w, b) {BATCH_NORM}", (4, 3, 3, 3)),
+    "own bias, then a factor": ({"x": (2, 3, 5), "b": (4,)}, "z = Conv(x, w, b) y = Mul(z, v)", (4, 3, 2), (4, 1)),
+    "own bias, then a hard sigmoid": ({"x": (2, 3, 5), "b": (4,)}, "z = Conv(x, w, b) y = HardSigmoid(z)", (4, 3, 2)),
+    "channels that are no last axis": ({"x": (2, 4, 3)}, f"z = MatMul(x, w) {BATCH_NORM}", (3, 4)),
+    "a vector, and a row is added": ({"x": (3,)}, "z = MatMul(x, w) y = Add(z, v)", (3, 4), (1, 4)),
+    "a vector, and a factor of two axes": ({"x": (3,)}, "z = MatMul(x, w) a = Mul(z, v) y = Relu(a)", (3, 4), (1, 1)),
+    "a column is added": ({"x": (1, 3)}, "z = MatMul(x, w) y = Add(z, v)", (3, 1), (5, 1)),
+    "columns are added": ({"x": (1, 3, 5, 5)}, "z = Conv(x, w) y = Add(z, v)", (4, 3, 2, 2), (4,)),
+    "one channel becomes several": ({"x": (1, 3, 5, 5)}, "z = Conv(x, w) y = Add(z, v)", (1, 3, 2, 2), (3, 1, 1)),
+    "layer normalisation that is spread": ({"x": (2, 1)}, f"{BROADCAST} q = Div(d, r) t = Mul(q, gamma) y = Add(t, beta)", (1,)),
+    "layer normalisation with one factor": ({"x": (2, 4)}, f"{BROADCAST} q = Div(d, r) t = Mul(q, v) y = Add(t, v)", (1,), (1,)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NOT_QUITE)
+def test_what_is_almost_one_launch_answers_the_same(name, device, rng):
+    inputs, nodes, w, *v = NOT_QUITE[name]
+    given = {key: rng.standard_normal(shape).astype(np.float32) for key, shape in inputs.items()}
+    heads = ", ".join(
+        f"float[{', '.join(f'{key}{i}' for i in range(len(shape)))}] {key}" for key, shape in inputs.items()
+    )
+    constants = {key: rng.standard_normal(4).astype(np.float32) for key in ("gamma", "beta", "mean")}
+    constants |= {"variance": np.float32([1, 2, 3, 4]), "two": np.float32(2), "eps": np.float32(1e-5)}
+    constants |= {key: rng.standard_normal(shape).astype(np.float32) for key, shape in zip("wv", (w, *v))}
+    used = {key: array for key, array in constants.items() if re.search(rf"\b{key}\b", nodes)}
+    model = proto(f'<ir_version: 8, opset_import: ["" : 17]>\nnet ({heads}) => (y) {{ {nodes} }}', **used)
+    expected = reference(model, **given)[0]
+    found = clnn.onnx.load(model.SerializeToString())(given)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
 # -- models of others, where the packages that hold them are installed ------------------------------------------------

@@ -78,8 +78,10 @@ def _conv(
     return convolved(x, w, b, window, groups, activation, factor=factor)
 
 
-def _linear(c: Context, x: Any, w: Any, b: Any = None, *, activation: str) -> Any:
-    return linear_layer(c.tensor(x), c.tensor(w), None if b is None else c.tensor(b), activation)
+def _linear(c: Context, x: Any, w: Any, b: Any = None, *, activation: str, flat: bool = False, least: int = 0) -> Any:
+    """`flat`: a Gemm, of two axes; `least`: axes that the result has at least, since something of so many was added to it."""
+    y = linear_layer(c.tensor(x), c.tensor(w), None if b is None else c.tensor(b), activation)
+    return y if y.ndim >= least else y.reshape((*[1] * (least - y.ndim), *y.shape))
 
 
 def _unary(c: Context, x: Any, *, activation: str) -> Any:
@@ -95,7 +97,11 @@ def _add(c: Context, a: Any, b: Any, *, activation: str) -> Any:
 
 def _layer_norm(c: Context, x: Any, gamma: Any, beta: Any, *, epsilon: float) -> Any:
     x, gamma, beta = map(c.tensor, (x, gamma, beta))
-    return _wrap(layer_norm(x, gamma, beta, epsilon=epsilon, keep=False)[0])
+    if x.shape[-1:] == gamma.shape:
+        return _wrap(layer_norm(x, gamma, beta, epsilon=epsilon, keep=False)[0])
+    one, zero = (c.tensor(np.full(x.shape[-1:], v, x.dtype)) for v in (1, 0))  # what is spread over another size
+    y = _wrap(layer_norm(x, one, zero, epsilon=epsilon, keep=False)[0])
+    return elementwise("add", elementwise("multiply", y, gamma), beta)
 
 
 MADE = {f.__name__[1:]: Operator(f, 1, None, (), None, True, None) for f in (_conv, _linear, _unary, _add, _layer_norm)}
@@ -267,8 +273,11 @@ class Fuser:
         if node.domain:
             return
         if node.op == "Conv":
-            if self.array(node.inputs[1]) is not None:
-                self.put(node, "conv", node.inputs, activation="linear", how=node.attributes)
+            w = self.array(node.inputs[1])
+            b = self.array(node.inputs[2]) if node.inputs[2:] and node.inputs[2] else None
+            if w is None or w.ndim < 3 or (any(node.inputs[2:]) and (b is None or b.shape != w.shape[:1])):
+                return  # a bias that is computed stays one
+            self.put(node, "conv", node.inputs, activation="linear", how=node.attributes)
         elif node.op == "MatMul":
             w = self.array(node.inputs[1])
             if w is not None and w.ndim == 2:
@@ -285,7 +294,7 @@ class Fuser:
             inputs = [node.inputs[0], self.new(node.inputs[1], w.T, w) if how.get("transB", 0) else node.inputs[1]]
             if b is not None:
                 inputs.append(node.inputs[2] if b.ndim == 1 else self.new(node.inputs[2], b.reshape(n), b))
-            self.put(node, "linear", inputs, activation="linear")
+            self.put(node, "linear", inputs, activation="linear", flat=True)
 
     def into_weights(self, node: Node) -> None:
         """BatchNormalization, and factors and additions by channel, behind a convolution or a product."""
@@ -310,6 +319,12 @@ class Fuser:
             how = node.attributes
             if how.get("training_mode", 0) or not how.get("spatial", 1) or any(node.outputs[1:]):
                 return
+            if before.op == "linear" and not before.attributes.get(
+                "flat"
+            ):  # it may have more axes, and channels are the second
+                return
+            if any(v.shape != (n,) for v in constants):  # type: ignore[union-attr]
+                return
             gamma, beta, mean, variance = (constant(v, v.dtype, self.plan.device) for v in constants)  # type: ignore[union-attr]
             folded = fold(
                 gamma, beta, mean, variance, how.get("epsilon", 1e-5)
@@ -320,10 +335,11 @@ class Fuser:
             assert v is not None
             if v.size not in (1, n) or (v.size == n and v.shape[-len(wide) :] != wide) or v.ndim > len(wide) + 1:
                 return
-            v = np.broadcast_to(v.reshape(-1), (n,))
+            rank, v = v.ndim, np.broadcast_to(v.reshape(-1), (n,))
             factor, more = (None, v) if node.op == "Add" else (v, None)
         self.scale(before, factor, more)
-        self.put(node, before.op, before.inputs, **before.attributes)
+        least = {} if batch_norm or before.op == "conv" else {"least": max(rank, before.attributes.get("least", 0))}
+        self.put(node, before.op, before.inputs, **{**before.attributes, **least})
 
     def scale(self, node: Node, factor: np.ndarray | None, more: np.ndarray | None) -> None:
         """Have a convolution or product give its results times a factor plus more, by channel."""
