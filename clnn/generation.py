@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .cache import Cache
 from .checks import check_count, in_range, whole_array
 from .errors import ConfigurationError, DataError, ShapeError
+from .ops.sequence.sampling import Draws
 from .runtime.lock import exclusive
 from .runtime.recorder import StepContext
 from .step import Step
@@ -19,6 +20,23 @@ from .tape import no_grad
 from .tensor import Tensor, constant
 from .train import predict
 from .train.inputs import as_inputs, build_for
+
+DRAWS = 64  # at most, before the host looks at them, where a model sees a window
+TOLD = 1 << 26  # bytes, about, of scores that wait on the device to be compared with those of the whole sequence
+
+
+class _How(NamedTuple):
+    """How tokens are drawn: the numbers that decide it are uniform (n, batch)."""
+
+    temperature: float
+    top_k: int | None
+    top_p: float | None
+    uniform: np.ndarray
+
+    @property
+    def ranked(self) -> bool:
+        """Whether some tokens are left out."""
+        return self.temperature > 0 and (self.top_k is not None or self.top_p is not None)
 
 
 @exclusive("device.lock")
@@ -35,34 +53,29 @@ def generate(
     cache: bool = True,
     inputs: Sequence[Any] = (),
 ) -> np.ndarray:
-    """`n` more tokens after a prompt (time,), or after each of several of one length, (batch, time): int32 (n,) or (batch, n).
+    """`n` more tokens after a prompt (time,), or after each of several, (batch, time) or a list of arrays of any lengths: int32
+    (n,) or (batch, n).
 
     The model takes tokens (batch, time) and gives scores (batch, time, tokens), of which those of the last step say what
-    comes next. Training in other threads waits meanwhile: all tokens are of the same weights.
+    comes next. Training in other threads waits meanwhile: all tokens are of the same weights. Prompts of one length are
+    written after together, others apart, so that no prompt needs padding.
 
     window: the model sees the last `window` tokens, at most as many as it has positions for; None for all of them.
     temperature: scores are divided by it; 0 takes the largest each time.
     top_k: only the k tokens of the largest scores are drawn from. top_p: only the fewest of the largest probabilities that add
         up to p or more (Holtzman et al. 2020).
-    seed: draws are then the same in every call.
+    seed: draws are then the same in every call, and on every device as far as scores are the same there.
     cache: each token costs one step of the model, which keeps keys, values and states of those before (a KV cache), in one
         recorded step for all places. For that a step depends on those before by causal attention, learned, sinusoidal or rotary
         positions and recurrent layers of clnn's alone. Other models are found out: the scores are compared with those of the
-        whole sequence, before the second token and at the end. With `cache=False` the model is run on the whole sequence for each
+        whole sequence, before the third token and at the end. With `cache=False` the model is run on the whole sequence for each
         token, as it is in any case from where the window is full on, since all places change then.
     inputs: further inputs of the model, such as what a decoder attends to, each with a row for each prompt.
     ShapeError for an empty prompt, for scores of another shape, and for more tokens than a model has positions; DataError
-    for tokens below 0 and prompts of several lengths; ConfigurationError for options out of range, for a model that the cache
-    does not suit, and for scores that are NaN or infinite, such as those of a token that it does not know.
+    for tokens below 0; ConfigurationError for options out of range, for a model that the cache does not suit, and for scores
+    that are NaN or infinite, such as those of a token that it does not know.
     """
-    given = whole_array(prompt, "a prompt")
-    tokens = given[None] if given.ndim == 1 else given
-    if tokens.ndim != 2 or not tokens.size:
-        raise ShapeError(
-            f"a prompt is (time,) or (batch, time) with at least one token, and its shape is {given.shape}"
-        )
-    if tokens.min() < 0:
-        raise DataError(f"generate: tokens are numbers from 0 on, and {tokens.min()} was given")
+    groups, alone = _by_length(prompt)
     if not isinstance(inputs, (tuple, list)):
         raise ConfigurationError(
             f"generate: inputs are a tuple, one for each further input, not {type(inputs).__name__}"
@@ -73,41 +86,66 @@ def generate(
     top_p = None if top_p is None else in_range("top_p", top_p, 0.0, 1.0, "(]")
     if seed is not None:
         seed = check_count("seed", seed, 0)
-    draws, (batch, start) = np.random.default_rng(seed), tokens.shape
-    tokens, *rest = as_inputs((tokens, *inputs), model)
-    whole = np.empty((batch, start + n), tokens.dtype)
-    whole[:, :start] = tokens
-    most = start + n - 1 if window is None else min(window, start + n - 1)  # steps that the model sees at a time
-    steps = _Steps.of(model, most, [tokens, *rest]) if cache and start <= most else None
-    for end in range(start, start + n):
-        if steps is not None and end <= most:
-            scores = steps.next(whole[:, :end])
-        else:
-            scores = _scores(model, whole[:, max(0, end - most) : end], rest)[:, -1]
-        scores = scores.astype(np.float64)
-        largest = scores.max(-1, keepdims=True)
-        if not np.isfinite(largest).all():
-            wrong = largest[~np.isfinite(largest)][0]
-            raise ConfigurationError(
-                f"generate: the largest of the model's scores is {wrong}: its weights may be NaN or too large, or a token may be "
-                f"none that it knows, and those here go up to {whole[:, :end].max()}"
+    batch = sum(len(rows) for rows, _ in groups)
+    how = _How(temperature, top_k, top_p, np.random.default_rng(seed).random((n, batch)))
+    if len(groups) == 1:
+        return _written(model, [groups[0][1], *inputs], n, window, how, cache)[0 if alone else slice(None)]
+    found, given = np.empty((batch, n), np.int32), [np.asarray(x) for x in inputs]
+    if any(x.shape[:1] != (batch,) for x in given):
+        raise ShapeError(
+            f"generate: {batch} prompts, and inputs of the shapes {', '.join(str(x.shape) for x in given)}"
+        )
+    for rows, tokens in groups:
+        of_rows = how._replace(uniform=how.uniform[:, rows])
+        found[rows] = _written(model, [tokens, *(x[rows] for x in given)], n, window, of_rows, cache)
+    return found
+
+
+def _by_length(prompt: Any) -> tuple[list[tuple[list[int], np.ndarray]], bool]:
+    """For each length the numbers of its prompts and the prompts (count, length); and whether one was given as (time,)."""
+    several = isinstance(prompt, (tuple, list)) and len({np.shape(one)[:1] for one in map(_array, prompt)}) > 1
+    given = (
+        [whole_array(one, f"prompt {i}") for i, one in enumerate(prompt)]
+        if several
+        else [whole_array(prompt, "a prompt")]
+    )
+    groups: dict[int, list[int]] = {}
+    for i, one in enumerate(given):
+        if one.ndim not in ((1,) if several else (1, 2)) or not one.size:
+            raise ShapeError(
+                f"a prompt is (time,) or (batch, time) with at least one token, and its shape is {one.shape}"
+                + (f", number {i} of a list" if several else "")
             )
-        if temperature == 0:
-            whole[:, end] = scores.argmax(-1)
-        else:
-            with np.errstate(over="ignore"):  # far below the largest, where a small temperature leaves nothing
-                whole[:, end] = _drawn((scores - largest) / temperature, top_k, top_p, draws)
-        if steps is not None and end == most and steps.checked < len(steps.told) > 1:
-            steps.check(whole[:, :end])
-    found = whole[:, start:].astype(np.int32)
-    return found[0] if given.ndim == 1 else found
+        if one.min() < 0:
+            raise DataError(f"generate: tokens are numbers from 0 on, and {one.min()} was given")
+        groups.setdefault(one.shape[-1], []).append(i)
+    if several:
+        return [(rows, np.stack([given[i] for i in rows])) for rows in groups.values()], False
+    tokens = np.atleast_2d(given[0])
+    return [([*range(len(tokens))], tokens)], given[0].ndim == 1
 
 
-def _scores(model: Any, tokens: np.ndarray, rest: Sequence[np.ndarray]) -> np.ndarray:
-    """What the model makes of whole sequences."""
-    scores = predict(model, (tokens, *rest))
-    _check(tokens, scores)
-    return scores
+def _array(one: Any) -> Any:
+    """What has a shape: an array, or a list's numbers as one where they make one."""
+    return one if hasattr(one, "shape") else np.array(one, object) if isinstance(one, (tuple, list)) else 0
+
+
+def _written(model: Any, given: list[Any], n: int, window: int | None, how: _How, cache: bool) -> np.ndarray:
+    """`n` more tokens after each of prompts of one length, (batch, n); they are the first of all `given` inputs."""
+    tokens, *rest = as_inputs(tuple(given), model)
+    (batch, start), total = tokens.shape, tokens.shape[1] + n
+    whole = np.empty((batch, total), np.int32)
+    whole[:, :start] = tokens
+    most = total - 1 if window is None else min(window, total - 1)  # steps that the model sees at a time
+    end = start
+    if cache and start <= most and n:
+        end = _Writer.of(model, most, True, [tokens, *rest]).write(whole, end, min(total, most + 1), how)
+    if end < total:
+        writer = _Writer.of(model, most, False, [tokens, *rest])
+        while end < most:  # a longer sequence each time
+            end = writer.write(whole, end, end + 1, how)
+        writer.write(whole, end, total, how)
+    return whole[:, start:]
 
 
 def _check(tokens: Any, scores: Any) -> None:
@@ -118,76 +156,129 @@ def _check(tokens: Any, scores: Any) -> None:
         )
 
 
-class _Steps:
-    """A model's steps one after the other by a cache of those before; kept by the model between calls."""
+class _Writer:
+    """A model's steps and the draws after them, which the host enqueues without looking at tokens; kept by the model between
+    calls. With a `cache` a step takes the last token alone; else the last `most`, or fewer where there are no more.
+    """
 
-    def __init__(self, model: Any, room: int, inputs: Sequence[np.ndarray]) -> None:
-        self.model, self.device, self.dtype = model, model.device, inputs[0].dtype
-        self.cache = Cache(model.device, room)
-        self.tokens = model.device.memory.allocate(len(inputs[0]) * room * self.dtype.itemsize)
+    def __init__(self, model: Any, most: int, cache: bool, inputs: Sequence[np.ndarray]) -> None:
+        self.model, self.device, self.dtype, self.most = model, model.device, inputs[0].dtype, most
+        self.cache = Cache(model.device, most) if cache else None
+        batch, width, room = len(inputs[0]), 1 if cache else most, most if cache else DRAWS
+        self.draws = Draws(self.device, model.dtype, room, batch, width)
+        self.slots = 2  # draws that may wait to be looked at; how many more, the first one says
+        self.first = self.device.memory.allocate(batch * most * 4)  # tokens of a step that is taken once
         self.rest = [constant(x, x.dtype, model.device) for x in inputs[1:]]
         self.step = Step(self._forward, reads=[model])
         self.proved = False  # whether a check has gone well
 
     @classmethod
-    def of(cls, model: Any, most: int, inputs: Sequence[np.ndarray]) -> _Steps:
-        """Those for such inputs, with room for `most` steps, of which none is taken yet."""
-        room = max(16, 1 << (most - 1).bit_length())  # so that longer texts have the same recording
-        key = ("generate", room, len(inputs[0]), inputs[0].dtype, *[(x.shape, x.dtype) for x in inputs[1:]])
+    def of(cls, model: Any, most: int, cache: bool, inputs: Sequence[np.ndarray]) -> _Writer:
+        """One for such inputs, which has room for `most` steps, and has taken none yet."""
+        room = max(16, 1 << (most - 1).bit_length()) if cache else most  # so that longer texts have the same recording
+        key = ("generate", cache, room, len(inputs[0]), inputs[0].dtype, *[(x.shape, x.dtype) for x in inputs[1:]])
         kept = model.__dict__.setdefault("_evaluations", {})
         if key not in kept:
             build_for(model, inputs)
             while len(kept) >= 4:
                 kept.pop(next(iter(kept)))
-            kept[key] = cls(model, room, inputs)
-        one: _Steps = kept[key]
-        one.begin(inputs[1:], most)
+            kept[key] = cls(model, room, cache, inputs)
+        one: _Writer = kept[key]
+        for x, there in zip(inputs[1:], one.rest, strict=True):
+            one.device.upload(np.ascontiguousarray(x), there.block)
+        if one.cache is not None:
+            one.cache.rewind()
+        one.on_host, one.most_taken = inputs[1:], most
+        one.passes: dict[Any, tuple[Any, Any]] = {}  # by what one takes, its key and what is run
+        one.began = False
         return one
 
-    def begin(self, rest: Sequence[np.ndarray], most: int) -> None:
-        """Forget all steps; up to `most` will follow, and `rest` are the model's further inputs."""
-        for x, there in zip(rest, self.rest, strict=True):
-            self.device.upload(np.ascontiguousarray(x), there.block)
-        self.cache.rewind()
-        self.on_host, self.most, self.taken = rest, most, 0
-        self.passes: dict[int, tuple[Any, Any]] = {}  # by how many steps one takes, its key and what is run
-        self.told: list[np.ndarray] = []
-        self.checked = 0  # of them
-
-    def next(self, tokens: np.ndarray) -> np.ndarray:
-        """The scores (batch, tokens) after the last of all tokens (batch, time), of which the new ones' steps are taken."""
-        batch, time = tokens.shape
-        new, self.taken = time - self.taken, time
-        self.device.upload_soon(np.ascontiguousarray(tokens[:, -new:]), self.tokens)
-        with no_grad():
-            if new not in self.passes:  # what the model's Python reads does not change in this call
-                self.passes[new] = self.step.key(self.device, new), partial(self._forward, batch=batch, steps=new)
-                self.step.verify(self.device, *self.passes[new])
-            try:
-                scores = self.step.run(self.device, *self.passes[new])[0].numpy()
-            except (ConfigurationError, ShapeError) as error:
-                self.cache.check(self.most)
+    def write(self, whole: np.ndarray, start: int, stop: int, how: _How) -> int:
+        """Draw tokens `start` to `stop` of `whole` (batch, time), of which those before are there; `stop`."""
+        self.draws.decide(how.temperature, how.top_k, how.top_p)
+        drawn_before, end = whole.shape[1] - len(how.uniform), start
+        while end < stop:
+            count = min(stop - end, self.slots if self.proved or self.cache is None else 2)
+            self.draws.begin(how.uniform[end - drawn_before :][:count])
+            steps, left = self._last(whole, end), count
+            if steps != self.draws.width:
+                self._upload(whole[:, end - steps : end], self.first)
+                self._run(True, steps, how, 1)
+                left -= 1
+            elif self.cache is None or not self.began:
+                self._upload(whole[:, end - steps : end], self.draws.next)
+            self.began = True
+            self._run(False, self.draws.width, how, left)
+            tokens, tops = self.draws.read(count)
+            whole[:, end : end + count] = tokens
+            if (wrong := ~np.isfinite(tops)).any():
+                at = int(np.argmax(wrong.any(0)))
                 raise ConfigurationError(
-                    f"generate: {error}; with cache=False the model is run on the whole sequence for each token"
-                ) from error
-        self.cache.check(self.most)
-        self.told.append(scores)
-        if len(self.told) == 2 and not self.proved:  # else it is found out when all is written
-            self.check(tokens)
-        return scores
+                    f"generate: the largest of the model's scores is {tops[:, at][wrong[:, at]][0]}: its weights may be NaN or "
+                    f"too large, or a token may be none that it knows, and those here go up to {whole[:, : end + at].max()}"
+                )
+            end += count
+            if self.cache is not None and end - start > 1:
+                self._prove(whole[:, : end - 1], count)
+        return end
 
-    def _forward(self, context: StepContext, batch: int, steps: int) -> Tensor:
-        x = Tensor(self.tokens, (batch, steps), self.dtype, self.device)
-        with self.cache.open():
+    def _last(self, whole: np.ndarray, end: int) -> int:
+        """How many tokens the next step takes."""
+        if self.cache is None:
+            return min(end, self.most)
+        return 1 if self.began else end
+
+    def _upload(self, tokens: np.ndarray, to: Any) -> None:
+        self.device.upload_soon(np.ascontiguousarray(tokens), to)
+
+    def _run(self, first: bool, steps: int, how: _How, times: int) -> None:
+        """So many steps with a draw each, on tokens that were uploaded, or, unless `first`, on those drawn last."""
+        kind = first, steps, how.ranked
+        while times:
+            with no_grad():
+                if kind not in self.passes:  # what the model's Python reads does not change in this call
+                    key = self.step.key(self.device, kind)
+                    self.passes[kind] = key, partial(self._forward, first=first, steps=steps, ranked=how.ranked)
+                    self.step.verify(self.device, *self.passes[kind])
+                try:
+                    times -= self.step.run_some(self.device, *self.passes[kind], times, times)
+                except (ConfigurationError, ShapeError) as error:
+                    if self.cache is None:
+                        raise
+                    self.cache.check(self.most_taken)
+                    raise ConfigurationError(
+                        f"generate: {error}; with cache=False the model is run on the whole sequence for each token"
+                    ) from error
+            if self.cache is not None:
+                self.cache.check(self.most_taken)
+
+    def _forward(self, context: StepContext, first: bool, steps: int, ranked: bool) -> None:
+        draws = self.draws
+        x = Tensor(self.first if first else draws.next, (draws.texts, steps), np.int32, self.device)
+        x = x if self.dtype == np.int32 else x.astype(self.dtype)
+        if self.cache is None:
             y = self.model.forward(x, *self.rest)
+        else:
+            with self.cache.open():
+                y = self.model.forward(x, *self.rest)
         _check(x, y)
-        context.advance(self.cache.past.block, steps)
-        return y.reshape(batch, -1) if steps == 1 else y[:, -1]
+        if self.cache is not None:
+            of_step = draws.texts * y.shape[-1] * draws.dtype.itemsize
+            self.slots = max(2, min(draws.room, TOLD // of_step))
+            draws.tell(self.slots, y.shape[-1])
+            context.advance(self.cache.past.block, steps)
+        else:
+            self.slots = draws.room
+        draws.draw(y.reshape(draws.texts, -1) if steps == 1 else y[:, -1], ranked)
+        context.advance(draws.count)
 
-    def check(self, tokens: np.ndarray) -> None:
-        """ConfigurationError where the scores so far are not those of the whole sequence of tokens (batch, time)."""
-        whole = _scores(self.model, tokens, self.on_host)[:, -len(self.told) :]
-        told, size = np.stack(self.told, 1), np.abs(whole[np.isfinite(whole)]).max(initial=0)
+    def _prove(self, tokens: np.ndarray, count: int) -> None:
+        """ConfigurationError where the scores of the last `count` draws, the last after tokens (batch, time), are not those of
+        the whole sequence."""
+        whole = predict(self.model, (tokens.astype(self.dtype), *self.on_host))
+        _check(tokens, whole)
+        whole = whole[:, -count:]
+        told, size = self.draws.scores(count, whole.shape[-1]), np.abs(whole[np.isfinite(whole)]).max(initial=0)
         with np.errstate(invalid="ignore"):
             apart = np.where(whole == told, 0, np.abs(whole - told)).max()  # -inf is equal to itself
         if apart > 3 * np.sqrt(np.finfo(whole.dtype).eps) * size:  # NaN is found elsewhere
@@ -197,23 +288,4 @@ class _Steps:
                 "attention, position or recurrent layer of clnn's. With cache=False the model is run on the whole sequence for "
                 "each token"
             )
-        self.proved, self.checked = True, len(self.told)
-
-
-def _drawn(scores: np.ndarray, top_k: int | None, top_p: float | None, draws: np.random.Generator) -> np.ndarray:
-    """One token for each row of scores (batch, tokens), of which the largest are 0."""
-    ranked, order = scores, None
-    if top_k is not None or top_p is not None:
-        order = np.argsort(-scores, -1, kind="stable")
-        ranked = np.take_along_axis(scores, order, -1)
-    if top_k is not None:
-        ranked[:, top_k:] = -np.inf
-    p = np.exp(ranked)
-    p /= p.sum(-1, keepdims=True)
-    if top_p is not None:
-        p = np.where(np.cumsum(p, -1) - p < top_p, p, 0)
-        p /= p.sum(-1, keepdims=True)
-    at = (np.cumsum(p, -1) < draws.random((len(p), 1))).sum(-1)
-    last = p.shape[-1] - 1 - (p[:, ::-1] > 0).argmax(-1)
-    at = np.minimum(at, last)  # where rounding leaves the sum below 1
-    return at if order is None else np.take_along_axis(order, at[:, None], -1)[:, 0]
+        self.proved = True

@@ -132,7 +132,7 @@ WINGS = {
     "interop": (1_900, "interop/*"),
     "images": (1_920, "ops/image/*", "layers/image/*", "images.py"),
     "sequences": (
-        2_510,
+        2_690,
         "ops/sequence/*",
         "layers/sequence/*",
         "ops/index.py",

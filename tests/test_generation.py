@@ -127,7 +127,7 @@ def test_draws_have_the_model_s_probabilities(device):
         ({"temperature": 0.5}, p**2 / (p**2).sum()),
         ({"top_k": 2}, np.array([2 / 3, 1 / 3, 0, 0])),
         ({"top_p": 0.7}, np.array([2 / 3, 1 / 3, 0, 0])),
-        ({"top_p": 0.5}, np.array([1.0, 0, 0, 0])),
+        ({"top_p": 0.4}, np.array([1.0, 0, 0, 0])),
         ({"top_k": 3, "top_p": 1.0}, p * (p > 0.12) / 0.9),
     ):
         assert np.abs(drawn(**how) - want).max() < 0.035, how
@@ -188,7 +188,6 @@ def test_what_is_no_model(device, call):
         ({"prompt": [0.5]}, "whole numbers"),
         ({"n": -1}, "n should be"),
         ({"window": 0}, "window should be"),
-        ({"prompt": [[1, 2], [1]]}, "no array of numbers"),
         ({"prompt": [[1], [-1]]}, "numbers from 0 on, and -1"),
         ({"temperature": -1.0}, "temperature"),
         ({"top_k": 0}, "top_k"),
@@ -223,16 +222,25 @@ def test_more_than_the_model_has(device, how, message, recorded):
     assert clnn.generate(net, [1], 20, window=8).shape == (20,)
 
 
-def scores_of(monkeypatch, net, prompt, n, **how):
-    """What `generate` writes, and all the scores that it draws from."""
-    seen = []
-
-    def drawn(scores, *_):
-        seen.append(scores)
-        return (scores.argmax(-1) + len(seen)) % 11  # else it may write one letter for ever
-
-    monkeypatch.setattr(clnn.generation, "_drawn", drawn)
-    return clnn.generate(net, prompt, n, temperature=1.0, **how), np.array(seen)
+def by_hand(net, prompt, n, window=None, temperature=1.0, top_k=None, top_p=None, seed=None, inputs=()):
+    """What `generate` writes, (batch, n), by NumPy and the whole sequence for each token."""
+    whole = np.atleast_2d(prompt)
+    uniform = np.random.default_rng(seed).random((n, len(whole)))
+    for u in uniform:
+        z = net.predict((whole if window is None else whole[:, -window:], *inputs))[:, -1].astype(np.float64)
+        order = np.argsort(-z, -1, kind="stable")
+        if temperature:
+            p = np.exp((z - z.max(-1, keepdims=True)) / temperature)
+            p = np.take_along_axis(p, order, -1) if top_k or top_p else p
+            p[:, top_k or p.shape[1] :] = 0
+            if top_p:
+                p[np.cumsum(p, -1) - p >= top_p * p.sum(-1, keepdims=True)] = 0
+            at = (np.cumsum(p, -1) < u[:, None] * p.sum(-1, keepdims=True)).sum(-1)
+            at = np.take_along_axis(order, at[:, None], -1)[:, 0] if top_k or top_p else at
+        else:
+            at = order[:, 0]
+        whole = np.concatenate([whole, at[:, None]], 1)
+    return whole[:, -n:]
 
 
 @pytest.mark.parametrize(
@@ -244,21 +252,82 @@ def test_a_cache_changes_no_score(rng, device, monkeypatch, name):
     if name == "float64" and not device.has_fp64:
         pytest.skip("no float64")
     clnn.seed(1)
-    net = MODELS[name]()
+    net, compared = MODELS[name](), []
     close = 1e-12 if name == "float64" else 1e-5
+    prove = clnn.generation._Writer._prove
+
+    def strictly(writer, tokens, count):
+        whole = net.predict((tokens, *how["inputs"]))[:, -count:]
+        told = writer.draws.scores(count, whole.shape[-1])
+        assert np.abs(told - whole).max() <= close * np.abs(whole).max()
+        compared.append(count)
+        prove(writer, tokens, count)
+
+    monkeypatch.setattr(clnn.generation._Writer, "_prove", strictly)
     for prompt, n, window in (([3], 12, None), ([[1, 2, 3, 4], [10, 9, 8, 7]], 14, 12), ([5, 6], 17, None)):
         batch = len(np.atleast_2d(prompt))
         how = {"window": window, "inputs": (SENTENCE[:batch],) if name == "cross attention" else ()}
-        got, scores = scores_of(monkeypatch, net, prompt, n, **how)
-        want, wanted = scores_of(monkeypatch, net, prompt, n, cache=False, **how)
-        assert got.tolist() == want.tolist() and got.shape == (*np.shape(prompt)[:-1], n)
-        assert np.abs(scores - wanted).max() <= close * np.abs(wanted).max()
-        assert np.ptp(wanted, 0).max() > 1e-3  # what comes before counts
-    steps = [one for key, one in net._evaluations.items() if key[0] == "generate"]
-    entry = next(e for one in steps for key, e in one.step.replays._entries.items() if key[1] == 1 and e.recording)
+        how |= {"temperature": 20.0, "seed": 2}  # else it may write one letter for ever
+        got, want = clnn.generate(net, prompt, n, **how), clnn.generate(net, prompt, n, cache=False, **how)
+        assert got.shape == (*np.shape(prompt)[:-1], n) and len(np.unique(got)) > 2
+        assert got.tolist() == want.tolist() and (
+            batch == 1 or want.tolist() == by_hand(net, prompt, n, **how).tolist()
+        )
+    assert compared == [2, 10, 2, 7, 2, 15]  # each is a batch, or a room, of its own, proved by two tokens first
+    clnn.generate(net, [1], 16, inputs=how["inputs"])
+    key = ("generate", True, 16, 1, np.dtype(np.int32), *[(x.shape, x.dtype) for x in how["inputs"]])
+    writer = net._evaluations[key]
+    entry = next(e for key, e in writer.step.replays._entries.items() if not key[1][0] and e.recording)
     built, replays = len(device.programs._programs), entry.replays
     clnn.generate(net, [1], 16, inputs=how["inputs"])
     assert len(device.programs._programs) == built and entry.recording is not None and entry.replays == replays + 1
+
+
+@pytest.mark.platform("sampling")
+@pytest.mark.parametrize(
+    "cut", [{}, {"top_k": 3}, {"top_p": 0.8}, {"top_k": 40, "top_p": 0.5}, {"temperature": 0.0}], ids=str
+)
+def test_draws_are_those_of_numpy(rng, device, cut):
+    """From 5 and from 300 tokens, more than work-items of a group, with equal scores among them, for several texts."""
+    for tokens in (5, 300):
+        net = Table(np.round(3 * rng.standard_normal((tokens, tokens)), 1))
+        how = {"temperature": 1.3, "seed": 4} | cut
+        for prompt in ([[1], [0], [4]], [[2, 3], [1, 1], [0, 4]]):
+            want = by_hand(net, prompt, 70, 2, **how).tolist()  # it is all the same what comes before
+            assert (
+                clnn.generate(net, prompt, 70, **how).tolist()
+                == clnn.generate(net, prompt, 70, window=2, **how).tolist()
+                == want
+            )
+
+
+def test_prompts_of_several_lengths(device):
+    """In one call they give what each gives alone; inputs go with their prompts."""
+    clnn.seed(2)
+    prompts = [[3], np.array([1, 2, 3]), (7,), [10, 9, 8, 7, 6]]
+    for net, inputs in (
+        (GPT(clnn.PositionalEmbedding(40)), ()),
+        (MODELS["LSTM"](), ()),
+        (Translator(), (np.tile(SENTENCE, (2, 1, 1)),)),
+    ):
+        got = net.generate(prompts, 9, temperature=0, inputs=inputs)
+        for i, (row, prompt) in enumerate(zip(got, prompts)):
+            assert (
+                row.tolist() == net.generate(prompt, 9, temperature=0, inputs=[x[i : i + 1] for x in inputs]).tolist()
+            )
+    a, b = (net.generate(prompts, 9, seed=3, inputs=inputs).tolist() for _ in range(2))
+    assert a == b
+    with pytest.raises(clnn.ShapeError, match=r"4 prompts, and inputs of the shapes \(2, 5, 6\)"):
+        net.generate(prompts, 2, inputs=(SENTENCE,))
+    for wrong, message in (
+        ([[1, 2], []], "number 1 of a list"),
+        ([[1, 2], [[3]]], r"shape is \(1, 1\)"),
+        ([[1, 2], [-1]], "and -1"),
+        ([[1, 2], [0.5]], "prompt 1"),
+        ([[1, 2], 3], "prompt"),
+    ):
+        with pytest.raises(clnn.ClnnError, match=message):
+            net.generate(wrong, 2)
 
 
 def test_steps_follow_the_weights(rng, device, tmp_path):
