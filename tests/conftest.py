@@ -147,7 +147,7 @@ def pytest_runtest_call(item):
     """A test marked `platform` has to launch kernels of every file that its mark names. Where `CLNN_TEST_NOTES` names a folder,
     it is noted there what each test that passes launches, for `.ci/mutants`."""
     mark, notes, launched = item.get_closest_marker("platform"), os.environ.get("CLNN_TEST_NOTES"), {}
-    kernel, new_kernel, link = Programs.kernel, Programs.new_kernel, Programs.link
+    kernel, new_kernel, build_text = Programs.kernel, Programs.new_kernel, Programs.build_text
     began = time.process_time()
 
     def noted_kernel(self, *source):
@@ -158,15 +158,15 @@ def pytest_runtest_call(item):
         launched[source[:-1]] = True
         return new_kernel(self, *source)
 
-    def noted_link(self, *args):  # steps made one kernel
+    def noted_text(self, *args):  # steps made one kernel
         launched["fusion", "steps", "float", ()] = True
-        return link(self, *args)
+        return build_text(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         if mark or notes:
             patch.setattr(Programs, "kernel", noted_kernel)
             patch.setattr(Programs, "new_kernel", noted_new_kernel)
-            patch.setattr(Programs, "link", noted_link)
+            patch.setattr(Programs, "build_text", noted_text)
         outcome = yield
     refused = outcome.excinfo and isinstance(outcome.excinfo[1], clnn.DeviceError) and str(outcome.excinfo[1])
     if refused and item.get_closest_marker("long") and "ends loops after" in refused:

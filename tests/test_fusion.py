@@ -8,7 +8,7 @@ import pytest
 
 import clnn
 from clnn.runtime import fusion, recording
-from clnn.runtime.program import kernel_folder
+from clnn.runtime.program import kernel_folder, source_for
 
 LOSSES = [("quadratic", "sigmoid"), ("cross_entropy", "linear"), ("binary_cross_entropy", "sigmoid"), ("hinge", "tanh")]
 LOSSES += [("ignoring", "linear"), ("a yes weighs", "linear")]
@@ -166,14 +166,15 @@ def test_one_launch_takes_no_longer_than_that(device, rng, fusing, monkeypatch):
         assert fusion.most_steps(seconds) == most
 
 
-def test_parts_of_one_file_share_no_name(device):
+def test_parts_share_no_name():
     """state.cl has two kernels, and losses.cl includes it: all of them may become parts of one step."""
-    text = fusion.part("state", "advance", "float", "part_3")
+    text = fusion.part("state", "advance", "float", "part_3", ())
     assert "#define end_step(...) part_3_end_step(" in text and "#define advance(...) part_3(" in text
     for path in kernel_folder().glob("*.cl"):
         text = path.read_text()
-        names = fusion.KERNEL.findall(text)
-        assert len(names) == len(re.findall(r"^kernel\b", text, re.MULTILINE)), path
+        assert len(fusion.KERNEL.findall(text)) == len(re.findall(r"^kernel\b", text, re.MULTILINE)), path
+    _, others = fusion.names_in(source_for("elementwise", "float"))  # names that macros make, and macros that use those
+    assert {"relu_f", "_cl_exp_df", "equal_da", "equal_int", "multiply_int", "put", "real2", "T"} <= others
 
 
 def test_it_can_be_switched_off(device, rng, fusing, monkeypatch):
@@ -186,13 +187,13 @@ def test_it_can_be_switched_off(device, rng, fusing, monkeypatch):
         trained(device, x, y, "quadratic", "sigmoid")
 
 
-def test_a_driver_that_cannot_link_costs_only_speed(device, rng, fusing, monkeypatch):
+def test_a_driver_that_cannot_compile_it_costs_only_speed(device, rng, fusing, monkeypatch):
     def refuses(*args):
-        raise clnn.BuildError("no linker")
+        raise clnn.BuildError("no room")
 
-    monkeypatch.setattr(type(device.programs), "link", refuses)
+    monkeypatch.setattr(type(device.programs), "build_text", refuses)
     x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)
-    with pytest.warns(clnn.RecordingWarning, match="one by one, with the same results: no linker. CLNN_FUSE=0"):
+    with pytest.warns(clnn.RecordingWarning, match="one by one, with the same results: no room. CLNN_FUSE=0"):
         replayed = trained(device, x, y, "quadratic", "sigmoid")[0]
     eager = trained(device, x, y, "quadratic", "sigmoid", record=False)[0]
     assert not fusing and np.array_equal(replayed, eager)

@@ -1,9 +1,9 @@
 """A recorded step as one kernel that runs many steps: no launch, and no core to wake, between its parts.
 
-The kernels of a recording (on a CPU, each work-item a group of its own) are compiled apart, each a function of the number of
-its work-item, and linked with a kernel that calls them in order, with the recorded numbers as constants, in a loop over
-steps. One work-item per core runs it, and they share out each launch's items (kernels/fusion.cl). What moves from step to
-step is on the device already. The results are the same bits. Compiling takes seconds, so a step has to be replayed often
+The kernels of a recording (on a CPU, each work-item a group of its own) become functions of the number of their work-item,
+all in one text, with a kernel that calls them in order, with the recorded sizes as constants, in a loop over steps. One
+work-item per core runs it, and they share out each launch's items (kernels/fusion.cl). What moves from step to step is on
+the device already. The results are the same bits. Compiling takes a second or more, so a step has to be replayed often
 before it pays (`WORTH`), and its launches have to be short (`SHORT`).
 """
 
@@ -13,6 +13,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,7 @@ from ..errors import ConfigurationError
 from .device import Device
 from .memory import Block
 from .program import read_source, source_for
-from .recorder import Launch
+from .recorder import Launch, Temporary
 
 # Steps to come, or replays so far, from which a step is fused: a launch saved is worth about 30 us, and takes a second to
 # compile, a tenth of one where PoCL has it cached.
@@ -38,16 +39,25 @@ TURN = np.zeros(128, np.int32)  # the counters of kernels/fusion.cl
 
 LOCAL = re.compile(r"\blocal (real|int) \w+\[")
 GROUPS = re.compile(r"\b(barrier|get_local_id|get_group_id)\b")
+# What a file names: macros, types and functions; those that a macro makes are at its uses, with what it adds to a name
+MACRO = re.compile(r"^\s*#\s*define (\w+)(?:\((\w+)?.*?\))?((?:.*\\\n)*.*)", re.MULTILINE)
+TYPE = re.compile(r"^typedef\b.*\b(\w+);", re.MULTILINE)
 KERNEL = re.compile(r"^kernel\b[\s\S]*?\bvoid (\w+)\(", re.MULTILINE)
-# A kernel, or another one in its file, as a function of its item
-FUNCTION = "#define {kernel}(...) {name}(int item_x, int item_y, int item_z, __VA_ARGS__)\n"
-# Local memory becomes the core's stack. A part that uses any is not inlined, or the stack frames of all would add up
-PART = """\
+ATTRIBUTE = re.compile(r"__attribute__\(\(.*?\)\) ?")
+FUNCTION = re.compile(r"^(?:static|INLINE|APART|kernel)\b[^(;{]*?\b(\w+)\(", re.MULTILINE)
+MADE = re.compile(r"\b(?:static inline|INLINE|APART|kernel) (?:\w+ )+(?:CAT\((\w+), (\w+)\)|(\w+)##(\w+)|(\w+))\(")
+MACRO_NAME = re.compile(r"^#define (\w+)", re.MULTILINE)
+# Local memory becomes the core's stack. A part that uses any is not inlined, or the stack frames of all would add up.
+# random.cl ends contraction for itself.
+PART = """
+#pragma OPENCL FP_CONTRACT ON
 #define get_global_id(d) ((size_t)((d) == 0 ? item_x : (d) == 1 ? item_y : item_z))
 #define get_group_id(d) get_global_id(d)
 #define get_local_id(d) ((size_t)0)
 #define barrier(which)
 #define local
+#define reqd_work_group_size(...) unused
+#define STACK 1
 """
 STAGE = """
     if (t < base + {end}) {{
@@ -60,11 +70,7 @@ STAGE = """
       }} while (t < base + {end});
     }}"""
 MAIN = """
-#ifdef cl_khr_fp64
-#pragma OPENCL EXTENSION cl_khr_fp64 : enable
-#endif
-{prototypes}
-kernel __attribute__((reqd_work_group_size(1, 1, 1))) void steps(int count, global int *turn{buffers}) {{
+kernel __attribute__((reqd_work_group_size(1, 1, 1))) void steps(int count, global int *turn{arguments}) {{
   flush_denormals();
   int t = take(turn);
   for (int step = 0; step < count; step++) {{
@@ -104,9 +110,9 @@ class Fused:
         self.most = most_steps(seconds)
         self._names: dict[Any, str] = {}
         self._args: list[Any] = []
+        self._parameters: list[str] = []
         names: dict[Any, str] = {}  # of what is compiled: layers of the same kind share it
-        parts: list[cl.Program] = []
-        prototypes: list[str] = []
+        parts: list[str] = []
         stages: list[tuple[int, list[str]]] = []  # tickets, and what is called for each
         shares = cores(device)
         for launch in launches:
@@ -114,9 +120,8 @@ class Fused:
             written = [self._written(arg, real) for arg in launch.args]
             name = names.setdefault(launch.source, f"part_{len(names)}")
             if len(names) > len(parts):
-                parts.append(device.programs.compile_part(part(file, kernel, real, name), real, defines))
-                prototypes.append(f"kernel void {name}(int, int, int, {', '.join(kind for kind, _ in written)});")
-            tickets, call = _call(name, launch.size, ", ".join(text for _, text in written), shares)
+                parts.append(part(file, kernel, real, name, defines))
+            tickets, call = _call(name, launch.size, ", ".join(written), shares)
             if tickets == 1 and stages and stages[-1][0] == 1:
                 stages[-1][1].append(call)  # one core goes on
             else:
@@ -124,8 +129,7 @@ class Fused:
         ends = np.cumsum([tickets for tickets, _ in stages])
         self.workers = min(shares, max(tickets for tickets, _ in stages))
         main = MAIN.format(
-            prototypes="\n".join(prototypes),
-            buffers="".join(f", global void *{name}" for name in self._names.values()),
+            arguments="".join(f", {one}" for one in self._parameters),
             tickets=ends[-1],
             stages="".join(
                 STAGE.format(start=end - tickets, end=end, calls="\n        ".join(calls))
@@ -133,7 +137,7 @@ class Fused:
             ),
             workers=self.workers,
         )
-        self.kernel = device.programs.link(read_source("fusion") + main, parts, "steps")
+        self.kernel = cl.Kernel(device.programs.build_text("".join(parts) + read_source("fusion") + main), "steps")
         self.turn = device.memory.allocate(TURN.nbytes, pooled=False)
         device.upload(TURN, self.turn, constant=True)
 
@@ -147,24 +151,26 @@ class Fused:
             and all(launch.kernel is not None and _apart(launch) for launch in launches)
         )
 
-    def _written(self, arg: Any, real: str) -> tuple[str, str]:
-        """An argument's type and its text in the source; buffers become arguments of the whole."""
+    def _written(self, arg: Any, real: str) -> str:
+        """An argument's text in the source; buffers and floats become arguments of the whole."""
         if arg is None:
-            return "global void *", "0"
+            return "0"
         if isinstance(arg, np.ndarray):
-            return f"int{len(arg)}", f"(int{len(arg)})({', '.join(str(int(v)) for v in arg)})"
-        if isinstance(arg, float):
-            return real, f"(({real}){float(arg)!r}{'f' if real == 'float' else ''})"
+            return f"(int{len(arg)})({', '.join(str(int(v)) for v in arg)})"
         if isinstance(arg, int):
-            return "int", str(int(arg))
-        key = arg.role if isinstance(arg, Block) else arg
+            return str(int(arg))
+        if isinstance(arg, float):  # no constant, by which compilers divide otherwise than by a variable
+            arg = np.dtype("f8" if real == "double" else "f4").type(arg)
+        key = arg.role if isinstance(arg, Block) else arg if isinstance(arg, Temporary) else (real, float(arg).hex())
         if key not in self._names:
+            kind = real if isinstance(arg, np.floating) else "global void *"
             self._names[key] = f"b{len(self._names)}"
+            self._parameters.append(f"{kind} {self._names[key]}")
             self._args.append(arg)
-        return "global void *", self._names[key]
+        return self._names[key]
 
     def bind(self, resolve: Callable[[Any], Any]) -> None:
-        """Set the buffers, and the number of steps to 1."""
+        """Set the arguments, and the number of steps to 1."""
         self.count = 1
         self.kernel.set_args(np.int32(1), self.turn.buffer, *[resolve(arg) for arg in self._args])
 
@@ -181,12 +187,49 @@ def _apart(launch: Launch) -> bool:
     return set(launch.local) == {1} or not GROUPS.search(read_source(launch.source[0]))
 
 
-def part(file: str, kernel: str, real: str, name: str) -> str:
-    """The text of `kernel` as a function `name`; the file's other kernels are renamed too: no names meet in the whole."""
+@lru_cache(maxsize=256)
+def part(file: str, kernel: str, real: str, name: str, defines: tuple[tuple[str, Any], ...]) -> str:
+    """The text of `kernel` as a function `name`. Everything that its file names is renamed, and no macro outlives it, so that
+    parts may follow each other in one text."""
     text = source_for(file, real)
-    attribute = "__attribute__((noinline)) " if LOCAL.search(text) else ""
-    names = {other: f"{name}_{other}" for other in KERNEL.findall(text)} | {kernel: attribute + name}
-    return "".join(FUNCTION.format(kernel=old, name=new) for old, new in names.items()) + PART + text
+    given = {"REAL": real, **dict(defines)}
+    macros, others = names_in(text)
+    for other in macros & others:  # a function here, and a macro where something else is compiled in
+        text = re.sub(rf"^(\s*#\s*define {other}\b)", rf"#undef {other}\n\1", text, flags=re.MULTILINE)
+    apart = "static __attribute__((noinline))" if LOCAL.search(text) else "static"
+    begin = [
+        PART,
+        f"#define kernel {apart}\n",
+        *(f"#define {key} {value}\n" for key, value in given.items() if key != "STACK"),
+    ]
+    kernels = {**{other: f"{name}_{other}" for other in KERNEL.findall(text)}, kernel: name}
+    begin += [f"#define {other} {name}_{other}\n" for other in sorted(others - kernels.keys())]
+    begin += [
+        f"#define {old}(...) {new}(int item_x, int item_y, int item_z, __VA_ARGS__)\n" for old, new in kernels.items()
+    ]
+    ends = macros | others | kernels.keys() | given.keys() | set(MACRO_NAME.findall(PART)) | {"kernel"}
+    return "".join(begin) + text + "\n" + "".join(f"#undef {one}\n" for one in sorted(ends))
+
+
+@lru_cache(maxsize=64)
+def names_in(text: str) -> tuple[set[str], set[str]]:
+    """The macros of a text, and its types and functions."""
+    text = ATTRIBUTE.sub("", text)
+    others, macros = {*TYPE.findall(text), *FUNCTION.findall(text)}, MACRO.findall(text)
+    makers: dict[str, set[str]] = {}  # macros that define functions, and what they add to the names that they are given
+    for name, parameter, body in macros:
+        for calls, added in [*makers.items()]:  # one that uses another
+            if parameter and re.search(rf"\b{calls}\({parameter}\b", body):
+                makers.setdefault(name, set()).update(added)
+        for first, more, second, most, plain in MADE.findall(body):
+            if parameter and (first or second or plain) == parameter:
+                makers.setdefault(name, set()).add(more + most)
+            else:
+                others.add(first + second + plain + more + most)
+    for name, added in makers.items():
+        for use in re.findall(rf"\b{name}\(\s*(\w+)", text):
+            others |= {kind + use + more for more in added for kind in ("", "_cl_")}  # PoCL's exp is a macro: _cl_exp
+    return {name for name, _, _ in macros}, others
 
 
 def _call(name: str, size: tuple[int, ...], args: str, shares: int) -> tuple[int, str]:
@@ -201,5 +244,5 @@ def _call(name: str, size: tuple[int, ...], args: str, shares: int) -> tuple[int
 
 
 def fuse(device: Device, launches: list[Launch], seconds: float) -> Fused | None:
-    """The launches as one kernel, or None where that cannot be. `BuildError` where the driver cannot link them."""
+    """The launches as one kernel, or None where that cannot be. `BuildError` where the driver cannot compile them."""
     return Fused(device, launches, seconds) if Fused.possible(device, launches, seconds) else None

@@ -91,44 +91,31 @@ class Programs:
             program = self._programs[key] = self._compile(file, options)
         return program
 
-    def compile_part(self, source: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
-        """A text compiled but not linked, to become a part of another program."""
-        return self._unlinked(source, [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines)])
-
-    def link(self, source: str, parts: list[cl.Program], name: str) -> cl.Kernel:
-        """The kernel `name` of a generated source linked with its parts."""
-        program = self._unlinked(source, [])
-        try:
-            linked = cl.link_program(self.context, [program, *parts])  # type: ignore[no-untyped-call]
-            return cl.Kernel(linked, name)
-        except cl.Error as error:
-            raise BuildError(f"linking {name} failed on {self.context.devices[0].name}: {error}") from error
-
-    def _unlinked(self, source: str, options: list[str]) -> cl.Program:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pyopencl's own, that such programs are not cached
-            try:
-                # kernels/fusion.cl flushes denormal numbers for all parts
-                build = lambda usual: cl.Program(self.context, source).compile([*usual, *options])  # noqa: E731
-                return self._with_usual(build, flush=not self._flush_here)
-            except cl.Error as error:
-                raise BuildError(f"a part does not compile on {self.context.devices[0].name}: {error}") from error
+    def build_text(self, source: str) -> cl.Program:
+        """A text that was made, of which kernels are made afresh. `BuildError` where the driver does not take it."""
+        program = self._programs.get((source,))
+        if program is None:
+            program = self._programs[source,] = self._built("a step as one kernel", source, [], not self._flush_here)
+        return program
 
     def _compile(self, file: str, options: list[str]) -> cl.Program:
         source = source_for(file, "float" if "-DREAL=float" in options else "double")
         here = self._flush_here and "-DSTACK=1" in options and "flush_denormals" in source
         if here:
             source = KERNEL.sub(lambda found: found.group() + FLUSH_HERE, source)
+        return self._built(f"kernels/{file}.cl", source, options, not here)
+
+    def _built(self, what: str, source: str, options: list[str], flush: bool) -> cl.Program:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # drivers print notes that no user can act on
             for cached in (None, cast(Any, False)):  # a stale or damaged binary cache is mended by a second try
                 try:
                     build = lambda usual: cl.Program(self.context, source).build([*usual, *options], cache_dir=cached)  # noqa: B023, E731
-                    return self._with_usual(build, flush=not here)
+                    return self._with_usual(build, flush)
                 except cl.RuntimeError as error:
                     failure = error
         raise BuildError(
-            f"kernels/{file}.cl does not build on {self.context.devices[0].name} with {' '.join(options)}:\n{failure}\n"
+            f"{what} does not build on {self.context.devices[0].name} with {' '.join(options)}:\n{failure}\n"
             f"{BuildError.remedy(str(failure)) or 'Please report this with the output of `clnn doctor`'}."
         ) from failure
 
