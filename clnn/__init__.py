@@ -138,6 +138,7 @@ __all__ = [
     "interop",
     "layers",
     "load",
+    "looking",
     "losses",
     "metrics",
     "minimize",
@@ -161,9 +162,9 @@ __all__ += functions.__all__
 __all__ += optim.__all__
 
 
-LATER = ("distributed", "interop", "onnx", "sklearn")  # rooms that most programs do without
+LATER = ("distributed", "interop", "looking", "onnx", "sklearn")  # rooms that most programs do without
 if TYPE_CHECKING:
-    from . import distributed, interop, onnx, sklearn
+    from . import distributed, interop, looking, onnx, sklearn
 else:  # which would take it for a promise of any name
 
     def __getattr__(name: str) -> object:

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from . import notebook
 from .checks import check_count, numbers, whole
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
@@ -262,10 +263,7 @@ class Report:
 
         Needs matplotlib.
         """
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError as error:
-            raise ConfigurationError("Report.plot() needs matplotlib: pip install matplotlib") from error
+        plt = notebook.pyplot("Report.plot()")
         n = len(self.matrix)
         shares = _divide(self.matrix, self.support[:, None])
         figure, axes = plt.subplots(figsize=(2 + 0.5 * n, 1.5 + 0.5 * n))
@@ -277,11 +275,7 @@ class Report:
         axes.set_yticks(range(n), self.names)
         axes.set_xlabel("predicted")
         axes.set_ylabel("true")
-        figure.tight_layout()
-        if path is not None:
-            figure.savefig(path)
-            plt.close(figure)
-        return figure
+        return notebook.finished(figure, path)
 
 
 def report(predicted: Any, labels: Any, names: Sequence[Any] | None = None) -> Report:

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from . import checkpoint, generation, losses, optim, schedules, train
+from . import checkpoint, generation, losses, notebook, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
 from .foreign import METHODS, PAGE
@@ -98,12 +98,31 @@ class Model(Layer):
 
     def summary(self) -> str:
         """A table of layers, output shapes, parameters, and what each layer is called with, as text."""
+        return _table(self, self._rows())
+
+    def _rows(self) -> list[Sequence[str]]:
+        """The summary's header and its rows."""
         if self.graph is None:
             raise ConfigurationError(
                 "summary() is for Sequential and for Model(inputs, outputs): what a forward() of your own calls is not known"
             )
-        rows = [("layer", "output shape", "parameters", "from"), *self.graph.rows()]
-        return _table(self, rows)
+        return [("layer", "output shape", "parameters", "from"), *self.graph.rows()]
+
+    def plot(self, path: Any = None) -> Any:
+        """The network as a drawing, which notebooks show; saved to `path` if given, as SVG. See `clnn.looking.network`."""
+        from .looking import network
+
+        drawing = network(self)
+        if path is not None:
+            drawing.save(path)
+        return drawing
+
+    def _repr_html_(self) -> str:
+        try:
+            header, *rows = self._rows()
+        except ConfigurationError:  # of a class of one's own, or not built
+            return notebook.text(type(self).__name__, repr(self))
+        return notebook.table(type(self).__name__, header, rows, total(self))
 
     def fit(self, x: Any, y: Any, **options: Any) -> train.History:
         return train.fit(self, x, y, **options)
@@ -350,18 +369,17 @@ class Sequential(Model):
     def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
         self.layers[0].check_whole(i, array, name)
 
-    def summary(self) -> str:
-        """A table of layers, output shapes and parameters, as text."""
+    def _rows(self) -> list[Sequence[str]]:
         if not self.built:
             raise ConfigurationError(
                 "the model is not built: give Sequential an input_shape, or call it once, before summary()"
             )
-        rows = [("layer", "output shape", "parameters")]
+        rows: list[Sequence[str]] = [("layer", "output shape", "parameters")]
         for layer, shape in zip(self.layers, self.output_shapes):
             each = shape if shape and isinstance(shape[0], tuple) else [shape]  # of a layer with several outputs
             shown = ", ".join(str((None, *one)) for one in each)
             rows.append((f"{layer.name} {layer!r}", shown, told_of_parameters(layer)))
-        return _table(self, rows)
+        return rows
 
     def config(self) -> dict[str, Any]:
         return {"layers": self.layers}
@@ -371,11 +389,15 @@ def _table(model: Model, rows: Sequence[Sequence[str]]) -> str:
     """Rows in columns, and below them what the model has in all."""
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, total(model)])
+
+
+def total(model: Model) -> str:
+    """What a model has in all, in words."""
     parameters = model.parameters()
     trainable = count([p for p in parameters if p.trainable])
     size = sum(p.nbytes for p in parameters)
-    lines.append(f"{count(parameters):,} parameters ({trainable:,} trainable), {size:,} bytes, on {model.device.name}")
-    return "\n".join(lines)
+    return f"{count(parameters):,} parameters ({trainable:,} trainable), {size:,} bytes, on {model.device.name}"
 
 
 def load(path: str | Path) -> Any:

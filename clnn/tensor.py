@@ -14,6 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import DTypeLike
 
+from . import notebook
 from .checks import leaves, numbers, sizes, spread
 from .errors import ClnnError, ShapeError
 from .gemm import Scale
@@ -128,6 +129,8 @@ class Tensor(Array):
         with np.printoptions(threshold=20, precision=4):
             inside = np.array2string(self.numpy(), separator=", ") if self.device.recorder is None else "..."
         return f"{type(self).__name__}({inside}, {self.dtype}, {self.device.name})"
+
+    _repr_html_ = notebook.of_tensor
 
     def to(self, device: str | Device) -> Tensor:
         """A copy on another device. ClnnError where it has a history, which would not come along."""

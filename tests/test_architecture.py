@@ -15,7 +15,7 @@ from clnn.runtime.program import read_source
 
 ROOT = Path(__file__).resolve().parent.parent
 FLOORS = (
-    {"errors", "files", "checks", "registry", "foreign"},
+    {"errors", "files", "checks", "registry", "foreign", "notebook"},
     {"runtime"},
     {"gemm"},
     {"ops"},
@@ -148,7 +148,7 @@ WINGS = {
     "scikit-learn": (640, "sklearn.py"),
     "running models": (380, "tools/run.py"),
     "several ranks": (820, "distributed.py", "train/alone.py", "tools/mpi.py"),
-    "looking": (600, "looking/*"),
+    "looking": (780, "looking/*", "notebook.py"),
     "serve": (520, "tools/serve/*"),
     "core": (6_680, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),

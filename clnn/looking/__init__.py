@@ -3,5 +3,10 @@
 from __future__ import annotations
 
 from .calls import activations
+from .drawing import network
+from .plots import OverTime, confusion, filters, gradient_of_inputs, histograms, mistakes, regions, saliency
 
-__all__ = ["activations"]
+__all__ = [
+    "OverTime", "activations", "confusion", "filters", "gradient_of_inputs", "histograms", "mistakes", "network", "regions",
+    "saliency",
+]  # fmt: skip

@@ -67,6 +67,8 @@ def noting(model: Layer) -> Iterator[list[Call]]:
                 y = forward(*given, **options)
             finally:
                 closed[0] -= 1
+            if any(y is t for t in given):  # as dropout does at inference: whose output is used has to be seen
+                y = y.detach()
             note(names[layer], layer, flat(given), flat(y))
             return y
 
@@ -82,6 +84,21 @@ def noting(model: Layer) -> Iterator[list[Call]]:
             for layer in names:
                 for name in ("forward", "with_next"):
                     layer.__dict__.pop(name, None)
+
+
+def forms_of(model: Any) -> list[tuple[str, str, Any]]:
+    """The name, the type and the shape without the batch of each input; None for a shape that an ONNX file leaves open.
+    ConfigurationError where the model is not built."""
+    if hasattr(model, "note_nodes"):
+        return [(v.name, v.type, None if v.shape is None else v.shape[1:]) for v in model.inputs]
+    shapes = getattr(model, "_input_shapes", None)
+    if not shapes or not model.built:
+        raise ConfigurationError(
+            "the model is not built: give input_shape, fit it, or call it once, before it is looked at or served"
+        )
+    names = [*(model.input_names() or {})] or ["x"]
+    types = model._input_types or [model.dtype.name] * len(shapes)
+    return [(name, str(kind), tuple(shape)) for name, kind, shape in zip(names, types, shapes)]
 
 
 def inputs_of(model: Any, x: Any) -> list[np.ndarray]:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from .. import notebook
 from ..checks import numbers
 from ..errors import CheckpointError, ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer, Symbolic, register
-from ..model import Model
-from ..parameters import consolidate, count
+from ..model import Model, total
+from ..parameters import consolidate
 from ..runtime.devices.choice import use
 from ..step import Step
 from ..tape import no_grad
@@ -383,11 +384,10 @@ class OnnxModel(Model):
             rows.append(f"recorded anew for each value of {', '.join(sorted(session.hosts))}, which shapes are made of")
         if session.reads:
             rows.append(f"runs without a recording: {', '.join(session.reads)} needs values in the middle")
-        parameters = self.parameters()
-        learn = count([p for p in parameters if p.trainable])
-        size = sum(p.nbytes for p in parameters)
-        rows.append(f"{count(parameters):,} parameters ({learn:,} trainable), {size:,} bytes, on {self.device.name}")
-        return "\n".join(rows)
+        return "\n".join([*rows, total(self)])
+
+    def _repr_html_(self) -> str:
+        return notebook.text(type(self).__name__, self.summary())
 
     def __repr__(self) -> str:
         return f"<OnnxModel {self.where} from {', '.join(v.name for v in self.inputs)}>"

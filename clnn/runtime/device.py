@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyopencl as cl
 
+from .. import notebook
 from ..errors import DeviceError, OutOfDeviceMemory
 from .devices import form, pocl, selftest
 from .lock import FairLock, exclusive
@@ -138,6 +139,8 @@ class Device:
 
     def __repr__(self) -> str:
         return f"<Device {self.platform_index}:{self.device_index} {self.kind} {self.name} ({self.platform})>"
+
+    _repr_html_ = notebook.of_device
 
     def __deepcopy__(self, memo: Any) -> Device:
         return self

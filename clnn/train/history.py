@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .. import notebook
 from ..errors import ConfigurationError
 
 
@@ -25,22 +26,21 @@ class History:
         last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.history.items())
         return f"<History of {len(self.history.get('loss', []))} epochs: {last}>"
 
+    _repr_html_ = notebook.of_history
+
     def plot(self, path: str | None = None) -> Any:
-        """Curves of loss and accuracy by epoch; saved to `path` if given. Needs matplotlib."""
-        try:
-            import matplotlib.pyplot as plt
-        except ImportError as error:
-            raise ConfigurationError("History.plot() needs matplotlib: pip install matplotlib") from error
-        groups = [[n for n in self.history if n.endswith(part)] for part in ("loss", "accuracy")]
-        groups = [names for names in groups if names]
+        """Curves of losses, accuracies and other metrics by epoch; saved to `path` if given. Needs matplotlib."""
+        plt = notebook.pyplot("History.plot()")
+        groups: dict[str, list[str]] = {}
+        for name in [name for name in self.history if name not in ("lr", "seconds")]:
+            kind = next((end for end in ("loss", "accuracy") if name.endswith(end)), name.removeprefix("val_"))
+            groups.setdefault(kind, []).append(name)
+        if not groups:
+            raise ConfigurationError("History.plot(): nothing was measured yet")
         figure, axes = plt.subplots(1, len(groups), figsize=(5 * len(groups), 3.5), squeeze=False)
-        for axis, names in zip(axes[0], groups):
+        for axis, names in zip(axes[0], groups.values()):
             for name in names:
                 axis.plot(range(1, len(self.history[name]) + 1), self.history[name], label=name)
             axis.set_xlabel("epoch")
             axis.legend()
-        figure.tight_layout()
-        if path is not None:
-            figure.savefig(path)
-            plt.close(figure)
-        return figure
+        return notebook.finished(figure, path)

@@ -14,7 +14,7 @@ import numpy as np
 
 from ...data.digit import as_digit
 from ...errors import ClnnError, ConfigurationError, DataError
-from ...looking import activations
+from ...looking.calls import activations, forms_of
 from ...model import Model
 
 SIDES = {784: 28, 64: 8}  # pixels of MNIST's and of scikit-learn's digits, and of a side
@@ -82,7 +82,7 @@ class Answers:
         if not isinstance(model, Model):
             raise ConfigurationError(f"a clnn model is served, and {type(model).__name__} was given")
         self.model, self.name = model, name
-        self.inputs = _inputs_of(model)
+        self.inputs = forms_of(model)
         shape = self.inputs[0][2] or () if len(self.inputs) == 1 else ()
         self.shape: tuple[int, ...] = shape if all(isinstance(size, int) for size in shape) else ()
         side = SIDES.get(math.prod(self.shape), 0)
@@ -199,20 +199,6 @@ class Answers:
             return self.model.predict_proba(x), "probability"
         except ConfigurationError:  # outputs of such a model are none
             return outputs, ""
-
-
-def _inputs_of(model: Any) -> list[tuple[str, str, tuple[Any, ...] | None]]:
-    """The name, type and shape of each input of a sample; None for a shape that is not known."""
-    if hasattr(model, "session"):
-        return [(v.name, v.type, None if v.shape is None else v.shape[1:]) for v in model.inputs]
-    shapes = model._input_shapes
-    if not model.built or not shapes:
-        raise ConfigurationError(
-            "the model is not built: give input_shape, fit it, or call it once, before it is served"
-        )
-    names = [*(model.input_names() or {})] or ["x"]
-    types = model._input_types or [model.dtype.name] * len(shapes)
-    return [(name, str(kind), tuple(shape)) for name, kind, shape in zip(names, types, shapes)]
 
 
 def _listed(y: Any) -> Any:
