@@ -76,6 +76,11 @@ def generate(
     that are NaN or infinite, such as those of a token that it does not know.
     """
     groups, alone = _by_length(prompt)
+    if stateful := model.stateful_layers():
+        raise ConfigurationError(
+            f"generate carries states on by itself, beside those of {stateful[0].name or type(stateful[0]).__name__}, which is "
+            "stateful: give the same weights to a model whose layers are not (load_state_dict)"
+        )
     if not isinstance(inputs, (tuple, list)):
         raise ConfigurationError(
             f"generate: inputs are a tuple, one for each further input, not {type(inputs).__name__}"

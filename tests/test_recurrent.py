@@ -1,5 +1,6 @@
 """Recurrent layers against loops of NumPy in float64, gradients against differences along random directions."""
 
+import copy
 import itertools
 import warnings
 
@@ -319,7 +320,6 @@ def test_refusals(device, rng, kind):
         make(5)(np.zeros((2, 3)))
     for options in (
         {"units": 0},
-        {"stateful": True},
         {"dropout": 1.0},
         {"recurrent_dropout": -1},
         {"activation": "nothing"},
@@ -328,6 +328,84 @@ def test_refusals(device, rng, kind):
             make(**{"units": 5, **options})
     with pytest.raises(clnn.ConfigurationError, match="reset_after"):
         clnn.GRU(5, reset_after=False)
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_stateful_layer_goes_on_where_it_ended(device, rng, kind, tmp_path):
+    """Pieces give what the whole sequence gives, eagerly, in a recorded step and by predict; a copy and a file begin anew."""
+    x = rng.standard_normal((3, 24, 5)).astype(np.float32)
+    whole, layer = LAYERS[kind](6, return_sequences=True), LAYERS[kind](6, return_sequences=True, stateful=True)
+    want = whole(x).numpy()
+    net = clnn.Sequential([layer], input_shape=(4, 5))
+    layer.load_state_dict(whole.state_dict())
+    step = clnn.step(lambda x: net(x))
+    for call in (net, step, lambda x: net.predict(x, batch_size=3)):
+        for _ in range(2):
+            net.reset_states()
+            pieces = [np.asarray(call(x[:, i : i + 4])) for i in range(0, 24, 4)]
+            assert_close(np.concatenate(pieces, 1), want, 1e-5)
+    again = np.asarray(step(x[:, :4]))
+    assert np.abs(again - want[:, :4]).max() > 1e-3
+    net.save(tmp_path / "net.clnn")
+    for fresh in (clnn.load(tmp_path / "net.clnn"), copy.deepcopy(net)):
+        assert_close(np.asarray(fresh(x[:, :4])), want[:, :4], 1e-5)
+    rows = np.concatenate([x[:, :4], x[:, 4:8]])  # in batches of 3, one after the other
+    net.reset_states()
+    assert_close(net.predict(rows, batch_size=3), np.concatenate([want[:, :4], want[:, 4:8]]), 1e-5)
+    for wrong in (lambda: net(x[:2, :4]), lambda: net.predict(rows), lambda: net.predict(rows[:4], batch_size=3)):
+        with pytest.raises(clnn.ShapeError, match=r"of 3 sequences.*reset_states\(batch_size="):
+            wrong()
+    net.reset_states(batch_size=2)
+    for call in (net, step, step, step, step):
+        assert_close(np.asarray(call(x[:2, :4])), want[:2, :4], 1e-5)
+        net.reset_states()
+    net.reset_states(batch_size=3)
+    assert_close(np.asarray(step(x[:, :4])), want[:, :4], 1e-5)
+    with pytest.raises(clnn.ConfigurationError, match="batch_size"):
+        net.reset_states(0)
+
+
+@pytest.mark.parametrize("record", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_fit_carries_states(device, rng, kind, record):
+    """From batch to batch and from epoch to epoch, with gradients within a batch: as a loop that hands detached states on."""
+    x, y = rng.standard_normal((15, 4, 5)).astype(np.float32), rng.standard_normal((15, 4, 2)).astype(np.float32)
+    clnn.seed(3)
+    net = clnn.Sequential([LAYERS[kind](6, return_sequences=True, stateful=True), clnn.Dense(2)], input_shape=(4, 5))
+    layer, out = LAYERS[kind](6, return_sequences=True, return_state=True), clnn.Dense(2)
+    out(layer(x[:3])[0])
+    for one, of in ((layer, net.layers[0]), (out, net.layers[1])):
+        one.load_state_dict(of.state_dict())
+    how = {"loss": "mse", "epochs": 2, "batch_size": 3, "progress": False}
+    losses = net.fit(x, y, optimizer=clnn.SGD(0.1), shuffle=False, record=record, **how).history["loss"]
+    parameters, optimizer, states, by_hand = [*layer.parameters(), *out.parameters()], clnn.SGD(0.1), (), []
+    for _ in range(2):
+        for i in range(0, 15, 3):
+            h, *states = layer(x[i : i + 3], *(one.detach() for one in states))
+            loss = clnn.losses.mse(out(h), y[i : i + 3])
+            loss.backward()
+            optimizer.step(parameters)
+            by_hand.append(float(loss))
+    assert_close(losses, np.reshape(by_hand, (2, 5)).mean(1), 1e-5)
+    for a, b in zip(net.parameters(), parameters, strict=True):
+        assert_close(a.numpy(), b.numpy(), 1e-4)
+    for wrong, message in (
+        ({}, "shuffle=False"),
+        ({"shuffle": False, "batch_size": 4}, "the last batch has 3 samples"),
+        ({"shuffle": False, "validation": (x, y)}, "evaluate after fit"),
+        ({"shuffle": False, "validation_split": 0.2}, "evaluate after fit"),
+    ):
+        with pytest.raises(clnn.ConfigurationError, match=f"is stateful, and .*{message}"):
+            net.fit(x, y, optimizer="sgd", **{**how, **wrong})
+    with pytest.raises(clnn.ConfigurationError, match="which is stateful"):
+        clnn.generate(net, [1], 2)
+
+
+def test_a_stateful_layer_is_nothing_for_onnx(device, tmp_path):
+    pytest.importorskip("onnx")
+    net = clnn.Sequential([clnn.GRU(3, stateful=True)], input_shape=(4, 5))
+    with pytest.raises(clnn.ConfigurationError, match="stateful, and each run of an ONNX file begins anew"):
+        clnn.onnx.save(net, tmp_path / "net.onnx")
 
 
 def test_an_lstm_forgets_little_at_first(device):

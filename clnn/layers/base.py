@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import as_argument, numbers, sizes, whole_array
+from ..checks import as_argument, check_count, numbers, sizes, whole_array
 from ..errors import CheckpointError, ConfigurationError, DataError, DeviceError, OutOfDeviceMemory, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS, Array
@@ -285,6 +285,16 @@ class Layer(Watched):
         """This layer and all layers inside it, each once."""
         yield self
         yield from (value for _, value in self._walk("") if isinstance(value, Layer))
+
+    def reset_states(self, batch_size: int | None = None) -> None:
+        """Have the `stateful` recurrent layers inside start from zeros again, from now on with batches of that size."""
+        batch_size = None if batch_size is None else check_count("reset_states' batch_size", batch_size)
+        for one in self.stateful_layers():
+            one._reset_states(batch_size)
+
+    def stateful_layers(self) -> list[Any]:
+        """The layers inside that go on from the states in which the last call ended."""
+        return [one for one in self.layers_inside() if hasattr(one, "_reset_states") and one.stateful]  # type: ignore[attr-defined]
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Any]]:
         """Every parameter and layer below, depth first, with its dotted name; a layer that is in several places once.

@@ -167,6 +167,8 @@ class _Run:
         self.stretches = world.stretches(self.n, batch_size)
         self.plan = np.concatenate([np.full(count, rows) for rows, count, _ in self.stretches])
         self.counted = np.concatenate([np.full(n, rows * (share != 0)) for rows, n, share in self.stretches])
+        if stateful := model.stateful_layers():
+            _check_stateful(stateful[0], self.n % batch_size, shuffle, held_out is not None, world.size)
         if self.plan.min() == 1:
             each = batch_size * world.size
             left = f"of {self.n} samples in mini-batches of {each} the last has {self.n % each or each}"
@@ -304,6 +306,18 @@ def _check_alone(model: Layer, xs: Sequence[np.ndarray], why: str) -> None:
             for_shapes(model.device, lambda: Outputs.of(model(*[tensor(x[:1], x.dtype, model.device) for x in xs])))
         except ShapeError as error:
             raise ShapeError(f"{error}; {why}: take another batch_size") from None
+
+
+def _check_stateful(layer: Layer, left: int, shuffle: bool, validation: bool, ranks: int) -> None:
+    """ConfigurationError where samples would not meet the states that a stateful layer carries from batch to batch."""
+    for wrong, what in (
+        (shuffle, "shuffled samples do not go on where those of the batch before ended: give shuffle=False"),
+        (left, f"the last batch has {left} samples only: give whole batches"),
+        (validation, "validation would carry the states on, too: evaluate after fit, and reset_states() around it"),
+        (ranks > 1, "ranks share out each batch, so that states would be of other samples: train on one"),
+    ):
+        if wrong:
+            raise ConfigurationError(f"fit: {layer.name or type(layer).__name__} is stateful, and {what}")
 
 
 @exclusive("device.lock")

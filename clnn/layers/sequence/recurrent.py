@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
 from ...arrays import arange, where
 from ...cache import cache_in_use
 from ...checks import check_count, in_range
@@ -20,7 +22,7 @@ from ...ops.sequence.recurrent import GATES, STATES, Cell, recurrent
 from ...ops.shape import concatenate
 from ...random import generator
 from ...tape import grad_enabled
-from ...tensor import Tensor, apply, concat, linear_layer, on_tape, ones, tensor
+from ...tensor import Tensor, apply, concat, constant, linear_layer, on_tape, ones, tensor
 from ..base import Layer, register, through, with_mask
 
 __all__ = [
@@ -98,11 +100,7 @@ class _Recurrent(Layer):
         self.use_bias = bool(use_bias)
         self.return_sequences, self.return_state = bool(return_sequences), bool(return_state)
         self.go_backwards, self.stateful = bool(go_backwards), bool(stateful)
-        if stateful:
-            raise ConfigurationError(
-                f"{what}: stateful=True would carry states between calls unseen, through fit's shuffling too: take "
-                "return_state=True, and give the states to the next call, layer(x, *states), in a loop of your own"
-            )
+        self.carried: list[Tensor] = []  # the states after the last call, of a stateful layer
         self.dropout = in_range(f"{what}'s dropout", dropout, 0.0, 1.0)
         self.recurrent_dropout = in_range(f"{what}'s recurrent_dropout", recurrent_dropout, 0.0, 1.0)
         self.weight_init, self.recurrent_init, self.bias_init = weight_init, recurrent_init, bias_init
@@ -180,13 +178,17 @@ class _Recurrent(Layer):
     def over(self, x: Tensor, states: Sequence[Tensor] = (), mask: Tensor | None = None, aligned: bool = False) -> Any:
         """The layer's output where a mask (batch, steps) is not 0; `aligned` as in `Cell`."""
         batch, steps, features = x.shape
+        memory: list[Tensor] = []  # where the last states go
         if (cache := cache_in_use()) is not None:
             if self.go_backwards or states or mask is not None:
                 raise ConfigurationError(
                     f"{self.name or type(self).__name__} goes on from its own states where the steps before come from a cache: "
                     "forwards, without states that are given, lengths or masks"
                 )
-            states = [cache.kept((batch, self.units), x.dtype, state=True) for _ in range(STATES[self.kind])]
+            memory = states = [cache.kept((batch, self.units), x.dtype, state=True) for _ in range(STATES[self.kind])]
+        elif self.stateful and not x.device.dry_now:
+            memory = self._states_of(batch)
+            states = states or [one * 1.0 for one in memory]  # the gradient needs them when the next are in their place
         if self.dropout and self.trains():
             x = x * self._dropped((batch, 1, features), self.dropout)  # one for all steps
         drop = (
@@ -199,17 +201,39 @@ class _Recurrent(Layer):
             backwards=self.go_backwards,
             aligned=aligned,
             sequence=self.return_sequences,
-            state=self.return_state or cache is not None,
+            state=self.return_state or bool(memory),
         )
         out = self._run(x, states, cell, mask, drop)
         if not cell.state:
             return out if self.return_sequences else out.reshape(batch, self.units)
         last = [out[:, i - cell.rows] for i in range(cell.rows)]
-        if cache is not None:
-            for state, kept in zip(last, states, strict=True):
-                state.device.copy(state.block, kept.block, kept.nbytes)
+        for state, kept in zip(last, memory):
+            state.device.copy(state.block, kept.block, kept.nbytes)
         output = out[:, :steps] if self.return_sequences else last[0]
         return (output, *last) if self.return_state else output
+
+    def _states_of(self, batch: int) -> list[Tensor]:
+        """The memory of the states that a stateful layer carries from call to call."""
+        if not self.carried:
+            first = np.zeros((batch, self.units), self.dtype)
+            self.carried = [constant(first, first.dtype, self.device) for _ in range(STATES[self.kind])]
+        if len(self.carried[0]) != batch:
+            raise self.wrong_shape(
+                ShapeError(
+                    f"a stateful layer goes on from its states of {len(self.carried[0])} sequences, and {batch} came: give a "
+                    f"batch_size of which the samples are a multiple, or begin others by reset_states(batch_size={batch})"
+                )
+            )
+        return self.carried
+
+    def _reset_states(self, batch_size: int | None) -> None:
+        if self.carried and batch_size not in (None, len(self.carried[0])):
+            self.carried = []
+        for one in self.carried:
+            one.device.fill_zero(one.block)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"carried": []}
 
     def _run(
         self, x: Tensor, states: Sequence[Tensor], cell: Cell, mask: Tensor | None = None, drop: Tensor | None = None
@@ -244,8 +268,14 @@ class SimpleRNN(_Recurrent):
     there does not count. ShapeError for a length that cannot be; in a recorded step that sequence is NaN.
 
     Arguments as Keras has them. `activation` is a name of clnn/ops/activation.py; initialisers are names of clnn/init.py.
-    ShapeError for inputs without steps and for states of another batch. ConfigurationError for stateful=True: give the states
-    of one call to the next.
+    ShapeError for inputs without steps and for states of another batch.
+
+    `stateful`: sample i of a batch goes on from the state in which sample i of the batch before ended, zeros at first and after
+    `reset_states()`, of the layer or its model: so fit cuts long sequences into pieces, with gradients within a piece (truncated
+    backpropagation through time; Williams and Peng 1990). All calls carry the state on, those of fit, evaluate and predict alike,
+    and epochs too: a callback may call `reset_states()` in on_epoch_begin. Batches have one size (ShapeError for another;
+    `reset_states(batch_size=8)` begins with one), so fit takes shuffle=False, samples in whole batches, and no validation
+    (ConfigurationError). States are neither saved nor copied.
     """
 
 
