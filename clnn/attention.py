@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import arange, stack, where
 from .cache import cache_in_use
-from .checks import check_count
+from .checks import check_count, numbers, whole_array
 from .errors import ConfigurationError, OutOfRangeError, ShapeError
 from .ops.array import MASK
 from .ops.sequence.attention import attention, extend
@@ -59,7 +59,7 @@ def scaled_dot_product_attention(
         k, v = extend(k, v, cache.past, cache.steps, cache.kept, time_first)
         past = cache.past
     elif past is not None:
-        past = tensor(past, np.int32, q.device)
+        past = tensor(past if isinstance(past, Tensor) else whole_array(past, "attention's past"), np.int32, q.device)
         if past.size != 1:
             raise ShapeError(f"attention: past is one number, and its shape is {past.shape}")
         if q.device.reads and q.ndim == k.ndim == 4:
@@ -75,7 +75,7 @@ def scaled_dot_product_attention(
 
 def added_mask(mask: Any, q: Tensor) -> Tensor:
     """What a mask adds to the scores of queries `q`: 0 and -inf where it says what is attended, else itself."""
-    host = mask if isinstance(mask, Tensor) else np.asarray(mask)
+    host = mask if isinstance(mask, Tensor) else numbers(mask, "a mask")
     chosen = host.dtype.kind in "iub" or (isinstance(host, Tensor) and host.made_by in TRUTHS)
     mask = tensor(host, None if chosen else q.dtype, q.device)
     mask.refuse_history("a mask")

@@ -203,6 +203,19 @@ WRONG = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "how", [{"mask": [[1, 0], [1]]}, {"mask": "causal"}, {"mask": [[None]]}, {"past": [0.5]}, {"past": "0"}], ids=str
+)
+def test_what_is_no_array_of_numbers(rng, device, how):
+    with pytest.raises(clnn.DataError, match=next(iter(how))):
+        attend(*arrays(rng, "small")[0], **how)
+
+
+def test_no_steps(device):
+    for layer in (clnn.MultiHeadAttention(2), clnn.MultiHeadAttention(2, key_heads=1, causal=True)):
+        assert layer(np.zeros((2, 0, 4))).shape == (2, 0, 4)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_arguments(rng, device, name):
     call, message = WRONG[name]

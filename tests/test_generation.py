@@ -301,6 +301,14 @@ def test_draws_are_those_of_numpy(rng, device, cut):
             )
 
 
+@pytest.mark.oclgrind
+def test_few_draws(rng, device):
+    net = Table(np.round(3 * rng.standard_normal((70, 70)), 1))
+    for how in ({}, {"top_p": 0.8}):
+        want = by_hand(net, [[1], [0]], 3, 2, seed=1, **how).tolist()
+        assert clnn.generate(net, [[1], [0]], 3, window=2, seed=1, **how).tolist() == want
+
+
 def test_prompts_of_several_lengths(device):
     """In one call they give what each gives alone; inputs go with their prompts."""
     clnn.seed(2)

@@ -404,7 +404,7 @@ def test_fit_carries_states(device, rng, kind, record):
 def test_a_stateful_layer_is_nothing_for_onnx(device, tmp_path):
     pytest.importorskip("onnx")
     net = clnn.Sequential([clnn.GRU(3, stateful=True)], input_shape=(4, 5))
-    with pytest.raises(clnn.ConfigurationError, match="stateful, and each run of an ONNX file begins anew"):
+    with pytest.raises(clnn.ConfigurationError, match="stateful, and a run of an ONNX file begins anew"):
         clnn.onnx.save(net, tmp_path / "net.onnx")
 
 

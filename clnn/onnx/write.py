@@ -62,7 +62,7 @@ def save(model: Layer, path: str | Path, opset: int = 18, *, example: Any = None
         raise ConfigurationError(f"clnn.onnx.save takes a layer or a model of clnn's, not {model!r}")
     if stateful := model.stateful_layers():
         raise ConfigurationError(
-            f"{stateful[0].name or type(stateful[0]).__name__} is stateful, and each run of an ONNX file begins anew: save a model "
+            f"{stateful[0].name or type(stateful[0]).__name__} is stateful, and a run of an ONNX file begins anew: save one "
             "of the same weights with return_state=True, which takes states"
         )
     with model.device.lock, no_grad():

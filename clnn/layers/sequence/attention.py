@@ -114,8 +114,9 @@ class MultiHeadAttention(_Masked):
             mask = where(source.mask, none, -math.inf).reshape(len(source), 1, 1, source.shape[1])
         depth = x.shape[-1] // self.heads
         q = linear_layer(x, self.wq, self.bq, "linear").reshape(*x.shape[:2], self.heads, depth)
-        k = linear_layer(source, self.wk, self.bk, "linear").reshape(*source.shape[:2], -1, depth)
-        v = linear_layer(source, self.wv, self.bv, "linear").reshape(*source.shape[:2], -1, depth)
+        of_keys = (*source.shape[:2], self.key_heads or self.heads, depth)
+        k = linear_layer(source, self.wk, self.bk, "linear").reshape(of_keys)
+        v = linear_layer(source, self.wv, self.bv, "linear").reshape(of_keys)
         if self.rotary:
             q, k = rotary(q), rotary(k)
         if self.dropout and self.trains():
