@@ -32,7 +32,7 @@ class Store(Restored):
             self.nbytes += room(p)
         self.block = self._zeros()
         self._gradients: Block | None = None
-        self.velocity_of: Any = None  # the optimizer whose velocities are in the gradients' buffer
+        self.velocity_of: Any = None  # the optimizer's `Kept` whose velocities are in the gradients' buffer
         for p, start in zip(parameters, starts):
             view, gradient = self.block.view(start, p.nbytes), p._grad
             self.device.copy(p.block, view, p.nbytes)

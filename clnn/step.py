@@ -27,7 +27,7 @@ from .tape import grad_enabled
 from .tensor import Tensor, host_array, origin
 
 IN_A_ROW = 8  # replays for which the device's lock is held, if they are shorter than the pacer's markers are apart
-# Calls in a row that saw a change and were not recorded; then two are anyway: launches may not depend on it
+# After so many calls in a row that saw a change, two are recorded anyway: launches may not depend on it
 MOST_RESTARTS = 4
 
 
@@ -190,7 +190,7 @@ class Step:
     def verify(self, where: Device, key: Hashable, function: Callable[[StepContext], Any], audit: bool = False) -> None:
         """Before `run`: forget a recording of what `function` no longer does.
 
-        Where something has changed that its Python reads, and at every 2^k-th replay (or if `audit` says so), the Python
+        Where something has changed that its Python reads, and at replays 1, 2, 4, 8, ... (or if `audit` says so), the Python
         runs once more with its launches only noted, and these are compared with the recording's.
         """
         entry = self.replays.entry(key)
@@ -205,8 +205,10 @@ class Step:
                 moved = entry.version is not None and entry.version[0] != structure_version()
             if moved and entry.called:
                 entry.restarts += 1
-                entry.moving = not entry.eager and (entry.restarts - 1) % (MOST_RESTARTS + 2) >= MOST_RESTARTS
-                if not entry.moving and not (entry.eager and entry.restarts & (entry.restarts - 1)):
+                n = entry.restarts
+                again = n & (n - 1) == 0 if entry.eager else (n - 1) % (MOST_RESTARTS + 2) < MOST_RESTARTS
+                entry.moving = not (again or entry.eager)
+                if again:
                     self.replays.restart(key)
             return
         entry.replays += 1

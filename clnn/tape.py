@@ -49,8 +49,8 @@ class Node:
     """One operation on tape: the closure that takes its gradient back, and the gradient's shape.
 
     A node has no links to its inputs: the closure yields them with their gradients.
-    `of_loss`: the closure is a loss's. It takes None for a gradient of 1, and its gradients already contain the derivative of
-    the activation that the output ends with, so that `_add` must not multiply by it again.
+    `of_loss`: the closure is a loss's. It takes None for a gradient of 1, and its gradients already contain f' of the output's
+    activation, so that `_add` does not multiply by it.
     """
 
     __slots__ = ("order", "backward", "like", "activation", "reads", "of_loss")
@@ -67,13 +67,18 @@ class Node:
         return self.order > other.order
 
 
-class _Pending:
-    """The gradient gathered for a node so far, and whether its memory is this one's own to add to."""
+class _Waiting:
+    """The nodes that have received a gradient and whose closures have not run, the newest first."""
 
-    __slots__ = ("gradient", "owned")
+    def __init__(self) -> None:
+        self.heap: list[Node] = []
+        # what each has gathered so far, and whether that may be added to in place
+        self.gathered: dict[Node, tuple[Array, bool]] = {}
 
-    def __init__(self, gradient: Array, owned: bool) -> None:
-        self.gradient, self.owned = gradient, owned
+    def put(self, node: Node, gradient: Array, owned: bool) -> None:
+        if node not in self.gathered:
+            heapq.heappush(self.heap, node)
+        self.gathered[node] = gradient, owned
 
 
 def backpropagate(root: Node, gradient: Array | None) -> None:
@@ -83,10 +88,11 @@ def backpropagate(root: Node, gradient: Array | None) -> None:
         gradient = fill(empty(device, shape, dtype), 1.0)
     if gradient is not None and root.activation is not None:
         gradient = back_through(root.activation, gradient)
-    waiting, pending = [root], {root: _Pending(gradient, False) if gradient is not None else None}
-    while waiting:
-        node = heapq.heappop(waiting)
-        got = pending.pop(node)
+    waiting = _Waiting()
+    waiting.put(root, cast(Array, gradient), False)  # only a loss's can be None, and its closure takes that for 1
+    while waiting.heap:
+        node = heapq.heappop(waiting.heap)
+        gradient, _ = waiting.gathered.pop(node)
         for p, version in node.reads:
             if p.version != version:
                 raise ClnnError(
@@ -96,67 +102,61 @@ def backpropagate(root: Node, gradient: Array | None) -> None:
         closure, node.backward, node.activation = node.backward, None, None  # what they hold is free from here on
         if closure is None:
             raise ClnnError("backward(): the tape was used up by an earlier backward(); run the forward pass again")
-        # only a loss's gradient can be missing, and its closure takes None for 1
-        for *targets, flowing in closure(cast(Array, got.gradient if got is not None else None)):
-            for target in _deliver(targets, flowing, pending, node.of_loss):
-                heapq.heappush(waiting, target)
+        for *targets, flowing in closure(gradient):
+            _deliver(targets, flowing, waiting, node.of_loss)
 
 
-def _deliver(targets: list[Any], flowing: Gradient, pending: dict[Node, _Pending | None], of_loss: bool) -> list[Node]:
-    """Bring a gradient to the inputs it is for; the nodes that are now waiting for the first time come back."""
+def _deliver(targets: list[Any], flowing: Gradient, waiting: _Waiting, of_loss: bool) -> None:
+    """Bring a gradient to the inputs it is for."""
     wanted = [getattr(t, "requires_grad", False) for t in targets]  # not so for arrays and numbers
     if not any(wanted):
-        return []
+        return
     if isinstance(flowing, Array):
-        return _add(targets[0], flowing, pending, of_loss)
+        _add(targets[0], flowing, waiting, of_loss)
+        return
     device, dtype = targets[0].device, targets[0].dtype
-    first: list[Node] = []
     sinks: list[Sink | None] = []
     loose: list[tuple[Any, Array]] = []  # written apart, then added like any array
     for target, want in zip(targets, wanted):
         node: Any = target.node if want else None
-        got = pending.get(node) if node else None
+        gathered, owned = waiting.gathered.get(node, (None, True))
         if not want:
             sinks.append(None)
         elif node is None:  # a parameter
             sinks.append(target.next_sink())
-        elif len(targets) > 1 or (got is not None and not got.owned):
+        elif len(targets) > 1 or not owned:  # (writers for several know no derivative)
             out = empty_like(target)
             loose.append((target, out))
             sinks.append(Sink(out.block, Scale.constant(device, dtype, 1, 0)))
-        elif got is None:
+        elif gathered is None:
             out = empty(*node.like)
-            pending[node] = _Pending(out, True)
-            first.append(node)
+            waiting.put(node, out, True)
             sinks.append(Sink(out.block, None, node.activation))
         else:
-            sinks.append(Sink(got.gradient.block, Scale.constant(device, dtype, 1, 1), node.activation))
+            sinks.append(Sink(gathered.block, Scale.constant(device, dtype, 1, 1), node.activation))
     flowing(*sinks)
     for target, out in loose:
-        first += _add(target, out, pending)
-    return first
+        _add(target, out, waiting)
 
 
-def _add(target: Any, gradient: Array, pending: dict[Node, _Pending | None], of_loss: bool = False) -> list[Node]:
+def _add(target: Any, gradient: Array, waiting: _Waiting, of_loss: bool = False) -> None:
     """Add an array to what `target` has received."""
     node: Node | None = target.node
     if node is None:  # a parameter
         sink = target.next_sink()
         assert sink.scale is not None
         scale_add(gradient, sink.out, sink.scale)
-        return []
-    got = pending.get(node)
+        return
+    gathered, owned = waiting.gathered.get(node, (None, False))
     activation = None if of_loss else node.activation
-    if got is not None and got.owned and activation:
-        back_through(activation, gradient, into=got.gradient)
-        return []
+    if activation and gathered is not None and owned:
+        back_through(activation, gradient, into=gathered)
+        return
     if activation:
         gradient = back_through(activation, gradient)
-    if got is None:
-        pending[node] = _Pending(gradient, activation is not None)
-        return [node]
-    if got.owned:
-        scale_add(gradient, got.gradient.block, Scale.constant(gradient.device, gradient.dtype, 1, 1))
+    if gathered is None:
+        waiting.put(node, gradient, activation is not None)
+    elif owned:
+        scale_add(gradient, gathered.block, Scale.constant(gradient.device, gradient.dtype, 1, 1))
     else:
-        pending[node] = _Pending(binary("add", got.gradient, gradient)[0], True)
-    return []
+        waiting.put(node, binary("add", gathered, gradient)[0], True)

@@ -39,7 +39,7 @@ Operand = Array | np.ndarray | np.generic | Sequence[Any] | float | Decimal | Fr
 
 
 class _Made(threading.local):
-    """The tensors that a thread makes in a dry pass, where somebody wants to know them."""
+    """The tensors that a thread makes in a dry pass (nothing is launched), where somebody wants to know them."""
 
     here: list[weakref.ref[Tensor]] | None = None
 
@@ -57,6 +57,13 @@ def tensors_made() -> Iterator[list[weakref.ref[Tensor]]]:
         made, _made.here = _made.here, before
         if before is not None:
             before += made
+
+
+def _operator(name: str, swapped: bool = False) -> Callable[[Any, Operand], Tensor]:
+    """A method of two operands by the function's name in BINARY; `swapped`: the tensor is the second."""
+    if swapped:
+        return lambda self, other: elementwise(name, other, self)
+    return lambda self, other: elementwise(name, self, other)
 
 
 class Tensor(Array):
@@ -189,35 +196,24 @@ class Tensor(Array):
         backpropagate(self.node, gradient)
 
     # -- arithmetic ---------------------------------------------------------------------------------------------------
-    def __add__(self, other: Operand) -> Tensor:
-        return elementwise("add", self, other)
-
-    __radd__ = __add__
-
-    def __sub__(self, other: Operand) -> Tensor:
-        return elementwise("subtract", self, other)
-
-    def __rsub__(self, other: Operand) -> Tensor:
-        return elementwise("subtract", other, self)
-
-    def __mul__(self, other: Operand) -> Tensor:
-        return elementwise("multiply", self, other)
-
-    __rmul__ = __mul__
-
-    def __truediv__(self, other: Operand) -> Tensor:
-        return elementwise("divide", self, other)
-
-    def __rtruediv__(self, other: Operand) -> Tensor:
-        return elementwise("divide", other, self)
+    __add__ = __radd__ = _operator("add")
+    __sub__, __rsub__ = _operator("subtract"), _operator("subtract", swapped=True)
+    __mul__ = __rmul__ = _operator("multiply")
+    __truediv__, __rtruediv__ = _operator("divide"), _operator("divide", swapped=True)
+    __mod__, __rmod__ = _operator("remainder"), _operator("remainder", swapped=True)
+    __floordiv__, __rfloordiv__ = _operator("floor_divide"), _operator("floor_divide", swapped=True)
+    __rpow__ = _operator("power", swapped=True)
+    __lt__, __le__ = _operator("less"), _operator("less_equal")
+    __gt__, __ge__ = _operator("greater"), _operator("greater_equal")
+    # as for masks: (t > 0) & (t < 1)
+    __and__ = __rand__ = _operator("logical_and")
+    __or__ = __ror__ = _operator("logical_or")
+    __xor__ = __rxor__ = _operator("logical_xor")
 
     def __pow__(self, other: Operand) -> Tensor:
         if isinstance(other, (int, float)) and other == 2:
             return apply(unary, self, name="square")
         return elementwise("power", self, other)
-
-    def __rpow__(self, other: Operand) -> Tensor:
-        return elementwise("power", other, self)
 
     def __neg__(self) -> Tensor:
         return elementwise("subtract", 0, self) if self.dtype == np.int32 else apply(unary, self, name="negative")
@@ -231,51 +227,11 @@ class Tensor(Array):
     def __rmatmul__(self, other: Operand) -> Tensor:
         return _matmul(other, self)
 
-    def __lt__(self, other: Operand) -> Tensor:
-        return elementwise("less", self, other)
-
-    def __le__(self, other: Operand) -> Tensor:
-        return elementwise("less_equal", self, other)
-
-    def __gt__(self, other: Operand) -> Tensor:
-        return elementwise("greater", self, other)
-
-    def __ge__(self, other: Operand) -> Tensor:
-        return elementwise("greater_equal", self, other)
-
     def __eq__(self, other: Any) -> Any:
         return elementwise("equal", self, other) if _is_number(other) else NotImplemented
 
     def __ne__(self, other: Any) -> Any:
         return elementwise("not_equal", self, other) if _is_number(other) else NotImplemented
-
-    def __mod__(self, other: Any) -> Tensor:
-        return elementwise("remainder", self, other)
-
-    def __rmod__(self, other: Any) -> Tensor:
-        return elementwise("remainder", other, self)
-
-    def __floordiv__(self, other: Any) -> Tensor:
-        return elementwise("floor_divide", self, other)
-
-    def __rfloordiv__(self, other: Any) -> Tensor:
-        return elementwise("floor_divide", other, self)
-
-    def __and__(self, other: Any) -> Tensor:
-        """`logical_and`, as for masks: `(t > 0) & (t < 1)`."""
-        return elementwise("logical_and", self, other)
-
-    __rand__ = __and__
-
-    def __or__(self, other: Any) -> Tensor:
-        return elementwise("logical_or", self, other)
-
-    __ror__ = __or__
-
-    def __xor__(self, other: Any) -> Tensor:
-        return elementwise("logical_xor", self, other)
-
-    __rxor__ = __xor__
 
     def __invert__(self) -> Tensor:
         return elementwise("equal", self, 0)
@@ -489,7 +445,8 @@ class Parameter(Tensor, Restored):
     def grad(self, value: Any) -> None:
         """What the next step takes for the gradient instead: None for none, a tensor or an array of its shape for another."""
         if value is None:
-            return self.zero_grad()
+            self.zero_grad()
+            return
         value = tensor(value, self.dtype, self.device)
         value.refuse_history("a gradient")
         if value.shape != self.shape:
@@ -500,7 +457,7 @@ class Parameter(Tensor, Restored):
         if value.block is not block:
             self.device.copy(value.block, block, self.nbytes)
         self._note()
-        return self.received(max(1, self.uses), "plain")
+        self.received(max(1, self.uses), "plain")
 
     def detach(self) -> Tensor:
         self.forward_uses += 1  # whoever gets it may read it later than any gradient tells
@@ -564,11 +521,9 @@ def _again(array: np.ndarray, where: Device, made_by: str) -> Tensor:
     return y
 
 
-def _parameter_again(array: np.ndarray, where: Device, settings: dict[str, Any]) -> Parameter:
+def _parameter_again(array: np.ndarray, where: Device, settings: dict[str, Any]) -> Any:
     """A parameter that was copied or pickled."""
-    where.real(array.dtype)
-    p = Parameter(where.memory.allocate(array.nbytes), array.shape, array.dtype, where)
-    where.upload(array, p.block)
+    p = tensor(array, array.dtype, where, requires_grad=True)
     for name, value in settings.items():
         setattr(p, name, value)
     return p
@@ -705,10 +660,10 @@ def on_tape(
         if (lender := _lender(x)) is not None and x.block is y.block:
             t.lent_by = lender
         if isinstance(x, Parameter):  # off the tape too: the result may be its memory
-            # 2, so that `descend` does not write the first input's gradient into it: the others' still read its values
+            # 2: `descend` does not write x's gradient straight into x, which the other inputs' gradients still read
             x.forward_uses += 2 if i == 0 and any(wanted[1:]) else 1
     if grad_enabled() and any(wanted):
-        single = len(inputs) == 1 or sum(wanted) > 1
+        single = len(inputs) == 1 or sum(wanted) > 1  # else the only gradient reads the other inputs alone
         needed = [p for x in reads if (p := _lender(x)) is not None and (single or not x.requires_grad)]
         t.node = Node(y, backward, needed, of_loss)
     else:
@@ -798,9 +753,9 @@ def function(x: Any, name: str) -> Tensor:
     return x if name == "linear" else apply(unary, x, name=name)
 
 
-def linear_layer(x: Tensor, w: Tensor, b: Tensor | None, activation: str, turned: bool = False) -> Tensor:
-    """f(x w + b), or with `turned` f(x w^T), fused; see clnn/ops/linear.py."""
-    y, backward = linear(x, w, b, activation, keep=grad_enabled(), turned=turned)
+def linear_layer(x: Tensor, w: Tensor, b: Tensor | None, activation: str, transposed: bool = False) -> Tensor:
+    """f(x w + b), or with `transposed` f(x w^T), fused; see clnn/ops/linear.py."""
+    y, backward = linear(x, w, b, activation, keep=grad_enabled(), transposed=transposed)
     return on_tape(y, (x, w) if b is None else (x, w, b), backward, (w,) if x.requires_grad else ())
 
 

@@ -34,8 +34,8 @@ typedef REAL T;
 // Long sums. n numbers added one after another lose up to n eps / 2 of their sum: percents, for a million floats. So sums go
 // in spans: SPAN numbers at most are added in a row, and each span's sum goes to a TOTAL by two-sum (Knuth 1969; Ogita et al.
 // 2005), which keeps beside it what rounding takes from every addition. What is lost then does not grow with n. Parts that
-// work-items or launches leave for another to join are added the same way. (Only reduce.cl and products of matrices, whose
-// parts are whole matrices, add parts of up to 1,024 numbers plainly, level upon level.)
+// work-items or launches leave for another to join are added the same way. (Only reduce.cl and products of matrices add
+// parts of up to 1,024 numbers plainly, level upon level.)
 #define SPAN 256
 #define TOTAL(type, name) type name = (type)(0), name##_lost = (type)(0)
 #define ADD_TO(type, name, x) {                                                     \

@@ -57,7 +57,7 @@
 // What becomes of the sum x of one vector of C at row, col. `later`: C already holds the products of earlier k.
 INLINE T epilogue(T x, int later, int last, global const real *c, global const real *bias, global real *saved, int N,
                   int row, int col, int n, real2 pair) {
-  // the products of earlier k have been through here
+  // where C holds alpha times the products of earlier k already, beta is 1
   x = sunk(x, saved + (size_t)row * N + col, c, n, (real2)(pair.x, later ? 1 : pair.y));
   if (!last) return x;
 #ifdef BIAS

@@ -256,6 +256,7 @@ def test_the_error_names_what_does_it(device):
 ])  # fmt: skip
 def test_numpy_on_the_left_keeps_the_gradient(rng, device, call):
     a, values = rng.random((2, 2)).astype(np.float32) + 1, rng.random((2, 2)).astype(np.float32) + 1
+    values[np.abs(values - a) < 0.01] += 0.02  # the maximum has no derivative where they are equal
     p = clnn.tensor(values, requires_grad=True)
     y = call(a, p)
     assert isinstance(y, clnn.Tensor) and y.requires_grad
@@ -318,7 +319,7 @@ def test_argmax_over_all_elements(rng, device):
     x = rng.random((2, 3, 4)).astype(np.float32)
     assert clnn.tensor(x).argmax(None).item() == x.argmax() and clnn.tensor(x).argmax(None).shape == ()
     for axis in ((0, 1), ()):
-        with pytest.raises(clnn.ShapeError, match="argmax is along one axis"):
+        with pytest.raises(clnn.ShapeError, match="one axis of an array of shape"):
             clnn.tensor(x).argmax(axis)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from ..runtime.device import Device, DType
 from ..runtime.memory import Block
 
-SCALE_PAIRS = 5  # pairs in a row of a scale table, as in kernels/common.cl
+SCALE_PAIRS = 5  # (alpha, beta) pairs in a row of a `Scale`'s table, as in kernels/common.cl
 
 
 class Scale(NamedTuple):
@@ -69,7 +69,7 @@ def epilogue_defines(
 class RowsOf(NamedTuple):
     """A mini-batch inside a whole data set: its row r is row order[first + r] of `source`, or first + r without an order.
 
-    `state` holds first for the forward pass in [0], for the backward pass in [2].
+    `state` holds first for the forward pass in [0], and for the backward pass in [2]: the loss moves [0] on in between.
     """
 
     source: Block
@@ -94,7 +94,7 @@ class Shape(NamedTuple):
 
     @property
     def weights(self) -> int:
-        """Elements of a layer's weights, if this is one of its three products: the batch's size has no part in it."""
+        """Elements of the layer's weights, in each of its three products."""
         return self.n * (self.m if self.transpose_a else self.k)
 
 

@@ -14,7 +14,7 @@ from .product import Product, Shape, epilogue_defines
 GROUP = 64  # work-items of a GPU's work-group, where each has a tile of its own
 SIDE = 16  # of the groups of gemm_local, as in kernels/gemm.cl
 SMALL = 1 << 18  # multiply-adds that are worth a CPU thread (about 5 us)
-ALONE = 1 << 20  # multiply-adds of a product up to which one core is as fast: and whole steps of such become one kernel
+ALONE = 1 << 20  # multiply-adds of a product up to which one core is as fast as all
 COPYING = 24  # what copying an element of A or B costs, in multiply-adds of vector lanes
 MOST_ROWS = 256  # of A that are copied together: with KC columns they fit a core's second-level cache
 MOST_COLUMNS = 256  # of B that are copied together: runs of a kilobyte

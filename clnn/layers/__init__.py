@@ -1,4 +1,4 @@
-"""Floor 5, the layers: compositions of ops, each a small class; none writes a backward pass."""
+"""The layers: compositions of ops, each a small class; none writes a backward pass."""
 
 from . import core, merge, norm, residual
 from .base import REGISTRY as REGISTRY

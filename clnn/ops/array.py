@@ -16,7 +16,7 @@ from ..runtime.recorder import Argument, Defines
 from .trace import op
 
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
-MASK = "bool"  # what int32 is made by that was bools, and floats that a comparison made: as an index they are a mask
+MASK = "bool"  # `made_by` of int32 that was bools, and of what a comparison made: as an index, a mask
 
 
 class Array:
@@ -57,7 +57,7 @@ class Array:
         return self.device.real(self.dtype)
 
     def alias(self) -> Array:
-        """The same memory as an array of its own, without the rest (so that no reference comes back to this one)."""
+        """The same memory as an array of its own, without the rest (so that there is no cycle of references)."""
         return Array(self.block, self.shape, self.dtype, self.device)
 
     def reshaped(self, shape: Sequence[int]) -> Array:

@@ -139,8 +139,9 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
         check_float(name, one)
     y = empty(device, shape, dtype)
     size = size or (y.size,)
-    real = "float" if one.dtype == np.int32 else y.real
-    device.launch("elementwise", "binary_forward", size, *operands, y.block, local=local, real=real, OP=name, **extra)
+    device.launch(
+        "elementwise", "binary_forward", size, *operands, y.block, local=local, real=one.real, OP=name, **extra
+    )
 
     def backward(dy: Array) -> Iterator[Flow]:
         for letter, x in (("a", a), ("b", b)):
@@ -192,7 +193,7 @@ def choose(condition: Array, a: Array | float, b: Array | float) -> tuple[Array,
             operands.append(x.block if isinstance(x, Array) else _whole("where", x) if dtype == np.int32 else float(x))
         condition.device.launch(
             "elementwise", "choose", (out.size,), out.size, vector8(shape, 1), *strides, condition.block, *operands, out.block,
-            real="float" if dtype == np.int32 else out.real, CONDITION=TYPES[condition.dtype], ELEMENT=TYPES[dtype], **extra,
+            real=out.real, CONDITION=TYPES[condition.dtype], ELEMENT=TYPES[dtype], **extra,
         )  # fmt: skip
 
     launch(y, a, b)

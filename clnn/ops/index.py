@@ -14,7 +14,7 @@ from ..gemm import Scale
 from ..runtime.device import Device, DType, int_vector
 from .array import MASK, Array, Backward, Flow, Sink, check_float, check_together, empty, empty_like
 from .elementwise import TYPES
-from .reduce import normal_axes
+from .reduce import lines
 from .rows import divided
 from .shape import one_for_each_axis, reshape, take_slice, transpose
 from .trace import op
@@ -32,25 +32,12 @@ def _counted(from_end: bool) -> dict[str, Any]:
     return {} if from_end else {"FROM_START": 1}
 
 
-def lines(x: Array, axis: int) -> tuple[int, int, int, int]:
-    """x as (outer, n, inner) around one axis, and that axis counted from 0."""
-    axes = normal_axes(x.ndim, axis)
-    if len(axes) != 1:
-        raise ShapeError(f"one axis of an array of shape {x.shape} is wanted, and {axis!r} was given")
-    (a,) = axes
-    return math.prod(x.shape[:a]), x.shape[a], math.prod(x.shape[a + 1 :]), a
-
-
-def _real(x: Array) -> str:
-    return "float" if x.dtype == np.int32 else x.real
-
-
 @op
 def sort(x: Array, descending: bool = False, limit: int | None = None, from_end: bool = True) -> tuple[Array, Array]:
     """x (rows, n) sorted within rows, and where each element was, int32. Equals keep their order, and NaN is the largest.
     With a `limit`, x are numbers of rows, negative ones `from_end` if so; those of no row go last, as the largest int32."""
     device, (rows, n) = x.device, x.shape
-    built: dict[str, Any] = {"KEY": TYPES[x.dtype], "real": _real(x), **({"DESCENDING": 1} if descending else {})}
+    built: dict[str, Any] = {"KEY": TYPES[x.dtype], "real": x.real, **({"DESCENDING": 1} if descending else {})}
     numbers: dict[str, Any] = {} if limit is None else {"INDEX": 1, **_counted(from_end)}
     keys, at = empty_like(x), empty(device, x.shape, np.int32)
     blocks = rows * -(-n // BLOCK)
@@ -141,7 +128,7 @@ def gather(x: Array, index: Array, axis: int = -1) -> tuple[Array, Backward]:
     m, device = index.shape[a], x.device
     y = empty(device, index.shape, x.dtype)
     device.launch(
-        "index", "gather", (y.size,), outer, n, inner, m, x.block, index.block, y.block, real=_real(x), GATHER=1, **_nowhere(x)
+        "index", "gather", (y.size,), outer, n, inner, m, x.block, index.block, y.block, real=x.real, GATHER=1, **_nowhere(x)
     )  # fmt: skip
     kept = index.alias()
 
@@ -182,7 +169,7 @@ def arange(device: Device, n: int, start: float, step: float, dtype: DType) -> A
     y = empty(device, (n,), dtype)
     kind = int if y.dtype == np.int32 else float
     device.launch(
-        "index", "arange", (n,), n, kind(start), kind(step), y.block, real=_real(y), ELEMENT=TYPES[y.dtype], COUNT=1
+        "index", "arange", (n,), n, kind(start), kind(step), y.block, real=y.real, ELEMENT=TYPES[y.dtype], COUNT=1
     )
     return y
 

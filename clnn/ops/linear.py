@@ -17,16 +17,16 @@ from .trace import op
 
 @op
 def linear(
-    x: Array, w: Array, b: Array | None, activation: str = "linear", keep: bool = True, turned: bool = False
+    x: Array, w: Array, b: Array | None, activation: str = "linear", keep: bool = True, transposed: bool = False
 ) -> tuple[Array, Backward]:
-    """y = f(x w + b): x (..., in), w (in, out), b (out,) -> y (..., out). `turned`: y = f(x w^T), w (out, in), without b.
+    """y = f(x w + b): x (..., in), w (in, out), b (out,) -> y (..., out). `transposed`: y = f(x w^T), w (out, in), without b.
 
     With `keep` the input of an activation whose derivative needs it is kept; inference goes without.
     """
     check_together("linear", x, w, b)
     check_float("linear", x)
-    assert b is None or not turned
-    k, n = w.shape[::-1] if turned else w.shape
+    assert b is None or not transposed
+    k, n = w.shape[::-1] if transposed else w.shape
     if x.ndim < 1 or x.shape[-1] != k:
         raise ShapeError(
             f"an input of shape {x.shape} does not fit weights of shape {w.shape}: the last axis must be {k}"
@@ -40,7 +40,7 @@ def linear(
     gemm(
         device,
         Product(
-            Shape(m, n, k, dtype, transpose_b=turned), source, w.block, y.block,
+            Shape(m, n, k, dtype, transpose_b=transposed), source, w.block, y.block,
             rows=rows, bias=block_of(b), activation=activation, saved=block_of(saved),
         ),
     )  # fmt: skip
@@ -55,7 +55,7 @@ def linear(
             gemm(
                 device,
                 Product(
-                    Shape(m, k, n, dtype, transpose_b=not turned), dz.block, w.block, sink.out,
+                    Shape(m, k, n, dtype, transpose_b=not transposed), dz.block, w.block, sink.out,
                     scale=sink.scale, activation=name, saved=block_of(before), derivative=before is not None,
                 ),
             )  # fmt: skip
@@ -65,7 +65,7 @@ def linear(
             if for_b:
                 assert for_b.scale is not None
                 sums = for_b.out, for_b.scale
-            if for_w and turned:
+            if for_w and transposed:
                 gemm(device, Product(Shape(n, k, m, dtype, True), dz.block, x.block, for_w.out, scale=for_w.scale))
             elif for_w:
                 shape = Shape(k, n, m, dtype, transpose_a=True)

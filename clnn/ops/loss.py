@@ -14,7 +14,7 @@ from .array import Array, LossBackward, block_of, check_together, empty, empty_l
 
 class Rows(NamedTuple):
     """losses (rows,); hits (rows,), 1 where the largest output is the label's; backward, for the gradient of the mean; kept,
-    where targets are ignored: what the mean divides by, which is the number of the others or 1, and that number."""
+    where targets are ignored: (max(1, n), n) for the n targets that count, the first of which the mean divides by."""
 
     losses: Array
     hits: Array | None
@@ -68,8 +68,8 @@ def rows(
     """The loss `name` (a line of kernels/losses.cl) of outputs y (rows, n) and targets: labels (rows,) or values (rows, n).
 
     Labels of one output alone are 0 for no and 1 for yes. A label that is no class makes its row's loss and gradient NaN.
-    `factor` is 1 / n for losses that are means over outputs. `folded` says that the line's derivative is already the
-    one by the input of y's activation. `gradient` asks for dy (it needs a tape). `record` needs rows that fit one group.
+    `factor` is 1 / n for losses that are means over outputs. `folded` says that the formula's derivative already
+    includes f' of y's activation. `gradient` asks for dy (it needs a tape). `record` needs rows that fit one group.
     `positions`: the rows of a sample, which may have one weight together. `ignore`: the class number of targets that do not
     count. With `summed` the gradient is that of the sum. A `parameter` that is an array has an element for each output.
     """

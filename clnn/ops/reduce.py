@@ -33,6 +33,15 @@ def normal_axes(ndim: int, axis: Axis) -> tuple[int, ...]:
     return tuple(found)
 
 
+def lines(x: Array, axis: int) -> tuple[int, int, int, int]:
+    """x as (outer, n, inner) around one axis, and that axis counted from 0."""
+    axes = normal_axes(x.ndim, axis)
+    if len(axes) != 1:
+        raise ShapeError(f"one axis of an array of shape {x.shape} is wanted, and {axis!r} was given")
+    (a,) = axes
+    return math.prod(x.shape[:a]), x.shape[a], math.prod(x.shape[a + 1 :]), a
+
+
 def _one(x: Array, kind: str, outer: int, n: int, inner: int, scale: float) -> Array:
     """x as (outer, n, inner), joined over n, times scale."""
     extra: dict[str, Any] = {} if kind == "sum" else {kind.upper(): 1}
@@ -92,13 +101,9 @@ def argmax(x: Array, axis: int | None = -1) -> Array:
     check_float("argmax", x)
     if axis is None:
         x, axis = x.reshaped((x.size,)), 0
-    axes = normal_axes(x.ndim, axis)
-    if len(axes) != 1:
-        raise ShapeError(f"argmax is along one axis, or with None over all elements, and {axis!r} was given")
-    (a,) = axes
-    if x.shape[a] == 0:
+    outer, n, inner, a = lines(x, axis)
+    if n == 0:
         raise ShapeError(f"argmax over no elements: an array of shape {x.shape} along axis {axis}")
-    outer, n, inner = math.prod(x.shape[:a]), x.shape[a], math.prod(x.shape[a + 1 :])
     x.device.check_turns(n, f"argmax over {n:,} elements")
     y = empty(x.device, x.shape[:a] + x.shape[a + 1 :], np.int32)
     x.device.launch("reduce", "argmax", (y.size,), outer, n, inner, x.block, y.block, real=x.real)

@@ -6,25 +6,16 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..checks import whole, whole_numbers
 from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale
 from ..runtime.device import int_vector
 from .array import Array, Backward, Flow, Sink, block_of, check_together, empty, vector8
-from .elementwise import broadcast_shape, broadcast_strides, scale_add
+from .elementwise import TYPES, broadcast_shape, broadcast_strides, scale_add
 from .reduce import sum_to
 from .trace import op
 
 RUN = 1 << 12  # elements that a CPU's work-item moves, about
-ELEMENTS = {"f4": "float", "f8": "double", "i4": "int"}
-
-
-def _element(x: Array) -> dict[str, Any]:
-    if x.dtype == np.float64:
-        x.device.real(x.dtype)
-    return {"ELEMENT": ELEMENTS[x.dtype.str[1:]]}
 
 
 @op
@@ -88,7 +79,7 @@ def _move(
 def _strided(x: Array, shape: Sequence[int], strides: Sequence[int], offset: int) -> Array:
     y = empty(x.device, shape, x.dtype)
     y.made_by = x.made_by
-    _move("copy", x, shape, strides, offset, x.block, y.block, **_element(x))
+    _move("copy", x, shape, strides, offset, x.block, y.block, ELEMENT=TYPES[x.dtype])
     return y
 
 
@@ -206,7 +197,7 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> tuple[Array, Backward
     y = empty(first.device, shape, first.dtype)
     strides, start, starts = contiguous_strides(shape), 0, []
     for x in arrays:
-        _move("scatter", x, x.shape, strides, start * strides[axis], x.block, y.block, **_element(x))
+        _move("scatter", x, x.shape, strides, start * strides[axis], x.block, y.block, ELEMENT=TYPES[x.dtype])
         starts.append(start)
         start += x.shape[axis]
 

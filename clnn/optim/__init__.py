@@ -1,4 +1,4 @@
-"""Floor 5, the optimizers: what all share is in base.py, the rules in rules.py and lamb.py, and their names here."""
+"""The optimizers: what all share is in base.py, the rules in rules.py and lamb.py, and their names here."""
 
 from __future__ import annotations
 

@@ -58,9 +58,8 @@ class _Left(NamedTuple):
 
 
 class Taking:
-    """On entry `times` rows of rates are taken for each optimizer in `descending`, and as many as `others` says for its own. If
-    the block raises, rows of steps that did not run are given back, and where gradients are spent as they come, velocities may be
-    half written, and are zeroed."""
+    """Takes `times` rows of rates on entry for each optimizer in `descending`, and as many as `others` says for those there. On
+    an error, rows of steps that did not run are given back, and velocities that share the gradients' memory are zeroed."""
 
     __slots__ = ("descending", "times", "others", "replayed")
 
@@ -469,7 +468,7 @@ class Optimizer(Watched):
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
-        """A step, with the table's next row as its rates; who runs it may have seen to that already."""
+        """A step, with the table's next row as its rates, unless the caller has prepared it."""
         context = self._kept.stores[0].device.step
         recorded = next((d for d in devices() if d.step is not None), None)
         if recorded is not None and any(store.device.step is None for store in self._kept.stores):

@@ -31,7 +31,7 @@ class Rates(Restored):
         self.steps = self.row = self.left = 0
         self._rows = np.zeros((0, 2 * SCALE_PAIRS))
         self._tables: dict[Any, tuple[Block, Block]] = {}  # by device and type: the numbers, and the counter
-        self.read: Watch | None = None  # what the function that gave the rates read
+        self.read: Watch | None = None  # of what the rates' function reads
 
     def on(self, p: Parameter | Store) -> tuple[Block, Block]:
         """The table and the counter on a parameter's device, in its type."""

@@ -1,1 +1,1 @@
-"""Floor 1: devices, programs, memory and recording; everything above launches kernels through here."""
+"""Devices, programs, memory and recording; everything above launches kernels through here."""

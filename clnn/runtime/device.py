@@ -86,7 +86,7 @@ class _Now(threading.local):
     recorder: Recorder | None = None
     step: StepContext | None = None
     dry = False
-    late: list[Callable[[], Any]] = []  # noqa: RUF012 - what a dry pass has left out, in order
+    late: list[Callable[[], Any]] = []  # noqa: RUF012 - the launches that a dry pass skipped
 
 
 class _Recording(threading.local):
@@ -168,13 +168,10 @@ class Device:
 
     def _used_beside(self, other: Device) -> None:
         """A step that is recorded, or looked at, on another device uses this one, too."""
-        recorder = other._now.recorder
-        assert recorder is not None
-        recorder.abort(
+        other.not_replayed(
             f"the step is one on {other!r} and uses {self!r}, whose work is not recorded: give each device a step of its own, "
             "and pass what it needs of the other as an argument, by .to(device)"
         )
-        other.ends_audit("the step uses another device")
 
     @property
     def step(self) -> StepContext | None:
@@ -336,9 +333,15 @@ class Device:
 
     def ends_audit(self, what: str) -> None:
         """Python is about to do what a recorded step never does: an audit that is under way is at its end."""
-        if self.recorder is not None and self.recorder.audit:
+        if self.auditing:
+            self.not_replayed(what)
+
+    def not_replayed(self, what: str) -> None:
+        """Python is about to do what no replay does: a recording of it is given up, and an audit is at its end."""
+        if self.recorder is not None:
             self.recorder.abort(what)
-            raise AuditEnded
+            if self.recorder.audit:
+                raise AuditEnded
 
     def allocate(self, nbytes: int) -> Block:
         """A temporary from the pool. Under a recording it is noted as such and planned into the arena."""
@@ -350,9 +353,8 @@ class Device:
     @exclusive("lock")
     def upload(self, array: np.ndarray, block: Block, constant: bool = False) -> None:
         """Copy a contiguous host array to the start of `block`. Inside a recording only constants may be uploaded."""
-        self.ends_audit("an array was uploaded inside the step")
-        if self.recorder is not None and not constant:
-            self.recorder.abort(
+        if not constant or self.auditing:
+            self.not_replayed(
                 "an array was uploaded inside the step: pass it as an argument, or make it once with clnn.constant()"
             )
         if self._now.dry and not constant:  # constants are kept, and so needed later
@@ -385,11 +387,9 @@ class Device:
     @exclusive("lock")
     def read(self, block: Block, array: np.ndarray) -> np.ndarray:
         """Copy the start of `block` into a contiguous host array, after all work enqueued so far."""
-        self.ends_audit("a result was read back to the host inside the step")
-        if self.recorder is not None:
-            self.recorder.abort(
-                "a result was read back to the host inside the step (numpy(), float(), {t:.3f}): return it instead"
-            )
+        self.not_replayed(
+            "a result was read back to the host inside the step (numpy(), float(), {t:.3f}): return it instead"
+        )
         if self._now.dry:
             raise ValuesWanted
         if array.nbytes:

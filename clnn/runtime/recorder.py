@@ -165,7 +165,7 @@ class StepContext:
         self.draws: dict[Block, int] = {}
         # of arrays that were taken for class numbers or tokens: check(array, name), an error where one is out of range
         self.checks: dict[Block, Callable[[Any, str], None]] = {}
-        self.prepared: list[Any] = []  # optimizers that take one step in it, and whose counters have moved on for that
+        self.prepared: list[Any] = []  # fit's optimizers, one step each, whose counters have moved on already
         self.moved = False  # whether fit's counters have moved on to the next mini-batch
         self.stepped: list[tuple[Any, Any]] = []  # other steps that were taken: (optimizer, its parameters)
         # the gradients that a parameter had received before, for those that this changes

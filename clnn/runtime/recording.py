@@ -208,7 +208,7 @@ class Entry:
         self.known: Any = None  # what the host has to do for a replay, as whoever owns the step knows it
         self.version: Any = None  # of what the step's Python reads, when it last ran
         self.replays = self.checked = 0
-        self.restarts = 0  # because what the step's Python reads had changed, since it last did the same as before
+        self.restarts = 0  # since an audit last found no change: recordings dropped because something read had changed
         self.moving = False  # whether it is recorded although that changes from call to call
 
 

@@ -1,4 +1,4 @@
-"""Floor 6, training: fit, evaluate and predict, for any `Layer`."""
+"""Training: fit, evaluate and predict, for any `Layer`."""
 
 from .evaluation import EVALUATION_BATCH as EVALUATION_BATCH
 from .evaluation import evaluate, predict

@@ -96,7 +96,7 @@ class Batch(Tensor):
             size, extra = ((columns, rows), {}) if not device.long_loops else ((-(-rows // each),), {"ROWS": 1})
             device.launch(
                 "data", "gather", size, columns, rows, *self.rows, self._memory, each,
-                local=(1,) if extra else None, real="float" if self.dtype == np.int32 else device.real(self.dtype),
+                local=(1,) if extra else None, real=device.real(self.dtype),
                 E="int" if self.dtype == np.int32 else "real", **extra,
             )  # fmt: skip
         return self._memory

@@ -199,7 +199,7 @@ class _Run:
         with self.device.lock:
             for p in self.step.given:  # gradients from elsewhere have no part in this
                 p.spent()
-                p.version += 1  # replays do not say so
+                p.version += 1  # replays do not count versions
         now = build_for(self.model, self.samples.xs)
         with self.device.lock:
             if self.structure != structure_version():  # a callback has changed something

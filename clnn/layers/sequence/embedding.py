@@ -88,7 +88,7 @@ class Embedding(Layer):
 
     def tied(self, y: Tensor) -> Tensor:
         """y w^T: (..., size) -> (..., tokens), the score of each token."""
-        return linear_layer(tensor(y, self.dtype, self.device), self.w, None, "linear", turned=True)
+        return linear_layer(tensor(y, self.dtype, self.device), self.w, None, "linear", transposed=True)
 
 
 class _Positions(Layer):

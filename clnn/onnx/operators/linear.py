@@ -41,7 +41,7 @@ def gemm(
     fused = bias is not None and bias.size == n and bias.shape[-1:] == (n,) and alpha == beta == 1
     if fused:
         return linear_layer(a, b.transpose() if transB else b, bias.reshape(n), "linear")
-    y = linear_layer(a, b, None, "linear", turned=bool(transB))
+    y = linear_layer(a, b, None, "linear", transposed=bool(transB))
     y = y if alpha == 1 else y * alpha
     return y if bias is None else y + (bias if beta == 1 else bias * beta)
 

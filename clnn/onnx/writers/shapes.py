@@ -18,11 +18,13 @@ def _linear(graph: Graph, op: Op) -> str:
     x, w, b = (op.given[key] for key in ("x", "w", "b"))
     name, weights = graph.name(x), graph.name(w)
     flat = len(graph.shape(x)) == 2
-    if flat and (b is not None or op.given["turned"]):
-        how = {"transB": 1} if op.given["turned"] else {}
+    if flat and (b is not None or op.given["transposed"]):
+        how = {"transB": 1} if op.given["transposed"] else {}
         y = graph.node("Gemm", name, weights, graph.name(b), **how)
     else:
-        y = graph.node("MatMul", name, graph.node("Transpose", weights, perm=[1, 0]) if op.given["turned"] else weights)
+        y = graph.node(
+            "MatMul", name, graph.node("Transpose", weights, perm=[1, 0]) if op.given["transposed"] else weights
+        )
         y = y if b is None else graph.node("Add", y, graph.name(b))
     return activated(graph, y, op.given["activation"], graph.dtype(x))
 
