@@ -28,6 +28,7 @@ from .runtime.devices.choice import resolve
 from .runtime.lock import exclusive
 from .tape import no_grad
 from .tensor import Parameter, Tensor, tensor
+from .train.compiled import Compiled
 
 
 @register
@@ -185,6 +186,17 @@ class Model(Layer):
                 f"classes and probabilities are of one output, and this model has several: take one of predict(x), by {names}"
             )
         return y
+
+    def compiled(self, batch_size: int = 1) -> Compiled:
+        """A function `f` for servers: `y = f(x)` is `predict` for batches of one size, with nothing but the launches in between.
+
+        It takes an array for each input, (batch_size, ...), and returns new arrays as `predict` does: one, a tuple, or a dict.
+        Shapes and types are looked at, values of floats are not (predict refuses NaN). On a CPU the launches become one kernel,
+        which is compiled here, and arrays go through memory that the device shares. Weights that change are seen; where layers
+        or their attributes have changed, or the model has moved, the next call records anew. Threads may share it. ShapeError
+        for another shape, ConfigurationError where the model is not built.
+        """
+        return Compiled(self, batch_size)
 
     def to(self, device: str | Device) -> Model:
         """Move the parameters to another device, by way of the host. Recordings are made anew; optimizers go on, with what they

@@ -182,7 +182,8 @@ class Step:
         """Whether code takes part that is not clnn's, as far as the last call told."""
         return self._watch is not None and self._watch.foreign
 
-    def _watched(self) -> Watch:
+    def watched(self) -> Watch:
+        """What its Python reads."""
         if self._watch is None:
             self._watch = Watch([self.function, *(same.value for same in self.reads)])
         return self._watch
@@ -238,7 +239,7 @@ class Step:
         """What `function` would now do otherwise than was recorded, in words. Nothing is launched, and what it changes on
         the host is put back."""
         recorder = Recorder(audit=True)
-        watch = self._watched()
+        watch = self.watched()
         restore, effects = saved(watch), Effects(watch)
         where.step = context = StepContext()
         where.recorder = recorder
@@ -343,7 +344,7 @@ class Step:
             taking.replayed = False
             touched.append(context)
             recorder = where.recorder
-            effects = Effects(self._watched()) if recorder is not None else None
+            effects = Effects(self.watched()) if recorder is not None else None
             result = self._python(context, function)
             if recorder is not None and effects is not None and (effect := effects.found()):
                 recorder.abort(effect)
@@ -363,7 +364,7 @@ class Step:
             if self.replays.record:
                 if not entry.eager:
                     self._watch = None  # what the call itself has changed is no news
-                    self._watched()
+                    self.watched()
                 entry.version = self._version
         return result
 

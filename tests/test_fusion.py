@@ -177,6 +177,21 @@ def test_parts_share_no_name():
     assert {"relu_f", "_cl_exp_df", "equal_da", "equal_int", "multiply_int", "put", "real2", "T"} <= others
 
 
+@pytest.mark.parametrize(
+    ("file", "kernel", "asks"),
+    [
+        ("gemm", "gemm_sum", False),
+        ("gemm", "gemm_local", True),
+        ("elementwise", "scale_add", False),
+        ("norm", "row_forward", True),
+    ]
+    + [("state", "advance", False), ("state", "end_step", True), ("losses", "softmax_cross_entropy", True)],
+)
+def test_which_kernels_ask_for_groups(file, kernel, asks):
+    """Of the others any item may go to any core."""
+    assert fusion.asks_for_groups(file, kernel) is asks
+
+
 def test_it_can_be_switched_off(device, rng, fusing, monkeypatch):
     monkeypatch.setenv("CLNN_FUSE", "0")
     x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)

@@ -14,6 +14,7 @@ import os
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -183,8 +184,29 @@ class Fused:
 
 
 def _apart(launch: Launch) -> bool:
-    """Whether its items know nothing of each other: each is a group of its own, or the file never asks for groups."""
-    return set(launch.local) == {1} or not GROUPS.search(read_source(launch.source[0]))
+    """Whether its items know nothing of each other: each is a group of its own, or its kernel never asks for groups."""
+    return set(launch.local) == {1} or not asks_for_groups(*launch.source[:2])
+
+
+@lru_cache(maxsize=256)
+def asks_for_groups(file: str, kernel: str) -> bool:
+    """Whether a kernel, or a function or macro of its file that it uses, knows of work-groups."""
+    pieces: dict[str, str] = {}
+    for piece in re.split(r"^(?=static|INLINE|APART|kernel|#define)", read_source(file), flags=re.MULTILINE):
+        for name in KERNEL.findall(piece) or [
+            *map(itemgetter(0), MACRO.findall(piece)),
+            *FUNCTION.findall(ATTRIBUTE.sub("", piece)),
+        ]:
+            pieces[name] = pieces.get(name, "") + piece
+    seen: set[str] = set()
+    waiting = [kernel]
+    while waiting:
+        text = pieces.pop(waiting.pop(), "")
+        if GROUPS.search(text):
+            return True
+        seen |= (found := set(re.findall(r"\w+", text)) - seen)
+        waiting += found & pieces.keys()
+    return False
 
 
 @lru_cache(maxsize=256)

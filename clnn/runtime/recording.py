@@ -52,6 +52,7 @@ class Recording:
         self.calls: list[Callable[[], Any]] = []
         self.queue: cl.CommandQueue | None = None
         self.fused: Fused | None = None
+        self.placed: dict[Block, Any] = {}  # blocks that it has in other memory
         self.replays = 0
         self.steps_to_come = 0  # steps that the caller still expects to run
         self.timed, self.seconds = 0, float("inf")  # replays timed so far, and the fastest of them
@@ -125,8 +126,6 @@ class Recording:
             self.timed += 1
             if self.timed == TIMED:
                 self._fuse()
-                self.arena = None  # bound anew at the next replay
-                self.calls = []
 
     def _replay_noted(self, times: int) -> None:
         """Replay launch by launch, and tell the profiles of each when it ran."""
@@ -147,7 +146,15 @@ class Recording:
                     )
         device.launches += times * len(self.calls)
 
+    def fuse_now(self) -> None:
+        """Make one kernel of the launches at once, whatever it costs, if that can be."""
+        self.steps_to_come = WORTH
+        for _ in range(TIMED):
+            self.replay()
+        self.steps_to_come = 0
+
     def _fuse(self) -> None:
+        self.arena, self.calls = None, []  # bound anew at the next replay
         try:
             self.fused = fuse(self.device, self.launches, self.seconds)
         except BuildError as error:
@@ -173,7 +180,7 @@ class Recording:
         def resolve(arg: Any) -> Any:
             if isinstance(arg, Temporary):
                 return views[arg]
-            return arg.buffer if isinstance(arg, Block) else arg
+            return self.placed.get(arg, arg.buffer) if isinstance(arg, Block) else arg
 
         self.queue = device.queue  # that of a profile is another one
         self.views = views  # a kernel's argument keeps no buffer alive: without this, replays run on freed ones

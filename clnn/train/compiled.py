@@ -1,0 +1,153 @@
+"""`Compiled`: a model's outputs for batches of one size, with nothing but the launches between two NumPy arrays."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pyopencl as cl
+
+from ..checks import check_count
+from ..errors import ConfigurationError, DataError, ShapeError
+from ..layers.base import Layer
+from ..ops.array import block_of
+from ..runtime.memory import SLACK, Block
+from ..runtime.recorder import StepContext
+from ..runtime.recording import Recording
+from ..runtime.watching.watch import structure_version
+from ..step import Step
+from ..tape import no_grad
+from ..tensor import Tensor
+from .inputs import as_inputs, build_for
+from .outputs import Outputs
+
+
+class Compiled:
+    """A model that was compiled for batches of one size: `f = net.compiled(1)`, then `y = f(x)`. See `Model.compiled`."""
+
+    def __init__(self, model: Layer, batch_size: int = 1) -> None:
+        self.model, self.batch_size = model, check_count("batch_size", batch_size)
+        shapes = getattr(model, "_input_shapes", None)
+        if not model.built or shapes is None:
+            raise ConfigurationError(
+                "compiled() needs a model that is built: give it an input_shape, or call it once, before"
+            )
+        types = getattr(model, "_input_types", None) or [model.dtype] * len(shapes)
+        self.forms = [((self.batch_size, *shape), np.dtype(kind)) for shape, kind in zip(shapes, types)]
+        with model.device.lock:
+            self._prepare()
+
+    def __call__(self, *given: Any) -> Any:
+        """The outputs for these inputs, an array for each, as `predict` gives them. ShapeError where one has another shape."""
+        xs: Sequence[Any] = given
+        if len(xs) != len(self.forms):
+            raise ShapeError(f"the model takes {len(self.forms)} inputs, an array each, and {len(xs)} were given")
+        for x, (shape, dtype) in zip(xs, self.forms):
+            if type(x) is not np.ndarray or x.shape != shape or x.dtype != dtype:
+                xs = self._as_given(xs)
+                break
+        for i in self.whole:
+            self.model.check_whole(i, xs[i], f"input {i}")
+        with self.device.lock:
+            if self._changed():
+                self._prepare()
+            return self._run(xs)
+
+    def _as_given(self, xs: Sequence[Any]) -> list[np.ndarray]:
+        """The inputs as arrays of the model's types."""
+        arrays = as_inputs(tuple(xs), self.model)
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            raise DataError("a compiled model takes arrays; predict takes sparse matrices")
+        for array, (shape, _) in zip(arrays, self.forms):
+            if array.shape != shape:
+                raise ShapeError(
+                    f"this model was compiled for inputs of shape {shape}, and {array.shape} was given: compile it for another "
+                    "batch_size, or use predict"
+                )
+        return arrays
+
+    def _changed(self) -> bool:
+        """Whether something else than values of parameters has changed since it was compiled."""
+        return (
+            self.version != structure_version()
+            or self.model.device is not self.device
+            or any(p.block is not block for p, block in self.parameters)
+            or self.watch.changed()
+        )
+
+    def _prepare(self) -> None:
+        """Record the launches, and make one kernel of them where that can be."""
+        model = self.model
+        self.device = model.device
+        kinds = [np.empty(shape, dtype) for shape, dtype in self.forms]
+        self.outputs: Outputs = build_for(model, kinds)
+        self.whole = [i for i in range(len(kinds)) if model.takes_whole(i)]
+        self.inputs = [Tensor(self.device.memory.allocate(a.nbytes), a.shape, a.dtype, self.device) for a in kinds]
+        for x in self.inputs:
+            self.device.fill_zero(x.block)
+        self.step = Step(self._forward, reads=[model])
+        for _ in range(3):
+            result = self._call()
+        with no_grad():
+            entry = self.step.replays.entry(self._key())
+        self.recording: Recording | None = None
+        if entry is not None and entry.recording is not None and not self.step.foreign:
+            self.recording = entry.recording
+            self.results: list[Tensor] = self.outputs.tensors(result)
+            self.host = [self._shared(t) for t in (*self.inputs, *self.results)]
+            self.recording.fuse_now()
+        self.watch, self.version = self.step.watched(), structure_version()
+        self.parameters = [(p, p.block) for p in model.parameters()]
+
+    def _shared(self, t: Tensor) -> np.ndarray | None:
+        """Memory that host and device share, in which the recording then has this tensor; None where there is none such, or where
+        the tensor is not the recording's."""
+        assert self.recording is not None
+        block, placed, where = t.block, self.recording.placed, self.device
+        if block in placed:  # an output that is an input
+            return placed[block].mem[: t.nbytes].view(t.dtype).reshape(t.shape)
+        fine = cl.device_svm_capabilities.FINE_GRAIN_BUFFER
+        with contextlib.suppress(cl.Error, AttributeError):  # drivers of OpenCL 1.2 do not know the question
+            its = any(arg is block for launch in self.recording.launches for arg in launch.args)
+            if its and type(block) is Block and where.kind == "cpu" and where.cl_device.svm_capabilities & fine:
+                array = cl.fsvm_empty(where.context, t.nbytes + SLACK, np.dtype(np.uint8))
+                array[:] = 0
+                placed[block] = cl.SVM(array)
+                return self._shared(t)
+        return None
+
+    def _key(self) -> Any:
+        return self.step.key(self.device, self.batch_size)
+
+    def _call(self) -> Any:
+        """The step as every step runs: recorded, replayed and looked at."""
+        with no_grad():
+            key = self._key()
+            self.step.verify(self.device, key, self._forward)
+            return self.step.run(self.device, key, self._forward)[0]
+
+    def _forward(self, _: StepContext) -> Any:
+        outs = self.outputs.tensors(self.model.forward(*self.inputs))
+        for out in outs:
+            block_of(out)
+        return self.outputs.together(outs)
+
+    def _run(self, xs: Sequence[np.ndarray]) -> Any:
+        device, recording = self.device, self.recording
+        if recording is None or device.recorder is not None or device.dry_now:
+            for x, array in zip(self.inputs, xs):
+                device.upload(np.ascontiguousarray(array), x.block)
+            return self.outputs.together([t.numpy() for t in self.outputs.tensors(self._call())])
+        found: list[Any] = []
+        for x, place, array in zip(self.inputs, self.host, xs):
+            if place is None:
+                device.upload_soon(array, x.block)
+            else:
+                place[...] = array
+        recording.replay()
+        device.finish()
+        for t, place in zip(self.results, self.host[len(xs) :]):
+            found.append(t.numpy() if place is None else place.copy())
+        return self.outputs.together(found)

@@ -1,0 +1,91 @@
+"""Compiled models: what predict says, by one call without Python's layers in between."""
+
+import threading
+
+import numpy as np
+import pytest
+
+import clnn
+
+
+class Two(clnn.Model):
+    """A model of one's own with two inputs, one of whole numbers, and two outputs, one of which is an input."""
+
+    whole_inputs = (False, True)
+
+    def __init__(self):
+        self.embedding, self.dense, self.factor = clnn.Embedding(5, 3), clnn.Dense(4, "tanh"), 2.0
+
+    def forward(self, x, tokens):
+        return {"sum": self.dense(x) * self.factor + self.dense(self.embedding(tokens)[:, 0]), "same": x}
+
+
+def made(kind):
+    rng = np.random.default_rng(0)
+    if kind == "two":
+        net, x = Two(), (rng.random((2, 3), dtype=np.float32), rng.integers(0, 5, (2, 6)).astype(np.int32))
+        net(*x)
+    elif kind == "image":
+        layers = [clnn.Conv2D(3, 3, "relu"), clnn.BatchNorm(), clnn.MaxPool2D(2), clnn.Flatten(), clnn.Dense(4)]
+        net, x = clnn.Sequential(layers, input_shape=(1, 8, 8), seed=1), (rng.random((2, 1, 8, 8), dtype=np.float32),)
+    else:
+        net = clnn.Sequential([clnn.Dense(300, "relu"), clnn.Dense(70), clnn.Dense(3)], input_shape=200, seed=1)
+        x = (rng.random((2, 200), dtype=np.float32),)
+    return net, x
+
+
+def same(found, wanted):
+    if isinstance(wanted, dict):
+        return all(np.array_equal(found[name], wanted[name]) for name in wanted) and found.keys() == wanted.keys()
+    return np.array_equal(found, wanted)
+
+
+@pytest.mark.parametrize("kind", ["dense", "image", "two"])
+def test_it_says_what_predict_says_whatever_changes(device, kind):
+    with clnn.use(device):
+        net, x = made(kind)
+        f = net.compiled(2)
+        for step in range(3):
+            assert same(f(*x), net.predict(x if kind == "two" else x[0]))
+            if step == 0:  # weights change in place
+                net.load_state_dict({name: p.numpy() + 1 for name, p in net.named_parameters()})
+            elif kind == "two":
+                net.factor = 3.0
+            else:
+                net.layers.append(clnn.Activation("tanh"))
+            x = tuple(a[::-1].copy() for a in x)
+        kept = f(*x)
+        f(*(a * 0 for a in x))
+        assert same(kept, net.predict(x if kind == "two" else x[0]))  # no later call writes into it
+
+
+def test_what_it_refuses_and_takes(device):
+    with clnn.use(device):
+        net, (x,) = made("dense")
+        f = net.compiled(2)
+        assert same(f(x.astype("float64").tolist()), net.predict(x))
+        with pytest.raises(clnn.ShapeError, match=r"compiled for inputs of shape \(2, 200\), and \(1, 200\) was given"):
+            f(x[:1])
+        with pytest.raises(clnn.ShapeError, match="takes 1 inputs, an array each, and 2 were given"):
+            f(x, x)
+        with pytest.raises(clnn.ConfigurationError, match="needs a model that is built"):
+            clnn.Sequential([clnn.Dense(3)]).compiled()
+        two, (a, tokens) = made("two")
+        with pytest.raises(clnn.ConfigurationError, match="batch_size"):
+            two.compiled(0)
+
+
+def test_threads_share_it(device):
+    with clnn.use(device):
+        net, (x,) = made("dense")
+        f, wrong = net.compiled(2), []
+        inputs = [x * k for k in range(1, 5)]
+        wanted = [net.predict(one) for one in inputs]
+
+        def ask(i):
+            wrong.extend(i for _ in range(30) if not np.array_equal(f(inputs[i]), wanted[i]))
+
+        threads = [threading.Thread(target=ask, args=(i,)) for i in range(4)]
+        [t.start() for t in threads]
+        [t.join() for t in threads]
+        assert not wrong
