@@ -355,6 +355,27 @@ def test_other_models_are_described_and_answered(rng, tmp_path):
         assert [2, 26, 26] in [one["shape"] for one in drawn["layers"]]
 
 
+@pytest.mark.parametrize(
+    ("last", "loss", "keys"),
+    [
+        (clnn.Dense(1, "sigmoid"), "binary_cross_entropy", {"outputs", "probabilities", "classes"}),
+        (clnn.Dense(3), "hinge", {"outputs", "classes"}),
+        (clnn.Dense(3), "mse", {"outputs"}),
+        (clnn.Dense(1), "mse", {"outputs"}),
+    ],
+    ids=["yes or no", "hinge", "three numbers", "a number"],
+)
+def test_classes_and_probabilities_are_told_where_the_model_has_them(last, loss, keys, x):
+    model = clnn.Sequential([last], input_shape=4, seed=1)
+    y = np.arange(7) % max(2, last.size) if loss != "mse" else np.zeros((7, last.size), np.float32)
+    model.fit(x, y, loss=loss, optimizer="adam", epochs=1, progress=False)
+    with Server(model) as server:
+        found = json.loads(ask(server, body=json.dumps({"x": x.tolist()}))[1])
+    assert set(found) == keys
+    if "classes" in keys:
+        assert found["classes"] == model.predict_classes(x).tolist()
+
+
 def test_a_model_that_fails_is_500_and_the_next_request_is_answered(net, monkeypatch):
     with Server(net) as server:
         with monkeypatch.context() as patch:

@@ -15,6 +15,7 @@ import numpy as np
 from ...data.digit import as_digit
 from ...errors import ClnnError, ConfigurationError, DataError
 from ...looking.calls import activations, forms_of
+from ...losses import YES_ABOVE_0
 from ...model import Model
 
 SIDES = {784: 28, 64: 8}  # pixels of MNIST's and of scikit-learn's digits, and of a side
@@ -126,16 +127,18 @@ class Answers:
                 scores, what = self._scores(x, outputs)
                 if what:
                     found["probabilities"] = _listed(scores)
-                if outputs.shape[1] > 1:
-                    found["classes"] = outputs.argmax(1).tolist()
+                loss = self.model.loss
+                if what or getattr(loss, "takes", "") == "classes" or getattr(loss, "name", "") in YES_ABOVE_0:
+                    several = outputs.shape[1] > 1
+                    found["classes"] = (outputs.argmax(1) if several else self.model.predict_classes(x)).tolist()
         return found
 
     def outputs(self, x: Any) -> np.ndarray:
         """For arrays the output. DataError where a model has several."""
         with self.model.device.lock:
             found = self._outputs(self._batch(x))
-        if not isinstance(found, np.ndarray):
-            raise DataError("this model has several outputs: ask for application/json")
+        if not isinstance(found, np.ndarray) or found.dtype.hasobject:
+            raise DataError("this model has several outputs, or one of texts: ask for application/json")
         return found
 
     def draw(self, body: bytes) -> dict[str, Any]:
@@ -194,7 +197,7 @@ class Answers:
         if hasattr(self.model, "session"):
             graph: Any = self.model.graph
             last = next((n for n in reversed(graph.nodes) if graph.outputs[0].name in n.outputs), None)
-            return outputs, "probability" if last is not None and last.op == "Softmax" else ""
+            return outputs, "probability" if last is not None and last.op in ("Softmax", "Sigmoid") else ""
         try:
             return self.model.predict_proba(x), "probability"
         except ConfigurationError:  # outputs of such a model are none
