@@ -99,6 +99,34 @@ def test_fits_in_two_threads(device, rng):
     assert all(same(a, b) for a, b in zip(alone, found))
 
 
+@pytest.mark.parametrize("record", [True, False])
+def test_fits_with_a_seed_draw_from_generators_of_their_own(device, rng, record):
+    """In threads, and one within a callback of the other."""
+    x, y = normal(rng, (45, 8)).astype(np.float32), rng.integers(0, 3, 45)
+
+    class Another(clnn.Callback):
+        def on_epoch_end(self, model, epoch, logs):
+            drop(3)
+
+    def drop(seed, **options):
+        net = clnn.Sequential([clnn.Dense(16, "relu"), clnn.Dropout(0.5), clnn.Dense(3)], input_shape=8, seed=seed)
+        options = {
+            "optimizer": clnn.SGD(0.1),
+            "epochs": 4,
+            "batch_size": 10,
+            "progress": False,
+            "record": record,
+            **options,
+        }
+        net.fit(x, y, loss="cross_entropy", seed=seed, **options)
+        return net.state_dict()
+
+    alone = [drop(seed) for seed in (1, 2)]
+    for _ in range(3):
+        assert all(same(a, b) for a, b in zip(alone, together(lambda: drop(1), lambda: drop(2))))
+    assert same(alone[0], drop(1, callbacks=[Another()]))
+
+
 def test_a_fit_beside_predictions(inputs, rng):
     x, y = normal(rng, (205, 8)).astype(np.float32), rng.integers(0, 3, 205)
     alone, served = trained(1, x, y, epochs=10), network(5)

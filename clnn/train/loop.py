@@ -7,6 +7,7 @@ host never waits inside one.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -21,6 +22,7 @@ from ..data.sparse import SparseRows
 from ..errors import ConfigurationError, Diverged, ShapeError
 from ..layers.base import Layer, for_shapes
 from ..losses import Loss, parts_of
+from ..ops.random import Generator
 from ..optim import Optimizer, find_optimizer
 from ..parameters import consolidate, statistics_kept
 from ..progress import Progress
@@ -91,7 +93,8 @@ def fit(
     "<name>_loss", "<name>_accuracy" and so on. ConfigurationError for a name that is unknown or missing.
     """
     optimizer, callbacks = find_optimizer(optimizer), as_callbacks(callbacks)
-    with together(world, optimizer) as world:
+    with contextlib.ExitStack() as stack:
+        world = stack.enter_context(together(world, optimizer))
         epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
         loss, metrics, outputs, samples, held_out = given_to_fit(
             model, x, y, loss, loss_weights, metrics, sample_weight, class_weight, validation, validation_split
@@ -107,6 +110,7 @@ def fit(
         run = _Run(
             model, loss, metrics, outputs, samples, held_out, optimizer, epochs, done, batch_size, shuffle, seed, record, world,
         )  # fmt: skip
+        stack.enter_context(random.drawing_from(run.draws))
         evaluation = Evaluation(model, outputs, loss, metrics, record) if held_out else None
         bar = Progress(max(0, last - done), len(run.plan), progress and world.rank == 0, model.device)
         model.stop_training = False
@@ -187,9 +191,12 @@ class _Run:
         self.function = _training_step(model, outputs, loss, optimizer, self.feed, self.results, batch_size)
         self.step = Step(self.function, record, [optimizer], reads=[model, loss, *metrics])
         self.step.given, self.structure = given, structure_version()
-        if seed is not None:  # where an uninterrupted run would be
-            random.generator(self.device).reseed(seed, position=position)
-        world.reseed(self.device)
+        # with a seed a generator of its own: another fit, in a thread or a callback, neither draws from it nor moves it on
+        self.draws = None if seed is None else Generator(self.device, seed)
+        with random.drawing_from(self.draws):
+            if self.draws is not None:  # where an uninterrupted run would be
+                self.draws.reseed(seed, position=position)
+            world.reseed(self.device)
         self.seconds = 0.0  # of all epochs so far, without what callbacks did
         if self.resident:
             self.feed.load(*samples)
