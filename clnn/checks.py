@@ -78,11 +78,7 @@ def spread(what: str, values: Sequence[Any]) -> tuple[int, ...]:
 def numbers(value: Any, name: str = "the array") -> np.ndarray:
     """`value` as a NumPy array of real numbers or bools. DataError for masked values, complex numbers, objects, text."""
     if type(value) is not np.ndarray:
-        if any(isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf) for leaf in leaves(value)):
-            raise DataError(
-                f"{name} is a masked array, and there is no mask here: what lies under it would be used; "
-                "give .filled(value), or leave the samples out that it hides"
-            )
+        refuse_masked(value, name)
         given = value
         try:
             value = np.asarray(value)
@@ -96,6 +92,15 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
             ".astype('float32') or, in pandas, .to_numpy('float32')"
         )
     return value
+
+
+def refuse_masked(value: Any, name: str = "the array") -> None:
+    """DataError where the array, or one in the list, hides values."""
+    if any(isinstance(leaf, np.ma.MaskedArray) and np.ma.is_masked(leaf) for leaf in leaves(value)):
+        raise DataError(
+            f"{name} is a masked array, and there is no mask here: what lies under it would be used; "
+            "give .filled(value), or leave the samples out that it hides"
+        )
 
 
 def is_sparse(value: Any) -> bool:

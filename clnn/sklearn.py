@@ -38,7 +38,7 @@ except ImportError as missing:
     ) from missing
 
 from .callbacks import Callback
-from .checks import check_count, in_range
+from .checks import check_count, in_range, refuse_masked
 from .errors import CheckpointError, ConfigurationError, DeviceError, ShapeError
 from .layers.core import Dense
 from .losses import LOSSES
@@ -113,6 +113,8 @@ class _Estimator(BaseEstimator):
         return self._fit(X, y, sample_weight, not (self.warm_start and hasattr(self, "model_")), None)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, first: bool, epochs: int | None, classes: Any = None) -> Any:  # noqa: N803
+        for name, given in (("X", X), ("y", y), ("sample_weight", sample_weight)):
+            refuse_masked(given, name)
         x, y = validate_data(
             self, X, y, accept_sparse="csr", dtype=(np.float64, np.float32), multi_output=True, reset=first,
             y_numeric=isinstance(self, RegressorMixin),
@@ -163,6 +165,7 @@ class _Estimator(BaseEstimator):
 
     def _outputs(self, X: Any, how: Callable[..., np.ndarray]) -> np.ndarray:  # noqa: N803
         check_is_fitted(self)
+        refuse_masked(X, "X")
         x = validate_data(self, X, accept_sparse="csr", dtype=(np.float64, np.float32), reset=False)
         return how(self.model_, x)
 

@@ -322,3 +322,15 @@ def test_clnn_does_not_need_it(tmp_path):
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert run.returncode == 1 and "clnn.sklearn needs scikit-learn" in run.stderr
+
+
+@pytest.mark.parametrize("which", ["X", "y", "sample_weight"])
+def test_what_a_masked_array_hides_is_not_used(device, which):
+    given = {"X": np.ones((6, 2)), "y": np.arange(6.0), "sample_weight": np.ones(6)}
+    net = MLPRegressor(max_iter=1).fit(**given) if which == "X" else None
+    given[which] = np.ma.masked_array(given[which], mask=given[which] == 1)
+    with pytest.raises(ValueError, match=f"{which} is a masked array"):
+        MLPRegressor(max_iter=1).fit(**given)
+    if net:
+        with pytest.raises(ValueError, match="X is a masked array"):
+            net.predict(given["X"])

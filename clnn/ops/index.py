@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import whole
+from ..checks import refuse_masked, whole
 from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale
 from ..runtime.device import Device, DType, int_vector
@@ -207,6 +207,7 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
     for k in key if isinstance(key, tuple) else (key,):
         if isinstance(k, (bool, np.bool_)):
             raise ShapeError(f"an axis is not indexed by {k!r}: a mask has the shape of the axes that it chooses from")
+        refuse_masked(k, "an index")
         part = np.asarray(k) if isinstance(k, (list, np.ndarray)) else k
         if isinstance(k, Array) and (k.dtype != np.int32 or k.made_by == MASK):
             part = _on_host(k)
