@@ -423,7 +423,7 @@ class CrossEntropy(Loss):
         super().check(output, target, dtype)
         if len(output) < 2:
             raise ShapeError(f"{self.name}: outputs of shape {output} have no axis of classes, as (n, classes) have")
-        if output[-1] == 1 and (self.name == "cross_entropy" or dtype == np.int32):
+        if output[-1] == 1 and (self.name != "log_likelihood" or dtype == np.int32):
             raise ShapeError(
                 f"{self.name}: outputs of shape {output} are of one class, whose probability is always 1, so that nothing is "
                 "learned; take binary_cross_entropy for one output, or give the model an output for each class"
@@ -618,6 +618,15 @@ def find_loss(which: Any) -> Any:
         options = {key: value for key, value in which.items() if key != "loss"}
         return LOSSES[which["loss"]](**options)
     if callable(which) and not (isinstance(which, type) and issubclass(which, Loss)):
+        kind = type(which)
+        if isinstance(which, Loss) and (
+            kind.__call__ is not Loss.__call__ or (not which.name and kind.rows is Loss.rows)
+        ):
+            raise ConfigurationError(
+                f"{kind.__name__} is a Loss, of which fit and evaluate take the losses of all samples by rows(), and not "
+                "__call__: override that, with the name of one of clnn's losses, or derive the class from nothing, and its "
+                "__call__(output, target) is the loss"
+            )
         return which
     if not isinstance(which, str) or which not in LOSSES:
         raise ConfigurationError(f"there is no loss {which!r}; the known ones are {', '.join(LOSSES)}")

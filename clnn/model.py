@@ -164,16 +164,16 @@ class Model(Layer):
 
     def predict_classes(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
         """Class numbers (int32): the largest output; of one output 1 for yes: where it exceeds 1/2 if it is a sigmoid's, or 0
-        if it was trained as a sigmoid's input (binary_cross_entropy), by a hinge loss, or has not been trained."""
+        if it was trained as a sigmoid's input (binary_cross_entropy) or by a hinge loss, or not trained and not a sigmoid's."""
         y = self._predict_one(x, batch_size)
         if y.ndim < 2:
             raise ShapeError(f"outputs of shape {y.shape} name no classes")
         if y.shape[-1] == 1:
             last, loss = train.made_by(self), self.loss and getattr(self.loss, "name", "a loss of your own")
-            if last != "sigmoid" and loss not in (None, *YES_ABOVE_0):
+            if last != "sigmoid" and loss not in ((None, *YES_ABOVE_0) if last else YES_ABOVE_0):
                 raise ConfigurationError(
-                    f"one output of {last or 'an unknown activation'}, trained with {loss}, may say yes above 0 or above 1/2; "
-                    "compare it yourself: net.predict(x)[..., 0] > 0.5"
+                    f"one output of {last or 'an unknown activation'}, trained with {loss or 'no loss yet'}, may say yes "
+                    "above 0 or above 1/2; compare it yourself: net.predict(x)[..., 0] > 0.5"
                 )
             return (y[..., 0] > yes_above(last)).astype(np.int32)
         return y.argmax(-1).astype(np.int32)

@@ -104,7 +104,7 @@ def test_labels_of_one_output_are_0_and_1(device, y, loss):
 
 
 @pytest.mark.parametrize("y", [[0, 1, 1], [[0.0], [1.0], [1.0]], [0.0, 1.0, 1.0]])
-@pytest.mark.parametrize("loss", ["cross_entropy", losses.CrossEntropy(0.1)])
+@pytest.mark.parametrize("loss", ["cross_entropy", losses.CrossEntropy(0.1), "kl_divergence"])
 def test_cross_entropy_needs_two_classes(device, y, loss):
     net, x = head(1), np.zeros((3, 3), np.float32)
     with pytest.raises(clnn.ShapeError, match="take binary_cross_entropy for one output, or give the model an output"):
@@ -218,6 +218,8 @@ def test_sample_weights_that_are_none(device, bad):
         lambda net, x, y, bad: clnn.step(lambda a: a * 2)(bad),
         lambda net, x, y, bad: clnn.data.augment.shift(bad[None], 1, 0),
         lambda net, x, y, bad: clnn.take_rows(bad, [0]),
+        lambda net, x, y, bad: clnn.tensor(x)[bad],
+        lambda net, x, y, bad: clnn.tensor(x)[:, bad],
         lambda net, x, y, bad: clnn.metrics.accuracy(net(x), bad),
     lambda net, x, y, bad: clnn.metrics.confusion_matrix(bad[:, 0], y),
     lambda net, x, y, bad: clnn.metrics.report(y, bad[:, 0]),
@@ -422,6 +424,17 @@ def test_classes_and_probabilities_of_what_made_the_output(rng, device, end):
     np.testing.assert_allclose(p.sum(1), 1, rtol=1e-5)
     np.testing.assert_array_equal(net.predict_proba(x), p)
     np.testing.assert_array_equal(net.predict_classes(x), p.argmax(1))
+
+
+@pytest.mark.parametrize(
+    "end", [lambda z: clnn.sigmoid(z) * 1.0, lambda z: 1.0 / (1.0 + clnn.exp(-z)), lambda z: z * 1.0]
+)
+def test_one_output_of_what_nobody_can_tell(rng, device, end):
+    net, x = Free(1, end), rng.standard_normal((10, 4)).astype(np.float32)
+    with pytest.raises(
+        clnn.ConfigurationError, match="an unknown activation, trained with no loss yet, may say yes above 0 or"
+    ):
+        net.predict_classes(x)
 
 
 def test_probabilities_of_linear_outputs_go_by_the_loss(rng, device):
@@ -751,3 +764,66 @@ def test_parameters_of_an_optimizer(device):
     for wrong in ([clnn.ones(1)], p, [head(2)]):
         with pytest.raises(clnn.ConfigurationError, match="an optimizer takes a list of parameters"):
             clnn.SGD(0.1).step(wrong)
+
+
+# -- classes of one's own, whose methods are called, or which are refused ---------------------------------------------
+class CalledTwice(clnn.Dense):
+    def __call__(self, x):
+        return super().__call__(super().__call__(x))
+
+
+class Doubled(clnn.Sequential):
+    def __call__(self, x):
+        return super().__call__(x) * 2.0
+
+
+def test_fit_evaluate_and_predict_call_a_model_as_everyone_does(rng, device):
+    x, y = rng.standard_normal((2, 12, 3)).astype(np.float32)
+    net = Doubled([CalledTwice(3)], input_shape=3, seed=0)
+    with clnn.no_grad():
+        want = net(x).numpy()
+    np.testing.assert_allclose(net.predict(x, batch_size=5), want, rtol=1e-5, atol=1e-6)
+    mean = np.mean((want.astype(np.float64) - y) ** 2)
+    assert net.evaluate(x, y, loss="mse")["loss"] == pytest.approx(mean, rel=1e-5)
+    assert fitted(net, x, y, "mse", batch_size=4)["loss"] == pytest.approx(mean, rel=1e-5)
+
+
+class Folded(clnn.BatchNorm):
+    def __call__(self, x):
+        return super().__call__(x) * 2.0
+
+
+def test_a_convolution_takes_no_layer_of_ones_own_into_its_launch(rng, device):
+    x = rng.standard_normal((2, 1, 4, 4)).astype(np.float32)
+    plain, own = (
+        clnn.Sequential([clnn.Conv2D(2, 3), one], input_shape=(1, 4, 4), seed=0) for one in (clnn.BatchNorm(), Folded())
+    )
+    np.testing.assert_allclose(own.predict(x), 2.0 * plain.predict(x), rtol=1e-6)
+
+
+class OwnCall(losses.Huber):
+    def __call__(self, output, target):
+        return super().__call__(output, target) * 3.0
+
+
+class NoName(losses.Loss):
+    def forward(self, output, target):
+        return ((output - target) ** 2).mean()
+
+
+class OwnStep(clnn.SGD):
+    def step(self, parameters=None):
+        super().step(parameters[:1])
+
+
+@pytest.mark.parametrize("one", [OwnCall, NoName, OwnStep])
+def test_methods_that_fit_would_not_call_are_refused(device, one):
+    """They would have no effect, without a word."""
+    net, x = head(3), np.ones((4, 3), np.float32)
+    given = {"optimizer": one(0.1)} if one is OwnStep else {}
+    loss = "mse" if given else one()
+    with pytest.raises(clnn.ConfigurationError, match=f"{one.__name__}.*(__call__|fit does not call)"):
+        fitted(net, x, x[:, :3], loss, **given)
+    if not given:
+        with pytest.raises(clnn.ConfigurationError, match="rows"):
+            net.evaluate(x, x[:, :3], loss=loss)

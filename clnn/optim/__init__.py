@@ -31,6 +31,11 @@ def describe(optimizer: Optimizer) -> dict[str, Any] | None:
 def find_optimizer(which: str | Optimizer | dict[str, Any]) -> Optimizer:
     """An optimizer by name with its defaults, as it is, or of what `describe` gave."""
     if isinstance(which, Optimizer):
+        if type(which).step is not Optimizer.step:
+            raise ConfigurationError(
+                f"{type(which).__name__}.step is a method of your own, which fit does not call, as it updates weights while "
+                "gradients come: override numbers() or sink(), or write a loop of your own with @clnn.step"
+            )
         return which
     if isinstance(which, dict) and "class" in which:
         return registry.construct(which, "optimizer", Optimizer)

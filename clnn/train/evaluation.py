@@ -139,7 +139,7 @@ class Evaluation:
     def _forward(self, context: StepContext, rows: int, alone: bool) -> Any:
         assert self.feed is not None and self.results is not None
         batch, ts, ws = self.feed.batch(rows)
-        outs = self.given.tensors(self.model.forward(*batch))
+        outs = self.given.tensors(self.model(*batch))
         if not ts:
             for out in outs:
                 block_of(out)  # a model that hands its input on: the rows are gathered within the step

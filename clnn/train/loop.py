@@ -277,7 +277,7 @@ def _training_step(
 
     def train(context: StepContext, rows: int, share: float | None) -> None:
         batch, ts, ws = feed.batch(rows)
-        outs = outputs.tensors(model.forward(*batch))
+        outs = outputs.tensors(model(*batch))
         record_metrics(feed, results, outs, ts)
         start = record_loss(loss, outs, ts, ws, feed, results, batch_size, context, share, optimizer.world)
         if start is None:
