@@ -121,3 +121,16 @@ def test_a_class_of_one_s_own(device):
     net = clnn.Sequential([Noisy()], input_shape=2)
     x = np.zeros((1, 2), np.float32)
     assert net(x).numpy().sum() == 2 and net.eval()(x).numpy().sum() == 0 and net.predict(x).sum() == 0
+
+
+def test_fit_refuses_a_model_that_a_callback_leaves_in_eval_mode(device):
+    def after(model, *_):
+        model.layers[1].eval()
+
+    net, x = model()
+    y = np.zeros_like(net.predict(x))
+    with pytest.raises(clnn.ConfigurationError, match=r"is in eval mode: call net.train\(\)"):
+        net.fit(
+            x, y, loss="mse", optimizer="sgd", epochs=3, progress=False, callbacks=[clnn.Lambda(on_epoch_end=after)]
+        )
+    assert net.optimizer.epochs == 1

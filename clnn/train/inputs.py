@@ -249,6 +249,12 @@ def as_samples(
     return Samples(xs, ys, weights)
 
 
+def check_trains(model: Any) -> None:
+    """ConfigurationError where a layer is in eval mode, at the start of fit or after a callback."""
+    if resting := [one.name or type(one).__name__ for one in model.layers_inside() if not one.training]:
+        raise ConfigurationError(f"fit trains, and {_listed(resting[:5])} is in eval mode: call net.train() first")
+
+
 def given_to_fit(
     model: Layer,
     x: Any,
@@ -263,8 +269,7 @@ def given_to_fit(
 ) -> tuple[Any, list[Any], Outputs, Samples, Samples | None]:
     """The loss, the metrics, the outputs, the samples to train on, and those that are held out: `validation`, or the fraction
     `split` from the end."""
-    if resting := [one.name or type(one).__name__ for one in model.layers_inside() if not one.training]:
-        raise ConfigurationError(f"fit trains, and {_listed(resting[:5])} is in eval mode: call net.train() first")
+    check_trains(model)
     dtype, xs = model.dtype, as_inputs(x, model)
     n = len(xs[0])
     if n == 0:

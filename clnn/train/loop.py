@@ -37,7 +37,7 @@ from .alone import together, within
 from .evaluation import CHUNK_BYTES, Evaluation
 from .feed import Feed
 from .history import History
-from .inputs import Samples, build_for, counts_hits, given_to_fit
+from .inputs import Samples, build_for, check_trains, counts_hits, given_to_fit
 from .outputs import Outputs
 from .record import Results, record_loss, record_metrics
 
@@ -210,6 +210,7 @@ class _Run:
         now = build_for(self.model, self.samples.xs)
         with self.device.lock:
             if self.structure != structure_version():  # a callback has changed something
+                check_trains(self.model)
                 for one, shape, y in zip(parts_of(self.loss), now.shapes, self.samples.ys):
                     if isinstance(one, Loss):
                         one.check((self.n, *shape), y.shape, y.dtype)
