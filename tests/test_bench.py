@@ -304,6 +304,14 @@ def test_inference_is_measured(bench):
     assert [row["side"] for row in bench.rows] == ["clnn"] and bench.rows[0]["unit"] == "call"
 
 
+def test_single_samples_by_predict_and_compiled_and_short_fits(bench):
+    run.inference(bench, "predict-1", [SMALL["mlp"]._replace(batch=1, steps=1)])
+    run.training(bench, "short", SMALL["nielsen"], run.ONE_BY_ONE)
+    for workload, sides in (("predict-1", {"clnn", "clnn, compiled"}), ("short", {"clnn"})):
+        found = [row for row in bench.rows if row["workload"] == workload]
+        assert {row["side"] for row in found} >= sides and all(row["minimum"] > 0 for row in found)
+
+
 def test_the_first_step_with_cold_and_warm_caches(bench):
     run.first_step(bench, {"nielsen": SMALL["nielsen"]})
     assert [row["task"] for row in bench.rows] == ["nielsen, cold caches", "nielsen, warm caches"]

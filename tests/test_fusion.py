@@ -150,6 +150,28 @@ def test_convolutions_pooling_and_normalisation(device, rng, fusing):
     assert np.array_equal(found[0][0], found[1][0]) and found[0][1] == found[1][1]
 
 
+def test_what_is_compiled_already_pays_sooner(device, rng, fusing, monkeypatch, tmp_path):
+    """In this process after a few steps, in another one after some more, and before all of that only for very many."""
+    monkeypatch.setenv("CLNN_CACHE_DIR", str(tmp_path))
+    x, y = rng.random((60, 6), dtype=np.float32), rng.integers(0, 4, 60).astype(np.int32)
+    worths = []
+
+    def noted(device, launches):
+        worths.append(fusion.worth(device, launches))
+        return worths[-1]
+
+    monkeypatch.setattr(recording, "worth", noted)
+    trained(device, x, y, "quadratic", "sigmoid")
+    assert len(fusing) == 1 and {*worths} == {fusion.WORTH}
+    trained(device, x, y, "quadratic", "sigmoid")
+    assert worths[-1] == fusion.BUILT_WORTH
+    monkeypatch.setattr(type(device.programs), "has_text", lambda *_: False)
+    trained(device, x, y, "quadratic", "sigmoid")
+    assert worths[-1] == fusion.KEPT_WORTH
+    trained(device, x, y, "quadratic", "sigmoid", batch_size=12)
+    assert worths[-1] == fusion.WORTH
+
+
 def test_long_launches_are_not_fused(device, rng, fusing, monkeypatch):
     monkeypatch.setattr(fusion, "SHORT", 1e-9)
     x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)

@@ -9,18 +9,22 @@ before it pays (`WORTH`), and its launches have to be short (`SHORT`).
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import math
 import os
 import re
 from collections.abc import Callable
 from functools import lru_cache
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyopencl as cl
 
 from ..errors import ConfigurationError
+from ..files import cache_folder, write_atomically
 from .device import Device
 from .memory import Block
 from .program import read_source, source_for
@@ -29,12 +33,15 @@ from .recorder import Launch, Temporary
 # Steps to come, or replays so far, from which a step is fused: a launch saved is worth about 30 us, and takes a second to
 # compile, a tenth of one where PoCL has it cached.
 WORTH = 30_000
+KEPT_WORTH = 1_000  # the same where the driver has compiled it before: then it takes a tenth of a second
+BUILT_WORTH = 50  # and where this process has it
 MOST_PARTS = 64  # launches of a step
 STEPS = 64  # at most, in one launch
 SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long
 # On average, of a launch of a step that is fused. With longer ones there is little to gain by not sleeping between them, and
 # something to lose where other processes want the same cores.
 SHORT = 150e-6
+KEPT = "step-"  # how the names of notes in the cache folder begin
 TICKETS = 8  # of a stage, for each core: more, and neighbouring items part; fewer, and some core waits
 TURN = np.zeros(128, np.int32)  # the counters of kernels/fusion.cl
 
@@ -138,16 +145,36 @@ class Fused:
             ),
             workers=self.workers,
         )
-        self.kernel = cl.Kernel(device.programs.build_text("".join(parts) + read_source("fusion") + main), "steps")
+        self.text = "".join(parts) + read_source("fusion") + main
+
+    def build(self) -> Fused:
+        """Compile it, and note that the driver has it from now on."""
+        device = self.device
+        self.kernel = cl.Kernel(device.programs.build_text(self.text), "steps")
         self.turn = device.memory.allocate(TURN.nbytes, pooled=False)
         device.upload(TURN, self.turn, constant=True)
+        with contextlib.suppress(OSError):  # a read-only cache folder
+            write_atomically(self._note(), b"")
+        return self
+
+    def _note(self) -> Path:
+        """The file that says that this has been compiled here."""
+        text = f"{self.device.identity} | {self.text}"
+        return cache_folder() / f"{KEPT}{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+    @property
+    def worth(self) -> int:
+        """Steps to come from which building it pays."""
+        if self.device.programs.has_text(self.text):
+            return BUILT_WORTH
+        return KEPT_WORTH if self._note().exists() else WORTH
 
     @staticmethod
     def possible(device: Device, launches: list[Launch], seconds: float) -> bool:
         """Whether these launches can become one kernel, and are short enough to gain by it."""
         return (
             allowed(device)
-            and len(launches) <= MOST_PARTS
+            and 0 < len(launches) <= MOST_PARTS
             and seconds <= SHORT * len(launches)
             and all(launch.kernel is not None and _apart(launch) for launch in launches)
         )
@@ -267,4 +294,11 @@ def _call(name: str, size: tuple[int, ...], args: str, shares: int) -> tuple[int
 
 def fuse(device: Device, launches: list[Launch], seconds: float) -> Fused | None:
     """The launches as one kernel, or None where that cannot be. `BuildError` where the driver cannot compile them."""
-    return Fused(device, launches, seconds) if Fused.possible(device, launches, seconds) else None
+    return Fused(device, launches, seconds).build() if Fused.possible(device, launches, seconds) else None
+
+
+def worth(device: Device, launches: list[Launch]) -> int:
+    """Steps to come from which making one kernel of these launches pays, as long as nobody knows how long they take."""
+    if not Fused.possible(device, launches, 0.0) or not any(cache_folder().glob(f"{KEPT}*")):
+        return WORTH
+    return Fused(device, launches, SECONDS).worth

@@ -91,6 +91,10 @@ class Programs:
             program = self._programs[key] = self._compile(file, options)
         return program
 
+    def has_text(self, source: str) -> bool:
+        """Whether `build_text` has built it."""
+        return (source,) in self._programs
+
     def build_text(self, source: str) -> cl.Program:
         """A text that was made, of which kernels are made afresh. `BuildError` where the driver does not take it."""
         program = self._programs.get((source,))

@@ -15,7 +15,7 @@ import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import pyopencl as cl
@@ -23,7 +23,7 @@ import pyopencl as cl
 from ..errors import BuildError
 from . import timing
 from .device import Device
-from .fusion import WORTH, Fused, fuse
+from .fusion import WORTH, Fused, fuse, worth
 from .memory import SLACK, Arena, Block
 from .profile import profile_of_debug
 from .recorder import Recorder, StepContext, Temporary
@@ -110,7 +110,7 @@ class Recording:
             self.device.launches += 1
             return
         self.replays += 1
-        timed = self.timed < TIMED and max(self.replays, self.steps_to_come) >= WORTH
+        timed = self.timed < TIMED and max(self.replays, self.steps_to_come) >= self.worth
         if timed:
             self.device.finish()
         began = time.perf_counter()
@@ -146,9 +146,14 @@ class Recording:
                     )
         device.launches += times * len(self.calls)
 
+    @cached_property
+    def worth(self) -> int:
+        """Steps to come, or replays, from which they are made one kernel."""
+        return min(WORTH, worth(self.device, self.launches))
+
     def fuse_now(self) -> None:
         """Make one kernel of the launches at once, whatever it costs, if that can be."""
-        self.steps_to_come = WORTH
+        self.steps_to_come = self.worth
         for _ in range(TIMED):
             self.replay()
         self.steps_to_come = 0

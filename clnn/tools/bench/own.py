@@ -87,10 +87,12 @@ class Clnn:
         x, y = net.data()
         more = {"momentum": net.momentum, "weight_decay": net.decay} if net.optimizer == "sgd" else {}
         optimizer = {"sgd": SGD, "adam": Adam}[net.optimizer](net.lr, **more)
-        model_of(net).fit(
-            x, y, loss=net.loss, optimizer=optimizer, epochs=FOR_EVER, batch_size=net.batch, seed=SEED,
-            callbacks=[Epochs(after)], progress=False,
-        )  # fmt: skip
+        model, one_by_one = model_of(net), options.get("form") == "a fit an epoch"
+        while True:  # a fit goes on where the one before has ended
+            model.fit(
+                x, y, loss=net.loss, optimizer=optimizer, epochs=1 if one_by_one else FOR_EVER, batch_size=net.batch, seed=SEED,
+                callbacks=[Epochs(after)], progress=False,
+            )  # fmt: skip
 
     def outputs(self, net: Net) -> Any:
         model, x = model_of(net), net.data()[0]
@@ -99,6 +101,12 @@ class Clnn:
             return model.predict(x, batch_size=net.batch)
 
         return lambda count: [result() for _ in range(count)], result
+
+    def compiled(self, net: Net) -> Any:
+        """Outputs of `batch` samples as a server asks for them."""
+        x = net.data()[0]
+        f = model_of(net).compiled(net.batch)
+        return lambda count: [f(x) for _ in range(count)], lambda: f(x)
 
     def product(self, p: Product) -> Any:
         """With the epilogue that it has in training, in recorded launches with the queue kept full."""

@@ -28,7 +28,7 @@ from .sequences import TASKS, Task
 WORKLOADS = (
     *("gemm", "conv", "nielsen", "mlp", "mlp1", "cnn", "lenet", "resnet", "mobilenet"),
     *("gpt", "attention", "lstm", "gru", "embedding"),
-    *("inference", "deep", "optimizer", "first-step", "memory"),
+    *("predict-1", "inference", "deep", "optimizer", "short", "first-step", "memory"),
 )
 DEFAULT = ("gemm", "nielsen", "mlp", "inference", "optimizer", "memory")
 ROUND = 0.3  # seconds of training that a round takes about
@@ -78,6 +78,8 @@ class Side(NamedTuple):
 
 CLNN = Side("clnn", "clnn")
 UNFUSED = Side("clnn, not fused", "clnn", variables=(("CLNN_FUSE", "0"),))
+COMPILED = Side("clnn, compiled", "clnn", form="compiled")
+ONE_BY_ONE = Side("clnn", "clnn", form="a fit an epoch")
 FUSED = ("nielsen", "lenet")  # whose launches are short enough for that
 CLBLAST = Side("CLBlast", "clnn", variables=(("CLNN_GEMM", "clblast"), ("CLNN_FUSE", "0")))
 
@@ -297,6 +299,8 @@ def run(names: Sequence[str], bench: Bench) -> None:
             bench.say(f"{name} ...")
             if name in nets.ALL:
                 training(bench, name, nets.ALL[name])
+            elif name == "short":  # fits of 500 steps, one after the other
+                training(bench, name, w.NETS["nielsen"]._replace(steps=500), ONE_BY_ONE)
             elif name == "conv":
                 found = [nets.NETS[one] for one in (("cnn", "lenet") if bench.quick else nets.NETS)]
                 convolutions(bench, nets.convolutions(found))
@@ -309,7 +313,10 @@ def run(names: Sequence[str], bench: Bench) -> None:
             elif name == "optimizer":
                 optimizer(bench)
             elif name == "first-step":
-                first_step(bench, {name: w.NETS[name] for name in ("nielsen", "mlp")})
+                first_step(
+                    bench,
+                    {one: nets.ALL[one] for one in ("nielsen", "mlp", "cnn", "resnet")[: 2 if bench.quick else 4]},
+                )
             else:
                 for one in ("mlp", "cnn"):
                     memory(bench, one, nets.ALL[one])
@@ -336,14 +343,14 @@ def references(net: Any) -> tuple[Any, list[list[float]]]:
     return net.certain(), [nets.reference_losses(net.certain(), 1, dtype) for dtype in (np.float64, np.float32)]
 
 
-def training(bench: Bench, name: str, net: w.Net | nets.ConvNet) -> None:
+def training(bench: Bench, name: str, net: w.Net | nets.ConvNet, own: Side = CLNN) -> None:
     """Whole epochs: shuffling, gathering batches, steps, and every step's loss."""
     wanted: dict[Any, tuple[Any, list[list[float]]]] = {}
     turns: dict[str, Turn] = {}
     notes: dict[str, str] = {}
     images = isinstance(net, nets.ConvNet)
     peers = bench.with_layouts() if images else {peer: PEERS[peer].forms for peer in bench.versions}
-    groups = [[CLNN], *([[UNFUSED]] if name in FUSED else []), *(bench.settings(*peer) for peer in peers.items())]
+    groups = [[own], *([[UNFUSED]] if name in FUSED else []), *(bench.settings(*peer) for peer in peers.items())]
     for peer in bench.versions:
         if peer not in peers:
             bench.note(f"{peer} trains no convolutional networks here")
@@ -446,7 +453,8 @@ def calls(
 
 def inference(bench: Bench, name: str, perceptrons: Sequence[w.Net]) -> None:
     """Outputs for a NumPy array, as a NumPy array."""
-    groups = {"clnn": [bench.start(CLNN, "inference")]}
+    own = [CLNN, COMPILED] if all(net.batch == 1 for net in perceptrons) else [CLNN]
+    groups = {side.name: [bench.start(side, "inference")] for side in own}
     for peer in bench.versions:
         if PEERS[peer].nets:
             groups[peer] = [bench.start(side, "inference") for side in bench.settings(peer)]
@@ -480,16 +488,18 @@ def optimizer(bench: Bench) -> None:
     bench.stop(groups["clnn"][0])
 
 
-def first_step(bench: Bench, perceptrons: dict[str, w.Net]) -> None:
+def first_step(bench: Bench, trained: dict[str, Any]) -> None:
     """Fresh processes, from before the imports to the end of the first training step, with cold and warm caches."""
-    for name, net in perceptrons.items():
-        net = net._replace(steps=1)
+    for name, net in trained.items():
+        net, wanted = references(net._replace(steps=1))
+        images = isinstance(net, nets.ConvNet)
+        peers = bench.with_layouts() if images else {peer: PEERS[peer].forms for peer in bench.versions}
         times: dict[tuple[str, str], list[float]] = {}
         whole: dict[tuple[str, str], list[float]] = {}
-        sides = [CLNN, *(bench.settings(peer, PEERS[peer].forms)[-1] for peer in bench.versions)]
+        sides = [CLNN, *(bench.settings(*peer)[-1] for peer in peers.items())]
         for _ in range(min(3, bench.rounds)):
             for side in sides:
-                for caches, (seconds, total) in _first_step(bench, side, name, net):
+                for caches, (seconds, total) in _first_step(bench, side, name, net, wanted):
                     times.setdefault((caches, side.name), []).append(seconds)
                     whole.setdefault((caches, side.name), []).append(total)
         for (caches, side_name), found in times.items():
@@ -497,9 +507,12 @@ def first_step(bench: Bench, perceptrons: dict[str, w.Net]) -> None:
             bench.row("first-step", f"{name}, {caches} caches", side_name, found, times.get((caches, "clnn")), **facts)
 
 
-def _first_step(bench: Bench, side: Side, name: str, net: w.Net) -> Iterator[tuple[str, tuple[float, float]]]:
-    mine = PEERS[side.library].as_trained(net)[0] if hasattr(PEERS.get(side.library), "as_trained") else net
-    want = w.reference_losses(mine, 1)
+def _first_step(
+    bench: Bench, side: Side, name: str, net: Any, wanted: list[list[float]]
+) -> Iterator[tuple[str, tuple[float, float]]]:
+    own = not isinstance(net, nets.ConvNet) and hasattr(PEERS.get(side.library), "as_trained")
+    mine = PEERS[side.library].as_trained(net)[0] if own else net
+    wanted = [w.reference_losses(mine, 1)] if mine != net else wanted
     with tempfile.TemporaryDirectory() as folder:
         places = ("POCL_CACHE_DIR", "CLNN_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "CUDA_CACHE_PATH")
         for caches in ("cold", "warm"):
@@ -507,7 +520,7 @@ def _first_step(bench: Bench, side: Side, name: str, net: w.Net) -> Iterator[tup
             worker = bench.start(side, "first-step", dict.fromkeys(places, folder), net=mine)
             try:
                 answer = worker.ask()
-                if problem := wrong_losses(answer["losses"], want):
+                if problem := wrong_losses(answer["losses"], *wanted):
                     raise Failed(problem)
                 yield caches, (answer["seconds"], answer["ended"] - started)
             except Failed as error:

@@ -145,7 +145,7 @@ def sequences(talk: Talk, side: Any, options: dict[str, Any]) -> None:
 def inference(talk: Talk, side: Any, options: dict[str, Any]) -> None:
     def task(values: list[Any]) -> tuple[Any, Any]:
         net = Net.of(values)
-        run, result = side.outputs(net)
+        run, result = side.compiled(net) if options["form"] == "compiled" else side.outputs(net)
 
         def error() -> float:
             want = reference_outputs(net)
