@@ -125,6 +125,7 @@ def test_the_walk_sees_every_form_of_import(tmp_path, monkeypatch):
 WINGS = {
     "fused steps": (310, "runtime/fusion.py"),
     "compiled models": (160, "train/compiled.py"),
+    "compiling ahead": (80, "tools/warm.py"),
     "watching": (680, "runtime/watching/*"),
     "finding devices": (550, "runtime/devices/*"),
     "profiles": (490, "runtime/profile/*", "runtime/timing.py"),

@@ -7,6 +7,7 @@ the compiler's messages pointing at the file a person edits.
 from __future__ import annotations
 
 import re
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,9 @@ KERNEL = re.compile(r"^kernel\b[^{;]*\{", re.MULTILINE)
 # overloaded by address space. No kernel needs more than 1.2.
 STANDARD = "-cl-std=CL1.2"
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"\s*$')
+
+# Whoever wants to know what is built, such as a line of progress: told (what, None) before a program, and (what, seconds) after
+listening: list[Callable[[str, float | None], None]] = []
 
 
 def kernel_folder() -> Path:
@@ -110,6 +114,15 @@ class Programs:
         return self._built(f"kernels/{file}.cl", source, options, not here)
 
     def _built(self, what: str, source: str, options: list[str], flush: bool) -> cl.Program:
+        named, began = " ".join((what, *options)), time.perf_counter()
+        for tell in listening:
+            tell(named, None)
+        program = self._made(what, source, options, flush)
+        for tell in listening:
+            tell(named, time.perf_counter() - began)
+        return program
+
+    def _made(self, what: str, source: str, options: list[str], flush: bool) -> cl.Program:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", cl.CompilerWarning)  # drivers print notes that no user can act on
             for cached in (None, cast(Any, False)):  # a stale or damaged binary cache is mended by a second try

@@ -121,6 +121,17 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_serve)
 
     command = commands.add_parser(
+        "warm",
+        help="compile ahead what a model or a workload needs, and say what takes how long",
+        description="Drivers compile kernels when they are first used, and keep them. This uses them: a few steps of a workload "
+        "of `clnn bench` (nielsen and mlp), or predictions of a model in a file. So a second run says what a warm start takes.",
+    )
+    command.add_argument(
+        "names", nargs="*", metavar="WORKLOAD|FILE", help="such as cnn, or model.safetensors (nielsen mlp)"
+    )
+    command.set_defaults(run=_warm)
+
+    command = commands.add_parser(
         "bench",
         help="measure this device, alone or against other libraries",
         description="Measure training, inference, matrix products and convolutions, in interleaved rounds, after checking "
@@ -428,6 +439,13 @@ def bench(options: argparse.Namespace) -> int:
     if options.picture:
         report.picture(measured, Path(options.picture))
     return 0
+
+
+def _warm(options: argparse.Namespace) -> int:
+    """Compile ahead."""
+    from .warm import warm
+
+    return warm(options.names)
 
 
 # -- run --------------------------------------------------------------------------------------------------------------

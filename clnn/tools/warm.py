@@ -1,0 +1,69 @@
+"""`clnn warm`: compile ahead what a workload or a saved model needs, which drivers keep, and say what took how long."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import ConfigurationError
+from ..model import Model, load
+from ..runtime import program
+from .bench import nets
+from .bench.own import train_epochs
+
+DEFAULT = ("nielsen", "mlp")
+STEPS = 4  # of a workload: the third is recorded, and the fourth replayed
+
+
+def warm(names: Sequence[str]) -> int:
+    """Run the first steps of workloads of `clnn bench`, or predictions of models in files, and print what compiling took, by
+    program. ConfigurationError for a name that is neither."""
+    unknown = [name for name in names if name not in nets.ALL and not Path(name).is_file()]
+    if unknown:
+        raise ConfigurationError(
+            f"{unknown[0]!r} is neither a file of a model (net.save) nor one of the workloads {', '.join(sorted(nets.ALL))}"
+        )
+    for name in names or DEFAULT:
+        began = time.perf_counter()
+        with _noted() as builds:
+            if name in nets.ALL:
+                train_epochs(nets.ALL[name]._replace(steps=STEPS), 1)
+            else:
+                _answer(load(name))
+        spent, building = time.perf_counter() - began, sum(seconds for _, seconds in builds)
+        print(f"{name}: {spent:.1f} s, of which {len(builds)} programs {building:.1f} s")
+        for what, seconds in sorted(builds, key=lambda one: -one[1]):
+            print(f"  {seconds:6.2f} s  {what}")
+    return 0
+
+
+def _answer(model: Model) -> None:
+    """One sample and a batch, by all ways to a prediction."""
+    f = model.compiled()
+    zeros = [np.zeros(shape, dtype) for shape, dtype in f.forms]
+    f(*zeros)
+    for rows in (1, 16):
+        x = tuple(np.repeat(one, rows, axis=0) for one in zeros)
+        for _ in range(STEPS):
+            model.predict(x if len(x) > 1 else x[0])
+
+
+@contextmanager
+def _noted() -> Iterator[list[tuple[str, float]]]:
+    """What is built within it, and the seconds of each. (Some drivers, PoCL too, make machine code only when a kernel first
+    runs.)"""
+    builds: list[tuple[str, float]] = []
+
+    def note(what: str, seconds: float | None) -> None:
+        if seconds is not None:
+            builds.append((what, seconds))
+
+    program.listening.append(note)
+    try:
+        yield builds
+    finally:
+        program.listening.remove(note)
