@@ -75,7 +75,7 @@ from .runtime.recording import RecordingWarning
 from .schedules import Cosine, OneCycle, ReduceOnPlateau, Schedule, StepDecay, WarmUp
 from .step import step
 from .tape import grad_enabled, no_grad
-from .tensor import Parameter, Tensor, constant, ones, tensor, zeros
+from .tensor import Parameter, Tensor, constant, from_dlpack, ones, tensor, zeros
 from .train import History, evaluate, fit, predict
 
 __version__ = "0.1.0"
@@ -131,6 +131,7 @@ __all__ = [
     "errors",
     "evaluate",
     "fit",
+    "from_dlpack",
     "functions",
     "generate",
     "grad_enabled",

@@ -38,7 +38,8 @@ class Callback:
 
     def on_data(self, model: Any, xs: Sequence[np.ndarray], y: Any, sample_weight: Any) -> None:
         """First of all: what will be trained on, an array for each of the model's inputs, the targets, the weights or None. Of
-        several outputs the targets and weights are tuples or dicts, as the outputs are."""
+        several outputs the targets and weights are tuples or dicts, as the outputs are. Where fit is given what yields batches,
+        `xs` is that, and the targets and weights are None."""
 
     def on_train_begin(self, model: Any) -> None:
         """Before the first epoch."""
@@ -288,6 +289,10 @@ class GradientNorms(Callback):
     def on_data(self, model: Any, xs: Sequence[np.ndarray], y: Any, sample_weight: Any) -> None:
         if isinstance(y, (tuple, dict)):
             raise ConfigurationError("GradientNorms measures models of one output, and this model has several")
+        if y is None and self.given is None:
+            raise ConfigurationError(
+                "fit trains on batches that come one by one: give GradientNorms(x, y) what it is to measure"
+            )
         self._data = xs, y, sample_weight
         if self.given is not None:
             output = model.__dict__["_output_shape"][1].shapes[0]  # fit has just looked

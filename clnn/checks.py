@@ -82,7 +82,7 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
         given = value
         try:
             value = np.asarray(value)
-        except ValueError as error:  # rows of different lengths
+        except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths, tensors of other libraries
             raise DataError(f"{name} is no array of numbers: {error}") from error
         if is_sparse(given):
             raise DataError(f"{name} is a sparse matrix, which only the inputs of a model may be: give .toarray()")

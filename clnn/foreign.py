@@ -133,7 +133,7 @@ NAMES: dict[str, str] = {
     "manual_seed": "clnn.seed",
     "from_numpy": "clnn.tensor",
     "cat": "clnn.concatenate",
-    "DataLoader": "fit itself, which shuffles and makes mini-batches",
+    "DataLoader": "fit itself, which shuffles and makes mini-batches, or clnn.data.Batches",
     "optimizers": "clnn.optim",
     "jit": "clnn.step",
 }

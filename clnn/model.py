@@ -125,10 +125,10 @@ class Model(Layer):
             return notebook.text(type(self).__name__, repr(self))
         return notebook.table(type(self).__name__, header, rows, total(self))
 
-    def fit(self, x: Any, y: Any, **options: Any) -> train.History:
+    def fit(self, x: Any, y: Any = None, **options: Any) -> train.History:
         return train.fit(self, x, y, **options)
 
-    def evaluate(self, x: Any, y: Any, **options: Any) -> dict[str, float]:
+    def evaluate(self, x: Any, y: Any = None, **options: Any) -> dict[str, float]:
         return train.evaluate(self, x, y, **options)
 
     def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> Any:

@@ -48,6 +48,14 @@ def host() -> np.random.Generator:
     return _host
 
 
+def permutation(n: int, shuffle: bool, seed: int | None, epoch: int) -> np.ndarray:
+    """The order of n samples in an epoch: by (seed, epoch), so that a resumed run sees what an uninterrupted one sees."""
+    if not shuffle:
+        return np.arange(n)
+    generator = host() if seed is None else np.random.default_rng((seed, epoch))
+    return generator.permutation(n)
+
+
 @contextlib.contextmanager
 def drawing_from(one: Generator | None) -> Iterator[None]:
     """Within it, `one` draws on its device (None changes nothing)."""

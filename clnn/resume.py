@@ -140,7 +140,7 @@ def _told_of_optimizer(optimizer: Any) -> dict[str, Any] | None:
 
 
 def told_of_fit(
-    samples: int, mini_batch: int, shuffle: bool, seed: int | None, loss: Any, optimizer: Any
+    samples: int | str, mini_batch: int, shuffle: bool, seed: int | None, loss: Any, optimizer: Any
 ) -> dict[str, Any]:
     """What has to be the same where a fit goes on, as JSON gives it back."""
     told: dict[str, Any] = {"samples": samples, "mini-batch": mini_batch, "shuffle": shuffle, "seed": seed}

@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 
 from . import notebook
 from .checks import leaves, numbers, sizes, spread
-from .errors import ClnnError, ShapeError
+from .errors import ClnnError, DataError, ShapeError
 from .gemm import Scale
 from .ops.activation import FUNCTIONS, unary
 from .ops.aggregate import reduce
@@ -596,6 +596,21 @@ def _host_array_for(value: Any, dtype: DTypeLike | None, device: str | Device | 
     array, where = host_array(value, dtype), resolve(device)
     where.real(array.dtype)  # an error where it has none
     return array, where
+
+
+def from_dlpack(value: Any, device: str | Device | None = None) -> Tensor:
+    """A tensor with a copy of what an array of another library holds, which has `__dlpack__` and lies in the host's memory. Types
+    as for `tensor`, but for float64, which stays. DataError where it lies elsewhere, or has a type that NumPy has not."""
+    if isinstance(value, Tensor):
+        return tensor(value, device=device)
+    try:
+        array = np.from_dlpack(value)
+    except (TypeError, ValueError, RuntimeError, BufferError, AttributeError) as error:
+        raise DataError(
+            f"from_dlpack takes an array with __dlpack__ in the host's memory, and this {type(value).__name__} is none: {error}; "
+            "bring it there and to float32 or int32 first, as .cpu() and .float() do in PyTorch"
+        ) from error
+    return tensor(array, np.float64 if array.dtype == np.float64 else None, device)
 
 
 def constant(value: Any, dtype: DTypeLike | None = None, device: str | Device | None = None) -> Tensor:

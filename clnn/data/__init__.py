@@ -11,14 +11,17 @@ from clnn.data.validate import check_features, check_labels
 
 if TYPE_CHECKING:
     from clnn.data import augment
+    from clnn.data.batches import Batches
 
 __all__ = [
-    "as_digit", "augment", "check_features", "check_labels", "cifar10", "digits", "fashion_mnist", "mnist", "read_digit",
-    "read_idx", "shakespeare",
+    "Batches", "as_digit", "augment", "check_features", "check_labels", "cifar10", "digits", "fashion_mnist", "mnist",
+    "read_digit", "read_idx", "shakespeare",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name == "augment":  # it needs OpenCL, which the data sets do without: at first use
+    if name == "augment":  # these need OpenCL, which the data sets do without: at first use
         return importlib.import_module("clnn.data.augment")
+    if name == "Batches":
+        return importlib.import_module("clnn.data.batches").Batches
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,6 +25,10 @@ class SparseRows:
         check_features(self.matrix.data, f"{name}'s stored values")
         self.shape, self.ndim = self.matrix.shape, 2
 
+    def part(self, rows: slice) -> SparseRows:
+        """Some rows, still sparse."""
+        return SparseRows(self.matrix[rows], self.dtype, "x")
+
     def __len__(self) -> int:
         return int(self.shape[0])
 

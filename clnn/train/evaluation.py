@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from .feed import Feed
 from .inputs import Samples, as_inputs, build_for, checked, counts_hits
 from .outputs import OfOutput, Outputs
 from .record import Results, record_loss, record_metrics, rows_by_step
+from .stream import inputs_of_batches, one_pass, over, parts_of_batch, streams, yields_batches
 
 EVALUATION_BATCH = 512
 CHUNK_BYTES = 32 << 20  # evaluation and prediction pass data through a buffer of about this size
@@ -53,14 +55,23 @@ class Evaluation:
         whole = world is None or any(isinstance(x, SparseRows) for x in samples.xs)  # whose part would be dense
         n, world = len(samples.xs[0]), Alone() if whole else world
         mine = world.part(n)
-        alone = samples if mine == slice(n) else samples.rows(mine if mine.stop > mine.start else slice(1))
-        sums, further = self._in_batches_that_fit(len(alone.xs[0]), lambda: self._measured(alone))
-        assert self.results is not None
-        self.results.hits, self.results.loss = counts_hits(self.loss, samples), self.loss
+        alone = samples if mine == slice(n) else samples.part(mine if mine.stop > mine.start else slice(1))
+        sums, further = self.sums(alone)
         rows = len(alone.xs[0])
         if mine.start == mine.stop:  # the sample only stood in
             rows, sums, further = 0, np.zeros_like(sums), np.zeros_like(further)
+        assert self.results is not None
         return self.results.together(sums, further, rows, world)
+
+    @exclusive("model.device.lock")
+    def sums(self, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
+        """What `_measured` finds; `results` is told what it is of."""
+        found: tuple[np.ndarray, np.ndarray] = self._in_batches_that_fit(
+            len(samples.xs[0]), lambda: self._measured(samples)
+        )
+        assert self.results is not None
+        self.results.hits, self.results.loss = counts_hits(self.loss, samples), self.loss
+        return found
 
     @exclusive("model.device.lock")
     def outputs(self, xs: Sequence[np.ndarray]) -> list[Any]:
@@ -174,11 +185,10 @@ def _same(one: Any) -> Any:
     return (type(one), repr(one.config())) if type(one) in LOSSES.values() else id(one)
 
 
-@exclusive("device.lock")
 def evaluate(
     model: Any,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     loss: Any = None,
     loss_weights: Any = None,
@@ -187,24 +197,50 @@ def evaluate(
     sample_weight: Any = None,
 ) -> dict[str, float]:
     """The mean loss (by default the last fit's), the accuracy for class labels, and metrics, as a dict. Of several outputs each
-    has its own, under its name; see `fit`."""
+    has its own, under its name. x may yield batches in place of arrays, which are taken as they come; see `fit`."""
     batch_size = check_count("batch_size", batch_size)
     loss = loss if loss is not None else getattr(model, "loss", None)
     if not loss:
         raise ConfigurationError(
             'evaluate needs a loss: fit the model first, or give one, such as loss="cross_entropy"'
         )
-    xs = as_inputs(x, model)
-    loss, found, outputs, samples = checked(model, xs, y, sample_weight, loss, loss_weights, metrics)
-    return evaluation_of(model, "evaluate", outputs, loss, found, batch_size).run(samples)
+    passing = one_pass(x) if streams(x, y, "evaluate", sample_weight) else None
+    if passing is not None:
+        first = next(passing, None)
+        if first is None:
+            raise DataError("x yields no batch")
+        x, y, sample_weight = parts_of_batch(first, "batch 1")
+    with model.device.lock:
+        xs = as_inputs(x, model)
+        loss, found, outputs, samples = checked(model, xs, y, sample_weight, loss, loss_weights, metrics)
+        evaluation = evaluation_of(model, "evaluate", outputs, loss, found, batch_size)
+        if passing is None:
+            return evaluation.run(samples)
+    return over(evaluation, chain([first], passing))
 
 
-@exclusive("device.lock")
 def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> Any:
-    """The model's raw outputs as an array, or as a tuple or dict of arrays as `forward` returns them, in batches."""
-    xs, batch_size = as_inputs(x, model), check_count("batch_size", batch_size)
+    """The model's raw outputs as an array, or as a tuple or dict of arrays as `forward` returns them, in batches. x may yield
+    batches in place of arrays: x, (x, y) or (x, y, sample_weight), of which x is taken."""
+    batch_size = check_count("batch_size", batch_size)
+    if not yields_batches(x):
+        with model.device.lock:
+            outputs, found = _predicted(model, as_inputs(x, model), batch_size)
+    else:
+        found = []
+        for xs in inputs_of_batches(one_pass(x), lambda each, name: as_inputs(each, model, name)):
+            with model.device.lock:
+                outputs, more = _predicted(model, xs, batch_size)
+            found += more
+        if not found:
+            raise DataError("x yields no batch")
+    return outputs.together([*map(np.concatenate, zip(*found))]) if outputs.several else np.concatenate(found)
+
+
+def _predicted(model: Any, xs: list[Any], batch_size: int) -> tuple[Outputs, list[Any]]:
+    """The outputs of the model, and the arrays that they are, batch by batch."""
     outputs = build_for(model, xs)
     if len(xs[0]) == 0:
-        return outputs.together([np.empty((0, *shape), model.dtype) for shape in outputs.shapes])
-    found = evaluation_of(model, "predict", outputs, None, (), batch_size).outputs(xs)
-    return outputs.together([*map(np.concatenate, zip(*found))]) if outputs.several else np.concatenate(found)
+        empty = [np.empty((0, *shape), model.dtype) for shape in outputs.shapes]
+        return outputs, [empty if outputs.several else empty[0]]
+    return outputs, evaluation_of(model, "predict", outputs, None, (), batch_size).outputs(xs)

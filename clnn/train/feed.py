@@ -14,6 +14,7 @@ from ..runtime.device import Device, DType
 from ..runtime.memory import Block
 from ..tensor import Tensor
 
+SOON_BYTES = 1 << 22  # of a batch that is copied on the host, so that the device is not waited for
 COPY_BYTES = 1 << 16  # of a batch that one CPU thread gathers
 
 
@@ -35,15 +36,15 @@ class Feed:
         ordered: bool,
     ) -> None:
         self.device, self.capacity = device, capacity
-
-        def hold(shape: Sequence[int], dtype: Any) -> Block:  # of its own: the pool would round it up by up to 6%
-            return device.memory.allocate(math.prod(shape) * np.dtype(dtype).itemsize, pooled=False)
-
         self.forms = [*map(form, (*xs, *ys, *weights))]
-        self.blocks = [known and hold((capacity, *known[0]), known[1]) for known in self.forms]
+        self.blocks = [known and self.hold((capacity, *known[0]), known[1]) for known in self.forms]
         self.cuts = len(xs), len(xs) + len(ys)
-        self.order = hold((capacity,), np.int32) if ordered else None
-        self.state = hold((3,), np.int32)
+        self.order = self.hold((capacity,), np.int32) if ordered else None
+        self.state = self.hold((3,), np.int32)
+
+    def hold(self, shape: Sequence[int], dtype: Any) -> Block:
+        """Memory of its own: the pool would round it up by up to 6%."""
+        return self.device.memory.allocate(math.prod(shape) * np.dtype(dtype).itemsize, pooled=False)
 
     @staticmethod
     def row_bytes(*arrays: Sequence[np.ndarray | None]) -> list[int]:
@@ -59,6 +60,20 @@ class Feed:
         for array, block in zip(chain(*arrays), self.blocks):
             if block is not None:
                 self.device.upload(np.ascontiguousarray(array), block)
+
+    def load_soon(self, *arrays: Sequence[np.ndarray | None]) -> bool:
+        """Bring a batch to the device, without waiting for steps before it, and start at its first row; whether that took more
+        room than there was, so that recordings hold memory that is no longer the feed's."""
+        rows = len(arrays[0][0])  # type: ignore[arg-type]
+        grows = rows > self.capacity
+        if grows:
+            self.capacity = rows
+            self.blocks = [known and self.hold((rows, *known[0]), known[1]) for known in self.forms]
+        for array, block in zip(chain(*arrays), self.blocks):
+            if block is not None:
+                array = np.ascontiguousarray(array)
+                (self.device.upload_soon if array.nbytes <= SOON_BYTES else self.device.upload)(array, block)
+        return grows
 
     def rewind(self, order: np.ndarray | None = None, step: int = 0) -> None:
         """Start again at the first row, in a new order; `step` is where results go on."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..checks import in_range, is_sparse, numbers, whole, whole_array
+from ..data.mapped import MappedRows
 from ..data.sparse import SparseRows
 from ..data.validate import check_features
 from ..errors import ConfigurationError, DataError, ShapeError
@@ -34,6 +35,9 @@ def as_inputs(x: Any, model: Layer, name: str = "x") -> list[Any]:
         tokens = model.takes_whole(i)
         if is_sparse(value) and not tokens:
             found.append(SparseRows(value, model.dtype, label))
+            continue
+        if not tokens and MappedRows.wanted(value, model.dtype):
+            found.append(MappedRows(value, model.dtype, label))
             continue
         array, dtype = (
             (whole_array(value, label), np.dtype(np.int32)) if tokens else (numbers(value, label), model.dtype)
@@ -224,9 +228,14 @@ class Samples(NamedTuple):
     weights: list[np.ndarray | None]
 
     def rows(self, which: Any) -> Samples:
-        """Those of some samples."""
+        """Those of some samples, as arrays."""
         weights = [None if w is None else w[which] for w in self.weights]
         return Samples([x[which] for x in self.xs], [y[which] for y in self.ys], weights)
+
+    def part(self, rows: slice) -> Samples:
+        """Those of some samples, where inputs that are sparse or in a file stay so."""
+        xs = [x.part(rows) if isinstance(x, (SparseRows, MappedRows)) else x[rows] for x in self.xs]
+        return Samples(xs, [y[rows] for y in self.ys], [None if w is None else w[rows] for w in self.weights])
 
 
 def as_samples(
@@ -283,7 +292,7 @@ def given_to_fit(
         kept = n - max(1, round(n * split))
         if kept < 1:
             raise ConfigurationError(f"validation_split={split} leaves none of {n} samples to train on")
-        samples, held_out = samples.rows(slice(kept)), samples.rows(slice(kept, None))
+        samples, held_out = samples.part(slice(kept)), samples.part(slice(kept, None))
     elif validation is not None:
         if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
             raise ConfigurationError("validation is (x, y) or (x, y, sample_weight); several inputs are ((x1, x2), y)")
@@ -293,15 +302,18 @@ def given_to_fit(
             build_for(model, x_val)  # an error where they do not fit, before anything is trained
         held_out = as_samples(x_val, y_val, w_val, loss, outputs, dtype, "validation ")
     if class_weight is not None:
-        if outputs.several:
-            raise ConfigurationError(
-                "class_weight is for a model of one output; give sample_weight for each of several"
-            )
-        (y,), (weight,), (output,) = samples.ys, samples.weights, outputs.shapes
-        of_class = by_class(class_weight, y, loss, output[-1] if output else 1, dtype)
-        weight = np.multiply(np.transpose(1 if weight is None else weight), of_class.T).T
-        samples = samples._replace(weights=[np.ascontiguousarray(weight, dtype)])
+        samples = weighted_by_class(samples, class_weight, loss, outputs, dtype)
     return loss, metrics, outputs, samples, held_out
+
+
+def weighted_by_class(samples: Samples, class_weight: Any, loss: Any, outputs: Outputs, dtype: Any) -> Samples:
+    """The samples with weights by their class, times those that they have."""
+    if outputs.several:
+        raise ConfigurationError("class_weight is for a model of one output; give sample_weight for each of several")
+    (y,), (weight,), (output,) = samples.ys, samples.weights, outputs.shapes
+    of_class = by_class(class_weight, y, loss, output[-1] if output else 1, dtype)
+    weight = np.multiply(np.transpose(1 if weight is None else weight), of_class.T).T
+    return samples._replace(weights=[np.ascontiguousarray(weight, dtype)])
 
 
 def checked(

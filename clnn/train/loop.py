@@ -18,6 +18,7 @@ import numpy as np
 from .. import random
 from ..callbacks import Callback
 from ..checks import check_count
+from ..data.mapped import MappedRows
 from ..data.sparse import SparseRows
 from ..errors import ConfigurationError, Diverged, ShapeError
 from ..layers.base import Layer, for_shapes
@@ -40,6 +41,7 @@ from .history import History
 from .inputs import Samples, build_for, check_trains, counts_hits, given_to_fit
 from .outputs import Outputs
 from .record import Results, record_loss, record_metrics
+from .stream import Stream, over, parts_of_batch, streams_of_fit
 
 AUDITS = (
     0.005  # share of its epochs' time for which fit audits the step after callbacks (step.py), where all code is clnn's
@@ -49,15 +51,16 @@ AUDITS = (
 def fit(
     model: Any,
     x: Any,
-    y: Any,
+    y: Any = None,
     *,
     loss: Any,
     optimizer: str | Optimizer,
     epochs: int = 1,
-    batch_size: int = 32,
+    batch_size: int | None = None,
+    steps_per_epoch: int | None = None,
     loss_weights: Any = None,
     metrics: Any = None,
-    validation: Sequence[Any] | None = None,
+    validation: Any = None,
     validation_split: float = 0.0,
     callbacks: Sequence[Any] = (),
     shuffle: bool = True,
@@ -82,6 +85,11 @@ def fit(
     and dropout repeat from run to run. `record=False` keeps every step eager.
     A second fit with the same optimizer object goes on where the first ended. The samples are those of its beginning: what a
     callback changes in these arrays meanwhile is for the next fit.
+    In place of arrays, x may yield batches, (x, y) or (x, y, sample_weight): `clnn.data.Batches`, a DataLoader of PyTorch, any
+    iterable, or with `steps_per_epoch` a generator. Their order, and how many samples are in each, is theirs; `batch_size`,
+    which is 32 for arrays, is then left out. An epoch is one pass, or `steps_per_epoch` batches, where what can be gone through
+    again is begun anew at its end. Rows of all batches have one shape. `validation` may be such an iterable, too. Where fit
+    resumes, the batches that were trained on before are drawn and dropped, but for `Batches`, which knows their order.
     `world` (clnn.distributed.init()): its ranks, which are all to call this with the same samples, share out each mini-batch of
     `batch_size` times as many samples as there are ranks, and add up their gradients.
     `resume`: a folder, or a file, of `Checkpoint`: fit goes on where that was saved, up to `epochs` in all, and ends with the
@@ -95,23 +103,33 @@ def fit(
     optimizer, callbacks = find_optimizer(optimizer), as_callbacks(callbacks)
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(together(world, optimizer))
-        epochs, batch_size = check_count("epochs", epochs, 0), check_count("batch_size", batch_size)
+        epochs = check_count("epochs", epochs, 0)
+        given = batch_size, steps_per_epoch, validation, validation_split, sample_weight, world
+        stream, held_stream = streams_of_fit(x, y, epochs, *given)
+        if stream is not None:
+            stream.seed = seed
+            x, y, sample_weight = parts_of_batch(stream.first(), "the first batch")
+        validation = None if held_stream is not None else validation
         loss, metrics, outputs, samples, held_out = given_to_fit(
             model, x, y, loss, loss_weights, metrics, sample_weight, class_weight, validation, validation_split
         )
+        batch_size = check_count("batch_size", 32 if batch_size is None else batch_size)
+        batch_size = batch_size if stream is None else len(samples.xs[0])
         history, done, last = History(), 0, epochs
         told = {}
         if resume is not None or any(isinstance(one, Checkpoint) for one in callbacks):
-            told = told_of_fit(len(samples.xs[0]), batch_size * world.size, bool(shuffle), seed, loss, optimizer)
+            count = len(samples.xs[0]) if stream is None else f"{stream.steps} batches in an epoch"
+            told = told_of_fit(count, batch_size * world.size, bool(shuffle), seed, loss, optimizer)
         saved = None if resume is None else world.first(Resumed(resume) if world.rank == 0 else None)
         if saved:
             saved.put(model, optimizer, told, history.history, callbacks, world.size)
             done, last = saved.epochs, saved.epochs if saved.stopped else epochs
         run = _Run(
             model, loss, metrics, outputs, samples, held_out, optimizer, epochs, done, batch_size, shuffle, seed, record, world,
+            stream, class_weight,
         )  # fmt: skip
         stack.enter_context(random.drawing_from(run.draws))
-        evaluation = Evaluation(model, outputs, loss, metrics, record) if held_out else None
+        evaluation = Evaluation(model, outputs, loss, metrics, record) if held_out or held_stream is not None else None
         bar = Progress(max(0, last - done), len(run.plan), progress and world.rank == 0, model.device)
         model.stop_training = False
         try:
@@ -120,7 +138,12 @@ def fit(
                     callback.begins(told, history.history, callbacks, saved.file if saved else None, world)
             for callback in callbacks:
                 weights = None if all(w is None for w in samples.weights) else outputs.together(samples.weights)
-                callback.on_data(model, samples.xs, outputs.together(samples.ys), weights)
+                data = (
+                    (samples.xs, outputs.together(samples.ys), weights)
+                    if stream is None
+                    else (stream.source, None, None)
+                )
+                callback.on_data(model, *data)
                 callback.on_train_begin(model)
             if saved:
                 saved.put_callbacks(model, callbacks, world)
@@ -129,7 +152,10 @@ def fit(
                     callback.on_epoch_begin(model, epoch)
                 began = time.perf_counter()
                 run.prepare()
-                run.train(epoch, bar, called_back=bool(callbacks))
+                if stream is None:
+                    run.train(epoch, bar, called_back=bool(callbacks))
+                else:
+                    stream.train(run, epoch, bar, called_back=bool(callbacks))
                 try:
                     logs = run.means(epoch)
                 except Diverged as error:
@@ -137,8 +163,9 @@ def fit(
                     if not any(ends):
                         raise
                     break
-                if evaluation and held_out:
-                    logs |= {f"val_{key}": value for key, value in evaluation.run(held_out, world).items()}
+                if evaluation:
+                    held = evaluation.run(held_out, world) if held_out else over(evaluation, held_stream, "validation ")
+                    logs |= {f"val_{key}": value for key, value in held.items()}
                 run.observe(logs)  # before callbacks, which may save the model
                 logs["seconds"] = time.perf_counter() - began
                 run.seconds += logs["seconds"]
@@ -163,17 +190,21 @@ class _Run:
     def __init__(
         self, model: Any, loss: Any, metrics: list[Any], outputs: Outputs, samples: Samples, held_out: Samples | None,
         optimizer: Optimizer, epochs: int, done: int, batch_size: int, shuffle: bool, seed: int | None, record: bool, world: Any,
+        stream: Stream | None = None, class_weight: Any = None,
     ) -> None:  # fmt: skip
         self.model, self.loss, self.outputs, self.samples, self.optimizer = model, loss, outputs, samples, optimizer
         self.epochs, self.batch_size, self.shuffle, self.seed, self.world = epochs, batch_size, shuffle, seed, world
         self.device: Device = model.device
         self.n = len(samples.xs[0])
-        self.stretches = world.stretches(self.n, batch_size)
+        self.stream, self.class_weight = stream, class_weight
+        self.stretches = world.stretches(self.n, batch_size) if stream is None else [(self.n, stream.steps, None)]
         self.plan = np.concatenate([np.full(count, rows) for rows, count, _ in self.stretches])
         self.counted = np.concatenate([np.full(n, rows * (share != 0)) for rows, n, share in self.stretches])
         if stateful := model.stateful_layers():
-            _check_stateful(stateful[0], self.n % batch_size, shuffle, held_out is not None, world.size)
-        if self.plan.min() == 1:
+            _check_stateful(
+                stateful[0], self.n % batch_size, shuffle, held_out is not None, world.size, stream is not None
+            )
+        if self.plan.min() == 1 and stream is None:
             each = batch_size * world.size
             left = f"of {self.n} samples in mini-batches of {each} the last has {self.n % each or each}"
             _check_alone(model, samples.xs, left + (f" for {world.size} ranks" if world.size > 1 else ""))
@@ -183,8 +214,12 @@ class _Run:
             world.begin(model, optimizer, (samples, held_out), settings)
             optimizer.begin_fit(len(self.plan), max(0, epochs - done))
             given, position = optimizer.given, optimizer.steps
+        if stream is not None:
+            stream.begin(optimizer.epochs, done)
         model.loss, model.optimizer = loss, optimizer
-        self.resident, self.capacity = _capacity(self.device, self.n, batch_size, samples)
+        self.resident, self.capacity = False, self.n
+        if stream is None:
+            self.resident, self.capacity = _capacity(self.device, self.n, batch_size, samples)
         self.feed = Feed(self.device, self.capacity, *samples, ordered=self.resident)
         counts = counts_hits(loss, samples)
         self.results = Results(self.device, len(self.plan), model.dtype, outputs, loss, counts, metrics)
@@ -217,8 +252,9 @@ class _Run:
                 self.optimizer.attach(consolidated(self.model))
                 self.step.given, self.structure = self.optimizer.given, structure_version()
             self.step.claim()
-            order = _permutation(self.n, self.shuffle, self.seed, self.optimizer.epochs)
-            self.order = self.world.order(order, self.batch_size)
+            if self.stream is None:
+                order = random.permutation(self.n, self.shuffle, self.seed, self.optimizer.epochs)
+                self.order = self.world.order(order, self.batch_size)
             self.first_step = self.optimizer.steps
 
     def train(self, epoch: int, bar: Progress, called_back: bool) -> None:
@@ -236,14 +272,17 @@ class _Run:
                 self.steps(rows, share, count, (self.epochs - epoch) * count, bar, called_back)
                 done += count
 
-    def steps(self, rows: int, share: float | None, count: int, to_come: int, bar: Progress, called_back: bool) -> None:
-        """`count` steps of as many rows, of whose loss a rank has this share; `to_come`: with those of later epochs."""
+    def steps(
+        self, rows: int, share: float | None, count: int, to_come: int, bar: Progress, called_back: bool, first: bool = True
+    ) -> None:  # fmt: skip
+        """`count` steps of as many rows, of whose loss a rank has this share; `to_come`: with those of later epochs; `first`:
+        those after callbacks were called."""
         step, device, key = self.step, self.device, self.step.key(self.device, (rows, share))
         run = partial(self.function, rows=rows, share=share)
         # a callback may have changed what a user's code reads and nobody can watch; clnn's own reads nothing such
         afford = step.audited <= AUDITS * self.seconds
         with device.lock:
-            step.verify(device, key, run, step.foreign or (called_back and afford))
+            step.verify(device, key, run, first and (step.foreign or (called_back and afford)))
         done = 0
         while done < count:
             with device.lock:  # for a few short replays at a time: other threads come in between
@@ -280,7 +319,7 @@ def _training_step(
         batch, ts, ws = feed.batch(rows)
         outs = outputs.tensors(model(*batch))
         record_metrics(feed, results, outs, ts)
-        start = record_loss(loss, outs, ts, ws, feed, results, batch_size, context, share, optimizer.world)
+        start = record_loss(loss, outs, ts, ws, feed, results, max(batch_size, rows), context, share, optimizer.world)
         if start is None:
             raise ConfigurationError("the loss depends on no trainable parameter")
         del batch, outs, ts, ws
@@ -316,9 +355,10 @@ def _check_alone(model: Layer, xs: Sequence[np.ndarray], why: str) -> None:
             raise ShapeError(f"{error}; {why}: take another batch_size") from None
 
 
-def _check_stateful(layer: Layer, left: int, shuffle: bool, validation: bool, ranks: int) -> None:
+def _check_stateful(layer: Layer, left: int, shuffle: bool, validation: bool, ranks: int, comes: bool) -> None:
     """ConfigurationError where samples would not meet the states that a stateful layer carries from batch to batch."""
     for wrong, what in (
+        (comes, "batches that come one by one may be of any samples: give arrays"),
         (shuffle, "shuffled samples do not go on where those of the batch before ended: give shuffle=False"),
         (left, f"the last batch has {left} samples only: give whole batches"),
         (validation, "validation would carry the states on, too: evaluate after fit, and reset_states() around it"),
@@ -339,18 +379,12 @@ def consolidated(model: Layer) -> list[Any]:
 def _capacity(device: Device, n: int, batch: int, samples: Samples) -> tuple[bool, int]:
     """Whether n such samples may all stay on the device, and the rows of a chunk (whole batches) if not."""
     row, memory = Feed.row_bytes(*samples), device.memory
-    if any(isinstance(x, SparseRows) for x in samples.xs):  # so many rows at a time are dense as an evaluation has
+    if any(
+        isinstance(x, (SparseRows, MappedRows)) for x in samples.xs
+    ):  # so many rows at a time are dense as an evaluation has
         return False, max(batch, min(n, CHUNK_BYTES // sum(row) // batch * batch))
     free = memory.limit - memory.in_use
     if n * sum(row) <= free // 2 and memory.fits(n * max(row)):
         return True, n
     rows = min(free // 8 // sum(row), memory.piece // 2 // max(row)) // batch * batch
     return False, max(batch, rows)
-
-
-def _permutation(n: int, shuffle: bool, seed: int | None, epoch: int) -> np.ndarray:
-    """The order of samples in an epoch: by (seed, epoch), so that a resumed run sees what an uninterrupted one sees."""
-    if not shuffle:
-        return np.arange(n)
-    generator = random.host() if seed is None else np.random.default_rng((seed, epoch))
-    return generator.permutation(n)

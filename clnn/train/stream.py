@@ -1,0 +1,259 @@
+"""Batches that come one by one, from a generator, a DataLoader or `clnn.data.Batches`: which is next, and whether it fits."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from ..checks import check_count, is_sparse
+from ..data.batches import Batches
+from ..errors import ConfigurationError, DataError, ShapeError
+from ..tensor import Tensor
+from .alone import Alone
+from .feed import form
+from .inputs import Samples, as_inputs, as_samples, weighted_by_class
+
+ARRAYS = ("__array__", "__array_interface__", "__dlpack__", "__getitem__")
+
+
+def yields_batches(x: Any) -> bool:
+    """Whether x is gone through rather than indexed, and no array."""
+    if type(x) is np.ndarray or isinstance(x, (Tensor, str, bytes, Mapping)) or is_sparse(x):
+        return False
+    return hasattr(x, "__next__") or (hasattr(x, "__iter__") and not any(hasattr(x, name) for name in ARRAYS))
+
+
+def streams(x: Any, y: Any, what: str, sample_weight: Any = None) -> bool:
+    """Whether fit or evaluate is given batches in x, in place of arrays x and y. ConfigurationError where it is given neither."""
+    if y is None and (yields_batches(x) or isinstance(x, (list, tuple))):
+        if sample_weight is not None:
+            raise ConfigurationError("sample_weight comes with batches, as the third of (x, y, sample_weight)")
+        return True
+    if y is None:
+        raise ConfigurationError(
+            f"{what} needs targets: give y, or as x an iterable of batches (x, y), such as clnn.data.Batches(x, y)"
+        )
+    if yields_batches(x):
+        raise ConfigurationError(
+            f"x yields batches, a {type(x).__name__}, and y is given too: targets come with the batches"
+        )
+    return False
+
+
+class Stream:
+    """The batches of a source, one after the other, over its passes; `steps` of them are an epoch.
+
+    What can be gone through again (not an iterator, such as a generator) is begun anew where it ends. Without `steps` an epoch
+    is one pass, as long as len() says.
+    """
+
+    def __init__(self, source: Any, steps: int | None, name: str = "x") -> None:
+        self.source, self.name, self.once = source, name, hasattr(source, "__next__")
+        self.seed: int | None = None  # of fit, for `Batches` without one
+        self.length: int | None = None
+        if hasattr(source, "__len__"):
+            with contextlib.suppress(TypeError):  # a DataLoader of what has none
+                self.length = len(source)
+        self.whole = steps is None  # an epoch is a pass
+        if steps is None and self.length is None:
+            raise ConfigurationError(
+                f"{name} yields batches and does not say how many: give steps_per_epoch, the number of batches in an epoch"
+            )
+        self.steps = check_count("steps_per_epoch", self.length if steps is None else steps, 0 if steps is None else 1)
+        if not self.steps:
+            raise DataError(f"{name} yields no batch: its length is 0")
+        self._passing: Iterator[Any] | None = None
+        self._waiting: list[Any] = []  # drawn to be looked at, and not taken yet
+        self._taken = self._in_pass = self._passes = 0
+
+    def first(self) -> Any:
+        """The batch that will be taken first, or one like it."""
+        if isinstance(self.source, Batches):
+            return self.source.first()
+        self._waiting = [self._drawn()]
+        return self._waiting[0]
+
+    def begin(self, epochs: int, resumed: int) -> None:
+        """Before the first epoch: `Batches` go on where an optimizer is that was trained for so many; of other sources the
+        batches of those that a fit before has trained, which this one resumes, are drawn and dropped."""
+        if isinstance(self.source, Batches):
+            self._passes, self._in_pass = divmod(epochs * self.steps, len(self.source))
+        for _ in range(0 if isinstance(self.source, Batches) else resumed * self.steps):
+            self._next()
+
+    def epoch(self) -> Iterator[Any]:
+        """The batches of the next epoch."""
+        for _ in range(self.steps):
+            yield self._next()
+        if self.whole and self._passing is not None:
+            rest, self._passing, self._in_pass = self._passing, None, 0
+            if next(rest, self) is not self:
+                raise DataError(
+                    f"{self.name} yields more batches than the {self.length} that len() says: give steps_per_epoch"
+                )
+
+    def train(self, run: Any, epoch: int, bar: Any, called_back: bool) -> None:
+        """An epoch of fit's `run`: a step for each batch that comes."""
+        like, given = run.samples, (run.model, run.loss, run.outputs, f"epoch {epoch + 1}, ")
+        for number, batch in enumerate(checked_batches(self.epoch(), *given, like, run.class_weight)):
+            rows = run.counted[number] = len(batch.xs[0])
+            with run.device.lock:
+                if run.feed.load_soon(*batch):
+                    run.step.clear()
+                run.feed.rewind(step=number)
+            run.steps(rows, None, 1, (run.epochs - epoch) * self.steps - number, bar, called_back, first=not number)
+
+    def _next(self) -> Any:
+        batch = self._waiting.pop() if self._waiting else self._drawn()
+        self._taken += 1
+        return batch
+
+    def _drawn(self) -> Any:
+        for _ in range(2):
+            if self._passing is None:
+                self._begin_pass()
+            assert self._passing is not None
+            try:
+                batch = next(self._passing)
+            except StopIteration:
+                if self.once or self.whole or not self._in_pass:
+                    break
+                self._passing, self._in_pass = None, 0
+                continue
+            self._in_pass += 1
+            return batch
+        epoch, done = divmod(self._taken, self.steps)
+        told = (
+            "it can be gone through only once: give what begins anew, such as clnn.data.Batches, or fewer"
+            if self.once
+            else (
+                "it began anew and yielded nothing"
+                if not self._in_pass
+                else "len() says that there are more: give steps_per_epoch"
+            )
+        )
+        raise DataError(
+            f"{self.name} ended after {self._taken} batches, {done} of {self.steps} in epoch {epoch + 1}; {told}"
+            + (" epochs or steps_per_epoch" if self.once else "")
+        )
+
+    def _begin_pass(self) -> None:
+        if isinstance(self.source, Batches):
+            self._passing = self.source.numbered(self._passes, self._in_pass, self.seed)
+            self._passes += 1
+            self.source.epoch = self._passes
+        else:
+            self._passing = iter(self.source)
+
+
+def one_pass(source: Any) -> Iterator[Any]:
+    """All batches of a source once, those of `Batches` in the order of the samples."""
+    return source.in_order() if isinstance(source, Batches) else iter(source)
+
+
+def parts_of_batch(batch: Any, name: str) -> tuple[Any, Any, Any]:
+    """x, y and the weights or None of a batch."""
+    if not isinstance(batch, (tuple, list)) or len(batch) not in (2, 3):
+        of = f" of {len(batch)}" if isinstance(batch, (tuple, list)) else ""
+        raise DataError(
+            f"{name} is a {type(batch).__name__}{of}; a batch is (x, y) or (x, y, sample_weight), where x and y are arrays, and "
+            "several inputs or outputs are tuples or dicts of them"
+        )
+    x, y, weight = (*batch, None)[:3]
+    return x, y, weight
+
+
+def checked_batches(
+    batches: Iterable[Any],
+    model: Any,
+    loss: Any,
+    outputs: Any,
+    name: str,
+    like: Samples | None = None,
+    class_weight: Any = None,
+) -> Iterator[Samples]:
+    """Each batch as samples that fit the model and the loss, and where `like` is given are of its form, but for their number."""
+    forms = like and _forms(like)
+    for number, batch in enumerate(batches):
+        of = f"{name}batch {number + 1}: "
+        x, y, weight = parts_of_batch(batch, of[:-2])
+        try:
+            found = as_samples(as_inputs(x, model), y, weight, loss, outputs, model.dtype)
+            if not len(found.xs[0]):
+                raise DataError(f"x has no samples: its shape is {found.xs[0].shape}")
+            if class_weight is not None:
+                found = weighted_by_class(found, class_weight, loss, outputs, model.dtype)
+        except (ShapeError, DataError, ConfigurationError) as error:
+            raise type(error)(f"{of}{error}") from None
+        if forms is not None and _forms(found) != forms:
+            raise DataError(
+                f"{of}rows are of {_told(found)}, and those of the first batch of {_told(like)}: all need one form"
+            )
+        yield found
+
+
+def _forms(samples: Samples) -> list[Any]:
+    return [form(array) for each in samples for array in each]
+
+
+def _told(samples: Any) -> str:
+    """The shapes and types of a batch's rows, in words."""
+    told = []
+    for what, each in zip(("x", "y", "sample_weight"), samples):
+        told += [f"{what} {a.shape[1:]} {np.dtype(a.dtype)}" if a is not None else f"no {what}" for a in each]
+    return ", ".join(told)
+
+
+def inputs_of_batches(batches: Any, check: Callable[[Any, str], Any]) -> Iterator[Any]:
+    """What `check` makes of the inputs of each batch: of x, (x,), (x, y) or (x, y, sample_weight)."""
+    for number, batch in enumerate(batches):
+        name = f"batch {number + 1}"
+        if isinstance(batch, (tuple, list)) and not 1 <= len(batch) <= 3:
+            raise DataError(
+                f"{name} is a {type(batch).__name__} of {len(batch)}; a batch is x, (x, y) or (x, y, sample_weight)"
+            )
+        yield check(batch[0] if isinstance(batch, (tuple, list)) else batch, f"{name}: x")
+
+
+def streams_of_fit(
+    x: Any, y: Any, epochs: int, batch_size: Any, steps: Any, validation: Any, split: Any, sample_weight: Any, world: Any
+) -> tuple[Stream | None, Any]:  # fmt: skip
+    """The batches to train on, and what yields those that are held out; None for arrays."""
+    held_out = None
+    if yields_batches(validation):
+        if hasattr(validation, "__next__") and epochs > 1:
+            raise ConfigurationError(
+                "validation can be gone through only once, and there are several epochs: give arrays, or what begins anew, "
+                "such as clnn.data.Batches"
+            )
+        if split:
+            raise ConfigurationError("give validation or validation_split, not both")
+        held_out = validation
+    if not streams(x, y, "fit", sample_weight):
+        if steps is not None:
+            raise ConfigurationError("steps_per_epoch is for an x that yields batches; arrays are gone through whole")
+        return None, held_out
+    wrong = {
+        "batch_size": batch_size is not None and "how many samples are in a batch, is up to what yields it",
+        "validation_split": split and "there is no end to take it from; give validation=",
+        "world": world.size > 1 and "ranks share arrays out; give arrays, such as np.memmap",
+    }
+    if found := [f"{name}: {why}" for name, why in wrong.items() if why]:
+        raise ConfigurationError(f"x yields batches, which do not go with {found[0]}")
+    return Stream(x, steps), held_out
+
+
+def over(evaluation: Any, source: Any, name: str = "") -> dict[str, float]:
+    """The mean loss and metrics that an `Evaluation` finds over the batches of a source. The device is free while the next is
+    made: another thread may need it for that."""
+    rows, sums, further = 0, 0.0, 0.0
+    for samples in checked_batches(one_pass(source), evaluation.model, evaluation.loss, evaluation.given, name):
+        more = evaluation.sums(samples)
+        rows, sums, further = rows + len(samples.xs[0]), sums + more[0], further + more[1]
+    if not rows:
+        raise DataError(f"{name}x yields no batch")
+    found: dict[str, float] = evaluation.results.together(sums, further, rows, Alone())
+    return found

@@ -1,0 +1,398 @@
+"""Training, evaluating and predicting on batches that come one by one: `Batches`, generators, PyTorch's DataLoader."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+
+import clnn
+from clnn.data import Batches
+
+N = 70
+X = np.random.default_rng(0).standard_normal((N, 6)).astype(np.float32)
+Y = (X[:, 0] > 0).astype(np.int32)
+W = np.random.default_rng(1).uniform(0.5, 2, N).astype(np.float32)
+
+
+def made(device):
+    with clnn.use(device):
+        return clnn.Sequential([clnn.Dense(8, "tanh"), clnn.Dropout(0.3), clnn.Dense(2)], input_shape=6, seed=0)
+
+
+def fit(device, *data, epochs=4, **options):
+    """A net, and the history of its fit."""
+    net = options.pop("net", None) or made(device)
+    given = {"loss": "cross_entropy", "optimizer": clnn.Adam(0.01), "seed": 3, "progress": False}
+    return net, net.fit(*data, epochs=epochs, **given | options)
+
+
+def same(a, b):
+    """Whether two fits came to the same bits, and measured the same."""
+    equal = all(np.array_equal(p.numpy(), q.numpy()) for p, q in zip(a[0].parameters(), b[0].parameters()))
+    logs = [{name: values for name, values in h.history.items() if name != "seconds"} for _, h in (a, b)]
+    return equal and logs[0] == logs[1]
+
+
+def generated(epochs=4, size=32, seed=3, weights=None):
+    """The batches that fit makes of the arrays itself."""
+    for epoch in range(epochs):
+        order = np.random.default_rng((seed, epoch)).permutation(N)
+        for start in range(0, N, size):
+            rows = order[start : start + size]
+            yield (X[rows], Y[rows]) if weights is None else (X[rows], Y[rows], weights[rows])
+
+
+class Again:
+    """What can be gone through again, a pass for each epoch."""
+
+    def __init__(self, length=3):
+        self.length, self.epoch = length, -1
+
+    def __len__(self):
+        return self.length
+
+    def __iter__(self):
+        self.epoch += 1
+        return iter([*generated()][3 * self.epoch : 3 * self.epoch + 3])
+
+
+# -- the same weights as those arrays give ---------------------------------------------------------------------------------
+SOURCES = {
+    "batches": lambda: (Batches(X, Y, 32), {}),
+    "batches, seed": lambda: (Batches(X, Y, 32, seed=3), {"seed": 3}),
+    "batches, no thread": lambda: (Batches(X, Y, 32, workers=0), {}),
+    "batches, 3 threads": lambda: (Batches(X, Y, 32, workers=3, transform=lambda x, y: (x, y)), {}),
+    "generator": lambda: (generated(), {"steps_per_epoch": 3}),
+    "an object": lambda: (Again(), {}),
+    "an object without end": lambda: (Again(), {"steps_per_epoch": 3}),
+    "a list": lambda: ([*generated(1)] * 4, {"steps_per_epoch": 3}),
+    "lists": lambda: (([x.tolist(), y.tolist()] for x, y in generated()), {"steps_per_epoch": 3}),
+    "float64": lambda: (((x.astype(float), y.astype(np.int64)) for x, y in generated()), {"steps_per_epoch": 3}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("source", SOURCES)
+def test_batches_train_to_the_bits_of_arrays(device, source, record):
+    batches, options = SOURCES[source]()
+    if source == "a list":  # one order for all epochs
+        order = np.random.default_rng((3, 0)).permutation(N)
+        arrays = fit(device, X[order], Y[order], batch_size=32, shuffle=False, record=record)
+    else:
+        arrays = fit(device, X, Y, batch_size=32, record=record)
+    assert same(arrays, fit(device, batches, record=record, **options))
+
+
+def test_weights_come_with_batches(device):
+    arrays = fit(device, X, Y, batch_size=32, sample_weight=W, class_weight={0: 3.0})
+    assert same(arrays, fit(device, generated(weights=W), steps_per_epoch=3, class_weight={0: 3.0}))
+    assert same(arrays, fit(device, Batches(X, Y, 32, sample_weight=W), class_weight={0: 3.0}))
+    assert not same(arrays, fit(device, Batches(X, Y, 32), class_weight={0: 3.0}))
+
+
+def test_several_inputs_and_outputs(device):
+    def built():
+        with clnn.use(device):
+            clnn.seed(0)
+            a, b = clnn.Input((6,), name="a"), clnn.Input((2,), name="b")
+            both = clnn.Concatenate()(clnn.Dense(4, "tanh")(a), b)
+            return clnn.Model((a, b), {"kind": clnn.Dense(2)(both), "size": clnn.Dense(1)(both)})
+
+    x, y = {"a": X, "b": X[:, :2]}, {"kind": Y, "size": X[:, 1]}
+    how = {"loss": {"kind": "cross_entropy", "size": "mse"}}
+    arrays = fit(device, x, y, batch_size=32, net=built(), **how)
+    assert same(arrays, fit(device, Batches(x, y, 32), net=built(), **how))
+    assert same(arrays, fit(device, Batches((X, X[:, :2]), y, 32), net=built(), **how))
+    net = arrays[0]
+    found, want = net.evaluate(Batches(x, y, 32)), net.evaluate(x, y)
+    assert found == pytest.approx(want, rel=1e-5) and found.keys() == want.keys()
+    assert all(np.array_equal(net.predict(Batches(x, y, 512))[k], v) for k, v in net.predict(x).items())
+
+
+def test_batches_of_other_sizes_among_them_larger_ones(device):
+    """The feed grows with the largest; each size is a recording of its own."""
+    cuts = [0, 8, 40, 48, 49, 70]
+    batches = [(X[a:b], Y[a:b]) for a, b in zip(cuts, cuts[1:])]
+    net, history = fit(device, batches, epochs=6)
+    eager, other = fit(device, batches, epochs=6, record=False)
+    assert same((net, history), (eager, other))
+    for p, q in zip(net.parameters(), eager.parameters()):
+        assert np.array_equal(p.numpy(), q.numpy())
+    frozen = made(device)
+    found = frozen.fit(batches, loss="cross_entropy", optimizer=clnn.SGD(0.0), progress=False)
+    assert found["loss"][0] > 0 and 0 <= found["accuracy"][0] <= 1
+
+
+def test_steps_are_replayed(device):
+    """The Python of the model runs for the first steps of each size, and no more."""
+    calls = []
+
+    class Counting(clnn.Layer):
+        def forward(self, x):
+            calls.append(x.shape[0])
+            return x
+
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(4, "tanh"), Counting(), clnn.Dense(2)], input_shape=6, seed=0)
+    net.fit([*generated()][:2] * 40, loss="cross_entropy", optimizer="sgd", progress=False)
+    assert len(calls) < 40
+
+
+# -- evaluate, predict, validation -----------------------------------------------------------------------------------------
+def test_evaluate_and_predict(device):
+    net, _ = fit(device, X, Y)
+    for batches in (Batches(X, Y, 16), [*Batches(X, Y, 16, shuffle=False)], Batches(X, Y, 16, workers=0)):
+        found = net.evaluate(batches, metrics=["accuracy"])
+        assert found == pytest.approx(net.evaluate(X, Y, metrics=["accuracy"]), rel=1e-5)
+    weighted = net.evaluate(Batches(X, Y, 16, sample_weight=W))
+    assert weighted == pytest.approx(net.evaluate(X, Y, sample_weight=W), rel=1e-5)
+    shuffled = Batches(X, Y, 16, seed=1)  # in the order of the samples all the same
+    assert np.allclose(net.predict(shuffled), net.predict(X), atol=1e-6) and shuffled.epoch == 0
+    assert np.allclose(net.predict(Batches(X, None, 16)), net.predict(X), atol=1e-6)
+    assert np.array_equal(net.predict_classes(x for x, _ in Batches(X, Y, 16, shuffle=False)), net.predict_classes(X))
+
+
+def test_validation_of_batches(device):
+    held = X[:30], Y[:30]
+    arrays, found = (fit(device, X, Y, batch_size=32, validation=one) for one in (held, Batches(*held, 512)))
+    assert same(arrays, found)
+    assert same(arrays, fit(device, Batches(X, Y, 32), validation=held))
+    once = fit(device, X, Y, epochs=1, batch_size=32, validation=iter([held]))[1]
+    assert once["val_loss"] == arrays[1]["val_loss"][:1]
+
+
+# -- going on --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("source", ["batches", "generator", "an object without end"])
+def test_a_run_goes_on_with_the_batches_that_were_next(device, tmp_path, source):
+    class Stop(Exception):
+        pass
+
+    def end(model, epoch, logs):
+        if epoch == 1:
+            raise Stop
+
+    batches, options = SOURCES[source]()
+    undisturbed = fit(device, batches, **options)
+    batches, options = SOURCES[source]()
+    first = [clnn.Checkpoint(tmp_path), clnn.Lambda(on_epoch_end=end)]
+    with pytest.raises(Stop):
+        fit(device, batches, callbacks=[first[1], first[0]], resume=tmp_path, **options)
+    batches, options = SOURCES[source]()
+    again = [clnn.Lambda(on_epoch_begin=lambda *_: None), clnn.Checkpoint(tmp_path)]
+    assert same(undisturbed, fit(device, batches, callbacks=again, resume=tmp_path, **options))
+
+
+def test_a_second_fit_goes_on_in_the_order(device):
+    optimizer = clnn.Adam(0.01)
+    net, _ = fit(device, Batches(X, Y, 32), epochs=2, optimizer=optimizer)
+    fit(device, Batches(X, Y, 32), epochs=2, optimizer=optimizer, net=net)
+    with clnn.use(device):
+        other = clnn.Adam(0.01)
+        whole, _ = fit(device, X, Y, epochs=2, batch_size=32, optimizer=other)
+        fit(device, X, Y, epochs=2, batch_size=32, optimizer=other, net=whole)
+    assert all(np.array_equal(p.numpy(), q.numpy()) for p, q in zip(net.parameters(), whole.parameters()))
+
+
+def test_an_epoch_may_be_a_part_of_a_pass(device):
+    """Two batches an epoch of three in a pass: none is left out."""
+    seen = []
+    batches = Batches(X, Y, 32, seed=5, transform=lambda x, y: (seen.append(x[0, 0]), (x, y))[1], workers=0)
+    fit(device, batches, epochs=3, steps_per_epoch=2)
+    order = [np.random.default_rng((5, epoch)).permutation(N) for epoch in range(2)]
+    assert seen[1:] == [X[o[start], 0] for o in order for start in (0, 32, 64)]  # the first only shows the form
+
+
+# -- Batches alone ---------------------------------------------------------------------------------------------------------
+def test_passes_have_orders_of_their_own_and_repeat_by_seed():
+    def passes(**options):
+        batches = Batches(X, Y, 32, **options)
+        return [np.concatenate([y for _, y in batches]) for _ in range(2)], [len(x) for x, _ in batches]
+
+    (first, second), lengths = passes(seed=2)
+    assert lengths == [32, 32, 6] and len(Batches(X, Y, 32)) == 3
+    assert not np.array_equal(first, second) and sorted(first) == sorted(Y)
+    assert np.array_equal(first, Y[np.random.default_rng((2, 0)).permutation(N)])
+    assert all(np.array_equal(a, b) for a, b in zip(passes(seed=2)[0], (first, second)))
+    assert all(np.array_equal(one, Y) for one in passes(shuffle=False)[0])
+    clnn.seed(4)
+    by_seed = passes()[0]
+    clnn.seed(4)
+    assert np.array_equal(passes()[0][0], by_seed[0])
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_what_a_transform_draws_is_of_its_batch(workers):
+    def noisy(x, y, rng):
+        time.sleep(rng.uniform(0, 0.003))  # threads end in another order
+        return x + rng.normal(size=x.shape), y
+
+    runs = []
+    for n in (0, workers):
+        batches = Batches(X, Y, 8, seed=1, transform=noisy, workers=n)
+        runs.append([x for _ in range(2) for x, _ in batches])
+    assert all(np.array_equal(a, b) for a, b in zip(*runs)) and not np.array_equal(runs[0][0], runs[0][9])
+    assert np.array_equal(next(iter(Batches(X, None, 70, shuffle=False, transform=np.abs)))[0], np.abs(X))
+    assert all(len(one) == 3 for one in Batches(X, Y, 8, sample_weight=W, transform=noisy))
+
+
+def test_batches_are_made_ahead_and_no_thread_stays():
+    made_by, before = [], threading.active_count()
+    batches = Batches(X, Y, 8, workers=2, transform=lambda x: (made_by.append(threading.get_ident()), x)[1])
+    passing = iter(batches)
+    next(passing)
+    limit = time.monotonic() + 5
+    while len(made_by) < 4 and time.monotonic() < limit:
+        time.sleep(0.01)
+    assert 4 <= len(made_by) <= 5 and threading.get_ident() not in made_by
+    passing.close()
+    assert threading.active_count() == before
+
+    def fails(x, y):
+        raise RuntimeError("no such image")
+
+    with pytest.raises(RuntimeError, match="no such image"):
+        list(Batches(X, Y, transform=fails))
+    assert threading.active_count() == before
+
+
+def test_a_transform_may_use_the_device_while_fit_does(device):
+    def on_device(x, y):
+        with clnn.use(device):
+            return (clnn.tensor(x) * 2.0).numpy(), y
+
+    doubled = fit(device, Batches(2 * X, Y, 32), validation=(2 * X, Y))
+    found = fit(
+        device, Batches(X, Y, 32, transform=on_device, workers=2), validation=Batches(X, Y, 512, transform=on_device)
+    )
+    assert same(doubled, found)
+    with clnn.use(device):
+        assert np.allclose(
+            found[0].predict(Batches(X, Y, 16, transform=on_device)), doubled[0].predict(2 * X), atol=1e-6
+        )
+
+
+def test_sparse_rows(device):
+    sparse = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    x = np.where(X > 0.5, X, 0).astype(np.float32)
+    arrays = fit(device, x, Y, batch_size=32)
+    assert same(arrays, fit(device, Batches(sparse.csr_matrix(x), Y, 32)))
+
+
+# -- what is refused -------------------------------------------------------------------------------------------------------
+def rows(*shape):
+    return np.zeros(shape, np.float32)
+
+
+BAD = {
+    "no steps": (lambda: generated(), {}, "does not say how many: give steps_per_epoch"),
+    "steps 0": (lambda: generated(), {"steps_per_epoch": 0}, "steps_per_epoch should be an integer of 1"),
+    "ends early": (
+        lambda: generated(2),
+        {"steps_per_epoch": 3},
+        "ended after 6 batches, 0 of 3 in epoch 3; .*only once",
+    ),
+    "ends within": (lambda: generated(2), {"steps_per_epoch": 4}, "ended after 6 batches, 2 of 4 in epoch 2"),
+    "nothing": (lambda: iter(()), {"steps_per_epoch": 1}, "ended after 0 batches"),
+    "length 0": (list, {}, "yields no batch"),
+    "shorter than len": (
+        lambda: Again(4),
+        {},
+        "ended after 3 batches, 3 of 4 in epoch 1; len.. says that there are more",
+    ),
+    "longer than len": (lambda: Again(2), {}, "yields more batches than the 2 that len"),
+    "batch_size": (lambda: Batches(X, Y), {"batch_size": 8}, "do not go with batch_size"),
+    "split": (lambda: Batches(X, Y), {"validation_split": 0.2}, "do not go with validation_split"),
+    "weights": (lambda: Batches(X, Y), {"sample_weight": W}, "sample_weight comes with batches"),
+    "validation once": (lambda: Batches(X, Y), {"validation": generated()}, "validation can be gone through only once"),
+    "validation split": (lambda: Batches(X, Y), {"validation": Batches(X, Y), "validation_split": 0.1}, "not both"),
+    "validation nothing": (
+        lambda: Batches(X, Y),
+        {"validation": Again(0), "epochs": 5},
+        "validation x yields no batch",
+    ),
+    "an array": (lambda: X, {}, "fit needs targets: give y"),
+    "arrays": (lambda: [X, Y], {}, "the first batch is a ndarray; a batch is"),
+    "a number": (lambda: iter([3]), {"steps_per_epoch": 1}, "the first batch is a int; a batch is"),
+    "four": (lambda: iter([(X, Y, W, W)]), {"steps_per_epoch": 1}, "the first batch is a tuple of 4"),
+    "dicts": (lambda: [{"x": X, "y": Y}], {}, "the first batch is a dict; a batch is"),
+    "features": (
+        lambda: [(X, Y), (X[:, :3], Y)],
+        {},
+        r"epoch 1, batch 2: rows are of x \(3,\).*first batch of x \(6,\)",
+    ),
+    "rows": (lambda: [(X, Y), (X[:3], Y)], {}, "epoch 1, batch 2: y has 70 samples and x has 3"),
+    "floats": (lambda: [(X, Y), (X, Y.astype(float))], {}, "epoch 1, batch 2: cross_entropy"),
+    "classes": (lambda: [(X, Y), (X, Y + 5)], {}, "epoch 1, batch 2: y.*outside 0 to 1"),
+    "nan": (lambda: [(X, Y), (X * np.nan, Y)], {}, r"epoch 1, batch 2: x\[0, 0\] is nan"),
+    "empty": (lambda: [(X, Y), (X[:0], Y[:0])], {}, r"epoch 1, batch 2: x has no samples: its shape is \(0, 6\)"),
+    "some weights": (
+        lambda: [(X, Y), (X, Y, W)],
+        {},
+        "batch 2: rows are of .* and those of the first .* no sample_weight",
+    ),
+    "text": (lambda: [(X, Y), (X.astype(str), Y)], {}, "epoch 1, batch 2: x should be an array of numbers"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_batches_that_do_not_fit(device, what):
+    source, options, words = BAD[what]
+    with pytest.raises((clnn.ConfigurationError, clnn.DataError, clnn.ShapeError), match=words):
+        fit(device, source(), **options)
+
+
+def test_what_else_is_refused(device):
+    net, _ = fit(device, X, Y)
+    for call, words in (
+        (lambda: fit(device, Batches(X, Y), Y), "x yields batches, a Batches, and y is given too"),
+        (lambda: fit(device, X, Y, steps_per_epoch=3), "steps_per_epoch is for an x that yields batches"),
+        (lambda: net.evaluate(X), "evaluate needs targets: give y"),
+        (lambda: net.evaluate(iter(())), "yields no batch"),
+        (lambda: net.evaluate([(X, Y), (X[:, :3], Y)]), "the last axis must be 6"),
+        (lambda: net.predict(iter(())), "yields no batch"),
+        (lambda: net.predict(iter([(X, Y, W, W)])), "batch 1 is a tuple of 4"),
+        (lambda: net.predict(Batches(rows(3, 5))), "x"),
+        (lambda: fit(device, Batches(X, Y), callbacks=[clnn.GradientNorms()]), "batches that come one by one: give"),
+        (lambda: Batches(X, Y[:3]), r"the same number of samples, and these have \[70, 3\]"),
+        (lambda: Batches(X[:0], Y[:0]), "there are no samples"),
+        (lambda: Batches(3.0), "a row for each sample, not one number"),
+        (lambda: Batches(X, Y, 0), "batch_size should be"),
+        (lambda: Batches(X, Y, workers=-1), "workers should be"),
+        (lambda: Batches(X, Y, transform=3), "transform is a function"),
+        (lambda: Batches(X, Y, transform=lambda a, b, c, d: a), "needs 4 arguments"),
+        (lambda: list(Batches(X, Y, transform=lambda x, y: x)), r"returns \(x, y\), and this one returned a ndarray"),
+        (lambda: Batches(X, sample_weight=W), "give y too"),
+    ):
+        with pytest.raises((clnn.ConfigurationError, clnn.DataError, clnn.ShapeError), match=words):
+            call()
+
+
+def test_a_stateful_layer_takes_arrays(device):
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.LSTM(3, stateful=True), clnn.Dense(2)], input_shape=(5, 1))
+    x = X[:32, :5, None]
+    with pytest.raises(clnn.ConfigurationError, match="is stateful, and batches that come one by one"):
+        fit(device, Batches(x, Y[:32], 16, shuffle=False), net=net, shuffle=False)
+
+
+# -- PyTorch ---------------------------------------------------------------------------------------------------------------
+def test_a_data_loader_of_pytorch(device):
+    torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+    data = torch.utils.data.TensorDataset(torch.from_numpy(X), torch.from_numpy(Y.astype(np.int64)))
+    loader = torch.utils.data.DataLoader(data, batch_size=32)
+    arrays = fit(device, X, Y, batch_size=32, shuffle=False, validation=(X, Y))
+    assert same(arrays, fit(device, loader, validation=torch.utils.data.DataLoader(data, batch_size=512)))
+    net = arrays[0]
+    assert np.allclose(net.predict(loader), net.predict(X), atol=1e-6)
+    assert net.evaluate(loader) == pytest.approx(net.evaluate(X, Y), rel=1e-5)
+    shuffled = torch.utils.data.DataLoader(data, batch_size=32, shuffle=True, drop_last=True)
+    assert len(fit(device, shuffled)[1]["loss"]) == 4
+    stream = torch.utils.data.DataLoader(type("S", (torch.utils.data.IterableDataset,), {"__iter__": lambda s: iter(data)})(),
+                                         batch_size=32)  # fmt: skip
+    with pytest.raises(clnn.ConfigurationError, match="give steps_per_epoch"):
+        fit(device, stream)
+    assert same(arrays, fit(device, stream, steps_per_epoch=3, validation=(X, Y)))
+    half = torch.utils.data.TensorDataset(torch.from_numpy(X).to(torch.bfloat16), torch.from_numpy(Y))
+    with pytest.raises(clnn.DataError, match="x is no array of numbers.*BFloat16"):
+        fit(device, torch.utils.data.DataLoader(half, batch_size=32))
