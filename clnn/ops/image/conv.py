@@ -109,7 +109,7 @@ def convolve(call: Call, y: Block, epilogue: Epilogue, flip: bool = False) -> No
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
     plan = plan_for(device, g, dtype)
     if plan is None:
-        extra |= epilogue.defines()
+        extra |= epilogue.defines() | ({"UP": 1} if g.up != (1, 1, 1) else {})
         side = _side(device, real, **extra)
         device.check_turns(_turns(side) * g.c * g.taps, f"a convolution of {g.c:,} channels by {g.taps:,} taps")
         tiles = ceil_div(n * math.prod(g.out), EACH * side) * ceil_div(g.k, EACH * side) * g.groups
