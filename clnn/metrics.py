@@ -21,6 +21,7 @@ from .errors import ConfigurationError, DataError, ShapeError
 from .losses import host_target
 from .ops.array import check_float, empty
 from .ops.loss import yes_above
+from .ops.rows import by_groups
 from .tensor import Tensor, tensor
 
 Metric = Callable[[Tensor, Tensor], Tensor]
@@ -42,7 +43,9 @@ def _per_row(kernel: str, output: Tensor, target: Tensor, *scalars: Any, after: 
     extra: dict[str, Any] = {"LABELS": 1} if labels else {}
     tail = (output.block, target.block, y.block)
     args = (*tail, *scalars) if after else (*scalars, *tail)
-    output.device.launch("metrics", kernel, (rows,), rows, n, *args, real=output.real, **extra)
+    long = n if kernel == "accuracy" else 1  # the others have a row for each work-item
+    size, local, group = by_groups(output.device, long, rows, "metrics", kernel, output.real, **extra)
+    output.device.launch("metrics", kernel, size, rows, n, *args, local=local, real=output.real, **extra, **group)
     return Tensor(y.block, y.shape, y.dtype, y.device)
 
 

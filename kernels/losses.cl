@@ -1,5 +1,6 @@
 // Losses by row: the loss of each sample, whether its largest output is its label's, and the gradient of the mean over
-// samples, in one launch. One work-item a row. Each elementwise loss is one line: its value l(y, t) and dl/dy.
+// samples, in one launch. A row is a work-item's, or on GPUs that of a group of WIDTH where it is long (but for `cosine`, and where
+// the step is recorded). Each elementwise loss is one line: its value l(y, t) and dl/dy.
 #include "group.cl"
 #include "activation.cl"
 #include "largest.cl"
@@ -41,7 +42,7 @@ LOSS_LINE(squared_hinge,            relu_f(1 - SIDE(t) * y) * relu_f(1 - SIDE(t)
 #else
 #define TARGETS global const real *target
 #define TARGET(c) target[(size_t)row * n + (c)]
-#define LABEL largest(n, target + (size_t)row * n)
+#define LABEL (hits ? LARGEST(n, target + (size_t)row * n) : 0)
 #define WEIGHT (weight ? weight[row / EACH] : (real)1)
 #endif
 #ifndef HIT
@@ -77,9 +78,9 @@ LOSS_LINE(squared_hinge,            relu_f(1 - SIDE(t) * y) * relu_f(1 - SIDE(t)
 #define KEPT_ARGS , global const real *kept
 #define KEPT , kept
 #define SKIP if (label == IGNORE) {                                \
-  losses[r] = 0;                                                   \
-  if (hits) hits[r] = 0;                                           \
-  if (dy) for (int c = 0; c < n; c++) dy[at + c] = 0;              \
+  if (ME == 0) losses[r] = 0;                                      \
+  if (hits && ME == 0) hits[r] = 0;                                \
+  if (dy) for (int i = 0; i < OWNED(n); i++) dy[at + OWN(i)] = 0;  \
   return; }
 #else
 #define KEPT_ARGS
@@ -96,8 +97,8 @@ LOSS_LINE(squared_hinge,            relu_f(1 - SIDE(t) * y) * relu_f(1 - SIDE(t)
 #endif
 #define ARGS int rows, int n, global const real *y, TARGETS, global const real *weight, global const real *saved, \
   global real *losses, global int *hits, global real *dy, real factor, real p KEPT_ARGS POSITION_ARGS PARAMETER_ARGS
-#define ROW_ARGS int r, int row, ARGS
-#define ROW r, row, rows, n, y, target, weight, saved, losses, hits, dy, factor, p KEPT POSITION PARAMETER
+#define ROW_ARGS int r, int row, ARGS SHARED_ARG PLACES_ARG
+#define ROW r, row, rows, n, y, target, weight, saved, losses, hits, dy, factor, p KEPT POSITION PARAMETER SHARED_USED PLACES_USED
 
 // RECORD: all rows are in one work-group, whose first work-item then ends the forward pass as state.cl's end_step does.
 #ifdef RECORD
@@ -124,7 +125,7 @@ LOSS_LINE(squared_hinge,            relu_f(1 - SIDE(t) * y) * relu_f(1 - SIDE(t)
 #ifdef SERIAL
 #define EACH_ROW for (int r = 0; r < rows; r++)
 #else
-#define EACH_ROW const int r = get_global_id(0); if (r < rows)
+#define EACH_ROW const int r = get_global_id(0) / WIDTH; if (r < rows)
 #endif
 
 // FROM_SET: targets and weights are those of the whole data set, of which this batch has the rows order[first + r]
@@ -152,46 +153,56 @@ kernel void count_kept(int rows, global const int *target, global real *kept POS
 #endif
 
 #ifdef LOSS
-static inline void elementwise_row(ROW_ARGS) {
+INLINE void elementwise_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
-  const int label = LABEL;
+  const int label = LABEL, own = OWNED(n);
   SKIP
   const real w = WEIGHT, scale = w * factor / DIVISOR;
   TOTAL(real, sum);
-  for (EACH_SPAN(first, n)) {
+  for (EACH_SPAN(first, own)) {
     real part = 0;
-    for (IN_SPAN(c, first, n)) {
+    for (IN_SPAN(i, first, own)) {
+      const int c = OWN(i);
       const real v = y[at + c], t = TARGET(c);
       part += CAT(LOSS, _l)(v, t, P_OF(c));
       if (dy) dy[at + c] = FOLD(scale * CAT(LOSS, _d)(v, t, P_OF(c)), at + c);
     }
     ADD_TO(real, sum, part)
   }
-  losses[r] = w * factor * WHOLE(sum);
-  if (hits) { const int best = largest(n, y + at); hits[r] = HIT; }
+  const real whole = OVER_GROUP(WHOLE(sum));
+  if (ME == 0) losses[r] = w * factor * whole;
+  if (hits) { const int best = LARGEST(n, y + at); if (ME == 0) hits[r] = HIT; }
 }
 
 kernel void elementwise_loss(ARGS RECORD_ARGS FROM_ARGS) {
+  SHARED
+  PLACES
   EACH_ROW { const int row = FROM(r); elementwise_row(ROW); }
   RECORD_STEP
 }
 #endif
 
 // y are logits: loss = log(sum exp(y)) - sum t y, with t smoothed to (1 - p) t + p / n; dy = softmax(y) - t
-static inline void softmax_row(ROW_ARGS) {
+INLINE void softmax_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
-  const int label = LABEL;
+  const int label = LABEL, own = OWNED(n);
   SKIP
   const real w = WEIGHT;
+#if WIDTH > 1
+  const int best = FIRST_LARGEST(n, y + at);
+  const real top = shared[0];
+#else
   real top = y[at];
   int best = 0;
   for (int c = 1; c < n; c++) if (y[at + c] > top) { top = y[at + c]; best = c; }
+#endif
   TOTAL(real, all_e);
   TOTAL(real, all_tv);
   TOTAL(real, all_t);
-  for (EACH_SPAN(first, n)) {
+  for (EACH_SPAN(first, own)) {
     real es = 0, tvs = 0, ts = 0;
-    for (IN_SPAN(c, first, n)) {
+    for (IN_SPAN(i, first, own)) {
+      const int c = OWN(i);
       const real v = y[at + c] - top, t = (1 - p) * TARGET(c) + p / n, e = exp(v);
       es += e;
       tvs += t == 0 ? 0 : t * v;          // a logit of -inf that is nobody's target costs nothing
@@ -202,34 +213,42 @@ static inline void softmax_row(ROW_ARGS) {
     ADD_TO(real, all_tv, tvs)
     ADD_TO(real, all_t, ts)
   }
-  const real sum = WHOLE(all_e), dot = WHOLE(all_tv), total = WHOLE(all_t);
+  const real sum = OVER_GROUP(WHOLE(all_e)), dot = OVER_GROUP(WHOLE(all_tv)), total = OVER_GROUP(WHOLE(all_t));
 #ifdef ENTROPY                           // sum t log(t / softmax(y)), term by term: the two sums would cancel
   TOTAL(real, apart);
-  for (EACH_SPAN(first, n)) {
+  for (EACH_SPAN(first, own)) {
     real part = 0;
-    for (IN_SPAN(c, first, n)) { const real t = TARGET(c); part += t == 0 ? 0 : t * (log(t) - (y[at + c] - top) + log(sum)); }
+    for (IN_SPAN(i, first, own)) {
+      const int c = OWN(i);
+      const real t = TARGET(c);
+      part += t == 0 ? 0 : t * (log(t) - (y[at + c] - top) + log(sum));
+    }
     ADD_TO(real, apart, part)
   }
-  losses[r] = w * WHOLE(apart);
+  const real loss = OVER_GROUP(WHOLE(apart));
 #else
-  losses[r] = w * (total * log(sum) - dot);
+  const real loss = total * log(sum) - dot;
 #endif
-  if (hits) hits[r] = best == label && sum == sum;   // with a NaN among the outputs nothing is right
+  if (ME == 0) losses[r] = w * loss;
+  if (hits && ME == 0) hits[r] = best == label && sum == sum;   // with a NaN among the outputs nothing is right
   if (dy)
-    for (int c = 0; c < n; c++) {
+    for (int i = 0; i < own; i++) {
+      const int c = OWN(i);
       const real t = (1 - p) * TARGET(c) + p / n;
       dy[at + c] = FOLD(w * factor / DIVISOR * (total * dy[at + c] / sum - t), at + c);
     }
 }
 
 kernel void softmax_cross_entropy(ARGS RECORD_ARGS FROM_ARGS) {
+  SHARED
+  PLACES
   EACH_ROW { const int row = FROM(r); softmax_row(ROW); }
   RECORD_STEP
 }
 
 #ifdef COSINE
 // 1 - y.t / (|y| |t|); both are divided by their largest element first, so that no square overflows. A vector of zeros has the cosine 0.
-static inline void cosine_row(ROW_ARGS) {
+INLINE void cosine_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
   const int label = 0;
   const real w = WEIGHT;
@@ -263,6 +282,8 @@ static inline void cosine_row(ROW_ARGS) {
 }
 
 kernel void cosine(ARGS RECORD_ARGS FROM_ARGS) {
+  SHARED
+  PLACES
   EACH_ROW { const int row = FROM(r); cosine_row(ROW); }
   RECORD_STEP
 }

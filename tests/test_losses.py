@@ -105,6 +105,37 @@ def test_values(rng, device, name, shape):
         )
 
 
+@pytest.mark.parametrize("name", ["cross_entropy", "kl_divergence", "mse", "cosine"])
+def test_long_rows_on_a_gpu(rng, device, monkeypatch, name):
+    """There a group has a row: sums, the largest output and the row's loss are joined."""
+    monkeypatch.setattr(device, "kind", "gpu")
+    t, w = targets(rng, name, (3, 77)), rng.random(3)
+    y = outputs(rng, name, t)
+    check_op(rng, lambda y: LOSSES[name]()(y, t, w), lambda y: mean(ROWS[name], w)(y, t), y, rounding=96)
+    found, _ = LOSSES[name]().rows(clnn.tensor(y, np.float32), clnn.tensor(t, np.float32), hits=name != "cosine")
+    if found.hits is not None:
+        np.testing.assert_array_equal(host(found.hits), y.argmax(-1) == t.argmax(-1))
+
+
+def test_class_numbers_of_long_rows_on_a_gpu(rng, device, monkeypatch):
+    """Some of them ignored, one row with a NaN, and one whose largest output is there twice: the first counts."""
+    monkeypatch.setattr(device, "kind", "gpu")
+    y, labels = normal(rng, (6, 150)), np.array([3, 149, -100, 70, 70, 0])
+    y[0, 3] = y[1, 149] = y[2, 5] = y[3, 70] = y[3, 140] = y[4, 70] = y[4, 6] = 9
+    kept = labels != -100
+    t, loss = np.eye(150)[np.where(kept, labels, 0)], LOSSES["cross_entropy"](ignore_index=-100)
+
+    def rows(y):
+        return np.where(kept, ROWS["cross_entropy"](y, t), 0)
+
+    check_op(rng, lambda y: loss(y, labels), lambda y: rows(y).sum() / 5, y, rounding=200)
+    y[5, 100] = np.nan
+    found, _ = loss.rows(clnn.tensor(y, np.float32), clnn.tensor(labels), hits=True)
+    np.testing.assert_array_equal(host(found.hits), [1, 1, 0, 1, 0, 0])
+    assert_close(host(found.losses)[:5], rows(y)[:5], 200 * eps(np.float32))
+    assert np.isnan(host(found.losses)[5])
+
+
 @pytest.mark.parametrize("name", ["huber", "cross_entropy", "kl_divergence", "cosine"])
 def test_float64(rng, device, name):
     if not device.has_fp64:

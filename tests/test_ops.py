@@ -283,6 +283,32 @@ def test_softmax(rng, dtype, name, shape):
     )
 
 
+@pytest.mark.parametrize("name", ["softmax", "log_softmax"])
+def test_softmax_of_long_rows_on_a_gpu(rng, device, monkeypatch, name):
+    """There a group has a row."""
+    monkeypatch.setattr(device, "kind", "gpu")
+    check_op(rng, getattr(clnn, name), globals()[name], 3 * normal(rng, (3, 150)), rounding=160)
+
+
+@pytest.mark.parametrize("n", [33, 2049])
+def test_the_last_axis_on_a_gpu(rng, device, monkeypatch, n):
+    """There a group joins a row: with NaN, infinities, and a largest element that is there twice."""
+    monkeypatch.setattr(device, "kind", "gpu")
+    x = normal(rng, (6, n))
+    x[1, n // 2] = np.nan
+    x[2] = -np.inf
+    x[3, [5, n - 1]] = 9
+    x[4, [7, 31]] = np.nan
+    found = clnn.tensor(x, np.float32)
+    np.testing.assert_array_equal(found.argmax(-1).numpy(), x.argmax(-1))
+    for kind in ("sum", "mean", "max", "min"):
+        assert_close(getattr(found, kind)(-1).numpy(), getattr(x, kind)(-1), n * eps(np.float32))
+    labels = np.array([3, 5, 0, 5, 7, 1])
+    np.testing.assert_array_equal(
+        clnn.metrics.accuracy(found, labels).numpy(), [x[0].argmax() == 3, 0, 1, 1, 0, x[5].argmax() == 1]
+    )
+
+
 @pytest.mark.platform("softmax")
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_softmax_of_extremes(device, name):

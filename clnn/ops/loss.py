@@ -10,6 +10,7 @@ import numpy as np
 from ..runtime.device import int_vector
 from ..runtime.memory import Block
 from .array import Array, LossBackward, block_of, check_together, empty, empty_like
+from .rows import by_groups, group_of
 
 
 class Rows(NamedTuple):
@@ -77,7 +78,8 @@ def rows(
     labels = target.dtype == np.int32
     check_together(name, y, None if labels else target, weight)
     device = y.device
-    device.check_turns(5 * n + (3 * count if record is not None else 0), f"{name} over {n:,} outputs")
+    width = group_of(device, n) if record is None and name != "cosine" else 1
+    device.check_turns(5 * n // width + (3 * count if record is not None else 0), f"{name} over {n:,} outputs")
     losses, hit = empty(device, (count,), y.dtype), empty(device, (count,), np.int32) if hits else None
     dy = empty_like(y) if gradient else None
     defines: dict[str, Any] = {"LABELS": 1} if labels else {}
@@ -110,17 +112,20 @@ def rows(
         of_row, defines["POSITIONS"] = (positions, count // max(1, weight.size if weight is not None else count)), 1
     kept = None
     if ignore is not None:
-        defines["IGNORE"], width = ignore, 1 if device.long_loops else device.group_width
-        device.check_turns(-(-count // width), f"{name} over {count:,} targets")
+        defines["IGNORE"], counting = ignore, 1 if device.long_loops else device.group_width
+        device.check_turns(-(-count // counting), f"{name} over {count:,} targets")
         kept = empty(device, (2,), y.dtype)
         device.launch(
-            "losses", "count_kept", (width,), count, t, kept.block, *of_row, *where,
-            local=(width,), real=y.real, WIDTH=width,
+            "losses", "count_kept", (counting,), count, t, kept.block, *of_row, *where,
+            local=(counting,), real=y.real, WIDTH=counting,
             **{one: defines[one] for one in ("LABELS", "IGNORE", "FROM_SET", "POSITIONS") if one in defines},
         )  # fmt: skip
     extra: tuple[Any, ...] = (*(() if kept is None else (kept.block,)), *of_row)
     if isinstance(parameter, Array):
         defines["PER_OUTPUT"], extra, parameter = 1, (*extra, parameter.block, parameter.size), 0.0
+    if width > 1:
+        size, local, group = by_groups(device, n, count, "losses", kernel, y.real, **defines)
+        defines |= group
     device.launch(
         "losses", kernel, size, count, n, y.block, t, w, block_of(saved),
         losses.block, block_of(hit), block_of(dy), factor, parameter, *extra, *(record.args() if record else ()), *where,

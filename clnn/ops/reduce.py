@@ -11,6 +11,7 @@ import numpy as np
 from ..checks import whole_numbers
 from ..errors import ShapeError
 from .array import Array, check_float, empty, fill
+from .rows import by_groups, group_of
 from .trace import op
 
 Axis = int | Sequence[int] | None  # one axis, several, or all
@@ -49,21 +50,12 @@ def _one(x: Array, kind: str, outer: int, n: int, inner: int, scale: float) -> A
         chunks = -(-n // CHUNK)
         y = empty(x.device, (outer * chunks * inner,), x.dtype)
         factor = scale if chunks == 1 else 1.0
+        along = min(n, CHUNK) if inner == 1 else 1
+        size, local, group = by_groups(x.device, along, y.size, "reduce", "reduce", x.real, **extra)
         x.device.launch(
-            "reduce",
-            "reduce",
-            (y.size,),
-            outer,
-            n,
-            inner,
-            CHUNK,
-            chunks,
-            x.block,
-            y.block,
-            factor,
-            real=x.real,
-            **extra,
-        )
+            "reduce", "reduce", size, outer, n, inner, CHUNK, chunks, x.block, y.block, factor,
+            local=local, real=x.real, **extra, **group,
+        )  # fmt: skip
         if chunks == 1:
             return y
         x, n = y, chunks
@@ -104,7 +96,9 @@ def argmax(x: Array, axis: int | None = -1) -> Array:
     outer, n, inner, a = lines(x, axis)
     if n == 0:
         raise ShapeError(f"argmax over no elements: an array of shape {x.shape} along axis {axis}")
-    x.device.check_turns(n, f"argmax over {n:,} elements")
+    along = n if inner == 1 else 1
+    x.device.check_turns(n // group_of(x.device, along), f"argmax over {n:,} elements")
     y = empty(x.device, x.shape[:a] + x.shape[a + 1 :], np.int32)
-    x.device.launch("reduce", "argmax", (y.size,), outer, n, inner, x.block, y.block, real=x.real)
+    size, local, group = by_groups(x.device, along, y.size, "reduce", "argmax", x.real)
+    x.device.launch("reduce", "argmax", size, outer, n, inner, x.block, y.block, local=local, real=x.real, **group)
     return y

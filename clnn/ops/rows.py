@@ -27,6 +27,20 @@ def divided(
     return each, (-(-n // each),), (1,), {"VW": min(lanes, device.vector_width(dtype))}
 
 
+def group_of(device: Device, n: int) -> int:
+    """Work-items that share a row of n elements, a power of 2: one on a CPU, and on a GPU where the row is short. Neighbours
+    read neighbouring elements then."""
+    return 1 if device.long_loops or n < 32 else 1 << (min(n // 4, 256, device.group_width).bit_length() - 1)
+
+
+def by_groups(
+    device: Device, n: int, rows: int, file: str, kernel: str, real: str, **defines: Any
+) -> tuple[tuple[int], Any, dict[str, Any]]:
+    """How a launch gives each of `rows` rows of n elements to a group: global and local size, and defines."""
+    width = device.fitting(group_of(device, n), file, kernel, real, **defines)
+    return ((rows,), None, {}) if width == 1 else ((rows * width,), (width,), {"WIDTH": width})
+
+
 def elements(device: Device, dtype: DType, n: int) -> tuple[int, tuple[int, ...], Any, dict[str, Any]]:
     """How a launch goes over n elements: those of a work-item, global and local size, defines; as `divided`."""
     if not device.long_loops:

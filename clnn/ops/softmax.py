@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import ShapeError
 from .array import Array, Backward, Flow, check_float, empty_like
+from .rows import by_groups, group_of
 from .trace import op
 
 
@@ -19,17 +20,20 @@ def softmax(x: Array, log: bool = False) -> tuple[Array, Backward]:
         raise ShapeError(f"{name} needs a last axis with elements, and the shape is {x.shape}")
     n = x.shape[-1]
     rows = x.size // n
-    x.device.check_turns(4 * n, f"{name} over rows of {n:,}")
+    x.device.check_turns(4 * n // group_of(x.device, n), f"{name} over rows of {n:,}")
     extra: dict[str, Any] = {"LOG": 1} if log else {}
     y = empty_like(x)
-    x.device.launch("softmax", "softmax_forward", (rows,), rows, n, x.block, y.block, real=x.real, **extra)
+
+    def launch(kernel: str, *blocks: Any) -> None:
+        size, local, group = by_groups(x.device, n, rows, "softmax", kernel, x.real, **extra)
+        x.device.launch("softmax", kernel, size, rows, n, *blocks, local=local, real=x.real, **extra, **group)
+
+    launch("softmax_forward", x.block, y.block)
     saved = y.alias()
 
     def backward(dy: Array) -> Iterator[Flow]:
         dx = empty_like(x)
-        x.device.launch(
-            "softmax", "softmax_backward", (rows,), rows, n, saved.block, dy.block, dx.block, real=x.real, **extra
-        )
+        launch("softmax_backward", saved.block, dy.block, dx.block)
         yield x, dx
 
     y.made_by, y.logits = name, x

@@ -15,6 +15,7 @@ from ..metrics import Metric, metric_name
 from ..ops.array import Array, block_of, empty, fill
 from ..ops.elementwise import binary
 from ..ops.loss import Record
+from ..ops.rows import group_of
 from ..runtime.device import Device
 from ..runtime.recorder import StepContext
 from ..tape import Node, grad_enabled
@@ -161,6 +162,7 @@ def record_loss(
                     "of the samples"
                 )
             together = len(ys) == 1 and batch <= device.group_width and math.prod(one.shape(output.shape)) == n
+            together &= group_of(device, math.prod(output.shape[1:])) == 1  # rows that have a group each end no step
             found, source = one.rows(output, y, w, y.dtype == np.int32, record if together else None)
             losses, hit, kept = found.losses, found.hits, found.kept
             if kept is not None and share is not None:  # how many targets count, each rank knows of its own
