@@ -75,7 +75,7 @@ kernel void conv_pack(int G, int C, int K, int taps, global const real *w, globa
 
 #ifdef SUM
 // dw and db from the parts, each alpha * sum + beta * itself; `for_w`, `for_b`: the columns of their pairs, -1 without a gradient.
-// A work-item does BLOCK entries of all K: parts are read along k, gradients written along entries.
+// On CPUs a work-item does BLOCK entries of all K: parts are read along k, gradients written along entries.
 #define BLOCK 16
 #define SUM_ARGUMENTS int G, int K, int entries, int KP, int parts, int for_w, int for_b, global const real *partial,      \
   global real *dw, global real *db, global const real2 *scale_w, global const int *at_w, global const real2 *scale_b,      \
@@ -106,15 +106,14 @@ kernel void conv_sum(SUM_ARGUMENTS) {
     SUM_TO_SINK(e, k, whole)
   }
 }
-#else
-// of conv_weights, with VW, and of conv_local: partial is [part][g][entry][KP]
+#elif defined(VW)
+// of conv_weights: partial is [part][g][entry][KP], KP a multiple of VW
 kernel void conv_sum(SUM_ARGUMENTS) {
   SUM_ITEM
   partial += (size_t)g * (entries + 1) * KP;
   for (int k0 = 0; k0 < K; k0 += 16) {
     real sums[BLOCK][16];
     for (int e = e0; e < min(entries + 1, e0 + BLOCK); e++)
-#ifdef VW              // KP is a multiple of it
       for (int k = 0; k < 16; k += VW) if (k0 + k < K) {
         TOTAL(T, sum);
         for (int part = 0; part < parts; part++) ADD_TO(T, sum, VLOAD(0, partial + ((size_t)part * G * (entries + 1) + e) * KP + k0 + k))
@@ -134,16 +133,19 @@ kernel void conv_sum(SUM_ARGUMENTS) {
       }
       continue;
     }
-#else
-      for (int k = 0; k < min(16, K - k0); k++) {
-        TOTAL(real, sum);
-        for (int part = 0; part < parts; part++) ADD_TO(real, sum, partial[((size_t)part * G * (entries + 1) + e) * KP + k0 + k])
-        sums[e - e0][k] = WHOLE(sum);
-      }
-#endif
     for (int k = k0; k < min(K, k0 + 16); k++) for (int e = e0; e < min(entries + 1, e0 + BLOCK); e++)
       SUM_TO_SINK(e, k, sums[e - e0][k - k0])
   }
+}
+#else
+// of conv_local, likewise, on GPUs: a work-item has one k of one entry, and neighbours read neighbours
+kernel void conv_sum(SUM_ARGUMENTS) {
+  const int item = get_global_id(0), k = item % K, e = item / K % (entries + 1), g = item / K / (entries + 1);
+  if (g >= G) return;
+  TOTAL(real, sum);
+  for (int part = 0; part < parts; part++) ADD_TO(real, sum, partial[(((size_t)part * G + g) * (entries + 1) + e) * KP + k])
+  const real whole = WHOLE(sum);
+  SUM_TO_SINK(e, k, whole)
 }
 #endif
 #endif

@@ -448,7 +448,7 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
 
 kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1))) void gemm_local(ARGS) {
   UNPACK
-  local real at_a[KC][TILE_M + VW], at_b[KC][TILE_N];
+  local real at_a[KC][TILE_M + VW] __attribute__((aligned(sizeof(T)))), at_b[KC][TILE_N] __attribute__((aligned(sizeof(T))));
   const int down = (M + TILE_M - 1) / TILE_M, along = (N + TILE_N - 1) / TILE_N;
   const int me = get_local_id(0), tx = me % SIDE, ty = me / SIDE;
   const int g = get_group_id(0), tile = g % (down * along), part = g / (down * along);
@@ -469,9 +469,15 @@ kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1))) void gemm_local(
       FETCH(k0 + KC)
       UNROLL for (int k = 0; k < KC; k++) {
         T bv[NV];
-        UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v * SIDE + tx, at_b[k]);
+        UNROLL for (int v = 0; v < NV; v++) bv[v] = ((local const T *)at_b[k])[v * SIDE + tx];
+        real av[MR] __attribute__((aligned(sizeof(T))));
+#if MR % VW == 0
+        UNROLL for (int r = 0; r < MR; r += VW) *(private T *)(av + r) = ((local const T *)at_a[k])[(ty * MR + r) / VW];
+#else
+        UNROLL for (int r = 0; r < MR; r++) av[r] = at_a[k][ty * MR + r];
+#endif
         UNROLL for (int r = 0; r < MR; r++) {
-          const T x = (T)(at_a[k][ty * MR + r]);
+          const T x = (T)(av[r]);
           UNROLL for (int v = 0; v < NV; v++) acc[r][v] += x * bv[v];
         }
       }

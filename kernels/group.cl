@@ -1,6 +1,7 @@
 // Sums over the lanes of a vector, and over the work-items of a group, of which there are WIDTH, a power of two: by halves, so
 // always in one order. SUMMED is the type of those over the group. A group goes over n elements side by side: a work-item has
 // OWNED(n) of them, and number i of those is OWN(i), WIDTH after the one before.
+// Groups are as many as rows: PoCL 3.1 hangs where a work-item may return before a barrier, even if all of its group do.
 #include "common.cl"
 #ifdef VW
 #include "vectors.cl"

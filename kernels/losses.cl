@@ -125,7 +125,7 @@ LOSS_LINE(squared_hinge,            relu_f(1 - SIDE(t) * y) * relu_f(1 - SIDE(t)
 #ifdef SERIAL
 #define EACH_ROW for (int r = 0; r < rows; r++)
 #else
-#define EACH_ROW const int r = get_global_id(0) / WIDTH; if (r < rows)
+#define EACH_ROW const int r = get_global_id(0) / WIDTH; if (WIDTH > 1 || r < rows)
 #endif
 
 // FROM_SET: targets and weights are those of the whole data set, of which this batch has the rows order[first + r]

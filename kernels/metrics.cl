@@ -19,8 +19,10 @@ kernel void accuracy(int rows, int n, global const real *y, TARGETS, global real
   SHARED
   PLACES
   const int r = get_global_id(0) / WIDTH;
+#if WIDTH == 1
   if (r >= rows) return;
   if (n == 1) { out[r] = y[r] == y[r] && (y[r] > threshold) == (target[r] > (real)0.5); return; }
+#endif
   const int best = LARGEST(n, y + (size_t)r * n), label = LABEL_OF(r);
   if (ME == 0) out[r] = best >= 0 && best == label;
 }

@@ -20,7 +20,7 @@
 // y[o, p, i] = scale * join of x[o, k, i] for k in chunk p
 kernel void reduce(int outer, int n, int inner, int chunk, int chunks, global const real *x, global real *y, real scale) {
   const int at = get_global_id(0) / WIDTH;
-  if (at >= outer * chunks * inner) return;
+  if (WIDTH == 1 && at >= outer * chunks * inner) return;
   const int i = at % inner, p = at / inner % chunks, o = at / inner / chunks;
   const int first = p * chunk, own = OWNED(min(n, first + chunk) - first);
   global const real *row = x + ((size_t)o * n + first) * inner + i;

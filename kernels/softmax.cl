@@ -19,7 +19,7 @@ INLINE real largest_of_group(real mine, local real *shared) {
 kernel void softmax_forward(int rows, int n, global const real *x, global real *y) {
   SHARED
   const int r = get_global_id(0) / WIDTH, own = OWNED(n);
-  if (r >= rows) return;
+  if (WIDTH == 1 && r >= rows) return;
   x += (size_t)r * n;
   y += (size_t)r * n;
   real top = x[min(ME, n - 1)];
@@ -44,7 +44,7 @@ kernel void softmax_forward(int rows, int n, global const real *x, global real *
 kernel void softmax_backward(int rows, int n, global const real *y, global const real *dy, global real *dx) {
   SHARED
   const int r = get_global_id(0) / WIDTH, own = OWNED(n);
-  if (r >= rows) return;
+  if (WIDTH == 1 && r >= rows) return;
   y += (size_t)r * n;
   dy += (size_t)r * n;
   dx += (size_t)r * n;

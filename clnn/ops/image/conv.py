@@ -180,10 +180,8 @@ def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None
         tiles = ceil_div(entries + 1, wide) * ceil_div(g.k, wide) * g.groups
         parts = max(1, min(ceil_div(8 * device.compute_units, tiles), positions // 256), positions // LONGEST**2)
         if device.most_turns:  # a part is a loop of conv_local, and a loop of conv_sum goes over parts
-            parts = max(
-                ceil_div(_turns(side) * positions, device.most_turns), min(parts, device.most_turns // (20 * g.k)), 1
-            )
-            device.check_turns(20 * g.k * parts, f"the gradient of {g.k:,} filters by {positions:,} positions")
+            parts = max(ceil_div(_turns(side) * positions, device.most_turns), min(parts, device.most_turns // 2), 1)
+            device.check_turns(2 * parts, f"the gradient of {g.k:,} filters by {positions:,} positions")
         depth = max(1, ceil_div(ceil_div(positions, parts), 16) * 16)
         parts = max(1, ceil_div(positions, depth))
         partial = call.allocate(parts * g.groups * (entries + 1) * kp)
@@ -212,8 +210,9 @@ def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None
         if lanes:
             extra["LANES"] = 1
     columns, sinks = _sinks(for_w, for_b)
+    items = (entries + 1) * g.k if plan is None else ceil_div(entries + 1, 16)
     device.launch(
-        "conv", "conv_sum", (g.groups * ceil_div(entries + 1, 16),), g.groups, g.k, entries, kp, parts, *columns, partial,
+        "conv", "conv_sum", (g.groups * items,), g.groups, g.k, entries, kp, parts, *columns, partial,
         *sinks, local=_one(device), real=real, SUM=1, **extra,
     )  # fmt: skip
 
