@@ -66,11 +66,8 @@ def choose(device: Device, shape: Shape, measured: Measured = None, sums: bool =
         if weights < 1 << 20 or np.dtype(dtype).itemsize > 4:  # doubles take two registers each
             return Tile(4, 1, vw, 16, local=True)
         # a work-item of Intel's has 128 registers of 32 bytes, those of eight neighbours: 8 x 2 would spill
-        return (
-            Tile(8, 1, vw, 16, local=True)
-            if "intel" in device.cl_device.vendor.lower()
-            else Tile(8, 2, vw, 8, local=True)
-        )
+        intel = device.cl_device.vendor.startswith("Intel")
+        return Tile(8, 1, vw, 16, local=True) if intel else Tile(8, 2, vw, 8, local=True)
     if m < FEW and weights >= 1 << 13 and not (transpose_a or transpose_b or sums):
         return Tile(1, 1, vw, row=True)
     if measured:
