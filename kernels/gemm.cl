@@ -401,6 +401,7 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
 #define SIDE 16
 #define TILE_M (SIDE * MR)
 #define TILE_N (SIDE * NR)
+#define AT_ONCE 8  // of KC, which is a multiple: compilers that see more read ahead more than registers hold
 #define FETCH_A (TILE_M * KC / (SIDE * SIDE))
 #define FETCH_B (TILE_N * KC / (SIDE * SIDE))
 #if TA
@@ -467,7 +468,7 @@ kernel __attribute__((reqd_work_group_size(SIDE * SIDE, 1, 1))) void gemm_local(
       UNROLL for (int f = 0; f < FETCH_B; f++) { const int e = f * SIDE * SIDE + me; at_b[B_KK(e)][B_J(e)] = next_b[f]; }
       barrier(CLK_LOCAL_MEM_FENCE);
       FETCH(k0 + KC)
-      UNROLL for (int k = 0; k < KC; k++) {
+      _Pragma("unroll 1") for (int first = 0; first < KC; first += AT_ONCE) UNROLL for (int k = first; k < first + AT_ONCE; k++) {
         T bv[NV];
         UNROLL for (int v = 0; v < NV; v++) bv[v] = ((local const T *)at_b[k])[v * SIDE + tx];
         real av[MR] __attribute__((aligned(sizeof(T))));
