@@ -89,3 +89,15 @@ def test_threads_share_it(device):
         [t.start() for t in threads]
         [t.join() for t in threads]
         assert not wrong
+
+
+def test_it_calls_a_model_as_everyone_does(device):
+    class Doubled(clnn.Sequential):
+        def __call__(self, x):
+            return super().__call__(x) * 2
+
+    with clnn.use(device):
+        net, x = Doubled([clnn.Dense(3)], input_shape=4, seed=1), np.ones((1, 4), np.float32)
+        assert same(net.compiled()(x), net.predict(x)) and np.allclose(
+            net.predict(x), 2 * net.forward(clnn.tensor(x)).numpy()
+        )

@@ -129,7 +129,7 @@ class Compiled:
             return self.step.run(self.device, key, self._forward)[0]
 
     def _forward(self, _: StepContext) -> Any:
-        outs = self.outputs.tensors(self.model.forward(*self.inputs))
+        outs = self.outputs.tensors(self.model(*self.inputs))
         for out in outs:
             block_of(out)
         return self.outputs.together(outs)
