@@ -77,6 +77,7 @@ def spread(what: str, values: Sequence[Any]) -> tuple[int, ...]:
 
 def numbers(value: Any, name: str = "the array") -> np.ndarray:
     """`value` as a NumPy array of real numbers or bools. DataError for masked values, complex numbers, objects, text."""
+    given = None
     if type(value) is not np.ndarray:
         refuse_masked(value, name)
         given = value
@@ -86,12 +87,29 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
             raise DataError(f"{name} is no array of numbers: {error}") from error
         if is_sparse(given):
             raise DataError(f"{name} is a sparse matrix, which only the inputs of a model may be: give .toarray()")
-    if value.dtype.kind not in "fiub":
+    if value.dtype.kind in "fiub":
+        return value
+    columns = columns_of(given)
+    if wrong := [f"{column!r} ({one.dtype})" for column, one in columns if one.dtype.kind not in "fiub"]:
         raise DataError(
-            f"{name} should be an array of numbers, not of {value.dtype}: convert it, for instance with "
-            ".astype('float32') or, in pandas, .to_numpy('float32')"
+            f"{name} should hold numbers, and of its columns {', '.join(wrong[:9])} hold none: leave them out, or make "
+            "numbers of them, for instance with pandas.get_dummies or scikit-learn's OneHotEncoder"
         )
-    return value
+    if columns:  # numbers of different kinds
+        return np.column_stack([one for _, one in columns])
+    kind = type(value.flat[0]).__name__ if value.size and value.dtype.kind == "O" else str(value.dtype)
+    remedy = "convert it, for instance with .astype('float32') or, in pandas, .to_numpy('float32')"
+    if kind.startswith(("str", "<U", "|S", "bytes")):
+        remedy = "names of classes become numbers with names, y = numpy.unique(y, return_inverse=True); else " + remedy
+    raise DataError(f"{name} should be an array of numbers, not of {kind}: {remedy}")
+
+
+def columns_of(frame: Any) -> list[tuple[Any, np.ndarray]]:
+    """The names of a data frame's columns, and each as an array; of anything else none."""
+    columns = getattr(frame, "columns", None)
+    if columns is None or not hasattr(frame, "dtypes"):
+        return []
+    return [(column, np.asarray(frame[column])) for column in columns]
 
 
 def refuse_masked(value: Any, name: str = "the array") -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..checks import in_range, is_sparse, numbers, whole, whole_array
+from ..checks import columns_of, in_range, is_sparse, numbers, whole, whole_array
 from ..data.mapped import MappedRows
 from ..data.sparse import SparseRows
 from ..data.validate import check_features
@@ -48,12 +49,29 @@ def as_inputs(x: Any, model: Layer, name: str = "x") -> list[Any]:
             model.check_whole(i, array, label)
         if array.dtype != dtype or not array.flags.c_contiguous:
             array = np.ascontiguousarray(array, dtype)
-        check_features(array, label)
+        if getattr(value, "dtype", None) == np.uint8 and not tokens and array.size and array.max() > 1:
+            warnings.warn(
+                f"{label} holds bytes up to {array.max():g}, and networks learn from numbers near 1: give {label} / 255, or "
+                f"{label}.astype('float32') where the model scales them itself",
+                stacklevel=2,
+            )
+        try:
+            check_features(array, label)
+        except DataError as error:
+            raise _with_column(error, value, array) from None
         found.append(array)
     if any(len(a) != len(found[0]) for a in found):
         lengths = ", ".join(f"{label} has {len(a)}" for (label, _), a in zip(given, found))
         raise ShapeError(f"the inputs need the same number of samples: {lengths}")
     return found
+
+
+def _with_column(error: DataError, frame: Any, array: np.ndarray) -> DataError:
+    """The error, with the name of the column where what is wrong came in a data frame."""
+    if array.ndim != 2 or not (columns := columns_of(frame)):
+        return error
+    bad = [repr(columns[j][0]) for j in np.flatnonzero(~np.isfinite(array).all(axis=0))]
+    return DataError(f"{error}; the columns with such values are {', '.join(bad[:9])}")
 
 
 def _by_input(x: Any, model: Layer, name: str) -> list[tuple[str, Any]]:
@@ -123,10 +141,29 @@ def as_target(y: Any, loss: Any, output: tuple[int, ...], n: int, dtype: Any, na
                 f"fit and evaluate take the mean over samples, and this {loss.name} has reduction={loss.reduction!r}: leave that "
                 "out, and where a sum was meant multiply the learning rate"
             )
-        loss.check((n, *output), array.shape, array.dtype)
+        try:
+            loss.check((n, *output), array.shape, array.dtype)
+        except ShapeError as error:
+            raise ShapeError(
+                f"{error}{'' if loss.takes == 'numbers' else _of_type(numbers(y), output, name)}"
+            ) from None
         loss.check_values(array, (n, *output), name)
         array = array if array.dtype == np.int32 else array.reshape(n, *output)
     return np.ascontiguousarray(array)
+
+
+def _of_type(y: np.ndarray, output: tuple[int, ...], name: str) -> str:
+    """What to do where the type of targets that do not fit, or a column of them, is to blame; else nothing."""
+    if output[-1:] == (1,) or not (y.ndim == 1 or y.shape[1:] == (1,)):
+        return ""
+    column = f"{name}.ravel()" if y.ndim > 1 else name
+    if y.dtype.kind == "f" and not (y == np.floor(y)).all():
+        return (
+            f"; {name} holds {y.dtype} that are no whole numbers, so no class numbers: a model of values has one output"
+        )
+    kind = "a column of " if y.ndim > 1 else ""
+    cast = "" if y.dtype.kind in "iu" else ".astype('int32')"
+    return f"; {name} is {kind}{y.dtype}: for class numbers give {column}{cast}"
 
 
 def as_weights(
@@ -150,9 +187,11 @@ def _by_loss(y: np.ndarray, loss: Any) -> tuple[int, ...]:
 
 def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: Any) -> np.ndarray:
     """The weight of each target's class, 1 for a class that `class_weight` does not name, and for targets that are ignored."""
-    if not isinstance(class_weight, Mapping):
+    balanced = isinstance(class_weight, str) and class_weight == "balanced"
+    if not balanced and not isinstance(class_weight, Mapping):
         raise ConfigurationError(
-            f"class_weight maps class numbers to weights, such as {{0: 1.0, 1: 5.0}}; {class_weight!r} was given"
+            'class_weight maps class numbers to weights, such as {0: 1.0, 1: 5.0}, or is "balanced"; '
+            f"{class_weight!r} was given"
         )
     if getattr(loss, "takes", "numbers") == "numbers":
         raise ConfigurationError(
@@ -160,7 +199,7 @@ def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: A
         )
     classes = max(2, outputs)
     weights = np.ones(classes, dtype)
-    for label, value in class_weight.items():
+    for label, value in () if balanced else class_weight.items():
         number = int(label) if isinstance(label, (bool, np.bool_)) else whole(label)
         if number is None or not 0 <= number < classes:
             raise ConfigurationError(
@@ -174,6 +213,10 @@ def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: A
         )
     found = classes_of(y if y.dtype == np.int32 else y.reshape(math.prod(by_loss), -1)).reshape(by_loss)
     ignore = getattr(loss, "ignore_index", None)
+    if balanced:
+        count = np.bincount(found[found != ignore].ravel(), minlength=classes)
+        there = count > 0
+        weights[there] = count.sum() / (there.sum() * count[there])
     return weights[found] if ignore is None else np.where(found == ignore, 1, weights[np.clip(found, 0, classes - 1)])
 
 
@@ -325,6 +368,14 @@ def checked(
     samples = as_samples(xs, y, sample_weight, loss, outputs, model.dtype)
     found = metrics_for(outputs, metrics)
     for each, last, one, shape, target in zip(found, outputs.made_by, parts_of(loss), outputs.shapes, samples.ys):
+        if (
+            getattr(one, "name", "") == "binary_cross_entropy"
+            and shape == (1,)
+            and target.dtype != np.int32
+            and accuracy not in each
+            and ((target == 0) | (target == 1)).all()
+        ):
+            each.append(accuracy)  # no and yes as floats or bools: as with class numbers
         check_accuracy(each, last, one, shape, target)
     return loss, as_columns(outputs, found), outputs, samples
 

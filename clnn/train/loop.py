@@ -66,7 +66,7 @@ def fit(
     shuffle: bool = True,
     seed: int | None = None,
     sample_weight: Any = None,
-    class_weight: dict[int, float] | None = None,
+    class_weight: dict[int, float] | str | None = None,
     record: bool = True,
     progress: bool = True,
     world: Any = None,
@@ -79,10 +79,10 @@ def fit(
     vectors, such as cross_entropy. loss, optimizer and metrics: by name, or objects. Samples are shuffled anew each epoch, and
     the remainder batch is trained on too. `validation` = (x, y) or (x, y, sample_weight) is evaluated after each epoch;
     `validation_split` takes that fraction of the samples from the end instead, with their `sample_weight`. `sample_weight`
-    (n,), or one for each class number, multiplies losses, and so does `class_weight` {class: weight} those of training. A
-    step's mean loss divides by the number of its targets, less those that the loss ignores
-    (`CrossEntropy(ignore_index=...)`); the history's is the mean over all such targets of the epoch. With `seed`, shuffling
-    and dropout repeat from run to run. `record=False` keeps every step eager.
+    (n,), or one for each class number, multiplies losses, and so does `class_weight` {class: weight} those of training;
+    "balanced" gives class c, of n_c of the n samples, the weight n / (classes n_c). A step's mean loss divides by the number of
+    its targets, less those that the loss ignores (`CrossEntropy(ignore_index=...)`); the history's is the mean over all such
+    targets of the epoch. With `seed`, shuffling and dropout repeat from run to run. `record=False` keeps every step eager.
     A second fit with the same optimizer object goes on where the first ended. The samples are those of its beginning: what a
     callback changes in these arrays meanwhile is for the next fit.
     In place of arrays, x may yield batches, (x, y) or (x, y, sample_weight): `clnn.data.Batches`, a DataLoader of PyTorch, any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,18 @@ from ...ops.activation import activation_name
 from ...ops.array import Array
 from ...ops.elementwise import binary
 from ...ops.image.conv import conv, conv_transpose
-from ...ops.image.window import Paddings, Window, check_axes, paddings, per_axis, short, short_paddings, slide
+from ...ops.image.window import (
+    CHANNELS_FIRST,
+    Paddings,
+    Window,
+    channels_last,
+    check_axes,
+    paddings,
+    per_axis,
+    short,
+    short_paddings,
+    slide,
+)
 from ...tape import grad_enabled
 from ...tensor import Tensor, on_tape
 from ..base import Layer, register
@@ -73,6 +85,10 @@ class _Convolution(Layer):
 
     def build(self, shape: tuple[int, ...]) -> None:
         check_axes(self.label, ("batch", *shape), self.axes)  # type: ignore[arg-type]
+        if channels_last(shape):
+            warnings.warn(
+                f"{self.label}: inputs of shape {shape} have {shape[0]} channels; {CHANNELS_FIRST}", stacklevel=2
+            )
         self.grouped(shape[0], shape)
         self.w = self.parameter(self.weight_shape(shape[0]), self.weight_init)
         self.b = self.parameter((self.channels,), self.bias_init) if self.bias else None

@@ -8,6 +8,13 @@ from typing import Any, Literal, NamedTuple
 from ...checks import whole
 from ...errors import ConfigurationError, ShapeError
 
+CHANNELS_FIRST = "clnn takes images as (channels, height, width): give x.transpose(0, 3, 1, 2)"
+
+
+def channels_last(shape: Sequence[int]) -> bool:
+    """Whether a sample's shape looks like (height, width, channels)."""
+    return len(shape) == 3 and shape[-1] in (1, 3) and min(shape[:-1]) >= 8
+
 
 class Window(NamedTuple):
     """Windows over `space`, per spatial axis; `out` is how many there are. Padding is `before` and `after`. `rule` is "same"
@@ -126,10 +133,11 @@ def slide(
         if ceil and count > 1 and (count - 1) * s >= n + before:
             count -= 1
         if count < 1:
+            hint = f"; {CHANNELS_FIRST}" if channels_last(shape[1:]) else ""
             raise ShapeError(
                 f"{what}: a window of {k}{f' with dilation {d}' if d > 1 else ''} does not fit along axis {axis + 2} of an "
                 f"input of shape {tuple(shape)}: ({n} + {before} + {after} - {d} * ({k} - 1) - 1) // {s} + 1 = {free // s + 1} "
-                "outputs; use a smaller window, more padding, or larger inputs"
+                f"outputs; use a smaller window, more padding, or larger inputs{hint}"
             )
         pads.append((int(before), int(after)))
         out.append(int(count))
