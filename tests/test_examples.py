@@ -1,5 +1,6 @@
 """The examples run as they stand, with MNIST (where the tests can have it) and, without it, on the digits."""
 
+import importlib
 import importlib.util
 import os
 import re
@@ -214,6 +215,59 @@ def test_chapters(name, without_mnist):
     text = (EXAMPLES / "book" / f"{name}.py").read_text()
     out = run(f"book/{name}", *["1"] * ("[epochs" in text), **without_mnist)
     assert re.search(r"\d", out)
+
+
+def book_modules(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES / "book")
+    return importlib.import_module("network"), importlib.import_module("network2")
+
+
+def test_the_book_s_lists_of_pairs(monkeypatch, device, capsys):
+    """The book's loader gives pairs of columns: lists in its first edition, zips in later ones."""
+    network, network2 = book_modules(monkeypatch)
+    (x, y), (x_test, y_test) = clnn.data.digits()
+    pairs = [(image[:, None], np.eye(10)[digit][:, None]) for image, digit in zip(x, y)]
+    tests = [(image[:, None], digit) for image, digit in zip(x_test, y_test)]
+    clnn.seed(5)
+    net = network.Network([64, 30, 10])
+    net.SGD(pairs, 4, 10, 3.0, test_data=tests)
+    said = re.findall(r"^Epoch \d: (\d+) / 360$", capsys.readouterr().out, re.M)
+    assert (
+        len(said) == 4
+        and int(said[-1]) > 250
+        and net.evaluate(tests) == net.evaluate((x_test, y_test)) == int(said[-1])
+    )
+    net.SGD(zip(x[..., None], y), 1, 10, 3.0, test_data=zip(x_test[..., None], y_test))
+    other = network2.Network([64, 30, 10])
+    _, found, costs, _ = other.SGD(pairs, 4, 10, 0.5, evaluation_data=tests, monitor_evaluation_accuracy=True,
+                                   monitor_training_cost=True, every=2)  # fmt: skip
+    assert len(found) == len(costs) == 4 and found[-1] > 250 and other.accuracy(tests) == found[-1]
+    assert capsys.readouterr().out.count("training complete") == 2
+
+
+def test_the_book_s_backprop_is_that_of_numpy(monkeypatch, device):
+    network, network2 = book_modules(monkeypatch)
+    x, y = np.linspace(-1, 1, 12)[:, None], np.eye(4)[1][:, None]
+    sigmoid = lambda z: 1 / (1 + np.exp(-z))  # noqa: E731
+    for net in (network.Network([12, 7, 5, 4]), network2.Network([12, 7, 5, 4])):
+        weights, activations = [w.astype(float) for w in net.weights], [x]
+        for w, b in zip(weights, net.biases):
+            activations.append(sigmoid(w @ activations[-1] + b))
+        delta = activations[-1] - y
+        delta = delta * activations[-1] * (1 - activations[-1]) if net.loss == "quadratic" else delta
+        nabla_b, nabla_w = net.backprop(x, y)
+        for i in (2, 1, 0):
+            np.testing.assert_allclose(nabla_b[i], delta, rtol=1e-4, atol=1e-6)
+            np.testing.assert_allclose(nabla_w[i], delta @ activations[i].T, rtol=1e-4, atol=1e-6)
+            delta = weights[i].T @ delta * activations[i] * (1 - activations[i])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "lines"), [("chapter_1_networks", 20), ("chapter_3_overfitting", 20)])
+def test_chapters_draw_and_say_little(name, lines, without_mnist, tmp_path):
+    pytest.importorskip("matplotlib")
+    out = run(f"book/{name}", "2", str(tmp_path / "new.png"), **without_mnist)
+    assert len(out.splitlines()) < lines and (tmp_path / "new.png").stat().st_size > 5000
 
 
 def test_custom_layer(without_mnist):

@@ -587,11 +587,17 @@ def draw(runs: Runs, plans: dict[str, Plan], seeds: int, folder: Path, say: Any)
             run = runs.get(name, one.settings(), str(seed))
             for images, values in (run["accuracies"] if run else {}).items():
                 colour = {"test": "C0", "validation": "C1"}[images]
-                plt.plot(range(1, len(values) + 1), values, colour, label=images if seed == 0 else None, alpha=0.7)
+                plt.plot(
+                    range(1, len(values) + 1),
+                    values,
+                    colour,
+                    label=f"{images}, {seeds} seeds" if seed == 0 else None,
+                    alpha=0.7,
+                )
         if (book := book_curve(name)) is not None:
             plt.plot(range(1, len(book) + 1), book, "k--", label="the book")
-        for measure in one.measures:
-            plt.axhline(measure.book, color="0.7", linewidth=0.8)
+        for i, measure in enumerate(one.measures):
+            plt.axhline(measure.book, color="0.7", linewidth=0.8, label=None if i else "figures in the book's text")
         plt.title(name)
         plt.xlabel("epoch")
         plt.ylabel("accuracy, %")

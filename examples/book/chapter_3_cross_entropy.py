@@ -15,3 +15,7 @@ _, accuracies, _, _ = net.SGD(
     training_data, epochs, 10, 0.5, evaluation_data=test_data, monitor_evaluation_accuracy=True
 )
 print(f"best: {max(accuracies)} / {len(test_data[0])}")
+
+# Exercises
+# 1. Replace CrossEntropyCost by QuadraticCost with eta 0.5, then with 3.0. Which eta is fair to compare by, and why?
+# 2. Start a neuron badly wrong, with all biases at 2: which cost leaves that state in fewer epochs?

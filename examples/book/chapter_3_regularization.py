@@ -22,3 +22,7 @@ for hidden, eta, epochs, data in (
         training_data, epochs, 10, eta, lmbda=5.0, evaluation_data=data, monitor_evaluation_accuracy=True
     )
     print(f"{hidden} hidden neurons, eta {eta}: best {max(found)} / {len(data[0])}")
+
+# Exercises
+# 1. lambda is 5.0 for 50,000 images. Which lambda is as strong for 1,000, by the update rule?
+# 2. Plot a histogram of net.weights[0] with lambda 0 and 5: what has become of the large ones?

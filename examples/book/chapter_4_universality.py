@@ -56,3 +56,7 @@ if len(sys.argv) > 1:
         plt.plot(x, outputs[n], label=f"{n} bumps", linewidth=1)
     plt.legend()
     plt.savefig(sys.argv[1])
+
+# Exercises
+# 1. Lower the steepness to 30: how many bumps come closest to f then, and why not more?
+# 2. Build a tower over a triangle. How many hidden neurons does it take?

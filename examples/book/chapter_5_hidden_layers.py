@@ -17,3 +17,7 @@ for layers in (1, 2, 3, 4):
         training_data, epochs, 10, 0.1, lmbda=5.0, evaluation_data=validation_data, monitor_evaluation_accuracy=True
     )
     print(f"{layers} hidden layers: {found[-1]} / {len(validation_data[0])} after {epochs} epochs, best {max(found)}")
+
+# Exercises
+# 1. Replace sigmoid by relu in network2.py's start(): does the fourth layer help now?
+# 2. Give four layers twice the epochs: is it too few steps that holds them back?

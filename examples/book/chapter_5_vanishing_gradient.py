@@ -41,3 +41,7 @@ if len(sys.argv) > 2:
     axes[0].set_ylabel("norm of the gradient by biases")
     figure.tight_layout()
     figure.savefig(sys.argv[2])
+
+# Exercises
+# 1. By which factor does the norm fall from layer to layer? Compare it with the largest value of sigmoid's derivative.
+# 2. Draw the weights from N(0, 1) (nielsen_old): does the gradient vanish, explode, or neither?

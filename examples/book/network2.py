@@ -8,6 +8,8 @@ import sys
 
 import clnn
 
+from network import Parts, as_arrays
+
 
 class QuadraticCost:
     loss = "quadratic"
@@ -17,9 +19,9 @@ class CrossEntropyCost:
     loss = "binary_cross_entropy"
 
 
-class Network:
+class Network(Parts):
     def __init__(self, sizes, cost=CrossEntropyCost):
-        self.sizes, self.cost = sizes, cost
+        self.sizes, self.cost, self.loss = sizes, cost, cost.loss
         self.default_weight_initializer()
 
     def default_weight_initializer(self):
@@ -40,11 +42,14 @@ class Network:
     def SGD(
         self, training_data, epochs, mini_batch_size, eta, lmbda=0.0, evaluation_data=None,
         monitor_evaluation_cost=False, monitor_evaluation_accuracy=False,
-        monitor_training_cost=False, monitor_training_accuracy=False, early_stopping_n=0,
+        monitor_training_cost=False, monitor_training_accuracy=False, early_stopping_n=0, every=1,
     ):  # fmt: skip
         """Train; four lists come back, with what was monitored after each epoch. `early_stopping_n`: stop when the accuracy
-        on the evaluation data has not improved in so many epochs."""
+        on the evaluation data has not improved in so many epochs; `every`: print after every so many epochs."""
+        training_data = as_arrays(training_data)
+        evaluation_data = evaluation_data and as_arrays(evaluation_data)
         n = len(training_data[0])
+        say = lambda epoch, text: print(text) if (epoch + 1) % every == 0 else None  # noqa: E731
         costs = {"training": [], "evaluation": []}
         accuracies = {"training": [], "evaluation": []}
         data = {"training": training_data, "evaluation": evaluation_data}
@@ -55,14 +60,14 @@ class Network:
 
         class Monitor(clnn.Callback):
             def on_epoch_end(_, model, epoch, logs):
-                print(f"Epoch {epoch} training complete")
+                say(epoch, f"Epoch {epoch} training complete")
                 for name, (cost, accuracy) in monitors.items():
                     if cost:
                         costs[name].append(self.total_cost(data[name], lmbda, n))
-                        print(f"Cost on {name} data: {costs[name][-1]}")
+                        say(epoch, f"Cost on {name} data: {costs[name][-1]}")
                     if accuracy:
                         accuracies[name].append(self.accuracy(data[name]))
-                        print(f"Accuracy on {name} data: {accuracies[name][-1]} / {len(data[name][0])}")
+                        say(epoch, f"Accuracy on {name} data: {accuracies[name][-1]} / {len(data[name][0])}")
                 found = accuracies["evaluation"]
                 if early_stopping_n and len(found) - 1 - found.index(max(found)) >= early_stopping_n:
                     print(f"Early-stopping: no accuracy change in last epochs: {early_stopping_n}")
@@ -77,12 +82,13 @@ class Network:
 
     def accuracy(self, data):
         """The number of inputs for which the network gives the right digit."""
+        data = as_arrays(data)
         return round(self.layers.evaluate(*data, loss=self.cost.loss)["accuracy"] * len(data[0]))
 
     def total_cost(self, data, lmbda, n):
         """The mean cost with its regularization term, lambda / (2 n) times the sum of squared weights."""
         squares = sum(float((p.numpy() ** 2).sum()) for p in self.layers.parameters() if p.ndim > 1)
-        return self.layers.evaluate(*data, loss=self.cost.loss)["loss"] + 0.5 * lmbda / n * squares
+        return self.layers.evaluate(*as_arrays(data), loss=self.cost.loss)["loss"] + 0.5 * lmbda / n * squares
 
     def save(self, filename):
         self.layers.save(filename)
