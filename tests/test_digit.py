@@ -188,3 +188,38 @@ def test_no_file_and_no_image_are_errors(tmp_path):
 def test_noise_on_the_paper_is_not_cut_out_with_the_digit(rng):
     noisy = seven(bright=200, dtype=float) + rng.normal(0, 8, (200, 150))
     assert np.abs(as_digit(noisy) - as_digit(seven())).mean() < 0.02
+
+
+# -- clnn predict -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("shape", "layers"),
+    [(64, []), ((1, 8, 8), [clnn.Conv2D(8, 3, "relu"), clnn.Flatten()])], ids=["flat", "image"],
+)  # fmt: skip
+def test_predict_reads_a_digit_of_one_s_own(shape, layers, tmp_path, capsys, device):
+    (x, y), _ = clnn.data.digits()
+    x = x.reshape(len(x), *(shape if isinstance(shape, tuple) else (shape,)))
+    net = clnn.Sequential([*layers, clnn.Dense(10)], input_shape=shape, seed=1)
+    net.fit(x, y, loss="cross_entropy", optimizer="adam", epochs=10, progress=False, seed=1)
+    net.save(tmp_path / "net.safetensors", optimizer=None)
+    picture = tmp_path / "mine.png"
+    drawn = 255 - np.kron(np.pad(x[y == 6][0].reshape(8, 8), 3), np.ones((9, 9))) * 255  # dark on bright, and larger
+    rows = [b"\0" + line.astype(np.uint8).tobytes() for line in drawn]
+    picture.write_bytes(png(rows, len(drawn), len(drawn)))
+    from clnn.tools import cli
+
+    assert cli.main(["predict", str(tmp_path / "net.safetensors"), str(picture), str(picture)]) == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second and first.startswith(f"{picture}: 6  (6 ") and first.count("%") == 3
+
+
+def test_predict_says_what_it_cannot_read(tmp_path, capsys, device):
+    from clnn.tools import cli
+
+    clnn.Sequential([clnn.Dense(10)], input_shape=5).save(tmp_path / "small.safetensors")
+    for arguments, said in (
+        (["small.safetensors", "x.png"], "takes inputs of shape (5,), and digits have 28 x 28 pixels"),
+        (["net.onnx", "x.png"], "clnn run"),
+        (["nowhere.safetensors", "x.png"], "nowhere.safetensors"),
+    ):
+        assert cli.main(["predict", *(str(tmp_path / one) for one in arguments)]) == 1
+        assert said in capsys.readouterr().err

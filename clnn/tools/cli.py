@@ -132,6 +132,19 @@ def _parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_warm)
 
     command = commands.add_parser(
+        "predict",
+        help="read digits in pictures of one's own by a trained model",
+        description="Say which digit is on each picture, with the most likely three and their probabilities. The picture is "
+        "inverted where its background is bright, cropped and centred as MNIST's are. PNG is read without any package, other "
+        "formats by Pillow. `clnn train mnist --save model.safetensors` makes a model.",
+    )
+    command.add_argument(
+        "model", metavar="MODEL", help="a file that net.save() wrote, of a network for mnist() or digits()"
+    )
+    command.add_argument("pictures", nargs="+", metavar="PICTURE", help="an image with one digit: mine.png")
+    command.set_defaults(run=_predict)
+
+    command = commands.add_parser(
         "bench",
         help="measure this device, alone or against other libraries",
         description="Measure training, inference, matrix products and convolutions, in interleaved rounds, after checking "
@@ -409,6 +422,13 @@ def _serve(options: argparse.Namespace) -> int:
                 time.sleep(3600)
     except KeyboardInterrupt:
         print("ended")
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from .predict import predict
+
+    print(*predict(options.model, options.pictures), sep="\n")
     return 0
 
 
