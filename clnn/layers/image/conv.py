@@ -24,7 +24,7 @@ from ...ops.image.window import (
     short,
     short_paddings,
     slide,
-)
+)  # fmt: skip
 from ...tape import grad_enabled
 from ...tensor import Tensor, on_tape
 from ..base import Layer, register
