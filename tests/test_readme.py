@@ -23,7 +23,7 @@ READMES = [
     "kernels/README.md",
     "examples/README.md",
 ]
-READMES += ["examples/book/README.md", "clnn/API.md"]
+READMES += ["examples/book/README.md", "clnn/API.md", "examples/one_step.md"]
 
 
 def text(name):
