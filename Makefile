@@ -1,5 +1,6 @@
 # make demo     train a network on handwritten digits, on the best OpenCL device of this machine
-# make test     run the tests; make test ARGS="-k softmax -x" passes arguments to pytest
+# make test     run the tests, an hour or two on two cores; make test ARGS="-k softmax -x" passes arguments to pytest
+# make test-fast  two minutes of them: the ones for every platform, which touch each kernel file, as far as they get
 # make check    formatting, lint, types and tests: what a change has to pass
 # make setup    look again for an OpenCL device and CLBlast, after a driver was installed, say
 # make clean    remove the environment and everything that was built
@@ -13,7 +14,7 @@ export PYTHON
 export PATH := $(PATH):$(CURDIR)/.venv/bin
 
 .NOTPARALLEL:
-.PHONY: help demo test check setup clean
+.PHONY: help demo test test-fast check setup clean
 
 help:
 	@sed -n '/^$$/q; s/^# \{0,1\}//p' Makefile
@@ -22,7 +23,11 @@ demo: .venv/.ready
 	.venv/bin/python -m clnn train digits
 
 test: .venv/.ready-test
+	$(if $(ARGS),,@echo "All tests take an hour or two on two cores, most of it for compiling kernels; make test-fast takes two minutes")
 	.venv/bin/python -m pytest $(ARGS)
+
+test-fast: .venv/.ready-test
+	.venv/bin/python -m pytest -m "platform and not slow" --minutes 2 $(ARGS)
 
 check: .venv/.ready-dev
 	.venv/bin/python -m ruff format --check .

@@ -10,6 +10,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 SEQUENCES = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
 STEPS = int(sys.argv[2]) if len(sys.argv) > 2 else 100
 SEED = int(sys.argv[3]) if len(sys.argv) > 3 else 1

@@ -7,6 +7,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 STEPS, WINDOW, BATCH = int(sys.argv[1]) if len(sys.argv) > 1 else 2000, 64, 12  # nanoGPT's, which states a loss of 1.88
 try:
     text = clnn.data.shakespeare()

@@ -7,6 +7,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 STEPS, WINDOW, BATCH = int(sys.argv[1]) if len(sys.argv) > 1 else 2000, 64, 32
 try:
     text = clnn.data.shakespeare()

@@ -7,6 +7,9 @@ import sys
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 
 @clnn.register
 class Augment(clnn.Layer):

@@ -12,6 +12,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 SEQUENCES = int(sys.argv[1]) if len(sys.argv) > 1 else 40_000
 DELAY = int(sys.argv[2]) if len(sys.argv) > 2 else 100
 BATCH, STEPS, SYMBOLS = 32, DELAY + 20, 10

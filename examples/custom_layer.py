@@ -9,6 +9,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 
 @clnn.register  # so that a saved model with such a layer can be loaded
 class Gated(clnn.Layer):

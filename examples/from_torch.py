@@ -5,6 +5,9 @@ It knows digits 0 to 4 when it comes, and all ten when it goes. PyTorch has to b
 
 import sys
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 try:
     import torch
     from torch import nn

@@ -10,6 +10,9 @@ import sys
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 4
 expanded = sys.argv[2:] == ["expanded"]
 

@@ -9,6 +9,9 @@ from pathlib import Path
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 10
 
 try:

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 3
 run = Path("mnist_mpi")  # the folder that a run goes on from
 world = clnn.distributed.init()

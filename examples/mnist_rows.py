@@ -7,6 +7,9 @@ import sys
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 kind = sys.argv[1] if len(sys.argv) > 1 else "lstm"
 epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 5
 try:

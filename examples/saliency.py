@@ -22,6 +22,8 @@ def saliency(net, images, labels):
 
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        sys.exit(print(__doc__))
     matplotlib.use("Agg")  # into a file, without a screen
     from matplotlib import pyplot as plt
 

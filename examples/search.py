@@ -22,6 +22,8 @@ SPACE = {
 }
 
 if __name__ == "__main__":  # the other processes import this file
+    if "--help" in sys.argv:
+        sys.exit(print(__doc__))
     trials = int(sys.argv[1]) if len(sys.argv) > 1 else 18
     processes = int(sys.argv[2]) if len(sys.argv) > 2 else 1
     train, validation, (x_test, y_test) = clnn.data.digits(validation=300)

@@ -9,6 +9,9 @@ import sys
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 most = int(sys.argv[1]) if len(sys.argv) > 1 else 300
 
 (x, y), (x_test, y_test) = clnn.data.digits()

@@ -10,6 +10,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 COUNT = int(sys.argv[1]) if len(sys.argv) > 1 else 6000
 LISTS = """good great fine lovely superb touching funny clever
 bad dull poor awful weak tedious clumsy silly

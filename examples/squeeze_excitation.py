@@ -7,6 +7,9 @@ import sys
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 
 @clnn.register  # so that a saved model with such a layer can be loaded
 class SqueezeExcitation(clnn.Layer):

@@ -32,6 +32,7 @@ from clnn.runtime.devices.choice import find_device
 from clnn.runtime.memory import SLACK, Block, Memory
 from clnn.runtime.program import Programs
 
+STARTED = time.monotonic()
 SEED = int(os.environ.get("CLNN_TEST_SEED") or secrets.randbits(32))
 
 
@@ -197,6 +198,16 @@ def pytest_sessionfinish():
                 shutil.copyfile(new, part)
                 part.replace(place)  # at once: another process may be copying
     shutil.rmtree(_programs, ignore_errors=True)
+
+
+def pytest_addoption(parser):
+    parser.addoption("--minutes", type=float, metavar="N", help="begin no test after that many; what is left is skipped")
+
+
+def pytest_runtest_setup(item):
+    minutes = item.config.getoption("--minutes")
+    if minutes is not None and time.monotonic() - STARTED > 60 * minutes:
+        pytest.skip(f"{minutes:g} minutes are over")
 
 
 def pytest_report_header():

@@ -1,5 +1,6 @@
 """The examples run as they stand, with MNIST (where the tests can have it) and, without it, on the digits."""
 
+import ast
 import importlib
 import importlib.util
 import os
@@ -448,3 +449,22 @@ def test_examples_are_short_say_what_they_are_and_stay_on_the_public_side(file):
     assert text.startswith('"""') and f"python {file.relative_to(EXAMPLES.parent)}" in text
     assert len(text.splitlines()) < (140 if file.name in ("network2.py", "network3.py") else 70)
     assert not re.search(r"from clnn|import clnn\.|\._\w", text), "an example uses `import clnn` and public names only"
+
+
+@pytest.mark.parametrize("file", sorted(EXAMPLES.rglob("*.py")), ids=lambda file: str(file.relative_to(EXAMPLES)))
+def test_help_says_what_it_is(file, tmp_path):
+    """Of an example that takes arguments: its docstring, and nothing is run."""
+    text = file.read_text(encoding="utf-8")
+    if "sys.argv" not in text:
+        assert "[" not in (ast.get_docstring(ast.parse(text)) or "").partition("python examples")[2]
+        return
+    packages = re.findall(r"^\s*import (torch|sklearn|matplotlib|onnx\w*|magika)|from (sklearn|mpi4py)", text, re.M)
+    if any(importlib.util.find_spec(one) is None for pair in packages for one in pair if one):
+        pytest.skip("a package is missing")
+    done = subprocess.run(
+        [sys.executable, file, "--help"], capture_output=True, encoding="utf-8", timeout=300, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip() == ast.get_docstring(
+        ast.parse(text)
+    ).strip()
+    assert not list(tmp_path.iterdir())

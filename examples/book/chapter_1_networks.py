@@ -11,6 +11,9 @@ import sys
 from network import Network
 from network2 import load_data
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 training_data, _, test_data = load_data()
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 30
 best = None

@@ -7,6 +7,9 @@ import sys
 
 import network2
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 training_data, _, test_data = network2.load_data()
 net = network2.Network([training_data[0].shape[1], 30, 10], cost=network2.CrossEntropyCost)
 net.large_weight_initializer()

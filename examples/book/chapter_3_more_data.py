@@ -7,6 +7,9 @@ import sys
 
 import network2
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 training_data, _, test_data = network2.load_data()
 sizes = [n for n in (50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000) if n <= len(training_data[0])]
 accuracies = []

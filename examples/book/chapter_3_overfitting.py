@@ -9,6 +9,9 @@ import sys
 
 import network2
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 training_data, _, test_data = network2.load_data()
 few = training_data[0][:1000], training_data[1][:1000]
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 400

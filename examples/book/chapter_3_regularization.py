@@ -9,6 +9,9 @@ import sys
 
 import network2
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 training_data, validation_data, test_data = network2.load_data()
 for hidden, eta, epochs, data in (
     (30, 0.5, 30, test_data),

@@ -12,6 +12,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 
 def f(x):
     """The book's function."""

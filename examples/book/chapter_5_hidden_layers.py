@@ -9,6 +9,9 @@ import sys
 
 import network2
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 training_data, validation_data, _ = network2.load_data()
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 30
 for layers in (1, 2, 3, 4):

@@ -11,6 +11,9 @@ import clnn
 
 from network2 import load_data
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 training_data, _, _ = load_data()
 x, y = (part[:1000] for part in training_data)
 epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 100

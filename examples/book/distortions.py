@@ -25,6 +25,8 @@ DISTORTIONS = {
 }
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        sys.exit(print(__doc__))
     matplotlib.use("Agg")  # into a file, without a screen
     from matplotlib import pyplot as plt
 

@@ -20,6 +20,8 @@ DISTORTIONS = {
 }
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        sys.exit(print(__doc__))
     folder = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
     if unknown := set(sys.argv[2:]) - set(DISTORTIONS):
         sys.exit(f"{', '.join(sorted(unknown))}: no such distortion; there are {', '.join(DISTORTIONS)}")

@@ -14,6 +14,8 @@ import clnn
 from network2 import load_data
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        sys.exit(print(__doc__))
     matplotlib.use("Agg")  # into a file, without a screen
     from matplotlib import pyplot as plt
 

@@ -79,6 +79,8 @@ class Network(Parts, clnn.Callback):
 
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        sys.exit(print(__doc__))
     clnn.seed(5)  # from many other first weights one digit or two stay unlearnt for the first epochs
     try:
         training_data, validation_data, test_data = clnn.data.mnist(validation=10000, scale=256)

@@ -112,6 +112,8 @@ def load_data():
 
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        sys.exit(print(__doc__))
     training_data, validation_data, test_data = load_data()
     net = Network([training_data[0].shape[1], 30, 10], cost=CrossEntropyCost)
     epochs = int(sys.argv[1]) if len(sys.argv) > 1 else 30

@@ -94,6 +94,8 @@ class Network:
 
 
 if __name__ == "__main__":
+    if "--help" in sys.argv:
+        sys.exit(print(__doc__))
     training_data, validation_data, test_data = load_data()
     n, mini_batch_size = training_data[0].shape[1], 10
     side = math.isqrt(n)  # 28, or 8 for clnn's own digits

@@ -9,6 +9,9 @@ import clnn
 
 from network2 import load_data
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 training_data, _, test_data = load_data()
 number = int(sys.argv[1]) if len(sys.argv) > 1 else 5
 epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 30

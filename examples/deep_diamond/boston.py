@@ -13,6 +13,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 file = Path(os.environ.get("CLNN_DATA_DIR", ""), "boston", "BostonHousing.csv")
 if not file.is_file():
     sys.exit("set CLNN_DATA_DIR to a folder that holds boston/BostonHousing.csv, 13 features and the price in each row")

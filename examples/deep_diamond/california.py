@@ -22,6 +22,9 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 warnings.simplefilter("ignore", ConvergenceWarning)  # it stops after `epochs`, as it should
 seeds = range(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
 epochs = int(sys.argv[2]) if len(sys.argv) > 2 else 20

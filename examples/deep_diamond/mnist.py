@@ -8,6 +8,9 @@ import sys
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 try:
     (x, y), (x_test, y_test) = clnn.data.mnist()
 except clnn.DataError:

@@ -11,6 +11,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 EPOCHS, WINDOW, TRAINED = int(sys.argv[1]) if len(sys.argv) > 1 else 50, 64, 2904
 prices = np.exp(np.cumsum(0.015 * np.random.default_rng(1).standard_normal(3872))).astype(np.float32)
 prices /= prices.max()

@@ -15,6 +15,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 package = importlib.util.find_spec("magika")
 if package is None:
     sys.exit("this example runs the network of the package magika, which is not here: pip install --no-deps magika")

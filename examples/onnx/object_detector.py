@@ -14,6 +14,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 package = importlib.util.find_spec("ddddocr")
 if package is None or importlib.util.find_spec("PIL") is None:
     sys.exit("this example takes the packages ddddocr and pillow: pip install --no-deps ddddocr; pip install pillow")

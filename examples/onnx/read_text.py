@@ -13,6 +13,9 @@ import onnx
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 package = importlib.util.find_spec("rapidocr_onnxruntime")
 if package is None or importlib.util.find_spec("PIL") is None:
     sys.exit("this example takes two packages: pip install --no-deps rapidocr-onnxruntime; pip install pillow")

@@ -15,6 +15,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 RATE, STEP, BEFORE = 16_000, 512, 64
 package = importlib.util.find_spec("silero_vad")
 if package is None:

@@ -15,6 +15,9 @@ import numpy as np
 
 import clnn
 
+if "--help" in sys.argv:
+    sys.exit(print(__doc__))
+
 
 def f(x):
     return (np.sin(x[:, 0]) + np.cos(x[:, 1]) + np.tanh(x[:, 2]) + x[:, 3] ** 2)[:, None]
