@@ -136,7 +136,7 @@ def test_class_weight_of_rows(device):
         ({0: -1.0}, r"class_weight's 0 should be in \[0, inf\), -1.0"),
         ({0: float("nan")}, r"class_weight's 0 should be"),
         ({0: "2"}, r"class_weight's 0 should be"),
-        ("balanced", r"class_weight maps class numbers to weights.*'balanced' was given"),
+        ("even", r"class_weight maps class numbers to weights.*'even' was given"),
         ([1.0, 2.0, 3.0], r"class_weight maps class numbers"),
         (np.ones(3), r"class_weight maps class numbers"),
     ],

@@ -109,12 +109,19 @@ def test_a_frame_s_error_names_its_columns():
 
 
 def test_bytes_above_one_warn():
-    bytes_ = np.full((40, 6), 200, np.uint8)
-    with pytest.warns(
-        UserWarning, match=r"x holds bytes up to 200, and networks learn from numbers near 1: give x / 255"
-    ):
-        fit(bytes_, Y)
-    fit((bytes_ > 0).astype(np.uint8), Y), fit(bytes_.astype(np.int32), Y)
+    given, said = (
+        {"loss": "cross_entropy", "optimizer": "sgd", "progress": False},
+        r"x holds bytes up to 200.*give x / 255",
+    )
+    for shape in ((64,), (1, 4, 4)):
+        net = clnn.Sequential([clnn.Flatten(), clnn.Dense(3)], input_shape=shape)
+        images = np.full((40, *shape), 200, np.uint8)
+        with pytest.warns(UserWarning, match=said):
+            net.fit(images, Y, **given)
+        with pytest.warns(UserWarning, match=said):
+            net.predict(images)
+        net.fit(images // 200, Y, **given), net.fit(images.astype(np.int32), Y, **given)
+    fit(np.full((40, 6), 200, np.uint8), Y)  # a table of counts
 
 
 def convolution(shape, **options):

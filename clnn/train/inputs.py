@@ -49,7 +49,8 @@ def as_inputs(x: Any, model: Layer, name: str = "x") -> list[Any]:
             model.check_whole(i, array, label)
         if array.dtype != dtype or not array.flags.c_contiguous:
             array = np.ascontiguousarray(array, dtype)
-        if getattr(value, "dtype", None) == np.uint8 and not tokens and array.size and array.max() > 1:
+        images = array.ndim > 2 or (array.ndim == 2 and array.shape[1] >= 64)  # a table may hold counts
+        if images and getattr(value, "dtype", None) == np.uint8 and not tokens and array.size and array.max() > 1:
             warnings.warn(
                 f"{label} holds bytes up to {array.max():g}, and networks learn from numbers near 1: give {label} / 255, or "
                 f"{label}.astype('float32') where the model scales them itself",
