@@ -201,7 +201,9 @@ def pytest_sessionfinish():
 
 
 def pytest_addoption(parser):
-    parser.addoption("--minutes", type=float, metavar="N", help="begin no test after that many; what is left is skipped")
+    parser.addoption(
+        "--minutes", type=float, metavar="N", help="begin no test after that many; what is left is skipped"
+    )
 
 
 def pytest_runtest_setup(item):

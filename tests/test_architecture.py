@@ -157,7 +157,7 @@ WINGS = {
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (720, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_300, "data/*"),
-    "tools": (8_330, "tools/*"),
+    "tools": (8_370, "tools/*"),
     "the rest": (4_400, "*"),
 }
 
