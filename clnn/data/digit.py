@@ -105,7 +105,7 @@ def _by_pillow(data: bytes) -> np.ndarray:
     import io
 
     try:
-        image = Image.open(io.BytesIO(data))
+        image: Any = Image.open(io.BytesIO(data))
         if image.width * image.height > MOST:
             raise DataError(f"it has {image.width} x {image.height} pixels, and at most {MOST:,} are read")
         image = ImageOps.exif_transpose(image)  # a photo says which side is up
