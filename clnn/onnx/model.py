@@ -184,7 +184,11 @@ class Session:
             inputs[value.name] = Made(data, value.type or type_of(data), frozenset((value.name,)))
         whole = frozenset(v.name for v in self.plan.graph.inputs if v.type not in FLOATS)
         one = Pass(self.plan, whole)
-        found = one.run(inputs)
+        self.device._now.unchanging = self.plan.constants.packs
+        try:
+            found = one.run(inputs)
+        finally:
+            self.device._now.unchanging = {}
         self.reads.update(one.read)
         return {name: keep(made) for name, made in found.items()}
 

@@ -106,6 +106,10 @@ class Context:
         """A value on the device."""
         return self.pass_.on_device(x)
 
+    def prepared(self, values: Sequence[Any], make: Callable[..., Sequence[Any]]) -> Sequence[Any] | None:
+        """What `make` makes of the arrays that some inputs are, once; None where these are no constants."""
+        return self.pass_.plan.prepared(self.node, values, make)
+
     def run(self, graph: Any, inputs: Sequence[Any]) -> list[Any]:
         """The outputs of a graph inside this one, as `Value`s, of inputs that are such."""
         return self.pass_.inside(graph, inputs, self.env)

@@ -23,6 +23,7 @@ from .graph import Graph, Node
 from .registry import Context, Operator, find
 
 MOST_ON_HOST = 1 << 28  # elements of an array that follows from shapes
+UNLIKE = ("Random", "Bernoulli", "Multinomial")  # operators that give something else each time
 KEPT = 1 << 10  # constants that follow from shapes and are kept on the device
 
 
@@ -55,6 +56,7 @@ class Constants:
         self.device = device
         self.by_id: dict[int, tuple[np.ndarray, Tensor]] = {}
         self.by_value: dict[Any, Tensor] = {}
+        self.packs: dict[Any, dict[Any, Any]] = {}  # what kernels packed of each block that stays as it is
 
     def hold(self, array: np.ndarray) -> None:
         """Keep what will be uploaded of this array, as it is the graph's own."""
@@ -68,6 +70,7 @@ class Constants:
         if known is not None:
             made = self._made(array)
             self.by_id[id(array)] = (array, made)
+            self.packs.setdefault(made.block, {})
             return made
         one = not array.size or (array.size > 1 and not any(array.strides))
         key = (array.shape, array.dtype.str, array.flat[:1].tobytes() if one else array.tobytes())
@@ -111,9 +114,14 @@ class Plan:
         self._fold()
         if fuse is not None:
             fuse(self)
+        self.arrays: dict[int, tuple[Tensor, np.ndarray]] = {}  # of tensors that stay as they are, by their ids
+        self.known: dict[int, dict[str, Made]] = {}  # what nodes of graphs inside make of constants, by their ids
+        self.ready: dict[int, list[np.ndarray | None]] = {}  # what operators made of constants, by their nodes' ids
         for name, (array, t) in (tensors or {}).items():
             if name in self.values and self.values[name].data is array:
                 self.values[name] = Made(t, self.values[name].type)
+                self.arrays[id(t)] = t, array
+                kept.packs.setdefault(t.block, {})
         self.last = last_uses(self.nodes, graph)
 
     def _fold(self) -> None:
@@ -122,7 +130,7 @@ class Plan:
         kept = []
         folding = Pass(self, frozenset(), folding=True)
         for node in self.nodes:
-            if node.reads() <= known and not node.op.startswith(("Random", "Bernoulli", "Multinomial")):
+            if node.reads() <= known and not node.op.startswith(UNLIKE):
                 folding.node(node, env)
                 for name in filter(None, node.outputs):
                     value = env[name]
@@ -137,6 +145,24 @@ class Plan:
         for value in self.values.values():
             if isinstance(value.data, np.ndarray):
                 self.constants.hold(value.data)
+
+    def fixed(self, data: Any) -> np.ndarray | None:
+        """The array of a constant; None for what may be another one in the next pass."""
+        if isinstance(data, Tensor):
+            return self.arrays.get(id(data), (None, None))[1]
+        return data if isinstance(data, np.ndarray) and id(data) in self.constants.by_id else None
+
+    def prepared(self, node: Node, values: Sequence[Any], make: Callable[..., Sequence[Any]]) -> Sequence[Any] | None:
+        """What `make` makes of arrays, once for a node; None where these values are no constants."""
+        if id(node) not in self.ready:
+            arrays = [None if v is None else self.fixed(v) for v in values]
+            if any(array is None and v is not None for array, v in zip(arrays, values)):
+                return None
+            self.ready[id(node)] = [*make(*arrays)]
+            for array in self.ready[id(node)]:
+                if array is not None:
+                    self.constants.hold(array)
+        return self.ready[id(node)]
 
     @staticmethod
     def _read(value: Made) -> np.ndarray:
@@ -216,8 +242,33 @@ class Pass:
         own |= {value.name: made for value, made in zip(graph.inputs, inputs)}
         env = ChainMap(own, *around.maps)
         for node in graph.nodes:
-            self.node(node, env)
+            if not self.known(node, env):
+                self.node(node, env)
         return [env[value.name] for value in graph.outputs]
+
+    def known(self, node: Node, env: Any) -> bool:
+        """Whether a node of a graph inside depends on constants alone: its outputs, worked out once, are then in `env`."""
+        plan = self.plan
+        if id(node) not in plan.known:
+            given = {name: plan.fixed(env[name].data) for name in node.reads()}
+            if (
+                self.device.recorder is not None
+                or any(array is None for array in given.values())
+                or node.op.startswith(UNLIKE)
+                or any(True for _ in node.graphs())
+            ):
+                return False
+            found: Any = ChainMap({name: Made(array, env[name].type) for name, array in given.items()})
+            Pass(plan, frozenset(), folding=True).node(node, found)
+            made = [(name, found[name]) for name in node.outputs if name]
+            arrays = [(n, m._replace(data=plan._read(m) if isinstance(m.data, Tensor) else m.data)) for n, m in made]
+            if not all(isinstance(m.data, np.ndarray) for _, m in arrays):
+                return False
+            for _, m in arrays:
+                plan.constants.hold(m.data)
+            plan.known[id(node)] = dict(arrays)
+        env.maps[0].update(plan.known[id(node)])
+        return True
 
     def node(self, node: Node, env: Any) -> None:
         """Run a node, and put its outputs into `env`."""

@@ -87,6 +87,7 @@ class _Now(threading.local):
     step: StepContext | None = None
     dry = False
     late: list[Callable[[], Any]] = []  # noqa: RUF012 - the launches that a dry pass skipped
+    unchanging: dict[Block, dict[Any, Block]] = {}  # noqa: RUF012 - whoever runs says so; and what was packed of each
 
 
 class _Recording(threading.local):
@@ -349,6 +350,22 @@ class Device:
         if self.recorder is not None:
             self.recorder.add_temporary(block)
         return block
+
+    def packed(self, nbytes: int, file: str, name: str, size: Sequence[int], *args: Any, **how: Any) -> Block:
+        """A temporary that a kernel fills, as its last argument, from the block before; of one that is `unchanging` it is filled
+        once and kept, outside of recordings, while an eighth of memory is free."""
+        kept, key = self._now.unchanging.get(args[-1]), (nbytes, name, *size, *args[:-1], *sorted(how.items()))
+        if kept is not None and key in kept:
+            return kept[key]
+        keeps = kept is not None and not self.auditing and not self._now.dry
+        keeps, noted = keeps and 8 * (self.memory.in_use + nbytes) < 7 * self.memory.limit, self._now.recorder
+        self._now.recorder = None if keeps else noted
+        try:
+            block = self.allocate(nbytes)
+            self.launch(file, name, size, *args, block, **how)
+        finally:
+            self._now.recorder = noted
+        return kept.setdefault(key, block) if keeps else block  # type: ignore[union-attr]
 
     @exclusive("lock")
     def upload(self, array: np.ndarray, block: Block, constant: bool = False) -> None:

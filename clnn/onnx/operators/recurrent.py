@@ -64,12 +64,39 @@ class Form(NamedTuple):
         )
 
 
-def gates(x: Tensor, n: int, order: Sequence[int]) -> Tensor:
-    """x, whose first axis has n gates, with these in another order."""
-    if list(order) == [*range(n)]:
-        return x
-    size = x.shape[0] // n
-    return concat([x[i * size : (i + 1) * size] for i in order], 0)
+def prepared(kind: str, w: Any, u: Any, b: Any = None, join: Any = np.concatenate) -> tuple[Any, Any, Any, Any]:
+    """The weights, the bias and the recurrent bias of one direction, arrays or tensors, as clnn's cells have them."""
+    order = ORDER[kind]
+
+    def gates(x: Any) -> Any:
+        size = x.shape[0] // len(order)
+        return x if order == (*range(len(order)),) else join([x[i * size : (i + 1) * size] for i in order], 0)
+
+    bias, more = None, None
+    if b is not None:
+        bias, more = gates(b[: b.shape[0] // 2]), gates(b[b.shape[0] // 2 :])
+        if kind != "GRU":
+            bias, more = bias + more, None
+    return *(gates(t).transpose() for t in (w, u)), bias, more
+
+
+def weights(kind: str, dtype: Any, w: Any, u: Any, b: Any = None) -> list[Any]:
+    """`prepared` for arrays, one direction after the other."""
+    w, u, b = (None if t is None else t.astype(dtype) for t in (w, u, b))
+    found = [t for d in range(len(w)) for t in prepared(kind, w[d], u[d], None if b is None else b[d])]
+    return [None if t is None else np.ascontiguousarray(t) for t in found]
+
+
+def swapped(x: Tensor) -> Tensor:
+    """x with its first two axes in the other order."""
+    a, b, *rest = x.shape
+    return x.reshape((b, a, *rest)) if 1 in (a, b) else x.transpose(1, 0, *range(2, x.ndim))
+
+
+def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
+    """Tensors along a new axis."""
+    shape = parts[0].shape
+    return parts[0].reshape((*shape[:axis], 1, *shape[axis:])) if len(parts) == 1 else arrays.stack(parts, axis)
 
 
 def over(
@@ -77,20 +104,16 @@ def over(
     x: Tensor,
     w: Tensor,
     u: Tensor,
-    b: Tensor | None,
+    bias: Tensor | None,
+    recurrent_bias: Tensor | None,
     peepholes: Tensor | None,
     states: list[Tensor],
     mask: Any,
 ) -> tuple[Tensor, list[Tensor]]:
-    """h of every step, (batch, steps, units), in the order of time, and the states at the end. x (batch, steps, features)."""
-    n, kind = len(ORDER[form.kind]), form.kind
-    w, u = (gates(t, n, ORDER[kind]).transpose() for t in (w, u))
-    units = u.shape[0]
-    bias, recurrent_bias = None, None
-    if b is not None:
-        bias, recurrent_bias = (gates(part, n, ORDER[kind]) for part in (b[: n * units], b[n * units :]))
-        if kind != "GRU":
-            bias, recurrent_bias = bias + recurrent_bias, None
+    """h of every step, (batch, steps, units), in the order of time, and the states at the end.
+
+    x (batch, steps, features), w (features, G units), u (units, G units)."""
+    kind = form.kind
     z = linear_layer(x, w, bias, "linear")
     if not form.fused or peepholes is not None:
         return stepwise(form, z, u, recurrent_bias, peepholes, states, mask)
@@ -174,12 +197,18 @@ def add(kind: str, since: int) -> None:
         clip: float = 0.0, direction: str = "forward", hidden_size: int = 0, input_forget: int = 0, layout: int = 0,
         linear_before_reset: int = 0, output_sequence: int = 0,
     ) -> Any:  # fmt: skip
-        x, w, r = c.tensor(x), c.tensor(w), c.tensor(r)
+        x = c.tensor(x)
         ways = {"forward": [False], "reverse": [True], "bidirectional": [False, True]}.get(direction)
         if ways is None or x.ndim != 3 or w.ndim != 3 or r.ndim != 3 or w.shape[0] != len(ways):
             raise ShapeError(f"direction {direction!r}, input {x.shape}, weights {w.shape} and {r.shape} do not fit")
-        b, peepholes = (None if t is None else c.tensor(t) for t in (b, peepholes))
-        x = x if layout else x.transpose(1, 0, 2)
+        peepholes = None if peepholes is None else c.tensor(peepholes)
+        ready = c.prepared((w, r, b), lambda *given: weights(kind, x.dtype, *given))
+        if ready is None:  # they are results, or learn
+            w, r, b = c.tensor(w), c.tensor(r), None if b is None else c.tensor(b)
+            ready = [
+                t for d in range(len(ways)) for t in prepared(kind, w[d], r[d], None if b is None else b[d], concat)
+            ]
+        x = x if layout else swapped(x)
         batch, steps, units = x.shape[0], x.shape[1], r.shape[2]
         mask = None
         if lengths is not None and not (isinstance(lengths, np.ndarray) and (lengths == steps).all()):
@@ -188,7 +217,7 @@ def add(kind: str, since: int) -> None:
             else:
                 mask = c.tensor(np.arange(steps).reshape(1, -1)) < lengths.reshape(-1, 1)
         given = [c.tensor(t) for t in (h, state) if t is not None]
-        given = [t.transpose(1, 0, 2) if layout else t for t in given]
+        given = [swapped(t) if layout else t for t in given]
         names = activations or USUAL[kind] * len(ways)
         alphas, betas = iter(activation_alpha or ()), iter(activation_beta or ())
         each = len(USUAL[kind])
@@ -207,17 +236,16 @@ def add(kind: str, since: int) -> None:
             if h is None and state is not None:
                 at = [zero, *at]
             at += [zero] * ((2 if kind == "LSTM" else 1) - len(at))
-            y, last = over(
-                form, x, w[d], r[d], None if b is None else b[d], None if peepholes is None else peepholes[d], at, mask
-            )
+            w_d, u_d, b_d, more = (None if t is None else c.tensor(t) for t in ready[4 * d : 4 * d + 4])
+            y, last = over(form, x, w_d, u_d, b_d, more, None if peepholes is None else peepholes[d], at, mask)  # type: ignore[arg-type]
             if mask is not None:
                 y = elementwise("multiply", y, mask.reshape(batch, steps, 1))
             sequences.append(y)
             ends.append(last)
-        whole = arrays.stack(sequences, 2)  # (batch, steps, directions, units)
-        joined = [arrays.stack([one[i] for one in ends], 1 if layout else 0) for i in range(len(ends[0]))]
+        sequences = sequences if layout else [swapped(y) for y in sequences]
+        whole = joined(sequences, 2 if layout else 1)
         c.gives(*[c.types[0]] * 3)
-        return (whole if layout else whole.transpose(1, 2, 0, 3), *joined)
+        return (whole, *(joined([one[i] for one in ends], 1 if layout else 0) for i in range(len(ends[0]))))
 
     operator(kind, since)(recurrent)
 

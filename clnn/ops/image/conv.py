@@ -47,8 +47,8 @@ class Call(NamedTuple):
     def real(self) -> str:
         return self.device.real(self.dtype)
 
-    def allocate(self, elements: int) -> Block:
-        return self.device.allocate(elements * np.dtype(self.dtype).itemsize)
+    def bytes(self, elements: int) -> int:
+        return elements * np.dtype(self.dtype).itemsize
 
 
 class Epilogue(NamedTuple):
@@ -126,9 +126,9 @@ def convolve(call: Call, y: Block, epilogue: Epilogue, flip: bool = False) -> No
     vw, columns, scatter = limit.vw, plan.kernel == "columns", plan.kernel == "scatter"
     width = plan.v * vw if columns else plan.r  # output channels whose weights are stored together
     blocks = ceil_div(g.k, width)
-    packed = call.allocate(g.groups * blocks * width * g.c * g.taps)
-    device.launch(
-        "conv", "conv_pack", (g.groups * blocks * g.c,), g.groups, g.c, g.k, g.taps, w, packed,
+    packed = device.packed(
+        call.bytes(g.groups * blocks * width * g.c * g.taps), "conv", "conv_pack", (g.groups * blocks * g.c,),
+        g.groups, g.c, g.k, g.taps, w,
         local=_one(device), real=real, PACK=1, KR=width, **extra, **({"TAPS_FIRST": 1} if scatter else {}),
     )  # fmt: skip
     items = n * g.groups * g.out[0] * (1 if scatter else ceil_div(g.out[1], plan.rb) * ceil_div(g.out[2], plan.cb))
@@ -150,9 +150,9 @@ def _by_winograd(call: Call, plan: Plan, y: Block, epilogue: Epilogue, flip: dic
     device, dtype, n, g, x, w = call
     real, vw, a = call.real, device.vector_width(dtype), plan.rb + 2
     strips = ceil_div(g.k, plan.v * vw)
-    u = call.allocate(g.groups * strips * plan.v * vw * g.c * a * a)
-    device.launch(
-        "winograd", "winograd_weights", (g.groups * strips * g.c,), g.groups, g.c, g.k, w, u,
+    u = device.packed(
+        call.bytes(g.groups * strips * plan.v * vw * g.c * a * a), "winograd", "winograd_weights",
+        (g.groups * strips * g.c,), g.groups, g.c, g.k, w,
         local=_one(device), real=real, VW=vw, NV=plan.v, M=plan.rb, PACK=1, **flip,
     )  # fmt: skip
     items = ceil_div(n * tiles_of(g, plan.rb), plan.cb) * g.groups
@@ -184,7 +184,7 @@ def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None
             device.check_turns(2 * parts, f"the gradient of {g.k:,} filters by {positions:,} positions")
         depth = max(1, ceil_div(ceil_div(positions, parts), 16) * 16)
         parts = max(1, ceil_div(positions, depth))
-        partial = call.allocate(parts * g.groups * (entries + 1) * kp)
+        partial = device.allocate(call.bytes(parts * g.groups * (entries + 1) * kp))
         p, q = g.vectors(0, 0, 0, 0, 0, 0, depth)
         device.launch(
             "conv_local", "conv_local", (parts * tiles * side * side,), p, q, n, x, dy, None, None, partial, None, None, None,
@@ -198,7 +198,7 @@ def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None
         splits = min(g.c, ceil_div(wanted, g.groups)) if entries * g.k > MANY or n == 1 else 1
         blocks = g.out[0] * ceil_div(g.out[1], plan.rb) * ceil_div(g.out[2], plan.cb)  # of an image
         parts = max(_batch_parts(device, n, g.groups * splits), min(n, ceil_div(n * blocks, LONGEST)))
-        partial = call.allocate(parts * g.groups * (entries + 1) * (g.k if lanes else kp))
+        partial = device.allocate(call.bytes(parts * g.groups * (entries + 1) * (g.k if lanes else kp)))
         p, q = g.vectors(0, plan.rb, plan.cb, parts, plan.chunk, splits)
         extra, run = {"VW": vw}, run_of(g)
         tile = {} if lanes else {"NV": plan.v, "RUN": run, "DX": g.dilation[2] if run > 1 else 1}
@@ -242,7 +242,7 @@ def _gradients_by_winograd(call: Call, plan: Plan, for_w: Sink | None, for_b: Si
     kp, cr = ceil_div(g.k, width) * width, ceil_div(g.c, plan.r) * plan.r
     blocks = ceil_div(n * tiles_of(g, plan.rb), plan.cb)
     parts = max(1, min(blocks, ceil_div(PARTS * device.compute_units, g.groups)), ceil_div(blocks, LONGEST))
-    partial = call.allocate(parts * g.groups * (a * a * cr + 1) * kp)
+    partial = device.allocate(call.bytes(parts * g.groups * (a * a * cr + 1) * kp))
     kept, slab = winograd_sizes(g, vw, plan.rb, plan.v, plan.cb)
     p, q = g.vectors(0, 0, 0, parts)
     common: dict[str, Any] = {"real": real, "VW": vw, "NV": plan.v, "M": plan.rb, "MR": plan.r}

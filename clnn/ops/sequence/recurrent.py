@@ -77,13 +77,12 @@ def _pack(device: Device, kind: str, u: Array, tiles: _Tiles, strips: int, back:
     units = u.shape[0]
     depth = u.shape[1] if back else units
     lanes = tiles.defines.get("VW", 1)
-    packed = device.allocate(strips * depth * tiles.defines["NV"] * lanes * u.dtype.itemsize)
+    nbytes = strips * depth * tiles.defines["NV"] * lanes * u.dtype.itemsize
     how: dict[str, Any] = {"PACK": 1, **({"BACK": 1} if back else {}), **({} if kind == "RNN" else {kind: 1})}
-    device.launch(
-        "recurrent", "recurrent_pack", (strips * depth,), units, depth, strips, u.block, packed,
+    return device.packed(
+        nbytes, "recurrent", "recurrent_pack", (strips * depth,), units, depth, strips, u.block,
         real=u.real, **tiles.defines, **how,
     )  # fmt: skip
-    return packed
 
 
 @op
