@@ -72,6 +72,7 @@ class Step:
         self._watch: Watch | None = None  # of what its Python reads
         self._moves = 0  # how often that has changed
         self.audited = 0.0  # seconds that audits took
+        self.lends = False  # whether results stay where the next call overwrites them: its caller reads them before
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
 
@@ -156,7 +157,7 @@ class Step:
         self.verify(where, key, function)
         result, fixed_result = self.run(where, key, function)
         if fixed_result:
-            return copied(result)
+            return result if self.lends else copied(result)
         return copied(result, {x.block for x in inputs}.union(*((p.block, p._grad) for p in self._received)))
 
     def key(self, where: Device, shape: Hashable) -> Hashable:

@@ -367,6 +367,56 @@ def test_what_is_almost_one_launch_answers_the_same(name, device, rng):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_are_packed_once_and_anew_when_they_change(device, rng):
+    """What kernels make of weights alone is no launch of a recording, and is made of the weights that a call finds."""
+    model, x = conv_net(), rng.standard_normal((2, 3, 8, 8)).astype(np.float32)
+    net = clnn.onnx.load(model.SerializeToString())
+    for _ in range(4):
+        np.testing.assert_allclose(net(x), reference(model, x=x)[0], rtol=1e-4, atol=1e-5)
+    assert net.session().step.replays.launches()
+    assert not any("PACK" in label for one in net.session().step.replays.launches() for label in one)
+    weights = model.graph.initializer[0]
+    weights.CopyFrom(numpy_helper.from_array(rng.standard_normal((4, 3, 3, 3)).astype(np.float32), weights.name))
+    net.load_state_dict({**net.state_dict(), "w": numpy_helper.to_array(weights)})
+    for _ in range(4):
+        np.testing.assert_allclose(net(x), reference(model, x=x)[0], rtol=1e-4, atol=1e-5)
+
+
+INSIDE = """<ir_version: 8, opset_import: ["" : 17]>
+inside (float[T, N, 3] x, int64 which) => (float[T, D, N, 4] y)
+<int64[1] a = {0}, int64[1] b = {32}, int64[1] axis = {1}, int64 one = {1}>
+{
+  first = Equal(which, one)
+  y = If<then_branch = yes () => (float[T, D, N, 4] y1) { part = Slice(gates, a, b, axis)
+      y1, h1 = LSTM<hidden_size = 4>(x, w, r, part) },
+    else_branch = no () => (float[T, D, N, 4] y2)
+      { other = Neg(w3) moved = Add(x, zeros)
+        y2, h2 = GRU<hidden_size = 4, linear_before_reset = 1>(moved, other, r3, b3) }>(first)
+}"""
+
+
+def test_constants_inside_a_graph_inside_are_worked_out_once(device, rng):
+    """Also those that a branch makes of others; the recordings of two branches and of several shapes keep apart."""
+    shapes = {
+        "gates": (1, 40),
+        "w": (1, 16, 3),
+        "r": (1, 16, 4),
+        "w3": (1, 12, 3),
+        "r3": (1, 12, 4),
+        "b3": (1, 24),
+        "zeros": (3,),
+    }
+    model = proto(INSIDE, **{name: rng.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()})
+    net = clnn.onnx.load(model.SerializeToString())
+    for which, steps in ((1, 3), (0, 3), (1, 2), (0, 3), (1, 3)) * 4:
+        x = rng.standard_normal((steps, 2, 3)).astype(np.float32)
+        given = {"x": x, "which": np.array(which)}
+        np.testing.assert_allclose(net(given), reference(model, **given)[0], rtol=1e-4, atol=1e-5)
+    assert max(map(len, net.session().step.replays.launches())) < 12  # of one branch
+    net.load_state_dict({name: -array for name, array in net.state_dict().items()})
+    assert np.abs(net(given) - reference(model, **given)[0]).max() > 1e-3
+
+
 # -- models of others, where the packages that hold them are installed ------------------------------------------------
 REAL = {  # package, file, and the inputs' shapes, twice where sizes are free
     "rapidocr detection": (

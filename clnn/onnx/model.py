@@ -149,6 +149,7 @@ class Session:
         self.hosts: set[str] = set()  # inputs whose values are part of the key
         self.reads: Counter[str] = Counter()  # nodes that read values back
         self.step = Step(self._run)
+        self.step.lends = True  # `call` reads them, while its caller holds the device's lock
 
     def call(self, given: dict[str, np.ndarray]) -> dict[str, Any]:
         """The outputs for arrays, as arrays."""

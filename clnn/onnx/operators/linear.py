@@ -32,6 +32,8 @@ def gemm(
         a, b = (c.host(i).T if turned else c.host(i) for i, turned in ((0, transA), (1, transB)))
         y = a @ b * int(alpha)
         return (y if bias is None else y + c.host(2) * int(beta)).astype(a.dtype)
+    if transB and (ready := c.prepared((b,), lambda w: [np.ascontiguousarray(w.T)])) is not None:
+        (b,), transB = ready, 0
     a, b = c.tensor(a), c.tensor(b)
     if a.ndim != 2 or b.ndim != 2:
         raise ShapeError(f"Gemm takes matrices, and these are of shapes {a.shape} and {b.shape}")
