@@ -333,6 +333,7 @@ BROADCAST = (
     "m = ReduceMean<axes = [-1]>(x) d = Sub(x, m) s = Pow(d, two) u = ReduceMean<axes = [-1]>(s) e = Add(u, eps) "
 )
 BROADCAST += "r = Sqrt(e)"
+NORMAL = "p = BatchNormalization(x, gamma, beta, mean, variance)"
 BATCH_NORM = "y = BatchNormalization(z, gamma, beta, mean, variance)"
 NOT_QUITE = {  # inputs' shapes, nodes, and constants' shapes: almost what one launch does
     "own bias, then batch normalisation": ({"x": (2, 3, 5, 5), "b": (4,)}, f"z = Conv(x, w, b) {BATCH_NORM}", (4, 3, 3, 3)),
@@ -346,6 +347,11 @@ NOT_QUITE = {  # inputs' shapes, nodes, and constants' shapes: almost what one l
     "one channel becomes several": ({"x": (1, 3, 5, 5)}, "z = Conv(x, w) y = Add(z, v)", (1, 3, 2, 2), (3, 1, 1)),
     "layer normalisation that is spread": ({"x": (2, 1)}, f"{BROADCAST} q = Div(d, r) t = Mul(q, gamma) y = Add(t, beta)", (1,)),
     "layer normalisation with one factor": ({"x": (2, 4)}, f"{BROADCAST} q = Div(d, r) t = Mul(q, v) y = Add(t, v)", (1,), (1,)),
+    "batch normalisation, a factor, an addition": ({"x": (2, 4, 5, 5)}, f"{NORMAL} q = Mul(p, w) r = Add(q, v) y = Relu(r)",
+                                                   (4, 1, 1), (1, 4, 1, 1)),
+    "batch normalisation, a factor by sample": ({"x": (4, 4, 1)}, f"{NORMAL} y = Mul(p, w)", (4, 1, 1)),
+    "batch normalisation, more axes": ({"x": (3, 4)}, f"{NORMAL} y = Add(p, w)", (1, 1, 1)),
+    "batch normalisation, a hard sigmoid": ({"x": (3, 4, 2)}, f"{NORMAL} y = HardSigmoid(p)", (1,)),
 }  # fmt: skip
 
 
@@ -365,6 +371,9 @@ def test_what_is_almost_one_launch_answers_the_same(name, device, rng):
     found = clnn.onnx.load(model.SerializeToString())(given)
     assert found.shape == expected.shape
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    if name == "batch normalisation, a factor, an addition":
+        ops = [node.op for node in clnn.onnx.load(model.SerializeToString()).session().plan.nodes]
+        assert ops == ["affine"]
 
 
 def test_weights_are_packed_once_and_anew_when_they_change(device, rng):

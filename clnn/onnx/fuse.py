@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ops.activation import ACTIVATIONS
 from ..ops.elementwise import add as add_op
-from ..ops.norm import fold, layer_norm
+from ..ops.norm import channel_affine, fold, layer_norm
 from ..tensor import Tensor, _wrap, constant, elementwise, function, linear_layer
 from .graph import Node
 from .operators.elementwise import both
@@ -104,7 +104,17 @@ def _layer_norm(c: Context, x: Any, gamma: Any, beta: Any, *, epsilon: float) ->
     return elementwise("add", elementwise("multiply", y, gamma), beta)
 
 
-MADE = {f.__name__[1:]: Operator(f, 1, None, (), None, True, None) for f in (_conv, _linear, _unary, _add, _layer_norm)}
+def _affine(c: Context, x: Any, a: Any, b: Any, *, activation: str) -> Any:
+    x, a, b = map(c.tensor, (x, a, b))
+    return _wrap(channel_affine(x, a, b, activation, keep=False)[0])
+
+
+MADE = {
+    f.__name__[1:]: Operator(f, 1, None, (), None, True, None)
+    for f in (_conv, _linear, _unary, _add, _layer_norm, _affine)
+}
+SAME_RANK = ("BatchNormalization", "Relu", "LeakyRelu", "Sigmoid", "MaxPool", "AveragePool", "GlobalAveragePool", "Concat", "LRN",
+             "Dropout", "Identity", "affine", "unary")  # fmt: skip
 
 
 class Fuser:
@@ -158,7 +168,15 @@ class Fuser:
 
     def run(self) -> None:
         """All rewriting, and what is left."""
-        for rule in (self.known_chain, self.layer_norm, self.as_linear, self.into_weights, self.epilogue):
+        for rule in (
+            self.known_chain,
+            self.layer_norm,
+            self.as_linear,
+            self.into_weights,
+            self.as_affine,
+            self.into_affine,
+            self.epilogue,
+        ):
             for node in list(self.nodes):
                 rule(node)
             self.prune()
@@ -316,20 +334,14 @@ class Fuser:
         n = w.shape[0] if before.op == "conv" else w.shape[1]
         wide = (n, *[1] * (w.ndim - 2)) if before.op == "conv" else (n,)
         if batch_norm:
-            how = node.attributes
-            if how.get("training_mode", 0) or not how.get("spatial", 1) or any(node.outputs[1:]):
-                return
             if before.op == "linear" and not before.attributes.get(
                 "flat"
             ):  # it may have more axes, and channels are the second
                 return
-            if any(v.shape != (n,) for v in constants):  # type: ignore[union-attr]
+            folded = self.folded(node)
+            if folded is None or folded[0].shape != (n,):
                 return
-            gamma, beta, mean, variance = (constant(v, v.dtype, self.plan.device) for v in constants)  # type: ignore[union-attr]
-            folded = fold(
-                gamma, beta, mean, variance, how.get("epsilon", 1e-5)
-            )  # as the operator itself does it, to the same bits
-            factor, more = (Tensor(t.block, t.shape, t.dtype, t.device).numpy() for t in folded)
+            factor, more = folded
         else:
             (v,) = constants
             assert v is not None
@@ -340,6 +352,60 @@ class Fuser:
         self.scale(before, factor, more)
         least = {} if batch_norm or before.op == "conv" else {"least": max(rank, before.attributes.get("least", 0))}
         self.put(node, before.op, before.inputs, **{**before.attributes, **least})
+
+    def folded(self, node: Node) -> list[np.ndarray] | None:
+        """A BatchNormalization as a factor and an addition by channel, as the operator itself makes them, to the same bits."""
+        constants, how = [self.array(name) for name in node.inputs[1:]], node.attributes
+        if how.get("training_mode", 0) or not how.get("spatial", 1) or any(node.outputs[1:]) or len(constants) != 4:
+            return None
+        if any(v is None or v.ndim != 1 or v.shape != constants[0].shape for v in constants):  # type: ignore[union-attr]
+            return None
+        gamma, beta, mean, variance = (constant(v, v.dtype, self.plan.device) for v in constants)  # type: ignore[union-attr]
+        found = fold(gamma, beta, mean, variance, how.get("epsilon", 1e-5))
+        return [Tensor(t.block, t.shape, t.dtype, t.device).numpy() for t in found]
+
+    def as_affine(self, node: Node) -> None:
+        """BatchNormalization that stands by itself."""
+        folded = self.folded(node) if node.op == "BatchNormalization" and not node.domain else None
+        if folded is not None:
+            like = self.array(node.inputs[1])
+            assert like is not None
+            names = [self.new(f"{node.outputs[0]}.{what}", v, like) for what, v in zip(("factor", "more"), folded)]
+            self.put(node, "affine", [node.inputs[0], *names], activation="linear")
+
+    def into_affine(self, node: Node) -> None:
+        """Factors and additions by channel, behind such a one."""
+        if node.domain or node.op not in ("Add", "Mul") or len(node.inputs) != 2:
+            return
+        given, operand = self.split(node)
+        v, before = self.array(operand), self.before(given, "affine")
+        rank = self.rank(given)
+        if before is None or v is None or not rank or before.attributes["activation"] != "linear":
+            return
+        a, b = (self.array(name) for name in before.inputs[1:])
+        assert a is not None and b is not None
+        wide = (a.size, *[1] * (rank - 2))
+        if v.ndim > rank or (v.size > 1 and v.shape not in (wide, (1, *wide))):
+            return
+        by = np.broadcast_to(v.reshape(-1), a.shape)
+        new = (a, b + by) if node.op == "Add" else (a * by, b * by)
+        names = [self.new(name, array, a) for name, array in zip(before.inputs[1:], new)]
+        self.put(node, "affine", [before.inputs[0], *names], activation="linear")
+
+    def rank(self, name: str) -> int:
+        """How many axes a name has, where that is known; 0 where it is not."""
+        for _ in self.nodes:
+            node = self.by.get(name)
+            if node is None:
+                shapes = [value.shape for value in self.plan.graph.inputs if value.name == name]
+                return len(shapes[0]) if shapes and shapes[0] else 0
+            if node.op in ("conv", "Conv"):
+                w = self.array(node.inputs[1])
+                return 0 if w is None else w.ndim
+            if node.op not in SAME_RANK:
+                return 0
+            name = node.inputs[0]
+        return 0
 
     def scale(self, node: Node, factor: np.ndarray | None, more: np.ndarray | None) -> None:
         """Have a convolution or product give its results times a factor plus more, by channel."""
@@ -365,7 +431,7 @@ class Fuser:
         steep = 1.0
         if node.op == "HardSigmoid" and not node.domain:
             name, steep = "hard_sigmoid", 6 * node.attributes.get("alpha", 0.2)
-        before = self.before(node.inputs[0], "conv", "linear", "Add") if name else None
+        before = self.before(node.inputs[0], "conv", "linear", "affine", "Add") if name else None
         if before is None or (node.op == "Selu" and node.attributes) or len(node.inputs) != 1:
             return
         if before.op == "Add":
@@ -375,6 +441,8 @@ class Fuser:
         if before.attributes["activation"] != "linear" or (
             before.op == "conv" and self.array(before.inputs[1]) is None
         ):
+            return
+        if node.op == "HardSigmoid" and before.op == "affine":
             return
         if node.op == "HardSigmoid":  # clip(a x + b, 0, 1) is hard_sigmoid(6 a x + 6 b - 3)
             n = self.array(before.inputs[1]).shape[0 if before.op == "conv" else 1]  # type: ignore[union-attr]
