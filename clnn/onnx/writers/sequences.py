@@ -79,7 +79,7 @@ def _product(graph: Graph, op: Op) -> Op | None:
     cell, made = op.given["cell"], graph.maker(op.given["z"])
     if op.given["mask"] is not None or made is None or made.name != "linear" or made.given["activation"] != "linear":
         return None
-    if made.given["turned"] or cell.activation not in KNOWN or cell.recurrent_activation not in KNOWN:
+    if made.given["transposed"] or cell.activation not in KNOWN or cell.recurrent_activation not in KNOWN:
         return None
     fixed = [made.given["w"], op.given["u"], made.given["b"], op.given["bias"]]
     if any(one is not None and graph.array(one) is None for one in fixed) or graph.dtype(op.given["u"]) != np.float32:
