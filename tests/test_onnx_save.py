@@ -713,16 +713,25 @@ def test_a_trained_net_comes_back_to_the_bit(device, rng, tmp_path):
     np.testing.assert_allclose(answers(again, [x])[0], back(x), atol=1e-5)
 
 
+# What ONNX spells as several nodes, or as one that clnn does by another kernel: sums go in another order. All others come back
+# to the bit.
+ROUNDED = {
+    *("BatchNorm of features", "RMSNorm", "LocalResponseNorm", "Conv2DTranspose", "AdaptiveAvgPool", "GlobalAvgPool"),
+    *("UpSampling of lines", "MultiHeadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "mask_zero"),
+    *("LSTM", "GRU", "Masking", "lengths"),
+}
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_layer_comes_back(name, device, rng, tmp_path):
     make, sizes = CASES[name]
     net, path = shuffled(make(), rng), tmp_path / "net.onnx"
     told = write(net, path)
-    known = set(clnn.onnx.operators())
-    if unknown := {node.op_type for node in told.graph.node} - known:
-        pytest.skip(f"the reader does not know {', '.join(sorted(unknown))}")
     inputs = arrays(told, rng, 3, {key: versions[0] for key, versions in sizes.items()})
     with clnn.no_grad():
         expected = flat(net(*inputs))
     for a, b in zip(flat(clnn.onnx.load(path)(*inputs)), expected):
-        np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))
+        if name in ROUNDED:
+            np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(1, np.abs(b).max()))
+        else:
+            np.testing.assert_array_equal(a, b)
