@@ -203,7 +203,7 @@ class _Writer:
         self.draws.decide(how.temperature, how.top_k, how.top_p)
         drawn_before, end = whole.shape[1] - len(how.uniform), start
         while end < stop:
-            count = min(stop - end, self.slots if self.proved or self.cache is None else 2)
+            self.count = count = min(stop - end, self.slots if self.proved or self.cache is None else 2)
             self.draws.begin(how.uniform[end - drawn_before :][:count])
             steps, left = self._last(whole, end), count
             if steps != self.draws.width:
@@ -269,7 +269,7 @@ class _Writer:
         _check(x, y)
         if self.cache is not None:
             of_step = draws.texts * y.shape[-1] * draws.dtype.itemsize
-            self.slots = max(2, min(draws.room, TOLD // of_step))
+            self.slots = max(2, self.count, min(draws.room, TOLD // of_step))
             draws.tell(self.slots, y.shape[-1])
             context.advance(self.cache.past.block, steps)
         else:

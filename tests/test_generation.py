@@ -301,6 +301,18 @@ def test_draws_are_those_of_numpy(rng, device, cut):
             )
 
 
+def test_scores_that_fill_their_memory_are_compared_in_between(device, monkeypatch):
+    clnn.seed(1)
+    net = GPT(None, 1)
+    want = net.generate([1, 2], 9, seed=1, temperature=20.0)
+    assert net._evaluations["generate", True, 16, 1, np.dtype(np.int32)].slots == 16
+    monkeypatch.setattr(clnn.generation, "TOLD", 5 * 11 * 4)
+    net = copy.deepcopy(net)
+    for _ in range(3):
+        assert net.generate([1, 2], 9, seed=1, temperature=20.0).tolist() == want.tolist()
+    assert net._evaluations["generate", True, 16, 1, np.dtype(np.int32)].slots == 5
+
+
 @pytest.mark.oclgrind
 def test_few_draws(rng, device):
     net = Table(np.round(3 * rng.standard_normal((70, 70)), 1))
