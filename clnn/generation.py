@@ -175,7 +175,10 @@ class _Writer:
         self.first = self.device.memory.allocate(batch * most * 4)  # tokens of a step that is taken once
         self.rest = [constant(x, x.dtype, model.device) for x in inputs[1:]]
         self.step = Step(self._forward, reads=[model])
-        self.proved = False  # whether a check has gone well
+        self.proved = self.began = False  # whether a check has gone well, and whether a step of this call was taken
+        self.count = 0  # draws that are under way
+        self.on_host, self.most_taken = inputs[1:], most
+        self.passes: dict[Any, tuple[Any, Any]] = {}  # by what one takes, its key and what is run
 
     @classmethod
     def of(cls, model: Any, most: int, cache: bool, inputs: Sequence[np.ndarray]) -> _Writer:
@@ -194,8 +197,7 @@ class _Writer:
         if one.cache is not None:
             one.cache.rewind()
         one.on_host, one.most_taken = inputs[1:], most
-        one.passes: dict[Any, tuple[Any, Any]] = {}  # by what one takes, its key and what is run
-        one.began = False
+        one.passes, one.began = {}, False
         return one
 
     def write(self, whole: np.ndarray, start: int, stop: int, how: _How) -> int:
@@ -246,7 +248,8 @@ class _Writer:
                     self.passes[kind] = key, partial(self._forward, first=first, steps=steps, ranked=how.ranked)
                     self.step.verify(self.device, *self.passes[kind])
                 try:
-                    times -= self.step.run_some(self.device, *self.passes[kind], times, times)
+                    key, forward = self.passes[kind]
+                    times -= self.step.run_some(self.device, key, forward, times, times)
                 except (ConfigurationError, ShapeError) as error:
                     if self.cache is None:
                         raise
