@@ -6,7 +6,7 @@ import numpy as np
 
 from ...runtime.device import Device, DType
 from ...runtime.memory import Block
-from ..array import Array, check_float
+from ..array import Array, block_of, check_float
 from ..index import sort
 
 GROUP = 64  # work-items that share the scores of a text where there are many
@@ -49,7 +49,7 @@ class Draws:
         device.check_turns(-(-tokens // width) + width, f"a draw from {tokens:,} tokens")
         device.launch(
             "sampling", "draw_token", (self.texts * width,), tokens, self.texts, self.width, scores.block,
-            keys and keys.block, order and order.block, self.how, self.uniform, self.count, self.next, self.text, self.top,
+            block_of(keys), block_of(order), self.how, self.uniform, self.count, self.next, self.text, self.top,
             self.told, local=(width,), real=scores.real, WIDTH=width,
         )  # fmt: skip
 
