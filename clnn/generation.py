@@ -265,10 +265,10 @@ class _Writer:
         x = Tensor(self.first if first else draws.next, (draws.texts, steps), np.int32, self.device)
         x = x if self.dtype == np.int32 else x.astype(self.dtype)
         if self.cache is None:
-            y = self.model.forward(x, *self.rest)
+            y = self.model(x, *self.rest)
         else:
             with self.cache.open():
-                y = self.model.forward(x, *self.rest)
+                y = self.model(x, *self.rest)
         _check(x, y)
         if self.cache is not None:
             of_step = draws.texts * y.shape[-1] * draws.dtype.itemsize

@@ -783,6 +783,7 @@ def test_fit_evaluate_and_predict_call_a_model_as_everyone_does(rng, device):
     with clnn.no_grad():
         want = net(x).numpy()
     np.testing.assert_allclose(net.predict(x, batch_size=5), want, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(net.compiled(12)(x), want, rtol=1e-5, atol=1e-6)
     mean = np.mean((want.astype(np.float64) - y) ** 2)
     assert net.evaluate(x, y, loss="mse")["loss"] == pytest.approx(mean, rel=1e-5)
     assert fitted(net, x, y, "mse", batch_size=4)["loss"] == pytest.approx(mean, rel=1e-5)
