@@ -4,6 +4,7 @@ import copy
 import hashlib
 import os
 import threading
+from functools import partial
 
 import numpy as np
 import pytest
@@ -171,11 +172,11 @@ def test_a_model_that_has_changed_is_found_out_by_two_tokens(device):
             net.generate([1, 2, 3], 2)
 
 
-@pytest.mark.parametrize("call", [clnn.generate, clnn.train.predict, clnn.train.evaluate])
+@pytest.mark.parametrize("call", [partial(clnn.generate, n=2), clnn.train.predict, partial(clnn.train.evaluate, y=[2])])
 def test_what_is_no_model(device, call):
     for model in (5, None, clnn.Sequential, lambda x: x):
         with pytest.raises(clnn.ConfigurationError, match="takes a model"):
-            call(model, [1], 2)
+            call(model, [1])
 
 
 @pytest.mark.parametrize(

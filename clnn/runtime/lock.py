@@ -81,19 +81,24 @@ class FairLock:
             del _waiting[me]
 
 
+def lock_of(owner: Any, lock: str, what: str) -> FairLock:
+    """The lock at `lock` of an owner, such as "device.lock"; a ConfigurationError by `what` where there is none."""
+    try:
+        found: FairLock = operator.attrgetter(lock)(owner)
+    except AttributeError as error:
+        if isinstance(owner, type) or not hasattr(owner, lock.partition(".")[0]):
+            raise ConfigurationError(f"{what} takes a model, and {owner!r} was given") from error
+        raise
+    return found
+
+
 def exclusive(lock: str) -> Callable[[F], F]:
     """A function or method that holds a lock of its first argument while it runs: `exclusive("device.lock")`."""
-    find = operator.attrgetter(lock)
 
     def decorate(function: F) -> F:
         @functools.wraps(function)
         def alone(owner: Any, *args: Any, **options: Any) -> Any:
-            try:
-                held = find(owner)
-            except AttributeError as error:
-                if isinstance(owner, type) or not hasattr(owner, lock.partition(".")[0]):
-                    raise ConfigurationError(f"{function.__name__} takes a model, and {owner!r} was given") from error
-                raise
+            held = lock_of(owner, lock, function.__name__)
             if held.mine():
                 return function(owner, *args, **options)
             with held:

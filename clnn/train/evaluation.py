@@ -15,7 +15,7 @@ from ..errors import ConfigurationError, DataError, OutOfDeviceMemory
 from ..losses import LOSSES, Joint
 from ..metrics import Metric
 from ..ops.array import block_of
-from ..runtime.lock import exclusive
+from ..runtime.lock import exclusive, lock_of
 from ..runtime.recorder import StepContext
 from ..step import Step, copied
 from ..tape import no_grad
@@ -198,7 +198,7 @@ def evaluate(
 ) -> dict[str, float]:
     """The mean loss (by default the last fit's), the accuracy for class labels, and metrics, as a dict. Of several outputs each
     has its own, under its name. x may yield batches in place of arrays, which are taken as they come; see `fit`."""
-    batch_size = check_count("batch_size", batch_size)
+    lock, batch_size = lock_of(model, "device.lock", "evaluate"), check_count("batch_size", batch_size)
     loss = loss if loss is not None else getattr(model, "loss", None)
     if not loss:
         raise ConfigurationError(
@@ -210,7 +210,7 @@ def evaluate(
         if first is None:
             raise DataError("x yields no batch")
         x, y, sample_weight = parts_of_batch(first, "batch 1")
-    with model.device.lock:
+    with lock:
         xs = as_inputs(x, model)
         loss, found, outputs, samples = checked(model, xs, y, sample_weight, loss, loss_weights, metrics)
         evaluation = evaluation_of(model, "evaluate", outputs, loss, found, batch_size)
@@ -222,14 +222,14 @@ def evaluate(
 def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> Any:
     """The model's raw outputs as an array, or as a tuple or dict of arrays as `forward` returns them, in batches. x may yield
     batches in place of arrays: x, (x, y) or (x, y, sample_weight), of which x is taken."""
-    batch_size = check_count("batch_size", batch_size)
+    lock, batch_size = lock_of(model, "device.lock", "predict"), check_count("batch_size", batch_size)
     if not yields_batches(x):
-        with model.device.lock:
+        with lock:
             outputs, found = _predicted(model, as_inputs(x, model), batch_size)
     else:
         found = []
         for xs in inputs_of_batches(one_pass(x), lambda each, name: as_inputs(each, model, name)):
-            with model.device.lock:
+            with lock:
                 outputs, more = _predicted(model, xs, batch_size)
             found += more
         if not found:
