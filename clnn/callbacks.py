@@ -199,8 +199,8 @@ class TerminateOnNaN(Callback):
 class TimeBudget(Callback):
     """End fit after the epoch in which so many seconds, minutes and hours in all have passed since it began.
 
-    Where fit resumes, the time before counts too. Afterwards `spent` is the time in seconds, and `stopped_epoch` the last
-    epoch (from 0), or None where there was time left.
+    Where fit resumes, the time before counts too; with more of it a run that had none left goes on. Afterwards `spent` is the
+    time in seconds, and `stopped_epoch` the last epoch (from 0), or None where there was time left.
     """
 
     def __init__(self, seconds: float = 0.0, minutes: float = 0.0, hours: float = 0.0) -> None:
@@ -225,6 +225,8 @@ class TimeBudget(Callback):
 
     def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
         self.spent = float(state["spent"])
+        if self.spent >= self.seconds:
+            model.stop_training = True
 
 
 class LearningRate(Callback):

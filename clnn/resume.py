@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint, losses, optim, random, schedules
-from .callbacks import Callback, better_when, monitored
+from .callbacks import Callback, TimeBudget, better_when, monitored
 from .checkpoint import CheckpointWarning
 from .checks import check_count, in_range
 from .errors import CheckpointError, ConfigurationError
@@ -108,8 +108,9 @@ class Checkpoint(Callback):
                 arrays |= {f"callback.{number}.{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
                 rest = {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}
                 callbacks.append({"class": type(one).__name__, "state": rest})
+        late = any(isinstance(one, TimeBudget) and one.stopped_epoch is not None for one in self._under_way["others"])
         run = {
-            "epochs": epochs, "ranks": self._under_way["world"].size, "stopped": bool(model.stop_training),
+            "epochs": epochs, "ranks": self._under_way["world"].size, "stopped": bool(model.stop_training) and not late,
             "history": {name: [v if math.isfinite(v) else str(v) for v in values] for name, values in
                         self._under_way["history"].items()},
             "settings": self._under_way["told"], "callbacks": callbacks, "generator": random.generator(model.device).state(),

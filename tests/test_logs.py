@@ -108,6 +108,12 @@ def test_time_ends_fit_and_counts_where_it_resumes(device, tmp_path):
     again = clnn.TimeBudget(100)
     fit(made(device), 4, [slow, again, clnn.Checkpoint(tmp_path), stop_at(9)], resume=tmp_path)
     assert again.spent >= 0.35 and again.stopped_epoch is None  # three epochs before, and one
+    # a run whose time was over goes on with more of it, and not without
+    ends = [slow, clnn.TimeBudget(0.15), clnn.Checkpoint(tmp_path / "over")]
+    epochs = len(fit(made(device), 9, ends, resume=tmp_path / "over")["loss"])
+    assert epochs < 9 and len(fit(made(device), 9, ends, resume=tmp_path / "over")["loss"]) == epochs
+    ends[1] = clnn.TimeBudget(hours=1)
+    assert len(fit(made(device), 9, ends, resume=tmp_path / "over")["loss"]) == 9
 
 
 # -- files -----------------------------------------------------------------------------------------------------------------

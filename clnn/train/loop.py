@@ -137,16 +137,14 @@ def fit(
                 if isinstance(callback, Checkpoint):
                     callback.begins(told, history.history, callbacks, saved.file if saved else None, world)
             for callback in callbacks:
-                weights = None if all(w is None for w in samples.weights) else outputs.together(samples.weights)
-                data = (
-                    (samples.xs, outputs.together(samples.ys), weights)
-                    if stream is None
-                    else (stream.source, None, None)
-                )
-                callback.on_data(model, *data)
+                bare = stream is not None or all(w is None for w in samples.weights)
+                ys = outputs.together(samples.ys) if stream is None else None
+                weights = None if bare else outputs.together(samples.weights)
+                callback.on_data(model, samples.xs if stream is None else stream.source, ys, weights)
                 callback.on_train_begin(model)
             if saved:
                 saved.put_callbacks(model, callbacks, world)
+                last = done if model.stop_training else last
             for epoch in range(done, last):
                 for callback in callbacks:
                     callback.on_epoch_begin(model, epoch)
