@@ -43,9 +43,7 @@ from .outputs import Outputs
 from .record import Results, record_loss, record_metrics
 from .stream import Stream, over, parts_of_batch, streams_of_fit
 
-AUDITS = (
-    0.005  # share of its epochs' time for which fit audits the step after callbacks (step.py), where all code is clnn's
-)
+AUDITS = 0.005  # share of fit's time for audits of the step after callbacks (step.py), where all code is clnn's
 
 
 def fit(
@@ -377,9 +375,7 @@ def consolidated(model: Layer) -> list[Any]:
 def _capacity(device: Device, n: int, batch: int, samples: Samples) -> tuple[bool, int]:
     """Whether n such samples may all stay on the device, and the rows of a chunk (whole batches) if not."""
     row, memory = Feed.row_bytes(*samples), device.memory
-    if any(
-        isinstance(x, (SparseRows, MappedRows)) for x in samples.xs
-    ):  # so many rows at a time are dense as an evaluation has
+    if any(isinstance(x, (SparseRows, MappedRows)) for x in samples.xs):  # as many rows at a time as evaluations have
         return False, max(batch, min(n, CHUNK_BYTES // sum(row) // batch * batch))
     free = memory.limit - memory.in_use
     if n * sum(row) <= free // 2 and memory.fits(n * max(row)):
