@@ -264,9 +264,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule()
     def save_and_load(self):
-        mine = self.net.optimizer is self.optimizer  # and has not been replaced since the last fit
+        mine = self.optimizer_state is not None  # it has stepped this model, in fit or in steps of one's own
         with tempfile.TemporaryDirectory() as folder:
-            self.net.save(f"{folder}/net.clnn")
+            self.net.save(f"{folder}/net.clnn", optimizer=self.optimizer if mine else None)
             self.net = clnn.load(f"{folder}/net.clnn")
         if mine:
             self.optimizer = self.net.optimizer
