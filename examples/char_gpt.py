@@ -64,6 +64,6 @@ for i in range(STEPS):
         with clnn.no_grad():
             held = np.mean([float(measure(*batch(held_out, 50))) for _ in range(8)])
         print(f"step {i}: loss {float(loss):.3f}, held out {held:.3f}", flush=True)
-net.save("char_gpt.clnn")
+net.save("char_gpt.clnn", optimizer=optimizer)
 written = clnn.generate(net, [letters.index("\n")], 300, window=WINDOW, temperature=0.8, seed=1)
 print("".join(letters[t] for t in written))

@@ -57,6 +57,6 @@ for i in range(STEPS):
     if i % 100 == 0 or i == STEPS - 1:
         held = net.evaluate(held_out[:, :-1], held_out[:, 1:], loss="cross_entropy")["loss"]
         print(f"step {i}: loss {float(loss):.3f}, held out {held:.3f}", flush=True)
-net.save("char_lstm.clnn")
+net.save("char_lstm.clnn", optimizer=optimizer)
 tokens = clnn.generate(clnn.load("char_lstm.clnn"), [letters.index("\n")], 300, temperature=0.8, seed=1)
 print("".join(letters[t] for t in tokens))

@@ -602,7 +602,6 @@ def test_names():
             CrossEntropy(wrong)
 
 
-@pytest.mark.platform("losses")
 @pytest.mark.oclgrind
 def test_small_under_a_simulator(rng, device):
     z, labels = normal(rng, (3, 4)), rng.integers(0, 4, 3)

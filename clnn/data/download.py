@@ -30,14 +30,16 @@ def download(urls: Iterable[str], check: Callable[[bytes, str], object]) -> tupl
 
 
 def _read(url: str) -> bytes:
-    from urllib.request import Request, urlopen
+    from urllib.request import Request, build_opener
 
     from tqdm import tqdm
 
     data = bytearray()
     request, title = Request(url, headers={"User-Agent": "clnn"}), url.rsplit("/", 1)[-1]
     with (
-        urlopen(request, timeout=TIMEOUT) as response,
+        build_opener().open(
+            request, timeout=TIMEOUT
+        ) as response,  # by the proxies of now: urlopen keeps the first it saw
         # disable=None: no bar where the output is not a terminal
         tqdm(desc=title, total=response.length, unit="B", unit_scale=True, disable=None) as bar,
     ):

@@ -183,12 +183,13 @@ def record_loss(
                 flows.append((scaled := losses * weight, partial(_ones, scaled), 1.0))
         if not together:
             last = i + 1 == len(outputs)
-            width = 1 if device.long_loops else device.group_width
+            kernel, real = "end_step" if last else "end_part", device.real(results.dtype)
+            width = 1 if device.long_loops else device.fitting(device.group_width, "state", kernel, real)
             device.check_turns(2 * -(-max(losses.size, n) // width), f"the mean of {losses.size:,} losses")
             device.launch(
-                "state", "end_step" if last else "end_part", (width,), n, losses.size, losses.block,
+                "state", kernel, (width,), n, losses.size, losses.block,
                 block_of(hit), block_of(kept), *record.args()[: None if last else 2],
-                local=(width,), real=device.real(results.dtype), **({} if width == 1 else {"WIDTH": width}),
+                local=(width,), real=real, **({} if width == 1 else {"WIDTH": width}),
             )  # fmt: skip
     context.moved = True
     if not flows:

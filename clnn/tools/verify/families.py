@@ -19,6 +19,7 @@ from ...gemm import Product, Scale, Shape, clblast, clblast_problem, engine_name
 from ...ops.activation import FUNCTIONS
 from ...ops.random import Generator, dropout, spatial_dropout
 from ...ops.sequence.recurrent import Cell, recurrent
+from ...ops.sequence.sampling import Draws
 from ...step import step
 from ...tape import no_grad
 from ...tensor import Tensor, apply, concat, function, linear_layer, tensor
@@ -520,6 +521,19 @@ def sequences(c: Checks) -> None:
 
     named = _plain(lambda x: x[index], gathered)
     c.op("rows that are named more than once", lambda t: take_rows(t, index), named, c.normal(7, 37), rounding=256)
+    z, u = np.round(2 * c.normal(50, 301), 1), c.rng.random((1, 50))
+    order = np.argsort(-z, -1, kind="stable")
+    for heat, k in ((0.0, None), (1.3, None), (0.7, 40)):
+        c.case(f"tokens drawn at temperature {heat}" + (f" from the {k} likeliest" if k else ""))
+        p = np.exp((z - z.max(-1, keepdims=True)) / (heat or 1e-6))
+        p = np.take_along_axis(p, order, -1)[:, :k] if k else p
+        at = (np.cumsum(p, -1) < u.T * p.sum(-1, keepdims=True)).sum(-1)
+        draws = Draws(c.device, c.dtype, 1, 50, 1)
+        draws.decide(heat, k, None)
+        draws.begin(u)
+        draws.draw(c.tensor(z), ranked=bool(k))
+        want = order[:, 0] if not heat else np.take_along_axis(order, at[:, None], -1)[:, 0] if k else at
+        c.same("tokens", draws.read(1)[0][:, 0], want)
 
 
 def augmentation(c: Checks) -> None:
@@ -716,7 +730,7 @@ FAMILIES = {
     "random": Family(random, ("random", "planes")),
     "shape": Family(shapes, ("shape",)),
     "augment": Family(augmentation, ("augment",)),
-    "sequence": Family(sequences, ("attention", "recurrent", "index")),
+    "sequence": Family(sequences, ("attention", "recurrent", "index", "sampling")),
     "loss": Family(losses_and_metrics, ("losses", "metrics")),
     "optimizer": Family(optimizers, ("optimizer", "state")),
     "fit": Family(training, ("data", "state")),
