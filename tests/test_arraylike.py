@@ -319,7 +319,7 @@ def test_argmax_over_all_elements(rng, device):
     x = rng.random((2, 3, 4)).astype(np.float32)
     assert clnn.tensor(x).argmax(None).item() == x.argmax() and clnn.tensor(x).argmax(None).shape == ()
     for axis in ((0, 1), ()):
-        with pytest.raises(clnn.ShapeError, match="one axis of an array of shape"):
+        with pytest.raises(clnn.ShapeError, match="argmax is along one axis"):
             clnn.tensor(x).argmax(axis)
 
 

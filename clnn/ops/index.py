@@ -73,7 +73,7 @@ def _scatter(
 def take(x: Array, index: Array, axis: int = 0, from_end: bool = True) -> tuple[Array, Backward]:
     """y = the rows of x along `axis` that `index`, int32 of any shape, names; negative ones count from the end, if `from_end`
     says so. A row that x does not have is NaN, or the least int32."""
-    outer, n, inner, a = lines(x, axis)
+    outer, n, inner, a = lines("take", x, axis)
     m, device = index.size, x.device
     y = empty(device, (*x.shape[:a], *index.shape, *x.shape[a + 1 :]), x.dtype)
     each, size, local, _ = divided(device, np.float32, outer * m, inner)
@@ -98,7 +98,7 @@ def scatter_add(x: Array, index: Array, values: Array, axis: int = 0) -> tuple[A
     """y = x, to whose row index[j] along `axis` row j of `values` is added, each in the order of j."""
     check_float("scatter_add", x)
     check_together("scatter_add", x, values)
-    outer, n, inner, a = lines(x, axis)
+    outer, n, inner, a = lines("scatter_add", x, axis)
     wanted = (*x.shape[:a], *index.shape, *x.shape[a + 1 :])
     if values.shape != wanted:
         raise ShapeError(
@@ -120,7 +120,7 @@ def scatter_add(x: Array, index: Array, values: Array, axis: int = 0) -> tuple[A
 @op
 def gather(x: Array, index: Array, axis: int = -1) -> tuple[Array, Backward]:
     """y[o, j, i] = x[o, index[o, j, i], i] along `axis`, as NumPy's take_along_axis; otherwise as `take`."""
-    outer, n, inner, a = lines(x, axis)
+    outer, n, inner, a = lines("gather", x, axis)
     if index.ndim != x.ndim or index.shape[:a] + index.shape[a + 1 :] != x.shape[:a] + x.shape[a + 1 :]:
         raise ShapeError(
             f"gather along axis {a}: an index of shape {index.shape} differs from {x.shape} along other axes"
@@ -149,7 +149,7 @@ def gather(x: Array, index: Array, axis: int = -1) -> tuple[Array, Backward]:
 def cumulative_sum(x: Array, axis: int = -1, reverse: bool = False) -> tuple[Array, Backward]:
     """y[k] = the sum of x[j] over j <= k along `axis`, or with `reverse` over j >= k."""
     check_float("cumsum", x)
-    outer, n, inner, a = lines(x, axis)
+    outer, n, inner, a = lines("cumsum", x, axis)
     x.device.check_turns(n, f"cumsum over {n:,} elements")
     y = empty_like(x)
     x.device.launch(

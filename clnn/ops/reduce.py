@@ -34,11 +34,12 @@ def normal_axes(ndim: int, axis: Axis) -> tuple[int, ...]:
     return tuple(found)
 
 
-def lines(x: Array, axis: int) -> tuple[int, int, int, int]:
-    """x as (outer, n, inner) around one axis, and that axis counted from 0."""
+def lines(what: str, x: Array, axis: int, others: str = "") -> tuple[int, int, int, int]:
+    """x as (outer, n, inner) around the one axis that `what` is along, and that axis counted from 0. `others`: what else it
+    takes, for the error."""
     axes = normal_axes(x.ndim, axis)
     if len(axes) != 1:
-        raise ShapeError(f"one axis of an array of shape {x.shape} is wanted, and {axis!r} was given")
+        raise ShapeError(f"{what} is along one axis{others} of an array of shape {x.shape}, and {axis!r} was given")
     (a,) = axes
     return math.prod(x.shape[:a]), x.shape[a], math.prod(x.shape[a + 1 :]), a
 
@@ -93,7 +94,7 @@ def argmax(x: Array, axis: int | None = -1) -> Array:
     check_float("argmax", x)
     if axis is None:
         x, axis = x.reshaped((x.size,)), 0
-    outer, n, inner, a = lines(x, axis)
+    outer, n, inner, a = lines("argmax", x, axis, ", or with None over all elements,")
     if n == 0:
         raise ShapeError(f"argmax over no elements: an array of shape {x.shape} along axis {axis}")
     along = n if inner == 1 else 1
