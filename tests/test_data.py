@@ -411,6 +411,17 @@ def test_second_mirror_after_a_first_nobody_answers_at(server, monkeypatch):
         check_small(mnist())
 
 
+def test_downloads_go_by_the_proxies_of_now(server, monkeypatch):
+    monkeypatch.setattr(datasets, "MNIST", small(f"{server.url}/a/"))
+    serve(server, "a")
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "")
+    with pytest.raises(clnn.DataError, match="refused"):
+        mnist()
+    monkeypatch.delenv("http_proxy")
+    check_small(mnist())
+
+
 @pytest.mark.parametrize("md5", [False, True], ids=["sha256", "md5"])
 @pytest.mark.parametrize(
     "bad",
