@@ -108,7 +108,8 @@ class Checkpoint(Callback):
                 arrays |= {f"callback.{number}.{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
                 rest = {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}
                 callbacks.append({"class": type(one).__name__, "state": rest})
-        late = any(isinstance(one, TimeBudget) and one.stopped_epoch is not None for one in self._under_way["others"])
+        ended = [one for one in self._under_way["others"] if getattr(one, "stopped_epoch", None) is not None]
+        late = bool(ended) and all(isinstance(one, TimeBudget) for one in ended)  # with more time it goes on
         run = {
             "epochs": epochs, "ranks": self._under_way["world"].size, "stopped": bool(model.stop_training) and not late,
             "history": {name: [v if math.isfinite(v) else str(v) for v in values] for name, values in

@@ -114,6 +114,12 @@ def test_time_ends_fit_and_counts_where_it_resumes(device, tmp_path):
     assert epochs < 9 and len(fit(made(device), 9, ends, resume=tmp_path / "over")["loss"]) == epochs
     ends[1] = clnn.TimeBudget(hours=1)
     assert len(fit(made(device), 9, ends, resume=tmp_path / "over")["loss"]) == 9
+    # one that something else has ended as well is over
+    stop = clnn.EarlyStopping("loss", patience=1, min_delta=1e9)
+    ends = [slow, clnn.TimeBudget(0.15), stop, clnn.Checkpoint(tmp_path / "both")]
+    assert len(fit(made(device), 9, ends, resume=tmp_path / "both")["loss"]) == 2 and ends[1].stopped_epoch == 1
+    ends[1] = clnn.TimeBudget(hours=1)
+    assert len(fit(made(device), 9, ends, resume=tmp_path / "both")["loss"]) == 2
 
 
 # -- files -----------------------------------------------------------------------------------------------------------------
