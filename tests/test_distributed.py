@@ -88,6 +88,10 @@ def hosts(tmp_path):
             assert ip("-n", name, "addr", "add", f"{address}/24", "dev", "cable").returncode == 0
             assert ip("-n", name, "link", "set", "lo", "up").returncode == 0
             assert ip("-n", name, "link", "set", "cable", "up").returncode == 0
+        until = time.monotonic() + 10  # a device is up a moment after it was set so
+        while not all("state UP" in ip("-n", name, "link", "show", "cable").stdout for name in names):
+            assert time.monotonic() < until, "the cable does not come up"
+            time.sleep(0.05)
         start = tmp_path / "start"
         start.write_text(
             "#!/bin/sh\nwhile case $1 in -*) true;; *) false;; esac; do shift; done\nhost=$1; shift\n"
@@ -114,7 +118,7 @@ def test_two_hosts(hosts):
     # tcp: MPICH's UCX would see that both are one machine, and go through its memory
     run = subprocess.run(
         ["ip", "netns", "exec", here, MPIRUN, *where, "-n", "2", *program],
-        capture_output=True, text=True, env={**environment(), "UCX_TLS": "tcp,self"}, timeout=4 * MINUTE,
+        capture_output=True, text=True, env={**environment(), "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "cable"}, timeout=4 * MINUTE,
     )  # fmt: skip
     said = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     assert len(said) == 2 * len(names) and not any(one["error"] for one in said), f"{said}\n{run.stderr[-3000:]}"
