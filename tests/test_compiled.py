@@ -75,6 +75,20 @@ def test_what_it_refuses_and_takes(device):
             two.compiled(0)
 
 
+def test_an_output_that_is_copied_on_the_device(device):
+    """A stateful layer copies the state that it returns."""
+    with clnn.use(device):
+        net, x = (
+            clnn.Sequential([clnn.GRU(6, stateful=True)], input_shape=(4, 5), seed=1),
+            np.ones((3, 4, 5), np.float32),
+        )
+        f = net.compiled(3)
+        net.reset_states()
+        found = f(x)
+        net.reset_states()
+        assert same(found, net.predict(x, batch_size=3))
+
+
 def test_threads_share_it(device):
     with clnn.use(device):
         net, (x,) = made("dense")
