@@ -365,6 +365,25 @@ def test_a_stateful_layer_goes_on_where_it_ended(device, rng, kind, tmp_path):
         net.reset_states(0)
 
 
+@pytest.mark.parametrize("sequence", [False, True])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_compiled_model_carries_states(device, rng, kind, sequence):
+    """As predict does; compiling, at first and where something has changed, is no call."""
+    x = rng.standard_normal((3, 24, 5)).astype(np.float32)
+    net = clnn.Sequential([LAYERS[kind](6, return_sequences=sequence, stateful=True)], input_shape=(4, 5))
+    net.load_state_dict({name: rng.standard_normal(p.shape) for name, p in net.named_parameters()})
+    pieces = [x[:, i : i + 4] for i in range(0, 24, 4)]
+    want = [net.predict(one, batch_size=3) for one in pieces]
+    net.reset_states()
+    first = net.predict(pieces[0], batch_size=3)
+    f = net.compiled(3)
+    found = [first, *map(f, pieces[1:3])]
+    net.layers.append(clnn.Activation("linear"))
+    assert_close(np.array([*found, *map(f, pieces[3:])]), np.array(want), 1e-6)
+    fresh = copy.deepcopy(net).compiled(3)
+    assert_close(np.array([*map(fresh, pieces)]), np.array(want), 1e-6)
+
+
 @pytest.mark.parametrize("record", [False, True])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_fit_carries_states(device, rng, kind, record):

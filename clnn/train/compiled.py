@@ -88,6 +88,7 @@ class Compiled:
         for x in self.inputs:
             self.device.fill_zero(x.block)
         self.step = Step(self._forward, reads=[model])
+        states = {one: one._copied_states() for one in model.stateful_layers()}
         for _ in range(3):
             result = self._call()
         with no_grad():
@@ -98,6 +99,8 @@ class Compiled:
             self.results: list[Tensor] = self.outputs.tensors(result)
             self.host = [self._shared(t) for t in (*self.inputs, *self.results)]
             self.recording.fuse_now()
+        for one, before in states.items():  # none of this was a call
+            one._take_states(before)
         self.watch, self.version = self.step.watched(), structure_version()
         self.parameters = [(p, p.block) for p in model.parameters()]
 

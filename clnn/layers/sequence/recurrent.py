@@ -232,6 +232,16 @@ class _Recurrent(Layer):
         for one in self.carried:
             one.device.fill_zero(one.block)
 
+    def _copied_states(self) -> list[Tensor]:
+        """The states that a stateful layer carries, as they are now; none before its first call."""
+        return [one * 1.0 for one in self.carried]
+
+    def _take_states(self, before: list[Tensor]) -> None:
+        """Go on from `_copied_states`, or from zeros where there were none."""
+        self._reset_states(None)
+        for one, kept in zip(before, self.carried):
+            one.device.copy(one.block, kept.block, kept.nbytes)
+
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"carried": []}
 
