@@ -426,6 +426,64 @@ def test_constants_inside_a_graph_inside_are_worked_out_once(device, rng):
     assert np.abs(net(given) - reference(model, **given)[0]).max() > 1e-3
 
 
+ANOTHER = {  # names that stand for one constant, and in the next turn or call for another: nodes, constants
+    "a Loop's state that begins as one": (
+        """last, each = Loop<body = turn (int64 i, bool c, float[2, 2] s) => (bool c2, float[2, 2] s2, float[2, 2] e)
+             { c2 = Identity(c) s2 = Add(s, w) e = Neg(s) }>(n, on, w)
+           y = MatMul(x, last)""",
+        (2, 2),
+    ),
+    "a Scan's": (
+        """k = Min(n, three) size = Reshape(k, flat) rows = Expand(one, size)
+           y, each = Scan<num_scan_inputs = 1, body = turn (float[2, 2] s, float e) => (float[2, 2] s2, float e2)
+             { s2 = MatMul(s, w) e2 = Identity(e) }>(w, rows)""",
+        (2, 2),
+    ),
+    "weights that each turn changes": (
+        """y, last = Loop<body = turn (int64 i, bool c, float[2, 2] h, float[2, 2] s) => (bool c2, float[2, 2] h2, float[2, 2] s2)
+             { c2 = Identity(c) h2 = Gemm<transB = 1>(h, s) s2 = Add(s, h2) }>(n, on, x, w)""",
+        (2, 2),
+    ),
+    "weights of a branch": (
+        """more = Greater(n, two)
+           v = If<then_branch = yes () => (float[2, 2] v1) { v1 = Neg(w) }, else_branch = no () => (float[2, 2] v2)
+             { v2 = Exp(w) }>(more)
+           y = Gemm<transB = 1>(x, v)""",
+        (2, 2),
+    ),
+    "a branch in a turn": (
+        """y = Loop<body = turn (int64 i, bool c, float[2, 2] h) => (bool c2, float[2, 2] h2)
+             { c2 = Identity(c) first = Less(i, two)
+             v = If<then_branch = yes () => (float[2, 2] v1) { v1 = Neg(w) }, else_branch = no () => (float[2, 2] v2)
+               { v2 = Exp(w) }>(first)
+             u = Tanh(v) h2 = Add(h, u) }>(n, on, x)""",
+        (2, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ANOTHER)
+def test_what_is_made_of_constants_inside_is_that_of_this_turn(name, device, rng):
+    nodes, shape = ANOTHER[name]
+    w = (rng.standard_normal(shape) / 2).astype(np.float32)
+    constants = {
+        "three": np.int64(3),
+        "two": np.int64(2),
+        "on": np.array(True),
+        "one": np.float32(1),
+        "flat": np.int64([1]),
+    }
+    used = {key: array for key, array in {"w": w, **constants}.items() if re.search(rf"\b{key}\b", nodes)}
+    model = proto(
+        f'<ir_version: 8, opset_import: ["" : 17]>\nturns (float[2, 2] x, int64 n) => (float[2, 2] y) {{ {nodes} }}',
+        **used,
+    )
+    net = clnn.onnx.load(model.SerializeToString())
+    for n in (1, 2, 3, 3, 1, 3, 3, 2):
+        given = {"x": rng.standard_normal((2, 2)).astype(np.float32), "n": np.array(n)}
+        np.testing.assert_allclose(net(given), reference(model, **given)[0], rtol=1e-4, atol=1e-5)
+
+
 # -- models of others, where the packages that hold them are installed ------------------------------------------------
 REAL = {  # package, file, and the inputs' shapes, twice where sizes are free
     "rapidocr detection": (

@@ -115,8 +115,10 @@ class Plan:
         if fuse is not None:
             fuse(self)
         self.arrays: dict[int, tuple[Tensor, np.ndarray]] = {}  # of tensors that stay as they are, by their ids
-        self.known: dict[int, dict[str, Made]] = {}  # what nodes of graphs inside make of constants, by their ids
-        self.ready: dict[int, list[np.ndarray | None]] = {}  # what operators made of constants, by their nodes' ids
+        # What nodes of graphs inside, and operators, make of constants, by the node's and the constants' ids: the same name
+        # may be another constant in the next turn of a Loop, or behind another branch
+        self.known: dict[tuple[int, ...], dict[str, Made]] = {}
+        self.ready: dict[tuple[int, ...], list[np.ndarray | None]] = {}
         for name, (array, t) in (tensors or {}).items():
             if name in self.values and self.values[name].data is array:
                 self.values[name] = Made(t, self.values[name].type)
@@ -152,17 +154,25 @@ class Plan:
             return self.arrays.get(id(data), (None, None))[1]
         return data if isinstance(data, np.ndarray) and id(data) in self.constants.by_id else None
 
+    def passed(self, made: Made) -> Made:
+        """A value as a graph inside receives it: what turns make of a constant is not kept as one, turn after turn."""
+        data = made.data
+        if self.fixed(data) is None:
+            return made
+        return made._replace(data=data.view() if isinstance(data, np.ndarray) else data.reshape(data.shape))
+
     def prepared(self, node: Node, values: Sequence[Any], make: Callable[..., Sequence[Any]]) -> Sequence[Any] | None:
-        """What `make` makes of arrays, once for a node; None where these values are no constants."""
-        if id(node) not in self.ready:
-            arrays = [None if v is None else self.fixed(v) for v in values]
-            if any(array is None and v is not None for array, v in zip(arrays, values)):
-                return None
-            self.ready[id(node)] = [*make(*arrays)]
-            for array in self.ready[id(node)]:
+        """What `make` makes of arrays, once for a node and these; None where these values are no constants."""
+        arrays = [None if v is None else self.fixed(v) for v in values]
+        if any(array is None and v is not None for array, v in zip(arrays, values)):
+            return None
+        key = id(node), *map(id, arrays)
+        if key not in self.ready:
+            self.ready[key] = [*make(*arrays)]
+            for array in self.ready[key]:
                 if array is not None:
                     self.constants.hold(array)
-        return self.ready[id(node)]
+        return self.ready[key]
 
     @staticmethod
     def _read(value: Made) -> np.ndarray:
@@ -239,7 +249,7 @@ class Pass:
             self.plan.constants.hold(array)
         if len(inputs) != len(graph.inputs):
             raise ShapeError(f"the graph inside takes {len(graph.inputs)} inputs, and {len(inputs)} were given")
-        own |= {value.name: made for value, made in zip(graph.inputs, inputs)}
+        own |= {value.name: self.plan.passed(made) for value, made in zip(graph.inputs, inputs)}
         env = ChainMap(own, *around.maps)
         for node in graph.nodes:
             if not self.known(node, env):
@@ -249,14 +259,14 @@ class Pass:
     def known(self, node: Node, env: Any) -> bool:
         """Whether a node of a graph inside depends on constants alone: its outputs, worked out once, are then in `env`."""
         plan = self.plan
-        if id(node) not in plan.known:
-            given = {name: plan.fixed(env[name].data) for name in node.reads()}
-            if (
-                self.device.recorder is not None
-                or any(array is None for array in given.values())
-                or node.op.startswith(UNLIKE)
-                or any(True for _ in node.graphs())
-            ):
+        if node.op.startswith(UNLIKE) or any(True for _ in node.graphs()):
+            return False
+        given = {name: plan.fixed(env[name].data) for name in node.inputs if name}
+        if any(array is None for array in given.values()):
+            return False
+        key = id(node), *map(id, given.values())
+        if key not in plan.known:
+            if self.device.recorder is not None:
                 return False
             found: Any = ChainMap({name: Made(array, env[name].type) for name, array in given.items()})
             Pass(plan, frozenset(), folding=True).node(node, found)
@@ -266,8 +276,8 @@ class Pass:
                 return False
             for _, m in arrays:
                 plan.constants.hold(m.data)
-            plan.known[id(node)] = dict(arrays)
-        env.maps[0].update(plan.known[id(node)])
+            plan.known[key] = dict(arrays)
+        env.maps[0].update(plan.known[key])
         return True
 
     def node(self, node: Node, env: Any) -> None:
