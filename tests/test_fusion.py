@@ -211,7 +211,33 @@ def test_parts_share_no_name():
 )
 def test_which_kernels_ask_for_groups(file, kernel, asks):
     """Of the others any item may go to any core."""
-    assert fusion.asks_for_groups(file, kernel) is asks
+    assert fusion.asks_for_groups(file, kernel, False) is asks
+
+
+@pytest.mark.parametrize(
+    ("file", "kernel"),
+    [("softmax", "softmax_forward"), ("softmax", "softmax_backward"), ("reduce", "reduce"), ("reduce", "argmax")]
+    + [("metrics", "accuracy"), ("metrics", "top_k")],
+)
+def test_kernels_of_rows_ask_for_groups_only_where_a_row_is_a_group_s(file, kernel):
+    assert not fusion.asks_for_groups(file, kernel, True)
+    assert kernel == "top_k" or fusion.asks_for_groups(file, kernel, False)
+
+
+def test_rows_that_a_work_item_has_to_itself_are_fused(device, rng, fusing):
+    """Softmax and reductions of rows, in a step of its own, to the bits of the step that is not recorded."""
+    x = clnn.tensor(rng.standard_normal((70, 40)).astype(np.float32))
+
+    def answer(x):
+        p = clnn.softmax(x)
+        return p, p.max(-1), clnn.log_softmax(x * 2).mean(-1)
+
+    step = clnn.step(answer)
+    for _ in range(recording.TIMED + 8):
+        found = step(x)
+    assert len(fusing) == 1
+    for a, b in zip(found, answer(x)):
+        assert np.array_equal(a.numpy(), b.numpy())
 
 
 def test_it_can_be_switched_off(device, rng, fusing, monkeypatch):

@@ -212,14 +212,17 @@ class Fused:
 
 def _apart(launch: Launch) -> bool:
     """Whether its items know nothing of each other: each is a group of its own, or its kernel never asks for groups."""
-    return set(launch.local) == {1} or not asks_for_groups(*launch.source[:2])
+    file, kernel, _, defines = launch.source
+    return set(launch.local) == {1} or not asks_for_groups(file, kernel, dict(defines).get("WIDTH", 1) == 1)
 
 
 @lru_cache(maxsize=256)
-def asks_for_groups(file: str, kernel: str) -> bool:
-    """Whether a kernel, or a function or macro of its file that it uses, knows of work-groups."""
-    pieces: dict[str, str] = {}
-    for piece in re.split(r"^(?=static|INLINE|APART|kernel|#define)", read_source(file), flags=re.MULTILINE):
+def asks_for_groups(file: str, kernel: str, alone: bool) -> bool:
+    """Whether a kernel, or a function or macro of its file that it uses, knows of work-groups; `alone`: where WIDTH is 1."""
+    whole, pieces = read_source(file), dict[str, str]()
+    if alone:
+        whole = without_groups(whole)
+    for piece in re.split(r"^(?=static|INLINE|APART|kernel|#define)", whole, flags=re.MULTILINE):
         for name in KERNEL.findall(piece) or [
             *map(itemgetter(0), MACRO.findall(piece)),
             *FUNCTION.findall(ATTRIBUTE.sub("", piece)),
@@ -234,6 +237,22 @@ def asks_for_groups(file: str, kernel: str) -> bool:
         seen |= (found := set(re.findall(r"\w+", text)) - seen)
         waiting += found & pieces.keys()
     return False
+
+
+def without_groups(text: str) -> str:
+    """A text without what is compiled in where WIDTH is more than 1."""
+    kept, depth = [], 0  # of conditions, from one on WIDTH on
+    for line in text.splitlines(keepends=True):
+        directive = line.lstrip()
+        if depth:
+            depth += directive.startswith("#if") - directive.startswith("#endif")
+            if depth == 1 and directive.startswith("#else"):
+                depth = 0  # the #endif that is left over says nothing here
+        elif directive.startswith("#if WIDTH > 1"):
+            depth = 1
+        else:
+            kept.append(line)
+    return "".join(kept)
 
 
 @lru_cache(maxsize=256)
