@@ -196,6 +196,9 @@ class TerminateOnNaN(Callback):
         self._kept = KeptWeights()
 
 
+OUT_OF_TIME = "out of time"  # `stop_training`, where nothing else has ended fit: with more time it may go on
+
+
 class TimeBudget(Callback):
     """End fit after the epoch in which so many seconds, minutes and hours in all have passed since it began.
 
@@ -218,7 +221,7 @@ class TimeBudget(Callback):
         self.spent, self._began = self.spent + now - self._began, now
         if self.spent >= self.seconds:
             self.stopped_epoch = epoch
-            model.stop_training = True
+            model.stop_training = model.stop_training or OUT_OF_TIME
 
     def state_dict(self) -> dict[str, Any]:
         return {"spent": self.spent}

@@ -42,6 +42,7 @@ class CSVLog(Callback):
         self._text, self._whole = "", False  # the rows so far, and whether the file is those
         if self.append and self.path.exists():
             self._text = self.path.read_text(encoding="utf-8")
+            self._text += "" if self._text[-1:] in ("", "\n") else "\n"  # a row of its own for what comes
         if leads(model):
             self._write()
 

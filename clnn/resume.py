@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint, losses, optim, random, schedules
-from .callbacks import Callback, TimeBudget, better_when, monitored
+from .callbacks import OUT_OF_TIME, Callback, better_when, monitored
 from .checkpoint import CheckpointWarning
 from .checks import check_count, in_range
 from .errors import CheckpointError, ConfigurationError
@@ -108,10 +108,9 @@ class Checkpoint(Callback):
                 arrays |= {f"callback.{number}.{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
                 rest = {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}
                 callbacks.append({"class": type(one).__name__, "state": rest})
-        ended = [one for one in self._under_way["others"] if getattr(one, "stopped_epoch", None) is not None]
-        late = bool(ended) and all(isinstance(one, TimeBudget) for one in ended)  # with more time it goes on
         run = {
-            "epochs": epochs, "ranks": self._under_way["world"].size, "stopped": bool(model.stop_training) and not late,
+            "epochs": epochs, "ranks": self._under_way["world"].size,
+            "stopped": bool(model.stop_training) and model.stop_training != OUT_OF_TIME,
             "history": {name: [v if math.isfinite(v) else str(v) for v in values] for name, values in
                         self._under_way["history"].items()},
             "settings": self._under_way["told"], "callbacks": callbacks, "generator": random.generator(model.device).state(),
@@ -122,9 +121,12 @@ class Checkpoint(Callback):
             old.unlink(missing_ok=True)
 
 
-def _named(callbacks: Sequence[Any]) -> list[str]:
-    """The classes of those that know something between epochs."""
-    return [type(one).__name__ for one in callbacks if one.state_dict()]
+def _knows(one: Any) -> bool:
+    """Whether a callback knows something between epochs; one whose attributes come with on_train_begin does."""
+    try:
+        return bool(one.state_dict())
+    except AttributeError:
+        return True
 
 
 def saved_in(folder: Path) -> list[Path]:
@@ -186,9 +188,14 @@ class Resumed:
         settings are others."""
         if self.run is None:
             return
+        self.knowing = [one for one in callbacks if _knows(one)]
         names = [one["class"] for one in self.run["callbacks"]]
         frozen = sorted(name for name, p in model.named_parameters() if p.learns and not p.trainable)
-        told = told | {"dtype": model.dtype.name, "callbacks": _named(callbacks), "frozen": frozen}
+        told = told | {
+            "dtype": model.dtype.name,
+            "callbacks": [type(one).__name__ for one in self.knowing],
+            "frozen": frozen,
+        }
         was = self.run["settings"] | {"dtype": self.header["dtype"], "callbacks": names}
         was["frozen"] = sorted(self.header.get("frozen", ()))
         if ranks != self.run["ranks"]:  # as many samples for each rank, so others in a mini-batch
@@ -213,11 +220,11 @@ class Resumed:
                 setattr(optimizer, name, value)
         history.update({name: [*map(float, values)] for name, values in self.run["history"].items()})
 
-    def put_callbacks(self, model: Any, callbacks: Sequence[Any], world: Any) -> None:
-        """Give callbacks, and the generators, the state that was saved."""
+    def put_callbacks(self, model: Any, world: Any) -> None:
+        """Give the callbacks that `put` was given, and the generators, the state that was saved."""
         if self.run is None:
             return
-        for i, (one, was) in enumerate(zip([one for one in callbacks if one.state_dict()], self.run["callbacks"])):
+        for i, (one, was) in enumerate(zip(self.knowing, self.run["callbacks"])):
             one.load_state_dict({**was["state"], **self._part(f"callback.{i}.")}, model)
         if world.size == self.run["ranks"] == 1:  # several draw other numbers each
             random.generator(model.device).set_state(self.run["generator"])

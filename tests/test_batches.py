@@ -163,7 +163,7 @@ def test_validation_of_batches(device):
 
 
 # -- going on --------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("source", ["batches", "generator", "an object without end"])
+@pytest.mark.parametrize("source", ["batches", "an object", "generator", "an object without end"])
 def test_a_run_goes_on_with_the_batches_that_were_next(device, tmp_path, source):
     class Stop(Exception):
         pass
@@ -347,6 +347,10 @@ def test_what_else_is_refused(device):
     for call, words in (
         (lambda: fit(device, Batches(X, Y), Y), "x yields batches, a Batches, and y is given too"),
         (lambda: fit(device, X, Y, steps_per_epoch=3), "steps_per_epoch is for an x that yields batches"),
+        (
+            lambda: fit(device, Batches(X, Y), class_weight="balanced"),
+            "class_weight: how many samples are of each class",
+        ),
         (lambda: net.evaluate(X), "evaluate needs targets: give y"),
         (lambda: net.evaluate(iter(())), "yields no batch"),
         (lambda: net.evaluate([(X, Y), (X[:, :3], Y)]), "the last axis must be 6"),

@@ -102,6 +102,25 @@ class Halve(clnn.Callback):
         model.optimizer.lr = model.optimizer.lr / 2
 
 
+def test_a_callback_whose_attributes_come_with_a_fit_goes_on(data, tmp_path):
+    class Count(clnn.Callback):
+        def on_train_begin(self, model):
+            self.seen = 0
+
+        def on_epoch_end(self, model, epoch, logs):
+            self.seen += 1
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+        def load_state_dict(self, state, model):
+            self.seen = state["seen"]
+
+    fit(data, [Count(), clnn.Checkpoint(tmp_path)], 2)
+    fit(data, [count := Count(), clnn.Checkpoint(tmp_path)], 3, resume=tmp_path)
+    assert count.seen == 3
+
+
 def test_a_rate_that_a_callback_has_set_goes_on(data, tmp_path):
     whole = fit(data, [Halve(), clnn.Checkpoint(tmp_path / "whole")])
     with pytest.raises(Crash):

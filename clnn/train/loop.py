@@ -102,7 +102,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(together(world, optimizer))
         epochs = check_count("epochs", epochs, 0)
-        given = batch_size, steps_per_epoch, validation, validation_split, sample_weight, world
+        given = batch_size, steps_per_epoch, validation, validation_split, sample_weight, class_weight, world
         stream, held_stream = streams_of_fit(x, y, epochs, *given)
         if stream is not None:
             stream.seed = seed
@@ -141,7 +141,7 @@ def fit(
                 callback.on_data(model, samples.xs if stream is None else stream.source, ys, weights)
                 callback.on_train_begin(model)
             if saved:
-                saved.put_callbacks(model, callbacks, world)
+                saved.put_callbacks(model, world)
                 last = done if model.stop_training else last
             for epoch in range(done, last):
                 for callback in callbacks:

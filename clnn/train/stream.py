@@ -81,8 +81,9 @@ class Stream:
         batches of those that a fit before has trained, which this one resumes, are drawn and dropped."""
         if isinstance(self.source, Batches):
             self._passes, self._in_pass = divmod(epochs * self.steps, len(self.source))
-        for _ in range(0 if isinstance(self.source, Batches) else resumed * self.steps):
-            self._next()
+        for _ in range(0 if isinstance(self.source, Batches) else resumed):
+            for _ in self.epoch():
+                pass
 
     def epoch(self) -> Iterator[Any]:
         """The batches of the next epoch."""
@@ -219,7 +220,8 @@ def inputs_of_batches(batches: Any, check: Callable[[Any, str], Any]) -> Iterato
 
 
 def streams_of_fit(
-    x: Any, y: Any, epochs: int, batch_size: Any, steps: Any, validation: Any, split: Any, sample_weight: Any, world: Any
+    x: Any, y: Any, epochs: int, batch_size: Any, steps: Any, validation: Any, split: Any, sample_weight: Any, class_weight: Any,
+    world: Any,
 ) -> tuple[Stream | None, Any]:  # fmt: skip
     """The batches to train on, and what yields those that are held out; None for arrays."""
     held_out = None
@@ -239,6 +241,9 @@ def streams_of_fit(
     wrong = {
         "batch_size": batch_size is not None and "how many samples are in a batch, is up to what yields it",
         "validation_split": split and "there is no end to take it from; give validation=",
+        "class_weight": isinstance(class_weight, str)
+        and class_weight == "balanced"
+        and "how many samples are of each class in all, is not known; give weights by class, {0: 1.0, 1: 5.0}",
         "world": world.size > 1 and "ranks share arrays out; give arrays, such as np.memmap",
     }
     if found := [f"{name}: {why}" for name, why in wrong.items() if why]:
