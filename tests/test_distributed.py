@@ -118,7 +118,8 @@ def test_two_hosts(hosts):
     # tcp: MPICH's UCX would see that both are one machine, and go through its memory
     run = subprocess.run(
         ["ip", "netns", "exec", here, MPIRUN, *where, "-n", "2", *program],
-        capture_output=True, text=True, env={**environment(), "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "cable"}, timeout=4 * MINUTE,
+        capture_output=True, text=True, timeout=4 * MINUTE,
+        env={**environment(), "UCX_TLS": "tcp,self", "UCX_NET_DEVICES": "cable"},
     )  # fmt: skip
     said = [json.loads(line) for line in run.stdout.splitlines() if line.startswith("{")]
     assert len(said) == 2 * len(names) and not any(one["error"] for one in said), f"{said}\n{run.stderr[-3000:]}"

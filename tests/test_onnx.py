@@ -466,13 +466,8 @@ ANOTHER = {  # names that stand for one constant, and in the next turn or call f
 def test_what_is_made_of_constants_inside_is_that_of_this_turn(name, device, rng):
     nodes, shape = ANOTHER[name]
     w = (rng.standard_normal(shape) / 2).astype(np.float32)
-    constants = {
-        "three": np.int64(3),
-        "two": np.int64(2),
-        "on": np.array(True),
-        "one": np.float32(1),
-        "flat": np.int64([1]),
-    }
+    constants = {"three": np.int64(3), "two": np.int64(2), "on": np.array(True), "one": np.float32(1)}
+    constants["flat"] = np.int64([1])
     used = {key: array for key, array in {"w": w, **constants}.items() if re.search(rf"\b{key}\b", nodes)}
     model = proto(
         f'<ir_version: 8, opset_import: ["" : 17]>\nturns (float[2, 2] x, int64 n) => (float[2, 2] y) {{ {nodes} }}',

@@ -47,6 +47,7 @@ TURN = np.zeros(128, np.int32)  # the counters of kernels/fusion.cl
 
 LOCAL = re.compile(r"\blocal (real|int) \w+\[")
 GROUPS = re.compile(r"\b(barrier|get_local_id|get_group_id)\b")
+OF_SEVERAL = re.compile(r"^#if WIDTH > 1\b.*?(?=^#(?:else|endif))", re.MULTILINE | re.DOTALL)  # what WIDTH = 1 has not
 # What a file names: macros, types and functions; those that a macro makes are at its uses, with what it adds to a name
 MACRO = re.compile(r"^\s*#\s*define (\w+)(?:\((\w+)?.*?\))?((?:.*\\\n)*.*)", re.MULTILINE)
 TYPE = re.compile(r"^typedef\b.*\b(\w+);", re.MULTILINE)
@@ -219,9 +220,8 @@ def _apart(launch: Launch) -> bool:
 @lru_cache(maxsize=256)
 def asks_for_groups(file: str, kernel: str, alone: bool) -> bool:
     """Whether a kernel, or a function or macro of its file that it uses, knows of work-groups; `alone`: where WIDTH is 1."""
-    whole, pieces = read_source(file), dict[str, str]()
-    if alone:
-        whole = without_groups(whole)
+    pieces: dict[str, str] = {}
+    whole = OF_SEVERAL.sub("", read_source(file)) if alone else read_source(file)
     for piece in re.split(r"^(?=static|INLINE|APART|kernel|#define)", whole, flags=re.MULTILINE):
         for name in KERNEL.findall(piece) or [
             *map(itemgetter(0), MACRO.findall(piece)),
@@ -237,22 +237,6 @@ def asks_for_groups(file: str, kernel: str, alone: bool) -> bool:
         seen |= (found := set(re.findall(r"\w+", text)) - seen)
         waiting += found & pieces.keys()
     return False
-
-
-def without_groups(text: str) -> str:
-    """A text without what is compiled in where WIDTH is more than 1."""
-    kept, depth = [], 0  # of conditions, from one on WIDTH on
-    for line in text.splitlines(keepends=True):
-        directive = line.lstrip()
-        if depth:
-            depth += directive.startswith("#if") - directive.startswith("#endif")
-            if depth == 1 and directive.startswith("#else"):
-                depth = 0  # the #endif that is left over says nothing here
-        elif directive.startswith("#if WIDTH > 1"):
-            depth = 1
-        else:
-            kept.append(line)
-    return "".join(kept)
 
 
 @lru_cache(maxsize=256)

@@ -114,7 +114,7 @@ class Compiled:
         fine = cl.device_svm_capabilities.FINE_GRAIN_BUFFER
         with contextlib.suppress(cl.Error, AttributeError):  # drivers of OpenCL 1.2 do not know the question
             uses = [launch for launch in self.recording.launches if any(arg is block for arg in launch.args)]
-            its = uses and all(launch.kernel is not None for launch in uses)  # a copy on the device is between its buffers
+            its = uses and all(launch.kernel for launch in uses)  # a copy on the device is one between its buffers
             if its and type(block) is Block and where.kind == "cpu" and where.cl_device.svm_capabilities & fine:
                 array = cl.fsvm_empty(where.context, t.nbytes + SLACK, np.dtype(np.uint8))
                 array[:] = 0
