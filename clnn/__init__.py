@@ -43,6 +43,7 @@ from .errors import (
     OutOfRangeError,
     ShapeError,
 )
+from .exchange import from_dlpack, from_pyopencl
 from .foreign import meant_by
 from .functions import *  # noqa: F403
 from .generation import generate
@@ -75,7 +76,7 @@ from .runtime.recording import RecordingWarning
 from .schedules import Cosine, OneCycle, ReduceOnPlateau, Schedule, StepDecay, WarmUp
 from .step import step
 from .tape import grad_enabled, no_grad
-from .tensor import Parameter, Tensor, constant, from_dlpack, ones, tensor, zeros
+from .tensor import Parameter, Tensor, constant, ones, tensor, zeros
 from .train import History, evaluate, fit, predict
 
 __version__ = "0.1.0"
@@ -132,6 +133,7 @@ __all__ = [
     "evaluate",
     "fit",
     "from_dlpack",
+    "from_pyopencl",
     "functions",
     "generate",
     "grad_enabled",

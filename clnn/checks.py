@@ -97,6 +97,11 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
         )
     if columns:  # numbers of different kinds
         return np.column_stack([one for _, one in columns])
+    if type(given).__module__ == "pyopencl.array":
+        raise DataError(
+            f"{name} is an array of PyOpenCL: give array.get(), a copy on the host, or clnn.from_pyopencl(array), a tensor over "
+            "the same memory"
+        )
     kind = type(value.flat[0]).__name__ if value.size and value.dtype.kind == "O" else str(value.dtype)
     remedy = "convert it, for instance with .astype('float32') or, in pandas, .to_numpy('float32')"
     if kind.startswith(("str", "<U", "|S", "bytes")):

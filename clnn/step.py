@@ -127,6 +127,8 @@ class Step:
                 self.clear()
             made_by = [one[-1] for one in shape if len(one) > 2]  # not those of other arguments
             inputs = [_tensor(empty(where, a.shape, a.dtype), by) for a, by in zip(arrays, made_by)]
+            for one in inputs:
+                one.block.written_once = False
             self._inputs[key] = inputs
         entry = self.replays.entry(key)
         checks = ((entry and entry.known) or NOTHING).checks

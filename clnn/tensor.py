@@ -16,7 +16,7 @@ from numpy.typing import DTypeLike
 
 from . import notebook
 from .checks import leaves, numbers, sizes, spread
-from .errors import ClnnError, DataError, ShapeError
+from .errors import ClnnError, ShapeError
 from .gemm import Scale
 from .ops.activation import FUNCTIONS, unary
 from .ops.aggregate import reduce
@@ -30,6 +30,7 @@ from .ops.softmax import softmax
 from .runtime.device import Device, DType
 from .runtime.devices.choice import resolve
 from .runtime.memory import Block
+from .runtime.shared import lend
 from .runtime.watching.watch import Restored, structure_changed
 from .tape import Node, backpropagate, grad_enabled, moment
 
@@ -96,6 +97,24 @@ class Tensor(Array):
             raise ValueError("a tensor's values on the host are always a copy, and copy=False was asked for")
         array = self.numpy()
         return array if dtype is None else array.astype(dtype, copy=False)
+
+    def to_pyopencl(self, queue: Any = None, *, copy: bool = False) -> Any:
+        """A `pyopencl.array.Array` over the same memory, in clnn's queue or in another `queue` of the device's context. What is
+        written into the array, the tensor holds.
+
+        What clnn has enqueued before comes first. In another queue each side waits for the other from then on, by
+        `queue.finish()` and `clnn.device().finish()`, also before it drops the array. With `copy` the memory is the array's own.
+        Without, ClnnError for what clnn writes again (a parameter, its gradient, a layer's state), and for what depends on a
+        parameter. ClnnError within a step.
+        """
+        self.device.check_outside("to_pyopencl()", "return the tensor, and call it on that")
+        block = self.block
+        if copy:
+            block = self.device.allocate(self.nbytes)
+            self.device.copy(self.block, block, self.nbytes)
+        elif block.written_once:
+            self.refuse_history("to_pyopencl()")
+        return lend(self.device, block, self.shape, self.dtype, queue)
 
     def __dlpack__(self, **options: Any) -> Any:
         return self.numpy().__dlpack__(**options)
@@ -596,21 +615,6 @@ def _host_array_for(value: Any, dtype: DTypeLike | None, device: str | Device | 
     array, where = host_array(value, dtype), resolve(device)
     where.real(array.dtype)  # an error where it has none
     return array, where
-
-
-def from_dlpack(value: Any, device: str | Device | None = None) -> Tensor:
-    """A tensor with a copy of what an array of another library holds, which has `__dlpack__` and lies in the host's memory. Types
-    as for `tensor`, but for float64, which stays. DataError where it lies elsewhere, or has a type that NumPy has not."""
-    if isinstance(value, Tensor):
-        return tensor(value, device=device)
-    try:
-        array = np.from_dlpack(value)
-    except (TypeError, ValueError, RuntimeError, BufferError, AttributeError) as error:
-        raise DataError(
-            f"from_dlpack takes an array with __dlpack__ in the host's memory, and this {type(value).__name__} is none: {error}; "
-            "bring it there and to float32 or int32 first, as .cpu() and .float() do in PyTorch"
-        ) from error
-    return tensor(array, np.float64 if array.dtype == np.float64 else None, device)
 
 
 def constant(value: Any, dtype: DTypeLike | None = None, device: str | Device | None = None) -> Tensor:

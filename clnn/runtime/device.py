@@ -21,10 +21,10 @@ import numpy as np
 import pyopencl as cl
 
 from .. import notebook
-from ..errors import DeviceError, OutOfDeviceMemory
+from ..errors import ClnnError, DeviceError, OutOfDeviceMemory
 from .devices import form, pocl, selftest
 from .lock import FairLock, exclusive
-from .memory import Arena, Block, Memory
+from .memory import SLACK, Arena, Block, Memory
 from .pacer import Pacer
 from .program import Programs
 from .recorder import Argument, AuditEnded, Call, Recorder, Source, StepContext, label_of
@@ -332,6 +332,11 @@ class Device:
         """Whether a step, or a pass for shapes alone, is under way: what Python changes now is its own doing."""
         return self.step is not None or self._now.dry
 
+    def check_outside(self, what: str, instead: str) -> None:
+        """ClnnError within a step, whose memory each replay writes again, and within a pass for shapes alone."""
+        if self.within:
+            raise ClnnError(f"{what} is for outside of steps and of layers' forward(): {instead}")
+
     def ends_audit(self, what: str) -> None:
         """Python is about to do what a recorded step never does: an audit that is under way is at its end."""
         if self.auditing:
@@ -347,9 +352,15 @@ class Device:
     def allocate(self, nbytes: int) -> Block:
         """A temporary from the pool. Under a recording it is noted as such and planned into the arena."""
         block = Block(self, nbytes, None, self.memory, 0, False) if self.auditing else self.memory.allocate(nbytes)
+        block.written_once = True
         if self.recorder is not None:
             self.recorder.add_temporary(block)
         return block
+
+    def allocator(self, nbytes: int) -> cl.Buffer:
+        """Memory for an array of PyOpenCL that `clnn.from_pyopencl` can share: its `allocator`. It has the room behind it that
+        clnn's kernels may read, and does not count as clnn's."""
+        return cl.Buffer(self.context, cl.mem_flags.READ_WRITE, nbytes + SLACK)
 
     def packed(self, nbytes: int, file: str, name: str, size: Sequence[int], *args: Any, **how: Any) -> Block:
         """A temporary that a kernel fills, as its last argument, from the block before; of one that is `unchanging` it is filled

@@ -49,12 +49,13 @@ class Owner(Protocol):
 class Block:
     """A range of device memory that tensors share and recordings track; freed when the last reference goes."""
 
-    __slots__ = ("device", "nbytes", "buffer", "memory", "counted", "plain", "ticket", "__weakref__")
+    __slots__ = ("device", "nbytes", "buffer", "memory", "counted", "plain", "ticket", "written_once", "__weakref__")
 
     def __init__(self, device: Owner, nbytes: int, buffer: Any, memory: Memory, counted: int, plain: bool) -> None:
         self.device, self.nbytes, self.buffer = device, nbytes, buffer
         self.memory, self.counted, self.plain = memory, counted, plain
         self.ticket: Any = None  # set by a recorder that it was made under: then it is a temporary of that step
+        self.written_once = False  # as results of ops are, unlike parameters and what replays write
 
     def view(self, start: int, nbytes: int) -> Block:
         """A sub-range as a block of its own; `start` must be aligned (`Memory.align`), the parent not pooled."""

@@ -67,7 +67,7 @@ class Recording:
                     continue
                 block = arg.alive()
                 if block is not None:
-                    launch.args[at] = block
+                    launch.args[at], block.written_once = block, False
                     continue
                 arg.first = index if arg.first < 0 else arg.first
                 arg.last = index
