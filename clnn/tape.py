@@ -114,7 +114,7 @@ def _deliver(targets: list[Any], flowing: Gradient, waiting: _Waiting, of_loss: 
     if isinstance(flowing, Array):
         _add(targets[0], flowing, waiting, of_loss)
         return
-    device, dtype = targets[0].device, targets[0].dtype
+    like = targets[wanted.index(True)]
     sinks: list[Sink | None] = []
     loose: list[tuple[Any, Array]] = []  # written apart, then added like any array
     for target, want in zip(targets, wanted):
@@ -127,13 +127,13 @@ def _deliver(targets: list[Any], flowing: Gradient, waiting: _Waiting, of_loss: 
         elif len(targets) > 1 or not owned:  # (writers for several know no derivative)
             out = empty_like(target)
             loose.append((target, out))
-            sinks.append(Sink(out.block, Scale.constant(device, dtype, 1, 0)))
+            sinks.append(Sink(out.block, Scale.constant(like.device, like.dtype, 1, 0)))
         elif gathered is None:
             out = empty(*node.like)
             waiting.put(node, out, True)
             sinks.append(Sink(out.block, None, node.activation))
         else:
-            sinks.append(Sink(gathered.block, Scale.constant(device, dtype, 1, 1), node.activation))
+            sinks.append(Sink(gathered.block, Scale.constant(like.device, like.dtype, 1, 1), node.activation))
     flowing(*sinks)
     for target, out in loose:
         _add(target, out, waiting)

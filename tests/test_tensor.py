@@ -1,13 +1,19 @@
 """Tensors: in and out, operators, and the tape."""
 
 import gc
+from functools import partial
 
 import numpy as np
 import pytest
 from helpers import assert_close, check_op, eps, normal, parameter
 
 import clnn
-from clnn.tensor import linear_layer
+from clnn.ops.image.conv import conv, conv_transpose
+from clnn.ops.image.window import slide
+from clnn.ops.linear import linear, matmul
+from clnn.ops.norm import batch_norm, layer_norm, rms_norm
+from clnn.ops.sequence.recurrent import Cell, recurrent
+from clnn.tensor import apply, linear_layer
 
 
 def sigmoid(z):
@@ -46,6 +52,10 @@ GRAPHS = {
         lambda x, w: clnn.sigmoid(linear_layer(x, w, None, "tanh")),
         lambda x, w: sigmoid(np.tanh(x @ w)),
     ),
+    "an activation times itself": (
+        lambda x: (lambda a: a @ a.reshape(4, 6))(clnn.tanh(x)) + (lambda a: (a @ a).sum())(clnn.exp(x[:4])),
+        lambda x: (lambda a: a @ a.reshape(4, 6))(np.tanh(x)) + (lambda a: (a @ a).sum())(np.exp(x[:4])),
+    ),
     "diamond": (
         lambda x, w: (lambda a: (a * 2.0) * clnn.exp(a) - a)(x + w.sum(0)),
         lambda x, w: (lambda a: (a * 2.0) * np.exp(a) - a)(x + w.sum(0)),
@@ -73,6 +83,39 @@ def test_gradients_of_a_graph_in_float64(rng, device):
         pytest.skip("no float64")
     x, w = normal(rng, (6, 4), np.float64), normal(rng, (4, 4), np.float64)
     check_op(rng, *GRAPHS["fused, consumed by a sum first"], x, w, dtype=np.float64, rounding=64)
+
+
+WINDOW = slide("test", (2, 3, 5, 5), (3, 3), (1, 1), ((1, 1), (1, 1)))
+IMAGES = (2, 3, 5, 5)
+MADE = {  # name: shapes of x and of the weights, and an op of them
+    "product": ((3, 4), [(4, 2)], partial(linear, b=None)),
+    "product, transposed": ((3, 4), [(2, 4)], partial(linear, b=None, transposed=True)),
+    "product and bias": ((3, 4), [(4, 2), (2,)], linear),
+    "product of stacked rows": ((2, 3, 4), [(4, 2)], matmul),
+    "convolution": (IMAGES, [(2, 3, 3, 3)], lambda x, w, b=None: conv(x, w, b, WINDOW)),
+    "convolution and bias": (IMAGES, [(2, 3, 3, 3), (2,)], lambda x, w, b=None: conv(x, w, b, WINDOW)),
+    "transposed convolution": (IMAGES, [(3, 2, 3, 3), (2,)], lambda x, w, b: conv_transpose(x, w, b, WINDOW)),
+    "recurrence": ((2, 3, 4), [(4, 4)], lambda x, u: recurrent(x * 1.0, u, cell=Cell("RNN"))),
+    "layer norm": ((3, 4), [(4,)], lambda x, gamma: layer_norm(x, gamma, None)),
+    "layer norm of a shift": ((3, 4), [(4,)], lambda x, beta: layer_norm(x, None, beta)),
+    "batch norm": (IMAGES, [(3,)], lambda x, gamma: batch_norm(x, gamma, None)),
+    "rms norm": ((3, 4), [(4,)], rms_norm),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_weights_that_a_function_makes(rng, device, name):
+    """Their gradient goes on through the function, also where weights come without a bias."""
+    shape, weights, op = MADE[name]
+    x, given = clnn.tensor(normal(rng, shape)), [normal(rng, one) for one in weights]
+    found = []
+    for f in (clnn.sigmoid, lambda w: w):
+        ps = [parameter(w if f is clnn.sigmoid else clnn.sigmoid(w).numpy()) for w in given]
+        y = apply(op, x, *map(f, ps))
+        y.backward(np.cos(np.arange(y.size).reshape(y.shape)).astype(np.float32))
+        found.append([p.grad.numpy() for p in ps])
+    for w, got, plain in zip(given, *found, strict=True):
+        assert_close(got, plain * sigmoid(w) * (1 - sigmoid(w)), 64 * eps(np.float32), name)
 
 
 @pytest.mark.parametrize("order", [0, 1])

@@ -88,7 +88,9 @@ class Sink(NamedTuple):
 
 Writer = Callable[..., None]  # writes gradients where it is told: a Sink for each input, None for one that wants none
 Gradient = Array | Writer
-Flow = tuple[Gradient, ...]  # one or more inputs, and last their gradient: an array for one input, a writer for several
+# One or more inputs, and last their gradient: an array for one input, a writer for several. A writer for one input alone goes by
+# its sink's `derivative`; for weights and bias there is one writer for two, also where the bias is None.
+Flow = tuple[Any, ...]
 Backward = Callable[[Array], Iterable[Flow]]  # from an output's gradient to those of the inputs
 LossBackward = Callable[[Array | None], Iterable[tuple[Array, Array]]]  # where None stands for a gradient of 1
 

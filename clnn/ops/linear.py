@@ -74,7 +74,7 @@ def linear(
                 column_sums(device, n, m, dz.block, sums, dtype)
 
         yield x, write_dx  # before dw: a sink may be the weights themselves
-        yield (w, write_dw_db) if b is None else (w, b, write_dw_db)
+        yield w, b, write_dw_db
 
     return y, backward
 

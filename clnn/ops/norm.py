@@ -16,7 +16,7 @@ from ..errors import ShapeError
 from ..runtime.device import Device, DType, int_vector
 from ..runtime.recorder import Argument, Defines
 from .activation import end_with
-from .array import Array, Backward, Flow, Sink, Writer, block_of, check_float, check_together, empty, empty_like
+from .array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty, empty_like
 from .trace import op
 
 COLUMNS = 1024  # of a block that a CPU thread passes over: with its sums it fits the first-level cache
@@ -196,7 +196,7 @@ def batch_norm(
                 BACKWARD=1, CENTRED=1, **how,
             )  # fmt: skip
 
-        yield from _both(gamma, beta, join)  # x's gradient has gamma in the statistics
+        yield gamma, beta, join  # x's gradient has gamma in the statistics
         yield x, write_dx
 
     return y, backward
@@ -243,16 +243,6 @@ def fold(
         a.block, b.block, float(epsilon), real=mean.real, FOLD=1,
     )  # fmt: skip
     return a, b
-
-
-def _both(gamma: Array | None, beta: Array | None, write: Writer) -> Iterator[Flow]:
-    """What a backward closure yields for gamma and beta, of which either may be missing."""
-    if gamma is not None and beta is not None:
-        yield gamma, beta, write
-    elif gamma is not None:
-        yield gamma, write
-    elif beta is not None:
-        yield beta, lambda for_beta: write(None, for_beta)
 
 
 # -- by sample --------------------------------------------------------------------------------------------------------
@@ -401,7 +391,7 @@ def _by_sample(
             _join(device, real, channels, parts, 1, found, None, None, for_gamma, for_beta)
 
         yield x, write_dx  # before gamma: a sink may be gamma itself
-        yield from _both(gamma, beta, write)
+        yield gamma, beta, write
 
     return y, backward
 

@@ -345,10 +345,7 @@ def _convolution(
             weight_gradients(call._replace(x=images.block, w=dy.block), for_w, for_b)
 
         yield x, write_dx  # before dw: a sink may be the weights themselves
-        if b is None or transposed:
-            yield w, write_dw_db
-        else:
-            yield w, b, write_dw_db
+        yield w, None if transposed else b, write_dw_db
         if b is not None and transposed:
             yield b, sum_to(dz, (made, *(1 for _ in window.space))).reshaped(b.shape)
 

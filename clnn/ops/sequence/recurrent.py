@@ -195,7 +195,7 @@ def recurrent(
                 column_sums(device, columns, batch * steps, rec.block, sums, dtype)
 
         yield z, z.alias()
-        yield (u, write) if bias is None else (u, bias, write)
+        yield u, bias, write
         for state, gradient in zip(states, (dh, dc)):
             assert gradient is not None
             yield state, gradient
