@@ -40,6 +40,7 @@ except ImportError as missing:
 from .callbacks import Callback
 from .checks import check_count, in_range, refuse_masked
 from .errors import CheckpointError, ConfigurationError, DeviceError, ShapeError
+from .layers.base import Layer
 from .layers.core import Dense
 from .losses import LOSSES
 from .minimize import LBFGS
@@ -133,7 +134,7 @@ class _Estimator(BaseEstimator):
         draws = self._draws if epochs is not None or self.warm_start else check_random_state(self.random_state)
         seed = int(draws.randint(2**31 - 1))
         where = resolve(self.device)
-        with use(where):
+        with use(where), drawing_from(Generator(where, seed)):  # a model may get its weights at its first call
             if first:
                 made = self._build(x.shape[1], self._type(x, where), seed)
                 if not isinstance(made, Model):
@@ -358,14 +359,13 @@ class _Wrapped(_Estimator):
             return copy.deepcopy(self.model)
         if self.model is None:
             build: Callable[..., Any] = _one_hidden_layer
-        elif callable(self.model):
+        elif callable(self.model) and not isinstance(self.model, Layer):
             build = self.model
         else:
             raise ConfigurationError(f"model is a clnn model or a function that builds one, not {self.model!r}")
         told = {"input_shape": features, "outputs": self._count(), "dtype": dtype}
         names = inspect.signature(build).parameters
-        with drawing_from(Generator(resolve(None), seed)):
-            return cast(Model, build(**{n: v for n, v in told.items() if n in names and n not in given}, **given))
+        return cast(Model, build(**{n: v for n, v in told.items() if n in names and n not in given}, **given))
 
     def _train(self, x: Any, y: np.ndarray, weight: np.ndarray | None, epochs: int | None, seed: int) -> None:
         if self.optimizer_ is None:

@@ -279,6 +279,18 @@ def test_warm_starts_go_on_and_fits_begin_again(blobs):
         twice.fit(x, y + 1)
 
 
+@pytest.mark.parametrize("shape", [None, 6], ids=["built at its first call", "built at once"])
+def test_a_random_state_says_which_weights(blobs, shape):
+    """Also where the function leaves the input's shape to the first call, and draws nothing while it runs."""
+
+    def made():
+        return clnn.Sequential([clnn.Dropout(0.3), clnn.Dense(8, "relu"), clnn.Dense(3)], input_shape=shape)
+
+    fits = [CLNNClassifier(made, epochs=2, random_state=seed).fit(*blobs) for seed in (3, 3, 4)]
+    first, again, other = (one.predict_proba(blobs[0]) for one in fits)
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
 def test_a_model_as_it_is_and_functions_that_build_one(blobs):
     x, y = blobs
     net = clnn.Sequential([clnn.Dense(3, "softmax")], input_shape=6, seed=0)
@@ -299,6 +311,9 @@ def test_a_model_as_it_is_and_functions_that_build_one(blobs):
     mistakes = {
         "3 outputs, and 2 classes need 1 or 2": lambda: CLNNClassifier(net).fit(x, y % 2),
         "model is a clnn model or a function": lambda: CLNNClassifier("mlp").fit(x, y),
+        "model is a clnn model or a function that builds one, not Dense": lambda: CLNNClassifier(clnn.Dense(3)).fit(
+            x, y
+        ),
         "only a function": lambda: CLNNClassifier(net, model__hidden=3).fit(x, y),
         "should be a clnn model": lambda: CLNNClassifier(lambda: 3).fit(x, y),
         "needs classes=": lambda: MLPClassifier().partial_fit(x, y),
