@@ -12,6 +12,7 @@ import numpy as np
 
 from .checks import check_count, in_range, numbers
 from .errors import ConfigurationError, Diverged, ShapeError
+from .foreign import check_call
 from .layers.base import Layer, snake
 from .losses import host_target
 from .ops.random import Generator
@@ -28,6 +29,11 @@ class Callback:
     `state_dict()` is what a `Checkpoint` keeps of it, and `load_state_dict` is given when fit resumes: by name, arrays and what
     JSON can hold.
     """
+
+    def __new__(cls, *given: Any, **options: Any) -> Any:
+        if given or options:
+            check_call(cls, given, options)
+        return super().__new__(cls)
 
     def state_dict(self) -> dict[str, Any]:
         """What it knows between two epochs."""

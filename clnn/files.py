@@ -8,6 +8,8 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from .errors import ArgumentError
+
 try:
     import fcntl
 except ImportError:  # Windows
@@ -24,7 +26,9 @@ def cache_folder() -> Path:
 
 
 def as_path(path: str | bytes | os.PathLike[Any]) -> Path:
-    """A path as users give it; ~ is their home."""
+    """A path as users give it; ~ is their home. ArgumentError for what is none, such as an array."""
+    if not isinstance(path, (str, bytes, os.PathLike)):
+        raise ArgumentError(f"a file or a folder is given by its path, text or a pathlib.Path, and not by {path!r:.80}")
     return Path(os.fsdecode(path)).expanduser()
 
 

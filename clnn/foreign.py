@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
+from collections.abc import Callable, Collection
 from typing import Any
 
 from .checks import arguments
-from .errors import ArgumentError
+from .errors import ArgumentError, ConfigurationError
 
 _FOUND = "leave it out: clnn finds it from the input"
-# Arguments of layers and optimizers: the names here, of which the first that is taken is meant, or what to do
+# Arguments of layers, optimizers, callbacks and fit: the names here, of which the first that is taken is meant, or what to do
 ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "units": ("size",),
     "out_features": ("size",),
@@ -74,6 +77,21 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "use_ema": "give ema, such as ema=0.999",
     "params": "leave it out: fit and optimizer.step(net.parameters()) say what is trained",
     "restore_best_weights": ("restore_best",),
+    "save_best_only": ("best_only",),
+    "save_freq": ("every",),
+    "filepath": ("folder",),
+    "filename": ("path",),
+    "log_dir": ("folder",),
+    "histogram_freq": ("histograms",),
+    "write_graph": ("graph",),
+    "schedule": ("function",),
+    "verbose": ("progress",),
+    "validation_data": ("validation",),
+    "nb_epoch": ("epochs",),
+    "num_epochs": ("epochs",),
+    "criterion": ("loss",),
+    "initial_epoch": ("resume",),
+    "workers": "give clnn.data.Batches(x, y, workers=...) in place of x",
     "data_format": "clnn takes images as (channels, height, width)",
     "input_shape": "give it to Sequential: Sequential(layers, input_shape=...)",
     "trainable": "set layer.trainable = False",
@@ -136,6 +154,17 @@ NAMES: dict[str, str] = {
     "DataLoader": "fit itself, which shuffles and makes mini-batches, or clnn.data.Batches",
     "optimizers": "clnn.optim",
     "jit": "clnn.step",
+    "save": "net.save(path)",
+    "load_model": "clnn.load",
+    "models": "clnn itself: clnn.Sequential, clnn.Model, clnn.load",
+    "utils": "clnn.data, for data sets and batches",
+    "datasets": "clnn.data",
+    "to_categorical": "not needed: losses take class numbers as they are",
+    "cuda": 'clnn.use("gpu"), and clnn.devices() says what there is',
+    "is_available": "clnn.devices()",
+    "functional": "clnn itself: clnn.relu, clnn.softmax, ...",
+    "LeakyReLU": 'clnn.Activation("leaky_relu")',
+    "randn": "clnn.tensor(numpy.random.randn(...))",
 }
 # Methods of models
 METHODS: dict[str, str] = {
@@ -150,26 +179,101 @@ METHODS: dict[str, str] = {
     "modules": "net.layers_inside()",
     "children": "net.layers",
     "count_params": "net.summary() says it",
+    "get_weights": "net.state_dict()",
+    "set_weights": "net.load_state_dict(arrays)",
+    "trainable_weights": "net.parameters()",
+    "half": "clnn computes in float32 and float64",
+}
+# Losses, metrics and initialisers by the names that they are given by
+VALUES = {
+    "categorical_crossentropy": "cross_entropy",
+    "sparse_categorical_crossentropy": "cross_entropy",
+    "nll": "log_likelihood",
+    "bce": "binary_cross_entropy",
+    "bce_with_logits": "binary_cross_entropy",
+    "mean_squared_error": "mse",
+    "squared_error": "mse",
+    "mean_absolute_error": "mae",
+    "l1": "mae",
+    "kl_div": "kl_divergence",
+    "acc": "accuracy",
+    "categorical_accuracy": "accuracy",
+    "sparse_categorical_accuracy": "accuracy",
+    "xavier_uniform": "glorot_uniform",
+    "xavier_normal": "glorot_normal",
+    "kaiming_uniform": "he_uniform",
+    "kaiming_normal": "he_normal",
 }
 PAGE = 'see "Coming from Keras or PyTorch" in clnn/README.md'
 
 
+def check_call(kind: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """ArgumentError where a constructor of clnn's is called with what it does not take, or without what it needs; and for any
+    class without one, of which Python would drop what it is given."""
+    if kind.__init__ is object.__init__:
+        raise ArgumentError(f"{kind.__name__} takes no arguments, and {[*given, *options]} were given")
+    if arguments(kind):
+        check_arguments(kind, options)
+        bind(kind.__name__, kind.__init__, (kind, *given), options)
+
+
+def bind(name: str, function: Callable[..., Any], given: tuple[Any, ...], options: dict[str, Any]) -> None:
+    """ArgumentError, with this name, where the function cannot be called like this."""
+    try:
+        inspect.signature(function).bind(*given, **options)
+    except TypeError as error:
+        raise ArgumentError(f"{name}: {error}") from None
+
+
 def check_arguments(kind: Any, options: dict[str, Any]) -> None:
     """ArgumentError for an option that a class of clnn's does not take, with the name it has here."""
-    known = arguments(kind)
-    wrong = next((name for name in options if known and name not in known), None)
+    if known := arguments(kind):
+        refuse_unknown(kind.__name__, known, options)
+
+
+def refuse_unknown(who: str, known: Collection[str], options: dict[str, Any]) -> None:
+    """ArgumentError for an option that is none of the known ones, with the name it has here."""
+    wrong = next((name for name in options if name not in known), None)
     if wrong is None:
         return
     told = ARGUMENTS.get(wrong, ())
     if isinstance(told, str):
-        raise ArgumentError(f"{kind.__name__} takes no {wrong}: {told}; {PAGE}")
+        raise ArgumentError(f"{who} takes no {wrong}: {told}; {PAGE}")
     meant = next((name for name in told if name in known), None)
     if meant is not None:
-        raise ArgumentError(f"{kind.__name__} takes {meant}, not {wrong}; {PAGE}")
+        raise ArgumentError(f"{who} takes {meant}, not {wrong}; {PAGE}")
     close = difflib.get_close_matches(wrong, known, 1)
     raise ArgumentError(
-        f"{kind.__name__} takes no {wrong}{f', perhaps {close[0]}' if close else ''}; it takes {', '.join(sorted(known))}"
+        f"{who} takes no {wrong}{f', perhaps {close[0]}' if close else ''}; it takes {', '.join(sorted(known))}"
     )
+
+
+def check_called(one: Any, base: Any) -> None:
+    """ConfigurationError where a callback's method cannot be called as `base` has it. In Keras it takes (epoch, logs), and would
+    take the model for the epoch."""
+    for name in [name for name in vars(base) if name.startswith("on_")]:
+        wanted = list(inspect.signature(getattr(base, name)).parameters)[1:]
+        try:
+            taken = inspect.signature(getattr(one, name))
+            first = next(iter(taken.bind(*wanted).arguments), "")
+        except ValueError:  # of some that are written in C
+            continue
+        except TypeError:
+            first = ""
+        if first in ("", "epoch", "batch", "logs"):
+            told = f"takes {taken}, and fit calls it with ({', '.join(wanted)})"
+            raise ConfigurationError(f"{type(one).__name__}.{name} {told}")
+
+
+def unknown(what: str, given: Any, known: Collection[str]) -> str:
+    """What to say of a loss, an activation, ... that is not known: the one that is meant, and all that there are."""
+    rest = f"; the known ones are {', '.join(known)}"
+    if isinstance(given, int):
+        return f"there is no {what} {given!r} (sizes of inputs are found: a layer is told its output's alone){rest}"
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", given if isinstance(given, str) else getattr(given, "__name__", ""))
+    name = name.lower().removesuffix("_").removesuffix("loss").removesuffix("_")
+    close = [VALUES[name]] if VALUES.get(name) in known else difflib.get_close_matches(name, known, 1)
+    return f"there is no {what} {given!r}{f', perhaps {close[0]!r}' if close else ''}{rest}"
 
 
 def meant_by(name: str, known: Any) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ConfigurationError
+from .foreign import unknown
 from .ops.array import Array, empty, fill
 from .ops.random import Generator
 
@@ -124,7 +125,7 @@ def find_initialiser(which: str | float | Initialiser) -> Initialiser:
         return constant(float(which))
     if not isinstance(which, str) or which not in INITIALISERS:
         raise ConfigurationError(
-            f"there is no initialiser {which!r}; the known ones are {', '.join(sorted(INITIALISERS))}, a finite number, and a "
-            "function of (shape, generator, dtype)"
+            unknown("initialiser", which, sorted(INITIALISERS))
+            + ", a finite number, and a function of (shape, generator, dtype)"
         )
     return INITIALISERS[which]

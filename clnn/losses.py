@@ -19,6 +19,7 @@ from . import registry
 from .checks import in_range, numbers, whole
 from .data.validate import check_labels
 from .errors import ClnnError, ConfigurationError, DataError, ShapeError
+from .foreign import unknown
 from .ops.aggregate import reduce
 from .ops.array import Array
 from .ops.elementwise import binary
@@ -629,5 +630,5 @@ def find_loss(which: Any) -> Any:
             )
         return which
     if not isinstance(which, str) or which not in LOSSES:
-        raise ConfigurationError(f"there is no loss {which!r}; the known ones are {', '.join(LOSSES)}")
+        raise ConfigurationError(unknown("loss", which, LOSSES))
     return LOSSES[which]()

@@ -18,6 +18,7 @@ from . import notebook
 from .checks import check_count, numbers, whole
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
+from .foreign import unknown
 from .losses import host_target
 from .ops.array import check_float, empty
 from .ops.loss import yes_above
@@ -94,7 +95,7 @@ def find_metric(which: str | Metric) -> Metric:
         return accuracy
     if isinstance(which, str) and (match := re.fullmatch(r"top_(\d+)", which)):
         return top_k(int(match.group(1)))
-    raise ConfigurationError(f"there is no metric {which!r}; the known ones are accuracy and top_<k>, such as top_5")
+    raise ConfigurationError(unknown("metric", which, ["accuracy"]) + " and top_<k>, such as top_5")
 
 
 def find_metrics(which: Sequence[str | Metric] | None) -> list[Metric]:

@@ -14,7 +14,7 @@ import numpy as np
 from . import checkpoint, generation, losses, notebook, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
-from .foreign import METHODS, PAGE
+from .foreign import METHODS, PAGE, refuse_unknown
 from .graph import Graph, told_of_parameters, traced
 from .layers.base import REGISTRY, Layer, first_pass, for_shapes, name_layers, register, through
 from .losses import YES_ABOVE_0, find_loss
@@ -29,6 +29,8 @@ from .runtime.lock import exclusive
 from .tape import no_grad
 from .tensor import Parameter, Tensor, tensor
 from .train.compiled import Compiled
+
+TAKEN = {f.__name__: frozenset([*inspect.signature(f).parameters][3:]) for f in (train.fit, train.evaluate)}
 
 
 @register
@@ -126,9 +128,11 @@ class Model(Layer):
         return notebook.table(type(self).__name__, header, rows, total(self))
 
     def fit(self, x: Any, y: Any = None, **options: Any) -> train.History:
+        refuse_unknown("fit", TAKEN["fit"], options)
         return train.fit(self, x, y, **options)
 
     def evaluate(self, x: Any, y: Any = None, **options: Any) -> dict[str, float]:
+        refuse_unknown("evaluate", TAKEN["evaluate"], options)
         return train.evaluate(self, x, y, **options)
 
     def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> Any:

@@ -54,6 +54,11 @@ class Checkpoint(Callback):
         world: Any,
     ) -> None:
         """A fit begins, with these settings, and goes on from a file or None: said by `fit`."""
+        mine = [one for one in others if isinstance(one, Checkpoint) and one.folder.resolve() == self.folder.resolve()]
+        if len(mine) > 1:
+            raise ConfigurationError(
+                f"two Checkpoints in {self.folder} would delete each other's files: give each its own"
+            )
         self.best, files = None, saved_in(self.folder) if world.rank == 0 else []
         if files and (source is None or source.parent.resolve() != self.folder.resolve()):
             raise ConfigurationError(
@@ -159,8 +164,8 @@ class Resumed:
     """What fit goes on from: the newest checkpoint of a folder that can be read, or a checkpoint's file."""
 
     def __init__(self, path: str | Path) -> None:
-        given = as_path(path)
-        files = [given] if given.is_file() else saved_in(given)
+        self.given = as_path(path)
+        files = [self.given] if self.given.is_file() else saved_in(self.given)
         self.run: dict[str, Any] | None = None
         self.file: Path | None = None
         self.arrays: dict[str, np.ndarray] = {}
@@ -187,6 +192,10 @@ class Resumed:
         """Give the model and the optimizer the state that was saved. ConfigurationError, before anything is changed, where fit's
         settings are others."""
         if self.run is None:
+            if not any(isinstance(one, Checkpoint) for one in callbacks):
+                raise ConfigurationError(
+                    f"resume: there is no checkpoint in {self.given}, and no Checkpoint among the callbacks to write one"
+                )
             return
         self.knowing = [one for one in callbacks if _knows(one)]
         names = [one["class"] for one in self.run["callbacks"]]

@@ -147,7 +147,7 @@ WINGS = {
     "graphs": (600, "graph.py", "layers/merge.py", "train/outputs.py"),
     "writing onnx": (1_900, "onnx/write.py", "onnx/writers/*"),
     "onnx": (6_200, "onnx/*"),
-    "other libraries' names": (190, "foreign.py"),
+    "other libraries' names": (290, "foreign.py"),
     "scikit-learn": (640, "sklearn.py"),
     "running models": (380, "tools/run.py"),
     "several ranks": (820, "distributed.py", "train/alone.py", "tools/mpi.py"),

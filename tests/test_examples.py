@@ -254,6 +254,8 @@ def test_the_book_s_backprop_is_that_of_numpy(monkeypatch, device):
         weights, activations = [w.astype(float) for w in net.weights], [x]
         for w, b in zip(weights, net.biases):
             activations.append(sigmoid(w @ activations[-1] + b))
+        assert net.num_layers == 4 and net.feedforward(np.hstack([x, x]).T).shape == (2, 4)
+        np.testing.assert_allclose(net.feedforward(x), activations[-1], rtol=1e-5)  # a column, as in the book
         delta = activations[-1] - y
         delta = delta * activations[-1] * (1 - activations[-1]) if net.loss == "quadratic" else delta
         nabla_b, nabla_w = net.backprop(x, y)

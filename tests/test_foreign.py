@@ -1,5 +1,6 @@
 """Names of Keras and PyTorch get errors that say what clnn has instead."""
 
+import contextlib
 import copy
 import pickle
 
@@ -11,6 +12,8 @@ from clnn import foreign
 
 KINDS = [getattr(clnn, name) for name in clnn.__all__ if isinstance(getattr(clnn, name), type)]
 KINDS = [kind for kind in KINDS if issubclass(kind, (clnn.Layer, clnn.Optimizer, clnn.Schedule))]
+
+NET = clnn.Sequential([clnn.Dense(2)])
 
 
 @pytest.mark.parametrize(
@@ -35,6 +38,20 @@ KINDS = [kind for kind in KINDS if issubclass(kind, (clnn.Layer, clnn.Optimizer,
         (lambda: clnn.Adam(betas=(0.9, 0.99)), "give beta1 and beta2"),
         (lambda: clnn.Dense(3, activaton="relu"), "perhaps activation"),
         (lambda: clnn.Dense(3, zzz=1), "it takes activation, bias, "),
+        (lambda: clnn.Conv2D(8), "Conv2D: missing a required argument: 'kernel'"),
+        (lambda: clnn.GRUCell(3, units=3), "GRUCell: multiple values for argument 'units'"),
+        (lambda: clnn.Adam([], lr=0.1), "Adam: multiple values for argument 'lr'"),
+        (lambda: clnn.Flatten(start_dim=1), r"Flatten takes no arguments, and \['start_dim'\] were given"),
+        (lambda: clnn.GlobalAvgPool(2), r"GlobalAvgPool takes no arguments, and \[2\]"),
+        (lambda: type("Mine", (clnn.Layer,), {})(3), r"Mine takes no arguments, and \[3\]"),
+        (lambda: type("Mine", (clnn.Callback,), {})(rate=3), r"Mine takes no arguments, and \['rate'\]"),
+        (lambda: clnn.EarlyStopping(restore_best_weights=True), "EarlyStopping takes restore_best, not restore_best_w"),
+        (lambda: clnn.Checkpoint("run", save_best_only=True), "Checkpoint takes best_only, not save_best_only"),
+        (lambda: clnn.TensorBoard(log_dir="run"), "TensorBoard takes folder, not log_dir"),
+        (lambda: NET.fit([[1.0]], [0], verbose=0), "fit takes progress, not verbose"),
+        (lambda: NET.fit([[1.0]], [0], validation_data=None), "fit takes validation, not validation_data"),
+        (lambda: NET.fit([[1.0]], [0], epoch=3), "fit takes no epoch, perhaps epochs"),
+        (lambda: NET.evaluate([[1.0]], [0], verbose=0), "evaluate takes no verbose; it takes batch_size, loss"),
     ],
 )
 def test_arguments(make, told):
@@ -42,6 +59,37 @@ def test_arguments(make, told):
         make()
     with pytest.raises(TypeError):
         make()
+
+
+@pytest.mark.parametrize(
+    "make, told",
+    [
+        (
+            lambda: clnn.losses.find_loss("sparse_categorical_crossentropy"),
+            "loss .*, perhaps 'cross_entropy'; the known",
+        ),
+        (lambda: clnn.losses.find_loss("BCELoss"), "perhaps 'binary_cross_entropy'"),
+        (lambda: clnn.losses.find_loss("CrossEntropyLoss"), "perhaps 'cross_entropy'"),
+        (lambda: clnn.losses.find_loss("MSELoss"), "perhaps 'mse'"),
+        (lambda: clnn.losses.find_loss(None), "there is no loss None; the known"),
+        (lambda: clnn.optim.find_optimizer("adm"), "perhaps 'adam'"),
+        (lambda: clnn.metrics.find_metric("acc"), "perhaps 'accuracy'; the known ones are accuracy and top_<k>"),
+        (lambda: clnn.Dense(3, "ReLU"), "perhaps 'relu'"),
+        (lambda: clnn.Dense(3, clnn.relu), "perhaps 'relu'"),
+        (lambda: clnn.Dense(784, 100), "there is no activation 100 .sizes of inputs are found"),
+        (lambda: clnn.Dense(3, weight_init="xavier_uniform_"), "perhaps 'glorot_uniform'"),
+        (lambda: clnn.Dense(3, weight_init="HeNormal"), "perhaps 'he_normal'; .*, a finite number"),
+        (lambda: clnn.Dense(3, weight_init="nothing like it"), "initialiser 'nothing like it'; the known"),
+    ],
+)
+def test_values_by_name(make, told):
+    with pytest.raises(clnn.ConfigurationError, match=told):
+        make()
+
+
+def test_no_error_of_pythons_own_has_a_private_name():
+    public = [kind for name in clnn.__all__ if isinstance(kind := getattr(clnn, name), type)]
+    assert not [kind for kind in public if kind.__init__.__qualname__.startswith("_")]
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -105,6 +153,30 @@ def test_what_fit_never_calls(rng):
     net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
     with pytest.raises(clnn.ConfigurationError, match="Mine.on_batch_end: fit never calls that, but on_data"):
         net.fit(rng.random((4, 3)), [0, 1, 0, 1], loss="cross_entropy", optimizer="sgd", callbacks=[Mine()])
+
+
+@pytest.mark.parametrize(
+    "name, function, fits",
+    [
+        ("on_epoch_begin", lambda epoch, logs=None: None, False),  # Keras': the model would be taken for the epoch
+        ("on_epoch_end", lambda epoch, logs=None: None, False),
+        ("on_train_begin", lambda logs=None: None, False),
+        ("on_epoch_end", lambda model, epoch: None, False),
+        ("on_epoch_end", lambda net, i, found, more=None: None, True),
+        ("on_epoch_end", lambda *_: None, True),
+    ],
+)
+def test_callbacks_of_another_signature(name, function, fits, rng):
+    Mine = type("Mine", (clnn.Callback,), {name: staticmethod(function)})  # noqa: N806
+    given = {"loss": "cross_entropy", "optimizer": "sgd", "progress": False}
+    for one in (Mine(), clnn.Lambda(**{name: function})):
+        net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+        with (
+            contextlib.nullcontext()
+            if fits
+            else pytest.raises(clnn.ConfigurationError, match=rf"{name} takes \(.*\), and fit calls it with \(model")
+        ):
+            net.fit(rng.random((4, 3)), [0, 1, 0, 1], callbacks=[one], **given)
 
 
 def test_a_class_of_ones_own_takes_what_it_likes():

@@ -260,6 +260,12 @@ def test_what_does_not_fit_is_said(data, tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(before.values(), frozen.state_dict().values()))
     with pytest.raises(clnn.ConfigurationError, match="keep"):
         clnn.Checkpoint(tmp_path, keep=0)
+    with pytest.raises(clnn.ConfigurationError, match="no checkpoint in .*rnu, and no Checkpoint among"):
+        fit(data, [], resume=tmp_path / "rnu")
+    with pytest.raises(TypeError, match="given by its path.* not by True"):
+        fit(data, [], resume=True)
+    with pytest.raises(clnn.ConfigurationError, match="two Checkpoints in .*a would delete"):
+        fit(data, [clnn.Checkpoint(tmp_path / "a"), clnn.Checkpoint(tmp_path / "b" / ".." / "a", best_only=True)])
 
 
 RUN = """

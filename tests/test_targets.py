@@ -143,4 +143,11 @@ def test_channels_last_is_told():
     net = convolution((1, 28, 28))
     with pytest.raises(clnn.ShapeError, match=r"\(1, 28, 28, 1\).*clnn takes images as \(channels, height, width\)"):
         net.predict(np.zeros((2, 28, 28, 1), np.float32))
+    with pytest.raises(clnn.ShapeError, match=r"\(1, 28, 28, 1\).*clnn takes images as \(channels, height, width\)"):
+        convolution((1, 28, 28), padding="same").predict(np.zeros((2, 28, 28, 1), np.float32))
     convolution((3, 32, 32)), convolution((64, 5, 1), padding="same"), convolution((16, 8, 8))
+    volumes = clnn.Conv3D(2, 3, padding="same")
+    with pytest.warns(
+        UserWarning, match=r"have 8 channels; clnn takes volumes as .*: give x.transpose\(0, 4, 1, 2, 3\)"
+    ):
+        volumes(np.zeros((1, 8, 9, 8, 1), np.float32))

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from ..errors import ConfigurationError
+from ..foreign import unknown
 from .array import Array, Backward, Flow, check_float, empty_like
 from .rows import elements
 from .trace import op
@@ -71,8 +72,8 @@ def activation_name(name: str | None) -> str:
     """The registered name that `name` means; None is linear."""
     found = ALIASES.get(name or "linear", name or "linear")
     if found not in ACTIVATIONS:
-        known = ", ".join(sorted([*ACTIVATIONS, *ALIASES, "softmax", "log_softmax"]))
-        raise ConfigurationError(f"there is no activation {name!r}; the known ones are {known}")
+        known = sorted([*ACTIVATIONS, *ALIASES, "softmax", "log_softmax"])
+        raise ConfigurationError(unknown("activation", name, known))
     return found
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from .. import registry
 from ..errors import ConfigurationError
+from ..foreign import unknown
 from . import rules
 from .base import Optimizer
 from .base import Taking as Taking
@@ -43,5 +44,5 @@ def find_optimizer(which: str | Optimizer | dict[str, Any]) -> Optimizer:
         return OPTIMIZERS[which["name"]](**which["config"])
     name = which.lower() if isinstance(which, str) else which
     if not isinstance(name, str) or name not in OPTIMIZERS:
-        raise ConfigurationError(f"there is no optimizer {which!r}; the known ones are {', '.join(OPTIMIZERS)}")
+        raise ConfigurationError(unknown("optimizer", which, OPTIMIZERS))
     return OPTIMIZERS[name]()

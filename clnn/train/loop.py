@@ -21,6 +21,7 @@ from ..checks import check_count
 from ..data.mapped import MappedRows
 from ..data.sparse import SparseRows
 from ..errors import ConfigurationError, Diverged, ShapeError
+from ..foreign import check_called
 from ..layers.base import Layer, for_shapes
 from ..losses import Loss, parts_of
 from ..ops.random import Generator
@@ -91,7 +92,8 @@ def fit(
     `world` (clnn.distributed.init()): its ranks, which are all to call this with the same samples, share out each mini-batch of
     `batch_size` times as many samples as there are ranks, and add up their gradients.
     `resume`: a folder, or a file, of `Checkpoint`: fit goes on where that was saved, up to `epochs` in all, and ends with the
-    bits of a fit that was never interrupted; in an empty folder it begins. The history holds the epochs before, too.
+    bits of a fit that was never interrupted; in an empty folder, which a `Checkpoint` is to fill, it begins. The history holds
+    the epochs before, too.
 
     Where `forward` returns several outputs, as a tuple (then called output_1, output_2, ...) or as a dict, y, loss,
     loss_weights (1 unless given), metrics and sample_weight are tuples or dicts likewise; one loss, one list of metrics or one
@@ -338,6 +340,7 @@ def as_callbacks(callbacks: Any) -> list[Any]:
                 f"{type(one).__name__}.{unknown[0]}: fit never calls that, but {known}; within an epoch steps are replayed "
                 "without Python: write a loop of your own, with @clnn.step, where each batch matters"
             )
+        check_called(one, Callback)
     return sorted(found, key=lambda one: isinstance(one, Checkpoint))  # which keep what the others know after the epoch
 
 

@@ -24,6 +24,10 @@ class Parts:
     """What the book's classes show of themselves, read from the layers."""
 
     @property
+    def num_layers(self):
+        return len(self.sizes)
+
+    @property
     def biases(self):
         """A column (neurons, 1) for each layer."""
         return [layer.b.numpy()[:, None] for layer in self.layers.layers]
@@ -32,6 +36,12 @@ class Parts:
     def weights(self):
         """A matrix (neurons, inputs) for each layer."""
         return [layer.w.numpy().T for layer in self.layers.layers]
+
+    def feedforward(self, a):
+        """The outputs of images (n, pixels), or of the book's column of pixels, a column."""
+        if np.shape(a) == (self.sizes[0], 1):
+            return self.layers.predict(np.reshape(a, (1, -1))).T
+        return self.layers.predict(a)
 
     def backprop(self, x, y):
         """(nabla_b, nabla_w), in the forms of biases and weights: the gradient of the cost C_x of one image x, whose answer y is
@@ -49,11 +59,9 @@ class Network(Parts, clnn.Callback):
     loss = "quadratic"
 
     def __init__(self, sizes):
+        self.sizes = sizes
         normal = {"weight_init": "nielsen_old", "bias_init": "nielsen_old"}  # the book's first choice: N(0, 1)
         self.layers = clnn.Sequential([clnn.Dense(n, "sigmoid", **normal) for n in sizes[1:]], input_shape=sizes[0])
-
-    def feedforward(self, a):
-        return self.layers.predict(a)
 
     def SGD(self, training_data, epochs, mini_batch_size, eta, test_data=None):
         self.test_data = test_data and as_arrays(test_data)

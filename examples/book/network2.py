@@ -36,9 +36,6 @@ class Network(Parts):
         options = {"activation": "sigmoid", "weight_init": weights, "bias_init": "normal"}
         self.layers = clnn.Sequential([clnn.Dense(n, **options) for n in self.sizes[1:]], input_shape=self.sizes[0])
 
-    def feedforward(self, a):
-        return self.layers.predict(a)
-
     def SGD(
         self, training_data, epochs, mini_batch_size, eta, lmbda=0.0, evaluation_data=None,
         monitor_evaluation_cost=False, monitor_evaluation_accuracy=False,

@@ -14,7 +14,6 @@ from ...ops.array import Array
 from ...ops.elementwise import binary
 from ...ops.image.conv import conv, conv_transpose
 from ...ops.image.window import (
-    CHANNELS_FIRST,
     Paddings,
     Window,
     channels_last,
@@ -85,10 +84,8 @@ class _Convolution(Layer):
 
     def build(self, shape: tuple[int, ...]) -> None:
         check_axes(self.label, ("batch", *shape), self.axes)  # type: ignore[arg-type]
-        if channels_last(shape):
-            warnings.warn(
-                f"{self.label}: inputs of shape {shape} have {shape[0]} channels; {CHANNELS_FIRST}", stacklevel=2
-            )
+        if said := channels_last(shape):
+            warnings.warn(f"{self.label}: inputs of shape {shape} have {shape[0]} channels{said}", stacklevel=2)
         self.grouped(shape[0], shape)
         self.w = self.parameter(self.weight_shape(shape[0]), self.weight_init)
         self.b = self.parameter((self.channels,), self.bias_init) if self.bias else None

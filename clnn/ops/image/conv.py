@@ -21,7 +21,7 @@ from ..reduce import sum_to
 from ..trace import op
 from .conv_plan import SIDE, Plan, by_lanes, limits, plan_for, run_of, tiles_of, winograd_sizes
 from .geometry import Geometry, flipped, geometry
-from .window import Window
+from .window import Window, channels_last
 
 EACH = 4  # results of a work-item of conv_local along each side of its tile, as in kernels/conv.cl
 LONGEST = 1024  # sums of blocks of positions that are added in a row (long sums: kernels/common.cl)
@@ -328,6 +328,7 @@ def _convolution(
                 if transposed
                 else f"{groups} * {c} = {channels} channels, and the weights' channels must be divisible by the groups"
             )
+            + channels_last(x.shape[1:])
         )
     y = empty(x.device, (n, made, *(window.space if transposed else window.out)), x.dtype)
     saved = end_with(y, activation, keep)

@@ -8,12 +8,16 @@ from typing import Any, Literal, NamedTuple
 from ...checks import whole
 from ...errors import ConfigurationError, ShapeError
 
-CHANNELS_FIRST = "clnn takes images as (channels, height, width): give x.transpose(0, 3, 1, 2)"
+CHANNELS_FIRST = {
+    3: "; clnn takes images as (channels, height, width): give x.transpose(0, 3, 1, 2)",
+    4: "; clnn takes volumes as (channels, depth, height, width): give x.transpose(0, 4, 1, 2, 3)",
+}
 
 
-def channels_last(shape: Sequence[int]) -> bool:
-    """Whether a sample's shape looks like (height, width, channels)."""
-    return len(shape) == 3 and shape[-1] in (1, 3) and min(shape[:-1]) >= 8
+def channels_last(shape: Sequence[int]) -> str:
+    """What to say of a sample whose shape looks like (height, width, channels), or (depth, height, width, channels)."""
+    likely = len(shape) in CHANNELS_FIRST and shape[-1] in (1, 3) and min(shape[:-1]) >= 8
+    return CHANNELS_FIRST[len(shape)] if likely else ""
 
 
 class Window(NamedTuple):
@@ -133,11 +137,10 @@ def slide(
         if ceil and count > 1 and (count - 1) * s >= n + before:
             count -= 1
         if count < 1:
-            hint = f"; {CHANNELS_FIRST}" if channels_last(shape[1:]) else ""
             raise ShapeError(
                 f"{what}: a window of {k}{f' with dilation {d}' if d > 1 else ''} does not fit along axis {axis + 2} of an "
                 f"input of shape {tuple(shape)}: ({n} + {before} + {after} - {d} * ({k} - 1) - 1) // {s} + 1 = {free // s + 1} "
-                f"outputs; use a smaller window, more padding, or larger inputs{hint}"
+                f"outputs; use a smaller window, more padding, or larger inputs{channels_last(shape[1:])}"
             )
         pads.append((int(before), int(after)))
         out.append(int(count))

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from ...foreign import check_arguments
+from ...foreign import check_call
 from .values import MISSING, PLAIN, bytes_of, has_bytes, refill, state_of
 
 SMALL = 1000  # entries of a container: larger ones are left to audits
@@ -70,10 +70,18 @@ class Watched(Restored):
     One that `tells` calls `structure_changed()` when an attribute is rebound; of others the attributes are compared.
     """
 
-    def __new__(cls, *_: Any, **options: Any) -> Any:
-        if options:
-            check_arguments(cls, options)
+    def __new__(cls, *given: Any, **options: Any) -> Any:
+        if given or options:
+            check_call(cls, given, options)
         return super().__new__(cls)
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        made = vars(cls).get("__init__")
+        if made is not None and made.__qualname__.startswith(
+            "_"
+        ):  # what Python's errors call it, of all that inherit it
+            made.__qualname__ = made.__qualname__.lstrip("_")
 
     tells = False
     unwatched: frozenset[str] = frozenset()  # attributes that no step reads
