@@ -12,18 +12,42 @@ from .runtime.device import Device
 from .runtime.devices.choice import resolve
 from .tensor import Tensor, tensor
 
+# kinds of devices by DLDeviceType in dlpack.h, DLPack 1.1
+HOST = (1, 3, 11)  # its memory, also what CUDA and ROCm have pinned there
+OTHERS = {2: "CUDA", 4: "OpenCL", 7: "Vulkan", 8: "Metal", 10: "ROCm", 13: "CUDA (managed)", 14: "oneAPI"}
 
-def from_dlpack(value: Any, device: str | Device | None = None) -> Tensor:
+
+def from_dlpack(value: Any, device: str | Device | None = None, *, copy: bool | None = None) -> Tensor:
     """A tensor with a copy of what an array of another library holds, which has `__dlpack__` and lies in the host's memory. Types
-    as for `tensor`, but for float64, which stays. DataError where it lies elsewhere, or has a type that NumPy has not."""
-    if isinstance(value, Tensor):
+    as for `tensor`, but for float64, which stays. DataError where it lies elsewhere, or has a type that NumPy has not, and for
+    copy=False; of PyOpenCL's arrays `from_pyopencl` makes tensors without a copy. A tensor that is already there comes back as it
+    is, unless `copy` is True.
+    """
+    if isinstance(value, Tensor) and not copy:
         return tensor(value, device=device)
+    if copy is False:
+        raise DataError(
+            "from_dlpack copies what lies in the host's memory, and copy=False was asked for: leave copy out"
+        )
+    if isinstance(value, Tensor):
+        value.refuse_history("from_dlpack with a copy")
     try:
-        array = np.from_dlpack(value)
+        place = tuple(value.__dlpack_device__())
+        if place[0] not in HOST:
+            raise BufferError(
+                f"it lies on a device of {OTHERS.get(place[0], 'another kind')}, {place} in DLPack's terms"
+            )
+        array = value if isinstance(value, np.ndarray) else np.from_dlpack(value)
     except (TypeError, ValueError, RuntimeError, BufferError, AttributeError) as error:
+        remedy = (
+            "clnn.from_pyopencl(array) shares it"
+            if type(value).__module__ == "pyopencl.array"
+            else "bring it there and to float32 or int32 first, as .cpu() and .float() do in PyTorch, or give clnn.tensor() an "
+            "array of NumPy"
+        )
         raise DataError(
             f"from_dlpack takes an array with __dlpack__ in the host's memory, and this {type(value).__name__} is none: {error}; "
-            "bring it there and to float32 or int32 first, as .cpu() and .float() do in PyTorch"
+            f"{remedy}"
         ) from error
     return tensor(array, np.float64 if array.dtype == np.float64 else None, device)
 

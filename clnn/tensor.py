@@ -116,8 +116,18 @@ class Tensor(Array):
             self.refuse_history("to_pyopencl()")
         return lend(self.device, block, self.shape, self.dtype, queue)
 
-    def __dlpack__(self, **options: Any) -> Any:
-        return self.numpy().__dlpack__(**options)
+    def __dlpack__(
+        self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
+    ) -> Any:
+        if copy is False or stream is not None or dl_device not in (None, self.__dlpack_device__()):
+            raise BufferError(
+                f"a tensor gives a copy in the host's memory; {copy=}, {stream=}, {dl_device=} was asked for"
+            )
+        array = self.numpy()
+        try:
+            return array.__dlpack__(max_version=max_version)  # type: ignore[call-arg, unused-ignore]
+        except TypeError:  # NumPy before 2.1
+            return array.__dlpack__()
 
     def __dlpack_device__(self) -> tuple[int, int]:
         return (1, 0)  # a copy in the host's memory

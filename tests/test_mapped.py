@@ -85,16 +85,57 @@ def test_dlpack_both_ways(device):
         if device.has_fp64:
             assert clnn.from_dlpack(x.T).dtype == np.float64 and np.array_equal(clnn.from_dlpack(x.T).numpy(), x.T)
 
-        class Elsewhere:
-            def __dlpack__(self, **options):
-                raise BufferError("on a GPU")
-
-            def __dlpack_device__(self):
-                return 2, 0
-
-        for wrong in (Elsewhere(), [1.0], "text"):
-            with pytest.raises(clnn.DataError, match="from_dlpack takes an array with __dlpack__ in the host's memory"):
+        for wrong in ([1.0], "text", np.ones(2, complex), np.array(["a"])):
+            with pytest.raises(clnn.DataError):
                 clnn.from_dlpack(wrong)
+
+
+class Elsewhere:
+    """An array that says it lies on a device of another kind."""
+
+    def __init__(self, kind):
+        self.kind = kind
+
+    def __dlpack__(self, **options):
+        return np.ones(2, np.float32).__dlpack__()
+
+    def __dlpack_device__(self):
+        return self.kind, 0
+
+
+def test_what_dlpack_asks_for_is_done_or_refused(device):
+    for kind, name in {4: "OpenCL", 2: "CUDA", 99: "another kind"}.items():
+        with pytest.raises(
+            clnn.DataError, match=rf"a device of {name}, \({kind}, 0\) in DLPack's terms; bring it there"
+        ):
+            clnn.from_dlpack(Elsewhere(kind))
+    assert clnn.from_dlpack(Elsewhere(3)).shape == (2,), "pinned memory is the host's"
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    t = clnn.tensor(x)
+    with pytest.raises(clnn.DataError, match=r"clnn.from_pyopencl\(array\) shares it"):
+        clnn.from_dlpack(t.to_pyopencl())
+    fixed = x.copy()
+    fixed.flags.writeable = False
+    given = clnn.from_dlpack(fixed)
+    fixed = None
+    assert np.array_equal(given.numpy(), x)
+    with pytest.raises(clnn.DataError, match="copy=False was asked for"):
+        clnn.from_dlpack(x, copy=False)
+    assert clnn.from_dlpack(t) is t and clnn.from_dlpack(t, copy=False) is t
+    copy = clnn.from_dlpack(t, copy=True)
+    copy.to_pyopencl().fill(0)
+    assert np.array_equal(t.numpy(), x)
+    for refused in ({"copy": False}, {"dl_device": (2, 0)}, {"stream": 1}):
+        with pytest.raises(BufferError, match="a copy in the host's memory"):
+            t.__dlpack__(**refused)
+    for done in ({}, {"max_version": (1, 0)}, {"dl_device": (1, 0), "copy": True}):
+        assert type(t.__dlpack__(**done)).__name__ == "PyCapsule"
+    ours = np.from_dlpack(t)
+    if ours.flags.writeable:  # a copy, which is the reader's
+        ours[:] = 0
+    assert np.array_equal(t.numpy(), x)
+    for shape in ((), (0, 3)):
+        assert np.from_dlpack(clnn.ones(shape)).shape == shape == clnn.from_dlpack(np.ones(shape)).shape
 
 
 def test_tensors_of_pytorch(device):
@@ -103,6 +144,9 @@ def test_tensors_of_pytorch(device):
         t = torch.arange(6.0).reshape(2, 3)
         ours = clnn.from_dlpack(t.T)
         assert np.array_equal(ours.numpy(), t.T.numpy()) and torch.equal(torch.from_dlpack(ours), t.T)
+        assert torch.equal(torch.from_dlpack(ours, copy=True), t.T)
+        with pytest.raises(BufferError, match="a copy in the host's memory"):
+            torch.from_dlpack(ours, copy=False)
         for wrong in (t.to(torch.bfloat16), t.clone().requires_grad_()):
             with pytest.raises(clnn.DataError, match="from_dlpack takes"):
                 clnn.from_dlpack(wrong)
