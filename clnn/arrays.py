@@ -21,7 +21,7 @@ from .ops.elementwise import choose
 from .ops.reduce import normal_axes
 from .runtime.devices.choice import resolve
 from .tape import no_grad
-from .tensor import Tensor, _wrap, apply, concat, function, on_tape, tensor
+from .tensor import Tensor, _wrap, apply, concat, function, on_tape, tensor, tensor_like
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------
@@ -41,7 +41,7 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     def operand(value: Any) -> Any:
         if isinstance(value, Tensor) or (np.ndim(value) == 0 and dtype is not None):
             return value if isinstance(value, Tensor) else numbers(value, "where's argument").item()
-        return tensor(value, dtype, device)
+        return tensor(value, dtype, device) if like is None else tensor_like(value, like)
 
     a, b = operand(a), operand(b)
     y, backward = choose(condition, a, b)
@@ -120,8 +120,7 @@ def stack(tensors: Iterable[Any], axis: int = 0) -> Tensor:
         raise ShapeError("stack needs at least one array")
     axis = _axis("stack", axis, len(shapes[0]) + 1)
     like = next((t for t in tensors if isinstance(t, Tensor)), None)
-    of = () if like is None else (like.dtype, like.device)
-    return concat([expand_dims(tensor(t, *of) if not isinstance(t, Tensor) else t, axis) for t in tensors], axis)
+    return concat([expand_dims(t if like is None else tensor_like(t, like), axis) for t in tensors], axis)
 
 
 def flip(x: Any, axis: int | Sequence[int] | None = None) -> Tensor:
@@ -181,9 +180,11 @@ def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any 
         raise ShapeError(
             f"arange makes float32, float64, or of whole numbers int32; {dtype!r} of {given} was asked for"
         )
-    where_ = resolve(device)
+    where_, n = resolve(device), max(0, math.ceil((given[1] - given[0]) / given[2]))
     where_.real(kind)
-    return _wrap(ops.arange(where_, max(0, math.ceil((given[1] - given[0]) / given[2])), given[0], given[2], kind))
+    if kind == np.int32 and n and not all(-(2**31) <= end < 2**31 for end in (given[0], given[0] + (n - 1) * given[2])):
+        raise ShapeError(f"arange makes int32, up to 2147483647, and {given} goes beyond; give dtype='float64'")
+    return _wrap(ops.arange(where_, n, given[0], given[2], kind))
 
 
 def _triangle(x: Any, k: int, upper: bool) -> Tensor:

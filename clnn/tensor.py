@@ -743,6 +743,17 @@ def _operand(value: Any, like: Tensor) -> Any:
     if isinstance(value, (int, float)) or np.ndim(value) == 0:
         number = value if isinstance(value, (int, float)) else numbers(value, "an operand").item()
         return number if like.dtype == np.int32 else float(number)
+    return tensor_like(value, like)
+
+
+def tensor_like(value: Any, like: Tensor) -> Tensor:
+    """What goes together with a tensor: a tensor as it is, and an array as one of that type and device. ShapeError where this
+    would cut fractions off."""
+    if isinstance(value, Tensor):
+        return value
+    array = numbers(value) if like.dtype == np.int32 else np.zeros(0)
+    if (cut := array[array != np.trunc(array)]).size:
+        raise ShapeError(f"int32 goes with int32, and {cut[0]:g} is none; convert with .astype('float32')")
     return tensor(value, dtype=like.dtype, device=like.device)
 
 
@@ -797,7 +808,6 @@ def concat(tensors: Iterable[Any], axis: int = 0) -> Tensor:
     """Tensors joined along an axis; arrays among them become tensors of the first one's type."""
     tensors = list(tensors)
     like = next((t for t in tensors if isinstance(t, Tensor)), None)
-    of = () if like is None else (like.dtype, like.device)
-    tensors = [t if isinstance(t, Tensor) else tensor(t, *of) for t in tensors]
+    tensors = [tensor(t) if like is None else tensor_like(t, like) for t in tensors]
     y, backward = concatenate(tensors, axis)
     return on_tape(y, tensors, backward)

@@ -154,7 +154,7 @@ WINGS = {
     "looking": (780, "looking/*", "notebook.py"),
     "serve": (520, "tools/serve/*"),
     "batches": (430, "data/batches.py", "train/stream.py"),
-    "core": (6_910, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
+    "core": (6_930, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (720, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_300, "data/*"),

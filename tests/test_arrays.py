@@ -248,6 +248,36 @@ def test_arange_and_one_hot(device):
         assert np.isnan(got[0]).all() and got[1].tolist() == [0, 1, 0]
 
 
+@pytest.mark.parametrize(
+    "of",
+    [
+        lambda t, a: t + a,
+        lambda t, a: a < t,
+        lambda t, a: t == a,
+        lambda t, a: clnn.where(t, t, a),
+        lambda t, a: clnn.maximum(t, a),
+        lambda t, a: clnn.concatenate([t, a]),
+        lambda t, a: clnn.stack([a, t]),
+        lambda t, a: clnn.clip(t, a),
+    ],
+    ids=["add", "less", "equal", "where", "maximum", "concatenate", "stack", "clip"],
+)
+def test_fractions_beside_int32_are_refused(device, of):
+    """Cut off they would be other numbers; whole ones in an array of floats go along."""
+    t = clnn.tensor([1, 2])
+    for wrong in ([2, 1.5], np.array([-0.5, 3.0]), np.array([1, np.nan])):
+        with pytest.raises(clnn.ShapeError, match="int32 goes with int32, and .* is none"):
+            of(t, wrong)
+    np.testing.assert_array_equal(of(t, np.array([3.0, 1.0])).numpy(), of(t, np.array([3, 1])).numpy())
+
+
+def test_arange_ends_where_int32_does(device):
+    np.testing.assert_array_equal(clnn.arange(2**31 - 2, 2**31).numpy(), [2**31 - 2, 2**31 - 1])
+    for args in ((2**31 - 2, 2**31 + 2), (0, -(2**32), -(2**30)), (2**31, 2**31 + 1)):
+        with pytest.raises(clnn.ShapeError, match="arange makes int32"):
+            clnn.arange(*args)
+
+
 WRONG = {
     "where: shapes": (lambda t: clnn.where(t > 0, t, clnn.zeros((4, 4))), "do not broadcast"),
     "clip": (clnn.clip, "a low or a high bound"),
