@@ -265,15 +265,15 @@ def check_called(one: Any, base: Any) -> None:
             raise ConfigurationError(f"{type(one).__name__}.{name} {told}")
 
 
-def unknown(what: str, given: Any, known: Collection[str]) -> str:
-    """What to say of a loss, an activation, ... that is not known: the one that is meant, and all that there are."""
-    rest = f"; the known ones are {', '.join(known)}"
-    if isinstance(given, int):
-        return f"there is no {what} {given!r} (sizes of inputs are found: a layer is told its output's alone){rest}"
+def unknown(what: str, given: Any, known: Collection[str], rest: str = "") -> str:
+    """What to say of a loss, an activation, ... that is not known: all that there are, and the one that is meant."""
     name = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", given if isinstance(given, str) else getattr(given, "__name__", ""))
     name = name.lower().removesuffix("_").removesuffix("loss").removesuffix("_")
     close = [VALUES[name]] if VALUES.get(name) in known else difflib.get_close_matches(name, known, 1)
-    return f"there is no {what} {given!r}{f', perhaps {close[0]!r}' if close else ''}{rest}"
+    hint = f"; {close[0]!r} may be meant" if close else ""
+    if isinstance(given, int):  # Dense(784, 100)
+        hint = "; sizes of inputs are found: a layer is told its output's alone"
+    return f"there is no {what} {given!r}; the known ones are {', '.join(known)}{rest}{hint}"
 
 
 def meant_by(name: str, known: Any) -> str:

@@ -125,7 +125,11 @@ def find_initialiser(which: str | float | Initialiser) -> Initialiser:
         return constant(float(which))
     if not isinstance(which, str) or which not in INITIALISERS:
         raise ConfigurationError(
-            unknown("initialiser", which, sorted(INITIALISERS))
-            + ", a finite number, and a function of (shape, generator, dtype)"
+            unknown(
+                "initialiser",
+                which,
+                sorted(INITIALISERS),
+                ", a finite number, and a function of (shape, generator, dtype)",
+            )
         )
     return INITIALISERS[which]

@@ -95,7 +95,7 @@ def find_metric(which: str | Metric) -> Metric:
         return accuracy
     if isinstance(which, str) and (match := re.fullmatch(r"top_(\d+)", which)):
         return top_k(int(match.group(1)))
-    raise ConfigurationError(unknown("metric", which, ["accuracy"]) + " and top_<k>, such as top_5")
+    raise ConfigurationError(unknown("metric", which, ["accuracy"], " and top_<k>, such as top_5"))
 
 
 def find_metrics(which: Sequence[str | Metric] | None) -> list[Metric]:
