@@ -479,6 +479,57 @@ def test_what_is_made_of_constants_inside_is_that_of_this_turn(name, device, rng
         np.testing.assert_allclose(net(given), reference(model, **given)[0], rtol=1e-4, atol=1e-5)
 
 
+# Whole numbers where the device's 32 bits, or its floats, would give something else: nodes, the type, x, y
+WHOLE = {
+    "Div of the least": ("y = Div(x, two)", "int32", [-(2**31), -7, 7], [-(2**30), -3, 3]),
+    "Mod of the least": ("y = Mod<fmod = 1>(x, three)", "int32", [-(2**31), -7, 7], [-2, -1, 1]),
+    "Scatter": ('y = ScatterElements<reduction = "add">(x, at, x)', "int64", [2**30, 2**31 - 1], [2**30, 2**32 + 2**30 - 2]),
+    "ScatterND": ('y = ScatterND<reduction = "mul">(x, rows, x)', "int64", [2**20, 2**20], [2**20, 2**60]),
+    "8 bits": ('a = ScatterElements<reduction = "add">(x, at, x) y = Relu(a)', "int8", [100, 101], [100, 46]),
+    "PRelu": ("y = PRelu(x, many)", "int64", [-100_000, 3], [-(10**10), 3]),
+    "ReduceMean": ("y = ReduceMean(x)", "int32", [1, 2, 2, 2], [1]),
+    "ReduceMean below 0": ("y = ReduceMean(x)", "int64", [-1, -2, -2, -2], [-1]),
+    "ReduceL2": ("y = ReduceL2(x)", "int32", [1, 2, 2, 2], [3]),
+    "ReduceLogSum": ("y = ReduceLogSum(x)", "int32", [1, 2, 2, 20], [3]),
+    "ReduceLogSumExp": ("y = ReduceLogSumExp(x)", "int32", [1, 2, 2, 20], [20]),
+    "Slice": ("y = Slice(x, before, before, zero, back)", "int32", [4, 5, 6], [4]),  # as onnx's schema says
+    "Resize": (
+        'w = Reshape(x, wide) r = Resize<mode = "linear">(w, , sizes) y = Reshape(r, back)',
+        "uint8", [0, 16], [0, 0, 5, 10, 16, 16],
+    ),
+}  # fmt: skip
+CONSTANTS = {"two": 2, "three": 3, "many": 100_000, "at": [1, 1], "rows": [[1], [1]], "before": [-9], "zero": [0], "back": [-1],
+             "wide": [1, 1, 1, 2]}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_numbers_that_the_device_would_change(name, device):
+    """As an output, and as what a Cast to float makes of them."""
+    nodes, kind, x, y = WHOLE[name]
+    used = {key: v for key, v in CONSTANTS.items() if re.search(rf"\b{key}\b", nodes)}
+    index = ("at", "rows", "before", "zero", "back", "wide")
+    arrays = {key: np.array(v, np.int64 if key in index else kind) for key, v in used.items()}
+    if "sizes" in nodes:
+        arrays["sizes"] = np.float32([1, 1, 1, 3])
+    text = f"whole ({kind}[N] x) => ({kind}[M] y, double[M] z) {{ {nodes} z = Cast<to = 11>(y) }}"
+    net = clnn.onnx.load(proto(f'<ir_version: 8, opset_import: ["" : 18]> {text}', **arrays).SerializeToString())
+    for _ in range(4):  # eagerly, recorded, and replayed
+        found = net(np.array(x, kind))
+        np.testing.assert_array_equal(found["y"], np.array(y, kind), strict=True)
+        np.testing.assert_array_equal(found["z"], np.array(y, np.float64), strict=True)
+
+
+def test_floats_that_become_whole_numbers_of_more_than_32_bits_are_an_error(device):
+    text = "long (float[N] x) => (int64[N] i, float[N] y) { i = Cast<to = 7>(x) y = Cast<to = 1>(i) }"
+    net = clnn.onnx.load(proto(f'<ir_version: 8, opset_import: ["" : 18]> {text}').SerializeToString())
+    for _ in range(4):
+        assert net([1.5, -2.0e9])["i"].tolist() == [1, -2_000_000_000]
+        with pytest.raises(
+            clnn.OutOfRangeError, match=r"\(Cast\): whole numbers have 32 bits on the device, and 3e\+09 needs"
+        ):
+            net([1.5, -3.0e9])
+
+
 # -- models of others, where the packages that hold them are installed ------------------------------------------------
 REAL = {  # package, file, and the inputs' shapes, twice where sizes are free
     "rapidocr detection": (
@@ -502,22 +553,62 @@ REAL = {  # package, file, and the inputs' shapes, twice where sizes are free
     "magika": ("magika", "models/standard_v3_3/model.onnx", [(1, 2048), (3, 2048)]),
     "ddddocr": ("ddddocr", "common_det.onnx", [(1, 3, 416, 416)]),
 }
+for one in (
+    "bvlc_alexnet",
+    "densenet121",
+    "inception_v1",
+    "inception_v2",
+    "resnet50",
+    "shufflenet",
+    "squeezenet",
+    "vgg19",
+    "zfnet512",
+):
+    REAL[one] = "onnx", f"backend/test/data/light/light_{one}.onnx", [(1, 3, 224, 224)]
 
 
-def strokes(size):
-    """An image of dark strokes like those of letters, on a bright ground."""
+def strokes(size, rng):
+    """Images of dark strokes like those of letters, on a bright ground, with noise: detection of nothing ends with a sigmoid
+    that onnxruntime flushes to 0."""
     x = np.full(size, 2.0, np.float32)
-    middle = size[2] // 2
-    for i in range(12, size[3] - 16, 14):
+    for i in range(int(rng.integers(8, 16)), size[3] - 16, 14):
+        middle = size[2] // 2 + int(rng.integers(-6, 7))
         for left, right, half in ((i, i + 3, 12), (i + 7, i + 10, 12), (i, i + 10, 2)):
             x[:, :, middle - half : middle + half, left:right] = -2
-    return x
+    return x + 0.3 * rng.standard_normal(size).astype(np.float32)
+
+
+def real_picture(name, size):
+    """A photograph, or for OCR words, in the numbers that the model was trained with: (batch, 3, height, width)."""
+    batch, _, height, width = size
+    if "rapidocr" in name:
+        image, draw, font = (pytest.importorskip(f"PIL.{part}") for part in ("Image", "ImageDraw", "ImageFont"))
+        picture = image.new("RGB", (width, height), "white")
+        draw.Draw(picture).text((4, height // 2 - 16), "Read 1000", fill="black", font=font.load_default(24))
+        x = np.array(picture)[:, :, ::-1] / 127.5 - 1
+    else:
+        photo = pytest.importorskip("sklearn.datasets").load_sample_image("china.jpg")
+        rows, columns = (np.linspace(0, n - 1, m).astype(int) for n, m in zip(photo.shape, (height, width)))
+        x = photo[rows][:, columns] / (255 if name == "nudenet" else 1)
+    return np.repeat(x.transpose(2, 0, 1)[None], batch, 0).astype(np.float32)
+
+
+def real_input(name, value, size, rng):
+    """What a model is for: a picture, the bytes of a file, a sound of several harmonics."""
+    if name == "magika":
+        data = np.frombuffer(Path(__file__).read_bytes(), np.uint8)
+        return data[: np.prod(size)].reshape(size).astype(np.int32)
+    if "silero" in name:
+        t = np.arange(np.prod(size)) / 16000
+        sound = sum(np.sin(2 * np.pi * 140 * k * t) / k for k in range(1, 20))
+        return (0.1 * sound).reshape(size).astype(np.float32) if value.name == "input" else np.zeros(size, np.float32)
+    return real_picture(name, size)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", REAL)
 def test_real_models_answer_as_onnxruntime_does(name, device, rng):
-    """To 1e-4 of the largest output. Detection of nothing ends with a sigmoid that onnxruntime flushes to 0: it gets strokes."""
+    """To 1e-4 of the largest number of each output, for five random inputs and a real one of each shape."""
     runtime = pytest.importorskip("onnxruntime")
     package, file, shapes = REAL[name]
     spec = importlib.util.find_spec(package)
@@ -526,21 +617,25 @@ def test_real_models_answer_as_onnxruntime_does(name, device, rng):
     path = Path(next(iter(spec.submodule_search_locations))) / file
     net, session = clnn.onnx.load(path), runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     for shape in shapes:
-        for _ in range(3):
+        for kind in ("random",) * 5 + ("real",):
             given = {}
             for value in net.inputs:
                 size = shape if not isinstance(shape[0], tuple) else shape[0] if value.name == "input" else shape[1]
-                if "detection" in name:
-                    given[value.name] = strokes(size)
-                elif value.type == "float32":
-                    given[value.name] = rng.standard_normal(size).astype(np.float32)
-                else:  # bytes, or the sampling rate
-                    whole = value.type == "int32"
-                    given[value.name] = rng.integers(0, 256, size).astype(np.int32) if whole else np.array(16000)
+                if value.type == "int64":  # the sampling rate
+                    given[value.name] = np.array(16000)
+                elif kind == "real":
+                    given[value.name] = real_input(name, value, size, rng)
+                elif value.type == "int32":
+                    given[value.name] = rng.integers(0, 256, size).astype(np.int32)
+                else:
+                    normal = rng.standard_normal(size).astype(np.float32)
+                    given[value.name] = strokes(size, rng) if "detection" in name else normal
             found = net(given)
             found = list(found.values()) if isinstance(found, dict) else [found]
-            for a, b in zip(found, session.run(None, given)):
-                assert np.abs(a - b).max() <= 1e-4 * max(np.abs(b).max(), 1e-3), name
+            for a, b in zip(found, session.run(None, given), strict=True):
+                assert a.dtype == b.dtype and a.shape == b.shape
+                off = np.abs(a - b).max() / np.abs(b).max()
+                assert off <= 1e-4, f"{name}, {kind} input of shape {shape}: {off:.1e} of the largest output"
 
 
 def test_a_fresh_process_loads_what_was_saved(tmp_path):

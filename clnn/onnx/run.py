@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..errors import CheckpointError, ClnnError, OutOfDeviceMemory, ShapeError
+from ..errors import CheckpointError, ClnnError, OutOfDeviceMemory, OutOfRangeError, ShapeError
 from ..ops.array import FLOATS
 from ..runtime.device import Device, ValuesWanted
-from ..tensor import Tensor, _filled, constant
+from ..tensor import Tensor, _filled, constant, function
 from .graph import Graph, Node
 from .registry import Context, Operator, find
 
@@ -232,6 +232,7 @@ class Pass:
         self.plan, self.given, self.folding, self.note = plan, given, folding, note
         self.device, self.opsets = plan.device, plan.graph.opsets
         self.read: Counter[str] = Counter()  # nodes that read values back
+        self.checks: list[tuple[str, Tensor]] = []  # a node, and the largest number that is to fit into 32 bits
 
     def run(self, inputs: dict[str, Made]) -> dict[str, Made]:
         """The graph's outputs."""
@@ -354,6 +355,11 @@ class Pass:
             given = [v.data for v in values if v is not None]
             self.note(node, given, [env[name].data for name in node.outputs if name])
 
+    def fits(self, x: Tensor) -> None:
+        """Have the caller check that floats fit into the 32 bits that whole numbers have on the device."""
+        if x.size:
+            self.checks.append((str(self.at), function(x.detach(), "abs").max()))
+
     def on_device(self, data: Any) -> Any:
         """A value on the device; lists stay lists."""
         return self.plan.constants.tensor(data) if isinstance(data, np.ndarray) else data
@@ -367,6 +373,15 @@ class Pass:
         self.read[str(self.at)] += 1
         array = value.data.numpy()
         return array if value.type in ("bfloat16", "") else array.astype(value.type)
+
+
+def check_fits(where: str, checks: Sequence[tuple[str, Tensor]]) -> None:
+    """OutOfRangeError for a check that failed: see `Pass.fits`."""
+    for node, largest in checks:
+        if abs(most := float(largest.numpy())) >= 2**31:
+            raise OutOfRangeError(
+                f"{where}: {node}: whole numbers have 32 bits on the device, and {most:.9g} needs more: keep it a float"
+            )
 
 
 def check_host(shape: Sequence[int], what: str) -> None:

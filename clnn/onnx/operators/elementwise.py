@@ -47,8 +47,9 @@ def truncated(a: Any, b: Any) -> Any:
     """a / b, of whole numbers rounded to 0."""
     if a.dtype.kind == "f":
         return np.divide(a, b)
-    q = np.abs(a) // np.where(b == 0, 1, np.abs(b))
-    return (np.where((a < 0) != (b < 0), -q.astype(a.dtype), q)).astype(a.dtype)
+    b = np.where(b == 0, 1, b).astype(a.dtype)
+    q = a // b
+    return (q + ((q * b != a) & ((a < 0) != (b < 0)))).astype(a.dtype)
 
 
 def placed(c: Context, a: Any, b: Any, axis: int | None) -> Any:
@@ -121,7 +122,6 @@ def modulo(c: Context, a: Any, b: Any, *, fmod: int = 0) -> Any:
         return elementwise("remainder", a, b)
     if not isinstance(a, Tensor):
         a = c.tensor(np.full((), a))
-    size = function(a, "abs") if a.dtype in FLOATS else elementwise("maximum", a, -a)
     by = (
         abs(b)
         if not isinstance(b, Tensor)
@@ -129,7 +129,10 @@ def modulo(c: Context, a: Any, b: Any, *, fmod: int = 0) -> Any:
         if b.dtype in FLOATS
         else elementwise("maximum", b, -b)
     )
-    left = elementwise("remainder", size, by)
+    if a.dtype not in FLOATS:  # the least number has no absolute value
+        left = elementwise("remainder", a, by)
+        return arrays.where((a < 0) & (left > 0), left - by, left)
+    left = elementwise("remainder", function(a, "abs"), by)
     return arrays.where(a < 0, -left, left)
 
 
@@ -250,14 +253,15 @@ def leaky_relu(x: Tensor, *, alpha: float = 0.01) -> Tensor:
 
 @operator("PRelu", 1)
 def prelu_by_channel(x: Tensor, slope: Tensor, *, consumed_inputs: Any = None) -> Tensor:
-    return prelu(x, slope.reshape(-1, *[1] * (x.ndim - 2)) if slope.ndim == 1 and x.ndim > 2 else slope)
+    return arrays.leaky_relu(x, slope.reshape(-1, *[1] * (x.ndim - 2)) if slope.ndim == 1 and x.ndim > 2 else slope)
 
 
 @operator("PRelu", 7)
-def prelu(x: Tensor, slope: Tensor) -> Tensor:
-    if x.dtype == np.int32:
-        return arrays.where(x < 0, x * slope, x)
-    return arrays.leaky_relu(x, slope)
+def prelu(c: Context, x: Any, slope: Any) -> Any:
+    if c.types[0] not in ONNX_FLOATS:
+        x = c.host(0)
+        return np.where(x < 0, x * c.host(1), x)
+    return arrays.leaky_relu(c.tensor(x), c.tensor(slope))
 
 
 @operator("Elu", 6)
@@ -391,6 +395,8 @@ def cast_to(c: Context, x: Any, kind: str) -> Any:
     if x.dtype in FLOATS:
         if before not in ("bool",) and kind not in ("int32", "int64"):  # which wrap around
             return c.host(0).astype(np.int64).astype(kind)
+        if kind == "int64" and before != "bool":
+            c.pass_.fits(x)
         return apply(whole, x)
     wide = {"int8": 8, "int16": 16, "int32": 32, "int64": 64, "uint8": 7, "uint16": 15, "uint32": 31, "uint64": 63}
     if kind.startswith("u") or wide[kind] < min(wide[before] + before.startswith("u"), 32):

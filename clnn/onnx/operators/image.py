@@ -342,6 +342,8 @@ def resize(
     nearest_mode: str = "round_prefer_floor",
 ) -> Any:  # fmt: skip
     of_whole = c.types[0] not in ("float32", "float64", "float16", "bfloat16")
+    if of_whole and mode == "cubic":
+        raise ShapeError(f"Resize with mode cubic goes over floats here, and the input is of {c.types[0]}")
     x = c.tensor(x)
     places = [*range(x.ndim)] if axes is None else [a % x.ndim for a in axes]
     how = coordinate_transformation_mode
@@ -385,7 +387,7 @@ def resize(
         if beyond.any():
             shape = [out if j == a else 1 for j in range(x.ndim)]
             x = arrays.where(c.tensor(beyond.reshape(shape)), float(extrapolation_value), x)
-    return x
+    return apply(whole, x) if of_whole and x.dtype != np.int32 else x
 
 
 @operator("Resize", 10, host=(1,))

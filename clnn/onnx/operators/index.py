@@ -9,6 +9,7 @@ import numpy as np
 from ... import arrays
 from ...errors import OutOfRangeError, ShapeError
 from ...tensor import elementwise
+from ..graph import FLOATS
 from ..registry import Context, operator
 from ..run import check_host
 from .elementwise import CASTS
@@ -114,6 +115,11 @@ def scattered(c: Context, x: Any, at: np.ndarray, updates: Any, reduction: str) 
     """x (n, inner), whose rows `at` become, or are joined with, those of updates (m, inner)."""
     if reduction not in JOINS:
         raise ShapeError(f"reduction {reduction!r} is none of {', '.join(JOINS)}")
+    if reduction in ("add", "mul") and c.types[0] not in (
+        *FLOATS,
+        "int32",
+    ):  # which may be more than 32 bits, or wrap around
+        x, updates = c.host(0).reshape(x.shape), c.host(2).reshape(updates.shape)
     if isinstance(x, np.ndarray) and isinstance(updates, np.ndarray):
         y = x.copy()
         if reduction == "none":

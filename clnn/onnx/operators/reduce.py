@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ... import arrays
-from ...ops.array import FLOATS
 from ...tensor import Tensor, concat, function
+from ..graph import FLOATS as ONNX_FLOATS
 from ..registry import Context, of_dtype, operator
+from .elementwise import truncated
 from .shape import axes_of, numbers
 
 
@@ -39,18 +40,27 @@ def _limits(x: np.ndarray) -> tuple[Any, Any]:
     return (False, True) if x.dtype == bool else (-np.inf, np.inf)
 
 
-# name: of tensors with axes that stay as 1, of arrays of whole numbers
+def _mean(x: np.ndarray, **how: Any) -> Any:
+    """The mean; of whole numbers rounded to 0."""
+    total = np.asarray(np.sum(x, **how))
+    return truncated(total, np.asarray(x.size // max(1, total.size), total.dtype))
+
+
+# name: of tensors with axes that stay as 1, of arrays
 REDUCTIONS: dict[str, tuple[Any, Any]] = {
     "ReduceSum": (_sum, np.sum),
-    "ReduceMean": (lambda x, axes: x.mean(axes, keepdims=True), None),
+    "ReduceMean": (lambda x, axes: x.mean(axes, keepdims=True), _mean),
     "ReduceProd": (lambda x, axes: arrays.prod(x, axes, keepdims=True), np.prod),
     "ReduceMax": (extreme("max"), lambda x, **how: np.max(x, initial=_limits(x)[0], **how)),
     "ReduceMin": (extreme("min"), lambda x, **how: np.min(x, initial=_limits(x)[1], **how)),
     "ReduceL1": (lambda x, axes: _sum(function(x, "abs"), axes), lambda x, **how: np.sum(np.abs(x), **how)),
-    "ReduceL2": (lambda x, axes: function(_sum(function(x, "square"), axes), "sqrt"), None),
+    "ReduceL2": (
+        lambda x, axes: function(_sum(function(x, "square"), axes), "sqrt"),
+        lambda x, **how: np.sqrt(np.sum(x * x, **how)),
+    ),
     "ReduceSumSquare": (lambda x, axes: _sum(function(x, "square"), axes), lambda x, **how: np.sum(x * x, **how)),
-    "ReduceLogSum": (lambda x, axes: function(_sum(x, axes), "log"), None),
-    "ReduceLogSumExp": (_log_sum_exp, None),
+    "ReduceLogSum": (lambda x, axes: function(_sum(x, axes), "log"), lambda x, **how: np.log(np.sum(x, **how))),
+    "ReduceLogSumExp": (_log_sum_exp, lambda x, **how: np.logaddexp.reduce(x.astype(np.float64), **how)),
 }
 
 
@@ -61,14 +71,12 @@ def reduced(c: Context, name: str, x: Any, axes: Any, keepdims: int, nothing: in
     if not axes and nothing:
         axes = []
     axes = [*range(x.ndim)] if axes is None or (not axes and not nothing) else axes_of(x.ndim, axes)
-    whole = c.types[0] not in ("float32", "float64", "float16", "bfloat16")
-    if of_array is not None and (whole or isinstance(x, np.ndarray)):
+    if c.types[0] not in ONNX_FLOATS or isinstance(x, np.ndarray):
         x = c.host(0)
         if not axes:
             return np.asarray(of_array(x[None], axis=0)).astype(x.dtype)
         return np.asarray(of_array(x, axis=tuple(axes), keepdims=bool(keepdims))).astype(x.dtype)
     x = c.tensor(x)
-    x = x if x.dtype in FLOATS else of_dtype(x, np.float32)
     y = of_tensor(x, tuple(axes)) if axes else of_tensor(x.reshape((1, *x.shape)), (0,)).reshape(x.shape)
     return y if keepdims or not axes else y.reshape([s for a, s in enumerate(x.shape) if a not in axes])
 

@@ -141,8 +141,9 @@ def slice_(c: Context, x: Any, starts: Any, ends: Any, axes: Any = None, steps: 
         if step > 0:
             key[a] = slice(min(max(start, 0), n), min(max(end, 0), n), step)
         else:
-            start, end = min(max(start, -1), n - 1), min(max(end, -1), n - 1)
-            key[a] = slice(start, None if end < 0 else end, step) if start >= 0 else slice(0, 0)
+            # Unlike Python's, what starts in front of all elements starts at the first
+            start, end = min(max(start, 0), n - 1), min(max(end, -1), n - 1)
+            key[a] = slice(start, None if end < 0 else end, step) if n else slice(0, 0)
     return x if all(k in (slice(None), slice(0, s, 1)) for k, s in zip(key, x.shape)) else x[tuple(key)]
 
 
