@@ -135,7 +135,7 @@ def test_what_dlpack_asks_for_is_done_or_refused(device):
         ours[:] = 0
     assert np.array_equal(t.numpy(), x)
     for shape in ((), (0, 3)):
-        assert np.from_dlpack(clnn.ones(shape)).shape == shape == clnn.from_dlpack(np.ones(shape)).shape
+        assert np.from_dlpack(clnn.ones(shape)).shape == shape == clnn.from_dlpack(np.ones(shape, np.float32)).shape
 
 
 def test_tensors_of_pytorch(device):

@@ -1,11 +1,13 @@
-"""Data sets to learn on, readers for the IDX format and for drawn digits, checks for features and labels, and augmentation."""
+"""Data sets to learn on, readers for CSV, folders of images, IDX and drawn digits, checks of what is given, and augmentation."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
 from clnn.data.datasets import cifar10, digits, fashion_mnist, mnist
 from clnn.data.digit import as_digit, read_digit
+from clnn.data.folder import ImageFolder
 from clnn.data.idx import read_idx
+from clnn.data.table import Table, read_csv
 from clnn.data.text import shakespeare
 from clnn.data.validate import check_features, check_labels
 
@@ -14,8 +16,8 @@ if TYPE_CHECKING:
     from clnn.data.batches import Batches
 
 __all__ = [
-    "Batches", "as_digit", "augment", "check_features", "check_labels", "cifar10", "digits", "fashion_mnist", "mnist",
-    "read_digit", "read_idx", "shakespeare",
+    "Batches", "ImageFolder", "Table", "as_digit", "augment", "check_features", "check_labels", "cifar10", "digits",
+    "fashion_mnist", "mnist", "read_csv", "read_digit", "read_idx", "shakespeare",
 ]  # fmt: skip
 
 

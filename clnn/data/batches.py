@@ -13,6 +13,7 @@ import numpy as np
 from .. import random
 from ..checks import check_count, is_sparse, leaves
 from ..errors import ConfigurationError, DataError, ShapeError
+from .folder import ImageFolder
 
 
 class Batches:
@@ -21,9 +22,10 @@ class Batches:
         batches = clnn.data.Batches(x, y, 64, transform=lambda x, y, rng: (x + rng.normal(0, 0.1, x.shape), y), seed=1)
         net.fit(batches, loss="cross_entropy", optimizer="adam", epochs=10)
 
-    x and y: arrays with a row for each sample, `np.memmap`s of which only the rows in use are read, sparse matrices, or tuples
-    and dicts of such. The last batch has the samples that are left over. With `shuffle` each pass has an order of its own: with
-    `seed` that of fit(x, y, seed=seed) in its epoch of that number; `fit` gives its own seed where there is none here.
+    x and y: arrays with a row for each sample, `np.memmap`s and `ImageFolder`s, of which only the rows in use are read, sparse
+    matrices, or tuples and dicts of such. The last batch has the samples that are left over. With `shuffle` each pass has an
+    order of its own: with `seed` that of fit(x, y, seed=seed) in its epoch of that number; `fit` gives its own seed where there
+    is none here.
     `transform` is given each batch: transform(x), transform(x, y), which returns (x, y), or transform(x, y, rng), where `rng` is
     a NumPy generator of that batch alone, the same in every run by `seed` and however many threads there are. `workers`: threads
     that make batches before they are asked for, while the device computes; 0 makes each when it is. `epoch` is the number of the
@@ -116,6 +118,8 @@ def _held(part: Any) -> Any:
         return _mapped(part, _held)
     if is_sparse(part):
         return part.tocsr()
+    if isinstance(part, ImageFolder):
+        return part
     if any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves(part)):
         return part  # fit says what is wrong with a mask
     return np.asarray(part)

@@ -1,0 +1,147 @@
+"""A CSV file by pandas: columns of numbers as features, one as targets, the names of both, and errors that name the sample."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from clnn.errors import ConfigurationError, DataError
+
+
+class Table(NamedTuple):
+    """What `read_csv` read: x float32 (n, features); y int32 or float32 (n,), or None; the names of the features, in the order
+    of x's columns; and the names of the classes that the numbers in y stand for, none where y is as it was in the file."""
+
+    x: np.ndarray
+    y: np.ndarray | None
+    features: list[Any]
+    classes: list[Any]
+
+
+def read_csv(
+    path: Any, target: Any = None, *, features: Sequence[Any] | None = None, classes: Sequence[Any] | None = None,
+    **options: Any,
+) -> Table:  # fmt: skip
+    """The samples in a CSV file, a line each, in the order of the file, by pandas, which has to be installed.
+
+        table = clnn.data.read_csv("iris.csv", target="species")
+        net.fit(table.x, table.y, loss="cross_entropy", optimizer="adam", epochs=50)
+        test = clnn.data.read_csv("test.csv", target="species", features=table.features, classes=table.classes)
+
+    `target`: the column that is to be learnt, by its name (its number with header=None). Texts and bools in it become class
+    numbers, by `classes` or else in sorted order; whole numbers stay what they are, as int32, and others become float32.
+    `features`: the columns that are read, by default all others. `path` and `options` are those of `pandas.read_csv`: sep,
+    decimal, na_values, ... DataError for values that are missing, columns that hold no numbers, labels that `classes` has not,
+    lines that are too long, and files that are empty or cannot be read.
+    """
+    frame = _read(path, options)
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "the file"
+    there = list(frame.columns)
+    chosen = [column for column in there if column != target] if features is None else list(features)
+    if unknown := [column for column in [*chosen, *([] if target is None else [target])] if column not in there]:
+        raise DataError(f"{name} has no column {_told(unknown)}; its columns are {_told(there)}")
+    if target is not None and target in chosen:
+        raise ConfigurationError(f"features: {target!r} is the target, which would be known to the model")
+    if not chosen or not len(frame):
+        raise DataError(f"{name} has {len(frame)} lines of {len(chosen)} features: there is nothing to learn from")
+    _check(frame[chosen], name)
+    x = np.ascontiguousarray(frame[chosen].to_numpy(np.float32))
+    if not np.isfinite(x).all():
+        i, j = np.argwhere(~np.isfinite(x))[0]
+        raise DataError(
+            f"{name}, sample {i}: {chosen[j]!r} is {frame[chosen[j]].iloc[i]}, which is not finite in float32"
+        )
+    if target is None:
+        return Table(x, None, chosen, [])
+    y, found = _targets(frame[target], classes, f"{name}, column {target!r}")
+    return Table(x, y, chosen, found)
+
+
+def _read(path: Any, options: dict[str, Any]) -> Any:
+    try:
+        import pandas
+    except ImportError:
+        raise ConfigurationError("read_csv needs pandas: pip install pandas") from None
+    if wrong := {"chunksize", "iterator", "index_col"} & {*options}:
+        raise ConfigurationError(
+            f"read_csv reads a file whole, in columns of features: leave {_told(sorted(wrong))} out, or give fit batches (x, y) "
+            "of what pandas.read_csv yields"
+        )
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pandas.errors.ParserWarning)  # fields are lost
+            return pandas.read_csv(path, **{"index_col": False, "low_memory": False, **options})
+    except TypeError as error:
+        raise ConfigurationError(f"read_csv: {error}; options are those of pandas.read_csv") from error
+    except (OSError, ValueError, pandas.errors.ParserWarning) as error:  # pandas' own are ValueErrors
+        raise DataError(
+            f"{path} cannot be read as CSV: {error}; sep=, encoding=, header= and the like say how it is written"
+        ) from error
+
+
+def _check(frame: Any, name: str) -> None:
+    """DataError for columns of other things than numbers, and for missing values."""
+    wrong = [column for column in frame if frame[column].dtype.kind not in "fiub"]
+    if wrong:
+        first = frame[wrong[0]]
+        texts = first[[isinstance(value, str) and not _is_number(value) for value in first]]
+        example = f", such as {texts.iloc[0]!r} in sample {texts.index[0]}" if len(texts) else ""
+        raise DataError(
+            f"{name}: the columns {_told(wrong)} hold other things than numbers{example}: say what stands for a missing value by "
+            "na_values=, and how numbers are written by decimal= or thousands=; give features= without these columns, or make "
+            "numbers of them by pandas.read_csv and pandas.get_dummies"
+        )
+    missing = frame.isna()
+    if missing.to_numpy().any():
+        column = next(one for one in frame if missing[one].any())
+        raise DataError(
+            f"{name}: {int(missing.to_numpy().sum())} values are missing, the first of {column!r} in sample "
+            f"{int(missing[column].to_numpy().argmax())}: fill them in, as frame.fillna(frame.median()) does with what "
+            "pandas.read_csv gives, or leave their lines or columns out"
+        )
+
+
+def _targets(column: Any, classes: Sequence[Any] | None, name: str) -> tuple[np.ndarray, list[Any]]:
+    """The targets, and the names of their classes."""
+    if column.isna().any():
+        raise DataError(
+            f"{name}: the target of sample {int(column.isna().to_numpy().argmax())} is missing: leave its line out, or give "
+            "keep_default_na=False where it is a name such as NA or None"
+        )
+    kind = column.dtype.kind
+    if classes is None and kind in "iu":
+        if not -(2**31) <= column.min() <= column.max() < 2**31:
+            raise DataError(f"{name}: targets from {column.min()} to {column.max()} do not fit int32")
+        return column.to_numpy(np.int32), []
+    if classes is None and kind == "f":
+        y = column.to_numpy(np.float32)
+        if not np.isfinite(y).all():
+            raise DataError(f"{name}: the target of sample {int(np.isfinite(y).argmin())} is not finite in float32")
+        return y, []
+    texts = kind not in "biuf" or any(isinstance(label, str) for label in classes or ())
+    labels = [str(value) for value in column] if texts else column.tolist()
+    found = sorted(set(labels)) if classes is None else list(classes)
+    number = {label: i for i, label in enumerate(found)}
+    if len(number) != len(found):
+        raise ConfigurationError(f"classes names one class twice: {_told(found)}")
+    if unknown := [label for label in labels if label not in number]:
+        raise DataError(
+            f"{name}: {unknown[0]!r} in sample {labels.index(unknown[0])} is none of classes {_told(found)}"
+        )
+    return np.array([number[label] for label in labels], np.int32), found
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _told(names: Sequence[Any]) -> str:
+    return ", ".join(map(repr, names[:9])) + (", ..." if len(names) > 9 else "")
