@@ -31,6 +31,7 @@ import clnn
 from clnn.runtime.devices.choice import find_device
 from clnn.runtime.memory import SLACK, Block, Memory
 from clnn.runtime.program import Programs
+from clnn.train import direct
 
 STARTED = time.monotonic()
 SEED = int(os.environ.get("CLNN_TEST_SEED") or secrets.randbits(32))
@@ -126,18 +127,24 @@ def poisoned(monkeypatch):
     """Every block of device memory starts as NaN (-1 as integers), so that an element that nobody writes is seen; what lies
     behind it must not be written."""
     monkeypatch.setattr(Memory, "poisoned", True)
-    guard, allocate, gone = Guard(), Memory.allocate, Block.__del__
+    guard, allocate, shared, gone = Guard(), Memory.allocate, direct.take_over, Block.__del__
 
     def poisoned_block(self, nbytes, pooled=True):
         block = allocate(self, nbytes, pooled)
         guard.put(block)
         return block
 
+    def shared_block(context, block, array):
+        end = array[-(-block.nbytes // 4) * 4 :]
+        end[: len(end) // 4 * 4].view(np.int32)[:] = guard.PATTERN
+        shared(context, block, array)
+
     def guarded_end(self):
         guard.take(self)
         gone(self)
 
     monkeypatch.setattr(Memory, "allocate", poisoned_block)
+    monkeypatch.setattr(direct, "take_over", shared_block)
     monkeypatch.setattr(Block, "__del__", guarded_end)
     yield
     guard.end()

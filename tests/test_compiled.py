@@ -115,3 +115,61 @@ def test_it_calls_a_model_as_everyone_does(device):
         assert same(net.compiled()(x), net.predict(x)) and np.allclose(
             net.predict(x), 2 * net.forward(clnn.tensor(x)).numpy()
         )
+
+
+# -- predict of one batch, which goes through memory that the host shares ------------------------------------------------
+class Keeps(clnn.Model):
+    """Keeps its output, and returns it, a constant and its input."""
+
+    def __init__(self):
+        super().__init__()
+        self.dense, self.scale = clnn.Dense(3), clnn.tensor(np.float32([[1, 2, 3], [1, 2, 3]]))
+
+    def forward(self, x):
+        self.last = self.dense(x) * 2.0
+        return {"y": self.last, "scale": self.scale, "x": x, "flat": x.reshape(x.shape[0], -1)}
+
+
+def test_answers_of_one_batch_of_any_size_and_form(device, rng):
+    """In turns, as often as not replayed, with batches of several sizes and inputs of other layouts between."""
+    with clnn.use(device):
+        net, dense = Keeps(), clnn.Sequential([clnn.Dense(3, "tanh")], input_shape=5, seed=1)
+        w, b = (p.numpy().astype(np.float64) for p in dense.parameters())
+        for turn in range(30):
+            n = int(rng.choice([1, 2, 3, 7]))
+            x = rng.standard_normal((n, 5)).astype(rng.choice([np.float32, np.float64]))
+            x = [x, np.asfortranarray(x), np.repeat(x, 2, axis=0)[::2], x.tolist()][turn % 4]
+            want = np.tanh(np.asarray(x, np.float64) @ w + b)
+            assert np.abs(dense.predict(x, batch_size=5) - want).max() < 1e-5, turn
+        found = []
+        for _ in range(8):
+            x = rng.standard_normal((2, 5)).astype(np.float32)
+            y = net.predict(x)
+            w, b = (p.numpy().astype(np.float64) for p in net.dense.parameters())
+            assert np.abs(y["y"] - 2 * (x @ w + b)).max() < 1e-5 and same(y["y"], net.last.numpy())
+            assert same(y["x"], x) and same(y["flat"], x) and same(y["scale"], [[1, 2, 3], [1, 2, 3]])
+            found.append((x, y))
+        for x, y in found:  # what was answered stays as it was
+            assert same(y["x"], x)
+        with pytest.raises(clnn.DataError, match=r"x\[0, 4\] is nan"):
+            dense.predict(np.float32([[1, 2, 3, 4, np.nan]]))
+        x = rng.standard_normal((1, 5)).astype(np.float32)
+        assert same(dense.predict(x), dense.predict(np.repeat(x, 700, axis=0))[:1])
+
+
+def test_answers_beside_training(device, rng):
+    """A callback predicts: weights that a recorded step changes are those of now."""
+    x, answers = rng.standard_normal((40, 5)).astype(np.float32), []
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(4, "relu"), clnn.Dense(1)], input_shape=5, seed=1)
+
+        def look(model, epoch, logs):
+            layers = [[p.numpy() for p in layer.parameters()] for layer in model.layers]
+            (w1, b1), (w2, b2) = layers
+            answers.append(np.abs(model.predict(x[:1]) - (np.maximum(x[:1] @ w1 + b1, 0) @ w2 + b2)).max())
+
+        net.fit(
+            x, x.sum(1, keepdims=True), epochs=12, batch_size=8, loss="mse", optimizer=clnn.SGD(0.05),
+            callbacks=[clnn.Lambda(on_epoch_end=look)], progress=False,
+        )  # fmt: skip
+    assert len(answers) == 12 and max(answers) < 1e-5

@@ -19,6 +19,8 @@ def check_features(x: np.ndarray, name: str = "x") -> None:
         raise DataError(
             f"{name} has dtype {x.dtype}, which holds no real numbers; convert it, e.g. x.astype('float32')"
         )
+    if x.size <= CHUNK and np.isfinite(x).all():  # at once, as for one sample that is predicted
+        return
     if bad := _first(x, lambda chunk: ~np.isfinite(chunk)):
         where, value = bad
         raise DataError(

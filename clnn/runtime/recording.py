@@ -42,6 +42,7 @@ class Recording:
 
     def __init__(self, device: Device, recorder: Recorder) -> None:
         self.device, self.launches = device, recorder.launches
+        self.outlived: list[Block] = []  # what was made in it, and is still in use
         self.temporaries = self._plan()
         self.sizes: list[int] = []  # of the arena's pieces
         for t in self.temporaries:
@@ -52,7 +53,6 @@ class Recording:
         self.calls: list[Callable[[], Any]] = []
         self.queue: cl.CommandQueue | None = None
         self.fused: Fused | None = None
-        self.placed: dict[Block, Any] = {}  # blocks that it has in other memory
         self.replays = 0
         self.steps_to_come = 0  # steps that the caller still expects to run
         self.timed, self.seconds = 0, float("inf")  # replays timed so far, and the fastest of them
@@ -68,6 +68,7 @@ class Recording:
                 block = arg.alive()
                 if block is not None:
                     launch.args[at], block.written_once = block, False
+                    self.outlived.append(block)
                     continue
                 arg.first = index if arg.first < 0 else arg.first
                 arg.last = index
@@ -86,6 +87,13 @@ class Recording:
             one.piece, one.offset = piece, offset
             placed.append(one)
         return placed
+
+    def made(self, block: Any) -> bool:
+        """Whether a block was made by kernels in this step, and nothing else of it is in another's recording."""
+        copies = (launch for launch in self.launches if launch.kernel is None)  # which keep the memory they had
+        return any(one is block for one in self.outlived) and not any(
+            one is block for each in copies for one in each.args
+        )
 
     def most(self) -> int:
         """How many steps one replay can do."""
@@ -185,7 +193,7 @@ class Recording:
         def resolve(arg: Any) -> Any:
             if isinstance(arg, Temporary):
                 return views[arg]
-            return self.placed.get(arg, arg.buffer) if isinstance(arg, Block) else arg
+            return arg.buffer if isinstance(arg, Block) else arg
 
         self.queue = device.queue  # that of a profile is another one
         self.views = views  # a kernel's argument keeps no buffer alive: without this, replays run on freed ones

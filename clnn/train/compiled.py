@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pyopencl as cl
 
 from ..checks import check_count
 from ..errors import ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer
 from ..ops.array import block_of
-from ..runtime.memory import SLACK, Block
 from ..runtime.recorder import StepContext
 from ..runtime.recording import Recording
 from ..runtime.watching.watch import structure_version
 from ..step import Step
 from ..tape import no_grad
 from ..tensor import Tensor
+from .direct import Direct, shared
 from .inputs import as_inputs, build_for
 from .outputs import Outputs
 
@@ -86,6 +84,7 @@ class Compiled:
         self.whole = [i for i in range(len(kinds)) if model.takes_whole(i)]
         self.inputs = [Tensor(self.device.memory.allocate(a.nbytes), a.shape, a.dtype, self.device) for a in kinds]
         for x in self.inputs:
+            shared(x)
             self.device.fill_zero(x.block)
         self.step = Step(self._forward, reads=[model])
         states = {one: one._copied_states() for one in model.stateful_layers()}
@@ -96,31 +95,12 @@ class Compiled:
         self.recording: Recording | None = None
         if entry is not None and entry.recording is not None and not self.step.foreign:
             self.recording = entry.recording
-            self.results: list[Tensor] = self.outputs.tensors(result)
-            self.host = [self._shared(t) for t in (*self.inputs, *self.results)]
+            self.direct = Direct(self.recording, self.inputs, self.outputs.tensors(result))
             self.recording.fuse_now()
         for one, before in states.items():  # none of this was a call
             one._take_states(before)
         self.watch, self.version = self.step.watched(), structure_version()
         self.parameters = [(p, p.block) for p in model.parameters()]
-
-    def _shared(self, t: Tensor) -> np.ndarray | None:
-        """Memory that host and device share, in which the recording then has this tensor; None where there is none such, or where
-        the tensor is not the recording's."""
-        assert self.recording is not None
-        block, placed, where = t.block, self.recording.placed, self.device
-        if block in placed:  # an output that is an input
-            return placed[block].mem[: t.nbytes].view(t.dtype).reshape(t.shape)
-        fine = cl.device_svm_capabilities.FINE_GRAIN_BUFFER
-        with contextlib.suppress(cl.Error, AttributeError):  # drivers of OpenCL 1.2 do not know the question
-            uses = [launch for launch in self.recording.launches if any(arg is block for arg in launch.args)]
-            its = uses and all(launch.kernel for launch in uses)  # a copy on the device is one between its buffers
-            if its and type(block) is Block and where.kind == "cpu" and where.cl_device.svm_capabilities & fine:
-                array = cl.fsvm_empty(where.context, t.nbytes + SLACK, np.dtype(np.uint8))
-                array[:] = 0
-                placed[block] = cl.SVM(array)
-                return self._shared(t)
-        return None
 
     def _key(self) -> Any:
         return self.step.key(self.device, self.batch_size)
@@ -144,14 +124,6 @@ class Compiled:
             for x, array in zip(self.inputs, xs):
                 device.upload(np.ascontiguousarray(array), x.block)
             return self.outputs.together([t.numpy() for t in self.outputs.tensors(self._call())])
-        found: list[Any] = []
-        for x, place, array in zip(self.inputs, self.host, xs):
-            if place is None:
-                device.upload_soon(array, x.block)
-            else:
-                place[...] = array
+        self.direct.put(xs)
         recording.replay()
-        device.finish()
-        for t, place in zip(self.results, self.host[len(xs) :]):
-            found.append(t.numpy() if place is None else place.copy())
-        return self.outputs.together(found)
+        return self.outputs.together(self.direct.take())

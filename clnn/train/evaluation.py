@@ -20,6 +20,7 @@ from ..runtime.recorder import StepContext
 from ..step import Step, copied
 from ..tape import no_grad
 from .alone import Alone
+from .direct import Direct, shared
 from .feed import Feed
 from .inputs import Samples, as_inputs, build_for, checked, counts_hits
 from .outputs import OfOutput, Outputs
@@ -47,6 +48,7 @@ class Evaluation:
         self.results: Results | None = None
         self.record = record
         self.step: Step | None = None
+        self.direct: Direct | None = None  # between arrays and the recording that was replayed last, of one batch
         self.moved = True  # whether the feed may be elsewhere than at its first row
 
     @exclusive("model.device.lock")
@@ -105,20 +107,49 @@ class Evaluation:
         return sums, further
 
     def _outputs(self, xs: Sequence[np.ndarray]) -> list[Any]:
-        found: list[Any] = []
-        for rows in self._chunks(Samples([*xs], [], [])):
-            plan = rows_by_step(rows, self.batch)
-            alone = len(plan) == 1  # what is read at once needs no counter and no copy
-            steps = [self._run(int(rows_now), alone) for rows_now in plan]
-            several = self.given.several
+        samples, several, found = Samples([*xs], [], []), self.given.several, list[Any]()
+        if len(xs[0]) <= self.batch:
+            alone = self._alone(samples)
+            return [alone] if several else alone
+        for rows in self._chunks(samples):
+            steps = [self._run(int(rows_now)) for rows_now in rows_by_step(rows, self.batch)]
             found += [[t.numpy() for t in out] for out in steps] if several else [out.numpy() for out in steps]
         return found
 
+    def _alone(self, samples: Samples) -> list[np.ndarray]:
+        """The outputs for samples that are one batch: what is read at once needs no counter and no copy."""
+        rows, device, feed = len(samples.xs[0]), self.model.device, self._feed_for(samples)
+        self._rewind()
+        assert self.step is not None
+        with no_grad():
+            key, forward = self.step.key(device, (rows, True)), partial(self._forward, rows=rows, alone=True)
+            self.step.verify(device, key, forward)
+            entry = self.step.replays.entry(key)
+            if entry is None or entry.recording is None or device.step is not None:
+                feed.load(*samples)
+                result, _ = self.step.run(device, key, forward)
+                return [t.numpy() for t in (result if self.given.several else [result])]
+            if self.direct is None or self.direct.recording is not entry.recording:
+                outs = entry.result if self.given.several else [entry.result]
+                self.direct = Direct(entry.recording, feed.inputs(rows), outs)
+            self.direct.put(samples.xs)
+            self.step.run(device, key, forward)
+            return self.direct.take()
+
     def _chunks(self, samples: Samples):
-        n, row = len(samples.xs[0]), sum(Feed.row_bytes(*samples))
-        room = min(CHUNK_BYTES, self.model.device.memory.piece // 2)
+        n, feed = len(samples.xs[0]), self._feed_for(samples)
+        for start in range(0, n, feed.capacity):
+            feed.load(*(samples if n <= feed.capacity else samples.rows(slice(start, start + feed.capacity))))
+            self._rewind()
+            yield min(n - start, feed.capacity)
+
+    def _feed_for(self, samples: Samples) -> Feed:
+        """The feed for samples like these, as many of them as go at once."""
+        n, feed = len(samples.xs[0]), self.feed
+        if feed is not None and n <= self.batch and feed.fits(n, *samples):
+            return feed
+        room, row = min(CHUNK_BYTES, self.model.device.memory.piece // 2), sum(Feed.row_bytes(*samples))
         most = max(1, room // row // self.batch) * self.batch
-        feed = self.feed
         if feed is None or not feed.fits(min(n, most), *samples):
             capacity = min(most, 1 << max(0, n - 1).bit_length())
             device = self.model.device
@@ -127,25 +158,27 @@ class Evaluation:
                 device, -(-capacity // self.batch), self.model.dtype, self.given, self.loss, (), self.metrics
             )
             self.step = Step(self._forward, self.record, reads=[self.model, self.loss, *self.metrics])
-            self.moved = True
-        for start in range(0, n, feed.capacity):
-            feed.load(*(samples if n <= feed.capacity else samples.rows(slice(start, start + feed.capacity))))
-            if self.moved:
-                feed.rewind()
-                self.moved = False
-            yield min(n - start, feed.capacity)
+            self.moved, self.direct = True, None
+            if not samples.ys:
+                for t in feed.inputs(1):
+                    shared(t)  # before a recording knows where it is
+        return feed
 
-    def _run(self, rows: int, alone: bool = False) -> Any:
-        """The step on the next rows. `alone`: the rows are all there are, and the result is read before the next call."""
+    def _rewind(self) -> None:
+        assert self.feed is not None
+        if self.moved:
+            self.feed.rewind()
+            self.moved = False
+
+    def _run(self, rows: int) -> Any:
+        """The step on the next rows."""
         assert self.step is not None
-        device = self.model.device
-        self.moved = self.moved or not alone
+        device, self.moved = self.model.device, True
         with no_grad():
-            key = self.step.key(device, (rows, alone))
-            forward = partial(self._forward, rows=rows, alone=alone)
+            key, forward = self.step.key(device, (rows, False)), partial(self._forward, rows=rows, alone=False)
             self.step.verify(device, key, forward)
             result, fixed = self.step.run(device, key, forward)
-        return copied(result) if fixed and not alone else result
+        return copied(result) if fixed else result
 
     def _forward(self, context: StepContext, rows: int, alone: bool) -> Any:
         assert self.feed is not None and self.results is not None

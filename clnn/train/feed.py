@@ -75,6 +75,11 @@ class Feed:
                 (self.device.upload_soon if array.nbytes <= SOON_BYTES else self.device.upload)(array, block)
         return grows
 
+    def inputs(self, rows: int) -> list[Tensor]:
+        """The memory of the first rows of each input."""
+        pairs = zip(self.blocks[: self.cuts[0]], self.forms)
+        return [Tensor(block, (rows, *known[0]), known[1], self.device) for block, known in pairs if block and known]
+
     def rewind(self, order: np.ndarray | None = None, step: int = 0) -> None:
         """Start again at the first row, in a new order; `step` is where results go on."""
         if order is not None and self.order is not None:
