@@ -479,6 +479,31 @@ def test_what_is_made_of_constants_inside_is_that_of_this_turn(name, device, rng
         np.testing.assert_allclose(net(given), reference(model, **given)[0], rtol=1e-4, atol=1e-5)
 
 
+GUARDS = {  # chains that are almost an activation, and keep away from 0 on purpose
+    "sigmoid, clipped": "s = Sigmoid(x) k = Clip(s, small, one) y = Log(k)",
+    "sigmoid, at least": "s = Sigmoid(x) k = Max(s, least) y = Log(k)",
+    "sigmoid, written out": "n = Neg(x) e = Exp(n) d = Add(e, one) s = Div(one, d) k = Add(s, small) y = Log(k)",
+    "softplus": "s = Softplus(x) k = Add(s, small) y = Reciprocal(k)",
+    "hard sigmoid": "s = HardSigmoid<alpha = 0.16666667, beta = 0.5>(x) k = Max(s, small) y = Log(k)",
+    "swish": "s = Sigmoid(x) m = Mul(x, s) k = Sub(m, small) y = Reciprocal(k)",
+    "gelu": "d = Div(x, root) e = Erf(d) p = Add(e, one) m = Mul(x, p) h = Mul(m, half) y = Sub(h, small)",
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")  # of onnx's evaluator
+def test_what_keeps_a_chain_away_from_zero_stays(name, device):
+    numbers = {"small": 1e-7, "least": 1e-12, "one": 1, "root": 2**0.5, "half": 0.5}
+    used = {key: np.float32(v) for key, v in numbers.items() if re.search(rf"\b{key}\b", GUARDS[name])}
+    model = proto(
+        f'<ir_version: 8, opset_import: ["" : 17]> g (float[N] x) => (float[N] y) {{ {GUARDS[name]} }}', **used
+    )
+    x = np.float32([-200, -60, -30, -17, -8, -1, 0.5, 3, 20])
+    np.testing.assert_allclose(
+        clnn.onnx.load(model.SerializeToString())(x), reference(model, x=x)[0], rtol=1e-4, atol=1e-9
+    )
+
+
 # Whole numbers where the device's 32 bits, or its floats, would give something else: nodes, the type, x, y
 WHOLE = {
     "Div of the least": ("y = Div(x, two)", "int32", [-(2**31), -7, 7], [-(2**30), -3, 3]),

@@ -22,15 +22,15 @@ from .operators.image import convolved, windows
 from .registry import Context, Operator
 from .run import Made, Plan
 
-# Where a function is compared: around 0, and far out, where pieces of others differ
+# Where a function is compared: around 0, beside the kinks of others, and far out, where pieces of them differ
 POINTS = np.concatenate(
-    [np.linspace(-13, 13, 131), 10.0 ** np.arange(1.2, 3.3, 0.3), -(10.0 ** np.arange(1.2, 3.3, 0.3))]
+    [np.linspace(-13.05, 12.95, 131), 10.0 ** np.arange(1.2, 3.3, 0.3), -(10.0 ** np.arange(1.2, 3.3, 0.3))]
 )
 _erf = np.vectorize(math.erf)
 
 
 def _sigmoid(x: Any) -> Any:
-    return 0.5 * np.tanh(0.5 * x) + 0.5
+    return 1 / (1 + np.exp(-x))
 
 
 def _softplus(x: Any) -> Any:
@@ -229,8 +229,8 @@ class Fuser:
         for root, values in self.chains.get(node.outputs[0], {}).items():
             if self.by.get(root) is not None and node.inputs == [root]:
                 continue  # one node only
-            for name, (known, size) in _known_values().items():
-                if np.all(np.abs(values - known) <= 2e-6 * size):
+            for name, (known, most) in _known_values().items():
+                if np.all(np.abs(values - known) <= most):
                     if node.op in DIRECT and DIRECT[node.op] == name:
                         continue
                     self.put(node, "unary", [root], activation=name)
@@ -453,10 +453,12 @@ class Fuser:
 
 @functools.cache
 def _known_values() -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """KNOWN at POINTS, and what counts as 1 there."""
+    """KNOWN at POINTS, and by how much a chain may differ there: little of what is small as well, since a chain that keeps away
+    from 0, as Clip(Sigmoid(x), 1e-7) does in front of Log, is none of them."""
     found = {}
     with np.errstate(all="ignore"):
         for name, f in KNOWN.items():
             values = f(POINTS)
-            found[name] = values, np.maximum(1.0, np.abs(values))
+            size = np.abs(values)
+            found[name] = values, np.minimum(2e-6 * np.maximum(1.0, size), 1e-3 * size + 1e-14)
     return found
