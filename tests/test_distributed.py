@@ -16,6 +16,7 @@ import pytest
 import ranks
 
 import clnn
+from clnn.tools import mpi
 from clnn.tools.mpi import share_of_cores
 
 HERE = Path(__file__).resolve().parent
@@ -103,6 +104,24 @@ def hosts(tmp_path):
     finally:
         for name in names:
             ip("netns", "del", name)
+
+
+def test_the_launcher_of_windows_is_found(tmp_path, monkeypatch):
+    """Its MPI comes with mpiexec alone, in a folder of the environment that need not be on the PATH."""
+    monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    monkeypatch.setattr(
+        mpi.shutil,
+        "which",
+        lambda name, path=None: f"{path}/{name}" if "Library" in f"{path}" and name == "mpiexec" else None,
+    )
+    monkeypatch.setattr(mpi.importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setattr(
+        mpi.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], 0, "Intel(R) MPI Library")
+    )
+    assert mpi.mpirun()[0].endswith("mpiexec") and len(mpi.mpirun()) == 1
+    monkeypatch.setattr(mpi.shutil, "which", lambda *_, **__: None)
+    with pytest.raises(clnn.errors.ConfigurationError, match="there is no mpirun here"):
+        mpi.mpirun()
 
 
 @several

@@ -206,7 +206,7 @@ def test_drawings_have_all_layers_and_lines(device, x, tmp_path):
     net(x)
     titles, lines, dashed = boxes(net.plot(tmp_path / "net.svg").svg)
     assert len(titles) == 7 and dashed == 1  # what out is given is a sum
-    assert (tmp_path / "net.svg").read_text() == net.plot()._repr_svg_()
+    assert (tmp_path / "net.svg").read_text(encoding="utf-8") == net.plot()._repr_svg_()
     with pytest.raises(clnn.ConfigurationError, match="ends in .svg"):
         net.plot("net.png")
     with pytest.raises(clnn.DataError, match="cannot be written"):

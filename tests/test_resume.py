@@ -4,7 +4,6 @@ import errno
 import functools
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -296,7 +295,7 @@ def test_a_run_that_is_killed_again_and_again(tmp_path):
         ):
             time.sleep(0.005)
         time.sleep(seconds)
-        process.send_signal(signal.SIGKILL)
+        process.kill()
         process.communicate()
         return None
 

@@ -24,12 +24,15 @@ FOLDER = "RUN_MPI_FOLDER"  # where each rank writes the number of its process
 ENDED = (re.compile(rb"PID (?P<pid>\d+) RUNNING AT"), re.compile(rb"process rank (?P<rank>\d+) with PID"))
 OPEN_MPI = ("--oversubscribe", "--bind-to", "none", "--allow-run-as-root")
 LOCAL = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK"), ("MPI_LOCALNRANKS", "OMPI_COMM_WORLD_LOCAL_SIZE")
+NAMES = ("mpirun", "mpiexec")  # MPI for Windows has the second alone,
+WINDOWS = ("Scripts",), ("Library", "bin")  # and pip puts it into one of these folders
 RANK = ("PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
 
 def mpirun() -> list[str]:
-    """The command mpirun of the environment that Python runs in, else of the PATH, with what a machine alone needs."""
-    found = shutil.which("mpirun", path=os.path.dirname(sys.executable)) or shutil.which("mpirun")
+    """The command mpirun or mpiexec of the environment that Python runs in, else of the PATH, with what a machine alone needs."""
+    own = os.pathsep.join([os.path.dirname(sys.executable), *(os.path.join(sys.prefix, *p) for p in WINDOWS)])
+    found = next(filter(None, (shutil.which(name, path=path) for path in (own, None) for name in NAMES)), None)
     if found is None or importlib.util.find_spec("mpi4py") is None:
         lacks = "mpi4py" if found else "mpirun"
         raise ConfigurationError(f"there is no {lacks} here: pip install mpi4py mpich (impi-rt on Windows) brings both")
@@ -60,7 +63,8 @@ def run(ranks: int, program: Sequence[str]) -> int:
         def interrupt(*_: Any) -> None:
             nonlocal interrupts
             interrupts += 1
-            for pid in [int(file.read_text()) for file in Path(folder).iterdir()] if interrupts == 1 else ():
+            first = interrupts == 1 and os.name == "posix"  # on Windows Ctrl-C reaches every process of the console
+            for pid in [int(file.read_text(encoding="ascii")) for file in Path(folder).iterdir()] if first else ():
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGINT)
             if interrupts > 1:
@@ -88,7 +92,9 @@ def _pass_on(source: Any, sink: BinaryIO, folder: Path, ended: list[str]) -> Non
             if found and "rank" in found.groupdict():
                 ended.append(found["rank"].decode())
             elif found:
-                ended += [file.name for file in folder.iterdir() if file.read_text() == found["pid"].decode()]
+                ended += [
+                    file.name for file in folder.iterdir() if file.read_text(encoding="ascii") == found["pid"].decode()
+                ]
 
 
 def share_of_cores(cores: Sequence[int], rank: int, ranks: int) -> list[int]:
@@ -101,7 +107,7 @@ def share_of_cores(cores: Sequence[int], rank: int, ranks: int) -> list[int]:
 def begin() -> None:
     """On a rank, before its program: its process's number into the folder, and cores of its own."""
     rank, local, ranks = (next((os.environ[n] for n in names if n in os.environ), "") for names in (RANK, *LOCAL))
-    Path(os.environ.pop(FOLDER), rank or "0").write_text(str(os.getpid()))
+    Path(os.environ.pop(FOLDER), rank or "0").write_text(str(os.getpid()), encoding="ascii")
     if hasattr(os, "sched_setaffinity") and local.isdecimal() and ranks.isdecimal():
         mine = share_of_cores(sorted(os.sched_getaffinity(0)), int(local), int(ranks))
         os.sched_setaffinity(0, mine)

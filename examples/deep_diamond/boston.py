@@ -19,7 +19,7 @@ if "--help" in sys.argv:
 file = Path(os.environ.get("CLNN_DATA_DIR", ""), "boston", "BostonHousing.csv")
 if not file.is_file():
     sys.exit("set CLNN_DATA_DIR to a folder that holds boston/BostonHousing.csv, 13 features and the price in each row")
-with open(file, newline="") as lines:
+with open(file, newline="", encoding="utf-8") as lines:
     table = np.array(list(csv.reader(lines))[1:], np.float32)  # 506 rows
 
 for seed in range(int(sys.argv[1]) if len(sys.argv) > 1 else 5):

@@ -33,7 +33,7 @@ if not file.is_file():
     sys.exit(
         "set CLNN_DATA_DIR to a folder that holds california/housing.csv, the table with the column ocean_proximity"
     )
-with open(file, newline="") as lines:
+with open(file, newline="", encoding="utf-8") as lines:
     rows = [[*map(float, (cell or "nan" for cell in row[:9])), row[9]] for row in list(csv.reader(lines))[1:]]
 
 prepare = ColumnTransformer(

@@ -23,7 +23,7 @@ if package is None:
     sys.exit("this example runs the network of the package magika, which is not here: pip install --no-deps magika")
 folder = Path(package.origin).parent / "models" / "standard_v3_3"
 net = clnn.onnx.load(folder / "model.onnx")
-labels = np.array(json.loads((folder / "config.min.json").read_text())["target_labels_space"])
+labels = np.array(json.loads((folder / "config.min.json").read_text(encoding="utf-8"))["target_labels_space"])
 
 
 def tokens(path):
