@@ -135,7 +135,9 @@ class Model(Layer):
         refuse_unknown("evaluate", TAKEN["evaluate"], options)
         return train.evaluate(self, x, y, **options)
 
-    def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> Any:
+    def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH, **unknown: Any) -> Any:
+        if unknown:
+            refuse_unknown("predict", ["batch_size"], unknown)
         return train.predict(self, x, batch_size=batch_size)
 
     def generate(self, prompt: Any, n: int, **options: Any) -> np.ndarray:
@@ -145,6 +147,7 @@ class Model(Layer):
     fit.__doc__, evaluate.__doc__, predict.__doc__ = train.fit.__doc__, train.evaluate.__doc__, train.predict.__doc__
     fit.__signature__ = inspect.signature(train.fit)  # type: ignore[attr-defined]
     evaluate.__signature__ = inspect.signature(train.evaluate)  # type: ignore[attr-defined]
+    predict.__signature__ = inspect.signature(train.predict)  # type: ignore[attr-defined]
 
     def predict_proba(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> np.ndarray:
         """Probabilities of the classes, or of yes: the outputs of a softmax or sigmoid as they are; others by what the loss

@@ -51,6 +51,7 @@ NET = clnn.Sequential([clnn.Dense(2)])
         (lambda: NET.fit([[1.0]], [0], verbose=0), "fit takes progress, not verbose"),
         (lambda: NET.fit([[1.0]], [0], validation_data=None), "fit takes validation, not validation_data"),
         (lambda: NET.fit([[1.0]], [0], epoch=3), "fit takes no epoch, perhaps epochs"),
+        (lambda: NET.predict([[1.0]], verbose=0), "predict takes no verbose; it takes batch_size"),
         (lambda: NET.evaluate([[1.0]], [0], verbose=0), "evaluate takes no verbose; it takes batch_size, loss"),
     ],
 )
