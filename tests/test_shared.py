@@ -200,8 +200,9 @@ def test_two_queues_wait_for_each_other_when_memory_is_handed_over(device):
 def test_memory_lives_as_long_as_either_side_uses_it(device):
     for pooled in (False, True):
         allocator = cl_tools.MemoryPool(cl_tools.ImmediateAllocator(device.queue)) if pooled else device.allocator
-        room = np.concatenate([X.ravel(), np.zeros(1000, np.float32)])
-        array = theirs(device, room, allocator=allocator)[:24]
+        start = device.alignment // 4 if pooled else 0
+        room = np.concatenate([np.zeros(start, np.float32), X.ravel(), np.zeros(1000, np.float32)])
+        array = theirs(device, room, allocator=allocator)[start : start + 24]
         t = clnn.from_pyopencl(array)
         base = weakref.ref(array)
         del array
