@@ -84,8 +84,9 @@ def _linear(c: Context, x: Any, w: Any, b: Any = None, *, activation: str, flat:
     return y if y.ndim >= least else y.reshape((*[1] * (least - y.ndim), *y.shape))
 
 
-def _unary(c: Context, x: Any, *, activation: str) -> Any:
-    return function(c.tensor(x), activation)
+def _unary(c: Context, x: Any, *, activation: str, least: int = 0) -> Any:
+    y = function(c.tensor(x), activation)
+    return y if y.ndim >= least else y.reshape(1)
 
 
 def _add(c: Context, a: Any, b: Any, *, activation: str) -> Any:
@@ -198,6 +199,7 @@ class Fuser:
     def chains(self) -> dict[str, dict[str, np.ndarray]]:
         """By a name: what it is as a function of each of a few names before it, at POINTS."""
         found: dict[str, dict[str, np.ndarray]] = {}
+        self.wide: set[str] = set()  # what has one axis at least, since a number in the chain has
         for node in self.nodes:
             if node.op not in STEPS or node.domain:
                 continue
@@ -222,6 +224,10 @@ class Fuser:
                     break
             if len(made) <= 16:
                 found[node.outputs[0]] = made
+                if any(
+                    name in self.wide or name in self.values and self.values[name].data.ndim for name in node.inputs
+                ):
+                    self.wide.add(node.outputs[0])
         return found
 
     def known_chain(self, node: Node) -> None:
@@ -233,7 +239,7 @@ class Fuser:
                 if np.all(np.abs(values - known) <= most):
                     if node.op in DIRECT and DIRECT[node.op] == name:
                         continue
-                    self.put(node, "unary", [root], activation=name)
+                    self.put(node, "unary", [root], activation=name, least=int(node.outputs[0] in self.wide))
                     return
 
     # -- layer normalisation that is written out ----------------------------------------------------------------------

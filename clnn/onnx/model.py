@@ -27,7 +27,7 @@ from .fuse import Fuser
 from .graph import FLOATS, Graph, Value, from_json, to_json
 from .read import TYPES, read
 from .registry import TABLE, find
-from .run import Constants, Demand, Made, Pass, Plan, check_fits, operators_of, type_of
+from .run import Constants, Demand, Made, Pass, Plan, check, operators_of, type_of
 
 # The inputs that learn where they are constants of floats: weights and biases
 WEIGHTS = {
@@ -170,7 +170,7 @@ class Session:
                 self.hosts |= demand.sources
         if self.reads:
             self.step.replays.record = False
-        check_fits(self.plan.where, checks)
+        check(self.plan.where, checks)
         return {v.name: present(found[v.name], v.type) for v in self.plan.graph.outputs}
 
     def _as_argument(self, array: np.ndarray) -> Any:
@@ -179,7 +179,7 @@ class Session:
         kind = np.float32 if array.dtype.kind in "fb" else np.int32
         return array.astype(kind, copy=False)
 
-    def _run(self, *args: Any) -> tuple[dict[str, Any], list[tuple[str, Tensor]]]:
+    def _run(self, *args: Any) -> tuple[dict[str, Any], list[Any]]:
         inputs = {}
         for value, one in zip(self.plan.graph.inputs, args):
             data = one.array if isinstance(one, OnHost) else one
@@ -359,7 +359,7 @@ class OnnxModel(Model):
         one = Pass(self._training, frozenset(), note=self.__dict__.get("_note"))
         found = {name: one.on_device(made.data) for name, made in one.run(given).items()}
         if self.device.reads:  # in a recorded step it cannot be seen
-            check_fits(self.where, one.checks)
+            check(self.where, one.checks)
         return found if len(found) > 1 else next(iter(found.values()))
 
     @contextlib.contextmanager

@@ -232,7 +232,9 @@ class Pass:
         self.plan, self.given, self.folding, self.note = plan, given, folding, note
         self.device, self.opsets = plan.device, plan.graph.opsets
         self.read: Counter[str] = Counter()  # nodes that read values back
-        self.checks: list[tuple[str, Tensor]] = []  # a node, and the largest number that is to fit into 32 bits
+        self.checks: list[
+            tuple[str, int, Tensor]
+        ] = []  # what is wrong where a number is as large as this, and the number
 
     def run(self, inputs: dict[str, Made]) -> dict[str, Made]:
         """The graph's outputs."""
@@ -355,10 +357,10 @@ class Pass:
             given = [v.data for v in values if v is not None]
             self.note(node, given, [env[name].data for name in node.outputs if name])
 
-    def fits(self, x: Tensor) -> None:
-        """Have the caller check that floats fit into the 32 bits that whole numbers have on the device."""
+    def below(self, limit: int, x: Tensor, wrong: str) -> None:
+        """Have the caller check that the size of each number in x is below a limit: a recorded pass cannot raise an error."""
         if x.size:
-            self.checks.append((str(self.at), function(x.detach(), "abs").max()))
+            self.checks.append((f"{self.at}: {wrong}", limit, function(x.detach(), "abs").max()))
 
     def on_device(self, data: Any) -> Any:
         """A value on the device; lists stay lists."""
@@ -375,13 +377,11 @@ class Pass:
         return array if value.type in ("bfloat16", "") else array.astype(value.type)
 
 
-def check_fits(where: str, checks: Sequence[tuple[str, Tensor]]) -> None:
-    """OutOfRangeError for a check that failed: see `Pass.fits`."""
-    for node, largest in checks:
-        if abs(most := float(largest.numpy())) >= 2**31:
-            raise OutOfRangeError(
-                f"{where}: {node}: whole numbers have 32 bits on the device, and {most:.9g} needs more: keep it a float"
-            )
+def check(where: str, checks: Sequence[tuple[str, int, Tensor]]) -> None:
+    """OutOfRangeError for a check that failed: see `Pass.below`."""
+    for wrong, limit, largest in checks:
+        if float(largest.numpy()) >= limit:
+            raise OutOfRangeError(f"{where}: {wrong}")
 
 
 def check_host(shape: Sequence[int], what: str) -> None:

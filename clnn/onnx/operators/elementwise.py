@@ -396,7 +396,7 @@ def cast_to(c: Context, x: Any, kind: str) -> Any:
         if before not in ("bool",) and kind not in ("int32", "int64"):  # which wrap around
             return c.host(0).astype(np.int64).astype(kind)
         if kind == "int64" and before != "bool":
-            c.pass_.fits(x)
+            c.pass_.below(2**31, x, "whole numbers have 32 bits on the device, and this needs more: keep it a float")
         return apply(whole, x)
     wide = {"int8": 8, "int16": 16, "int32": 32, "int64": 64, "uint8": 7, "uint16": 15, "uint32": 31, "uint64": 63}
     if kind.startswith("u") or wide[kind] < min(wide[before] + before.startswith("u"), 32):

@@ -10,7 +10,7 @@ from ... import arrays
 from ...errors import OutOfRangeError, ShapeError
 from ...tensor import elementwise
 from ..graph import FLOATS
-from ..registry import Context, operator
+from ..registry import Context, of_dtype, operator
 from ..run import check_host
 from .elementwise import CASTS
 from .shape import axes_of
@@ -35,7 +35,17 @@ def gather(c: Context, x: Any, index: Any, *, axis: int = 0) -> Any:
             return np.take(x, index, axis)
         if index.ndim == 0:
             return x[(*(slice(None),) * axis, int(index))]
+    else:
+        check_index(c, index, x, axis)
     return arrays.take(c.tensor(x), c.tensor(index), axis)
+
+
+def check_index(c: Context, index: Any, x: Any, axis: int) -> None:
+    """Have the caller check that whole numbers i on the device name elements along an axis: |2 i + 1| is less than 2 n."""
+    n = x.shape[axis]
+    wrong = f"an index is outside {-n} to {n - 1}, for axis {axis} of shape {tuple(x.shape)}"
+    # float32 is exact up to 2^24; of larger axes the edge is not, and rows beyond it are NaN
+    c.pass_.below(2 * n + (n >> 20 if n >= 2**22 else 0), of_dtype(index, np.float32) * 2.0 + 1.0, wrong)
 
 
 @operator("NonZero", 9, host=(0,), gives="int64")
@@ -78,6 +88,8 @@ def gather_elements(c: Context, x: Any, index: Any, *, axis: int = 0) -> Any:
     (axis,) = axes_of(x.ndim, [axis])
     if isinstance(index, np.ndarray):
         index = from_start(index, x, axis)
+    else:
+        check_index(c, index, x, axis)
     x = x[tuple(slice(None) if a == axis else slice(0, s) for a, s in enumerate(index.shape))]
     if isinstance(x, np.ndarray) and isinstance(index, np.ndarray):
         return np.take_along_axis(x, index, axis)
