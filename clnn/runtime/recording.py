@@ -89,8 +89,10 @@ class Recording:
         return placed
 
     def made(self, block: Any) -> bool:
-        """Whether a block was made by kernels in this step, and nothing else of it is in another's recording."""
-        copies = (launch for launch in self.launches if launch.kernel is None)  # which keep the memory they had
+        """Whether kernels of this step alone write a block, which was made in it and outlives it."""
+        copies = (
+            launch for launch in self.launches if launch.kernel is None
+        )  # of buffers that they had when they were noted
         return any(one is block for one in self.outlived) and not any(
             one is block for each in copies for one in each.args
         )
