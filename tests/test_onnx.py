@@ -520,6 +520,11 @@ WHOLE = {
     "ReduceMean": ("y = ReduceMean(x)", "int32", [1, 2, 2, 2], [1]),
     "ReduceMean below 0": ("y = ReduceMean(x)", "int64", [-1, -2, -2, -2], [-1]),
     "ReduceL2": ("y = ReduceL2(x)", "int32", [1, 2, 2, 2], [3]),
+    "ReduceL2 of many": ("y = ReduceL2(x)", "int32", [3 * 10**8, 4 * 10**8], [5 * 10**8]),
+    "Scan of a vector": (
+        "y = Scan<num_scan_inputs = 1, body = turn (int64 e) => (int64 o) { o = Mul(e, many) }>(x)",
+        "int64", [3, 10**6], [300_000, 10**11],
+    ),
     "ReduceLogSum": ("y = ReduceLogSum(x)", "int32", [1, 2, 2, 20], [3]),
     "ReduceLogSumExp": ("y = ReduceLogSumExp(x)", "int32", [1, 2, 2, 20], [20]),
     "Slice": ("y = Slice(x, before, before, zero, back)", "int32", [4, 5, 6], [4]),  # as onnx's schema says

@@ -156,9 +156,9 @@ class Plan:
 
     def passed(self, made: Made) -> Made:
         """A value as a graph inside receives it: what turns make of a constant is not kept as one, turn after turn."""
-        data = made.data
+        data = np.asarray(made.data) if isinstance(made.data, np.generic) else made.data  # a row of a vector
         if self.fixed(data) is None:
-            return made
+            return made._replace(data=data)
         return made._replace(data=data.view() if isinstance(data, np.ndarray) else data.reshape(data.shape))
 
     def prepared(self, node: Node, values: Sequence[Any], make: Callable[..., Sequence[Any]]) -> Sequence[Any] | None:

@@ -56,10 +56,13 @@ REDUCTIONS: dict[str, tuple[Any, Any]] = {
     "ReduceL1": (lambda x, axes: _sum(function(x, "abs"), axes), lambda x, **how: np.sum(np.abs(x), **how)),
     "ReduceL2": (
         lambda x, axes: function(_sum(function(x, "square"), axes), "sqrt"),
-        lambda x, **how: np.sqrt(np.sum(x * x, **how)),
+        lambda x, **how: np.sqrt(np.sum(np.square(x, dtype=np.float64), **how)),
     ),
     "ReduceSumSquare": (lambda x, axes: _sum(function(x, "square"), axes), lambda x, **how: np.sum(x * x, **how)),
-    "ReduceLogSum": (lambda x, axes: function(_sum(x, axes), "log"), lambda x, **how: np.log(np.sum(x, **how))),
+    "ReduceLogSum": (
+        lambda x, axes: function(_sum(x, axes), "log"),
+        lambda x, **how: np.log(np.sum(x, dtype=np.float64, **how)),
+    ),
     "ReduceLogSumExp": (_log_sum_exp, lambda x, **how: np.logaddexp.reduce(x.astype(np.float64), **how)),
 }
 
