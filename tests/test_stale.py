@@ -1420,3 +1420,24 @@ def test_a_tensor_that_an_audit_made_and_a_cache_kept(device, make):
             mask.cache_clear()
         for _ in range(6):
             np.testing.assert_array_equal(step(x).numpy(), np.full((2, n), 3.0))
+
+
+def test_libraries_that_a_model_names_are_not_walked_through():
+    """A user's own package is, to its last function."""
+    found = {}
+    for name in ("torch", "mine"):
+        library = types.ModuleType(name)
+        exec("def other(): return 1\ndef helper(): return other()\nclass Tensor: size = helper", vars(library))
+
+        class Named(clnn.Model):
+            def __init__(self, library):
+                self.dense, self.library = clnn.Dense(2), library
+
+            def forward(self, x):
+                return self.dense(clnn.tensor(x.size()) if isinstance(x, self.library.Tensor) else x)
+
+        model = Named(library)
+        model.predict(np.zeros((3, 4), np.float32))
+        (evaluation,) = model._evaluations.values()
+        found[name] = {f.__name__ for f in evaluation.step.watched().functions}
+    assert "forward" in found["torch"] and found["mine"] - found["torch"] == {"helper", "other"}

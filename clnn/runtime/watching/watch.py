@@ -31,8 +31,38 @@ SMALL = 1000  # entries of a container: larger ones are left to audits
 MOST_BYTES = 1 << 16  # of an array, likewise
 MOST = 20_000  # objects that are looked at
 OURS = frozenset(("clnn", "numpy", "pyopencl"))
+# Large libraries that models name, as in isinstance(x, torch.Tensor): a walk through all that they name would take seconds
+LIBRARIES = frozenset(
+    (
+        "cv2",
+        "IPython",
+        "jax",
+        "jaxlib",
+        "joblib",
+        "keras",
+        "matplotlib",
+        "mpi4py",
+        "onnx",
+        "onnxruntime",
+        "pandas",
+        "PIL",
+        "polars",
+    )
+    + (
+        "safetensors",
+        "scipy",
+        "sklearn",
+        "tensorboardX",
+        "tensorflow",
+        "tinygrad",
+        "torch",
+        "torchvision",
+        "tqdm",
+        "transformers",
+    )
+)
 # Their code is nobody's to change; everything else is a user's
-KNOWN = OURS | (sys.stdlib_module_names - {"test"})
+KNOWN = OURS | LIBRARIES | (sys.stdlib_module_names - {"test"})
 UNCALLED = frozenset(
     ("__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__", "__class_getitem__")
 )
