@@ -72,7 +72,7 @@ def adopt(device: Device, array: Any) -> Block:
     block = Foreign(device, array)
     if array.offset:
         try:
-            whole = cl.Buffer.from_int_ptr(block.base.int_ptr)  # one from a pool gives no regions
+            whole: Any = cl.Buffer.from_int_ptr(block.base.int_ptr)  # one from a pool gives no regions
             block.buffer = whole.get_sub_region(array.offset, array.nbytes + SLACK)
         except cl.Error as error:  # of a buffer that is part of another one
             raise DataError(

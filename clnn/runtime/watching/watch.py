@@ -108,9 +108,7 @@ class Watched(Restored):
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         made = vars(cls).get("__init__")
-        if made is not None and made.__qualname__.startswith(
-            "_"
-        ):  # what Python's errors call it, of all that inherit it
+        if made is not None and made.__qualname__.startswith("_"):  # by which Python's errors call all that inherit it
             made.__qualname__ = made.__qualname__.lstrip("_")
 
     tells = False
@@ -136,9 +134,8 @@ def entries_of(one: Any) -> dict[str, Any]:
 def _slots(one: Any) -> dict[str, Any]:
     """Those in slots."""
     slots = {name for kind in type(one).__mro__ for name in _listed(vars(kind).get("__slots__", ()))}
-    kept = [
-        n for n in slots if isinstance(getattr(type(one), n, None), types.MemberDescriptorType)
-    ]  # no property's by now
+    # No property's by now
+    kept = [n for n in slots if isinstance(getattr(type(one), n, None), types.MemberDescriptorType)]
     return {name: getattr(one, name) for name in kept if hasattr(one, name)}
 
 
@@ -206,17 +203,14 @@ class Watch:
         self.arrays: list[tuple[Any, bytes]] = []
         self.iterators: list[Any] = []  # that it may take something from, which no audit could put back
         self._names: set[str] = set()  # attributes that the code reads
-        self._owners: list[
-            tuple[Any, Mapping[str, Any], set[str]]
-        ] = []  # an object's attributes, and which were followed
+        # An object's attributes, and which were followed
+        self._owners: list[tuple[Any, Mapping[str, Any], set[str]]] = []
         self._seen: dict[int, Any] = {}
         self._classes: set[type] = set()
         self._waiting: deque[Any] = deque(roots)
         while self._waiting:
             while self._waiting:
-                with contextlib.suppress(
-                    Exception
-                ):  # a user's object that does not let itself be looked at, or changes now
+                with contextlib.suppress(Exception):  # an object that does not let itself be looked at, or changes now
                     self._visit(self._waiting.popleft())
             for _, entries, followed in self._owners:  # more names are known now
                 for name in (self._names & entries.keys()) - followed:
@@ -319,9 +313,7 @@ class Watch:
             self.arrays.append((value, bytes_of(value)))
 
     def _container(self, value: Any) -> None:
-        if (
-            len(value) > SMALL or value is sys.modules
-        ):  # which leads to everything, and most of it to nothing that a step reads
+        if len(value) > SMALL or value is sys.modules:  # which leads to everything, and most of it is read by no step
             return
         self.containers.append(value)
         entries = functools.partial(refill, value)
