@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pyopencl as cl
 import pytest
+from conftest import Guard
 from helpers import parameter
 
 import clnn
@@ -111,6 +112,18 @@ def test_blocks(device, at_rest):
     memory.free_held()
     assert memory.held <= held - MIB
     assert device.read(memory.allocate(0), np.empty(0, np.float32)).size == 0
+
+
+@pytest.mark.parametrize("at", [100, 200])
+def test_a_write_behind_a_block_is_noticed(device, at):
+    """By what every test has around it."""
+    guard, block = Guard(), device.memory.allocate(100)
+    guard.put(block)
+    cl.enqueue_fill_buffer(device.queue, block.buffer, np.float32(1), at, 4)
+    guard.take(block)
+    with pytest.raises(AssertionError, match=rf"written behind the end of blocks.*\(100, {(at - 100) // 4}\)"):
+        guard.look()
+    guard.put(block)  # as it was
 
 
 @pytest.mark.parametrize(("asked", "used"), [(1, 512), (128, 512), (512, 512), (1024, 1024), (4096, 4096)])
