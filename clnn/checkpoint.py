@@ -174,7 +174,7 @@ def told(what: str, one: Any, described: Any, find: Callable[[Any], Any]) -> Any
         different = registry.difference(one, find(json.loads(json.dumps(described, allow_nan=False))))
         wrong = different and f"would have the {different[0]} {different[1]}"
     except Exception as error:  # whatever its own code raises
-        wrong = f"cannot be made: {error}"
+        wrong = f"cannot be made: {error.__cause__ or error}"
     if wrong:
         raise CheckpointError(
             f"a {what} {kind} made of its config() {wrong}. Have config() give all arguments of __init__, as JSON can hold "

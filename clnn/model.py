@@ -499,7 +499,7 @@ def _check_loadable(model: Model, header: dict[str, Any]) -> Layer | None:
     except OutOfDeviceMemory:
         return None
     except Exception as error:  # whatever the model's own code raises
-        difference = f"it cannot be made: {error}"
+        difference = f"it cannot be made: {error.__cause__ or error}"
     if difference is not None:
         raise CheckpointError(
             f"a {type(model).__name__} made of its config() would not be like this one: {difference}. Have config() give all "

@@ -82,7 +82,13 @@ def construct(description: dict[str, Any], what: str, base: Any) -> Any:
     try:
         return kind(**(kind.upgrade(config, version) if version < VERSIONS[kind] else config))  # type: ignore[attr-defined]
     except (TypeError, KeyError, ClnnError) as error:
-        raise CheckpointError(f"the file's config of {name} does not fit this version of clnn: {error}") from error
+        says = f"the file's config of {name} does not fit this"
+        if kind.__module__.startswith("clnn."):
+            raise CheckpointError(f"{says} version of clnn: {error}") from error
+        raise CheckpointError(
+            f"{says} class: {error}. Where its arguments have changed since, give it its next version, "
+            f"@clnn.register(version={VERSIONS[kind] + 1}), and an upgrade(config, version)"
+        ) from error
 
 
 def difference(one: Any, other: Any, beside: Any = ()) -> tuple[str, str] | None:

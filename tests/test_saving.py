@@ -639,6 +639,9 @@ def test_a_renamed_argument_does_not_break_files(device, rng, tmp_path):
         scale(1)
         with pytest.raises(clnn.CheckpointError, match="Times of version 2, and here is 1: update"):
             clnn.load(tmp_path / "new")
+        clnn.register(type("Times", (clnn.Layer,), {"__init__": lambda self, by: None}))  # without a version
+        with pytest.raises(clnn.CheckpointError, match=r"does not fit this class.* @clnn.register\(version=2\)"):
+            clnn.load(tmp_path / "old")
         with pytest.raises(
             clnn.ConfigurationError, match=r"Scale of version 3 needs a static method upgrade\(config, version\)"
         ):
