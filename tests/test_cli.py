@@ -152,6 +152,15 @@ def test_doctor_names_bad_variables(tmp_path):
     assert "which is no folder" in out and f"{tmp_path} can be written" in out
 
 
+@pytest.mark.parametrize(("name", "value"), [("CLNN_FUSE", "maybe"), ("CLNN_WINOGRAD", "1"), ("CLNN_DEBUG", "yes")])
+def test_doctor_names_a_value_that_training_would_refuse(device, monkeypatch, name, value):
+    from clnn.tools import doctor
+
+    monkeypatch.setenv(name, value)
+    answers, wrong = doctor._ask("try", f"{device.platform_index}:{device.device_index}")
+    assert not wrong and name in answers[-1]["problem"] and f"{value!r}" in answers[-1]["problem"]
+
+
 def test_doctor_outlives_a_crash_and_a_hang(monkeypatch):
     from clnn.tools import doctor
 

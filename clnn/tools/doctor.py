@@ -361,8 +361,11 @@ def _try(index: str) -> None:
 
     from ..errors import ClnnError
     from ..gemm import clblast, clblast_problem, engine_name
+    from ..ops.image.conv_plan import largest_tile
+    from ..runtime import fusion
     from ..runtime.devices import selftest
     from ..runtime.devices.choice import find_device
+    from ..runtime.profile import profile_of_debug
 
     device = find_device(index)
     wrong, turns, untested = selftest.run(device)
@@ -396,6 +399,7 @@ def _try(index: str) -> None:
         problem = clblast_problem(device) or _product(device, "clblast")
         _answer(stage="tile", text=f"CLBlast does not ({problem})" if problem else "so does CLBlast")
     try:
+        fusion.allowed(device), largest_tile(), profile_of_debug()  # errors where their variables hold no such value
         _answer(stage="done", text=f"the engine in use is {engine_name(device)}", problem="")
     except ClnnError as error:
         _answer(stage="done", text="", problem=str(error))
