@@ -707,6 +707,9 @@ def _lender(x: Any) -> Parameter | None:
 
 # What NumPy calls our functions of two tensors.
 UFUNCS = {**{name: name for name in BINARY}, "true_divide": "divide", "matmul": "matmul"}
+# What clnn has by NumPy's names, beside functions of one variable.
+NAMESAKES = ("clip", "concatenate", "cumsum", "einsum", "expand_dims", "flip", "pad", "prod", "repeat", "roll", "sort", "split",
+             "squeeze", "stack", "std", "take", "tile", "tril", "triu", "var", "where")  # fmt: skip
 # Functions of NumPy through which nobody expects a gradient to go.
 READERS = ("array_equal", "array_equiv", "allclose", "isclose", "array2string", "array_repr", "array_str", "argmax", "argmin",
            "argsort", "count_nonzero", "iscomplexobj", "isrealobj", "result_type", "save", "savez", "savetxt")  # fmt: skip
@@ -715,7 +718,7 @@ READERS = ("array_equal", "array_equiv", "allclose", "isclose", "array2string", 
 def _by_numpy(name: str, function: Any, inputs: Sequence[Any], options: dict[str, Any]) -> Any:
     """What NumPy makes of tensors' values. ClnnError where that would cut off a history."""
     ours = {"negative": "-t", "absolute": "abs(t)"}.get(name, f"clnn.{name}(t)" if name in FUNCTIONS else "")
-    ours = ours or (f"t.{name}()" if hasattr(Tensor, name) else "")
+    ours = ours or (f"t.{name}()" if hasattr(Tensor, name) else f"clnn.{name}" if name in NAMESAKES else "")
     instead = f"{ours} does, or give it " if ours else "give it "
 
     def value(x: Any) -> Any:

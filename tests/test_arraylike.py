@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import clnn
+from clnn.tensor import NAMESAKES
 
 
 def learning(values):
@@ -243,10 +244,13 @@ def test_the_error_names_what_does_it(device):
         (lambda: np.sum(p), r"np.sum takes .*: t.sum\(\) does, or give it .detach"),
         (lambda: np.sin(p), r"clnn.sin\(t\) does"),
         (lambda: np.negative(p), r"np.negative takes .*: -t does"),
+        (lambda: np.where([True, False], p, 0), "np.where takes .*: clnn.where does, or give it .detach"),
+        (lambda: np.stack([p, p]), "clnn.stack does"),
         (lambda: clnn.tensor([p, p]), "clnn.concatenate does"),
     ):
         with pytest.raises(clnn.ClnnError, match=says):
             call()
+    assert all(callable(getattr(clnn, name)) and hasattr(np, name) for name in NAMESAKES)
 
 
 @pytest.mark.parametrize("call", [
