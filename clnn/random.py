@@ -20,7 +20,10 @@ _host: np.random.Generator | None = None
 
 
 def seed(number: int) -> None:
-    """Make everything random from here on the same in every run: weights, dropout, shuffling."""
+    """Make everything random from here on the same in every run: weights, dropout, shuffling.
+
+    Threads draw from it in turns, whoever comes first; `fit(seed=...)` draws from generators of its own.
+    """
     global _seed, _host
     if whole(number) is None or number < 0:
         raise ConfigurationError(f"a seed is an integer of 0 or more, and {number!r} was given")
