@@ -201,6 +201,24 @@ def test_convolution(rng, engine, shape):
     check(rng, np.float32, *shape)
 
 
+@pytest.mark.parametrize("engine", ["rows", "columns"])
+def test_channels_that_chunks_do_not_divide(rng, device, engine, monkeypatch):
+    """The last chunk of each image and group is shorter, and what lies behind it is another's."""
+    choose(engine, device, monkeypatch)
+    even, ranked, chunks = conv_plan._even, conv_plan._ranked, []
+    monkeypatch.setattr(conv_plan, "_even", lambda n: even(n)[-1:])  # blocks as large as they can be
+
+    def noted(found, measured):
+        plans = ranked(found, measured)
+        chunks.append(plans[0])
+        return plans
+
+    monkeypatch.setattr(conv_plan, "_ranked", noted)
+    check(rng, np.float32, 2, (14, 14), 7, 5, (3, 3), (1, 1), 0, (1, 1), 2)
+    forward = [plan for plan in chunks if plan.kernel == engine and plan.rb == 12]  # rows of outputs
+    assert forward and all(1 < plan.chunk < 7 for plan in forward), chunks
+
+
 @pytest.mark.parametrize("most", [100, 3])
 def test_a_gpu_whose_groups_are_small(rng, device, monkeypatch, most):
     """Its sums are long: loops of CPU kernels would end early on drivers that end them."""

@@ -329,6 +329,13 @@ def test_minus_infinity_of_a_class_that_is_not_meant(device):
     assert_close(z.grad.numpy(), [[-0.5, 0, 0.5]], 4 * eps(np.float32))
 
 
+def test_probabilities_count_down_to_a_ten_millionth(device):
+    """Their logarithm is cut off there."""
+    for p, cost in ((1.03e-7, -np.log(1.03e-7)), (2e-9, -np.log(1e-7))):
+        y = clnn.sigmoid(clnn.tensor([[np.log(p / (1 - p))]]))
+        assert_close(losses.binary_cross_entropy(y, np.ones((1, 1), np.float32)).numpy(), cost, 1e-4)
+
+
 def test_the_logarithm_of_0_of_a_class_that_is_not_meant(device):
     """Log-probabilities of one's own may be -inf: 0 times that is no NaN, and one that is meant costs infinitely much."""
     p = parameter([[np.log(0.5), np.log(0.5), -np.inf]])
