@@ -572,7 +572,9 @@ def test_float64_is_written_as_float64(device, rng, tmp_path):
     path = tmp_path / "net.onnx"
     told = write(shuffled(net, rng), path)
     assert {one.data_type for one in told.graph.initializer} == {onnx.TensorProto.DOUBLE, onnx.TensorProto.INT64}
-    compare(net, path, [rng.normal(size=(4, 2, 6, 5))], 1e-8, run=reference)  # an epsilon is a float32 there
+    compare(
+        net, path, [rng.normal(size=(4, 2, 6, 5))], 1e-7, run=reference
+    )  # an epsilon is a float32 there, in four norms and gates one after the other
 
 
 def reference(path, inputs):
