@@ -646,6 +646,7 @@ def real_picture(name, size):
         draw.Draw(picture).text((4, height // 2 - 16), "Read 1000", fill="black", font=font.load_default(24))
         x = np.array(picture)[:, :, ::-1] / 127.5 - 1
     else:
+        pytest.importorskip("PIL")
         photo = pytest.importorskip("sklearn.datasets").load_sample_image("china.jpg")
         rows, columns = (np.linspace(0, n - 1, m).astype(int) for n, m in zip(photo.shape, (height, width)))
         x = photo[rows][:, columns] / (255 if name == "nudenet" else 1)
