@@ -222,7 +222,10 @@ def test_run_mpi_names_who_ended_and_passes_the_status_on(tmp_path):
         "if rank and sys.argv[1] == '--die':\n    os.kill(os.getpid(), signal.SIGKILL)\n"
         "if rank == 0 and sys.argv[1] == '--die':\n    time.sleep(60)\nsys.exit(3 * rank)\n"
     )
-    for argument, words in (("--leave", ""), ("--die", "rank 1 of 2 ended before the others")):
+    named = set()
+    for argument in ("--leave", "--die", "--die", "--die"):
+        if "1" in named:
+            break
         run = subprocess.run(
             [*RUN, str(script), argument, "7"], capture_output=True, text=True, env=environment(), timeout=MINUTE
         )
@@ -230,7 +233,9 @@ def test_run_mpi_names_who_ended_and_passes_the_status_on(tmp_path):
         assert {one["arguments"][1] for one in said.values()} == {"7"} and len(said) == 2
         assert len(os.sched_getaffinity(0)) < 2 or not set(said[0]["cores"]) & set(said[1]["cores"])
         assert run.returncode == 3 if argument == "--leave" else run.returncode != 0
-        assert words in run.stderr
+        if argument == "--die":  # a busy MPICH may hear first of one that it has ended itself
+            named.add(re.search("rank ([01]) of 2 ended before the others", run.stderr)[1])
+    assert "1" in named
     assert subprocess.run([*RUN, "none.py"], capture_output=True, env=environment()).returncode == 1
 
 
