@@ -235,7 +235,7 @@ class TimeBudget(Callback):
     def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
         self.spent = float(state["spent"])
         if self.spent >= self.seconds:
-            model.stop_training = True
+            model.stop_training = model.stop_training or OUT_OF_TIME
 
 
 class LearningRate(Callback):

@@ -10,6 +10,18 @@ from onnx.backend.test.loader import load_model_tests
 import clnn
 
 ROOT = os.path.dirname(onnx.__file__)
+# The ImageNet networks that come with it, with constant weights
+LIGHT = (
+    "bvlc_alexnet",
+    "densenet121",
+    "inception_v1",
+    "inception_v2",
+    "resnet50",
+    "shufflenet",
+    "squeezenet",
+    "vgg19",
+    "zfnet512",
+)
 
 
 def node_tests():

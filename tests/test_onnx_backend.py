@@ -9,22 +9,11 @@ import pytest
 
 pytest.importorskip("onnx")
 from onnx.backend.test.loader import load_model_tests  # noqa: E402
-from onnx_backend import folder_case, light_case, node_case, node_tests, result_of  # noqa: E402
+from onnx_backend import LIGHT, folder_case, light_case, node_case, node_tests, result_of  # noqa: E402
 
 COUNTS = collections.defaultdict(collections.Counter)  # by operator: how many passed, failed, are not supported
 # What a test that is not a node's needs to pass, of how many
 FOLDERS = {"pytorch-converted": 80, "pytorch-operator": 33, "simple": 12}
-LIGHT = (
-    "bvlc_alexnet",
-    "densenet121",
-    "inception_v1",
-    "inception_v2",
-    "resnet50",
-    "shufflenet",
-    "squeezenet",
-    "vgg19",
-    "zfnet512",
-)
 LARGE = ("vgg19", "bvlc_alexnet", "zfnet512", "densenet121", "inception_v2")  # which take longer
 
 

@@ -90,12 +90,9 @@ class Recording:
 
     def made(self, block: Any) -> bool:
         """Whether kernels of this step alone write a block, which was made in it and outlives it."""
-        copies = (
-            launch for launch in self.launches if launch.kernel is None
-        )  # of buffers that they had when they were noted
-        return any(one is block for one in self.outlived) and not any(
-            one is block for each in copies for one in each.args
-        )
+        # Copies are between the buffers that there were when they were noted
+        copied = [arg for launch in self.launches if launch.kernel is None for arg in launch.args]
+        return any(one is block for one in self.outlived) and not any(one is block for one in copied)
 
     def most(self) -> int:
         """How many steps one replay can do."""

@@ -67,7 +67,8 @@ class Direct:
 
     def put(self, arrays: Iterable[np.ndarray]) -> None:
         """The inputs of the next replay."""
-        self.device.finish()
+        if any(place is not None for place in self.places):
+            self.device.finish()  # an upload before it may be under way
         for t, place, array in zip(self.inputs, self.places, arrays):
             if place is None:
                 self.device.upload(np.ascontiguousarray(array), t.block)
@@ -76,5 +77,6 @@ class Direct:
 
     def take(self) -> list[np.ndarray]:
         """Copies of the outputs, after the last replay."""
-        finish(self.device)
+        if any(place is not None for place in self.found):
+            finish(self.device)
         return [t.numpy() if place is None else place.copy() for t, place in zip(self.outputs, self.found)]

@@ -32,35 +32,11 @@ MOST_BYTES = 1 << 16  # of an array, likewise
 MOST = 20_000  # objects that are looked at
 OURS = frozenset(("clnn", "numpy", "pyopencl"))
 # Large libraries that models name, as in isinstance(x, torch.Tensor): a walk through all that they name would take seconds
-LIBRARIES = frozenset(
-    (
-        "cv2",
-        "IPython",
-        "jax",
-        "jaxlib",
-        "joblib",
-        "keras",
-        "matplotlib",
-        "mpi4py",
-        "onnx",
-        "onnxruntime",
-        "pandas",
-        "PIL",
-        "polars",
-    )
-    + (
-        "safetensors",
-        "scipy",
-        "sklearn",
-        "tensorboardX",
-        "tensorflow",
-        "tinygrad",
-        "torch",
-        "torchvision",
-        "tqdm",
-        "transformers",
-    )
-)
+LIBRARIES = frozenset((
+    "cv2", "IPython", "jax", "jaxlib", "joblib", "keras", "matplotlib", "mpi4py", "onnx", "onnxruntime", "pandas", "PIL",
+    "polars", "safetensors", "scipy", "sklearn", "tensorboardX", "tensorflow", "tinygrad", "torch", "torchvision", "tqdm",
+    "transformers",
+))  # fmt: skip
 # Their code is nobody's to change; everything else is a user's
 KNOWN = OURS | LIBRARIES | (sys.stdlib_module_names - {"test"})
 UNCALLED = frozenset(

@@ -178,9 +178,7 @@ def calls(talk: Talk, task: Callable[[Any], tuple[Any, Any]]) -> None:
             talk.answer(error=error())
             continue
         least, began = getattr(run, "at_once", 1), time.perf_counter()
-        while (
-            not asked["count"] and time.perf_counter() - began < WARM
-        ):  # what only the first calls do is not what counts
+        while not asked["count"] and time.perf_counter() - began < WARM:  # the first calls compile and record
             run(least)
         count, enough = (asked["count"], 0.0) if asked["count"] else (least, SOON / 2)
         while True:
