@@ -78,8 +78,11 @@ def run(ranks: int, program: Sequence[str]) -> int:
         finally:
             signal.signal(signal.SIGINT, before[0])
             signal.signal(signal.SIGTERM, before[1])
+    # mpirun kills the others, and where it is busy it may hear of one of those first
+    killed = abs(status) % 128 == 9
+    how = "was killed, perhaps by mpirun once another one had ended," if killed else "ended before the others,"
     for rank in dict.fromkeys(ended):
-        print(f"clnn run-mpi: rank {rank} of {ranks} ended before the others, with status {status}", file=sys.stderr)
+        print(f"clnn run-mpi: rank {rank} of {ranks} {how} with status {status}", file=sys.stderr)
     return status if status >= 0 else 128 - status
 
 
