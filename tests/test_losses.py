@@ -105,6 +105,7 @@ def test_values(rng, device, name, shape):
         )
 
 
+@pytest.mark.oclgrind
 @pytest.mark.parametrize("name", ["cross_entropy", "kl_divergence", "mse", "cosine"])
 def test_long_rows_on_a_gpu(rng, device, monkeypatch, name):
     """There a group has a row: sums, the largest output and the row's loss are joined."""
@@ -117,6 +118,7 @@ def test_long_rows_on_a_gpu(rng, device, monkeypatch, name):
         np.testing.assert_array_equal(host(found.hits), y.argmax(-1) == t.argmax(-1))
 
 
+@pytest.mark.oclgrind
 def test_class_numbers_of_long_rows_on_a_gpu(rng, device, monkeypatch):
     """Some of them ignored, one row with a NaN, and one whose largest output is there twice: the first counts."""
     monkeypatch.setattr(device, "kind", "gpu")

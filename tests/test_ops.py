@@ -283,6 +283,7 @@ def test_softmax(rng, dtype, name, shape):
     )
 
 
+@pytest.mark.oclgrind
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_softmax_of_long_rows_on_a_gpu(rng, device, monkeypatch, name):
     """There a group has a row."""
@@ -294,7 +295,7 @@ def test_softmax_of_long_rows_on_a_gpu(rng, device, monkeypatch, name):
     )
 
 
-@pytest.mark.parametrize("n", [33, 2049])
+@pytest.mark.parametrize("n", [pytest.param(33, marks=pytest.mark.oclgrind), 2049])
 def test_the_last_axis_on_a_gpu(rng, device, monkeypatch, n):
     """There a group joins a row: with NaN, infinities, and a largest element that is there twice."""
     monkeypatch.setattr(device, "kind", "gpu")
