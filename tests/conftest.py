@@ -4,6 +4,7 @@
 `CLNN_TEST_SEED=<seed>` repeats them.
 """
 
+import itertools
 import json
 import os
 import secrets
@@ -68,55 +69,57 @@ def rng(request):
 
 
 class Guard:
-    """What lies behind every block that a test makes: a signalling NaN, which no computation leaves, and which is copied aside
-    when the block goes, without waiting, so that a write behind an array's end is seen."""
+    """What lies behind every block that a test makes: a signalling NaN, which no computation leaves, another one behind each, so
+    that what is copied from behind one block to behind another is seen. It is copied aside when the block goes, without
+    waiting."""
 
-    PATTERN = np.int32(0x7FA0DEAD)
     MOST = 4096  # blocks whose ends are kept before they are looked at
 
     def __init__(self):
         self.lock = threading.RLock()
-        self.alive = {}  # by a block's id: a weak reference to it
-        self.aside = {}  # by device: memory for ends, and the sizes of the blocks whose ends lie there
+        self.patterns = itertools.count(0x7FA00000)
+        self.alive = {}  # by a block's id: a weak reference to it, and what lies behind it
+        self.aside = {}  # by device: memory for ends, and of the blocks whose ends lie there size and pattern
 
     def put(self, block):
-        start = -(-block.nbytes // 4) * 4
-        cl.enqueue_fill_buffer(block.device.queue, block.buffer, self.PATTERN, start, block.counted // 4 * 4 - start)
-        self.alive[id(block)] = weakref.ref(block)
+        start, pattern = -(-block.nbytes // 4) * 4, np.int32(next(self.patterns))
+        cl.enqueue_fill_buffer(block.device.queue, block.buffer, pattern, start, block.counted // 4 * 4 - start)
+        self.alive[id(block)] = weakref.ref(block), pattern
 
     def take(self, block):
-        if self.alive.pop(id(block), None) is None:
+        _, pattern = self.alive.pop(id(block), (None, None))
+        if pattern is None:
             return
         device = block.device
         if device not in self.aside:
             self.aside[device] = cl.Buffer(device.context, cl.mem_flags.READ_WRITE, self.MOST * SLACK), []
-        buffer, sizes = self.aside[device]
+        buffer, blocks = self.aside[device]
         start = -(-block.nbytes // 4) * 4
         with self.lock:  # blocks of several threads go at once
-            at = len(sizes)
-            sizes.append(block.nbytes)  # its place, before another block goes on the way
+            at = len(blocks)
+            blocks.append((block.nbytes, pattern))  # its place, before another block goes on the way
             cl.enqueue_copy(
                 device._queue, buffer, block.buffer,
                 src_offset=start, dst_offset=at * SLACK, byte_count=SLACK - start + block.nbytes,
             )  # fmt: skip
-            if len(sizes) == self.MOST:
+            if len(blocks) == self.MOST:
                 self.look()
 
     def look(self):
-        for device, (buffer, sizes) in self.aside.items():
-            ends = np.empty((len(sizes), SLACK // 4), np.int32)
-            if sizes:
+        for device, (buffer, blocks) in self.aside.items():
+            ends = np.empty((len(blocks), SLACK // 4), np.int32)
+            if blocks:
                 cl.enqueue_copy(device._queue, ends, buffer)
             written = [
-                (n, int(np.argmax(end != self.PATTERN)))
-                for n, end in zip(sizes, ends[:, :-1])
-                if (end != self.PATTERN).any()
+                (n, int(np.argmax(end != pattern)))
+                for (n, pattern), end in zip(blocks, ends[:, :-1])
+                if (end != pattern).any()
             ]
-            sizes.clear()
+            blocks.clear()
             assert not written, f"written behind the end of blocks, (bytes, elements behind the end): {written}"
 
     def end(self):
-        for block in [one() for one in list(self.alive.values())]:
+        for block in [one() for one, _ in list(self.alive.values())]:
             if block is not None:
                 self.take(block)
         self.look()
@@ -136,7 +139,7 @@ def poisoned(monkeypatch):
 
     def shared_block(context, block, array):
         end = array[-(-block.nbytes // 4) * 4 :]
-        end[: len(end) // 4 * 4].view(np.int32)[:] = guard.PATTERN
+        end[: len(end) // 4 * 4].view(np.int32)[:] = guard.alive[id(block)][1]
         shared(context, block, array)
 
     def guarded_end(self):
@@ -146,7 +149,7 @@ def poisoned(monkeypatch):
     monkeypatch.setattr(Memory, "allocate", poisoned_block)
     monkeypatch.setattr(direct, "take_over", shared_block)
     monkeypatch.setattr(Block, "__del__", guarded_end)
-    yield
+    yield guard
     guard.end()
 
 

@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import numpy as np
 import pyopencl as cl
 import pytest
-from conftest import Guard
 from helpers import parameter
 
 import clnn
@@ -115,15 +114,21 @@ def test_blocks(device, at_rest):
 
 
 @pytest.mark.parametrize("at", [100, 200])
-def test_a_write_behind_a_block_is_noticed(device, at):
+def test_a_write_behind_a_block_is_noticed(device, poisoned, at):
     """By what every test has around it."""
-    guard, block = Guard(), device.memory.allocate(100)
-    guard.put(block)
+    block = device.memory.allocate(100)
     cl.enqueue_fill_buffer(device.queue, block.buffer, np.float32(1), at, 4)
-    guard.take(block)
+    poisoned.take(block)
     with pytest.raises(AssertionError, match=rf"written behind the end of blocks.*\(100, {(at - 100) // 4}\)"):
-        guard.look()
-    guard.put(block)  # as it was
+        poisoned.look()
+
+
+def test_what_lies_behind_one_block_copied_to_behind_another_is_noticed(device, poisoned):
+    one, other = device.memory.allocate(100), device.memory.allocate(100)
+    cl.enqueue_copy(device.queue, other.buffer, one.buffer, src_offset=100, dst_offset=104, byte_count=4)
+    poisoned.take(other)
+    with pytest.raises(AssertionError, match=r"written behind the end of blocks.*\(100, 1\)"):
+        poisoned.look()
 
 
 @pytest.mark.parametrize(("asked", "used"), [(1, 512), (128, 512), (512, 512), (1024, 1024), (4096, 4096)])
