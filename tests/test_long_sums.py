@@ -304,6 +304,22 @@ def test_gradients_of_overlapping_windows(form):
 
 
 @pytest.mark.parametrize("kind", ["MaxPool1D", "AvgPool1D"])
+@pytest.mark.parametrize("step", [1, 3])
+def test_gradients_of_windows_that_cancel(form, kind, step):
+    """The first and the last gradient are so large that what lies between would be lost beside them."""
+    n, edge = 2000, 256
+    at, share = n * step, 1 if kind == "MaxPool1D" else 1 / (n * step)
+    x = np.zeros((1, 1, 2 * at), np.float32)
+    x[..., at] = 1
+    p = parameter(x)
+    y = getattr(clnn, kind)(n * step, step)(p)
+    dy = np.zeros(y.shape, np.float32)
+    dy[..., 1 + edge : n + 1 - edge], dy[..., 1], dy[..., n] = VALUE, -(2.0**26), 2.0**26
+    y.backward(dy)
+    check(p.grad.numpy()[0, 0, at], (n - 2 * edge) * V * share)
+
+
+@pytest.mark.parametrize("kind", ["MaxPool1D", "AvgPool1D"])
 def test_pooling_by_large_steps(form, kind):
     """So many vectors of a step would not fit a work-item's stack: the process ended."""
     got = gradient(getattr(clnn, kind)(100_000), (1, 1, 10**6))

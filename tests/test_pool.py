@@ -139,6 +139,8 @@ def test_any_windows(kernels, case, kind, include_pad, seed):
         pytest.param((70,), 1, 1, 0, False, marks=pytest.mark.slow),
         pytest.param((70,), 20, 20, 0, False, marks=pytest.mark.slow),  # more combs than are unrolled
         ((70,), 3, 20, 0, True),  # and elements between windows
+        ((30, 47), (17, 18), (2, 3), 8, True),  # more elements than are added in a row
+        ((1300,), 700, 2, 100, False),
     ],
     ids=str,
 )
