@@ -15,6 +15,7 @@ import numpy as np
 
 from .errors import ConfigurationError
 from .ops.array import Array, empty
+from .ops.index import check_rows
 from .optim import Taking
 from .runtime.device import Device, check_not_forked
 from .runtime.devices.choice import device
@@ -218,6 +219,7 @@ class Step:
         entry.replays += 1
         if not (moved or audit or entry.replays & (entry.replays - 1) == 0):
             return
+        check_rows(where)
         self._ready(entry)
         began = time.perf_counter()
         difference = self._audit(where, key, function, entry.recorder)

@@ -22,7 +22,7 @@ from .ops.activation import FUNCTIONS, unary
 from .ops.aggregate import reduce
 from .ops.array import FLOATS, MASK, Array, Backward, Sink, empty, fill
 from .ops.elementwise import BINARY, binary, convert
-from .ops.index import is_basic, take_items
+from .ops.index import check_rows, is_basic, take_items
 from .ops.linear import linear, matmul
 from .ops.reduce import Axis, argmax
 from .ops.shape import broadcast_to, concatenate, reshape, take_slice, transpose
@@ -137,6 +137,8 @@ class Tensor(Array):
         if self.size != 1:
             raise ShapeError(f"only a tensor of one element is a number, and this one has the shape {self.shape}")
         value: float = self.numpy().reshape(()).item()
+        if value != value:
+            check_rows(self.device)
         return value
 
     def __float__(self) -> float:

@@ -12,8 +12,8 @@
 #endif
 #ifdef BLOCK
 // x (rows, n) -> keys sorted within blocks, and where in its row each was. INDEX: the x are numbers of one of `limit` rows, which
-// may be negative, from the end, unless FROM_START; those of none become INT_MAX.
-kernel void sort_blocks(int rows, int n, int limit, global const KEY *x, global KEY *keys, global int *at) {
+// may be negative, from the end, unless FROM_START; those of none become INT_MAX and are noted as `missing` (common.cl).
+kernel void sort_blocks(int rows, int n, int limit, global const KEY *x, global int *missing, global KEY *keys, global int *at) {
   const int blocks = (n + BLOCK - 1) / BLOCK, row = get_global_id(0) / blocks, first = get_global_id(0) % blocks * BLOCK;
   if (row >= rows) return;
   x += (size_t)row * n; keys += (size_t)row * n; at += (size_t)row * n;
@@ -23,7 +23,7 @@ kernel void sort_blocks(int rows, int n, int limit, global const KEY *x, global 
 #ifndef FROM_START
     key = key < 0 ? key + limit : key;
 #endif
-    if (key < 0 || key >= limit) key = INT_MAX;
+    if (key < 0 || key >= limit) { NOTE_MISSING(i, limit) key = INT_MAX; }
 #endif
     int to = i;
     for (; to > first && BEFORE(key, keys[to - 1]); to--) { keys[to] = keys[to - 1]; at[to] = at[to - 1]; }
@@ -90,12 +90,15 @@ kernel void take_backward(int outer, int n, int inner, int m, int each, global c
 #endif
 
 #ifdef GATHER
-// y[o, j, i] = x[o, index[o, j, i], i]; NOWHERE for a number that x does not have
-kernel void gather(int outer, int n, int inner, int m, global const ELEMENT *x, global const int *index, global ELEMENT *y) {
+// y[o, j, i] = x[o, index[o, j, i], i]; NOWHERE for a number that x does not have, which is noted as `missing`
+kernel void gather(int outer, int n, int inner, int m, global const ELEMENT *x, global const int *index, global int *missing,
+                   global ELEMENT *y) {
   const int to = get_global_id(0);
   if (to >= outer * m * inner) return;
   const int o = to / inner / m, at = index[to] < 0 ? index[to] + n : index[to];
-  y[to] = at >= 0 && at < n ? x[((size_t)o * n + at) * inner + to % inner] : (ELEMENT)NOWHERE;
+  const int there = at >= 0 && at < n;
+  if (!there) NOTE_MISSING(to, n)
+  y[to] = there ? x[((size_t)o * n + at) * inner + to % inner] : (ELEMENT)NOWHERE;
 }
 #endif
 #ifdef GATHER_BACKWARD

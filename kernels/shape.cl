@@ -58,8 +58,10 @@ kernel void runs_backward(RUNS, global const real *restrict dy, global const rea
 
 #ifdef NOWHERE
 // y[o, r] = x[o, index[r]]: rows of `columns` elements of the `n` rows of x, counted from the end where negative; others are
-// NOWHERE. There are `rows` in all, m for each o. A work-item does `each` columns of as many rows, as in RUNS.
-kernel void take_rows(int columns, int rows, int m, int n, int2 each, global const ELEMENT *x, global const int *index, global ELEMENT *y) {
+// NOWHERE, and noted as `missing` (common.cl). There are `rows` in all, m for each o. A work-item does `each` columns of as many
+// rows, as in RUNS.
+kernel void take_rows(int columns, int rows, int m, int n, int2 each, global const ELEMENT *x, global const int *index,
+                      global int *missing, global ELEMENT *y) {
   for (int r = get_global_id(1) * each.y, last = min(rows, r + each.y); r < last; r++) {
     const int number = index[r % m];
 #ifdef FROM_START                          // negative ones are NOWHERE too
@@ -68,6 +70,7 @@ kernel void take_rows(int columns, int rows, int m, int n, int2 each, global con
     const int from = number < 0 ? number + n : number;
 #endif
     const int there = from >= 0 && from < n;
+    if (!there) NOTE_MISSING(r % m, n)
     global const ELEMENT *row = x + ((size_t)(r / m) * n + (there ? from : 0)) * columns;
     for (int c = get_global_id(0) * each.x, end = min(columns, c + each.x); c < end; c++)
       y[(size_t)r * columns + c] = there ? row[c] : (ELEMENT)NOWHERE;

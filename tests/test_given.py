@@ -373,6 +373,62 @@ def test_take_rows_in_a_recorded_step(device):
         rows, names = take(np.array([1, bad]))
         np.testing.assert_array_equal(rows.numpy()[0], x.numpy()[1])
         assert np.isnan(rows.numpy()[1]).all() and names.numpy().tolist() == [1, -(2**31)]
+        check_said(1)
+
+
+def check_said(place):
+    """The next that asks is told that a recorded step took a row that is not there."""
+    with pytest.raises(clnn.OutOfRangeError, match=rf"names none of .* rows: the first stands at place {place} of"):
+        clnn.tensor(np.nan).item()
+    assert np.isnan(clnn.tensor(np.nan).item()), "and it is told once"
+
+
+@pytest.mark.parametrize(
+    "take",
+    [
+        lambda x, i: clnn.take(x, i), lambda x, i: x[i], lambda x, i: clnn.take(x, i, 1), lambda x, i: clnn.gather(x, i, 1),
+        lambda x, i: clnn.scatter_add(x, i.reshape(-1)[:7], clnn.ones((7, 4))),
+    ],
+    ids=["take", "key", "columns", "gather", "scatter_add"],
+)  # fmt: skip
+@pytest.mark.parametrize("place", [0, 3, 6])
+def test_the_first_number_of_no_row_is_said(device, rng, take, place):
+    """By what reads a NaN of the device, and where a step is looked at again, at its replays 1, 2, 4, 8 and so on."""
+    x = clnn.tensor(rng.standard_normal((4, 4)).astype(np.float32))
+    step, right = clnn.step(take), np.zeros((4, 2), np.int32)
+    wrong = right.copy()
+    wrong.flat[place:] = 4, *[-5] * (7 - place)
+    for _ in range(6):
+        step(x, clnn.tensor(right))
+    assert clnn.tensor(np.nan).item() != 0
+    step(x, clnn.tensor(wrong))
+    check_said(place)
+    with pytest.raises(clnn.OutOfRangeError, match=f"place {place} of"):
+        for i in range(40):
+            step(x, clnn.tensor(wrong if i == 20 else right))
+    step(x, clnn.tensor(right))
+
+
+def test_tokens_that_a_model_computes_are_looked_at(device, rng):
+    """By `fit` and `evaluate`, which read the device at the end of an epoch."""
+
+    class Twice(clnn.Model):
+        whole_inputs = True
+
+        def __init__(self):
+            self.letters, self.dense = clnn.Embedding(5, 3), clnn.Dense(2)
+
+        def forward(self, x):
+            return self.dense(self.letters(x * 2).reshape(x.shape[0], -1))
+
+    x, y = rng.integers(0, 2, (40, 4)).astype(np.int32), rng.integers(0, 2, 40)
+    net, how = Twice(), {"loss": "cross_entropy", "batch_size": 4}
+    net.fit(x, y, optimizer="adam", epochs=2, **how)
+    x[17] = 0, 4, 3, 0
+    with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows: the first stands at place 5 of"):
+        net.evaluate(x, y, **how)
+    with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows: the first stands at place"):
+        net.fit(x, y, optimizer="adam", epochs=1, **how)
 
 
 @pytest.mark.parametrize("bad", [[0.0], [1.7], [True, False, True], ["0"], [None]])

@@ -17,6 +17,7 @@ import numpy as np
 
 from ..errors import CheckpointError, ClnnError, OutOfDeviceMemory, OutOfRangeError, ShapeError
 from ..ops.array import FLOATS
+from ..ops.index import missing_rows
 from ..runtime.device import Device, ValuesWanted
 from ..tensor import Tensor, _filled, constant, function
 from .graph import Graph, Node
@@ -381,6 +382,7 @@ def check(where: str, checks: Sequence[tuple[str, int, Tensor]]) -> None:
     """OutOfRangeError for a check that failed: see `Pass.below`."""
     for wrong, limit, largest in checks:
         if float(largest.numpy()) >= limit:
+            missing_rows(largest.device)  # said here
             raise OutOfRangeError(f"{where}: {wrong}")
 
 

@@ -10,8 +10,9 @@ import numpy as np
 
 from ..checks import refuse_masked, whole
 from ..errors import OutOfRangeError, ShapeError
-from ..gemm import Scale
+from ..gemm import Scale, constant_block
 from ..runtime.device import Device, DType, int_vector
+from ..runtime.memory import Block
 from .array import MASK, Array, Backward, Flow, Sink, check_float, check_together, empty, empty_like
 from .elementwise import TYPES
 from .reduce import lines
@@ -20,11 +21,43 @@ from .shape import one_for_each_axis, reshape, take_slice, transpose
 from .trace import op
 
 BLOCK = 16  # elements that one work-item sorts by insertion
+NONE_MISSING = np.array([2**31 - 1, 0], np.int32)  # no number of a row named none
 
 
 def _nowhere(x: Array) -> dict[str, Any]:
     """Defines: the type of x's elements, and what stands for one that x does not have."""
     return {"ELEMENT": TYPES[x.dtype], "NOWHERE": "INT_MIN" if x.dtype == np.int32 else "NAN"}
+
+
+def _missing(device: Device) -> Block:
+    """Two int32 that outlive every step: the first place of a number that names no row, and how many rows there are."""
+    if "missing" not in device.constants:
+        device.constants["missing"] = constant_block(device, NONE_MISSING)
+    return device.constants["missing"]
+
+
+def missing_rows(device: Device) -> tuple[int, int] | None:
+    """The first place among numbers of rows where one named none, and how many rows there were, of all steps since this was last
+    asked; None if there was no such number. Waits for the device if rows were taken there."""
+    if not device.reads or "missing" not in device.constants:
+        return None
+    block = _missing(device)
+    place, rows = map(int, device.read(block, np.empty(2, np.int32)))
+    if place == NONE_MISSING[0]:
+        return None
+    device.upload(NONE_MISSING, block)
+    return place, rows
+
+
+def check_rows(device: Device) -> None:
+    """OutOfRangeError where a recorded step was given a number of a row that is not there: it cannot say so itself."""
+    if (found := missing_rows(device)) is not None:
+        place, rows = found
+        raise OutOfRangeError(
+            f"a recorded step was given a number of a row, or a token, that names none of {rows:,} rows: the first stands at "
+            f"place {place} of them, counted from 0 along all axes. What was computed from it is NaN (of whole numbers, the "
+            "least), perhaps in weights too: go on from saved ones, and give the step numbers that are there"
+        )
 
 
 def _counted(from_end: bool) -> dict[str, Any]:
@@ -42,7 +75,7 @@ def sort(x: Array, descending: bool = False, limit: int | None = None, from_end:
     keys, at = empty_like(x), empty(device, x.shape, np.int32)
     blocks = rows * -(-n // BLOCK)
     device.launch(
-        "index", "sort_blocks", (blocks,), rows, n, limit or 0, x.block, keys.block, at.block,
+        "index", "sort_blocks", (blocks,), rows, n, limit or 0, x.block, _missing(device), keys.block, at.block,
         BLOCK=BLOCK, **built, **numbers,
     )  # fmt: skip
     width = BLOCK
@@ -79,7 +112,7 @@ def take(x: Array, index: Array, axis: int = 0, from_end: bool = True) -> tuple[
     each, size, local, _ = divided(device, np.float32, outer * m, inner)
     part, size, local = ((inner, each), (1, *size), (1, 1)) if device.long_loops else ((1, 1), (inner, outer * m), None)
     device.launch(
-        "shape", "take_rows", size, inner, outer * m, m, n, int_vector(part), x.block, index.block, y.block,
+        "shape", "take_rows", size, inner, outer * m, m, n, int_vector(part), x.block, index.block, _missing(device), y.block,
         local=local, real="float", **_nowhere(x), **_counted(from_end),
     )  # fmt: skip
     kept = index.alias()
@@ -128,7 +161,8 @@ def gather(x: Array, index: Array, axis: int = -1) -> tuple[Array, Backward]:
     m, device = index.shape[a], x.device
     y = empty(device, index.shape, x.dtype)
     device.launch(
-        "index", "gather", (y.size,), outer, n, inner, m, x.block, index.block, y.block, real=x.real, GATHER=1, **_nowhere(x)
+        "index", "gather", (y.size,), outer, n, inner, m, x.block, index.block, _missing(device), y.block,
+        real=x.real, GATHER=1, **_nowhere(x),
     )  # fmt: skip
     kept = index.alias()
 

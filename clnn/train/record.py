@@ -14,6 +14,7 @@ from ..losses import Loss, parts_of, weights_of
 from ..metrics import Metric, metric_name
 from ..ops.array import Array, block_of, empty, fill
 from ..ops.elementwise import binary
+from ..ops.index import check_rows
 from ..ops.loss import Record
 from ..ops.rows import group_of
 from ..runtime.device import Device
@@ -47,7 +48,9 @@ class Results:
         self.extra = device.memory.allocate(max(1, steps * len(self.metrics)) * size)
 
     def read(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
-        """Mean losses, hits and counts (3, steps) of each output, and the means (steps, metrics), in float64."""
+        """Mean losses, hits and counts (3, steps) of each output, and the means (steps, metrics), in float64. OutOfRangeError
+        where a step was given a row, or a token, that is not there."""
+        check_rows(self.device)
         main = [self.device.read(block, np.empty((steps, 3), self.dtype)).T for block in self.main]
         extra = self.device.read(self.extra, np.empty((steps, len(self.metrics)), self.dtype))
         return np.array(main, np.float64), extra.astype(np.float64)

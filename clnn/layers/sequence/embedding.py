@@ -27,8 +27,9 @@ class Embedding(Layer):
     `tied(y)` gives the scores of all tokens, y w^T, for an output layer that shares the
     weights (Press and Wolf 2017). Weights start as N(0, 0.02), as GPT-2's do, unless `weight_init` says otherwise.
 
-    DataError for a token that is none of 0 to tokens - 1. In a recorded step of your own arrays are looked at, and tensors are
-    not: there the token's row is NaN, and with it the loss.
+    DataError for a token that is none of 0 to tokens - 1. In a recorded step of your own arrays are looked at before each replay.
+    Of a tensor there the token's row is NaN, and with it the loss; OutOfRangeError says so where that loss is read, at the end
+    of an epoch of `fit`, and at the step's replays 1, 2, 4, 8 and so on.
     """
 
     shaping = frozenset(("tokens", "size"))
