@@ -177,6 +177,8 @@ SHAPES = [  # n, space, c, k, size, stride, padding, dilation, groups
     (1, (3, 3), 2, 3, (5, 5), (1, 1), 2, (1, 1), 1),
     (2, (7, 1), 2, 3, (3, 1), (2, 1), 0, (1, 1), 1),
     (2, (2, 9), 2, 3, (1, 2), (1, 4), 0, (1, 1), 1),
+    (1, (9, 11), 2, 9, (3, 3), (3, 3), 1, (2, 2), 1),  # taps of each phase of the stride
+    (1, (4, 5, 6), 3, 9, (2, 2, 2), (1, 1, 1), 0, (2, 1, 1), 1),
 ]
 MARKS = {  # one of each kernel file for every platform
     ("rows", 1): pytest.mark.platform("conv", "conv_rows", "conv_weights"),
