@@ -30,7 +30,7 @@ def scaled_dot_product_attention(
     past: Any = None,
     time_first: bool = False,
 ) -> Tensor:
-    """softmax(scale q k^T + mask) v, in one launch forward and two backward, and without a matrix of scores in memory.
+    """softmax(scale q k^T + mask) v, in one launch forward and one or two backward, and without a matrix of scores in memory.
 
     q (batch, heads, queries, depth), k (batch, key heads, keys, depth), v (batch, key heads, keys, value depth) -> (batch, heads,
     queries, value depth); with `time_first` (batch, queries, heads, depth) and so on. Heads of queries are a multiple of those of

@@ -4,9 +4,10 @@
 //             keys         A block of queries stays in local memory. Blocks of keys pass by: scores S of BQ x BK, then what
 //        +-----------+     they add to the output. The backward pass computes S anew from lse, the logarithm of each row's
 //   q    |  S  |     |     sum: one kernel by blocks of queries for dq, one by blocks of keys for dk and dv, so that nobody adds
-//        +-----------+     to what another writes.
+//        +-----------+     to what another writes. Where there are heads enough, a CPU's work-item has one whole, and adds to all
+//                          three from the same scores. Where causal blocks are cut by the diagonal, products leave most of S out.
 //
-// With VW, for CPUs, a work-item has a block of BQ queries, or of BK keys. Else, for GPUs, it has one query, or one key, in
+// With VW, for CPUs, a work-item has a block of BQ queries, or of BK keys, or a head. Else, for GPUs, it has one query, or one key, in
 // registers, and neighbours read the same keys, or queries, at the same time.
 //
 // D, DV: the lengths of queries and keys, and of values. CAUSAL: query i sees the keys up to `past` + i. A mask is added to the
@@ -55,26 +56,28 @@
 #define ROWS (BQ + MR)
 
 // c (rows, columns) = or += a b: a has element [i, l] at i * ai + l * al, b is (depth, columns). Columns are whole strips of NV vectors;
-// of the last MR rows of a some may be none of its own: they are read and dropped.
+// of the last MR rows of a some may be none of its own: they are read and dropped. Row i of a is 0 before from + i, and from to + i on:
+// only what is between is multiplied.
 #define MULTIPLY(name, MR, NV)                                                                                                     \
   APART void name(local real *c, int ldc, local const real *a, int ai, int al, local const real *b, int ldb, int rows, int columns, \
-                  int depth, int add) {                                                                                             \
+                  int depth, int add, int from, int to) {                                                                           \
     for (int j = 0; j < columns; j += NV * VW) for (int i = 0; i < rows; i += MR) {                                                 \
       T acc[MR][NV], bv[NV];                                                                                                        \
+      const int first = max(0, from + i), last = min(depth, to + i + MR - 1);                                                       \
       UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);                                   \
-      local const real *x = a + i * ai, *y = b + j;                                                                                 \
-      for (int l = 0; l < depth; l++, x += al, y += ldb) {                                                                          \
+      local const real *x = a + i * ai + first * al, *y = b + first * ldb + j;                                                      \
+      for (int l = first; l < last; l++, x += al, y += ldb) {                                                                       \
         UNROLL for (int v = 0; v < NV; v++) bv[v] = VLOAD(v, y);                                                                    \
         UNROLL for (int r = 0; r < MR; r++) {                                                                                       \
           const T of = (T)(x[r * ai]);                                                                                              \
           UNROLL for (int v = 0; v < NV; v++) acc[r][v] += of * bv[v];                                                              \
         }                                                                                                                           \
       }                                                                                                                             \
-      local real *to = c + i * ldc + j;                                                                                             \
+      local real *out = c + i * ldc + j;                                                                                            \
       UNROLL for (int r = 0; r < MR; r++) {                                                                                         \
         if (i + r < rows) UNROLL for (int v = 0; v < NV; v++) {                                                                     \
-          if (add) acc[r][v] += VLOAD(v, to + r * ldc);                                                                             \
-          VSTORE(acc[r][v], v, to + r * ldc);                                                                                       \
+          if (add) acc[r][v] += VLOAD(v, out + r * ldc);                                                                            \
+          VSTORE(acc[r][v], v, out + r * ldc);                                                                                      \
         }                                                                                                                           \
       }                                                                                                                             \
     }                                                                                                                               \
@@ -82,9 +85,16 @@
 MULTIPLY(multiply_pairs, MR, 2)
 MULTIPLY(multiply_fours, 6, 4)  // for 32 registers, which are more often used for each load
 INLINE void multiply(local real *c, int ldc, local const real *a, int ai, int al, local const real *b, int ldb, int rows, int columns, int depth,
-                     int add) {
-  if (MR < 8 || columns % (4 * VW)) multiply_pairs(c, ldc, a, ai, al, b, ldb, rows, columns, depth, add);
-  else multiply_fours(c, ldc, a, ai, al, b, ldb, rows, columns, depth, add);
+                     int add, int from, int to) {
+  if (MR < 8 || columns % (4 * VW)) multiply_pairs(c, ldc, a, ai, al, b, ldb, rows, columns, depth, add, from, to);
+  else multiply_fours(c, ldc, a, ai, al, b, ldb, rows, columns, depth, add, from, to);
+}
+#define ALL (1 << 28)  // of a row of a
+// 0, 1, ...: of each lane its number
+INLINE T numbers(void) {
+  real t[VW];
+  UNROLL for (int l = 0; l < VW; l++) t[l] = l;
+  return VLOAD(0, t);
 }
 INLINE real largest_lane(T x) {
   real t[VW];
@@ -101,8 +111,12 @@ INLINE real dot(global const real *a, global const real *b, int n) {
   return sum;
 }
 INLINE void zero(local real *x, int n) { for (int i = 0; i < n; i += VW) VSTORE((T)(0), 0, x + i); }
+// Rows of n values, a constant, then zeros
 INLINE void rows_of(local real *to, int wide, global const real *from, int step, int rows, int n) {
-  for (int i = 0; i < rows; i++) copy_row(to + i * wide, from + (size_t)i * step, n, wide);
+  for (int i = 0; i < rows; i++, to += wide, from += step) {
+    UNROLL for (int c = 0; c < wide; c += VW) VSTORE(c < n ? VLOAD(0, from + c) : (T)(0), 0, to + c);
+    for (int c = n; c < wide; c++) to[c] = 0;
+  }
 }
 // Of a query that sees no key, nothing is subtracted
 #define FINITE(x) WHERE((x) == -INFINITY, 0, (x))
@@ -143,20 +157,38 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
 }
 #endif
 
-// The scores of kn keys from j0, a row each, and `rows` queries from i0, a lane each, of which QT holds scale times q; those that are
-// not seen are -infinity
-INLINE void scores_by_key(local real *S, local const real *QT, local const real *K, HEADS_ARGS, int b, int h, int i0, int rows, int j0, int kn) {
-  UNPACK
-  multiply(S, BQ, K, DP, 1, QT, BQ, kn, BQ, D, 0);
-#ifdef MASK
-  for (int j = 0; j < kn; j++) for (int i = 0; i < rows; i++) S[j * BQ + i] += MASK_AT(b, h, i0 + i, j0 + j);
-#endif
+// How many of the keys from j0 on query i sees, or more than there are, or fewer than none
 #ifdef CAUSAL
-  for (int j = max(0, before + i0 + 1 - j0); j < kn; j++)
-    for (int i = 0; i < min(BQ, j0 + j - before - i0); i++) S[j * BQ + i] = -INFINITY;
+#define SEEN(i, j0) (before + (i) + 1 - (j0))
+#else
+#define SEEN(i, j0) ALL
 #endif
+
+// A row of c for each of kn keys of a, a lane for each of BQ queries of bT: their products, where some lane of WIDE sees the key.
+// The first query sees the first `seen` keys, and each one more.
+INLINE void multiply_by_key(local real *c, local const real *a, int lda, local const real *bT, int depth, int kn, int seen) {
+  if (seen >= kn) multiply(c, BQ, a, lda, 1, bT, BQ, kn, BQ, depth, 0, -ALL, ALL);
+  else
+    for (int i = 0; i < BQ; i += WIDE)
+      multiply_pairs(c + i, BQ, a, lda, 1, bT + i, BQ, min(kn, seen + i + WIDE - 1), WIDE, depth, 0, -ALL, ALL);
 }
-#define SCORES_BY_KEY(S, QT, K) scores_by_key(S, QT, K, p, r, m, q, k, v, mask, past, scale, b, h, i0, rows, j0, kn)
+// The scores of kn keys from j0, a row each, and VW queries, a lane each, from i on: the mask is added, and those that a query does not
+// see become -infinity. The result is how many keys some of the queries see.
+INLINE int hide(local real *S, HEADS_ARGS, int b, int h, int i, int lanes, int j0, int kn) {
+  UNPACK
+#ifdef MASK
+  for (int j = 0; j < kn; j++) for (int l = 0; l < lanes; l++) S[j * BQ + l] += MASK_AT(b, h, i + l, j0 + j);
+#endif
+  const int seen = SEEN(i, j0);
+  if (seen >= kn) return kn;
+  const T lane = numbers();
+  const int some = max(0, min(kn, seen + VW - 1));
+  for (int j = max(0, seen); j < some; j++) VSTORE(WHERE(lane > j - seen, VLOAD(0, S + j * BQ), -INFINITY), 0, S + j * BQ);
+  return some;
+}
+#define HIDE(S, i, lanes) hide(S, p, r, m, q, k, v, mask, past, scale, b, h, i, lanes, j0, kn)
+// Rows of VW lanes, BQ apart, are 0 from `first` on
+INLINE void none_from(local real *x, int first, int rows) { for (int j = first; j < rows; j++) VSTORE((T)(0), 0, x + j * BQ); }
 
 #if defined(FORWARD) && !defined(FEW)
 kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, global real *lse) {
@@ -175,33 +207,38 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
     const int kn = min(BK, keys - j0);
     rows_of(K, DP, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
     rows_of(V, DVP, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
-    SCORES_BY_KEY(S, QT, K);
+    multiply_by_key(S, K, DP, QT, D, kn, SEEN(i0, j0));
     for (int c = 0; c < rows; c += VW) {
+      const int seen = HIDE(S + c, i0 + c, min(VW, rows - c));
       const T last = VLOAD(0, top + c);
       T high = last, part = (T)(0);
-      for (int j = 0; j < kn; j++) high = fmax(high, VLOAD(0, S + j * BQ + c));
+      for (int j = 0; j < seen; j++) high = fmax(high, VLOAD(0, S + j * BQ + c));
       const T by = FINITE(high), less = exp_of_negative(last - by);
-      for (int j = 0; j < kn; j++) { const T e = exp_of_negative(VLOAD(0, S + j * BQ + c) - by); part += e; VSTORE(e, 0, S + j * BQ + c); }
+      for (int j = 0; j < seen; j++) { const T e = exp_of_negative(VLOAD(0, S + j * BQ + c) - by); part += e; VSTORE(e, 0, S + j * BQ + c); }
+      none_from(S + c, seen, kn);
       VSTORE(VLOAD(0, sum + c) * less + part, 0, sum + c);
       VSTORE(high, 0, top + c);
       VSTORE(less, 0, shrink + c);
     }
     for (int i = 0; i < rows; i++)
       if (shrink[i] != 1) for (int c = 0; c < DVP; c += VW) VSTORE(VLOAD(0, O + i * DVP + c) * shrink[i], 0, O + i * DVP + c);
-    multiply(O, DVP, S, 1, BQ, V, DVP, rows, DVP, kn, 1);
+    multiply(O, DVP, S, 1, BQ, V, DVP, rows, DVP, kn, 1, -ALL, SEEN(i0, j0));
+  }
+  for (int c = 0; c < rows; c += VW) {
+    const T all = VLOAD(0, sum + c);
+    if (lse) store_n(WHERE(all == 0, INFINITY, VLOAD(0, top + c) + log(all)), lse + (size_t)bh * Tq + i0 + c, rows - c);
+    VSTORE(TOO_SHORT ? (T)(NAN) : WHERE(all == 0, 0, 1 / all), 0, sum + c);
   }
   for (int i = 0; i < rows; i++) {
     global real *to = o + AT_O(b, h) + (size_t)(i0 + i) * O_ROW;
-    const real over = TOO_SHORT ? (real)NAN : sum[i] == 0 ? 0 : 1 / sum[i];
-    for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, O + i * DVP + c) * over, to + c, DV - c);
-    if (lse) lse[(size_t)bh * Tq + i0 + i] = sum[i] == 0 ? INFINITY : top[i] + log(sum[i]);
+    for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, O + i * DVP + c) * sum[i], to + c, DV - c);
   }
 }
 #endif
 
 #define BACKWARD_ARGS int batch, HEADS_ARGS, global const real *restrict o, global const real *restrict lse, global const real *restrict dy
 
-#ifdef FOR_Q
+#if defined(FOR_Q) && !defined(FOR_K)
 kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
   UNPACK
   local real QT[D * BQ] __attribute__((aligned(64))), dOT[DV * BQ] __attribute__((aligned(64)));
@@ -224,14 +261,16 @@ kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
     const int kn = min(BK, keys - j0);
     rows_of(K, DP, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
     rows_of(V, DVP, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
-    SCORES_BY_KEY(S, QT, K);
-    multiply(dP, BQ, V, DVP, 1, dOT, BQ, kn, BQ, DV, 0);
+    multiply_by_key(S, K, DP, QT, D, kn, SEEN(i0, j0));
+    multiply_by_key(dP, V, DVP, dOT, DV, kn, SEEN(i0, j0));
     for (int c = 0; c < rows; c += VW) {
+      const int seen = HIDE(S + c, i0 + c, min(VW, rows - c));
       const T log_sum = VLOAD(0, logs + c), less = VLOAD(0, delta + c);
-      for (int j = 0; j < kn; j++)
+      for (int j = 0; j < seen; j++)
         VSTORE(exp_of_negative(VLOAD(0, S + j * BQ + c) - log_sum) * (VLOAD(0, dP + j * BQ + c) - less), 0, dP + j * BQ + c);
+      none_from(dP + c, seen, kn);
     }
-    multiply(dQ, DP, dP, 1, BQ, K, DP, rows, DP, kn, 1);
+    multiply(dQ, DP, dP, 1, BQ, K, DP, rows, DP, kn, 1, -ALL, SEEN(i0, j0));
   }
   for (int i = 0; i < rows; i++) {
     global real *to = dq + (size_t)b * p.s4 + (size_t)h * p.s5 + (size_t)(i0 + i) * Q_ROW;
@@ -241,75 +280,104 @@ kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
 #endif
 
 #ifdef FOR_K
-// The scores of `rows` queries from i0 and BK keys from j0, of which the first kn count; those that are not seen are -infinity
-INLINE void scores(local real *S, local const real *Q, local const real *KT, HEADS_ARGS, int b, int h, int i0, int rows, int j0, int kn) {
+// A row of c for each of `rows` queries of a, a lane for each of BK keys of bT: their products, where the query sees some key of WIDE.
+// The first query sees the first `seen` keys, and each one more.
+INLINE void multiply_by_query(local real *c, local const real *a, int lda, local const real *bT, int depth, int rows, int seen) {
+  if (seen >= BK) multiply(c, BK, a, lda, 1, bT, BK, rows, BK, depth, 0, -ALL, ALL);
+  else
+    for (int j = 0; j < BK; j += WIDE) {
+      const int i = max(0, j + 1 - seen);
+      multiply_pairs(c + i * BK + j, BK, a + i * lda, lda, 1, bT + j, BK, rows - i, WIDE, depth, 0, -ALL, ALL);
+    }
+}
+// S becomes P = exp(S - lse), the probabilities, and dP scale P (dP - delta): of `rows` queries from i0, a row each, and BK keys from j0,
+// of which the first kn count
+INLINE void slopes(local real *S, local real *dP, const real *logs, const real *delta, HEADS_ARGS, int b, int h, int i0, int rows, int j0, int kn) {
   UNPACK
-  multiply(S, BK, Q, DP, 1, KT, BK, rows, BK, D, 0);
+  const T lane = numbers();
   for (int i = 0; i < rows; i++) {
-    local real *s = S + i * BK;
-    for (int c = 0; c < BK; c += VW) VSTORE(VLOAD(0, s + c) * scale, 0, s + c);
+    local real *s = S + i * BK, *d = dP + i * BK;
+    const int seen = min(kn, SEEN(i0 + i, j0));
 #ifdef MASK
     for (int c = 0; c < kn; c++) s[c] += MASK_AT(b, h, i0 + i, j0 + c);
 #endif
-    int seen = kn;
-#ifdef CAUSAL
-    seen = min(kn, before + i0 + i + 1 - j0);
-#endif
-    for (int c = max(0, seen); c < BK; c++) s[c] = -INFINITY;
-  }
-}
-#define SCORES(S, Q, KT) scores(S, Q, KT, p, r, m, q, k, v, mask, past, scale, b, h, i0, rows, j0, kn)
-
-// S becomes P = exp(S - lse), the probabilities; dP = P (dP - delta)
-INLINE void slopes(local real *S, local real *dP, const real *lse, const real *delta, int rows) {
-  for (int i = 0; i < rows; i++)
-    for (int c = 0; c < BK; c += VW) {
-      local real *s = S + i * BK + c, *d = dP + i * BK + c;
-      const T e = exp_of_negative(VLOAD(0, s) - lse[i]);
-      VSTORE(e, 0, s);
-      VSTORE(e * (VLOAD(0, d) - delta[i]), 0, d);
+    int c = 0;
+    for (; c < seen; c += VW) {
+      T e = exp_of_negative(VLOAD(0, s + c) - logs[i]), slope = scale * e * (VLOAD(0, d + c) - delta[i]);
+      if (c + VW > seen) e = WHERE(lane < seen - c, e, 0), slope = WHERE(lane < seen - c, slope, 0);
+      VSTORE(e, 0, s + c);
+      VSTORE(slope, 0, d + c);
     }
-}
-// The block's dO, and of each row lse and the sum of dO o
-INLINE void outputs_of(local real *dO, real *logs, real *delta, global const real *o, global const real *dy, global const real *lse, int step,
-                       int rows) {
-  rows_of(dO, DVP, dy, step, rows, DV);
-  for (int i = 0; i < rows; i++) {
-    delta[i] = dot(o + (size_t)i * step, dy + (size_t)i * step, DV);
-    logs[i] = lse[i];
+    zero(s + c, BK - c);
+    zero(d + c, BK - c);
   }
 }
+#define SLOPES(S, dP, logs, delta) slopes(S, dP, logs, delta, p, r, m, q, k, v, mask, past, scale, b, h, i0, rows, j0, kn)
+
+// With FOR_Q a work-item has a head of keys, and the gradients of its queries too, which then need no scores of their own. `deltas` is
+// where it keeps, of each query, the sum of dO o.
+#ifdef FOR_Q
+kernel GROUP_SIZE void attention_backward(BACKWARD_ARGS, global real *dk, global real *dv, global real *dq, global real *deltas) {
+#define DELTA(i, product) (j0 ? deltas[i] : (product))
+#else
 kernel GROUP_SIZE void attention_backward_k(BACKWARD_ARGS, global real *dk, global real *dv) {
+#define DELTA(i, product) (product)
+#endif
   UNPACK
   local real Q[ROWS * DP] __attribute__((aligned(64))), KT[D * BK] __attribute__((aligned(64))), VT[DV * BK] __attribute__((aligned(64)));
   local real S[ROWS * BK] __attribute__((aligned(64))), dP[ROWS * BK] __attribute__((aligned(64))), dO[ROWS * DVP] __attribute__((aligned(64)));
   real logs[BQ], delta[BQ];
   local real dK[(BK + MR) * DP] __attribute__((aligned(64))), dV[(BK + MR) * DVP] __attribute__((aligned(64)));
-  const int blocks = (Tk + BK - 1) / BK, j0 = get_global_id(0) % blocks * BK, bg = get_global_id(0) / blocks, g = bg % G, b = bg / G;
+#ifdef FOR_Q
+  local real K[BK * DP] __attribute__((aligned(64))), dQ[ROWS * DP] __attribute__((aligned(64)));
+  const int bg = get_global_id(0), start = 0, end = Tk;
+#else
+  const int blocks = (Tk + BK - 1) / BK, bg = get_global_id(0) / blocks, start = get_global_id(0) % blocks * BK, end = start + 1;
+#endif
+  const int g = bg % G, b = bg / G;
   if (b >= batch) return;
-  const int kn = min(BK, n - j0), every = min(BK, Tk - j0);
-  zero(dK, BK * DP);
-  zero(dV, BK * DVP);
-  if (kn > 0) {
-    copy_transposed(KT, BK, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
-    copy_transposed(VT, BK, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
-    for (int h = g * (H / G); h < (g + 1) * (H / G); h++) for (int i0 = FIRST_FOR(j0) / BQ * BQ; i0 < Tq; i0 += BQ) {
-      const int rows = min(BQ, Tq - i0);
-      const size_t at = AT_O(b, h) + (size_t)i0 * O_ROW;
-      rows_of(Q, DP, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
-      outputs_of(dO, logs, delta, o + at, dy + at, lse + ((size_t)b * H + h) * Tq + i0, O_ROW, rows);
-      SCORES(S, Q, KT);
-      multiply(dP, BK, dO, DVP, 1, VT, BK, rows, BK, DV, 0);
-      slopes(S, dP, logs, delta, rows);
-      multiply(dV, DVP, S, 1, BK, dO, DVP, BK, DVP, rows, 1);
-      multiply(dK, DP, dP, 1, BK, Q, DP, BK, DP, rows, 1);
+  for (int j0 = start; j0 < end; j0 += BK) {
+    const int kn = min(BK, n - j0), every = min(BK, Tk - j0);
+    zero(dK, BK * DP);
+    zero(dV, BK * DVP);
+    if (kn > 0 || !j0) {
+      copy_transposed(KT, BK, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
+      for (int c = 0; c < D * BK; c += VW) VSTORE(VLOAD(0, KT + c) * scale, 0, KT + c);
+      copy_transposed(VT, BK, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
+#ifdef FOR_Q
+      rows_of(K, DP, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
+#endif
+      for (int h = g * (H / G); h < (g + 1) * (H / G); h++) for (int i0 = j0 ? FIRST_FOR(j0) / BQ * BQ : 0; i0 < Tq; i0 += BQ) {
+        const int rows = min(BQ, Tq - i0), seen = SEEN(i0, j0);
+        const size_t at = AT_O(b, h) + (size_t)i0 * O_ROW, row = ((size_t)b * H + h) * Tq + i0;
+        rows_of(Q, DP, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
+        rows_of(dO, DVP, dy + at, O_ROW, rows, DV);
+        for (int i = 0; i < rows; i++) {
+          logs[i] = lse[row + i];
+          delta[i] = DELTA(row + i, dot(o + at + (size_t)i * O_ROW, dy + at + (size_t)i * O_ROW, DV));
+        }
+        multiply_by_query(S, Q, DP, KT, D, rows, seen);
+        multiply_by_query(dP, dO, DVP, VT, DV, rows, seen);
+        SLOPES(S, dP, logs, delta);
+        multiply(dV, DVP, S, 1, BK, dO, DVP, BK, DVP, rows, 1, 1 - seen, ALL);
+        multiply(dK, DP, dP, 1, BK, Q, DP, BK, DP, rows, 1, 1 - seen, ALL);
+#ifdef FOR_Q
+        global real *to = dq + (size_t)b * p.s4 + (size_t)h * p.s5 + (size_t)i0 * Q_ROW;
+        for (int i = 0; i < rows; i++) {
+          if (j0) for (int c = 0; c < D; c += VW) VSTORE(load_n(to + (size_t)i * Q_ROW + c, D - c), 0, dQ + i * DP + c);
+          else deltas[row + i] = delta[i];
+        }
+        multiply(dQ, DP, dP, BK, 1, K, DP, rows, DP, kn, j0, -ALL, seen);
+        for (int i = 0; i < rows; i++, to += Q_ROW) for (int c = 0; c < D; c += VW) store_n(VLOAD(0, dQ + i * DP + c), to + c, D - c);
+#endif
+      }
     }
-  }
-  for (int j = 0; j < every; j++) {
-    global real *to_k = dk + (size_t)b * p.s7 + (size_t)g * p.s8 + (size_t)(j0 + j) * K_ROW;
-    global real *to_v = dv + (size_t)b * r.s0 + (size_t)g * r.s1 + (size_t)(j0 + j) * V_ROW;
-    for (int c = 0; c < D; c += VW) store_n(VLOAD(0, dK + j * DP + c) * scale, to_k + c, D - c);
-    for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, dV + j * DVP + c), to_v + c, DV - c);
+    for (int j = 0; j < every; j++) {
+      global real *to_k = dk + (size_t)b * p.s7 + (size_t)g * p.s8 + (size_t)(j0 + j) * K_ROW;
+      global real *to_v = dv + (size_t)b * r.s0 + (size_t)g * r.s1 + (size_t)(j0 + j) * V_ROW;
+      for (int c = 0; c < D; c += VW) store_n(VLOAD(0, dK + j * DP + c), to_k + c, D - c);
+      for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, dV + j * DVP + c), to_v + c, DV - c);
+    }
   }
 }
 #endif

@@ -14,6 +14,7 @@ from ..elementwise import broadcast_strides
 from ..trace import op
 
 FEW = 4  # queries that are better done one by one on CPUs
+ENOUGH = 4  # heads for each core of a CPU, with which a work-item can have one whole
 LONGEST = 256  # of a head: what a work-item keeps of it has to fit registers or the cache
 
 
@@ -130,8 +131,14 @@ def attention(
         assert lse is not None
         saved = (o.block, lse.block, dy.block)
         dq, dk, dv = empty_like(q), empty_like(k), empty_like(v)
-        launch("attention_backward_q", by_queries, *saved, dq.block, FOR_Q=1)
-        launch("attention_backward_k", key_heads * -(-keys // block_k), *saved, dk.block, dv.block, FOR_K=1)
+        if device.long_loops and b * key_heads >= ENOUGH * device.compute_units:  # a work-item for each head of keys
+            deltas = empty_like(lse)
+            launch(
+                "attention_backward", key_heads, *saved, dk.block, dv.block, dq.block, deltas.block, FOR_Q=1, FOR_K=1
+            )
+        else:
+            launch("attention_backward_q", by_queries, *saved, dq.block, FOR_Q=1)
+            launch("attention_backward_k", key_heads * -(-keys // block_k), *saved, dk.block, dv.block, FOR_K=1)
         yield q, dq
         yield k, dk
         yield v, dv
