@@ -204,6 +204,17 @@ def test_convolution(rng, engine, shape):
 
 
 @pytest.mark.parametrize("engine", ["rows", "columns"])
+@pytest.mark.parametrize("space", [(7, 9), (2, 5, 7)], ids=str)
+def test_several_blocks_along_each_axis(rng, device, engine, space, monkeypatch):
+    """Of outputs and of gradients by weights, those of the last rows and columns smaller; of several images and groups."""
+    choose(engine, device, monkeypatch)
+    monkeypatch.setattr(conv_plan, "_even", lambda n: [min(n, 3)])
+    axes = len(space)
+    for k in (2, 9):
+        check(rng, np.float32, 2, space, 2, k, (2,) * axes, (1,) * axes, 0, (1,) * axes, 2)
+
+
+@pytest.mark.parametrize("engine", ["rows", "columns"])
 def test_channels_that_chunks_do_not_divide(rng, device, engine, monkeypatch):
     """The last chunk of each image and group is shorter, and what lies behind it is another's."""
     choose(engine, device, monkeypatch)

@@ -508,6 +508,12 @@ def test_norms_beyond_the_largest_square(device):
     assert_close(w, np.ones((3, 4)), 0)
 
 
+def test_what_is_added_to_a_small_norm(device):
+    g = np.full((3, 4), 2e-6 / np.sqrt(12))
+    (w,) = pushed(clnn.SGD(1e6, clip_norm=1e-6), [g])
+    assert_close(w, 1 - 1e6 * g / 3, 64 * eps(np.float32))
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("rule", [r for r in RULES if not r.startswith(("sgd", "schedule", "adam schedule"))])
 def test_a_gradient_that_is_no_number_is_not_hidden(rng, device, rule, bad):
