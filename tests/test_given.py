@@ -378,7 +378,7 @@ def test_take_rows_in_a_recorded_step(device):
 
 def check_said(place):
     """The next that asks is told that a recorded step took a row that is not there."""
-    with pytest.raises(clnn.OutOfRangeError, match=rf"names none of .* rows: the first stands at place {place} of"):
+    with pytest.raises(clnn.OutOfRangeError, match=rf"names none of [34] rows: the first stands at place {place} of"):
         clnn.tensor(np.nan).item()
     assert np.isnan(clnn.tensor(np.nan).item()), "and it is told once"
 
