@@ -1,5 +1,6 @@
 """Compiled models: what predict says, by one call without Python's layers in between."""
 
+import copy
 import threading
 
 import numpy as np
@@ -173,3 +174,45 @@ def test_answers_beside_training(device, rng):
             callbacks=[clnn.Lambda(on_epoch_end=look)], progress=False,
         )  # fmt: skip
     assert len(answers) == 12 and max(answers) < 1e-5
+
+
+def test_predictions_one_after_the_other(device, rng):
+    """The second of a form goes to the launches at once; whatever changes between them is seen."""
+    net = clnn.Sequential([clnn.Dense(8, "tanh"), clnn.Dense(3)], input_shape=5, seed=1)
+    x = rng.standard_normal((4, 5)).astype(np.float32)
+
+    def compare(x=x):
+        with clnn.no_grad():
+            want = net(clnn.tensor(x)).numpy()
+        for _ in range(5):
+            np.testing.assert_array_equal(net.predict(x), want)
+
+    compare()
+    for bad in (np.nan, np.inf):
+        wrong = x.copy()
+        wrong[2, 3] = bad
+        with pytest.raises(clnn.DataError, match=r"x\[2, 3\]"):
+            net.predict(wrong)
+    compare(-x)
+    compare(x[:, ::-1])
+    compare(x[:2])
+    compare(x)
+    with pytest.raises(clnn.ShapeError):
+        net.predict(x[:, :4])
+    net.load_state_dict({name: 2 * array for name, array in net.state_dict().items()})
+    compare()
+    net.layers[1].activation = "relu"
+    compare()
+    net.layers.pop()
+    compare()
+    net.layers.append(clnn.Dense(2))
+    compare()
+    np.testing.assert_array_equal(net.predict(x, batch_size=3), net.predict(x))
+    np.testing.assert_array_equal(net.predict(x.astype(np.float64)), net.predict(x))
+    np.testing.assert_array_equal(net.predict(x.tolist()), net.predict(x))
+    twin = copy.deepcopy(net)
+    for p in net.parameters():
+        device.fill_zero(p.block)
+    assert not net.predict(x).any() and twin.predict(x).any()
+    inside = clnn.step(lambda a: clnn.tensor(net.predict(x)) + a, record=False)
+    assert not inside(np.zeros((4, 2), np.float32)).numpy().any()
