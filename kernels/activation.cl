@@ -111,6 +111,10 @@ FUNCTION(isnan,        WHERE(x != x, 1, 0),                             (T)(0))
 FUNCTION(isfinite,     WHERE(x - x == 0, 1, 0),                         (T)(0))
 FUNCTION(logical_not,  WHERE(x == 0, 1, 0),                             (T)(0))
 
+// Where the derivative is one of x, a launch that ends with an activation keeps the derivative: it shares most of its terms with f(x).
+// What goes back is multiplied by what was kept.
+FUNCTION(kept,         x,                                               y)
+
 #ifdef ACT
 #define ACTIVATE(x) CAT(ACT, _f)(x)
 #define DERIVATIVE(saved) CAT(ACT, _df)((saved), (saved))   // each line reads only the one that was saved

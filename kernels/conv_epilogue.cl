@@ -1,7 +1,7 @@
 // What convolution kernels share: how sizes are handed over, and what becomes of a sum before it is stored.
 //
 // Epilogue of a sum at channel k, each part there only if its define is: SCALED, TIMES_DERIVATIVE as in sink.cl, FACTOR times
-// factor[k], BIAS + bias[k], KEEP (the value so far goes to SAVED), ACT f(...) unless TIMES_DERIVATIVE.
+// factor[k], BIAS + bias[k], KEEP (ACT's derivative goes to SAVED), ACT f(...) unless TIMES_DERIVATIVE.
 #ifdef VW
 #define GROUP_SIZE __attribute__((reqd_work_group_size(1, 1, 1)))
 #endif
@@ -34,7 +34,7 @@ INLINE T epilogue(T x, real a, real b, global const real *saved, global real *ke
   x += b;
 #endif
 #ifdef KEEP
-  store_n(x, kept, n);
+  store_n(DERIVATIVE(x), kept, n);
 #endif
 #ifndef TIMES_DERIVATIVE
   x = ACTIVATE(x);

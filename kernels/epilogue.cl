@@ -2,14 +2,14 @@
 #include "activation.cl"
 
 #ifdef ACT
-// y = f(y + bias), y (rows, n); the value before f goes to saved where KEEP
+// y = f(y + bias), y (rows, n); the derivative of f goes to saved where KEEP
 kernel void bias_activate(int n, int rows, global const real *bias, global real *y, global real *saved) {
   const int c = get_global_id(0), r = get_global_id(1);
   if (c >= n) return;
   const size_t i = (size_t)r * n + c;
   const real x = bias ? y[i] + bias[c] : y[i];
 #ifdef KEEP
-  saved[i] = x;
+  saved[i] = DERIVATIVE(x);
 #endif
   y[i] = ACTIVATE(x);
 }

@@ -15,7 +15,7 @@
 //   SCALED  alpha * s + beta * C, the pair from a scale table (sink.cl)
 //   TIMES_DERIVATIVE: the product is multiplied by ACT's derivative at SAVED (M, N) before beta * C is added
 //   BIAS    + bias (N)
-//   KEEP    the value so far goes to SAVED: what activations whose derivative needs x come back to
+//   KEEP    ACT's derivative at the value so far goes to SAVED: of activations whose derivative needs x
 //   ACT     f(...), unless TIMES_DERIVATIVE
 //   SUMS    beside it: D (N) = alpha * column sums of op(B) + beta * D, with a pair of its own (NN and TN only)
 #ifndef MR
@@ -64,7 +64,7 @@ INLINE T epilogue(T x, int later, int last, global const real *c, global const r
   x += VLOAD(0, bias + col);
 #endif
 #ifdef KEEP
-  store_n(x, saved + (size_t)row * N + col, n);
+  store_n(DERIVATIVE(x), saved + (size_t)row * N + col, n);
 #endif
 #ifndef TIMES_DERIVATIVE
   x = ACTIVATE(x);

@@ -18,7 +18,7 @@
 // and then the squares of distances from it.
 //
 // A build has the one kernel that its defines ask for: parts of a fused step (clnn/runtime/fusion.py) share no name.
-//   KEEP    the value before the activation goes to `saved`: what activations whose derivative needs x come back to
+//   KEEP    the activation's derivative goes to `saved`: of activations whose derivative needs x
 //   TIMES_DERIVATIVE, SCALED: how a gradient is written (sink.cl)
 #ifndef VW
 #define VW 4          // lanes of a vector
@@ -64,7 +64,7 @@ static inline real sum_of(const real *p, int n) {
 // y = f(x), up to n lanes
 static inline void activate(T x, global real *y, global real *saved, int n) {
 #ifdef KEEP
-  store_n(x, saved, n);
+  store_n(DERIVATIVE(x), saved, n);
 #endif
   store_n(ACTIVATE(x), y, n);
 }

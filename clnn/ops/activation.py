@@ -79,14 +79,14 @@ def activation_name(name: str | None) -> str:
 
 def end_with(y: Array, name: str, keep: bool) -> Array | None:
     """Record on `y`, an op's output, that its launch ends with the activation `name`. The op's backward closure then gets the
-    gradient at the activation's input. Returns the array in which the launch must keep that input, or None if the derivative
-    does not read it or `keep` is false."""
+    gradient at the activation's input. Returns the array in which the launch must keep the derivative, or None if that is one of
+    y or `keep` is false."""
     y.made_by = name
     if name == "linear":
         return None
     on_input = ACTIVATIONS[name].saves == "x"
     saved = empty_like(y) if on_input and keep else None
-    y.activation = (name, y.alias() if saved is None else saved) if keep or not on_input else None
+    y.activation = ((name, y.alias()) if saved is None else ("kept", saved)) if keep or not on_input else None
     return saved
 
 

@@ -21,7 +21,7 @@ def linear(
 ) -> tuple[Array, Backward]:
     """y = f(x w + b): x (..., in), w (in, out), b (out,) -> y (..., out). `transposed`: y = f(x w^T), w (out, in), without b.
 
-    With `keep` the input of an activation whose derivative needs it is kept; inference goes without.
+    With `keep` the derivative of an activation is kept, where y does not tell it; inference goes without.
     """
     check_together("linear", x, w, b)
     check_float("linear", x)

@@ -1,7 +1,7 @@
 """Normalisation: by channel over the batch, by sample (layer, group, instance, RMS), and by neighbouring channels.
 
-Arrays are (batch, channels, *space). Activations are fused as in clnn/ops/linear.py: with `keep` the input of one whose
-derivative needs it is kept. Sums that several gradients need are computed once.
+Arrays are (batch, channels, *space). Activations are fused as in clnn/ops/linear.py: with `keep` the derivative of
+one is kept, where y does not tell it. Sums that several gradients need are computed once.
 """
 
 from __future__ import annotations

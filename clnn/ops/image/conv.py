@@ -272,8 +272,8 @@ def conv(
     """y[n, k, o] = f(b[k] + sum over c and i of w[k, c, i] x[n, c, o stride + i dilation - before]).
 
     x (batch, groups C, *space), w (groups K, C, *size), b (groups K,) -> y (batch, groups K, *out); the cross-correlation
-    that the field calls convolution (LeCun et al. 1998). With `keep` the input of an activation whose derivative needs it
-    is kept. At inference the sum may be multiplied by `factor` (groups K,): a batch normalisation that is folded in.
+    that the field calls convolution (LeCun et al. 1998). With `keep` the derivative of an activation is kept, where y
+    does not tell it. At inference the sum may be multiplied by `factor` (groups K,): a batch normalisation that is folded in.
     """
     return _convolution("convolution", x, w, b, window, groups, activation, keep, factor, transposed=False)
 

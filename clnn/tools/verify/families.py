@@ -183,7 +183,9 @@ def _epilogues(c: Checks, engine: str, m: int, n: int, k: int) -> None:
         gemm(d, Product(shape, _held(c, a), _held(c, b), out, bias=_held(c, bias), activation=act, saved=saved))
         c.close("C", read(out, (m, n)), ref.FUNCTIONS[act](product + bias), 32, scale + 1)
         if saved is not None:
-            c.close("what its derivative needs", read(saved, (m, n)), product + bias, 32, scale + 1)
+            c.close(
+                "what its derivative needs", read(saved, (m, n)), ref.derivative(act, product + bias), 32, scale + 1
+            )
     c.case(f"TN {m}x{n}x{k} added to C, with column sums, by {engine}")
     pair, out, sums = Scale.constant(d, c.dtype, -0.5, 1.0), _held(c, before), _held(c, bias)
     shape = Shape(m, n, k, c.dtype, transpose_a=True)
