@@ -182,6 +182,15 @@ kernel void elementwise_loss(ARGS RECORD_ARGS FROM_ARGS) {
 }
 #endif
 
+// VECTORS, for CPUs: a loop of exponentials alone, of which compilers make vectors, as they do not of sums
+#ifdef VECTORS
+#define EXPONENTIALS_FIRST for (int c = 0; c < n; c++) dy[at + c] = exp_of_negative(y[at + c] - top);
+#define EXP_OF(v, i) (dy ? dy[i] : exp_of_negative(v))
+#else
+#define EXPONENTIALS_FIRST {}
+#define EXP_OF(v, i) exp(v)
+#endif
+
 // y are logits: loss = log(sum exp(y)) - sum t y, with t smoothed to (1 - p) t + p / n; dy = softmax(y) - t
 INLINE void softmax_row(ROW_ARGS) {
   const size_t at = (size_t)r * n;
@@ -196,6 +205,7 @@ INLINE void softmax_row(ROW_ARGS) {
   int best = 0;
   for (int c = 1; c < n; c++) if (y[at + c] > top) { top = y[at + c]; best = c; }
 #endif
+  if (dy) EXPONENTIALS_FIRST
   TOTAL(real, all_e);
   TOTAL(real, all_tv);
   TOTAL(real, all_t);
@@ -203,7 +213,7 @@ INLINE void softmax_row(ROW_ARGS) {
     real es = 0, tvs = 0, ts = 0;
     for (IN_SPAN(i, first, own)) {
       const int c = OWN(i);
-      const real v = y[at + c] - top, t = (1 - p) * TARGET(c) + p / n, e = exp(v);
+      const real v = y[at + c] - top, t = (1 - p) * TARGET(c) + p / n, e = EXP_OF(v, at + c);
       es += e;
       tvs += t == 0 ? 0 : t * v;          // a logit of -inf that is nobody's target costs nothing
       ts += t;

@@ -87,6 +87,8 @@ def rows(
         defines["YES"] = yes_above(y.made_by)
     kernel, more = KERNELS.get(name, ("elementwise_loss", {"LOSS": name}))
     defines |= more
+    if device.long_loops:
+        defines["VECTORS"] = 1
     if summed:
         defines["SUM"] = 1
     saved = None
