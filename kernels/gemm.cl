@@ -2,10 +2,10 @@
 //
 //            N                  gemm_tile: a work-item owns MC x NC of C (the host says which) and goes over it in strips of
 //        +-----+  B             NR = NV * VW columns and tiles of MR rows, held in MR * NV vector registers: per k, a row of
-//      K |  #  |                NR values of B times a column of MR values of A. COPY copies blocks of A and
-//        +-----+                of B first, KC deep, to local memory. On a CPU that is the thread's own scratch: the copy stays
-//    K   +-----+                in this core's cache (lines shared by two cores are slow to fetch), has no large strides, and
-//  +---+ |     |                transposes B only once.
+//      K |  #  |                NR values of B times a column of MR values of A. COPY copies blocks of B first,
+//        +-----+                and of A if it is transposed, KC deep, to local memory. On a CPU that is the thread's own scratch:
+//    K   +-----+                the copy stays in this core's cache (lines shared by two cores are slow to fetch), has no large
+//  +---+ |     |                strides, and transposes B only once.
 // M|###| |  #  | C              gemm_row, for up to 3 rows of A (inference of single samples): B is read in long runs.
 //  +---+ +-----+                gemm_local, for GPUs: a work-group owns a tile of C and stages operands in local memory.
 //                               Where M x N is too small to fill the device, K is split: the partial products are stored
@@ -189,20 +189,13 @@ kernel GROUP_SIZE void gemm_row(ARGS) {
 
 #else
 // ---- tile -----------------------------------------------------------------------------------------------------------
-#if COPY
-#if TA
-#define A_STRIDE 1          // from row to row of the copy
-#define A_K (MC + 16)       // not a power of two: rows must not share cache sets
-#define A_SIZE (KC * A_K + MR)
-#else
-#define A_STRIDE (KC + 16)  // not a power of two: rows must not share cache sets
-#define A_K 1
-#define A_SIZE ((MC + MR) * A_STRIDE)
-#endif
+#define COPY_A (COPY && TA)  // rows of A are read in runs where they are
+#if COPY_A
+#define A_K (MC + 16)  // from one k to the next, not a power of two: they must not share cache sets
 #define A_ARGS local const real *copy, int i
-#define A_ROWS local const real *a = copy + i * A_STRIDE;
+#define A_ROWS local const real *a = copy + i;
 #define A_ROW_OF_K
-#define A_AT(r, k) a[(r) * A_STRIDE + (k) * A_K]
+#define A_AT(r, k) a[(k) * A_K + (r)]
 #elif TA
 #define A_ARGS global const real *A, int lda, int i, int rows, int k0 FROM_ARGS
 #define A_ROWS
@@ -308,8 +301,10 @@ INLINE void finish(real *t, int rows, int n, int part, int later, int last, glob
 
 kernel GROUP_SIZE void gemm_tile(ARGS) {
   UNPACK
+#if COPY_A
+  local real copy_a[KC * A_K + MR] __attribute__((aligned(64)));
+#endif
 #if COPY
-  local real copy_a[A_SIZE] __attribute__((aligned(64)));
   local real copy_b[KC * NC] __attribute__((aligned(64)));
 #endif
   real t[MR * NR] __attribute__((aligned(64)));
@@ -323,19 +318,20 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
   if (top == 0 && begin == 0) column_sums(N, K, j0, j1, B, ldb, D, SCALE(scale, at, s.sb));
 #endif
   C += (size_t)part * M * N;
-#if COPY
+#if COPY_A
 #define ROWS_AT_ONCE MC
-#define DEPTH_AT_ONCE KC
 #else
 #define ROWS_AT_ONCE MCs
+#endif
+#if COPY
+#define DEPTH_AT_ONCE KC
+#else
 #define DEPTH_AT_ONCE s.sf
 #endif
   for (int i0 = top; i0 < bottom; i0 += ROWS_AT_ONCE) for (int k0 = begin; k0 < end || k0 == begin; k0 += DEPTH_AT_ONCE) {
     const int i1 = min(bottom, i0 + ROWS_AT_ONCE), kc = min(DEPTH_AT_ONCE, end - k0);
-#if COPY && TA
+#if COPY_A
     for (int k = 0; k < kc; k++) copy_row(copy_a + k * A_K, A + (size_t)FROM(k0 + k) * lda + i0, i1 - i0, i1 - i0);
-#elif COPY
-    for (int r = 0; r < i1 - i0; r++) copy_row(copy_a + r * A_STRIDE, A + (size_t)FROM(i0 + r) * lda + k0, kc, kc);
 #endif
 #if COPY
     for (int jb = j0; jb < j1; jb += NC) {
@@ -365,9 +361,12 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
 #endif
 #if COPY
 #define B_USED copy_b + (j - jb) * KC, NR, n, kc, t
-#define A_USED copy_a, i - i0
 #else
 #define B_USED from, ldb, n, kc, t
+#endif
+#if COPY_A
+#define A_USED copy_a, i - i0
+#else
 #define A_USED A, lda, i, rows, k0 FROM_USED
 #endif
         for (int i = i0; i < i1; i += MR) {

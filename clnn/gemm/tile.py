@@ -17,6 +17,7 @@ SMALL = 1 << 18  # multiply-adds that are worth a CPU thread (about 5 us)
 ALONE = 1 << 20  # multiply-adds of a product up to which one core is as fast as all
 COPYING = 24  # what copying an element of A or B costs, in multiply-adds of vector lanes
 MOST_ROWS = 256  # of A that are copied together: with KC columns they fit a core's second-level cache
+MOST_IN_PLACE = 512  # of A that a work-item reads where they are
 MOST_COLUMNS = 256  # of B that are copied together: runs of a kilobyte
 MOST_RUN = 1 << 14  # bytes of sums that gemm_row keeps: half a first-level cache
 FEW = 4  # fewer rows than this are done one by one, where B is large: a column of memory is slow to read
@@ -29,7 +30,7 @@ LONGEST = 1024  # products, or sums of steps, that are added in a row; beyond, K
 
 class Tile(NamedTuple):
     """A register tile MR x (NV * VW), and how much of K is copied to local memory at a time (0: operands are read where
-    they are)."""
+    they are), of B and of a transposed A."""
 
     mr: int
     nv: int
@@ -116,7 +117,7 @@ def share(device: Device, shape: Shape, tile: Tile, count: int = 1) -> Share:
     m, n, k, dtype, _, _ = shape
     if device.long_loops:
         width = tile.nv * tile.vw
-        most = max(1, MOST_ROWS // tile.mr) * tile.mr
+        most = max(1, (MOST_IN_PLACE if tile.kc and not shape.transpose_a else MOST_ROWS) // tile.mr) * tile.mr
         rows, columns = _blocks(m, n, k, tile.mr, width, most, device.compute_units, SMALL, ALONE)
         work = m * n * k
         enough, wanted = device.compute_units, work // SMALL if work >= ALONE else 1
