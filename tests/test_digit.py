@@ -1,5 +1,6 @@
 """A drawn digit becomes MNIST's: cut out, inverted where the paper is bright, centred; and image files are read right."""
 
+import copy
 import io
 import struct
 import sys
@@ -198,7 +199,7 @@ def test_noise_on_the_paper_is_not_cut_out_with_the_digit(rng):
 def test_predict_reads_a_digit_of_one_s_own(shape, layers, tmp_path, capsys, device):
     (x, y), _ = clnn.data.digits()
     x = x.reshape(len(x), *(shape if isinstance(shape, tuple) else (shape,)))
-    net = clnn.Sequential([*layers, clnn.Dense(10)], input_shape=shape, seed=1)
+    net = clnn.Sequential([*copy.deepcopy(layers), clnn.Dense(10)], input_shape=shape, seed=1)  # on this device alone
     net.fit(x, y, loss="cross_entropy", optimizer="adam", epochs=10, progress=False, seed=1)
     net.save(tmp_path / "net.safetensors", optimizer=None)
     picture = tmp_path / "mine.png"

@@ -1,5 +1,7 @@
 """What was given is used, or refused: labels, weights, targets, masks and indices, with the right values beside them."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -566,7 +568,7 @@ def test_a_layers_arguments_may_be_set_as_its_constructor_takes_them(device, rng
     for _ in range(4):
         net.predict(x)
     setattr(net.layers[0], key, value)
-    other = clnn.Sequential([twin], input_shape=shape)
+    other = clnn.Sequential([copy.deepcopy(twin)], input_shape=shape)  # built on this device alone
     other.load_state_dict(net.state_dict())
     for _ in range(4):
         assert np.array_equal(net.predict(x), other.predict(x))
