@@ -121,9 +121,8 @@ class Kept(Restored):
         if store.velocity_of is self:
             blocks["velocity"] = store.gradients()
         views = {name: blocks[name].view(position, p.nbytes) for name in names if name in blocks}
-        return {
-            name: store.device.read(view, np.empty(p.shape, p.dtype)) for name, view in views.items()
-        }  # p may have moved
+        where = store.device  # not p's, which may have moved since
+        return {name: where.read(view, np.empty(p.shape, p.dtype)) for name, view in views.items()}
 
     def take_up(self, parameters: Iterable[Parameter], called: dict[Parameter, str], names: Sequence[str]) -> None:
         """Bring what waits for these parameters to them."""
