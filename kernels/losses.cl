@@ -182,10 +182,12 @@ kernel void elementwise_loss(ARGS RECORD_ARGS FROM_ARGS) {
 }
 #endif
 
-// VECTORS, for CPUs: a loop of exponentials alone, of which compilers make vectors, as they do not of sums
+// VECTORS, for CPUs: a loop of exponentials alone, of which compilers make vectors, as they do not of sums. The largest logit's
+// is 1 to the bit: of a loss near 0, the logarithm of the sum, nothing else is large.
 #ifdef VECTORS
-#define EXPONENTIALS_FIRST for (int c = 0; c < n; c++) dy[at + c] = exp_of_negative(y[at + c] - top);
-#define EXP_OF(v, i) (dy ? dy[i] : exp_of_negative(v))
+#define EXPONENTIAL(v) ((v) == 0 ? 1 : exp_of_negative(v))
+#define EXPONENTIALS_FIRST for (int c = 0; c < n; c++) { const real v = y[at + c] - top; dy[at + c] = EXPONENTIAL(v); }
+#define EXP_OF(v, i) (dy ? dy[i] : EXPONENTIAL(v))
 #else
 #define EXPONENTIALS_FIRST {}
 #define EXP_OF(v, i) exp(v)

@@ -312,6 +312,19 @@ def test_huge_logits(device):
     assert_close(z.grad.numpy(), [[0, 0, 1, -1]], eps(np.float32))
 
 
+@pytest.mark.parametrize("hot", [False, True])
+@pytest.mark.parametrize("learns", [False, True])
+def test_losses_near_zero_are_off_to_neither_side(rng, device, hot, learns):
+    """What is left of log(sum exp(y)) is small beside the largest term, which is 1; roundings even out over rows."""
+    z, labels = rng.standard_normal((8192, 3)).astype(np.float32), rng.integers(0, 3, 8192).astype(np.int32)
+    z[np.arange(8192), labels] += 14
+    wide = z.astype(np.float64)
+    want = np.log1p(np.exp(wide - wide[np.arange(8192), labels][:, None]).sum(1) - 1).mean()
+    target = np.eye(3, dtype=np.float32)[labels] if hot else labels
+    loss = clnn.losses.cross_entropy(clnn.tensor(z, requires_grad=learns), target)
+    assert abs(float(loss) / want - 1) < 4e-3
+
+
 @pytest.mark.parametrize("z", [[[-30.0, 30.0]], [[-100.0, 100.0]]])
 def test_saturated_sigmoid(device, z):
     """On a sigmoid's output that has reached 0 or 1 the gradient is still y - t, and the loss finite."""
