@@ -57,6 +57,6 @@ typedef REAL T;
 // [0] for the forward pass, and in [2] for the backward pass, when the loss has already moved [0] on.
 #define ROW_OF(r, order, state, pass) ((order) ? (order)[(state)[pass] + (r)] : (state)[pass] + (r))
 
-// A number that names none of `rows` rows: `missing` keeps the first place of such a one, and the rows. The host reads it now and
-// then (clnn/ops/index.py), because in a replay there is no other way to say it.
-#define NOTE_MISSING(place, rows) { atomic_min(missing, (place)); missing[1] = (rows); }
+// A number that names none of `rows` rows: `missing` keeps the first place of such a one, and the rows that there are for it. The
+// host reads it now and then (clnn/ops/index.py), because in a replay there is no other way to say it.
+#define NOTE_MISSING(place, rows) { const int at_ = (place); if (atomic_min(missing, at_) > at_) missing[1] = (rows); }

@@ -50,6 +50,7 @@ BACKWARD = {"by heads": 0, "by blocks": 10**6}  # heads for each core with which
 def backward(request, monkeypatch):
     """Gradients by heads and by blocks, however many cores there are."""
     monkeypatch.setattr(op, "ENOUGH", BACKWARD[request.param])
+    return request.param
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -76,6 +77,17 @@ def test_one_launch_forward(rng, device, name):
     (y * y).sum().backward()
     again = attend(q, k, v, **options)
     assert_close(again.numpy(), y.numpy(), 0)
+
+
+def test_one_or_two_launches_backward(rng, device, backward, monkeypatch):
+    given, options = arrays(rng, "grouped")
+    y, launched, launch = attend(*map(parameter, given), **options), [], type(device).launch
+    noted = lambda self, file, name, *args, **how: launched.append(name) or launch(self, file, name, *args, **how)  # noqa: E731
+    monkeypatch.setattr(type(device), "launch", noted)
+    y.backward(np.ones(y.shape, np.float32))
+    by_heads = backward == "by heads" and device.long_loops
+    wanted = ["attention_backward"] if by_heads else ["attention_backward_q", "attention_backward_k"]
+    assert [name for name in launched if name.startswith("attention")] == wanted
 
 
 def test_in_float64(rng, device):

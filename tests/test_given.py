@@ -411,8 +411,22 @@ def test_the_first_number_of_no_row_is_said(device, rng, take, place):
     step(x, clnn.tensor(right))
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_what_is_said_is_of_one_table(device, order):
+    """Of two tables the rows that are said are those of the place that is said, whichever is read last."""
+    tables = [clnn.tensor(np.ones((n, 2), np.float32)) for n in (3, 7)]
+
+    step = clnn.step(lambda *given: [clnn.take(t, i) for t, i in [*zip(tables, given)][::order]])
+    right = clnn.tensor(np.zeros(5, np.int32))
+    for _ in range(3):
+        step(right, right)
+    step(clnn.tensor(np.int32([0, 0, 0, 9, 9])), clnn.tensor(np.int32([0, 9, 0, 0, 9])))
+    with pytest.raises(clnn.OutOfRangeError, match="names none of 7 rows: the first stands at place 1 of"):
+        clnn.tensor(np.nan).item()
+
+
 def test_tokens_that_a_model_computes_are_looked_at(device, rng):
-    """By `fit` and `evaluate`, which read the device at the end of an epoch."""
+    """By `fit` and `evaluate`, which read the device at the end of an epoch, and by `predict`."""
 
     class Twice(clnn.Model):
         whole_inputs = True
@@ -426,7 +440,13 @@ def test_tokens_that_a_model_computes_are_looked_at(device, rng):
     x, y = rng.integers(0, 2, (40, 4)).astype(np.int32), rng.integers(0, 2, 40)
     net, how = Twice(), {"loss": "cross_entropy", "batch_size": 4}
     net.fit(x, y, optimizer="adam", epochs=2, **how)
+    for _ in range(7):
+        net.predict(x[:8])
     x[17] = 0, 4, 3, 0
+    with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows: the first stands at place 5 of"):
+        net.predict(x[16:24])
+    with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows: the first stands at place 5 of"):
+        net.predict(x, batch_size=4)
     with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows: the first stands at place 5 of"):
         net.evaluate(x, y, **how)
     with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows: the first stands at place"):

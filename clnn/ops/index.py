@@ -12,6 +12,7 @@ from ..checks import refuse_masked, whole
 from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale, constant_block
 from ..runtime.device import Device, DType, int_vector
+from ..runtime.lock import exclusive
 from ..runtime.memory import Block
 from .array import MASK, Array, Backward, Flow, Sink, check_float, check_together, empty, empty_like
 from .elementwise import TYPES
@@ -36,6 +37,7 @@ def _missing(device: Device) -> Block:
     return device.constants["missing"]
 
 
+@exclusive("lock")
 def missing_rows(device: Device) -> tuple[int, int] | None:
     """The first place among numbers of rows where one named none, and how many rows there were, of all steps since this was last
     asked; None if there was no such number. Waits for the device if rows were taken there."""

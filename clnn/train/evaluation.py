@@ -15,6 +15,7 @@ from ..errors import ConfigurationError, DataError, OutOfDeviceMemory
 from ..losses import LOSSES, Joint
 from ..metrics import Metric
 from ..ops.array import block_of
+from ..ops.index import check_rows
 from ..runtime.lock import exclusive, lock_of
 from ..runtime.recorder import StepContext
 from ..step import Step, copied
@@ -50,7 +51,8 @@ class Evaluation:
         self.record = record
         self.step: Step | None = None
         self.direct: Direct | None = None  # between arrays and the recording that was replayed last, of one batch
-        self.last: Any = None  # of the samples of that batch, if they were one array of floats: shape and type
+        # Shape and type of the samples of that batch, if they were one array of floats
+        self.last: tuple[tuple[int, ...], Any] | None = None
         self.moved = True  # whether the feed may be elsewhere than at its first row
 
     @exclusive("model.device.lock")
@@ -79,8 +81,10 @@ class Evaluation:
 
     @exclusive("model.device.lock")
     def outputs(self, xs: Sequence[np.ndarray]) -> list[Any]:
-        """The model's outputs as arrays, batch by batch."""
-        return self._in_batches_that_fit(len(xs[0]), lambda: self._outputs(xs))
+        """The model's outputs as arrays, batch by batch. OutOfRangeError where it named a row, or a token, that is not there."""
+        found: list[Any] = self._in_batches_that_fit(len(xs[0]), lambda: self._outputs(xs))
+        check_rows(self.model.device)
+        return found
 
     def _in_batches_that_fit(self, n: int, passes: Callable[[], Any]) -> Any:
         """What `passes()` returns. Where memory does not do for a batch, it goes on in smaller ones, with the same results:
@@ -149,7 +153,9 @@ class Evaluation:
             key, forward, entry = self._verified(len(x))
             if entry is None or entry.recording is not direct.recording:
                 return None
-            return self._replayed(key, forward, [x])[0]
+            found = self._replayed(key, forward, [x])[0]
+        check_rows(device)
+        return found
 
     def _verified(self, rows: int) -> tuple[Any, Callable[[StepContext], Any], Any]:
         """The step on one batch as it is recorded, if what was recorded is what it does: its key, its function, its entry."""
