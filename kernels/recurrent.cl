@@ -5,6 +5,9 @@
 // add h U, U (units, G units), and the gates act. LSTM: gates i, f, c, o; GRU: z, r, h; else one. On CPUs a group is one
 // work-item, with tiles of MR rows and NV vectors in registers; elsewhere it is WIDTH work-items, each with columns of its own.
 //
+// A GRU that resets h before the product (BEFORE) has two products a step, so that U is in two parts: `packed2` is that of z and r,
+// `packed` that of h, which is multiplied by `reset`, r h.
+//
 // States (batch, depth, units) hold what enters each step; depth is `steps` if the gradient needs them all, which then lie in the
 // order of time, as the rows of z do: the gradient by U is the product of both. `ha` is h as the product reads it: h, or h * drop.
 // Where the gradient is wanted, z, `ends` (an LSTM's c after each step) and `rec` (a GRU's h U) keep what it reads: of an activation
@@ -38,7 +41,12 @@
 #else
 #define LANES 1
 #endif
-#define NB (NV / G)      // vectors of units that a strip of the forward product has
+#if defined(BEFORE) && !defined(PG)
+#define PG 1             // gates of the packed matrix
+#elif !defined(PG)
+#define PG G
+#endif
+#define NB (NV / PG)     // vectors of units that a strip of the forward product has
 #define DEEP 512         // products added in a row, and how much of h is in local memory at a time (long sums: common.cl)
 
 #define GROUP_SIZE __attribute__((reqd_work_group_size(WIDTH, 1, 1)))
@@ -58,8 +66,8 @@ kernel void recurrent_pack(int units, int K, int strips, global const real *u, g
       const int unit = (strip * NV + v) * LANES + lane;
       const real x = u[(size_t)min(unit, units - 1) * K + k];
 #else
-      const int unit = (strip * NB + v / G) * LANES + lane;
-      const real x = u[((size_t)k * G + v % G) * units + min(unit, units - 1)];
+      const int unit = (strip * NB + v / PG) * LANES + lane;
+      const real x = u[((size_t)k * PG + v % PG) * units + min(unit, units - 1)];
 #endif
 #ifdef VW
       packed[(((size_t)strip * K + k) * NV + v) * LANES + lane] = unit < units ? x : 0;
@@ -144,11 +152,12 @@ INLINE void multiply(global const real *A, size_t stride, int rows, int K, globa
 #define R_SLOPE(kept) CAT(RACT, _df)((kept), (kept))
 
 // batch, steps, units, rows of a group, rows of an output's sample, which of them are the sequence's (-1: none), which is the
-// last h (-1: none), 1 if the last c follows it, depth, 1 for backwards, 1 for outputs in the order of time, strips, flags
+// last h (-1: none), 1 if the last c follows it, depth, 1 for backwards, 1 for outputs in the order of time, strips, flags,
+// strips of packed2
 #define SIZES int16 s
 #define UNPACK                                                                                                        \
   const int batch = s.s0, steps = s.s1, units = s.s2, first = get_group_id(0) * s.s3, last = min(batch, first + s.s3); \
-  const int out_rows = s.s4, seq_at = s.s5, h_at = s.s6, with_c = s.s7, depth = s.s8, strips = s.sb, id = get_local_id(0);
+  const int out_rows = s.s4, seq_at = s.s5, h_at = s.s6, with_c = s.s7, depth = s.s8, strips = s.sb, strips2 = s.sd, id = get_local_id(0);
 #define TIME(step) (s.s9 ? steps - 1 - (step) : (step))
 #define PLACE(step) (seq_at + (s.sa ? TIME(step) : (step)))
 #define STATE(b, step) (((size_t)(b) * depth + (s.s9 ? depth - 1 - (step) % depth : (step) % depth)) * units)
@@ -165,7 +174,8 @@ INLINE void multiply(global const real *A, size_t stride, int rows, int K, globa
 #ifdef FORWARD
 kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const real *packed, global const real *bias,
                               global const real *h0, global const real *c0, global const MASK *mask,
-                              global const real *drop, global real *y, global real *hs, global real *ha, global real *cs, global real *ends, global real *rec) {
+                              global const real *drop, global real *y, global real *hs, global real *ha, global real *cs, global real *ends, global real *rec,
+                              global real *reset, global const real *packed2) {
   UNPACK
   STAGE
   T t[MR * NV];
@@ -182,11 +192,34 @@ kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const rea
   BARRIER
   for (int step = 0; step < steps; step++) {
     const int time = TIME(step);
+#ifdef BEFORE
+    for (int from = 0; from < strips2; from += WIDTH) {
+      const int strip = min(from + id, strips2 - 1);
+      for (int b0 = first; b0 < last; b0 += MR) {
+        const int rows = min(MR, last - b0);
+        multiply(ha + STATE(b0, step), (size_t)depth * units, rows, units, packed2 + STRIP(strip, units), strips2, t STAGED);
+        for (int r = 0; r < rows; r++) UNROLL for (int w = 0; w < NV / 2; w++) {
+          const int b = b0 + r, i = (strip * (NV / 2) + w) * LANES, n = units - i;
+          if (n <= 0 || from + id >= strips2) continue;
+          global real *gates = z + ((size_t)b * steps + time) * G * units + i;
+          const T xz = load_n(gates, n) + t[r * NV + w * 2], xr = load_n(gates + units, n) + t[r * NV + w * 2 + 1];
+          const T vr = R_F(xr);
+          store_n(R_KEPT(xz, R_F(xz)), gates, n);
+          if (KEEP) store_n(R_KEPT(xr, vr), gates + units, n);
+          store_n(vr * load_n(ha + STATE(b, step) + i, n), reset + STATE(b, step) + i, n);
+        }
+      }
+    }
+    BARRIER
+    global const real *multiplied = reset;
+#else
+    global const real *multiplied = ha;
+#endif
     for (int from = 0; from < strips; from += WIDTH) {
       const int strip = min(from + id, strips - 1);
       for (int b0 = first; b0 < last; b0 += MR) {
         const int rows = min(MR, last - b0);
-        multiply(ha + STATE(b0, step), (size_t)depth * units, rows, units, packed + STRIP(strip, units), strips, t STAGED);
+        multiply(multiplied + STATE(b0, step), (size_t)depth * units, rows, units, packed + STRIP(strip, units), strips, t STAGED);
         for (int r = 0; r < rows; r++) UNROLL for (int w = 0; w < NB; w++) {
           const int b = b0 + r, i = (strip * NB + w) * LANES, n = units - i;
           if (n <= 0 || from + id >= strips) continue;
@@ -195,13 +228,20 @@ kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const rea
           T x[G], h;
           UNROLL for (int g = 0; g < G; g++) {
             x[g] = load_n(gates + g * units, n);
-#ifdef GRU
+#ifdef BEFORE
+            if (g == 2) x[g] += t[r * NV + w];
+            continue;
+#elif defined(GRU)
             if (g == 2) continue;
 #endif
             x[g] += t[r * NV + w * G + g];
             if (WITH_BIAS) x[g] += VLOAD(0, bias + g * units + i);
           }
-#ifdef LSTM
+#ifdef BEFORE
+          const T vz = R_VALUE(x[0]), vh = A_F(x[2]);
+          h = vz * before + (1 - vz) * vh;
+          if (KEEP) store_n(A_KEPT(x[2], vh), gates + 2 * units, n);
+#elif defined(LSTM)
           const T vi = R_F(x[0]), vf = R_F(x[1]), vg = A_F(x[2]), vo = R_F(x[3]);
           const T c_before = load_n(cs + STATE(b, step) + i, n);
           T c = vf * c_before + vi * vg;
@@ -249,12 +289,12 @@ kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const rea
 #endif
 
 #ifdef BACKWARD
-// dz over z and, of a GRU, the gradients by h U over rec. dh and dc (batch, units) carry what comes back from the later steps,
+// dz over z and, of a GRU, the gradients by h U over rec, or by reset U. dh and dc (batch, units) carry what comes back from the later steps,
 // and end as the gradients by the first states.
 kernel GROUP_SIZE void recurrent_backward(SIZES, global real *z, global const real *packed, global const MASK *mask,
                                global const real *drop, global const real *dy, global const real *hs,
                                global const real *cs, global const real *ends, global real *rec,
-                               global real *dh, global real *dc) {
+                               global real *dh, global real *dc, global const real *packed2) {
   UNPACK
   STAGE
   T t[MR * NV];
@@ -284,6 +324,11 @@ kernel GROUP_SIZE void recurrent_backward(SIZES, global real *z, global const re
         d[1] = by_c * before * R_SLOPE(d[1]);
         d[2] = by_c * vi * A_SLOPE(d[2]);
         store_n(LIVE(b, time) ? by_c * vf : flows_c, dc + carry, n);
+#elif defined(BEFORE)
+        const T before = VLOAD(0, hs + STATE(b, step) + i), vz = R_VALUE(d[0]), vh = A_VALUE(d[2]);
+        d[0] = flows * (before - vh) * R_SLOPE(d[0]);
+        d[2] = flows * (1 - vz) * A_SLOPE(d[2]);
+        rest = flows * vz;
 #elif defined(GRU)
         global real *inner = rec + row * G * units + i;
         const T q = load_n(inner + 2 * units, n), before = VLOAD(0, hs + STATE(b, step) + i);
@@ -302,18 +347,44 @@ kernel GROUP_SIZE void recurrent_backward(SIZES, global real *z, global const re
           UNROLL for (int g = 0; g < G; g++) d[g] = (T)(0);
         }
         UNROLL for (int g = 0; g < G; g++) store_n(d[g], gates + g * units, n);
-#ifdef GRU
+#ifdef BEFORE
+        store_n(d[2], rec + row * units + i, n);
+#elif defined(GRU)
         store_n(d[0], inner, n);
         store_n(d[1], inner + units, n);
 #endif
         store_n(rest, dh + carry, n);
       }
     BARRIER
+#ifdef BEFORE
     for (int from = 0; from < strips; from += WIDTH) {
       const int strip = min(from + id, strips - 1);
       for (int b0 = first; b0 < last; b0 += MR) {
-        const int rows = min(MR, last - b0), K = G * units;
-        multiply(rec + ((size_t)b0 * steps + time) * K, (size_t)steps * K, rows, K, packed + STRIP(strip, K), strips, t STAGED);
+        const int rows = min(MR, last - b0);
+        multiply(rec + ((size_t)b0 * steps + time) * units, (size_t)steps * units, rows, units, packed + STRIP(strip, units), strips, t STAGED);
+        for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < NV; v++) {
+          const int b = b0 + r, i = (strip * NV + v) * LANES, n = units - i;
+          if (n <= 0 || from + id >= strips) continue;
+          global real *gate = z + (((size_t)b * steps + time) * G + 1) * units + i, *o = dh + (size_t)b * units + i;
+          const T kept = load_n(gate, n), h = VLOAD(0, hs + STATE(b, step) + i);
+          const T x = WITH_DROP ? DROPPED(t[r * NV + v], b, i) : t[r * NV + v];
+          store_n(LIVE(b, time) ? x * h * R_SLOPE(kept) : (T)(0), gate, n);
+          store_n(load_n(o, n) + (LIVE(b, time) ? x * R_VALUE(kept) : (T)(0)), o, n);
+        }
+      }
+    }
+    BARRIER
+    global const real *by_gates = z, *u_gates = packed2;
+    const int K = 2 * units;
+#else
+    global const real *by_gates = rec, *u_gates = packed;
+    const int K = G * units;
+#endif
+    for (int from = 0; from < strips; from += WIDTH) {
+      const int strip = min(from + id, strips - 1);
+      for (int b0 = first; b0 < last; b0 += MR) {
+        const int rows = min(MR, last - b0);
+        multiply(by_gates + ((size_t)b0 * steps + time) * G * units, (size_t)steps * G * units, rows, K, u_gates + STRIP(strip, K), strips, t STAGED);
         for (int r = 0; r < rows; r++) UNROLL for (int v = 0; v < NV; v++) {
           const int b = b0 + r, i = (strip * NV + v) * LANES, n = units - i;
           if (n <= 0 || from + id >= strips) continue;

@@ -471,6 +471,11 @@ WRONG = {
         OVER_TIME(lambda: clnn.Bidirectional(clnn.GRU(3), "sum")),
         "merge_mode 'concat'",
     ),
+    "reset before": (
+        lambda nn, _: nn.GRU(4, 3, bias=False),
+        OVER_TIME(lambda: clnn.GRU(3, use_bias=False, reset_after=False)),
+        "reset_after",
+    ),
     "projection": (lambda nn, _: nn.LSTM(4, 5, proj_size=3), OVER_TIME(lambda: clnn.LSTM(3)), "projects the state"),
     "heads": (lambda nn, _: nn.MultiheadAttention(4, 2), OVER_TIME(lambda: clnn.MultiHeadAttention(4)), "has heads 2"),
     "a learned key": (

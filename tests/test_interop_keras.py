@@ -70,6 +70,7 @@ def sequences():
     there = [
         K.Bidirectional(K.LSTM(4, return_sequences=True)),
         K.GRU(5, return_sequences=True),
+        K.GRU(4, return_sequences=True, reset_after=False),
         K.LayerNormalization(),
         K.TimeDistributed(K.Dense(4, "tanh")),
         K.SimpleRNN(3, return_sequences=True, activation="relu"),
@@ -79,6 +80,7 @@ def sequences():
     here = [
         clnn.Bidirectional(clnn.LSTM(4, return_sequences=True)),
         clnn.GRU(5, return_sequences=True),
+        clnn.GRU(4, return_sequences=True, reset_after=False),
         clnn.LayerNorm(epsilon=1e-3),
         clnn.TimeDistributed(clnn.Dense(4, "tanh")),
         clnn.SimpleRNN(3, "relu", return_sequences=True),
@@ -184,7 +186,13 @@ WRONG = {
     "slope": (lambda: K.Dense(3, "leaky_relu"), lambda: clnn.Dense(3, "leaky_relu"), (4,), "leaky_relu with a slope"),
     "gelu": (lambda: K.Dense(3, keras.activations.gelu), lambda: clnn.Dense(3, "gelu_tanh"), (4,), "activation 'gelu'"),
     "no activation here": (lambda: K.Dense(3, "exponential"), lambda: clnn.Dense(3), (4,), "exponential"),
-    "reset_after": (lambda: K.GRU(3, reset_after=False), lambda: clnn.GRU(3), STEPS, "reset_after"),
+    "reset_after": (lambda: K.GRU(3, reset_after=False), lambda: clnn.GRU(3), STEPS, "reset_after|bias"),
+    "reset before": (
+        lambda: K.GRU(3, use_bias=False),
+        lambda: clnn.GRU(3, use_bias=False, reset_after=False),
+        STEPS,
+        "reset_after",
+    ),
     "backwards": (lambda: K.LSTM(3, go_backwards=True), lambda: clnn.LSTM(3), STEPS, "go_backwards"),
     "gate": (
         lambda: K.LSTM(3, recurrent_activation="hard_sigmoid"),

@@ -233,13 +233,22 @@ CASES = {
                     shape=(7, 3)),
         TIME,
     ),
+    "GRU, reset before": (
+        lambda: seq(clnn.GRU(4, return_sequences=True, reset_after=False),
+                    clnn.GRU(3, use_bias=False, reset_after=False, return_sequences=True, go_backwards=True),
+                    clnn.GRU(2, "swish", reset_after=False), shape=(7, 3)),
+        TIME,
+    ),
     "states": (
         lambda: graph(lambda x, h, c: clnn.LSTM(4, return_sequences=True, return_state=True)(x, h, c), (7, 3), (4,), (4,)),
         {"input_1": [(7,), (4,)]},
     ),
     "cells": (
         lambda: graph(
-            lambda x, h, c: (*clnn.LSTMCell(4)(x, h, c), clnn.GRUCell(4)(x, h), clnn.SimpleRNNCell(3)(x)), (3,), (4,), (4,)
+            lambda x, h, c: (
+                *clnn.LSTMCell(4)(x, h, c), clnn.GRUCell(4)(x, h), clnn.GRUCell(4, reset_after=False)(x, h),
+                clnn.SimpleRNNCell(3)(x),
+            ), (3,), (4,), (4,)
         ), {},
     ),
     "Bidirectional": (
@@ -730,7 +739,7 @@ def test_a_trained_net_comes_back_to_the_bit(device, rng, tmp_path):
 ROUNDED = {
     *("BatchNorm of features", "RMSNorm", "LocalResponseNorm", "Conv2DTranspose", "AdaptiveAvgPool", "GlobalAvgPool"),
     *("UpSampling of lines", "MultiHeadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "mask_zero"),
-    *("LSTM", "GRU", "Masking", "lengths"),
+    *("LSTM", "GRU", "GRU, reset before", "Masking", "lengths"),
 }
 
 

@@ -3,6 +3,7 @@
 import copy
 import itertools
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,10 +14,22 @@ import clnn
 from clnn.ops.sequence.recurrent import GATES, STATES, Cell, recurrent
 from clnn.tensor import Parameter, on_tape
 
-LAYERS = {"RNN": clnn.SimpleRNN, "LSTM": clnn.LSTM, "GRU": clnn.GRU}
+BEFORE = "GRU, reset before"
+LAYERS = {"RNN": clnn.SimpleRNN, "LSTM": clnn.LSTM, "GRU": clnn.GRU, BEFORE: partial(clnn.GRU, reset_after=False)}
+CELLS = {
+    "RNN": clnn.SimpleRNNCell,
+    "LSTM": clnn.LSTMCell,
+    "GRU": clnn.GRUCell,
+    BEFORE: partial(clnn.GRUCell, reset_after=False),
+}
+GATES, STATES = ({**found, BEFORE: found["GRU"]} for found in (GATES, STATES))
 
 
-def loop(cell, z, u, bias, states, mask=None, drop=None):
+def cell_of(kind, *activations, **options):
+    return Cell("GRU" if kind == BEFORE else kind, *activations, **options)
+
+
+def loop(cell, z, u, bias, states, mask=None, drop=None, reset_after=True):
     """What `recurrent` computes, a step of NumPy at a time."""
     f, s = FUNCTIONS[cell.activation], FUNCTIONS[cell.recurrent_activation]
     batch, steps, _ = z.shape
@@ -33,7 +46,9 @@ def loop(cell, z, u, bias, states, mask=None, drop=None):
             h = s(o) * f(c)
         elif cell.kind == "GRU":
             (xz, xr, xh), (hz, hr, hh) = np.split(by_x, 3, axis=1), np.split(by_h, 3, axis=1)
-            h = s(xz + hz) * h + (1 - s(xz + hz)) * f(xh + s(xr + hr) * hh)
+            if not reset_after:  # there is no bias then
+                hh = (s(xr + hr) * (h if drop is None else h * drop)) @ u[:, 2 * units :]
+            h = s(xz + hz) * h + (1 - s(xz + hz)) * f(xh + (s(xr + hr) * hh if reset_after else hh))
         else:
             h = f(by_x + by_h)
         if mask is not None:
@@ -66,8 +81,16 @@ CASES = {  # batch, steps, units, of the cell, beside it; few sizes of units, ea
 
 def check(rng, dtype, kind, case):
     batch, steps, units, options, beside = CASES[case]
-    cell = Cell(kind, **options)
-    columns = GATES[kind] * units
+    before, columns = kind == BEFORE, GATES[kind] * units
+    beside = [one for one in beside if not (before and one == "bias")]
+    cell = cell_of(kind, **options)
+
+    def run(z, u, *rest, **how):
+        more = (u[:, : 2 * units], u[:, 2 * units :]) if before else (u, None)
+        y, backward = recurrent(z, more[0], *rest, more[1], cell=cell, **how)
+        inputs = [z, *(t for t in (*more, rest[0]) if t is not None), *rest[1]]
+        return on_tape(y, inputs if how.get("keep", True) else (), backward)
+
     shapes = [(batch, steps, columns), (units, columns)] + ([(columns,)] if "bias" in beside else [])
     shapes += [(batch, units)] * STATES[kind] if "states" in beside else []
     scales = [1.0, 1.0 / np.sqrt(units)] + [1.0] * len(shapes)
@@ -81,25 +104,24 @@ def check(rng, dtype, kind, case):
 
     def expected(*given):
         z, u, bias, states = arguments(given)
-        return loop(cell, z, u, bias, states, mask, drop)
+        return loop(cell, z, u, bias, states, mask, drop, not before)
 
     inputs = [parameter(a, dtype) for a in arrays]
     given = [None if a is None else clnn.tensor(a, dtype=dtype) for a in (mask, drop)]
     for keep in (False, True):
         z = clnn.tensor(arrays[0], dtype=dtype)  # which is used up
         _, u, bias, states = arguments([z, *inputs[1:]])
-        y, backward = recurrent(z, u, bias, states, *given, cell=cell, keep=keep)
+        y = run(z, u, bias, states, *given, keep=keep)
         wanted = expected(*arrays)
         assert_close(
-            clnn.tensor(on_tape(y, (), backward)).numpy(),
+            y.numpy(),
             wanted,
             64 * eps(dtype) * max(1, np.abs(wanted).max()),
             "value",
         )
     seed = normal(rng, wanted.shape, dtype)
     z = inputs[0] * 1.0
-    y, backward = recurrent(z, *arguments(inputs)[1:3], arguments(inputs)[3], *given, cell=cell)
-    on_tape(y, [z, *inputs[1:]], backward).backward(seed.astype(dtype))
+    run(z, *arguments(inputs)[1:], *given).backward(seed.astype(dtype))
     for i, x in enumerate(inputs):
         got = x.grad.numpy().astype(np.float64)
         for _ in range(3):
@@ -132,10 +154,10 @@ def test_layers_are_their_formulas(device, rng, dtype, kind):
         made = layer(x)
         outputs = made if isinstance(made, tuple) else (made,)
         p = {name: value.numpy().astype(np.float64) for name, value in layer.named_parameters()}
-        cell = Cell(kind, backwards=layer.go_backwards, sequence=layer.return_sequences, state=layer.return_state)
+        cell = cell_of(kind, backwards=layer.go_backwards, sequence=layer.return_sequences, state=layer.return_state)
 
         def reference(x, p, cell=cell):
-            y = loop(cell, x @ p["w"] + p.get("b", 0), p["u"], p.get("recurrent_b"), ())
+            y = loop(cell, x @ p["w"] + p.get("b", 0), p["u"], p.get("recurrent_b"), (), reset_after=kind != BEFORE)
             last = [y[:, i - cell.rows] for i in range(cell.rows)]
             return [y[:, :3], *last] if cell.sequence else last
 
@@ -291,7 +313,8 @@ def test_dropouts_are_drawn_anew_at_each_replay(device, rng, kind):
         fits = []
         for keep in itertools.product((0.0, 2.0), repeat=3):
             z = np.repeat(x[:1].astype(np.float64) * keep @ p["w"] + p["b"], 256, 0)
-            wanted = loop(Cell(kind, "linear", sequence=True), z, p["u"], p.get("recurrent_b"), (), drop=every)
+            cell = cell_of(kind, "linear", sequence=True)
+            wanted = loop(cell, z, p["u"], p.get("recurrent_b"), (), drop=every, reset_after=kind != BEFORE)
             fits.append(np.abs(wanted - y[:1]).max((1, 2)).min())
         assert min(fits) < 1e-5 * max(1, np.abs(y).max())
 
@@ -326,8 +349,6 @@ def test_refusals(device, rng, kind):
     ):
         with pytest.raises(clnn.ConfigurationError):
             make(**{"units": 5, **options})
-    with pytest.raises(clnn.ConfigurationError, match="reset_after"):
-        clnn.GRU(5, reset_after=False)
 
 
 @pytest.mark.parametrize("kind", LAYERS)
@@ -448,9 +469,6 @@ def test_a_cell_is_a_step(device, rng, kind):
         layer.cell(x[:, 0], *states, *states, *states)
     with pytest.raises(clnn.ConfigurationError, match="dropout masks"):
         LAYERS[kind](20, dropout=0.5).cell(x[:, 0])
-
-
-CELLS = {"RNN": clnn.SimpleRNNCell, "LSTM": clnn.LSTMCell, "GRU": clnn.GRUCell}
 
 
 @pytest.mark.parametrize("kind", LAYERS)

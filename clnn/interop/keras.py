@@ -81,7 +81,9 @@ def layout(here: Here, unit: Unit) -> list[Part]:
     if isinstance(layer, layers.Dense):
         return [_rows(Part(("w",), ("kernel",)), unit), Part(("b",), ("bias",))]
     if isinstance(layer, layers.GRU):
-        biases = Part(("b", "recurrent_b"), ("bias",), lambda a: [a[0], a[1]], lambda *b: [np.stack(b)], "two rows")
+        biases = Part(("b",), ("bias",))
+        if layer.reset_after:
+            biases = Part(("b", "recurrent_b"), ("bias",), lambda a: [a[0], a[1]], lambda *b: [np.stack(b)], "two rows")
         return [Part(("w",), ("kernel",)), Part(("u",), ("recurrent_kernel",)), biases]
     if isinstance(layer, _Recurrent):
         return [Part(("w",), ("kernel",)), Part(("u",), ("recurrent_kernel",)), Part(("b",), ("bias",))]
@@ -187,12 +189,8 @@ def _as_units(layer: Any, arrays: dict[str, Stored], given: Any) -> list[Unit]:
 
 def _check_supported(layer: Any) -> None:
     """CheckpointError for what no layer of clnn does."""
-    for attribute, usual, instead in (
-        ("reset_after", True, "clnn.GRU is the form with True"),
-        ("rms_scaling", False, "clnn has none"),
-    ):
-        if getattr(layer, attribute, usual) != usual:
-            raise CheckpointError(f"{layer.name} has {attribute}={not usual}, and {instead}")
+    if getattr(layer, "rms_scaling", False):
+        raise CheckpointError(f"{layer.name} has rms_scaling=True, and clnn has none")
 
 
 def leaves(layer: Any, within: Any = None) -> Iterator[tuple[Any, Any]]:
@@ -315,6 +313,8 @@ def _recurrent_twin(kind: str, m: Any) -> Layer:
     how: dict[str, Any] = {"go_backwards": getattr(m, "go_backwards", False)}
     if kind != "SimpleRNN":
         how["recurrent_activation"] = activation_of(m, "recurrent_activation")
+    if kind == "GRU":
+        how["reset_after"] = m.reset_after
     return getattr(layers, kind)(m.units, activation_of(m), **how)
 
 
@@ -339,7 +339,7 @@ for _axes in AXES.values():
         TWINS[_kind] = partial(_conv_twin, _kind)
 COMPARED: tuple[str, ...] = (
     "activation", "recurrent_activation", "stride", "padding", "dilation", "groups", "output_padding", "epsilon", "momentum",
-    "heads", "rotary", "mask_zero", "go_backwards",
+    "heads", "rotary", "mask_zero", "go_backwards", "reset_after",
 )  # fmt: skip
 
 

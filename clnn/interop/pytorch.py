@@ -87,6 +87,8 @@ def layout(here: Here, unit: Unit) -> list[Part]:
         return []
     layer, arrays = here.layer, unit.arrays
     if isinstance(layer, _Recurrent):
+        if not getattr(layer, "reset_after", True):
+            raise CheckpointError(f"{here} has reset_after=False, and PyTorch's GRU is the form with True")
         return recurrent_parts(layer.kind)
     if isinstance(layer, layers.MultiHeadAttention):
         return attention_parts("in_proj_weight" in arrays)

@@ -74,7 +74,9 @@ def _sequence_of(y: Any) -> Tensor:
 class _Recurrent(Layer):
     """What the three share. Parameters: w (features, G units), u (units, G units), b (G units,) for G gates."""
 
-    shaping = frozenset(("units", "use_bias", "unit_forget_bias", "weight_init", "recurrent_init", "bias_init"))
+    shaping = frozenset(
+        ("units", "use_bias", "unit_forget_bias", "reset_after", "weight_init", "recurrent_init", "bias_init")
+    )
     kind = "RNN"
     reads_mask = True
 
@@ -122,6 +124,10 @@ class _Recurrent(Layer):
 
     def _recurrent_bias(self) -> Tensor | None:
         return None
+
+    def _recurrent_weights(self) -> tuple[Tensor, Tensor | None]:
+        """`u` and `u_h` of the op."""
+        return self.u, None
 
     def forward(self, *inputs: Tensor) -> Any:
         x, *rest = inputs
@@ -253,10 +259,11 @@ class _Recurrent(Layer):
         )
         z = linear_layer(x, self.w, self.b, "linear")
         bias = self._recurrent_bias()
-        inputs = (z, self.u, *(() if bias is None else (bias,)), *states)
+        u, u_h = self._recurrent_weights()
+        inputs = (z, u, *(t for t in (bias, u_h) if t is not None), *states)
         keep = grad_enabled() and any(t.requires_grad for t in inputs)
         try:
-            y, backward = recurrent(z, self.u, bias, tuple(states), mask, drop, cell=cell, keep=keep)
+            y, backward = recurrent(z, u, bias, tuple(states), mask, drop, u_h, cell=cell, keep=keep)
         except ShapeError as error:
             raise self.wrong_shape(error) from None
         return on_tape(y, inputs, backward, (self.u,))
@@ -345,8 +352,9 @@ class GRU(_Gated):
     x (batch, steps, features): the last h, (batch, units) (Cho et al. 2014).
 
     Gates lie in Keras' order z, r, h: w (features, 3 units), u (units, 3 units), b and recurrent_b (3 units,). The reset gate r
-    acts after the recurrent product, which has a bias of its own, as with cuDNN, PyTorch, and Keras' reset_after=True; the form
-    before the product is a ConfigurationError. s is `recurrent_activation`; the rest is as `SimpleRNN` has it.
+    acts after the recurrent product, which has a bias of its own, as with cuDNN and PyTorch. `reset_after=False` is the paper's
+    form, f(x_h + (s(r) h) u_h), in two products a step and without recurrent_b. s is `recurrent_activation`; the rest is as
+    `SimpleRNN` has it.
     """
 
     kind = "GRU"
@@ -360,20 +368,21 @@ class GRU(_Gated):
         reset_after: bool = True,
         **options: Any,
     ) -> None:
-        if not reset_after:
-            raise ConfigurationError(
-                "GRU: reset_after=False, the reset gate before the recurrent product, is not here; reset_after=True is the form "
-                "of cuDNN, PyTorch, and ONNX with linear_before_reset=1"
-            )
         super().__init__(units, activation, recurrent_activation, **options)
-        self.reset_after = True
+        self.reset_after = bool(reset_after)
 
     def build(self, *shapes: tuple[int, ...]) -> None:
         super().build(*shapes)
-        self.recurrent_b = self.parameter((3 * self.units,), self.bias_init) if self.use_bias else None
+        second = self.use_bias and self.reset_after
+        self.recurrent_b = self.parameter((3 * self.units,), self.bias_init) if second else None
 
     def _recurrent_bias(self) -> Tensor | None:
         return self.recurrent_b
+
+    def _recurrent_weights(self) -> tuple[Tensor, Tensor | None]:
+        if self.reset_after:
+            return self.u, None
+        return self.u[:, : 2 * self.units], self.u[:, 2 * self.units :]
 
 
 class _Cell(_Recurrent):

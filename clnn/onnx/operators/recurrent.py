@@ -60,7 +60,6 @@ class Form(NamedTuple):
             and not self.input_forget
             and all(name in PLAIN for name in names)
             and (self.kind != "LSTM" or names[1] == names[2])
-            and (self.kind != "GRU" or bool(self.linear_before_reset))
         )
 
 
@@ -114,7 +113,9 @@ def over(
 
     x (batch, steps, features), w (features, G units), u (units, G units)."""
     kind = form.kind
-    z = linear_layer(x, w, bias, "linear")
+    z, before = linear_layer(x, w, bias, "linear"), kind == "GRU" and not form.linear_before_reset
+    if before and recurrent_bias is not None:  # nothing comes between the two
+        z, recurrent_bias = z + recurrent_bias, None
     if not form.fused or peepholes is not None:
         return stepwise(form, z, u, recurrent_bias, peepholes, states, mask)
     names = [PLAIN[name] for name, _, _ in form.activations]
@@ -127,10 +128,12 @@ def over(
         sequence=True,
         state=True,
     )
-    inputs = (z, u, *(() if recurrent_bias is None else (recurrent_bias,)), *states)
+    whole, units = u, u.shape[0]
+    u, u_h = (whole[:, : 2 * units], whole[:, 2 * units :]) if before else (whole, None)
+    inputs = (z, u, *(t for t in (recurrent_bias, u_h) if t is not None), *states)
     keep = grad_enabled() and any(t.requires_grad for t in inputs)
-    y, backward = recurrent_op(z, u, recurrent_bias, tuple(states), mask, None, cell=cell, keep=keep)
-    y = on_tape(y, inputs, backward, (u,))
+    y, backward = recurrent_op(z, u, recurrent_bias, tuple(states), mask, None, u_h, cell=cell, keep=keep)
+    y = on_tape(y, inputs, backward, (whole,))
     steps = x.shape[1]
     return y[:, :steps], [y[:, steps + i] for i in range(cell.rows)]
 
@@ -171,9 +174,8 @@ def stepwise(
             if form.linear_before_reset:
                 inner = h @ u_h
                 inner = reset * (inner if b_h is None else inner + b_h)
-            else:
+            else:  # its bias is in `now`
                 inner = (reset * h) @ u_h
-                inner = inner if b_h is None else inner + b_h
             h_new = (1.0 - update) * act[1](part(now, 2) + inner) + update * h
             c_new = c
         if mask is not None:

@@ -74,6 +74,20 @@ ORDER = {"RNN": (0,), "LSTM": (0, 3, 1, 2), "GRU": (0, 1, 2)}  # ONNX's gates am
 KNOWN = {"tanh": "Tanh", "sigmoid": "Sigmoid", "relu": "Relu"}  # as ONNX's recurrent nodes call them
 
 
+def _recurrent_weights(graph: Graph, op: Op) -> Ref | None:
+    """U as a whole; None where a GRU that resets before the product took its parts from elsewhere."""
+    u, u_h = op.given["u"], op.given["u_h"]
+    if u_h is None:
+        return u
+    parts, units = [graph.maker(u), graph.maker(u_h)], graph.shape(u_h)[0]
+    if any(part is None or part.name != "take_slice" for part in parts):
+        return None
+    whole = {part.given["x"] for part in parts}  # type: ignore[union-attr]
+    keys = [part.given["key"][-1] for part in parts]  # type: ignore[union-attr]
+    fits = len(whole) == 1 and keys == [slice(None, 2 * units, None), slice(2 * units, None, None)]
+    return whole.pop() if fits and graph.shape(parts[0].given["x"]) == (units, 3 * units) else None  # type: ignore[union-attr]
+
+
 def _product(graph: Graph, op: Op) -> Op | None:
     """The product of inputs that an op of ONNX's own takes over, where one can."""
     cell, made = op.given["cell"], graph.maker(op.given["z"])
@@ -81,9 +95,12 @@ def _product(graph: Graph, op: Op) -> Op | None:
         return None
     if made.given["transposed"] or cell.activation not in KNOWN or cell.recurrent_activation not in KNOWN:
         return None
-    fixed = [made.given["w"], op.given["u"], made.given["b"], op.given["bias"]]
-    if any(one is not None and graph.array(one) is None for one in fixed) or graph.dtype(op.given["u"]) != np.float32:
-        return None  # few runtimes have these nodes in float64
+    u = _recurrent_weights(graph, op)
+    fixed = [made.given["w"], u, made.given["b"], op.given["bias"]]
+    if u is None or any(one is not None and graph.array(one) is None for one in fixed):
+        return None
+    if graph.dtype(u) != np.float32:  # few runtimes have these nodes in float64
+        return None
     return made
 
 
@@ -133,7 +150,9 @@ def _by_node(graph: Graph, op: Op, made: Op) -> tuple[str, list[str]]:
     """The sequence (batch, steps, units) and the last states (batch, 1, units) by LSTM, GRU or RNN."""
     cell, node = op.given["cell"], graph.node
     kind = cell.kind
-    w, b, x, u, bias = (made.given["w"], made.given["b"], made.given["x"], op.given["u"], op.given["bias"])
+    u = _recurrent_weights(graph, op)
+    assert u is not None  # `_product` has looked
+    w, b, x, bias = (made.given["w"], made.given["b"], made.given["x"], op.given["bias"])
     biases = ""
     if b is not None or bias is not None:
         gates = graph.shape(u)[1]
@@ -151,7 +170,7 @@ def _by_node(graph: Graph, op: Op, made: Op) -> tuple[str, list[str]]:
     if functions != {"RNN": ("tanh",), "GRU": ("sigmoid", "tanh")}.get(kind, ("sigmoid", "tanh", "tanh")):
         how["activations"] = [KNOWN[f] for f in functions]
     if kind == "GRU":
-        how["linear_before_reset"] = 1
+        how["linear_before_reset"] = int(op.given["u_h"] is None)
     states = [node("Unsqueeze", graph.name(one), graph.ints(0)) for one in op.given["states"]]
     y, *last = graph.several(
         kind,
@@ -186,11 +205,11 @@ def _by_scan(graph: Graph, op: Op) -> tuple[str, list[str]]:
     states = [graph.name(one) for one in op.given["states"]] or [graph.filled((batch, units), 0, dtype)] * count
     rows = [graph.node("Transpose", graph.name(op.given["z"]), perm=[1, 0, 2])]
     rows += [] if mask is None else [graph.node("Transpose", truth(graph, mask), perm=[1, 0])]
-    weights, bias = graph.name(u), graph.name(op.given["bias"])
+    weights, bias, u_h = graph.name(u), graph.name(op.given["bias"]), graph.name(op.given["u_h"])
     name = graph.fresh("step")
     before, given = [f"{name}/{s}" for s in ("h", "c")[:count]], [f"{name}/z", f"{name}/m"][: len(rows)]
     with graph.body() as nodes:
-        after = _step(graph, cell, before, given[0], weights, bias, dtype, int(units))
+        after = _step(graph, cell, before, given[0], weights, bias, u_h, dtype, int(units))
         if mask is not None:
             counts = graph.node("Unsqueeze", given[1], graph.ints(1))
             after = [graph.node("Where", counts, new, old) for new, old in zip(after, before)]
@@ -210,16 +229,13 @@ def _by_scan(graph: Graph, op: Op) -> tuple[str, list[str]]:
 
 
 def _step(
-    graph: Graph, cell: Any, states: Sequence[str], z: str, u: str, bias: str, dtype: Any, units: int
+    graph: Graph, cell: Any, states: Sequence[str], z: str, u: str, bias: str, u_h: str, dtype: Any, units: int
 ) -> list[str]:
     """The states after a step, as clnn/ops/sequence/recurrent.py has them."""
     node = graph.node
 
-    def gates(x: str) -> list[str]:
-        if GATES[cell.kind] == 1:
-            return [x]
-        sizes = graph.ints(*[units] * GATES[cell.kind])
-        return graph.several("Split", x, sizes, outputs=GATES[cell.kind], axis=-1)
+    def gates(x: str, count: int = GATES[cell.kind]) -> list[str]:
+        return [x] if count == 1 else graph.several("Split", x, graph.ints(*[units] * count), outputs=count, axis=-1)
 
     def f(x: str) -> str:
         return activated(graph, x, cell.activation, dtype)
@@ -230,9 +246,11 @@ def _step(
     product = node("MatMul", states[0], u)
     product = node("Add", product, bias) if bias else product
     if cell.kind == "GRU":
-        (z_in, r_in, h_in), (z_of, r_of, h_of) = gates(z), gates(product)
+        z_in, r_in, h_in = gates(z)
+        z_of, r_of, *h_of = gates(product, 2 if u_h else 3)
         update, reset = s(node("Add", z_in, z_of)), s(node("Add", r_in, r_of))
-        new = f(node("Add", h_in, node("Mul", reset, h_of)))
+        by_h = node("MatMul", node("Mul", reset, states[0]), u_h) if u_h else node("Mul", reset, *h_of)
+        new = f(node("Add", h_in, by_h))
         rest = node("Sub", graph.constant(1, dtype), update)
         return [node("Add", node("Mul", update, states[0]), node("Mul", rest, new))]
     total = node("Add", z, product)

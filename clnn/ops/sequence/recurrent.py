@@ -51,34 +51,37 @@ class _Tiles(NamedTuple):
     def size(self) -> tuple[int, ...]:
         return (self.groups * self.width,)
 
+    def strips(self, units: int, gates: int) -> int:
+        """How many strips a packed matrix has, of `gates` columns for a unit."""
+        columns: int = self.defines.get("VW", 1) * self.defines["NV"]
+        return -(-units * gates // columns)
+
 
 def _vectors(blocks: int, most: int) -> int:
     """Vectors of a strip: as many as registers hold, where that leaves the last strip full enough."""
     return min(range(1, most + 1), key=lambda nv: (-(-blocks // nv) * nv * (1 + 0.5 / nv), -nv))
 
 
-def _tiles(device: Device, dtype: DType, kind: str, batch: int, units: int, back: bool) -> tuple[_Tiles, int]:
-    """The tiles of one of the two products, and how many strips its packed matrix has. Neither the defines nor the packed matrix
-    depend on the batch."""
-    gates = 1 if back else GATES[kind]
+def _tiles(device: Device, dtype: DType, gates: int, batch: int, units: int) -> _Tiles:
+    """The tiles of a product that makes `gates` numbers of a unit. The defines do not depend on the batch."""
     if device.long_loops:
         lanes = device.vector_width(dtype)
         blocks = -(-units // lanes)
         nb = _vectors(blocks, 4) if gates == 1 else 1
         mr = {1: 8, 2: 8, 3: 5, 4: 4}[nb * gates] if device.registers == 32 else {1: 6, 2: 4, 3: 3, 4: 2}[nb * gates]
         each = -(-max(1, -(-batch // device.compute_units)) // mr) * mr
-        return _Tiles(each, -(-batch // each), 1, {"VW": lanes, "MR": mr, "NV": nb * gates}), -(-blocks // nb)
+        return _Tiles(each, -(-batch // each), 1, {"VW": lanes, "MR": mr, "NV": nb * gates})
     mr, width = 2, min(device.group_width, 1 << (units - 1).bit_length())
-    return _Tiles(mr, -(-batch // mr), width, {"MR": mr, "NV": gates}), units
+    return _Tiles(mr, -(-batch // mr), width, {"MR": mr, "NV": gates})
 
 
-def _pack(device: Device, kind: str, u: Array, tiles: _Tiles, strips: int, back: bool) -> Block:
+def _pack(device: Device, u: Array, tiles: _Tiles, back: bool) -> Block:
     """U as the product of a launch reads it."""
-    units = u.shape[0]
-    depth = u.shape[1] if back else units
-    lanes = tiles.defines.get("VW", 1)
-    nbytes = strips * depth * tiles.defines["NV"] * lanes * u.dtype.itemsize
-    how: dict[str, Any] = {"PACK": 1, **({"BACK": 1} if back else {}), **({} if kind == "RNN" else {kind: 1})}
+    units, columns = u.shape
+    depth, gates = (columns, 1) if back else (units, columns // units)
+    strips = tiles.strips(units, gates)
+    nbytes = strips * depth * tiles.defines["NV"] * tiles.defines.get("VW", 1) * u.dtype.itemsize
+    how: dict[str, Any] = {"PACK": 1, **({"BACK": 1} if back else {"PG": gates})}
     return device.packed(
         nbytes, "recurrent", "recurrent_pack", (strips * depth,), units, depth, strips, u.block,
         real=u.real, **tiles.defines, **how,
@@ -93,6 +96,7 @@ def recurrent(
     states: tuple[Array, ...] = (),
     mask: Array | None = None,
     drop: Array | None = None,
+    u_h: Array | None = None,
     *,
     cell: Cell,
     keep: bool = True,
@@ -103,11 +107,12 @@ def recurrent(
     (G units,) the recurrent product's, and `states`, each (batch, units), what enters the first step (without them, zeros).
     RNN: h' = f(z + h u + b). LSTM, gates i, f, c, o: c' = s(i) f(c) + s(f) c, h' = s(o) f(c') (Hochreiter and Schmidhuber 1997;
     Gers et al. 2000). GRU, gates z, r, h, the reset gate after the product: h' = s(z) h + (1 - s(z)) f(x + s(r) (h u + b)) (Cho
-    et al. 2014). Where `mask` (batch, steps) is 0 states stay as they are. `drop` (batch, units) multiplies h in all products.
+    et al. 2014); with `u_h` (units, units) before it: u is (units, 2 units), of z and r, and h' = s(z) h + (1 - s(z)) f(x +
+    (s(r) h) u_h). Where `mask` (batch, steps) is 0 states stay as they are. `drop` (batch, units) multiplies h in all products.
     ShapeError for no steps, and for states or a mask of another shape.
     """
     what = {"RNN": "SimpleRNN"}.get(cell.kind, cell.kind)
-    check_together(what, z, u, bias, *states, drop)
+    check_together(what, z, u, bias, *states, drop, u_h)
     check_float(what, z)
     batch, steps, columns = z.shape
     units, gates, device, dtype = u.shape[0], GATES[cell.kind], z.device, z.dtype
@@ -131,8 +136,12 @@ def recurrent(
     ha = hs if drop is None else empty(device, (batch, depth, units), dtype)
     cs = empty(device, (batch, depth, units), dtype) if lstm else None
     ends = empty(device, (batch, steps, units), dtype) if keep and lstm else None
-    rec = empty(device, z.shape, dtype) if keep and cell.kind == "GRU" else z
+    before = u_h is not None  # a GRU resets h before the product
+    rec = empty(device, (batch, steps, units) if before else z.shape, dtype) if keep and cell.kind == "GRU" else z
+    reset = empty(device, hs.shape, dtype) if before else hs
     common: dict[str, Any] = {} if cell.kind == "RNN" else {cell.kind: 1}
+    if before:
+        common["BEFORE"] = 1
     for key, name in (("ACT", cell.activation), ("RACT", cell.recurrent_activation)):
         common[key] = name
         if ACTIVATIONS[name].saves == "x":
@@ -146,22 +155,24 @@ def recurrent(
     )
 
     def launch(kernel: str, back: bool, *arguments: Any, **how: Any) -> None:
-        tiles, strips = _tiles(device, dtype, cell.kind, batch, units, back)
+        tiles = _tiles(device, dtype, 1 if back else u.shape[1] // units, batch, units)
         how |= common | tiles.defines
+        matrices = [u] if u_h is None else [u_h, u]
+        strips = [tiles.strips(units, 1 if back else one.shape[1] // units) for one in matrices]
         if not device.long_loops:
             width = device.fitting(tiles.width, "recurrent", kernel, device.real(dtype), **how)
             tiles = tiles._replace(width=width)
             how["WIDTH"] = width
-            product = -(-strips // width) * (units * (gates if back else 1) + 8)
+            product = -(-sum(strips) // width) * (units * (gates if back else 1) + 8)
             device.check_turns(steps * (2 * product + 4 * units * gates), f"{what} over {steps:,} steps")
-        packed = _pack(device, cell.kind, u, tiles, strips, back)
+        packed = [_pack(device, one, tiles, back) for one in matrices]
         h_at = -1 if cell.rows == 0 else rows - cell.rows
         sizes = [
             batch, steps, units, tiles.each, rows, 0 if cell.sequence else -1, h_at, cell.state and lstm, depth,
-            cell.backwards, cell.aligned, strips, flags, 0, 0, 0,
+            cell.backwards, cell.aligned, strips[0], flags, strips[-1], 0, 0,
         ]  # fmt: skip
         device.launch(
-            "recurrent", kernel, tiles.size, int_vector(sizes), z.block, packed, *arguments,
+            "recurrent", kernel, tiles.size, int_vector(sizes), z.block, packed[0], *arguments, packed[-1],
             local=(tiles.width,), real=z.real, flops=2 * batch * steps * units * columns, **how,
         )  # fmt: skip
 
@@ -171,7 +182,7 @@ def recurrent(
     h0, c0 = (*states, None, None)[:2]
     launch(
         "recurrent_forward", False, block(bias), block(h0), block(c0), block(mask), block(drop), y.block, hs.block, ha.block,
-        block(cs), block(ends), rec.block, FORWARD=1,
+        block(cs), block(ends), rec.block, reset.block, FORWARD=1,
     )  # fmt: skip
 
     def backward(dy: Array) -> Iterator[Flow]:
@@ -189,11 +200,22 @@ def recurrent(
                 assert for_bias.scale is not None
                 sums = for_bias.out, for_bias.scale
             if for_u:
-                shape = Shape(units, columns, batch * steps, dtype, transpose_a=True)
-                gemm(device, Product(shape, ha.block, rec.block, for_u.out, scale=for_u.scale, sums=sums))
+                shape = Shape(units, u.shape[1], batch * steps, dtype, transpose_a=True)
+                by_gates = z if before else rec
+                gemm(
+                    device,
+                    Product(shape, ha.block, by_gates.block, for_u.out, ldb=columns, scale=for_u.scale, sums=sums),
+                )
             elif sums:
                 column_sums(device, columns, batch * steps, rec.block, sums, dtype)
 
+        def write_h(for_h: Sink | None) -> None:
+            if for_h:
+                shape = Shape(units, units, batch * steps, dtype, transpose_a=True)
+                gemm(device, Product(shape, reset.block, rec.block, for_h.out, scale=for_h.scale))
+
+        if u_h is not None:
+            yield u_h, write_h
         yield z, z.alias()
         yield u, bias, write
         for state, gradient in zip(states, (dh, dc)):
