@@ -209,7 +209,7 @@ def triu(x: Any, k: int = 0) -> Tensor:
 
 def one_hot(labels: Any, classes: int) -> Tensor:
     """float32 of shape (*labels.shape, classes): 1 at each label, else 0. OutOfRangeError for a label outside 0 to classes - 1;
-    in a recorded step, where it cannot be seen, its row is NaN. It has no gradient.
+    in a recorded step, where it cannot be seen, its row is NaN, and the error comes later, as for `take`. It has no gradient.
 
     >>> clnn.one_hot([2, 0], 3).numpy()
     array([[0., 0., 1.],
@@ -223,8 +223,11 @@ def one_hot(labels: Any, classes: int) -> Tensor:
         if not 0 <= given.min() <= given.max() < classes:
             bad = given[(given < 0) | (given >= classes)].flat[0]
             raise OutOfRangeError(f"one_hot: label {bad} is none of {classes} classes, 0 to {classes - 1}")
-    at = expand_dims(labels, -1)
-    return where((at >= 0) & (at < classes), at == arange(classes, device=labels.device), math.nan)
+    numbers_of_all = arange(float(classes), device=labels.device)
+    found = expand_dims(
+        apply(ops.take, numbers_of_all, index=labels, from_end=False), -1
+    )  # NaN, and noted, for one of no class
+    return where(found == found, found == numbers_of_all, math.nan)
 
 
 # -- indexing ---------------------------------------------------------------------------------------------------------
@@ -245,7 +248,8 @@ def take(x: Any, index: Any, axis: int = 0) -> Tensor:
 
     Negative numbers count from the end. The gradient of a row is the sum over all that named it, in their order, so to the
     same bits each time. OutOfRangeError for a row that x does not have; where the index lies on the device and a step is
-    recorded, that row is NaN (of int32 the least number) instead.
+    recorded, that row is NaN (of int32 the least number), and the error comes where a NaN is read by `item()` or `float()`, when
+    the step is looked at again, and after each epoch of fit, evaluate and predict.
     """
     x = tensor(x)
     axis = _axis("take", axis, x.ndim)

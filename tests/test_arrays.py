@@ -243,9 +243,11 @@ def test_arange_and_one_hot(device):
     for _ in range(5):
         got = step(np.array([0, 2], np.int32)).numpy()
     np.testing.assert_array_equal(got, np.eye(3)[[0, 2]])
-    for bad in (3, -1, 2**31 - 1):  # nobody sees it there
-        got = step(np.array([bad, 1], np.int32)).numpy()
-        assert np.isnan(got[0]).all() and got[1].tolist() == [0, 1, 0]
+    for bad in (3, -1, 2**31 - 1):
+        got = step(np.array([1, bad], np.int32))
+        assert np.isnan(got.numpy()[1]).all() and got.numpy()[0].tolist() == [0, 1, 0]
+        with pytest.raises(clnn.OutOfRangeError, match="names none of 3 rows: the first stands at place 1 of"):
+            got[1, 0].item()
 
 
 @pytest.mark.parametrize(

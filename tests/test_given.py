@@ -447,6 +447,11 @@ def test_tokens_that_a_model_computes_are_looked_at(device, rng):
         net.predict(x[16:24])
     with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows: the first stands at place 5 of"):
         net.predict(x, batch_size=4)
+    f = net.compiled(batch_size=8)
+    np.testing.assert_array_equal(f(x[:8]), net.predict(x[:8]))
+    with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows: the first stands at place 5 of"):
+        f(x[16:24])
+    np.testing.assert_array_equal(f(x[:8]), net.predict(x[:8]))
     with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows: the first stands at place 5 of"):
         net.evaluate(x, y, **how)
     with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows: the first stands at place 5 of"):

@@ -11,6 +11,7 @@ from ..checks import check_count
 from ..errors import ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer
 from ..ops.array import block_of
+from ..ops.index import check_rows
 from ..runtime.recorder import StepContext
 from ..runtime.recording import Recording
 from ..runtime.watching.watch import structure_version
@@ -123,7 +124,11 @@ class Compiled:
         if recording is None or device.recorder is not None or device.dry_now:
             for x, array in zip(self.inputs, xs):
                 device.upload(np.ascontiguousarray(array), x.block)
-            return self.outputs.together([t.numpy() for t in self.outputs.tensors(self._call())])
+            found = [t.numpy() for t in self.outputs.tensors(self._call())]
+            check_rows(device)
+            return self.outputs.together(found)
         self.direct.put(xs)
         recording.replay()
-        return self.outputs.together(self.direct.take())
+        found = self.direct.take()
+        check_rows(device)
+        return self.outputs.together(found)
