@@ -55,6 +55,18 @@ def device(request):
         yield one
 
 
+@pytest.fixture
+def other_device(request, device):
+    """Another device than the test's, for tests that are marked for two_devices."""
+    assert request.node.get_closest_marker("two_devices"), (
+        "mark the test, so that it runs where there is one device, too"
+    )
+    others = [one for one in clnn.devices() if one is not device]
+    if not others:
+        pytest.skip("there is one device")
+    return others[0]
+
+
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
 def dtype(request, device):
     """float32, and float64 where the device has it."""

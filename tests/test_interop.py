@@ -769,12 +769,10 @@ def test_files_that_are_refused(device, tmp_path):
     assert all((a == before[name]).all() for name, a in net.state_dict().items())
 
 
-def test_a_model_on_another_device(device, rng, tmp_path):
-    others = [one for one in clnn.devices() if one is not device]
-    if not others:
-        pytest.skip("there is one device")
-    net = clnn.Sequential([clnn.Dense(3)], 4).to(others[0])
+@pytest.mark.two_devices
+def test_a_model_on_another_device(device, other_device, rng, tmp_path):
+    net = clnn.Sequential([clnn.Dense(3)], 4).to(other_device)
     weights = {"weight": rng.standard_normal((3, 4)).astype(np.float32), "bias": np.ones(3, np.float32)}
     clnn.interop.from_torch(weights, net)
-    assert (net.state_dict()["0.w"] == weights["weight"].T).all() and net.layers[0].w.device is others[0]
+    assert (net.state_dict()["0.w"] == weights["weight"].T).all() and net.layers[0].w.device is other_device
     assert files.read(written(tmp_path / "a.safetensors", weights)).keys() == weights.keys()

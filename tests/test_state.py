@@ -5,6 +5,7 @@ import gc
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -253,7 +254,7 @@ def test_a_model_keeps_its_own_state_while_another_one_is_trained(device, rng, t
         with clnn.use(device):
             first = clnn.load(tmp_path / "net")
     else:
-        first.to(other_device(device) or device)
+        first.to(next((one for one in clnn.devices() if one is not device), device))
         first.save(tmp_path / "net")
     for net, optimizer in ((alone, optimizers[0]), (first, first.optimizer)):
         net.fit(x, y, optimizer=optimizer, epochs=2, **FIT)
@@ -397,22 +398,16 @@ def test_nothing_is_kept_of_models_that_are_gone(device, rng, rule):
 
 
 # -- devices ----------------------------------------------------------------------------------------------------------
-def other_device(device):
-    return next((d for d in clnn.devices() if d is not device), None)
-
-
+@pytest.mark.two_devices
 @pytest.mark.parametrize("rule", RULES)
-def test_a_moved_model_is_trained_on_with_the_same_optimizer(device, rng, rule):
-    other = other_device(device)
-    if other is None:
-        pytest.skip("one device")
+def test_a_moved_model_is_trained_on_with_the_same_optimizer(device, other_device, rng, rule):
     x, y = data(rng)
     nets = [net_of(), net_of()]
     optimizers = [RULES[rule](), RULES[rule]()]
     for turn in range(4):
         for net, optimizer in zip(nets, optimizers):
             if net is nets[1] and turn:
-                net.to(other if turn % 2 else device)
+                net.to(other_device if turn % 2 else device)
                 assert net.optimizer is optimizer
             net.fit(x, y, optimizer=optimizer, epochs=2, **FIT)
         assert optimizers[0].steps == optimizers[1].steps
@@ -426,16 +421,14 @@ def test_a_moved_model_is_trained_on_with_the_same_optimizer(device, rng, rule):
         assert np.allclose(*found, atol=1e-5)
 
 
+@pytest.mark.two_devices
 @pytest.mark.parametrize("rule", ["sgd", "momentum", "adam"])
-def test_parameters_on_two_devices(device, rng, rule):
+def test_parameters_on_two_devices(device, other_device, rng, rule):
     """Trained together step by step; a recorded step is for one device, and says so."""
-    other = other_device(device)
-    if other is None:
-        pytest.skip("one device")
     w = rng.standard_normal(4).astype(np.float32)
     apart, together = (
         [parameter(w), parameter(w, device=device)],
-        [parameter(w, device=other), parameter(w, device=device)],
+        [parameter(w, device=other_device), parameter(w, device=device)],
     )
     optimizers = [RULES[rule](), RULES[rule](), RULES[rule]()]
     for i in range(4):
@@ -467,23 +460,28 @@ def test_parameters_on_two_devices(device, rng, rule):
 
 
 def test_two_devices_on_any_machine():
-    """PoCL gives two where it is told to, so that the tests above run everywhere."""
+    """PoCL gives two where it is told to, so that what is marked for them runs everywhere."""
     if not any("Portable Computing Language" in d.platform for d in clnn.devices()):
         pytest.skip("no PoCL")
     if len(clnn.devices()) > 1:
         pytest.skip("they have run")
-    here = f"{__file__}"
+    tests = Path(__file__).parent
+    marked = [
+        file
+        for file in sorted(tests.glob("test_*.py"))
+        if "@pytest.mark.two_devices" in file.read_text(encoding="utf-8")
+    ]
     command = [
         sys.executable,
         "-m",
         "pytest",
         "-q",
         "-x",
-        "-k",
-        "moved_model or on_two_devices",
+        "-m",
+        "two_devices",
         "-p",
         "no:cacheprovider",
-        here,
+        *map(str, marked),
     ]
     environment = {**os.environ, "POCL_DEVICES": "pthread basic"}
     environment.pop("CLNN_DEVICE", None)

@@ -367,16 +367,14 @@ def test_operators(rng, device):
         assert_close(got.numpy(), expected, 32 * eps(np.float32) * max(1, np.abs(expected).max()), f"pair {i}")
 
 
-def test_two_devices(device):
-    others = [d for d in clnn.devices() if d is not device]
-    if not others:
-        pytest.skip("there is one device only")
+@pytest.mark.two_devices
+def test_two_devices(device, other_device):
     x = clnn.ones((2,))
-    there = x.to(others[0])
-    assert there.device is others[0]
+    there = x.to(other_device)
+    assert there.device is other_device
     assert_close(there.numpy(), np.ones(2), 0)
     with pytest.raises(clnn.DeviceError, match="two devices.*\\.to\\(device\\)"):
         x + there
-    with clnn.use(others[0]):
-        assert clnn.ones((1,)).device is others[0]
+    with clnn.use(other_device):
+        assert clnn.ones((1,)).device is other_device
     assert clnn.ones((1,)).device is device
