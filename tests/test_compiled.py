@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import clnn
+from clnn.train import direct
 
 
 class Two(clnn.Model):
@@ -216,3 +217,16 @@ def test_predictions_one_after_the_other(device, rng):
     assert not net.predict(x).any() and twin.predict(x).any()
     inside = clnn.step(lambda a: clnn.tensor(net.predict(x)) + a, record=False)
     assert not inside(np.zeros((4, 2), np.float32)).numpy().any()
+
+
+@pytest.mark.parametrize("soon", [0.0, 10.0])
+def test_answers_that_come_late_are_waited_for(device, rng, monkeypatch, soon):
+    """Who asked in vain eight times in a row asks no more; the answers are the same."""
+    monkeypatch.setattr(direct, "SOON", soon)
+    net = clnn.Sequential([clnn.Dense(300, "relu"), clnn.Dense(3)], input_shape=200, seed=1)
+    f = net.compiled(40)
+    for _ in range(30):
+        x = rng.random((40, 200), dtype=np.float32)
+        np.testing.assert_array_equal(f(x), net.predict(x))
+    if f.recording is not None and f.recording.fused is not None and None not in f.direct.found:
+        assert f.direct.patience in ((8,) if soon else range(8))  # it may have ended before it was looked at

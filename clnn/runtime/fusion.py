@@ -203,12 +203,12 @@ class Fused:
         self.count = 1
         self.kernel.set_args(np.int32(1), self.turn.buffer, *[resolve(arg) for arg in self._args])
 
-    def run(self, count: int) -> None:
+    def run(self, count: int) -> cl.Event:
         """Enqueue `count` steps."""
         if count != self.count:
             self.kernel.set_arg(0, np.int32(count))
             self.count = count
-        cl.enqueue_nd_range_kernel(self.device.queue, self.kernel, (self.workers,), (1,))
+        return cl.enqueue_nd_range_kernel(self.device.queue, self.kernel, (self.workers,), (1,))
 
 
 def _apart(launch: Launch) -> bool:

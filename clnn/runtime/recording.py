@@ -52,6 +52,7 @@ class Recording:
         self.arena: Arena | None = None
         self.calls: list[Callable[[], Any]] = []
         self.queue: cl.CommandQueue | None = None
+        self.last: cl.Event | None = None  # of the last replay that was one kernel
         self.fused: Fused | None = None
         self.replays = 0
         self.steps_to_come = 0  # steps that the caller still expects to run
@@ -111,9 +112,9 @@ class Recording:
             return
         if self.fused is not None:
             try:
-                self.fused.run(times)
+                self.last = self.fused.run(times)
             except cl.MemoryError as error:
-                self.device.once_more("a replayed step", partial(self.fused.run, times), error)
+                self.last = self.device.once_more("a replayed step", partial(self.fused.run, times), error)
             self.device.launches += 1
             return
         self.replays += 1

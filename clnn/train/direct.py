@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary, finalize
 
@@ -14,6 +17,8 @@ from ..runtime.memory import SLACK, Block
 from ..runtime.recording import Recording
 from ..tensor import Tensor
 
+SOON, PATIENCE = 2e-4, 8  # seconds, and how many answers in a row may come later before they are waited for at once
+let_others_run: Callable[..., Any] = getattr(os, "sched_yield", partial(time.sleep, 0))
 ALIGNED = 128  # bytes, as OpenCL's largest type
 # Memory whose block has gone, while what is enqueued may still use it
 _leaving: WeakKeyDictionary[Device, list[Any]] = WeakKeyDictionary()
@@ -63,7 +68,22 @@ class Direct:
         self.places = [shared(t) for t in inputs]
         # Others may be weights, which other recordings have where they are
         self.found = [shared(t) if recording.made(t.block) else None for t in outputs]
+        self.patience = PATIENCE
         recording.calls = []  # bound anew at the next replay
+
+    def _look_for_a_while(self) -> None:
+        """Ask until a replay that is one kernel has ended, if that is soon: a thread that waits is woken late, its caches cold."""
+        event, until = self.recording.last, time.perf_counter() + SOON
+        while (
+            self.patience
+            and event is not None
+            and event.command_execution_status > cl.command_execution_status.COMPLETE
+        ):
+            if time.perf_counter() > until:
+                self.patience -= 1
+                return
+            let_others_run()
+        self.patience = self.patience and PATIENCE
 
     def put(self, arrays: Iterable[np.ndarray]) -> None:
         """The inputs of the next replay."""
@@ -78,5 +98,6 @@ class Direct:
     def take(self) -> list[np.ndarray]:
         """Copies of the outputs, after the last replay."""
         if any(place is not None for place in self.found):
+            self._look_for_a_while()
             finish(self.device)
         return [t.numpy() if place is None else place.copy() for t, place in zip(self.outputs, self.found)]
