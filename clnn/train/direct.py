@@ -72,7 +72,7 @@ class Direct:
         recording.calls = []  # bound anew at the next replay
 
     def _look_for_a_while(self) -> None:
-        """Ask until a replay that is one kernel has ended, if that is soon: a thread that waits is woken late, its caches cold."""
+        """Ask until a replay that is one kernel has ended, if that is soon: a thread that sleeps is woken late."""
         event, until = self.recording.last, time.perf_counter() + SOON
         while (
             self.patience
