@@ -156,7 +156,7 @@ kernel void gemm_sum(int16 s, int parts, global const real *partial, global real
 }
 
 #elif defined(ROW)
-// Rows of A, one by one, times up to NC columns of B as it is stored: four rows of B at a time are added up in local memory, so
+// Rows of A, one by one, times up to NC columns of B as it is stored: eight rows of B at a time are added up in local memory, so
 // that B is read once, in runs of kilobytes. For few rows and a large B, of which each value counts only M times.
 kernel GROUP_SIZE void gemm_row(ARGS) {
   UNPACK
@@ -169,12 +169,14 @@ kernel GROUP_SIZE void gemm_row(ARGS) {
     global const real *a = A + (size_t)FROM(i) * lda, *b = B + (size_t)begin * ldb + j;
     for (int c = 0; c < n; c += VW) VSTORE((T)(0), 0, sums + c);
     int k = begin;
-    for (; k + 4 <= end; k += 4, b += 4 * (size_t)ldb) {
+    for (; k + 8 <= end; k += 8, b += 8 * (size_t)ldb) {
       const T a0 = (T)(a[k]), a1 = (T)(a[k + 1]), a2 = (T)(a[k + 2]), a3 = (T)(a[k + 3]);
-      global const real *b1 = b + ldb, *b2 = b1 + ldb, *b3 = b2 + ldb;
+      const T a4 = (T)(a[k + 4]), a5 = (T)(a[k + 5]), a6 = (T)(a[k + 6]), a7 = (T)(a[k + 7]);
+      global const real *b1 = b + ldb, *b2 = b1 + ldb, *b3 = b2 + ldb, *b4 = b3 + ldb, *b5 = b4 + ldb, *b6 = b5 + ldb, *b7 = b6 + ldb;
       for (int c = 0; c < n; c += VW) {
         const T x = a0 * VLOAD(0, b + c) + a1 * VLOAD(0, b1 + c), y = a2 * VLOAD(0, b2 + c) + a3 * VLOAD(0, b3 + c);
-        VSTORE(VLOAD(0, sums + c) + (x + y), 0, sums + c);
+        const T z = a4 * VLOAD(0, b4 + c) + a5 * VLOAD(0, b5 + c), w = a6 * VLOAD(0, b6 + c) + a7 * VLOAD(0, b7 + c);
+        VSTORE(VLOAD(0, sums + c) + ((x + y) + (z + w)), 0, sums + c);
       }
     }
     for (; k < end; k++, b += ldb)

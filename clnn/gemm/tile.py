@@ -22,6 +22,10 @@ MOST_COLUMNS = 256  # of B that are copied together: runs of a kilobyte
 MOST_RUN = 1 << 14  # bytes of sums that gemm_row keeps: half a first-level cache
 FEW = 4  # fewer rows than this are done one by one, where B is large: a column of memory is slow to read
 UNBROKEN = 1024  # K is gone through at once up to here, else in steps of DEEP, so that what is read again is near
+IN_CACHE = (
+    1 << 20
+)  # elements of B up to which gemm_row gives each core columns of its own, at least SHORT_RUN of them: then it
+SHORT_RUN = 64  # need not read in long runs, and no second launch adds up
 DEEP = 256  # where K is split, each work-item gets at least this much of it
 # What a measured tile may be
 ROWS, VECTORS, WIDTHS, DEPTHS = range(1, 17), range(1, 9), (2, 4, 8, 16), (0, 16, 32, 64, 96, 128, 160, 192, 256)
@@ -121,11 +125,13 @@ def share(device: Device, shape: Shape, tile: Tile, count: int = 1) -> Share:
         rows, columns = _blocks(m, n, k, tile.mr, width, most, device.compute_units, SMALL, ALONE)
         work = m * n * k
         enough, wanted = device.compute_units, work // SMALL if work >= ALONE else 1
-        if (
-            tile.row
-        ):  # whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
-            rows, columns = m, ceil_div(ceil_div(n, ceil_div(n, run_columns(device, dtype))), tile.vw) * tile.vw
-            enough, wanted = 4 * enough, n * k // (SMALL // 4)
+        if tile.row:
+            # Whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
+            runs = ceil_div(n, run_columns(device, dtype))
+            alone = n * k <= IN_CACHE and n >= SHORT_RUN * enough
+            rows, columns = m, ceil_div(ceil_div(n, max(runs, enough) if alone else runs), tile.vw) * tile.vw
+            if not alone:
+                enough, wanted = 4 * enough, n * k // (SMALL // 4)
     else:
         side, each = (SIDE, 1) if tile.local else (1, min(GROUP, device.group_width))
         rows, columns = side * tile.mr, side * tile.nv * tile.vw
@@ -137,7 +143,7 @@ def share(device: Device, shape: Shape, tile: Tile, count: int = 1) -> Share:
             wanted // items, k // (DEEP if device.long_loops else DEEP // 4), ceil_div(4 * enough, items * count)
         )
         depth = ceil_div(ceil_div(k, parts), 16) * 16 if parts > 1 else 0
-    longest = LONGEST * (4 if tile.row else LONGEST if tile.local else tile.kc or DEEP)  # gemm_row adds four at a time
+    longest = LONGEST * (8 if tile.row else LONGEST if tile.local else tile.kc or DEEP)  # gemm_row adds eight at a time
     if device.most_turns:
         longest = min(longest, device.most_turns // 64 * 16)
     if (depth or k) > longest:
