@@ -81,10 +81,13 @@ class FairLock:
             del _waiting[me]
 
 
+attribute = functools.cache(operator.attrgetter)
+
+
 def lock_of(owner: Any, lock: str, what: str) -> FairLock:
     """The lock at `lock` of an owner, such as "device.lock"; a ConfigurationError by `what` where there is none."""
     try:
-        found: FairLock = operator.attrgetter(lock)(owner)
+        found: FairLock = attribute(lock)(owner)
     except AttributeError as error:
         if isinstance(owner, type) or not hasattr(owner, lock.partition(".")[0]):
             raise ConfigurationError(f"{what} takes a model, and {owner!r} was given") from error
