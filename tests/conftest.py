@@ -178,13 +178,13 @@ def pytest_runtest_call(item):
     kernel, new_kernel, build_text = Programs.kernel, Programs.new_kernel, Programs.build_text
     began = time.process_time()
 
-    def noted_kernel(self, *source):
-        launched[source[:-1]] = True
-        return kernel(self, *source)
+    def noted_kernel(self, source, types):
+        launched[source] = True
+        return kernel(self, source, types)
 
-    def noted_new_kernel(self, *source):
-        launched[source[:-1]] = True
-        return new_kernel(self, *source)
+    def noted_new_kernel(self, source, types):
+        launched[source] = True
+        return new_kernel(self, source, types)
 
     def noted_text(self, *args):  # steps made one kernel
         launched["fusion", "steps", "float", ()] = True

@@ -129,7 +129,7 @@ def test_options_that_a_driver_refuses(device, monkeypatch):
     """A driver that knows no -cl-std is not given it; one that takes it is, since newer compilers need it."""
 
     def run(programs):
-        return programs.new_kernel("elementwise", "fill", "float", (), (np.int32, None, np.float32))
+        return programs.new_kernel(program.Source("elementwise", "fill", "float", ()), (np.int32, None, np.float32))
 
     programs = program.Programs(device.context, device.has_fp64)
     assert run(programs).function_name == "fill"

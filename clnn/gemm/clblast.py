@@ -8,7 +8,7 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 import numpy as np
@@ -98,27 +98,16 @@ def run(device: Device, p: Product) -> None:
     sizes = (
         m, n, k, transpose_a, transpose_b, *p.strides, p.batch, *p.steps,
     )  # fmt: skip
-    value = p.scale.value if p.scale else None
+    # asked for its alpha and beta at each run, so that a replay sees them move
+    product = partial(_multiply, dtype=np.dtype(dtype), p=sizes, value=p.scale.value if p.scale else None)
     label = f"clblast.gemm{sizes[:5]}" + (f" x {p.batch}" if p.batch > 1 else "")
     device.check_blocks(label, (p.a, p.b, p.c), device.real(dtype))
     try:
-        device.call(label, _Call(np.dtype(dtype), sizes, value), (p.a, p.b, p.c), (), flops=2 * p.batch * m * n * k)
+        device.call(label, product, (p.a, p.b, p.c), (), flops=2 * p.batch * m * n * k)
     except (RuntimeError, ValueError) as error:
         raise DeviceError(
             f"CLBlast failed for {sizes} on {device!r}: {error}; CLNN_GEMM=tile does without it"
         ) from error
-
-
-class _Call:
-    """One CLBlast product with its sizes; alpha and beta are asked for at each run, so that a replay sees them move."""
-
-    __slots__ = ("dtype", "sizes", "value")
-
-    def __init__(self, dtype: DType, sizes: Sizes, value: Pair | None) -> None:
-        self.dtype, self.sizes, self.value = dtype, sizes, value
-
-    def __call__(self, queue: cl.CommandQueue, a: cl.Buffer, b: cl.Buffer, c: cl.Buffer) -> None:
-        _multiply(queue, a, b, c, self.dtype, self.sizes, self.value)
 
 
 # -- what is valid ----------------------------------------------------------------------------------------------------

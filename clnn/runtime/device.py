@@ -26,8 +26,8 @@ from .devices import form, pocl, selftest
 from .lock import FairLock, exclusive
 from .memory import SLACK, Arena, Block, Memory
 from .pacer import Pacer
-from .program import Programs
-from .recorder import Argument, AuditEnded, Call, Recorder, Source, StepContext, label_of
+from .program import Programs, Source
+from .recorder import Argument, AuditEnded, Call, Recorder, StepContext
 from .timing import PROFILED, active, join, note
 
 T = TypeVar("T")
@@ -509,12 +509,12 @@ class Device:
             raise DeviceError(
                 f"{file}.{name} asks for groups of {tuple(local)}, and {self!r} has at most {self.max_group} work-items in one"
             )
-        key = tuple(sorted(defines.items()))
+        source = Source(file, name, real, tuple(sorted(defines.items())))
         types, values = _argument_types(args, real)
         if max(size) > MOST:
             raise too_large(f"{file}.{name} was given {max(size):,} work-items along an axis")
         self.check_blocks(f"{file}.{name}", values, real)
-        recorder, source = self.recorder, (file, name, real, key)
+        recorder = self.recorder
         if recorder is not None and recorder.audit:
             recorder.add_kernel(
                 source, None, tuple(size), self._group(source, local) if free else tuple(local), values, flops
@@ -522,9 +522,9 @@ class Device:
             return
         try:
             if recorder is None:
-                kernel = self.programs.kernel(file, name, real, key, types)
+                kernel = self.programs.kernel(source, types)
             else:
-                kernel = self.programs.new_kernel(file, name, real, key, types)
+                kernel = self.programs.new_kernel(source, types)
             size, local = tuple(size), self._group(source, local) if free else tuple(local)
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
             try:
@@ -546,7 +546,7 @@ class Device:
         if recorder is not None:
             recorder.add_kernel(source, kernel, size, local, values, flops)
         if active.profiles:
-            note(self, label_of(source), size, values, event, flops=flops, real=real, step=self.step)
+            note(self, source.label, size, values, event, flops=flops, real=real, step=self.step)
 
     def _group(self, source: Source, local: Sequence[int]) -> tuple[int, ...]:
         """A work-group that may be smaller, as the kernel needs it when compiled: of one that takes many registers some
@@ -619,7 +619,7 @@ class Device:
         allow less than they say."""
         if self._now.dry:
             return self.max_group
-        return min(self.max_group, self.programs.group_limit(file, name, real, tuple(sorted(defines.items()))))
+        return min(self.max_group, self.programs.group_limit(Source(file, name, real, tuple(sorted(defines.items())))))
 
     def fitting(self, width: int, file: str, name: str, real: str = "float", **defines: Any) -> int:
         """The largest group, a power of 2 up to `width`, that a kernel takes with so many compiled in as WIDTH."""

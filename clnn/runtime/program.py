@@ -11,7 +11,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import pyopencl as cl
 
@@ -74,6 +74,20 @@ def source_for(file: str, real: str) -> str:
     return _LITERAL.sub(r"\1f", source) if real == "float" else source
 
 
+class Source(NamedTuple):
+    """A kernel as it is compiled: its file and name, the real type, and the defines, sorted."""
+
+    file: str
+    name: str
+    real: str
+    defines: tuple[tuple[str, Any], ...]
+
+    @property
+    def label(self) -> str:
+        """In words: the file, the name, and what is compiled in."""
+        return f"{self.file}.{self.name}{dict(self.defines) or ''}"
+
+
 class Programs:
     """The built programs of one context, by (file, real, defines), and one reusable kernel each."""
 
@@ -84,7 +98,7 @@ class Programs:
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
         self.begun = 0  # builds so far, with the one under way
-        self.group_limits: dict[tuple[Any, ...], int] = {}  # those asked for so far, by (file, kernel, real, defines)
+        self.group_limits: dict[Source, int] = {}  # those asked for so far
 
     def build(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
         key = (file, real, defines)
@@ -155,23 +169,24 @@ class Programs:
             return False
         return True
 
-    def new_kernel(
-        self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...], types: Any
-    ) -> cl.Kernel:
-        """A kernel instance of its own, so that its arguments stay bound (a recording needs that)."""
-        kernel = cl.Kernel(self.build(file, real, defines), name)
-        kernel.set_scalar_arg_dtypes(types)
-        self._note_limit((file, name, real, defines), kernel)
+    def _instance(self, source: Source) -> cl.Kernel:
+        kernel = cl.Kernel(self.build(source.file, source.real, source.defines), source.name)
+        self._note_limit(source, kernel)
         return kernel
 
-    def group_limit(self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...]) -> int:
+    def new_kernel(self, source: Source, types: Any) -> cl.Kernel:
+        """A kernel instance of its own, so that its arguments stay bound (a recording needs that)."""
+        kernel = self._instance(source)
+        kernel.set_scalar_arg_dtypes(types)
+        return kernel
+
+    def group_limit(self, source: Source) -> int:
         """The most work-items of a group that a kernel takes as it is compiled, which may be fewer than the device says."""
-        source = (file, name, real, defines)
         if source not in self.group_limits:
-            self._note_limit(source, cl.Kernel(self.build(file, real, defines), name))
+            self._instance(source)
         return self.group_limits[source]
 
-    def _note_limit(self, source: tuple[Any, ...], kernel: cl.Kernel) -> None:
+    def _note_limit(self, source: Source, kernel: cl.Kernel) -> None:
         if source in self.group_limits:
             return
         device, info = self.context.devices[0], cl.kernel_work_group_info
@@ -181,10 +196,9 @@ class Programs:
             most = device.max_work_group_size
         self.group_limits[source] = most or 1
 
-    def kernel(self, file: str, name: str, real: str, defines: tuple[tuple[str, Any], ...], types: Any) -> cl.Kernel:
+    def kernel(self, source: Source, types: Any) -> cl.Kernel:
         """The shared kernel instance of eager launches of such arguments: they are set anew at each."""
-        key = (file, name, real, defines, types)
-        kernel = self._kernels.get(key)
+        kernel = self._kernels.get((source, types))
         if kernel is None:
-            kernel = self._kernels[key] = self.new_kernel(file, name, real, defines, types)
+            kernel = self._kernels[source, types] = self.new_kernel(source, types)
         return kernel

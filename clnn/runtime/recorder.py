@@ -12,11 +12,11 @@ import numpy as np
 import pyopencl as cl
 
 from .memory import Block
+from .program import Source
 
 Argument = Block | np.ndarray | np.generic | float | None  # of a kernel: None is a null pointer
 Defines = dict[str, Any]  # what a kernel is compiled with: numbers and words, by name
-Source = tuple[str, str, str, tuple[tuple[str, Any], ...]]  # a kernel: its file, its name, its real type, its defines
-NO_KERNEL: Source = ("", "", "", ())
+NO_KERNEL = Source("", "", "", ())
 Call = Callable[..., cl.Event | None]  # takes a queue, buffers and numbers, and only enqueues work
 Size = tuple[int, ...]
 
@@ -65,12 +65,6 @@ class Launch:
         return partial(cl.enqueue_nd_range_kernel, queue, self.kernel, self.size, self.local)
 
 
-def label_of(source: tuple[Any, ...]) -> str:
-    """A launch in words: the kernel's file and name, and what is compiled in."""
-    file, name, _, defines = source
-    return f"{file}.{name}{dict(defines) or ''}"
-
-
 class Recorder:
     """Notes the launches of one call of a step. An `audit` only notes: nothing runs, and no memory is taken."""
 
@@ -90,9 +84,9 @@ class Recorder:
     def add_kernel(
         self, source: Source, kernel: cl.Kernel | None, size: Size, local: Size, values: list[Argument], flops: int
     ) -> None:
-        """Note a launch of kernel `source[1]` of file `source[0]`, for a type and with defines."""
+        """Note a launch of a kernel."""
         args = [self._noted(value) for value in values]
-        self.launches.append(Launch(label_of(source), source, kernel, None, size, local, args, flops))
+        self.launches.append(Launch(source.label, source, kernel, None, size, local, args, flops))
 
     def add_call(
         self, label: str, function: Call, blocks: tuple[Block, ...], scalars: tuple[int, ...], flops: int

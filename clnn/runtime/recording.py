@@ -148,7 +148,7 @@ class Recording:
                 if launch.kernel is None:
                     device.note_call(launch.label, launch.args, before, event, launch.flops, step)
                 else:
-                    real = launch.source[2]
+                    real = launch.source.real
                     note(
                         device, launch.label, launch.size, launch.args, event, flops=launch.flops, real=real, step=step
                     )

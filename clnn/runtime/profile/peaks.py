@@ -14,6 +14,7 @@ import pyopencl as cl
 from ...errors import DeviceError
 from ..device import Device
 from ..memory import Block
+from ..program import Source
 from ..timing import PROFILED
 
 COPY_BYTES = 128 << 20
@@ -120,7 +121,7 @@ def _told(device: Device) -> float:
     """The time that the device's clock gives a launch, as a part of the time by the host's. Nothing notes that launch."""
     queue = cl.CommandQueue(device.context, properties=PROFILED)
     defines = (("SUMS", FMA_SUMS), ("VW", device.vector_width(np.float32)))
-    kernel = device.programs.new_kernel("bench", "multiply_add", "float", defines, (np.int32, None, np.float32))
+    kernel = device.programs.new_kernel(Source("bench", "multiply_add", "float", defines), (np.int32, None, np.float32))
     out = cl.Buffer(device.context, cl.mem_flags.READ_WRITE, 4)
 
     def run(rounds: int) -> tuple[float, cl.Event]:
