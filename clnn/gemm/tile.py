@@ -127,11 +127,12 @@ def share(device: Device, shape: Shape, tile: Tile, count: int = 1) -> Share:
         enough, wanted = device.compute_units, work // SMALL if work >= ALONE else 1
         if tile.row:
             # Whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
-            runs = ceil_div(n, run_columns(device, dtype))
-            alone = n * k <= IN_CACHE and n >= SHORT_RUN * enough
-            rows, columns = m, ceil_div(ceil_div(n, max(runs, enough) if alone else runs), tile.vw) * tile.vw
-            if not alone:
-                enough, wanted = 4 * enough, n * k // (SMALL // 4)
+            runs, wanted = ceil_div(n, run_columns(device, dtype)), n * k // (SMALL // 4)
+            if wanted >= enough and n * k <= IN_CACHE and n >= SHORT_RUN * enough:
+                runs = max(runs, enough)
+            else:
+                enough *= 4
+            rows, columns = m, ceil_div(ceil_div(n, runs), tile.vw) * tile.vw
     else:
         side, each = (SIDE, 1) if tile.local else (1, min(GROUP, device.group_width))
         rows, columns = side * tile.mr, side * tile.nv * tile.vw
