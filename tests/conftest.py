@@ -90,7 +90,7 @@ class Guard:
 
     def __init__(self):
         self.lock = threading.RLock()
-        self.patterns = (0x7FA00000 + i % 0x200000 for i in itertools.count())
+        self.patterns = map(lambda i: 0x7FA00000 + i % 0x200000, itertools.count())  # threads ask, which a generator refuses
         self.alive = {}  # by a block's id: a weak reference to it, and what lies behind it
         self.aside = {}  # by device: memory for ends, and of the blocks whose ends lie there size and pattern
 
