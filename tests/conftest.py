@@ -90,12 +90,12 @@ class Guard:
 
     def __init__(self):
         self.lock = threading.RLock()
-        self.patterns = map(lambda i: 0x7FA00000 + i % 0x200000, itertools.count())  # threads ask, which a generator refuses
+        self.patterns = itertools.count()
         self.alive = {}  # by a block's id: a weak reference to it, and what lies behind it
         self.aside = {}  # by device: memory for ends, and of the blocks whose ends lie there size and pattern
 
     def put(self, block):
-        start, pattern = -(-block.nbytes // 4) * 4, np.int32(next(self.patterns))
+        start, pattern = -(-block.nbytes // 4) * 4, np.int32(0x7FA00000 + next(self.patterns) % 0x200000)
         cl.enqueue_fill_buffer(block.device.queue, block.buffer, pattern, start, block.counted // 4 * 4 - start)
         self.alive[id(block)] = weakref.ref(block), pattern
 
