@@ -9,6 +9,7 @@ import pytest
 
 import clnn
 from clnn.ops.array import Array
+from clnn.runtime.profile.peaks import check_clock
 from clnn.tensor import Parameter
 from clnn.tools.verify.references import FUNCTIONS as REFERENCES  # noqa: F401 - what the tests take from here
 from clnn.tools.verify.references import KINKS, STEP, derivative  # noqa: F401
@@ -25,6 +26,15 @@ def as_a_cpu(device, monkeypatch):
     monkeypatch.setattr(device, "kind", "cpu")
     if not device.long_loops:
         pytest.skip(f"{device!r} ends loops too early for kernels of CPUs")
+
+
+def tells_time(device):
+    """Whether the driver says what launches take."""
+    try:
+        check_clock(device)
+    except clnn.DeviceError:
+        return False
+    return True
 
 
 def normal(rng, shape, dtype=np.float32):

@@ -59,11 +59,16 @@ def told(request):
     return tell
 
 
+@pytest.fixture
+def doubles():
+    """Ranks compute in float64 here."""
+    if not clnn.device().has_fp64:
+        pytest.skip(f"{clnn.device()!r} has no float64")
+
+
 @several
 @pytest.mark.parametrize("n, name", [(2, name) for name in ranks.CASES] + [(3, name) for name in THREE])
-def test_ranks(told, n, name):
-    if not clnn.device().has_fp64:
-        pytest.skip("they compare in float64")
+def test_ranks(doubles, told, n, name):
     errors, stderr = told(n, name)
     assert errors == dict.fromkeys(range(n), ""), f"{errors}\n{stderr[-3000:]}"
 
@@ -126,7 +131,7 @@ def test_the_launcher_of_windows_is_found(tmp_path, monkeypatch):
 
 @several
 @pytest.mark.skipif(shutil.which("ip") is None, reason="without ip, of iproute2")
-def test_two_hosts(hosts):
+def test_two_hosts(doubles, hosts):
     """Each rank reaches the other over the network alone, and both compute what one rank does."""
     (here, there), addresses, start = hosts
     if "HYDRA" not in subprocess.run([MPIRUN, "--version"], capture_output=True, text=True).stdout:
@@ -158,7 +163,7 @@ def test_two_hosts(hosts):
         ("left", "rank 1 of 2 has failed: SystemExit"),
     ],
 )
-def test_a_rank_that_does_not_go_on_ends_all(which, words, tmp_path):
+def test_a_rank_that_does_not_go_on_ends_all(doubles, which, words, tmp_path):
     began = time.monotonic()
     run = subprocess.run(
         command(2, "fault", which, "none"), capture_output=True, text=True, env=environment(), timeout=2 * MINUTE
@@ -168,7 +173,7 @@ def test_a_rank_that_does_not_go_on_ends_all(which, words, tmp_path):
 
 
 @several
-def test_ctrl_c_leaves_a_checkpoint_that_goes_on_with_other_ranks(tmp_path):
+def test_ctrl_c_leaves_a_checkpoint_that_goes_on_with_other_ranks(doubles, tmp_path):
     folder = tmp_path / "run"
     process = subprocess.Popen(
         [*RUN, str(HERE / "ranks.py"), "fault", "interrupted", str(folder)],

@@ -18,10 +18,19 @@ EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 ACCURACY = r"test (?:set: |accuracy )([\d.]+)%"
 
 
+def limit():
+    """Seconds that an example may take: CPUs that end long loops take kernels of GPUs, which are slow there."""
+    return 300 if clnn.device().long_loops or clnn.device().kind == "gpu" else 1800
+
+
 def run(name, *arguments, **variables):
     """What an example prints."""
     command = [sys.executable, "-W", "error::UserWarning", EXAMPLES / f"{name}.py", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, env={**os.environ, **variables})
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", timeout=limit(), env={**os.environ, **variables}
+    )
+    if refused := re.search(r"clnn.errors.DeviceError: (.* ends loops after .*)", done.stderr):
+        pytest.skip(refused[1])
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -82,7 +91,9 @@ def test_mnist_cnn_with_mnist(with_mnist):
 
 def test_cifar10_without_it(without_mnist, tmp_path):
     command = [sys.executable, EXAMPLES / "cifar10.py"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, env=os.environ | without_mnist)
+    done = subprocess.run(
+        command, capture_output=True, encoding="utf-8", timeout=limit(), env=os.environ | without_mnist
+    )
     assert done.returncode == 1 and done.stderr.startswith("CIFAR-10 is not there; set CLNN_DATA_DIR")
 
 
@@ -100,7 +111,7 @@ def test_cifar10(tmp_path):
     code = f"import runpy, sys; {small}; sys.argv[:] = ['cifar10.py', '6']; runpy.run_path({str(EXAMPLES / 'cifar10.py')!r})"
     command = [sys.executable, "-W", "error::UserWarning", "-c", code]
     variables = os.environ | {"CLNN_DATA_DIR": str(tmp_path)}
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, env=variables)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=limit(), env=variables)
     assert done.returncode == 0, done.stderr
     assert "Residual" in done.stdout and float(re.search(r"test accuracy ([\d.]+)%", done.stdout).group(1)) > 25
 
@@ -296,7 +307,7 @@ def test_from_torch(without_mnist):
 def test_from_torch_without_torch(tmp_path):
     code = "import sys, runpy; sys.modules['torch'] = None; runpy.run_path(sys.argv[1])"
     command = [sys.executable, "-c", code, EXAMPLES / "from_torch.py"]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=limit())
     assert done.returncode == 1 and "pip install torch" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -325,7 +336,7 @@ def test_models_of_others_without_their_package(name):
     pytest.importorskip("onnx")
     code = "import sys, runpy; sys.modules[sys.argv[2]] = None; runpy.run_path(sys.argv[1])"
     command = [sys.executable, "-c", code, EXAMPLES / "onnx" / f"{name}.py", ONNX[name][0]]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=limit())
     assert done.returncode == 1 and "pip install --no-deps" in done.stderr and "Traceback" not in done.stderr
 
 
@@ -413,7 +424,12 @@ def test_deep_diamonds_mnist(with_mnist, tmp_path):
 def test_deep_diamonds_without_data(name, without_mnist, tmp_path):
     command = [sys.executable, EXAMPLES / "deep_diamond" / f"{name}.py"]
     done = subprocess.run(
-        command, capture_output=True, encoding="utf-8", timeout=300, env={**os.environ, **without_mnist}, cwd=tmp_path
+        command,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=limit(),
+        env={**os.environ, **without_mnist},
+        cwd=tmp_path,
     )
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and "set CLNN_DATA_DIR" in done.stderr
 
@@ -429,7 +445,7 @@ def test_expand_mnist_without_mnist(without_mnist, tmp_path):
     assert (x[0] == images).all() and (x[1, :, :, 1:] == images[:, :, :-1]).all() and not x[1, :, :, 0].any()
     assert all(0.6 < part.mean() / images.mean() < 1.1 and (part != images).any() for part in x[1:])
     command = [sys.executable, EXAMPLES / "book/expand_mnist.py", tmp_path, "blur"]
-    wrong = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
+    wrong = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=limit())
     assert wrong.returncode and "blur: no such distortion; there are rotation, skew, elastic" in wrong.stderr
 
 
@@ -464,7 +480,7 @@ def test_help_says_what_it_is(file, tmp_path):
     if any(importlib.util.find_spec(one) is None for pair in packages for one in pair if one):
         pytest.skip("a package is missing")
     done = subprocess.run(
-        [sys.executable, file, "--help"], capture_output=True, encoding="utf-8", timeout=300, cwd=tmp_path
+        [sys.executable, file, "--help"], capture_output=True, encoding="utf-8", timeout=limit(), cwd=tmp_path
     )
     assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip() == ast.get_docstring(
         ast.parse(text)

@@ -5,6 +5,7 @@ import threading
 
 import numpy as np
 import pytest
+from helpers import tells_time
 
 import clnn
 from clnn.runtime import profile as profiles
@@ -12,14 +13,6 @@ from clnn.runtime import timing
 from clnn.runtime.device import Device
 from clnn.runtime.profile import peaks
 from clnn.runtime.recording import Recording
-
-
-def tells_time(device):
-    try:
-        peaks.check_clock(device)
-    except clnn.DeviceError:
-        return False
-    return True
 
 
 @pytest.fixture(autouse=True)
