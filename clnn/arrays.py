@@ -223,11 +223,10 @@ def one_hot(labels: Any, classes: int) -> Tensor:
         if not 0 <= given.min() <= given.max() < classes:
             bad = given[(given < 0) | (given >= classes)].flat[0]
             raise OutOfRangeError(f"one_hot: label {bad} is none of {classes} classes, 0 to {classes - 1}")
-    numbers_of_all = arange(float(classes), device=labels.device)
-    found = expand_dims(
-        apply(ops.take, numbers_of_all, index=labels, from_end=False), -1
-    )  # NaN, and noted, for one of no class
-    return where(found == found, found == numbers_of_all, math.nan)
+    every = arange(classes, device=labels.device)
+    # One of no class is noted, and becomes the least number
+    found = expand_dims(apply(ops.take, every, index=labels, from_end=False), -1)
+    return where(found >= 0, found == every, math.nan)
 
 
 # -- indexing ---------------------------------------------------------------------------------------------------------

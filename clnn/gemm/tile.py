@@ -22,10 +22,9 @@ MOST_COLUMNS = 256  # of B that are copied together: runs of a kilobyte
 MOST_RUN = 1 << 14  # bytes of sums that gemm_row keeps: half a first-level cache
 FEW = 4  # fewer rows than this are done one by one, where B is large: a column of memory is slow to read
 UNBROKEN = 1024  # K is gone through at once up to here, else in steps of DEEP, so that what is read again is near
-IN_CACHE = (
-    1 << 20
-)  # elements of B up to which gemm_row gives each core columns of its own, at least SHORT_RUN of them: then it
-SHORT_RUN = 64  # need not read in long runs, and no second launch adds up
+# Elements of B up to which gemm_row gives each core columns of its own, at least SHORT_RUN of them: caches need no long runs,
+# and no second launch adds up
+IN_CACHE, SHORT_RUN = 1 << 20, 64
 DEEP = 256  # where K is split, each work-item gets at least this much of it
 # What a measured tile may be
 ROWS, VECTORS, WIDTHS, DEPTHS = range(1, 17), range(1, 9), (2, 4, 8, 16), (0, 16, 32, 64, 96, 128, 160, 192, 256)
