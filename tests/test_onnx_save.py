@@ -739,7 +739,7 @@ def test_a_trained_net_comes_back_to_the_bit(device, rng, tmp_path):
 ROUNDED = {
     *("BatchNorm of features", "RMSNorm", "LocalResponseNorm", "Conv2DTranspose", "AdaptiveAvgPool", "GlobalAvgPool"),
     *("UpSampling of lines", "MultiHeadAttention", "TransformerEncoderLayer", "TransformerDecoderLayer", "mask_zero"),
-    *("LSTM", "GRU", "GRU, reset before", "Masking", "lengths"),
+    *("Activation", "LSTM", "GRU", "GRU, reset before", "Masking", "lengths"),
 }
 
 

@@ -205,6 +205,23 @@ def test_copies_and_states_are_those_of_one_step(device, look):
         assert all(np.array_equal(array, arrays[0]) for array in arrays)
 
 
+def test_a_state_that_the_first_step_overtakes_is_taken_again(device, monkeypatch):
+    """Before it there is nothing to lock."""
+    net, optimizer, taken = network(), clnn.Adam(1e-3), []
+    take = clnn.Optimizer._state_dict
+
+    def overtaken(self, named):
+        found = take(self, named)
+        if not taken:
+            net.fit(np.ones((4, 8), np.float32), np.zeros(4, int), loss="cross_entropy", optimizer=self, epochs=1)
+        taken.append(found)
+        return found
+
+    monkeypatch.setattr(clnn.Optimizer, "_state_dict", overtaken)
+    state = optimizer.state_dict()
+    assert len(taken) == 2 and state["steps"] == 1 and all(np.isfinite(one).all() for one in state["arrays"].values())
+
+
 class Both(clnn.Layer):
     def __init__(self, layers):
         self.layers = layers

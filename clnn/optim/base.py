@@ -589,16 +589,21 @@ class Optimizer(Watched):
         "arrays" are "<i>.<k>" for parameter number i of "names" and buffer number k of "states", or "<i>.average". `named`:
         the parameters with the names to use, as `net.named_parameters()` gives them; by default those that it trains now.
         """
-        with self._alone():
-            return self._state_dict(named)
+        named = None if named is None else list(named)
+        while True:
+            with self._alone() as stores:
+                found = self._state_dict(named)
+                if stores == self._kept.stores:  # else its first step has begun meanwhile, in another thread
+                    return found
 
     @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Within it no other thread works on the devices of the parameters."""
+    def _alone(self) -> Iterator[list[Store]]:
+        """Within it no other thread works on the devices of the stores that it gives, those of the parameters."""
         with contextlib.ExitStack() as stack:
-            for one in sorted({s.device for s in self._kept.stores}, key=lambda d: (d.platform_index, d.device_index)):
+            stores = [*self._kept.stores]
+            for one in sorted({s.device for s in stores}, key=lambda d: (d.platform_index, d.device_index)):
                 stack.enter_context(one.lock)
-            yield
+            yield stores
 
     def _state_dict(self, named: Iterable[tuple[str, Parameter]] | None) -> dict[str, Any]:
         theirs = {p: name for name, p in named or ()}
