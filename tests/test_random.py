@@ -91,17 +91,14 @@ def test_uniform_stays_below_its_upper_limit(device):
     assert set(x.tolist()) == {1.0, 1.0 + 2.0**-23}
 
 
-def test_all_devices_agree(rng, device):
-    others = [d for d in clnn.devices() if d is not device]
-    if not others:
-        pytest.skip("there is one device only")
+@pytest.mark.two_devices
+def test_all_devices_agree(rng, device, other_device):
     seed = int(rng.integers(1 << 62))
-    for other in others:
-        a, b = Generator(device, seed), Generator(other, seed)
-        np.testing.assert_array_equal(a.bits(1001), b.bits(1001))
-        np.testing.assert_array_equal(host(a.uniform((1001,), -0.3, 0.7)), host(b.uniform((1001,), -0.3, 0.7)))
-        x, y = host(a.normal((1001,))), host(b.normal((1001,)))
-        assert_close(x, y, 8 * eps(np.float32) * np.maximum(1, np.abs(x)))
+    a, b = Generator(device, seed), Generator(other_device, seed)
+    np.testing.assert_array_equal(a.bits(1001), b.bits(1001))
+    np.testing.assert_array_equal(host(a.uniform((1001,), -0.3, 0.7)), host(b.uniform((1001,), -0.3, 0.7)))
+    x, y = host(a.normal((1001,))), host(b.normal((1001,)))
+    assert_close(x, y, 8 * eps(np.float32) * np.maximum(1, np.abs(x)))
 
 
 def moments(x, mean, deviation, kurtosis):
