@@ -163,8 +163,9 @@ def recurrent(
             width = device.fitting(tiles.width, "recurrent", kernel, device.real(dtype), **how)
             tiles = tiles._replace(width=width)
             how["WIDTH"] = width
-            product = -(-sum(strips) // width) * (units * (gates if back else 1) + 8)
-            device.check_turns(steps * (2 * product + 4 * units * gates), f"{what} over {steps:,} steps")
+            depths = [one.shape[1] if back else units for one in matrices]
+            products = sum(-(-count // width) * (depth + 8) for count, depth in zip(strips, depths))
+            device.check_turns(steps * (2 * products + 4 * units * gates), f"{what} over {steps:,} steps")
         packed = [_pack(device, one, tiles, back) for one in matrices]
         h_at = -1 if cell.rows == 0 else rows - cell.rows
         sizes = [
