@@ -186,7 +186,7 @@ WRONG = {
     "slope": (lambda: K.Dense(3, "leaky_relu"), lambda: clnn.Dense(3, "leaky_relu"), (4,), "leaky_relu with a slope"),
     "gelu": (lambda: K.Dense(3, keras.activations.gelu), lambda: clnn.Dense(3, "gelu_tanh"), (4,), "activation 'gelu'"),
     "no activation here": (lambda: K.Dense(3, "exponential"), lambda: clnn.Dense(3), (4,), "exponential"),
-    "reset_after": (lambda: K.GRU(3, reset_after=False), lambda: clnn.GRU(3), STEPS, "reset_after|bias"),
+    "reset_after": (lambda: K.GRU(3, reset_after=False), lambda: clnn.GRU(3), STEPS, "reset_after"),
     "reset before": (
         lambda: K.GRU(3, use_bias=False),
         lambda: clnn.GRU(3, use_bias=False, reset_after=False),

@@ -81,9 +81,10 @@ def layout(here: Here, unit: Unit) -> list[Part]:
     if isinstance(layer, layers.Dense):
         return [_rows(Part(("w",), ("kernel",)), unit), Part(("b",), ("bias",))]
     if isinstance(layer, layers.GRU):
-        biases = Part(("b",), ("bias",))
+        biases = Part(("b",), ("bias",), how="one row, of reset_after=False")
         if layer.reset_after:
-            biases = Part(("b", "recurrent_b"), ("bias",), lambda a: [a[0], a[1]], lambda *b: [np.stack(b)], "two rows")
+            how = "two rows, of reset_after=True"
+            biases = Part(("b", "recurrent_b"), ("bias",), lambda a: [a[0], a[1]], lambda *b: [np.stack(b)], how)
         return [Part(("w",), ("kernel",)), Part(("u",), ("recurrent_kernel",)), biases]
     if isinstance(layer, _Recurrent):
         return [Part(("w",), ("kernel",)), Part(("u",), ("recurrent_kernel",)), Part(("b",), ("bias",))]

@@ -227,7 +227,8 @@ def fitting(here: Here, unit: Unit, layout: Layout) -> tuple[list[Part], list[st
             else:
                 theirs = ", ".join(f"{unit.arrays[name].name} {unit.arrays[name].shape}" for name in part.there)
                 mine = ", ".join(f"{here.full(name)} {shape}" for name, shape in zip(part.here, shapes))
-                wrong.append(f"{theirs} is not of the shape that {mine} takes")
+                how = f" ({part.how})" if part.how else ""
+                wrong.append(f"{theirs} is not of the shape that {mine} takes{how}")
     if not found and not wrong:
         wrong.append(f"{unit} has {', '.join(unit.arrays)}, which is not what {here} holds")
     return found, wrong
