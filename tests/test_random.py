@@ -94,11 +94,12 @@ def test_uniform_stays_below_its_upper_limit(device):
 @pytest.mark.two_devices
 def test_all_devices_agree(rng, device, other_device):
     seed = int(rng.integers(1 << 62))
-    a, b = Generator(device, seed), Generator(other_device, seed)
-    np.testing.assert_array_equal(a.bits(1001), b.bits(1001))
-    np.testing.assert_array_equal(host(a.uniform((1001,), -0.3, 0.7)), host(b.uniform((1001,), -0.3, 0.7)))
-    x, y = host(a.normal((1001,))), host(b.normal((1001,)))
-    assert_close(x, y, 8 * eps(np.float32) * np.maximum(1, np.abs(x)))
+    for other in [d for d in clnn.devices() if d is not device]:
+        a, b = Generator(device, seed), Generator(other, seed)
+        np.testing.assert_array_equal(a.bits(1001), b.bits(1001))
+        np.testing.assert_array_equal(host(a.uniform((1001,), -0.3, 0.7)), host(b.uniform((1001,), -0.3, 0.7)))
+        x, y = host(a.normal((1001,))), host(b.normal((1001,)))
+        assert_close(x, y, 8 * eps(np.float32) * np.maximum(1, np.abs(x)))
 
 
 def moments(x, mean, deviation, kurtosis):
