@@ -102,7 +102,7 @@ INLINE real largest_lane(T x) {
   for (int h = VW / 2; h; h /= 2) for (int l = 0; l < h; l++) t[l] = fmax(t[l], t[l + h]);
   return t[0];
 }
-INLINE real dot(global const real *a, global const real *b, int n) {
+INLINE real inner(global const real *a, global const real *b, int n) {
   T part = (T)(0);
   int c = 0;
   for (; c + VW <= n; c += VW) part += VLOAD(0, a + c) * VLOAD(0, b + c);
@@ -134,7 +134,7 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
   for (int j0 = 0; j0 < keys; j0 += BK) {
     const int kn = min(BK, keys - j0);
     for (int j = 0; j < kn; j++) {
-      S[j] = dot(mine, K_OF(b, g) + (size_t)(j0 + j) * K_ROW, D) * scale + MASK_AT(b, h, i, j0 + j);
+      S[j] = inner(mine, K_OF(b, g) + (size_t)(j0 + j) * K_ROW, D) * scale + MASK_AT(b, h, i, j0 + j);
     }
     for (int j = kn; j < BK; j++) S[j] = -INFINITY;
     T most = VLOAD(0, S), part = (T)(0);
@@ -253,7 +253,7 @@ kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
   for (int c = 0; c < D * BQ; c += VW) VSTORE(VLOAD(0, QT + c) * scale, 0, QT + c);
   copy_transposed(dOT, BQ, dy + at, O_ROW, rows, DV);
   for (int i = 0; i < BQ; i++) {
-    delta[i] = i < rows ? dot(o + at + (size_t)i * O_ROW, dy + at + (size_t)i * O_ROW, DV) : 0;
+    delta[i] = i < rows ? inner(o + at + (size_t)i * O_ROW, dy + at + (size_t)i * O_ROW, DV) : 0;
     logs[i] = i < rows ? lse[(size_t)bh * Tq + i0 + i] : 0;
   }
   zero(dQ, BQ * DP);
@@ -354,7 +354,7 @@ kernel GROUP_SIZE void attention_backward_k(BACKWARD_ARGS, global real *dk, glob
         rows_of(dO, DVP, dy + at, O_ROW, rows, DV);
         for (int i = 0; i < rows; i++) {
           logs[i] = lse[row + i];
-          delta[i] = DELTA(row + i, dot(o + at + (size_t)i * O_ROW, dy + at + (size_t)i * O_ROW, DV));
+          delta[i] = DELTA(row + i, inner(o + at + (size_t)i * O_ROW, dy + at + (size_t)i * O_ROW, DV));
         }
         multiply_by_query(S, Q, DP, KT, D, rows, seen);
         multiply_by_query(dP, dO, DVP, VT, DV, rows, seen);
@@ -386,7 +386,7 @@ kernel GROUP_SIZE void attention_backward_k(BACKWARD_ARGS, global real *dk, glob
 // ---- for GPUs ----------------------------------------------------------------------------------------------------------
 #define UNROLL _Pragma("unroll")
 #define LOAD(to, from, n) UNROLL for (int c_ = 0; c_ < (n); c_++) (to)[c_] = (from)[c_];
-static inline real dot(const real *a, global const real *b) { real s = 0; UNROLL for (int c = 0; c < D; c++) s += a[c] * b[c]; return s; }
+static inline real inner(const real *a, global const real *b) { real s = 0; UNROLL for (int c = 0; c < D; c++) s += a[c] * b[c]; return s; }
 static inline real dot_v(const real *a, global const real *b) { real s = 0; UNROLL for (int c = 0; c < DV; c++) s += a[c] * b[c]; return s; }
 
 #ifdef FORWARD
@@ -398,7 +398,7 @@ kernel void attention_forward(int batch, HEADS_ARGS, global real *o, global real
   LOAD(mine, Q_OF(b, h) + (size_t)i * Q_ROW, D)
   UNROLL for (int c = 0; c < DV; c++) out[c] = 0;
   for (int j = 0; j < KEYS_OF(i); j++) {
-    const real s = dot(mine, K_OF(b, g) + (size_t)j * K_ROW) * scale + MASK_AT(b, h, i, j), high = fmax(top, s);
+    const real s = inner(mine, K_OF(b, g) + (size_t)j * K_ROW) * scale + MASK_AT(b, h, i, j), high = fmax(top, s);
     const real by = high == -INFINITY ? 0 : high, shrink = exp(top - by), e = exp(s - by);
     global const real *value = V_OF(b, g) + (size_t)j * V_ROW;
     UNROLL for (int c = 0; c < DV; c++) out[c] = out[c] * shrink + e * value[c];
@@ -424,7 +424,7 @@ kernel void attention_backward_q(BACKWARD_ARGS, global real *dq) {
   const real delta = dot_v(slope, o + at), log_sum = lse[(size_t)bh * Tq + i];
   for (int j = 0; j < KEYS_OF(i); j++) {
     global const real *key = K_OF(b, g) + (size_t)j * K_ROW;
-    const real e = exp(dot(mine, key) * scale + MASK_AT(b, h, i, j) - log_sum);
+    const real e = exp(inner(mine, key) * scale + MASK_AT(b, h, i, j) - log_sum);
     const real d = e * (dot_v(slope, V_OF(b, g) + (size_t)j * V_ROW) - delta);
     UNROLL for (int c = 0; c < D; c++) sum[c] += d * key[c];
   }
@@ -446,7 +446,7 @@ kernel void attention_backward_k(BACKWARD_ARGS, global real *dk, global real *dv
     for (int h = g * (H / G); h < (g + 1) * (H / G); h++) for (int i = FIRST_FOR(j); i < Tq; i++) {
       global const real *query = Q_OF(b, h) + (size_t)i * Q_ROW, *slope = dy + AT_O(b, h) + (size_t)i * O_ROW;
       global const real *out = o + AT_O(b, h) + (size_t)i * O_ROW;
-      const real e = exp(dot(key, query) * scale + MASK_AT(b, h, i, j) - lse[((size_t)b * H + h) * Tq + i]);
+      const real e = exp(inner(key, query) * scale + MASK_AT(b, h, i, j) - lse[((size_t)b * H + h) * Tq + i]);
       real delta = 0;
       UNROLL for (int c = 0; c < DV; c++) delta += slope[c] * (value[c] - out[c]);
       UNROLL for (int c = 0; c < DV; c++) sum_v[c] += e * slope[c];
