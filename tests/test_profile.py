@@ -115,7 +115,8 @@ def test_a_fit_goes_on_within_and_after(device):
 
 def test_steps_that_are_fused_run_launch_by_launch(device, monkeypatch):
     """Where they are fused at all; the results are the same bits, and the next replay is fused again."""
-    monkeypatch.setattr("clnn.runtime.recording.WORTH", 1)
+    monkeypatch.setattr("clnn.runtime.fusion.COMPILING", 0.0)
+    monkeypatch.setattr("clnn.runtime.fusion.PART_OF_IT", 0.0)
     monkeypatch.setattr("clnn.runtime.recording.TIMED", 1)
     net, same = network(), network()
     x, y = data()

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 import clnn
-from clnn.runtime import recording
+from clnn.runtime import fusion, recording
 
 
 def replays(step):
@@ -438,7 +438,7 @@ def test_fifty_thousand_steps_in_flat_memory(device, rng):
         pytest.skip("resident memory is read from /proc")
     x, y = clnn.tensor(x, device=device), clnn.tensor(y, device=device)
     # by then the steps are one kernel: compiling it leaves a MiB or two behind, once
-    for _ in range(recording.WORTH + 3000):
+    for _ in range(round((fusion.COMPILING + fusion.PART_OF_IT) / fusion.SAVED) + 3000):
         train(x, y)
     device.finish()
     gc.collect()

@@ -4,7 +4,7 @@ The kernels of a recording (on a CPU, each work-item a group of its own) become 
 all in one text, with a kernel that calls them in order, with the recorded sizes as constants, in a loop over steps. One
 work-item per core runs it, and they share out each launch's items (kernels/fusion.cl). What moves from step to step is on
 the device already. The results are the same bits. Compiling takes a second or more, so a step has to be replayed often
-before it pays (`WORTH`), and its launches have to be short (`SHORT`).
+before it pays (`worth`), and its launches have to be short (`SHORT`).
 """
 
 from __future__ import annotations
@@ -30,11 +30,9 @@ from .memory import Block
 from .program import read_source, source_for
 from .recorder import Launch, Temporary
 
-# Steps to come, or replays so far, from which a step is fused: a launch saved is worth about 30 us, and takes a second to
-# compile, a tenth of one where PoCL has it cached.
-WORTH = 30_000
-KEPT_WORTH = 1_000  # the same where the driver has compiled it before: then it takes a tenth of a second
-BUILT_WORTH = 50  # and where this process has it
+# Seconds, about, until a step is one kernel: where the driver has to compile it, with those for each of its parts; has compiled
+# it before; and where this process has it. Each launch takes SAVED less then: an enqueued one costs that, whatever it does.
+COMPILING, PART_OF_IT, LOADING, HAVING, SAVED = 0.7, 0.08, 0.12, 0.01, 7e-6
 MOST_PARTS = 64  # launches of a step
 STEPS = 64  # at most, in one launch
 SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long
@@ -164,11 +162,11 @@ class Fused:
         return cache_folder() / f"{KEPT}{hashlib.sha256(text.encode()).hexdigest()[:32]}"
 
     @property
-    def worth(self) -> int:
-        """Steps to come from which building it pays."""
+    def cost(self) -> float:
+        """The seconds, about, that building it takes where it was built before; without end where it was not."""
         if self.device.programs.has_text(self.text):
-            return BUILT_WORTH
-        return KEPT_WORTH if self._note().exists() else WORTH
+            return HAVING
+        return LOADING if self._note().exists() else math.inf
 
     @staticmethod
     def possible(device: Device, launches: list[Launch], seconds: float) -> bool:
@@ -301,7 +299,9 @@ def fuse(device: Device, launches: list[Launch], seconds: float) -> Fused | None
 
 
 def worth(device: Device, launches: list[Launch]) -> int:
-    """Steps to come from which making one kernel of these launches pays, as long as nobody knows how long they take."""
-    if not Fused.possible(device, launches, 0.0) or not any(cache_folder().glob(f"{KEPT}*")):
-        return WORTH
-    return Fused(device, launches, SECONDS).worth
+    """Steps to come, or replays so far, from which making one kernel of these launches pays, as long as nobody knows how long
+    they take."""
+    cost = COMPILING + PART_OF_IT * len({launch.source for launch in launches})
+    if Fused.possible(device, launches, 0.0) and any(cache_folder().glob(f"{KEPT}*")):
+        cost = min(cost, Fused(device, launches, SECONDS).cost)
+    return max(1, round(cost / (SAVED * max(1, len(launches)))))

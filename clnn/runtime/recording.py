@@ -23,7 +23,7 @@ import pyopencl as cl
 from ..errors import BuildError
 from . import timing
 from .device import Device
-from .fusion import WORTH, Fused, fuse, worth
+from .fusion import Fused, fuse, worth
 from .memory import SLACK, Arena, Block
 from .profile import profile_of_debug
 from .recorder import Recorder, StepContext, Temporary
@@ -157,7 +157,7 @@ class Recording:
     @cached_property
     def worth(self) -> int:
         """Steps to come, or replays, from which they are made one kernel."""
-        return min(WORTH, worth(self.device, self.launches))
+        return worth(self.device, self.launches)
 
     def fuse_now(self) -> None:
         """Make one kernel of the launches at once, whatever it costs, if that can be."""
