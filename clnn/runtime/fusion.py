@@ -87,16 +87,25 @@ kernel __attribute__((reqd_work_group_size(1, 1, 1))) void steps(int count, glob
 }}"""
 
 
+def _wish() -> str:
+    wish = os.environ.get("CLNN_FUSE", "1").strip()
+    if wish not in ("0", "1", "always"):
+        raise ConfigurationError(f"CLNN_FUSE={wish!r} should be 1, 0 or always")
+    return wish
+
+
+def always() -> bool:
+    """Whether each step is fused that can be, at its first replay, whatever that costs: `CLNN_FUSE=always`."""
+    return _wish() == "always"
+
+
 def allowed(device: Device) -> bool:
     """Whether steps may be fused: on CPUs, by PoCL 3.1 or later (an older one might not survive the linking), whose
     threads have the stack for it.
 
     `CLNN_FUSE=0` switches it off.
     """
-    wish = os.environ.get("CLNN_FUSE", "1").strip()
-    if wish not in ("0", "1"):
-        raise ConfigurationError(f"CLNN_FUSE={wish!r} should be 1 or 0")
-    return wish == "1" and device.local_on_stack and device.pocl_version >= (3, 1)
+    return _wish() != "0" and device.local_on_stack and device.pocl_version >= (3, 1)
 
 
 def cores(device: Device) -> int:
@@ -174,7 +183,7 @@ class Fused:
         return (
             allowed(device)
             and 0 < len(launches) <= MOST_PARTS
-            and seconds <= SHORT * len(launches)
+            and (seconds <= SHORT * len(launches) or always())
             and all(launch.kernel is not None and _apart(launch) for launch in launches)
         )
 
@@ -301,6 +310,8 @@ def fuse(device: Device, launches: list[Launch], seconds: float) -> Fused | None
 def worth(device: Device, launches: list[Launch]) -> int:
     """Steps to come, or replays so far, from which making one kernel of these launches pays, as long as nobody knows how long
     they take."""
+    if always():
+        return 1
     cost = COMPILING + PART_OF_IT * len({launch.source for launch in launches})
     if Fused.possible(device, launches, 0.0) and any(cache_folder().glob(f"{KEPT}*")):
         cost = min(cost, Fused(device, launches, SECONDS).cost)

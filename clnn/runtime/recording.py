@@ -23,7 +23,7 @@ import pyopencl as cl
 from ..errors import BuildError
 from . import timing
 from .device import Device
-from .fusion import Fused, fuse, worth
+from .fusion import Fused, always, fuse, worth
 from .memory import SLACK, Arena, Block
 from .profile import profile_of_debug
 from .recorder import Recorder, StepContext, Temporary
@@ -118,7 +118,7 @@ class Recording:
             self.device.launches += 1
             return
         self.replays += 1
-        timed = self.timed < TIMED and max(self.replays, self.steps_to_come) >= self.worth
+        timed = self.timed < self.trials and max(self.replays, self.steps_to_come) >= self.worth
         if timed:
             self.device.finish()
         began = time.perf_counter()
@@ -132,7 +132,7 @@ class Recording:
             self.device.finish()
             self.seconds = min(self.seconds, time.perf_counter() - began)
             self.timed += 1
-            if self.timed == TIMED:
+            if self.timed == self.trials:
                 self._fuse()
 
     def _replay_noted(self, times: int) -> None:
@@ -153,6 +153,11 @@ class Recording:
                         device, launch.label, launch.size, launch.args, event, flops=launch.flops, real=real, step=step
                     )
         device.launches += times * len(self.calls)
+
+    @cached_property
+    def trials(self) -> int:
+        """Replays that are timed before they are made one kernel."""
+        return 1 if always() else TIMED
 
     @cached_property
     def worth(self) -> int:

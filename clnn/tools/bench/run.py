@@ -96,6 +96,7 @@ class Worker:
         environment = {**os.environ, **side.environment(), **(variables or {})}
         path = [str(PACKAGE.parent), *filter(None, [environment.get("PYTHONPATH")])]
         environment["PYTHONPATH"] = os.pathsep.join(path)
+        environment.pop("PYTHONDONTWRITEBYTECODE", None)  # installed libraries have theirs
         options |= {"threads": side.threads, "form": side.form}
         self.errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the worker
         self.process = subprocess.Popen(
