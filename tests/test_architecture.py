@@ -123,7 +123,7 @@ def test_the_walk_sees_every_form_of_import(tmp_path, monkeypatch):
 # The lines of Python that each wing may have, docstrings and blank ones included; a file counts in the first wing that has it.
 # Core is what a reader climbs to see a network train. What makes it smaller, makes the number smaller, too.
 WINGS = {
-    "fused steps": (310, "runtime/fusion.py"),
+    "fused steps": (320, "runtime/fusion.py"),
     "answers": (570, "train/evaluation.py", "train/compiled.py", "train/direct.py"),
     "compiling ahead": (80, "tools/warm.py"),
     "watching": (680, "runtime/watching/*"),
@@ -159,7 +159,7 @@ WINGS = {
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (720, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_300, "data/*"),
-    "tools": (8_420, "tools/*"),
+    "tools": (8_530, "tools/*"),
     "the rest": (4_400, "*"),
 }
 

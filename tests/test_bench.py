@@ -229,6 +229,7 @@ def test_single_convolutions_are_right(name, layer):
 
 SEQUENCES = [
     Task("gpt", (2, 2, 16, 7, 3)),
+    Task("generate", (2, 2, 16, 9, 2)),
     Task("attention", (1, 2, 70, 8)),
     Task("embedding", (50, 8, 3, 5)),
     Task("lstm", (3, 5, 4, 6)),
@@ -240,10 +241,12 @@ SEQUENCES = [
 @pytest.mark.parametrize("task", SEQUENCES, ids=lambda task: task.kind)
 def test_sequences_have_the_same_losses_and_results(name, task):
     side, _ = side_of(name)
+    if task.kind in getattr(side, "without", ()):
+        pytest.skip(f"{name} has no part in it")
     go, result = side.sequence(task)
     go(4)
     assert task.error(result()) < w.OUTPUT_TOLERANCE
-    wrong = [np.asarray(one) * 1.001 for one in result()]
+    wrong = [(np.asarray(one) + 1) % 65 if task.kind == "generate" else np.asarray(one) * 1.001 for one in result()]
     assert task.error(wrong) > w.OUTPUT_TOLERANCE
 
 

@@ -27,7 +27,7 @@ from .sequences import TASKS, Task
 
 WORKLOADS = (
     *("gemm", "conv", "nielsen", "mlp", "mlp1", "cnn", "lenet", "resnet", "mobilenet"),
-    *("gpt", "attention", "lstm", "gru", "embedding"),
+    *("gpt", "generate", "attention", "lstm", "gru", "embedding"),
     *("predict-1", "inference", "deep", "optimizer", "short", "first-step", "memory"),
 )
 DEFAULT = ("gemm", "nielsen", "mlp", "inference", "optimizer", "memory")
@@ -469,14 +469,24 @@ def inference(bench: Bench, name: str, perceptrons: Sequence[w.Net]) -> None:
 
 def sequences(bench: Bench, name: str, tasks: Sequence[Task]) -> None:
     """Steps and gradients of sequences.py, whose losses or results are compared with float64's first."""
-    groups = {"clnn": [bench.start(side, "sequences") for side in bench.repeated([CLNN])]}
+    own = [CLNN, UNFUSED] if name == "generate" else [CLNN]
+    groups = {one.name: [bench.start(side, "sequences") for side in bench.repeated([one])] for one in own}
     for peer in bench.versions:
-        if hasattr(PEERS[peer], "sequence"):
+        if hasattr(PEERS[peer], "sequence") and name not in getattr(PEERS[peer], "without", ()):
             groups[peer] = [bench.start(side, "sequences") for side in bench.repeated(bench.settings(peer))]
         else:
             bench.note(f"{peer} has no part in {name}")
     for task in tasks:
-        calls(bench, name, task.name, groups, list(task), flops=task.flops, bytes=task.bytes, unit="step")
+        calls(
+            bench,
+            name,
+            task.name,
+            groups,
+            list(task),
+            flops=task.flops,
+            bytes=task.bytes,
+            unit="text" if name == "generate" else "step",
+        )
     for worker in [one for group in groups.values() for one in group]:
         bench.stop(worker)
 

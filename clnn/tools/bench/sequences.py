@@ -1,5 +1,5 @@
-"""Work on sequences that every side does: training steps of a small GPT, attention and recurrent layers with their gradients,
-an embedding's steps.
+"""Work on sequences that every side does: training steps of a small GPT and texts that it writes, attention and recurrent layers
+with their gradients, an embedding's steps.
 
 NumPy only, as workloads.py: the arrays that all sides start from, and what they have to find, in float64.
 """
@@ -17,11 +17,12 @@ from .workloads import SEED
 LR, DECAY, EPSILON = 1e-3, 0.1, 1e-8  # of AdamW, whose decay is of what has two axes; the embedding's Adam has none
 NORM = 1e-5  # what layer normalisation adds to the variance
 LETTERS, BATCHES, CHECKED = 65, 8, 3  # symbols, batches that steps go round, and steps whose losses are compared
+FIRST = 3  # the letter that a text begins with
 
 
 class Task(NamedTuple):
-    """`gpt`: layers, heads, width, context, batch. `attention`: batch, heads, steps, depth. `lstm`, `gru`: batch, steps,
-    features, units. `embedding`: tokens, size, batch, steps."""
+    """`gpt`, `generate`: layers, heads, width, context, batch. `attention`: batch, heads, steps, depth. `lstm`, `gru`: batch,
+    steps, features, units. `embedding`: tokens, size, batch, steps."""
 
     kind: str
     sizes: tuple[int, ...]
@@ -30,6 +31,7 @@ class Task(NamedTuple):
     def name(self) -> str:
         words = {
             "gpt": "step, {} layers, {} heads, width {}, context {}, batch {}",
+            "generate": "a text, {} layers, {} heads, width {}, {} tokens, batch {}",
             "attention": "causal, {} x {} heads, {} steps, depth {}, and gradients",
             "lstm": "batch {}, {} steps, {} to {} units, and gradients",
             "gru": "batch {}, {} steps, {} to {} units, and gradients",
@@ -49,6 +51,8 @@ class Task(NamedTuple):
         if self.kind == "embedding":
             return 0
         layers, _, width, context, batch = self.sizes
+        if self.kind == "generate":  # a token attends to half of them
+            return batch * context * (2 * (12 * layers * width**2 + LETTERS * width) + layers * 2 * context * width)
         return batch * context * (6 * (12 * layers * width**2 + LETTERS * width) + layers * 7 * context * width)
 
     @property
@@ -57,8 +61,8 @@ class Task(NamedTuple):
         return 28 * math.prod(self.sizes[:2]) if self.kind == "embedding" else 0
 
     def arrays(self) -> list[np.ndarray]:
-        """`gpt`: all weights. `attention`: q, k, v and the output's gradient, (batch, heads, steps, depth). `lstm`, `gru`: x
-        (batch, steps, features), w, u and b as clnn has them, a GRU's recurrent b, and the gradient of all steps' outputs.
+        """`gpt`, `generate`: all weights. `attention`: q, k, v and the output's gradient, (batch, heads, steps, depth). `lstm`,
+        `gru`: x (batch, steps, features), w, u and b as clnn has them, a GRU's recurrent b, and all outputs' gradient.
         `embedding`: the table, and the values that its rows are to become."""
         rng = np.random.default_rng(SEED)
         normal: Any = lambda *shape: rng.standard_normal(shape, dtype=np.float32)  # noqa: E731
@@ -74,7 +78,8 @@ class Task(NamedTuple):
             tokens, size, batch, steps = self.sizes
             return [normal(tokens, size), normal(batch, steps, size)]
         layers, _, width, context, _ = self.sizes
-        one: Any = lambda *shape: normal(*shape) * np.float32(0.02)  # noqa: E731
+        spread = np.float32(0.3 if self.kind == "generate" else 0.02)  # so large that texts are of many letters
+        one: Any = lambda *shape: normal(*shape) * spread  # noqa: E731
         norm = lambda: [1 + one(width), one(width)]  # noqa: E731
         square = lambda: [one(width, width), one(width)]  # noqa: E731
         found = [one(LETTERS, width), one(context, width)]
@@ -129,7 +134,15 @@ class Task(NamedTuple):
         return [a.reshape(-1, *self.sizes[2:]).astype(np.float64) for a in self.arrays()]
 
     def error(self, got: Sequence[Any]) -> float:
-        """The largest error relative to the largest value of each result."""
+        """The largest error relative to the largest value of each result. Of a text (batch, tokens), after `FIRST`: how much
+        smaller the score of a token is than the largest at its place."""
+        if self.kind == "generate":
+            (tokens,) = (np.asarray(one).reshape(self.sizes[4], -1) for one in got)
+            known = np.concatenate([np.full((len(tokens), 1), FIRST), tokens[:, :-1]], 1)
+            side = Tape()
+            scores = gpt(self, side, [side.leaf(p.astype(np.float64)) for p in self.arrays()], known).value
+            taken = np.take_along_axis(scores, tokens[..., None].astype(np.int64), -1)[..., 0]
+            return float((scores.max(-1) - taken).max() / np.abs(scores).max())
         pairs = zip(map(np.asarray, got), self.wanted(), strict=True)
         return max(float(np.abs(a.reshape(want.shape) - want).max() / np.abs(want).max()) for a, want in pairs)
 
@@ -137,6 +150,7 @@ class Task(NamedTuple):
 GATES = {"lstm": 4, "gru": 3}
 TASKS = {
     "gpt": [Task("gpt", (4, 4, 128, 64, 12))],
+    "generate": [Task("generate", (4, 4, 128, 256, 1))],
     "attention": [Task("attention", (2, 8, 1024, 64))],
     "lstm": [Task("lstm", (32, 100, 128, 128))],
     "gru": [Task("gru", (32, 100, 128, 128))],

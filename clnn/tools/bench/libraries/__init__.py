@@ -284,6 +284,7 @@ class Tinygrad:
 
     package, forms, layouts = "tinygrad", ("unpinned", "pinned"), ("unpinned", "pinned")
     nets, products = True, False
+    without = ("generate",)  # of sequences.py
 
     def _forward(self, net: Net, weights: Any, x: Any) -> Any:
         return _forward(weights, x, lambda z: z.sigmoid() if net.hidden == "sigmoid" else z.relu())

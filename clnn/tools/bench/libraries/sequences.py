@@ -1,4 +1,5 @@
-"""The work of ../sequences.py in PyTorch, JAX and tinygrad: each gives run(count), which waits for its results, and result()."""
+"""The work of ../sequences.py in PyTorch, JAX and (but for writing) tinygrad: each gives run(count), which waits for its results,
+and result()."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..sequences import CHECKED, DECAY, EPSILON, GATES, LR, NORM, Task, gpt
+from ..sequences import CHECKED, DECAY, EPSILON, FIRST, GATES, LR, NORM, Task, gpt
 from ..workloads import Calls
 
 
@@ -91,10 +92,50 @@ class TorchSide:
         return x @ table.T
 
 
+class TorchCache(TorchSide):
+    """Keeps the keys and values of all steps so far; it is given one step at a time."""
+
+    def __init__(self, task: Task) -> None:
+        import torch
+
+        self.layers, heads, width, tokens, batch = task.sizes
+        self.keys, self.values = torch.zeros(2, self.layers, batch, heads, tokens, width // heads)
+        self.seen = 0
+
+    def attend(self, q: Any, k: Any, v: Any, heads: int) -> Any:  # type: ignore[override]
+        from torch.nn import functional as F
+
+        layer, at = self.seen % self.layers, self.seen // self.layers
+        self.seen += 1
+        q, k, v = (one.view(len(one), heads, 1, -1) for one in (q, k, v))
+        keys, values = self.keys[layer], self.values[layer]
+        keys[:, :, at], values[:, :, at] = k[:, :, 0], v[:, :, 0]
+        return F.scaled_dot_product_attention(q, keys[:, :, : at + 1], values[:, :, : at + 1]).view(len(q), 1, -1)
+
+
+def torch_writing(task: Task) -> Calls:
+    import torch
+
+    table, places, *weights = (torch.from_numpy(a) for a in task.arrays())
+
+    @torch.inference_mode()
+    def write() -> Any:
+        side, found = TorchCache(task), []
+        token = torch.full((task.sizes[4], 1), FIRST)
+        for t in range(task.sizes[3]):
+            token = gpt(task, side, [table, places[t : t + 1], *weights], token)[:, -1].argmax(-1, keepdim=True)
+            found.append(token)
+        return torch.cat(found, 1)
+
+    return lambda count: [write() for _ in range(count)][-1], lambda: [write().numpy()]
+
+
 def torch_sequence(task: Task) -> Calls:
     import torch
     from torch.nn import functional as F
 
+    if task.kind == "generate":
+        return torch_writing(task)
     if task.kind == "attention":
         *given, dy = (torch.from_numpy(a) for a in task.arrays())
         for one in given:
@@ -182,10 +223,60 @@ class JaxSide(TorchSide):
         return y.reshape(*y.shape[:2], -1)
 
 
+class JaxCache(JaxSide):
+    """Keys and values (layers, batch, tokens, heads, depth) of the steps before step `at`, and those of this one."""
+
+    def __init__(self, keys: Any, values: Any, at: Any) -> None:
+        self.keys, self.values, self.at, self.layer = keys, values, at, 0
+
+    def attend(self, q: Any, k: Any, v: Any, heads: int) -> Any:  # type: ignore[override]
+        import jax
+        from jax import numpy as jnp
+
+        layer, self.layer = self.layer, self.layer + 1
+        q, k, v = (one.reshape(len(one), 1, heads, -1) for one in (q, k, v))
+        self.keys = self.keys.at[layer, :, self.at].set(k[:, 0])
+        self.values = self.values.at[layer, :, self.at].set(v[:, 0])
+        there = jnp.arange(self.keys.shape[2]) <= self.at
+        y = jax.nn.dot_product_attention(q, self.keys[layer], self.values[layer], mask=there[None, None, None])
+        return y.reshape(len(y), 1, -1)
+
+
+def jax_writing(task: Task) -> Calls:
+    import jax
+    from jax import numpy as jnp
+
+    layers, heads, width, tokens, batch = task.sizes
+
+    @jax.jit
+    def write(weights: Any) -> Any:
+        table, places, *rest = weights
+
+        def step(state: Any, at: Any) -> Any:
+            token, keys, values = state
+            side = JaxCache(keys, values, at)
+            scores = gpt(task, side, [table, jax.lax.dynamic_slice_in_dim(places, at, 1), *rest], token)
+            token = scores[:, -1].argmax(-1, keepdims=True)
+            return (token, side.keys, side.values), token[:, 0]
+
+        empty = jnp.zeros((layers, batch, tokens, heads, width // heads))
+        first = jnp.full((batch, 1), FIRST)
+        return jax.lax.scan(step, (first, empty, empty), jnp.arange(tokens))[1].T
+
+    weights = [jnp.asarray(a) for a in task.arrays()]
+
+    def run(count: int) -> None:
+        jax.block_until_ready([write(weights) for _ in range(count)][-1])
+
+    return run, lambda: [np.asarray(write(weights))]
+
+
 def jax_sequence(task: Task) -> Calls:
     import jax
     from jax import numpy as jnp
 
+    if task.kind == "generate":
+        return jax_writing(task)
     each = jax.tree_util.tree_map
     if task.kind == "attention":
         *given, dy = (jnp.asarray(a.swapaxes(1, 2)) for a in task.arrays())
