@@ -631,8 +631,9 @@ def test_a_kernel_that_runs_in_small_groups_only(device, monkeypatch, most, reco
     assert all(s % part == 0 for size, local in groups for s, part in zip(size, local))
     y = device.allocate(4000)
     said = rf"fill over .* failed: .*INVALID_WORK_GROUP_SIZE; .* at most {most}: .*CLNN_DEVICE_AS=group={most}\)"
-    with pytest.raises(clnn.DeviceError, match=said):
-        device.launch("elementwise", "fill", (1024,), 1000, y, 1.0, local=(128,))
+    if (group := min(128, device.max_group)) > most:
+        with pytest.raises(clnn.DeviceError, match=said):
+            device.launch("elementwise", "fill", (1024,), 1000, y, 1.0, local=(group,))
 
 
 def _trained(on):
