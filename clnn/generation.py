@@ -11,7 +11,8 @@ import numpy as np
 
 from .cache import Cache
 from .checks import check_count, in_range, whole_array
-from .errors import ConfigurationError, DataError, ShapeError
+from .errors import ClnnError, ConfigurationError, DataError, ShapeError
+from .ops.index import missing_rows
 from .ops.sequence.sampling import Draws
 from .runtime.lock import exclusive
 from .runtime.recorder import StepContext
@@ -137,6 +138,14 @@ def _array(one: Any) -> Any:
 
 def _written(model: Any, given: list[Any], n: int, window: int | None, how: _How, cache: bool) -> np.ndarray:
     """`n` more tokens after each of prompts of one length, (batch, n); they are the first of all `given` inputs."""
+    try:
+        return _write(model, given, n, window, how, cache)
+    except ClnnError:
+        missing_rows(model.device)  # of steps that went too far: the next call is not to blame
+        raise
+
+
+def _write(model: Any, given: list[Any], n: int, window: int | None, how: _How, cache: bool) -> np.ndarray:
     tokens, *rest = as_inputs(tuple(given), model)
     (batch, start), total = tokens.shape, tokens.shape[1] + n
     whole = np.empty((batch, total), np.int32)
@@ -242,6 +251,8 @@ class _Writer:
         """So many steps with a draw each, on tokens that were uploaded, or, unless `first`, on those drawn last."""
         kind = first, steps, how.ranked
         while times:
+            if self.cache is not None:
+                self.cache.check(self.most_taken)  # as far as a step before, or of another call, has told
             with no_grad():
                 if kind not in self.passes:  # what the model's Python reads does not change in this call
                     key = self.step.key(self.device, kind)
