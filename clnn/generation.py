@@ -90,8 +90,7 @@ def generate(
     temperature = in_range("temperature", temperature, 0.0, math.inf)
     top_k = None if top_k is None else check_count("top_k", top_k)
     top_p = None if top_p is None else in_range("top_p", top_p, 0.0, 1.0, "(]")
-    if seed is not None:
-        seed = check_count("seed", seed, 0)
+    seed = None if seed is None else check_count("seed", seed, 0)
     batch = sum(len(rows) for rows, _ in groups)
     how = _How(temperature, top_k, top_p, np.random.default_rng(seed).random((n, batch)))
     if len(groups) == 1:

@@ -135,7 +135,7 @@ WINGS = {
     "interop": (1_900, "interop/*"),
     "images": (1_950, "ops/image/*", "layers/image/*", "images.py"),
     "sequences": (
-        2_770,
+        2_780,
         "ops/sequence/*",
         "layers/sequence/*",
         "ops/index.py",
