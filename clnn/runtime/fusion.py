@@ -31,8 +31,9 @@ from .program import read_source, source_for
 from .recorder import Launch, Temporary
 
 # Seconds, about, until a step is one kernel: where the driver has to compile it, with those for each of its parts; has compiled
-# it before; and where this process has it. Each launch takes SAVED less then: an enqueued one costs that, whatever it does.
-COMPILING, PART_OF_IT, LOADING, HAVING, SAVED = 0.7, 0.08, 0.12, 0.01, 7e-6
+# it before; and where this process has it. Each launch takes SAVED less then, 5 to 20 us by measurements: an enqueued one costs
+# that, whatever it does.
+COMPILING, PART_OF_IT, LOADING, HAVING, SAVED = 0.7, 0.08, 0.12, 0.01, 1e-5
 MOST_PARTS = 64  # launches of a step
 STEPS = 64  # at most, in one launch
 SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long

@@ -16,7 +16,7 @@ from .bench import nets
 from .bench.own import train_epochs
 
 DEFAULT = ("nielsen", "mlp")
-STEPS = 4  # of a workload: the third is recorded, and the fourth replayed
+STEPS = 6  # of a workload: the third is recorded, the fourth replayed, and the fifth fused with CLNN_FUSE=always
 
 
 def warm(names: Sequence[str]) -> int:
