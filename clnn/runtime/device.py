@@ -521,10 +521,7 @@ class Device:
             )
             return
         try:
-            if recorder is None:
-                kernel = self.programs.kernel(source, types)
-            else:
-                kernel = self.programs.new_kernel(source, types)
+            kernel = self.programs.kernel(source, types)
             size, local = tuple(size), self._group(source, local) if free else tuple(local)
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
             try:
@@ -544,7 +541,7 @@ class Device:
             ) from error
         self.launches += 1
         if recorder is not None:
-            recorder.add_kernel(source, kernel, size, local, values, flops)
+            recorder.add_kernel(source, partial(self.programs.new_kernel, source, types), size, local, values, flops)
         if active.profiles:
             note(self, source.label, size, values, event, flops=flops, real=real, step=self.step)
 

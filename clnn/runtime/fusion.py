@@ -185,7 +185,7 @@ class Fused:
             allowed(device)
             and 0 < len(launches) <= MOST_PARTS
             and (seconds <= SHORT * len(launches) or always())
-            and all(launch.kernel is not None and _apart(launch) for launch in launches)
+            and all(launch.make is not None and _apart(launch) for launch in launches)
         )
 
     def _written(self, arg: Any, real: str) -> str:

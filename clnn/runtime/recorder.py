@@ -18,6 +18,7 @@ Argument = Block | np.ndarray | np.generic | float | None  # of a kernel: None i
 Defines = dict[str, Any]  # what a kernel is compiled with: numbers and words, by name
 NO_KERNEL = Source("", "", "", ())
 Call = Callable[..., cl.Event | None]  # takes a queue, buffers and numbers, and only enqueues work
+Make = Callable[[], cl.Kernel]
 Size = tuple[int, ...]
 
 
@@ -39,20 +40,21 @@ class Temporary:
 class Launch:
     """One noted launch: a kernel or a call, and its arguments as blocks, temporaries and scalars."""
 
-    __slots__ = ("label", "source", "kernel", "function", "size", "local", "args", "flops")
+    __slots__ = ("label", "source", "make", "kernel", "function", "size", "local", "args", "flops")
 
     def __init__(
         self,
         label: str,
         source: Source,
-        kernel: cl.Kernel | None,
+        make: Make | None,
         function: Call | None,
         size: Size,
         local: Size,
         args: list[Argument | Temporary],
         flops: int,
     ) -> None:
-        self.label, self.source, self.kernel, self.function = label, source, kernel, function
+        self.label, self.source, self.make, self.function = label, source, make, function
+        self.kernel: cl.Kernel | None = None  # its own, made when it is bound: most recordings never are
         self.size, self.local, self.args, self.flops = size, local, args, flops
 
     def bind(self, queue: cl.CommandQueue, resolve: Callable[[Any], Any]) -> Callable[[], Any]:
@@ -60,7 +62,9 @@ class Launch:
         values = [resolve(arg) for arg in self.args]
         if self.function is not None:
             return partial(self.function, queue, *values)
-        assert self.kernel is not None, "what an audit notes is not run"
+        if self.kernel is None:
+            assert self.make is not None, "what an audit notes is not run"
+            self.kernel = self.make()
         self.kernel.set_args(*values)
         return partial(cl.enqueue_nd_range_kernel, queue, self.kernel, self.size, self.local)
 
@@ -82,11 +86,11 @@ class Recorder:
         block.ticket = Temporary(self.call, block)
 
     def add_kernel(
-        self, source: Source, kernel: cl.Kernel | None, size: Size, local: Size, values: list[Argument], flops: int
+        self, source: Source, make: Make | None, size: Size, local: Size, values: list[Argument], flops: int
     ) -> None:
-        """Note a launch of a kernel."""
+        """Note a launch of a kernel; `make` gives one whose arguments stay bound."""
         args = [self._noted(value) for value in values]
-        self.launches.append(Launch(source.label, source, kernel, None, size, local, args, flops))
+        self.launches.append(Launch(source.label, source, make, None, size, local, args, flops))
 
     def add_call(
         self, label: str, function: Call, blocks: tuple[Block, ...], scalars: tuple[int, ...], flops: int

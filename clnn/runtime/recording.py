@@ -92,7 +92,7 @@ class Recording:
     def made(self, block: Any) -> bool:
         """Whether kernels of this step alone write a block, which was made in it and outlives it."""
         # Copies are between the buffers that there were when they were noted
-        copied = [arg for launch in self.launches if launch.kernel is None for arg in launch.args]
+        copied = [arg for launch in self.launches if launch.function is not None for arg in launch.args]
         return any(one is block for one in self.outlived) and not any(one is block for one in copied)
 
     def most(self) -> int:
@@ -140,12 +140,12 @@ class Recording:
         device = self.device
         for step in [object() for _ in range(times)]:
             for launch, call in zip(self.launches, self.calls, strict=True):
-                before = cl.enqueue_marker(device.queue) if launch.kernel is None else None
+                before = cl.enqueue_marker(device.queue) if launch.function is not None else None
                 try:
                     event = call()
                 except cl.MemoryError as error:
                     event = device.once_more("a replayed step", call, error)
-                if launch.kernel is None:
+                if launch.function is not None:
                     device.note_call(launch.label, launch.args, before, event, launch.flops, step)
                 else:
                     real = launch.source.real
