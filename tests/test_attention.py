@@ -109,6 +109,7 @@ MASKS = {
 }
 
 
+@pytest.mark.oclgrind
 @pytest.mark.parametrize("name", MASKS)
 def test_masks(rng, device, name, backward):
     given, _ = arrays(rng, "small")

@@ -138,6 +138,7 @@ def test_values_and_gradients(device, rng, kind, case):
     check(rng, np.float64 if device.has_fp64 else np.float32, kind, case)
 
 
+@pytest.mark.oclgrind
 @pytest.mark.platform("recurrent")
 @pytest.mark.parametrize("kinds", [("RNN", "LSTM"), ("GRU",), (BEFORE,)], ids=", ".join)
 def test_a_small_one_everywhere(device, rng, kinds):
