@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -80,7 +81,8 @@ def test_what_is_not_there_is_said(checkout):
 def test_the_table_holds_the_last_runs(checkout):
     folder, run = checkout
     (folder / "test_it.py").write_text(TESTS, encoding="utf-8")
-    readme = "before\n<!-- .ci/platforms --markdown -->\nold\n<!-- the end of that table -->\nafter\n"
+    there = "| `cuda` | none | all | 2026-01-01 | gone |\n| `intel` | Intel | all | 2026-01-01 | 7 passed |\n"
+    readme = f"before\n<!-- .ci/platforms --markdown -->\nold\n{there}<!-- the end of that table -->\nafter\n"
     (folder / "clnn").mkdir()
     (folder / "clnn" / "README.md").write_text(readme, encoding="utf-8")
     processes = ("-n", "0", "--dist", "loadfile", "--durations=3", "--durations-min=0.5")
@@ -88,12 +90,36 @@ def test_the_table_holds_the_last_runs(checkout):
     assert run("platforms", "--markdown") == (0, "")
     before, *table, after = (folder / "clnn" / "README.md").read_text(encoding="utf-8").splitlines()
     assert (before, after) == ("before", "after") and "old" not in table
-    assert len(table) == 5 and table[3].startswith("| `pocl+lanes=8` |")
+    assert len(table) == 6 and table[4] == there.splitlines()[1]  # of a platform that was not run here
+    assert table[3].startswith("| `pocl+lanes=8` |")
     assert (
         table[3].endswith("s |") and "1 passed, 1 skipped in" in table[3] and "-m 'not slow' 'test_it.py' |" in table[3]
     )
     (folder / "clnn" / "README.md").write_text("no table\n", encoding="utf-8")
     assert run("platforms", "--markdown")[0] == 1
+
+
+def test_what_failed_runs_again(checkout):
+    """And nothing else; only where it passes, the platform has passed, and the table says both."""
+    folder, run = checkout
+    wrong = "import pytest\n@pytest.mark.parametrize('x', ['a b', '[1-2]'])\n" + WRONG.replace("()", "(x)")
+    (folder / "tests").mkdir()
+    test, result = folder / "tests" / "test_it.py", folder / ".venvs" / "results" / "pocl"
+    test.write_text(TESTS + wrong, encoding="utf-8")
+    assert run("platforms", "--again", "pocl")[1].split()[:3] == ["pocl", "no", "tests"]
+    assert run("platforms", "pocl", "--", "tests")[0] == 1
+    status, said = run("platforms", "--again", "pocl")
+    assert status == 1 and "FAILED   2 failed in " in said and result.read_text().splitlines()[4] == "FAILED"
+    test.write_text((TESTS + wrong).replace("assert False", "pass"), encoding="utf-8")
+    status, said = run("platforms", "--again", "pocl")
+    assert status == 0 and "passed   2 passed in " in said
+    *_, passed, counts = result.read_text().splitlines()
+    assert passed == "passed"
+    assert re.fullmatch(r"2 failed, 1 passed, 1 skipped in \d+ s; those that failed, on [\d-]+: 2 passed", counts)
+    assert run("platforms", "--again", "pocl") == (
+        0,
+        f"{'pocl':40} no tests none failed in a run whose results are here\n",
+    )
 
 
 @pytest.mark.parametrize(
