@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_count, in_range, numbers
+from .checks import OfConstructor, check_count, in_range, numbers
 from .errors import ConfigurationError, Diverged, ShapeError
 from .foreign import check_call
 from .layers.base import Layer, snake
@@ -29,6 +29,8 @@ class Callback:
     `state_dict()` is what a `Checkpoint` keeps of it, and `load_state_dict` is given when fit resumes: by name, arrays and what
     JSON can hold.
     """
+
+    __signature__ = OfConstructor()
 
     def __new__(cls, *given: Any, **options: Any) -> Any:
         if given or options:

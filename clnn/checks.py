@@ -150,6 +150,18 @@ def leaves(value: Any) -> Iterator[Any]:
         yield value
 
 
+class OfConstructor:
+    """`__signature__` of classes whose `__new__` takes anything: that of `__init__`. Python before 3.11.4 asks `__new__`."""
+
+    def __get__(self, one: Any, kind: Any) -> inspect.Signature:
+        if one is not None:  # one that is called has another
+            raise AttributeError("__signature__")
+        if kind.__init__ is object.__init__:
+            return inspect.Signature()
+        told = inspect.signature(kind.__init__)
+        return told.replace(parameters=[*told.parameters.values()][1:])
+
+
 @functools.cache
 def arguments(kind: Any) -> frozenset[str]:
     """What the constructor of one of clnn's classes takes, and those that it hands `**options` on to; of others nothing."""

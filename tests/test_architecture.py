@@ -4,6 +4,7 @@ import ast
 import inspect
 import re
 import runpy
+import sys
 from fnmatch import fnmatch
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -211,6 +212,21 @@ def test_every_public_name_exists_and_says_what_it_is(name):
         assert (thing.__doc__ or "").strip(), f"clnn.{name} has no docstring"
         if inspect.isclass(thing):  # not that of a class above it
             assert "__doc__" in vars(thing) and vars(thing)["__doc__"]
+
+
+def test_classes_say_what_they_take_whatever_python_asks():
+    """Python before 3.11.4 (Debian 12 has 3.11.2) asks `__new__` what a class takes, before `__init__`."""
+    kinds = {
+        kind for name, module in [*sys.modules.items()] if name.partition(".")[0] == "clnn"
+        for kind in vars(module).values() if inspect.isclass(kind) and kind.__module__.startswith("clnn")
+    }  # fmt: skip
+    took = [kind for kind in kinds if inspect.isfunction(kind.__new__) and not issubclass(kind, tuple)]
+    assert {clnn.Dense, clnn.Cosine, clnn.SGD, clnn.losses.CrossEntropy, clnn.EarlyStopping} <= {*took}
+    for kind in took:
+        told = kind.__signature__  # else Python would tell of __new__(cls, *given, **options)
+        made = [] if kind.__init__ is object.__init__ else [*inspect.signature(kind.__init__).parameters][1:]
+        assert [*told.parameters] == made and "given" not in made, kind
+    assert not hasattr(clnn.Dense(3), "__signature__")
 
 
 def test_the_public_names_are_in_order_and_not_twice():

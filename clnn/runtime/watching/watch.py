@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from ...checks import OfConstructor
 from ...foreign import check_call
 from .values import MISSING, PLAIN, bytes_of, has_bytes, refill, state_of
 
@@ -75,6 +76,8 @@ class Watched(Restored):
 
     One that `tells` calls `structure_changed()` when an attribute is rebound; of others the attributes are compared.
     """
+
+    __signature__ = OfConstructor()
 
     def __new__(cls, *given: Any, **options: Any) -> Any:
         if given or options:
