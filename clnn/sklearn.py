@@ -39,7 +39,7 @@ except ImportError as missing:
 
 from .callbacks import Callback
 from .checks import check_count, in_range, refuse_masked
-from .errors import CheckpointError, ConfigurationError, DeviceError, ShapeError
+from .errors import CheckpointError, ConfigurationError, DataError, DeviceError, ShapeError
 from .layers.base import Layer
 from .layers.core import Dense
 from .losses import LOSSES
@@ -126,6 +126,8 @@ class _Estimator(BaseEstimator):
         weight = None if sample_weight is None else _check_sample_weight(sample_weight, x, ensure_non_negative=True)
         weight, self._mean_weight = self._with_class_weight(y, weight), 1.0
         if weight is not None:
+            if not weight.any():  # which scikit-learn before 1.8 takes
+                raise DataError("sample weights must contain at least one non-zero number")
             x, y, weight = x[weight > 0], y[weight > 0], weight[weight > 0]
             self._mean_weight = float(weight.mean())
             weight = weight / self._mean_weight

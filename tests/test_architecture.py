@@ -149,7 +149,7 @@ WINGS = {
     "writing onnx": (1_900, "onnx/write.py", "onnx/writers/*"),
     "onnx": (6_200, "onnx/*"),
     "other libraries' names": (290, "foreign.py"),
-    "scikit-learn": (640, "sklearn.py"),
+    "scikit-learn": (650, "sklearn.py"),
     "running models": (380, "tools/run.py"),
     "several ranks": (820, "distributed.py", "train/alone.py", "tools/mpi.py"),
     "looking": (780, "looking/*", "notebook.py"),
