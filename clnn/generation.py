@@ -12,7 +12,7 @@ import numpy as np
 from .cache import Cache
 from .checks import check_count, in_range, whole_array
 from .errors import ClnnError, ConfigurationError, DataError, ShapeError
-from .ops.index import missing_rows
+from .ops.index import check_rows, missing_rows
 from .ops.sequence.sampling import Draws
 from .runtime.lock import exclusive
 from .runtime.recorder import StepContext
@@ -137,10 +137,11 @@ def _array(one: Any) -> Any:
 
 def _written(model: Any, given: list[Any], n: int, window: int | None, how: _How, cache: bool) -> np.ndarray:
     """`n` more tokens after each of prompts of one length, (batch, n); they are the first of all `given` inputs."""
+    check_rows(model.device)  # of steps before, which are to blame themselves
     try:
         return _write(model, given, n, window, how, cache)
     except ClnnError:
-        missing_rows(model.device)  # of steps that went too far: the next call is not to blame
+        missing_rows(model.device)  # of steps of this call that went too far: the next one is not to blame
         raise
 
 

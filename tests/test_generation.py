@@ -229,6 +229,21 @@ def test_more_than_the_model_has(device, how, message, recorded, monkeypatch):
     assert clnn.generate(net, [1], 20, window=8).shape == (20,)
 
 
+def test_an_error_hides_no_row_that_an_earlier_step_missed(device):
+    """Not that of its own input either."""
+    net, table = GPT(clnn.PositionalEmbedding(8), 1), clnn.tensor(np.ones((5, 2), np.float32))
+    clnn.generate(net, [1], 3)
+    taken = clnn.step(lambda rows: clnn.take(table, rows + 0, axis=0))
+    for _ in range(4):
+        taken(clnn.tensor(np.array([0, 4], np.int32)))
+    taken(clnn.tensor(np.array([0, 7], np.int32)))
+    with pytest.raises(clnn.OutOfRangeError, match="names none of 5 rows"):
+        clnn.generate(net, [1] * 9, 3)  # more than 8
+    with pytest.raises(clnn.ShapeError):
+        clnn.generate(net, [1] * 9, 3)
+    assert clnn.generate(net, [1], 3).shape == (3,)
+
+
 def by_hand(net, prompt, n, window=None, temperature=1.0, top_k=None, top_p=None, seed=None, inputs=()):
     """What `generate` writes, (batch, n), by NumPy and the whole sequence for each token."""
     whole = np.atleast_2d(prompt)
