@@ -16,7 +16,7 @@ from .checks import check_count, numbers, sizes, whole, whole_numbers
 from .errors import ConfigurationError, OutOfRangeError, ShapeError
 from .ops import index as ops
 from .ops.aggregate import reduce
-from .ops.array import FLOATS
+from .ops.array import FLOATS, empty
 from .ops.elementwise import choose
 from .ops.reduce import normal_axes
 from .runtime.devices.choice import resolve
@@ -146,11 +146,18 @@ def tile(x: Any, times: int | Sequence[int]) -> Tensor:
     """x repeated as a whole, `times` along each axis, the last ones if there are fewer numbers; more add axes in front."""
     x = tensor(x)
     times = sizes("tile", times)
-    shape = (1,) * (len(times) - x.ndim) + x.shape
-    times = (1,) * (len(shape) - len(times)) + times
-    apart = x.reshape([s for side in shape for s in (1, side)])
-    wide = apart.broadcast_to([s for pair in zip(times, shape) for s in pair])
-    return wide.reshape([a * b for a, b in zip(times, shape)])
+    x = x.reshape((1,) * (len(times) - x.ndim) + x.shape)
+    for axis, n in enumerate(times, x.ndim - len(times)):
+        if n != 1:  # one after the other: together they would take twice as many axes
+            x = _repeated(x, n, x.shape[:axis], x.shape[axis:])
+    return x
+
+
+def _repeated(x: Tensor, times: int, before: tuple[int, ...], after: tuple[int, ...]) -> Tensor:
+    """x (*before, *after) with its last axes repeated as a whole."""
+    outer, inner = math.prod(before), math.prod(after)
+    wide = x.reshape(outer, 1, inner).broadcast_to((outer, times, inner))
+    return wide.reshape(*before, times * after[0], *after[1:])
 
 
 def repeat(x: Any, times: int, axis: int) -> Tensor:
@@ -159,11 +166,7 @@ def repeat(x: Any, times: int, axis: int) -> Tensor:
     axis = _axis("repeat", axis, x.ndim)
     times = check_count("repeat's times", times, 0)
     before, n, after = x.shape[:axis], x.shape[axis], x.shape[axis + 1 :]
-    return (
-        x.reshape((*before, n, 1, *after))
-        .broadcast_to((*before, n, times, *after))
-        .reshape((*before, n * times, *after))
-    )
+    return _repeated(x, times, (*before, n), (1, *after)).reshape(*before, n * times, *after)
 
 
 def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any = None, device: Any = None) -> Tensor:
@@ -358,7 +361,7 @@ def _sorted(what: str, x: Tensor, axis: int, descending: bool) -> tuple[Tensor, 
         at = (
             _wrap(ops.sort(rows, descending)[1]).reshape(last.shape)
             if last.size
-            else tensor(np.zeros(last.shape, np.int32))
+            else _wrap(empty(x.device, last.shape, np.int32))
         )
         return (at if axis == x.ndim - 1 else at.transpose([order.index(a) for a in range(x.ndim)])), axis
 

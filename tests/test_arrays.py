@@ -36,6 +36,9 @@ CASES = {  # what clnn does, what NumPy does, shapes of the arguments
     "roll, back": (lambda a: clnn.roll(a, -7, -1), lambda a: np.roll(a, -7, -1), (X,)),
     "tile": (lambda a: clnn.tile(a, (2, 3)), lambda a: np.tile(a, (2, 3)), (X,)),
     "tile, in front": (lambda a: clnn.tile(a, (2, 1, 1, 2)), lambda a: np.tile(a, (2, 1, 1, 2)), (X,)),
+    "tile, five axes": (lambda a: clnn.tile(a, (2, 1, 3, 0, 2)), lambda a: np.tile(a, (2, 1, 3, 0, 2)), ((1, 2, 1, 1, 2),)),
+    "tile, every axis": (lambda a: clnn.tile(a, (2,) * 8), lambda a: np.tile(a, (2,) * 8), ((1, 2, 1, 1, 2, 1, 1, 1),)),
+    "repeat, eight axes": (lambda a: clnn.repeat(a, 3, -2), lambda a: np.repeat(a, 3, -2), ((1, 2, 1, 1, 2, 1, 2, 2),)),
     "repeat": (lambda a: clnn.repeat(a, 3, 1), lambda a: np.repeat(a, 3, 1), (X,)),
     "tril": (clnn.tril, np.tril, (X,)),
     "tril, k": (lambda a: clnn.tril(a, -1), lambda a: np.tril(a, -1), (X,)),
@@ -202,6 +205,16 @@ def test_sorting_is_stable_and_nan_is_last(rng, device, n):
     np.testing.assert_array_equal(down, np.sort(x, -1)[:, ::-1])
     ints = rng.integers(-(2**31), 2**31, (2, n))
     np.testing.assert_array_equal(clnn.sort(clnn.tensor(ints)).numpy(), np.sort(ints, -1))
+
+
+@pytest.mark.filterwarnings("error::clnn.RecordingWarning")
+def test_nothing_to_sort_is_recorded(device):
+    @clnn.step
+    def run(x):
+        return clnn.sort(x, 0), clnn.topk(x, 0)[1]
+
+    for _ in range(4):
+        assert [y.shape for y in run(clnn.zeros((0, 2)))] == [(0, 2), (0, 0)]
 
 
 def test_many_to_one_place(device):

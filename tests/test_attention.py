@@ -240,6 +240,18 @@ def test_no_steps(device):
         assert layer(np.zeros((2, 0, 4))).shape == (2, 0, 4)
 
 
+@pytest.mark.parametrize("heads", [1, 64])
+def test_no_keys(rng, device, heads):
+    """Zeros, and no gradient, which what lay in memory before does not show through."""
+    q, k = parameter(rng.standard_normal((1, heads, 3, 4))), parameter(np.zeros((1, heads, 0, 4)))
+    for _ in range(3):
+        clnn.ones((1, heads, 3, 4)).numpy()
+        y = attend(q, k, k)
+        (y * y + y).sum().backward()
+        assert not y.numpy().any() and not q.grad.numpy().any()
+        q.zero_grad()
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_arguments(rng, device, name):
     call, message = WRONG[name]

@@ -131,7 +131,9 @@ def attention(
         assert lse is not None
         saved = (o.block, lse.block, dy.block)
         dq, dk, dv = empty_like(q), empty_like(k), empty_like(v)
-        if device.long_loops and b * key_heads >= ENOUGH * device.compute_units:  # a work-item for each head of keys
+        if (
+            device.long_loops and keys and b * key_heads >= ENOUGH * device.compute_units
+        ):  # a work-item for each head of keys
             deltas = empty_like(lse)
             launch(
                 "attention_backward", key_heads, *saved, dk.block, dv.block, dq.block, deltas.block, FOR_Q=1, FOR_K=1
