@@ -116,7 +116,7 @@ def difference(model: Layer, twin: Layer) -> str | None:
 
 def warn_of_attributes(model: Layer, twin: Layer) -> None:
     """A warning of what was changed in layers of a user's class since they were made, where their methods read it and do not
-    set it themselves: neither `config()` nor a parameter has it."""
+    set it themselves: neither `config()` nor a parameter has it. What every layer has (`unwatched`), files keep."""
     others = dict(twin._walk("")) | {"": twin}
     for path, layer in (("", model), *model._walk("")):
         if not isinstance(layer, Layer) or type(layer).__module__.startswith("clnn."):
@@ -127,7 +127,7 @@ def warn_of_attributes(model: Layer, twin: Layer) -> None:
         code = [i for f in methods if isinstance(f, types.FunctionType) for i in dis.get_instructions(f)]
         stored = {i.argval for i in code if i.opname == "STORE_ATTR"}
         read = {i.argval for i in code if i.opname in ("LOAD_ATTR", "LOAD_METHOD")}
-        for name in sorted(read - stored - layer.config().keys()):
+        for name in sorted(read - stored - layer.config().keys() - Layer.unwatched):
             a, b = (vars(one).get(name) for one in (layer, others[path]))
             if a is not b and (parts := _parts(a)) and not _alike(parts, _parts(b)):
                 warnings.warn(

@@ -162,6 +162,28 @@ def test_validation_of_batches(device):
     assert once["val_loss"] == arrays[1]["val_loss"][:1]
 
 
+def test_sequences_of_other_lengths(device):
+    """What is held out, evaluated or predicted may be longer than what was trained on, step by step too; the batches of a fit may
+    not."""
+    rng = np.random.default_rng(0)
+    lengths = [
+        (rng.integers(0, 9, (n, steps)), rng.integers(0, 3, (n, steps))) for n, steps in ((8, 5), (4, 7), (3, 5))
+    ]
+    net = clnn.Sequential([clnn.Embedding(9, 4), clnn.GRU(5, return_sequences=True), clnn.Dense(3)], seed=1)
+    how = {"loss": "cross_entropy", "optimizer": "adam", "progress": False}
+    history = net.fit(*lengths[0], validation=lengths[1], **how)
+    alone = [net.evaluate(x, y) for x, y in lengths]
+    assert history["val_loss"] == pytest.approx([alone[1]["loss"]], rel=1e-6)
+    counts = [y.size for _, y in lengths]
+    for found in (net.evaluate(lengths), net.evaluate(iter(lengths))):
+        for name, value in found.items():
+            assert value == pytest.approx(np.average([one[name] for one in alone], weights=counts), rel=1e-5)
+    with pytest.raises(clnn.DataError, match=r"epoch 1, batch 2: rows are of x \(7,\) .*padded to one length"):
+        net.fit(lengths, **how)
+    with pytest.raises(clnn.ShapeError, match=r"outputs of \[\(5, 3\), \(7, 3\)\].* predict each by itself"):
+        net.predict(iter([x for x, _ in lengths]))
+
+
 # -- going on --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("source", ["batches", "an object", "generator", "an object without end"])
 def test_a_run_goes_on_with_the_batches_that_were_next(device, tmp_path, source):

@@ -713,8 +713,9 @@ class Holding(clnn.Layer):
         ("scales", lambda one: one.scales.update(first=clnn.tensor([3.0]))),
         ("later", lambda one: setattr(one, "later", 4.0)),
         ("", lambda one: None),
+        ("", lambda one: setattr(one, "trainable", False)),
     ],
-    ids=["array", "list", "tensor", "dict", "None before", "counts"],
+    ids=["array", "list", "tensor", "dict", "None before", "counts", "frozen"],
 )
 def test_a_file_says_what_of_a_layer_it_goes_without(device, tmp_path, name, change):
     net = clnn.Sequential([Holding(), clnn.Dense(2)], input_shape=5)

@@ -26,7 +26,7 @@ from .feed import Feed
 from .inputs import Samples, as_inputs, build_for, checked, counts_hits
 from .outputs import OfOutput, Outputs
 from .record import Results, record_loss, record_metrics, rows_by_step
-from .stream import inputs_of_batches, one_pass, over, parts_of_batch, streams, yields_batches
+from .stream import inputs_of_batches, joined, one_pass, over, parts_of_batch, streams, yields_batches
 
 EVALUATION_BATCH = 512
 CHUNK_BYTES = 32 << 20  # evaluation and prediction pass data through a buffer of about this size
@@ -308,7 +308,7 @@ def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> Any:
             found += more
         if not found:
             raise DataError("x yields no batch")
-    return outputs.together([*map(np.concatenate, zip(*found))]) if outputs.several else np.concatenate(found)
+    return outputs.together([*map(joined, zip(*found))]) if outputs.several else joined(found)
 
 
 def _predicted(model: Any, xs: list[Any], batch_size: int) -> tuple[Outputs, list[Any]]:

@@ -342,9 +342,8 @@ def given_to_fit(
             raise ConfigurationError("validation is (x, y) or (x, y, sample_weight); several inputs are ((x1, x2), y)")
         x_val, y_val, w_val = (*validation, None)[:3]
         x_val = as_inputs(x_val, model, "validation x")
-        if [a.shape[1:] for a in x_val] != [a.shape[1:] for a in xs]:
-            build_for(model, x_val)  # an error where they do not fit, before anything is trained
-        held_out = as_samples(x_val, y_val, w_val, loss, outputs, dtype, "validation ")
+        theirs = build_for(model, x_val)  # of longer sequences outputs may be longer, too
+        held_out = as_samples(x_val, y_val, w_val, loss, theirs, dtype, "validation ")
     if class_weight is not None:
         samples = weighted_by_class(samples, class_weight, loss, outputs, dtype)
     return loss, metrics, outputs, samples, held_out

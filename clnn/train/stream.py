@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from ..errors import ConfigurationError, DataError, ShapeError
 from ..tensor import Tensor
 from .alone import Alone
 from .feed import form
-from .inputs import Samples, as_inputs, as_samples, weighted_by_class
+from .inputs import Samples, as_inputs, as_samples, build_for, weighted_by_class
 
 ARRAYS = ("__array__", "__array_interface__", "__dlpack__", "__getitem__")
 
@@ -177,35 +177,37 @@ def checked_batches(
     class_weight: Any = None,
 ) -> Iterator[Samples]:
     """Each batch as samples that fit the model and the loss, and where `like` is given are of its form, but for their number."""
-    forms = like and _forms(like)
     for number, batch in enumerate(batches):
         of = f"{name}batch {number + 1}: "
         x, y, weight = parts_of_batch(batch, of[:-2])
         try:
-            found = as_samples(as_inputs(x, model), y, weight, loss, outputs, model.dtype)
+            xs = as_inputs(x, model)
+            _check_form([xs], like)
+            of_these = build_for(model, xs) if like is None else outputs
+            found = as_samples(xs, y, weight, loss, of_these, model.dtype)
             if not len(found.xs[0]):
                 raise DataError(f"x has no samples: its shape is {found.xs[0].shape}")
             if class_weight is not None:
-                found = weighted_by_class(found, class_weight, loss, outputs, model.dtype)
+                found = weighted_by_class(found, class_weight, loss, of_these, model.dtype)
+            _check_form(found, like)
         except (ShapeError, DataError, ConfigurationError) as error:
             raise type(error)(f"{of}{error}") from None
-        if forms is not None and _forms(found) != forms:
-            raise DataError(
-                f"{of}rows are of {_told(found)}, and those of the first batch of {_told(like)}: all need one form"
-            )
         yield found
 
 
-def _forms(samples: Samples) -> list[Any]:
-    return [form(array) for each in samples for array in each]
+def _check_form(given: Sequence[Any], like: Samples | None) -> None:
+    """DataError unless inputs, or inputs, targets and weights, have the form of those of `like`."""
+    if like is not None and any([*map(form, a)] != [*map(form, b)] for a, b in zip(given, like)):
+        raise DataError(
+            f"rows are of {_told(given)}, and those of the first batch of {_told(like[: len(given)])}: all need one form; "
+            "sequences are padded to one length (and masked, see Masking), or each length has a fit of its own"
+        )
 
 
 def _told(samples: Any) -> str:
     """The shapes and types of a batch's rows, in words."""
-    told = []
-    for what, each in zip(("x", "y", "sample_weight"), samples):
-        told += [f"{what} {a.shape[1:]} {np.dtype(a.dtype)}" if a is not None else f"no {what}" for a in each]
-    return ", ".join(told)
+    parts = [(what, a) for what, each in zip(("x", "y", "sample_weight"), samples) for a in each]
+    return ", ".join(f"no {what}" if a is None else f"{what} {a.shape[1:]} {np.dtype(a.dtype)}" for what, a in parts)
 
 
 def inputs_of_batches(batches: Any, check: Callable[[Any, str], Any]) -> Iterator[Any]:
@@ -217,6 +219,13 @@ def inputs_of_batches(batches: Any, check: Callable[[Any, str], Any]) -> Iterato
                 f"{name} is a {type(batch).__name__} of {len(batch)}; a batch is x, (x, y) or (x, y, sample_weight)"
             )
         yield check(batch[0] if isinstance(batch, (tuple, list)) else batch, f"{name}: x")
+
+
+def joined(arrays: Sequence[np.ndarray]) -> np.ndarray:
+    """What batches became, as one array."""
+    if len(shapes := {one.shape[1:] for one in arrays}) > 1:
+        raise ShapeError(f"batches have outputs of {sorted(shapes)}, which are no one array: predict each by itself")
+    return np.concatenate(arrays)
 
 
 def streams_of_fit(
