@@ -195,7 +195,7 @@ def checked_batches(
         yield found
 
 
-def _check_form(given: Sequence[Any], like: Samples | None) -> None:
+def _check_form(given: Sequence[Any], like: Sequence[Any] | None) -> None:
     """DataError unless inputs, or inputs, targets and weights, have the form of those of `like`."""
     if like is not None and any([*map(form, a)] != [*map(form, b)] for a, b in zip(given, like)):
         raise DataError(
