@@ -1,5 +1,6 @@
 // Recurrent layers: one launch goes through all steps of time, one back. A group owns rows of the batch, which never need each
-// other, and takes them from step to step.
+// other, and takes them from step to step. Where a driver ends long loops, launches take the steps in pieces, from s.se up to s.sf:
+// each goes on from what the one before it left in the states, or backward in dh and dc.
 //
 // What the inputs add to each gate, z (batch, steps, G, units), was computed before as one product of matrices; here the states
 // add h U, U (units, G units), and the gates act. LSTM: gates i, f, c, o; GRU: z, r, h; else one. On CPUs a group is one
@@ -153,11 +154,11 @@ INLINE void multiply(global const real *A, size_t stride, int rows, int K, globa
 
 // batch, steps, units, rows of a group, rows of an output's sample, which of them are the sequence's (-1: none), which is the
 // last h (-1: none), 1 if the last c follows it, depth, 1 for backwards, 1 for outputs in the order of time, strips, flags,
-// strips of packed2
+// strips of packed2, the first step of this launch and the one behind its last
 #define SIZES int16 s
 #define UNPACK                                                                                                        \
   const int batch = s.s0, steps = s.s1, units = s.s2, first = get_group_id(0) * s.s3, last = min(batch, first + s.s3); \
-  const int out_rows = s.s4, seq_at = s.s5, h_at = s.s6, with_c = s.s7, depth = s.s8, strips = s.sb, strips2 = s.sd, id = get_local_id(0);
+  const int out_rows = s.s4, seq_at = s.s5, h_at = s.s6, with_c = s.s7, depth = s.s8, strips = s.sb, strips2 = s.sd, id = get_local_id(0), begin = s.se, until = s.sf;
 #define TIME(step) (s.s9 ? steps - 1 - (step) : (step))
 #define PLACE(step) (seq_at + (s.sa ? TIME(step) : (step)))
 #define STATE(b, step) (((size_t)(b) * depth + (s.s9 ? depth - 1 - (step) % depth : (step) % depth)) * units)
@@ -179,7 +180,7 @@ kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const rea
   UNPACK
   STAGE
   T t[MR * NV];
-  for (int b = first; b < last; b++)
+  for (int b = first; b < last && begin == 0; b++)
     for (EACH_UNIT(i)) {
       const int n = units - i;
       const T h = WITH_STATES ? VLOAD(0, h0 + (size_t)b * units + i) : (T)(0);
@@ -190,7 +191,7 @@ kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const rea
 #endif
     }
   BARRIER
-  for (int step = 0; step < steps; step++) {
+  for (int step = begin; step < until; step++) {
     const int time = TIME(step);
 #ifdef BEFORE
     for (int from = 0; from < strips2; from += WIDTH) {
@@ -298,7 +299,7 @@ kernel GROUP_SIZE void recurrent_backward(SIZES, global real *z, global const re
   UNPACK
   STAGE
   T t[MR * NV];
-  for (int step = steps - 1; step >= 0; step--) {
+  for (int step = until - 1; step >= begin; step--) {
     const int time = TIME(step);
     for (int b = first; b < last; b++)
       for (EACH_UNIT(i)) {

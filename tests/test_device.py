@@ -328,6 +328,7 @@ def test_every_device_can_be_named_by_its_indices(device):
         ("piece=12M", {"max_piece": 12 << 20}),
         ("align=4096", {"alignment": 4096}),
         ("piece=1.5m,fp64=0", {"max_piece": 3 << 19, "has_fp64": False}),
+        ("turns=20000", {"most_turns": 20000}),
         ("kind=accelerator,lanes=4", {"kind": "accelerator", "lanes": 4, "local_on_stack": False}),
     ],
 )
@@ -337,7 +338,7 @@ def test_a_device_of_another_form(device, monkeypatch, form, attributes):
     monkeypatch.setenv("CLNN_DEVICE_AS", form)
     other = clnn.Device(device.cl_device, 0, 0)
     names = ["kind", "compute_units", "lanes", "max_group", "group_width", "max_piece", "has_fp64", "local_on_stack"]
-    names.append("alignment")
+    names += ["alignment", "most_turns"]
     assert {name: getattr(other, name) for name in names} == {name: getattr(plain, name) for name in names} | attributes
     assert (other.identity == plain.identity) is (form == "")  # what was measured on one is nothing for the other
     assert (clnn.tensor([1.0, 2.0], device=other) + 1).numpy().tolist() == [2, 3]
@@ -347,7 +348,7 @@ def test_a_device_of_another_form(device, monkeypatch, form, attributes):
     ("form", "said"),
     [
         ("kind=tpu", "'kind=tpu', and kind should be one of gpu, accelerator, cpu"),
-        ("cores=4", "'cores'; there are kind, units, group, lanes, piece, align, fp64"),
+        ("cores=4", "'cores'; there are kind, units, group, lanes, piece, align, fp64, turns"),
         ("kind=gpu,units=0", "'units=0', and units should be a number above 0"),
         ("units", "'units', and units should be a number"),
         ("group=-1", "group should be a number above 0"),
@@ -355,6 +356,7 @@ def test_a_device_of_another_form(device, monkeypatch, form, attributes):
         ("align=1000", "align should be a power of 2 from 128 to 8192"),
         ("piece=12%", "piece should be a size such as 12M"),
         ("fp64=1", "fp64 should be 0"),
+        ("turns=0", "turns should be a number above 0"),
         ("kind=gpu,lanes=8,kind=cpu", "says kind twice"),
     ],
 )

@@ -106,19 +106,14 @@ def check(rng, dtype, kind, case):
         z, u, bias, states = arguments(given)
         return loop(cell, z, u, bias, states, mask, drop, not before)
 
-    inputs = [parameter(a, dtype) for a in arrays]
+    inputs, values = [parameter(a, dtype) for a in arrays], []
     given = [None if a is None else clnn.tensor(a, dtype=dtype) for a in (mask, drop)]
     for keep in (False, True):
         z = clnn.tensor(arrays[0], dtype=dtype)  # which is used up
         _, u, bias, states = arguments([z, *inputs[1:]])
-        y = run(z, u, bias, states, *given, keep=keep)
+        values.append(run(z, u, bias, states, *given, keep=keep).numpy())
         wanted = expected(*arrays)
-        assert_close(
-            y.numpy(),
-            wanted,
-            64 * eps(dtype) * max(1, np.abs(wanted).max()),
-            "value",
-        )
+        assert_close(values[-1], wanted, 64 * eps(dtype) * max(1, np.abs(wanted).max()), "value")
     seed = normal(rng, wanted.shape, dtype)
     z = inputs[0] * 1.0
     run(z, *arguments(inputs)[1:], *given).backward(seed.astype(dtype))
@@ -130,12 +125,89 @@ def check(rng, dtype, kind, case):
             slope = ((ends[0] - ends[1]) * seed).sum() / (2 * h)
             size = np.linalg.norm(direction) * np.linalg.norm(got) + np.abs(ends[0]).sum()
             assert_close((got * direction).sum(), slope, (64 * eps(dtype) + 3e-9) * size, f"gradient by argument {i}")
+    return [*values, *(x.grad.numpy() for x in inputs)]
+
+
+@pytest.fixture
+def in_pieces(device, monkeypatch):
+    """The device's driver ends loops, after so many turns that a launch takes `most` steps."""
+    monkeypatch.setattr(device, "most_turns", 10**9)
+
+    def cut(most):
+        check = lambda turns, what: most if what.startswith("a step of") else 10**9 // max(1, turns)  # noqa: E731
+        monkeypatch.setattr(device, "check_turns", check)
+
+    return cut
 
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", GATES)
 def test_values_and_gradients(device, rng, kind, case):
     check(rng, np.float64 if device.has_fp64 else np.float32, kind, case)
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", GATES)
+def test_pieces_of_time_are_one_launch_to_the_bit(device, dtype, in_pieces, kind, case):
+    """Where a driver ends long loops, some launches take the steps of one."""
+    found = []
+    for most in (100, 1, 3, 2):
+        in_pieces(most)
+        before = device.launches
+        found.append(check(np.random.default_rng(1), dtype, kind, case))
+        pieces = -(-CASES[case][1] // most)
+        launches = device.launches - before
+        if most == 100:
+            one = launches
+        assert launches == one + 4 * (pieces - 1)  # twice forward without a gradient, and once there and back
+        for got, wanted in zip(found[-1], found[0], strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_training_in_pieces_of_time_is_that_in_one_launch(device, rng, in_pieces, record):
+    """To the bit: both ways, lengths, dropouts, and states that are carried from batch to batch, also of replayed steps."""
+    x, y = rng.standard_normal((24, 7, 3)).astype(np.float32), rng.standard_normal((24, 2)).astype(np.float32)
+    x[1, 4:] = x[5, 1:] = 0
+
+    def train(most):
+        in_pieces(most)
+        clnn.seed(4)
+        layers = [
+            clnn.Masking([
+                clnn.Bidirectional(clnn.LSTM(5, return_sequences=True, dropout=0.3, recurrent_dropout=0.3)),
+                clnn.GRU(6, return_sequences=True, go_backwards=True, reset_after=False),
+                clnn.SimpleRNN(4, return_sequences=True),
+            ]),
+            clnn.GRU(5, stateful=True),
+            clnn.Dense(2),
+        ]  # fmt: skip
+        net = clnn.Sequential(layers, input_shape=(7, 3), seed=3)
+        how = {"epochs": 3, "batch_size": 8, "shuffle": False, "seed": 1, "progress": False}
+        history = net.fit(x, y, loss="mse", optimizer=clnn.Adam(0.01), record=record, **how)
+        return [history["loss"], net.predict(x, batch_size=8), *(p.numpy() for p in net.parameters())]
+
+    whole = train(100)
+    for most in (1, 3):
+        for got, wanted in zip(train(most), whole, strict=True):
+            np.testing.assert_array_equal(got, wanted)
+
+
+def test_long_sequences_where_a_driver_ends_loops(device, rng, monkeypatch):
+    """As many steps as fit go into a launch; a step that fits none is an error."""
+    layer, x = clnn.LSTM(20, return_state=True), rng.standard_normal((2, 300, 3)).astype(np.float32)
+    states = ()
+    for i in range(0, 300, 10):
+        wanted, *states = layer(x[:, i : i + 10], *states)
+    monkeypatch.setattr(device, "most_turns", 3000)
+    with clnn.no_grad():
+        before = device.launches
+        got, *_ = layer(x)
+        assert 5 <= device.launches - before <= 15
+    assert_close(got.numpy(), wanted.numpy(), 1e-5)
+    monkeypatch.setattr(device, "most_turns", 50)
+    with pytest.raises(clnn.DeviceError, match="step of LSTM of 20 units takes .* ends loops after 50: use a smaller"):
+        layer(x)
 
 
 @pytest.mark.oclgrind
@@ -221,17 +293,16 @@ def test_launches_and_programs_do_not_depend_on_steps_and_batch(device, rng, mon
         (layer(x) ** 2).sum().backward()
         return device.launches - before
 
-    longest = 1000 if device.long_loops else 130  # else its driver ends a loop before
     run(40, 31)
-    for batch, steps in (
-        () if device.long_loops else ((1, 99), (2, longest - 1))
-    ):  # GPUs sum some rows by another program
+    for batch, steps in () if device.long_loops else ((1, 99), (2, 999)):  # GPUs sum some rows by another program
         run(batch, steps)
     few, products = run(3, 2), 3 if kind == BEFORE else 2
     monkeypatch.setattr(device.programs, "build", lambda *args: built.append(args) or build(*args))
-    for batch, steps in ((3, 10), (3, 5), (3, 1), (40, 30), (1, 100), (2, longest)):
-        # each gradient by weights is a product that may be cut, over many rows, and summed by one launch more
-        assert few <= run(batch, steps) <= few + products
+    for batch, steps in ((3, 10), (3, 5), (3, 1), (40, 30), (1, 100), (2, 1000)):
+        # each gradient by weights is a product that may be cut, over many rows, and summed by one launch more; where a driver
+        # ends loops, there are two more whenever these 200 turns of a step, at most, have filled one
+        pieces = 200 * steps // device.most_turns if device.most_turns else 0
+        assert few <= run(batch, steps) <= few + products + 2 * pieces
     assert not built
 
 

@@ -98,7 +98,8 @@ def families(device: Device) -> tuple[str, str]:
     """What the table that ships goes by, since it is for machines other than those it was measured on: what a device is, and
     the same with its maker."""
     version = ".".join(map(str, device.pocl_version)) if device.pocl_version > (0, 0) else device.driver.split(".")[0]
-    any_maker = f"{device.platform} {version}, {device.kind}, {device.lanes} lanes"
+    loops = f", loops of {device.most_turns} turns" if device.most_turns else ""
+    any_maker = f"{device.platform} {version}, {device.kind}, {device.lanes} lanes{loops}"
     return any_maker, f"{any_maker}, {device.cl_device.vendor.strip()}"
 
 

@@ -122,12 +122,11 @@ class Device:
         self.has_fp64 = "cl_khr_fp64" in extensions or "cl_amd_fp64" in extensions
         self.has_fp16 = "cl_khr_fp16" in extensions
         self.lanes: int = cl_device.native_vector_width_float  # of a vector of floats
-        self.max_group: int = min(
-            cl_device.max_work_group_size, cl_device.max_work_item_sizes[0]
-        )  # work-items, along one axis
+        self.max_group: int = min(cl_device.max_work_group_size, cl_device.max_work_item_sizes[0])  # along one axis
         self.max_piece: int = cl_device.max_mem_alloc_size  # bytes of one allocation
         self.alignment = max(1, cl_device.mem_base_addr_align // 8)  # bytes, of a sub-buffer's start
         self.unified = bool(cl_device.host_unified_memory)  # whether its memory is the host's
+        self.said_turns = 0  # the most_turns that CLNN_DEVICE_AS says, 0 for none
         self.twin: Device | None = None  # the same device on an earlier platform
         self.form = form.take(self, os.environ.get("CLNN_DEVICE_AS", ""))
         self.launches = 0  # kernels, copies and fills enqueued so far; steps fused into one kernel count once
@@ -199,20 +198,22 @@ class Device:
     def most_turns(self) -> int:
         """How many turns the loops of a work-item can take in all; 0 for any number. A fact that the self-test found out."""
         self.context  # noqa: B018 - opens the device
-        return selftest.count_turns(self) if self._turns is None else self._turns
+        found = selftest.count_turns(self) if self._turns is None else self._turns
+        return min(found or self.said_turns, self.said_turns or found)
 
     @property
     def long_loops(self) -> bool:
         """Whether kernels for CPUs suit it, whose work-items do much each, in long loops. Others do one element or tile."""
         return self.kind == "cpu" and not self.most_turns
 
-    def check_turns(self, turns: int, what: str) -> None:
-        """A `DeviceError` where loops would take more turns in a work-item than the driver lets them: it ends them silently."""
+    def check_turns(self, turns: int, what: str) -> int:
+        """How often loops may take so many turns (0: any number); a `DeviceError` where the driver silently ends them earlier."""
         if self.most_turns and turns > self.most_turns:
             raise DeviceError(
                 f"{what} takes {turns:,} turns of a loop, and {self!r} ends loops after {self.most_turns:,}: use a smaller one, "
                 "or another driver or device"
             )
+        return self.most_turns // max(1, turns)
 
     def vector_width(self, dtype: DType) -> int:
         """Lanes of a vector in kernels: as many as the registers of a CPU have, 4 on GPUs.
@@ -240,8 +241,7 @@ class Device:
     @cached_property
     def local_on_stack(self) -> bool:
         """Whether the local memory of a work-item that is a group of its own may be its stack (STACK in kernels/common.cl):
-        where PoCL's threads have at least 2 MiB of it, as with glibc; musl gives them 128 KiB, macOS 512.
-        """
+        where PoCL's threads have at least 2 MiB of it, as with glibc; musl gives them 128 KiB, macOS 512."""
         if self.kind != "cpu" or self.pocl_version == (0, 0) or libc_ver()[0] != "glibc":
             return False
         import resource  # not on Windows

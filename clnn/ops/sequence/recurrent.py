@@ -75,6 +75,12 @@ def _tiles(device: Device, dtype: DType, gates: int, batch: int, units: int) -> 
     return _Tiles(mr, -(-batch // mr), width, {"MR": mr, "NV": gates})
 
 
+def _turns(strips: int, depth: int, width: int) -> int:
+    """No less than the turns that loops of a product take in a work-item of a group of `width`: for each strip over `depth`, to
+    copy to local memory, and some 20 in short ones, of which a driver may count the ends, too."""
+    return -(-strips // width) * (depth + depth // 32 + 2 * -(-depth // width) + 24)
+
+
 def _pack(device: Device, u: Array, tiles: _Tiles, back: bool) -> Block:
     """U as the product of a launch reads it."""
     units, columns = u.shape
@@ -115,11 +121,9 @@ def recurrent(
     check_together(what, z, u, bias, *states, drop, u_h)
     check_float(what, z)
     batch, steps, columns = z.shape
-    units, gates, device, dtype = u.shape[0], GATES[cell.kind], z.device, z.dtype
+    units, device, dtype = u.shape[0], z.device, z.dtype
     if steps == 0:
-        raise ShapeError(
-            f"{what} was given sequences of no steps: an input is (batch, steps, features), with a step or more"
-        )
+        raise ShapeError(f"{what}: sequences of no steps; an input is (batch, steps, features), with a step or more")
     for name, state in zip(("h", "c"), states):
         if state.shape != (batch, units):
             raise ShapeError(
@@ -148,34 +152,35 @@ def recurrent(
             common[f"{key}_X"] = 1
     if mask is not None and mask.dtype != dtype:
         common["MASK"] = TYPES[mask.dtype]
-    flags = sum(
-        1 << bit
-        for bit, there in enumerate((bias is not None, states, mask is not None, drop is not None, keep))
-        if there
-    )
+    with_each = (bias is not None, bool(states), mask is not None, drop is not None, keep)
+    flags = sum(there << bit for bit, there in enumerate(with_each))
 
     def launch(kernel: str, back: bool, *arguments: Any, **how: Any) -> None:
         tiles = _tiles(device, dtype, 1 if back else u.shape[1] // units, batch, units)
         how |= common | tiles.defines
         matrices = [u] if u_h is None else [u_h, u]
+        most = steps  # that a launch may take
         strips = [tiles.strips(units, 1 if back else one.shape[1] // units) for one in matrices]
         if not device.long_loops:
             width = device.fitting(tiles.width, "recurrent", kernel, device.real(dtype), **how)
             tiles = tiles._replace(width=width)
             how["WIDTH"] = width
             depths = [one.shape[1] if back else units for one in matrices]
-            products = sum(-(-count // width) * (depth + 8) for count, depth in zip(strips, depths))
-            device.check_turns(steps * (2 * products + 4 * units * gates), f"{what} over {steps:,} steps")
+            turns = 2 * -(-units // width) + 16 + sum(_turns(n, k, width) for n, k in zip(strips, depths))
+            most = device.check_turns(turns, f"a step of {what} of {units:,} units") or steps
         packed = [_pack(device, one, tiles, back) for one in matrices]
         h_at = -1 if cell.rows == 0 else rows - cell.rows
         sizes = [
             batch, steps, units, tiles.each, rows, 0 if cell.sequence else -1, h_at, cell.state and lstm, depth,
-            cell.backwards, cell.aligned, strips[0], flags, strips[-1], 0, 0,
+            cell.backwards, cell.aligned, strips[0], flags, strips[-1],
         ]  # fmt: skip
-        device.launch(
-            "recurrent", kernel, tiles.size, int_vector(sizes), z.block, packed[0], *arguments, packed[-1],
-            local=(tiles.width,), real=z.real, flops=2 * batch * steps * units * columns, **how,
-        )  # fmt: skip
+        begins = range(0, steps, most)
+        for begin in reversed(begins) if back else begins:
+            until = min(steps, begin + most)
+            device.launch(
+                "recurrent", kernel, tiles.size, int_vector([*sizes, begin, until]), z.block, packed[0], *arguments, packed[-1],
+                local=(tiles.width,), real=z.real, flops=2 * batch * (until - begin) * units * columns, **how,
+            )  # fmt: skip
 
     def block(x: Array | None) -> Block:
         return z.block if x is None else x.block
@@ -202,11 +207,8 @@ def recurrent(
                 sums = for_bias.out, for_bias.scale
             if for_u:
                 shape = Shape(units, u.shape[1], batch * steps, dtype, transpose_a=True)
-                by_gates = z if before else rec
-                gemm(
-                    device,
-                    Product(shape, ha.block, by_gates.block, for_u.out, ldb=columns, scale=for_u.scale, sums=sums),
-                )
+                a, b = ha.block, z.block if before else rec.block
+                gemm(device, Product(shape, a, b, for_u.out, ldb=columns, scale=for_u.scale, sums=sums))
             elif sums:
                 column_sums(device, columns, batch * steps, rec.block, sums, dtype)
 

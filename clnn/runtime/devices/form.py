@@ -3,7 +3,7 @@
 `CLNN_DEVICE_AS` has every device say that it is of another form, so that clnn runs there what it would run on such a one: any
 of `kind=gpu` (or cpu, accelerator), `units=36` (compute units), `group=64` (the largest work-group), `lanes=8` (floats in a
 vector, twice as many as doubles), `piece=12M` (the largest single allocation), `align=1024` (bytes to which sub-buffers
-align) and `fp64=0` (no float64), with commas between.
+align), `fp64=0` (no float64) and `turns=20000` (after which it ends the loops of a work-item), with commas between.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ FORMS: dict[str, tuple[str, str, str, Callable[[str], Any]]] = {
     "piece": ("max_piece", r"[1-9][0-9]*(\.[0-9]+)?[kKmMgG]?", "a size such as 12M", parse_size),
     "align": ("alignment", "128|256|512|1024|2048|4096|8192", "a power of 2 from 128 to 8192", int),
     "fp64": ("has_fp64", "0", "0", lambda text: text != "0"),
+    "turns": ("said_turns", "[1-9][0-9]*", "a number above 0", int),
 }
 
 
