@@ -211,10 +211,11 @@ class Model(Layer):
         where = resolve(device)
         where.real(self.dtype)
         parameters = self.parameters()
-        for p in parameters:
-            array = p.numpy()
-            p.device, p.block, p.store, p._grad, p._last = where, where.memory.allocate(p.nbytes), None, None, ""
-            where.upload(array, p.block)
+        blocks = [where.memory.allocate(p.nbytes) for p in parameters]
+        for p, block in zip(parameters, blocks):
+            where.upload(p.numpy(), block)
+        for p, block in zip(parameters, blocks):  # none moves before all have found room
+            p.device, p.block, p.store, p._grad, p._last = where, block, None, None, ""
         for layer in self.layers_inside():
             layer._device = where
         self.__dict__.pop("_evaluations", None)

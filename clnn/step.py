@@ -246,9 +246,9 @@ class Step:
         recorder = Recorder(audit=True)
         watch = self.watched()
         restore, effects = saved(watch), Effects(watch)
-        where.step = context = StepContext()
-        where.recorder = recorder
+        context = StepContext()
         try:
+            where.step, where.recorder = context, recorder
             recorder.result = self._python(context, function)
             where.advance(context.take_cells())
             if effect := effects.found():
@@ -257,8 +257,8 @@ class Step:
             pass
         except Exception as error:
             recorder.abort(f"it raised {error!r}")
-        finally:
-            where.step = where.recorder = None
+        finally:  # without a call, with which Ctrl-C comes
+            where._now.step = where._now.recorder = None
             restore()
         return recorder.reason or recorded.first_difference(recorder)
 

@@ -91,7 +91,7 @@ class _Now(threading.local):
 
 
 class _Recording(threading.local):
-    """The device on which a thread records."""
+    """The device on which a thread records, or has recorded last."""
 
     device: Device | None = None
 
@@ -153,18 +153,19 @@ class Device:
     @property
     def recorder(self) -> Recorder | None:
         """What notes this thread's launches."""
-        one = self._now.recorder
-        if one is None and _recording.device is not None:
-            self._used_beside(_recording.device)
+        one, other = self._now.recorder, _recording.device
+        if one is None and other is not None and other._now.recorder is not None:
+            self._used_beside(other)
         return one
 
     @recorder.setter
     def recorder(self, one: Recorder | None) -> None:
+        other = _recording.device
+        if other is None or other._now.recorder is None:
+            _recording.device = self
+        elif other is not self:
+            self._used_beside(other)
         self._now.recorder = one
-        if _recording.device is self or _recording.device is None:
-            _recording.device = None if one is None else self
-        else:
-            self._used_beside(_recording.device)
 
     def _used_beside(self, other: Device) -> None:
         """A step that is recorded, or looked at, on another device uses this one, too."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import functools
 import operator
+import re
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -11,13 +13,11 @@ from typing import Any, TypeVar
 from ..errors import ConfigurationError, DeviceError
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-
 _waiting: dict[int, FairLock] = {}  # by thread: the lock that it waits for
 _graph = threading.Lock()  # held while a thread looks whether it may wait
 
 
-class FairLock:
+class FairLock(_thread.RLock):  # type: ignore[misc]  # final only in typeshed
     """A lock that its thread may take again, and that goes to whoever has waited longest.
 
     Without the door a thread that lets go and asks again at once, as fit does between steps, would always get it first:
@@ -25,60 +25,58 @@ class FairLock:
     the garbage collector runs may take it: it runs at any place, with the door in its own thread's hands.
 
     Threads that hold a lock each and wait for each other's would do so for ever: the one that would close the circle gets a
-    DeviceError.
+    DeviceError. Ctrl-C, which comes after calls and where functions begin, leaves none taken: each `release` is one call of C.
     """
 
-    __slots__ = ("_door", "_lock", "_owner", "_depth", "mine")
+    __slots__ = ("_door",)
+    mine = _thread.RLock._is_owned  # type: ignore[attr-defined]
 
     def __init__(self) -> None:
-        self._door, self._lock = threading.Lock(), threading.RLock()
-        self.mine = self._lock._is_owned  # type: ignore[attr-defined]
-        self._owner, self._depth = 0, 0  # the thread that has it, and how many times
+        self._door = _thread.RLock()
 
-    def __enter__(self) -> None:
-        if self.mine():
-            self._lock.acquire()
-        elif self._door.acquire(False):
+    def __enter__(self) -> bool:  # type: ignore[override]
+        mine = self.mine()
+        try:
             try:
-                if not self._lock.acquire(False):
-                    self._wait(self._lock.acquire)
+                if mine:
+                    self.acquire()
+                elif not (self._door.acquire(False) and self.acquire(False)):
+                    self._wait()
             finally:
-                self._door.release()
-        else:
-            self._wait(self._queue_up)
-        self._owner = threading.get_ident()
-        self._depth += 1
+                try:  # noqa: SIM105 - no call before it
+                    self._door.release()
+                except RuntimeError:  # it was not taken
+                    pass
+        except BaseException:
+            if mine or self.mine():
+                self.release()
+            raise
+        return True
 
-    def __exit__(self, *_: Any) -> None:
-        try:
-            self._depth -= 1
-            if not self._depth:
-                self._owner = 0
-        finally:  # also where Ctrl-C comes here
-            self._lock.release()
-
-    def _queue_up(self) -> None:
-        with self._door:
-            self._lock.acquire()
-
-    def _wait(self, acquire: Callable[[], Any]) -> None:
+    def _wait(self) -> None:
         me = threading.get_ident()
-        with _graph:
-            seen, owner = set(), self._owner
-            while owner in _waiting and owner not in seen:
-                seen.add(owner)
-                owner = _waiting[owner]._owner
-            if owner == me:
-                raise DeviceError(
-                    "this thread works on one device and needs another, whose thread waits for the first: both would wait for "
-                    "ever. Bring what a step, a fit or a prediction needs of another device to its own before it begins, with "
-                    ".to(device)"
-                )
-            _waiting[me] = self
         try:
-            acquire()
+            with _graph:
+                seen, owner = set(), _owner(self)
+                while owner in _waiting and owner not in seen:
+                    seen.add(owner)
+                    owner = _owner(_waiting[owner])
+                if owner == me:
+                    raise DeviceError(
+                        "this thread works on one device and needs another, whose thread waits for the first: both would wait "
+                        "for ever. Bring what a step, a fit or a prediction needs of another device to its own before it "
+                        "begins, with .to(device)"
+                    )
+                _waiting[me] = self
+            with self._door:
+                self.acquire()
         finally:
-            del _waiting[me]
+            _waiting.pop(me, None)
+
+
+def _owner(lock: FairLock) -> int:
+    """The thread that has it, 0 for none: nothing but its text says that."""
+    return int(re.findall(r"owner=(\d+)", repr(lock))[0])
 
 
 attribute = functools.cache(operator.attrgetter)

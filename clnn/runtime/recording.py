@@ -184,7 +184,7 @@ class Recording:
             )
 
     def _bind(self) -> None:
-        device = self.device
+        device, self.calls = self.device, []
         arena = device.arena() if device.arena is not None else None
         there = arena.sizes if arena is not None else []
         sizes = [max(pair) for pair in itertools.zip_longest(there, self.sizes, fillvalue=0)]
@@ -202,9 +202,10 @@ class Recording:
 
         self.queue = device.queue  # that of a profile is another one
         self.views = views  # a kernel's argument keeps no buffer alive: without this, replays run on freed ones
-        self.calls = [launch.bind(self.queue, resolve) for launch in self.launches]
+        calls = [launch.bind(self.queue, resolve) for launch in self.launches]
         if self.fused is not None:
             self.fused.bind(resolve)
+        self.calls = calls  # Ctrl-C before has all of it bound anew
 
 
 class Entry:
@@ -281,17 +282,16 @@ class Replays:
             return entry.result, True
         recorder = Recorder() if entry.called and self.record and not entry.eager else None
         shown = profile_of_debug() if recorder is not None and entry.recorder is not None else contextlib.nullcontext()
-        device.step = context = StepContext()
-        device.recorder = recorder
         try:
+            device.step, device.recorder = (context := StepContext()), recorder
             with shown as seen:
                 result = function(context)
                 device.advance(context.take_cells())
         except BaseException:
             self._entries.pop(key, None)
             raise
-        finally:
-            device.step = device.recorder = None
+        finally:  # without a call, with which Ctrl-C comes
+            device._now.step = device._now.recorder = None
         entry.called = True
         pacer.step()
         recorded = recorder is not None and self._note(device, entry, recorder, result)
