@@ -16,7 +16,7 @@ from .checks import check_count, numbers, sizes, whole, whole_numbers
 from .errors import ConfigurationError, OutOfRangeError, ShapeError
 from .ops import index as ops
 from .ops.aggregate import reduce
-from .ops.array import FLOATS, empty
+from .ops.array import FLOATS, check_float, empty
 from .ops.elementwise import choose
 from .ops.reduce import normal_axes
 from .runtime.devices.choice import resolve
@@ -176,8 +176,8 @@ def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any 
     given: list[Any] = [
         numbers(v, "arange's argument").item() if whole(v) is None else whole(v) for v in (start, stop, step)
     ]
-    if given[2] == 0:
-        raise ConfigurationError("arange's step is 0")
+    if given[2] == 0 or not all(map(math.isfinite, given)):
+        raise ConfigurationError(f"arange takes finite numbers, and a step that is not 0; {given} were given")
     kind = np.dtype(dtype or (np.int32 if all(isinstance(v, int) for v in given) else np.float32))
     if kind not in FLOATS and (kind != np.int32 or not all(float(v).is_integer() for v in given)):
         raise ShapeError(
@@ -304,13 +304,13 @@ def einsum(how: str, a: Any, b: Any = None) -> Tensor:
     array([21., 43.], dtype=float32)
     """
     given = [tensor(a)] if b is None else [t := tensor(a), tensor(b, t.dtype, t.device)]
-    inputs, arrow, result = how.replace(" ", "").partition("->")
+    inputs, arrow, result = (how if isinstance(how, str) else "").replace(" ", "").partition("->")
     names = inputs.split(",")
     every = "".join(names)
     if not arrow:
         result = "".join(sorted(c for c in set(every) if every.count(c) == 1))
     sizes_of: dict[str, int] = {}
-    twice = any(len(set(name)) != len(name) for name in [*names, result])
+    twice = not isinstance(how, str) or any(len(set(name)) != len(name) for name in [*names, result])
     if len(names) != len(given) or twice or (every + result and not (every + result).isalpha()):
         raise ShapeError(
             f"einsum({how!r}) names each axis of {len(given)} arrays by a letter, none twice in one, and no '...'"
@@ -358,11 +358,8 @@ def _sorted(what: str, x: Tensor, axis: int, descending: bool) -> tuple[Tensor, 
     with no_grad():
         last = x if axis == x.ndim - 1 else x.transpose(order)
         rows = last.reshape(-1, last.shape[-1]) if last.size else last.reshape(0, last.shape[-1])
-        at = (
-            _wrap(ops.sort(rows, descending)[1]).reshape(last.shape)
-            if last.size
-            else _wrap(empty(x.device, last.shape, np.int32))
-        )
+        at = ops.sort(rows, descending)[1] if last.size else empty(x.device, last.shape, np.int32)
+        at = _wrap(at).reshape(last.shape)
         return (at if axis == x.ndim - 1 else at.transpose([order.index(a) for a in range(x.ndim)])), axis
 
 
@@ -395,8 +392,8 @@ def topk(x: Any, k: int, axis: int = -1, largest: bool = True) -> tuple[Tensor, 
 
 def argmin(x: Any, axis: int | None = -1) -> Tensor:
     """Where along an axis, or with None among all elements, the least is; otherwise as `Tensor.argmax`."""
-    x = tensor(x).detach()
-    return (0 - x if x.dtype == np.int32 else -x).argmax(axis)
+    check_float("argmin", x := tensor(x).detach())
+    return (-x).argmax(axis)
 
 
 # -- sums and statistics ----------------------------------------------------------------------------------------------

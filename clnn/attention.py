@@ -9,7 +9,7 @@ import numpy as np
 
 from .arrays import arange, stack, where
 from .cache import cache_in_use
-from .checks import check_count, numbers, whole_array
+from .checks import check_count, in_range, numbers, whole_array
 from .errors import ConfigurationError, OutOfRangeError, ShapeError
 from .ops.array import MASK
 from .ops.sequence.attention import attention, extend
@@ -59,9 +59,7 @@ def scaled_dot_product_attention(
         k, v = extend(k, v, cache.past, cache.steps, cache.kept, time_first)
         past = cache.past
     elif past is not None:
-        past = tensor(past if isinstance(past, Tensor) else whole_array(past, "attention's past"), np.int32, q.device)
-        if past.size != 1:
-            raise ShapeError(f"attention: past is one number, and its shape is {past.shape}")
+        past = one_past(past, q.device)
         if q.device.reads and q.ndim == k.ndim == 4:
             queries, keys = (t.shape[1 if time_first else 2] for t in (q, k))
             if not 0 <= (before := past.item()) <= keys - queries:
@@ -91,18 +89,28 @@ def added_mask(mask: Any, q: Tensor) -> Tensor:
     return mask
 
 
+def one_past(past: Any, device: Any) -> Tensor:
+    """How many steps came before, as an int32 tensor of one number."""
+    is_whole = isinstance(past, Tensor) and past.dtype == np.int32
+    past = tensor(past if is_whole else whole_array(past, "past, how many steps came before,"), np.int32, device)
+    if past.size != 1:
+        raise ShapeError(f"past, how many steps came before, is one number, and its shape is {past.shape}")
+    return past
+
+
 def _places(time: int, past: Any, dtype: Any, device: Any) -> Tensor:
-    """(time, 1): the numbers of `time` steps, of which `past`, an int32 tensor of one number, came before."""
+    """(time, 1): the numbers of `time` steps after `past` others."""
     if past is None and (cache := cache_in_use()) is not None:
         past = cache.past
     if past is None:
         return arange(0.0, float(time), dtype=dtype, device=device).reshape(time, 1)
-    return (arange(time, device=device) + tensor(past, np.int32, device)).astype(dtype).reshape(time, 1)
+    return (arange(time, device=device) + one_past(past, device).reshape(1)).astype(dtype).reshape(time, 1)
 
 
 def _angles(time: int, size: int, past: Any, dtype: Any, device: Any, base: float) -> Tensor:
     """(time, size / 2): places times base^(-2 i / size)."""
-    rates = function(arange(0.0, float(size // 2), dtype=dtype, device=device) * (-2 * math.log(base) / size), "exp")
+    by = -2 * math.log(in_range("the base of positions", base, 0.0, math.inf, "()")) / size
+    rates = function(arange(0.0, float(size // 2), dtype=dtype, device=device) * by, "exp")
     return _places(time, past, dtype, device) * rates
 
 

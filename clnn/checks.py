@@ -70,6 +70,14 @@ def whole_numbers(what: str, value: Any) -> tuple[int, ...]:
     return found
 
 
+def indices_of(key: slice, size: int) -> tuple[int, int, int]:
+    """Start, stop and step of a slice of an axis. ShapeError where they are no whole numbers, or the step is 0."""
+    try:
+        return key.indices(size)
+    except (TypeError, ValueError):
+        raise ShapeError(f"slices go by whole numbers, and by a step that is not 0; {key!r} was given") from None
+
+
 def spread(what: str, values: Sequence[Any]) -> tuple[int, ...]:
     """The arguments of a call such as `reshape(2, 3)` or `reshape((2, 3))` as a tuple of ints."""
     return whole_numbers(what, values[0] if len(values) == 1 else values)

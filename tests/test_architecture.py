@@ -136,7 +136,7 @@ WINGS = {
     "interop": (1_900, "interop/*"),
     "images": (1_950, "ops/image/*", "layers/image/*", "images.py"),
     "sequences": (
-        2_820,
+        2_840,
         "ops/sequence/*",
         "layers/sequence/*",
         "ops/index.py",

@@ -690,6 +690,34 @@ def test_a_layer_at_each_step(device, rng):
         assert_close(y.numpy()[:, i], net.layer(x[:, i]).numpy(), 1e-5)
 
 
+@pytest.mark.parametrize("inner", ["tokens", "words"])
+def test_tokens_at_each_step(device, rng, inner):
+    """As a net of sentences, each of words, takes them: whole numbers go through to the Embedding."""
+    x, y = rng.integers(0, 9, (6, 3, 4)), rng.integers(0, 2, 6)
+    if inner == "tokens":
+        layers = [clnn.TimeDistributed(clnn.Embedding(9, 3)), clnn.TimeDistributed(clnn.LSTM(4))]
+    else:
+        layers = [clnn.TimeDistributed(clnn.Sequential([clnn.Embedding(9, 3, mask_zero=True), clnn.LSTM(4)]))]
+    net = clnn.Sequential([*layers, clnn.LSTM(5), clnn.Dense(2)], seed=1)
+    net.fit(x, y, loss="cross_entropy", optimizer="adam", epochs=2, batch_size=4, progress=False)
+    apart = np.stack([through_layers(layers, x[:, i : i + 1])[:, 0] for i in range(3)], 1)
+    assert_close(net.predict(x), net.layers[-1](net.layers[-2](apart)).numpy(), 1e-5)
+    with pytest.raises(clnn.DataError, match=r"x\[0, 0, 0\] is 9, and .* has 9 tokens"):
+        net.predict(x * 0 + 9)
+    for layer in (
+        clnn.Embedding(9, 3, mask_zero=True),
+        clnn.Sequential([clnn.Embedding(9, 3), clnn.LSTM(4, return_state=True)]),
+    ):
+        with pytest.raises(clnn.ShapeError, match="its layer gives one tensor, without a mask"):
+            clnn.TimeDistributed(layer)(x)
+
+
+def through_layers(layers, x):
+    for layer in layers:
+        x = layer(x)
+    return x.numpy()
+
+
 def test_what_containers_refuse(device):
     built = clnn.LSTM(4)
     built(np.zeros((1, 1, 1)))

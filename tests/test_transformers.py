@@ -149,7 +149,7 @@ def test_positions(rng, device, past):
     for pairs in ("halves", "neighbours"):
         assert_close(clnn.rotary(x, past, pairs=pairs).numpy(), turned(x, before, pairs), 4 * bound * 4)
     layer, given = clnn.SinusoidalPositions(), normal(rng, (2, 9, 6), np.float32)
-    at = [] if past is None else [clnn.tensor(past)]
+    at = [] if past is None else [clnn.tensor(past) if past else past]
     assert_close(layer(given, *at).numpy(), given + sines(9, 6, before), bound + 8 * eps(np.float32))
     if before < 20:
         layer = clnn.PositionalEmbedding(20)
@@ -157,6 +157,45 @@ def test_positions(rng, device, past):
         assert_close(y.numpy(), given + layer.w.numpy()[before : before + 9], 4 * eps(np.float32))
         y.backward(np.ones(y.shape))
         assert layer.w.grad.numpy().sum() == 2 * 9 * 6
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        lambda past: clnn.sinusoidal_positions(3, 4, past),
+        lambda past: clnn.rotary(np.ones((1, 3, 2, 4)), past),
+        lambda past: clnn.SinusoidalPositions()(np.ones((1, 3, 4)), past),
+        lambda past: clnn.PositionalEmbedding(8)(np.ones((1, 3, 4)), past),
+        lambda past: clnn.scaled_dot_product_attention(*[np.ones((1, 2, 3, 4))] * 3, past=past),
+    ],
+    ids=["sines", "rotary", "SinusoidalPositions", "PositionalEmbedding", "attention"],
+)
+@pytest.mark.parametrize("past", [2.5, np.array([0.5]), clnn.tensor, [0, 1, 2], "0"], ids=str)
+def test_how_many_came_before_is_one_whole_number(device, place, past):
+    past = clnn.tensor(0.5) if past is clnn.tensor else past
+    with pytest.raises((clnn.DataError, clnn.ShapeError), match="whole number|is one number|array of numbers|float32"):
+        place(past)
+
+
+def test_places_that_are_not_there(device):
+    for past in (-1, -3, 6, 2**31 - 1):
+        with pytest.raises(clnn.OutOfRangeError, match=f"3 steps after {past} others are not among 8 places"):
+            clnn.PositionalEmbedding(8)(np.ones((1, 3, 4)), past)
+    layer = clnn.PositionalEmbedding(8)
+    step = clnn.step(lambda x, past: layer(x, past))
+    x = np.ones((1, 3, 4), np.float32)
+    for past in (0, 5, 2, 1):
+        np.testing.assert_array_equal(step(x, np.int32([past])).numpy(), x + layer.w.numpy()[past : past + 3])
+    for past in (-1, 6):
+        with pytest.raises(clnn.OutOfRangeError, match="none of 8 rows"):
+            step(x, np.int32([past])).sum().item()
+    for base in (0, -1.0, np.inf):
+        with pytest.raises(clnn.ConfigurationError, match="the base of positions"):
+            clnn.sinusoidal_positions(3, 4, base=base)
+
+
+def test_tied_weights_before_any_token(device):
+    assert clnn.Embedding(9, 3).tied(np.ones((2, 3))).shape == (2, 9)
 
 
 # -- attention and blocks ---------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from ..checks import whole, whole_numbers
+from ..checks import indices_of, whole, whole_numbers
 from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale
 from ..runtime.device import int_vector
@@ -127,7 +127,7 @@ def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
             continue
         size, stride = x.shape[axis], full[axis]
         if isinstance(k, slice):
-            start, stop, step = k.indices(size)
+            start, stop, step = indices_of(k, size)
             count = len(range(start, stop, step))
             offset += start * stride if count else 0
             shape.append(count)

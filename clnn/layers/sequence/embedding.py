@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...arrays import arange, take_rows, where
-from ...attention import sinusoidal_positions
+from ...arrays import arange, where
+from ...attention import one_past, sinusoidal_positions
 from ...cache import cache_in_use
 from ...checks import check_count, whole
-from ...errors import ConfigurationError, DataError, ShapeError
+from ...errors import ConfigurationError, DataError, OutOfRangeError, ShapeError
 from ...init import Initialiser, find_initialiser, normal
 from ...ops.index import take
 from ...tensor import Tensor, apply, linear_layer, tensor
@@ -89,6 +89,7 @@ class Embedding(Layer):
 
     def tied(self, y: Tensor) -> Tensor:
         """y w^T: (..., size) -> (..., tokens), the score of each token."""
+        self.ensure_built(())
         return linear_layer(tensor(y, self.dtype, self.device), self.w, None, "linear", transposed=True)
 
 
@@ -96,6 +97,7 @@ class _Positions(Layer):
     """What positions of both kinds share: x (batch, time, size), and at most `length` steps."""
 
     shaping = frozenset(("length",))
+    whole_inputs = (False, True)
     keeps_mask = True
 
     def __init__(self, length: int) -> None:
@@ -129,7 +131,13 @@ class PositionalEmbedding(_Positions):
         time = x.shape[1]
         if past is None:
             return x + self.w[:time]
-        return x + take_rows(self.w, past if time == 1 else arange(time, device=x.device) + past)
+        past = one_past(past, x.device).reshape(1)
+        if x.device.reads and not 0 <= past.item() <= self.length - time:
+            told = f"{time} steps after {past.item()} others are not among {self.length} places"
+            raise OutOfRangeError(f"{self.name or 'PositionalEmbedding'}: {told}")
+        return x + apply(
+            take, self.w, index=past if time == 1 else arange(time, device=x.device) + past, from_end=False
+        )
 
 
 @register

@@ -511,7 +511,17 @@ class TimeDistributed(Layer):
                 ShapeError(f"an input is (batch, steps, ...), and this one has the shape {x.shape}{masked}")
             )
         y = self.layer(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]))
+        if not isinstance(y, Tensor) or y.mask is not None:
+            raise self.wrong_shape(
+                ShapeError("its layer gives one tensor, without a mask: put layers that heed masks inside")
+            )
         return y.reshape(*x.shape[:2], *y.shape[1:])
+
+    def takes_whole(self, i: int) -> bool:
+        return self.layer.takes_whole(i)
+
+    def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
+        self.layer.check_whole(i, array, name)
 
 
 @register
