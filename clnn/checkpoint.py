@@ -20,7 +20,7 @@ from safetensors.numpy import save as serialise
 
 from . import registry
 from .errors import CheckpointError
-from .files import as_path, write_atomically
+from .files import as_path, why_no_file, write_atomically
 from .layers.base import Layer, snake
 from .tensor import Parameter, Tensor
 
@@ -198,8 +198,8 @@ def write(path: str | bytes | Path, arrays: dict[str, np.ndarray], header: dict[
 def read(path: str | bytes | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the header of a file that `write` wrote; anything else is an error."""
     path = as_path(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
+    if why := why_no_file(path):
+        raise CheckpointError(why)
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

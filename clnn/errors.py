@@ -14,6 +14,8 @@ ClnnError
 └── Diverged               a loss that stopped being finite
 """
 
+import re
+
 __all__ = [
     "ArgumentError",
     "BuildError",
@@ -44,6 +46,11 @@ class BuildError(ClnnError):
     @staticmethod
     def remedy(log: str) -> str:
         """What a user can do about it, or "" where only we can."""
+        if re.search(r"Device \S.* failed to build the program\s+\(options", log):  # without a word of its compiler
+            return (
+                "PoCL says so where it cannot write its cache: make room on its disk, or set POCL_CACHE_DIR (~/.cache/pocl if "
+                "unset) to a folder that can be written"
+            )
         if "unknown target CPU" not in log:
             return ""
         return (

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from .errors import ArgumentError
+from .errors import ArgumentError, ConfigurationError
 
 try:
     import fcntl
@@ -17,19 +17,53 @@ except ImportError:  # Windows
 
 
 def cache_folder() -> Path:
-    """`$CLNN_CACHE_DIR`, by default the user's own cache folder; data sets, tuning and self-tests lie there."""
+    """`$CLNN_CACHE_DIR`, by default the user's own cache folder; data sets, tuning and self-tests lie there.
+
+    A user without a home, as in containers, has / for one, which seldom can be written. ConfigurationError for what is no path.
+    """
     if folder := os.environ.get("CLNN_CACHE_DIR", "").strip():
-        return Path(folder).expanduser()
+        try:
+            return Path(folder).expanduser()
+        except RuntimeError:
+            raise ConfigurationError(
+                f"CLNN_CACHE_DIR={folder!r} names the home of a user who is not known here"
+            ) from None
     from platformdirs import user_cache_dir
 
-    return Path(user_cache_dir("clnn"))
+    with contextlib.suppress(RuntimeError):
+        folder = user_cache_dir("clnn")
+    return Path(folder) if os.path.isabs(folder) else Path("/.cache/clnn")
 
 
 def as_path(path: str | bytes | os.PathLike[Any]) -> Path:
     """A path as users give it; ~ is their home. ArgumentError for what is none, such as an array."""
     if not isinstance(path, (str, bytes, os.PathLike)):
         raise ArgumentError(f"a file or a folder is given by its path, text or a pathlib.Path, and not by {path!r:.80}")
-    return Path(os.fsdecode(path)).expanduser()
+    try:
+        if b"\0" in os.fsencode(path):
+            raise ArgumentError(f"the path {path!r:.80} holds a zero byte, which no name of a file has")
+        return Path(os.fsdecode(path)).expanduser()
+    except UnicodeEncodeError as error:
+        raise ArgumentError(f"the path {path!r:.80} is none that this system can have: {error}") from None
+    except RuntimeError:
+        raise ArgumentError(f"the path {path!r:.80} names the home of a user who is not known here") from None
+
+
+def why_no_file(path: Path) -> str:
+    """Why this is no file that can be read, "" where it is one. (Path.is_file() raises where a folder may not be searched.)"""
+    try:
+        return "" if stat.S_ISREG(os.stat(path).st_mode) else f"there is no file {path}"
+    except (FileNotFoundError, NotADirectoryError):
+        return f"there is no file {path}"
+    except OSError as error:
+        return f"{path} cannot be read: {error}"
+
+
+def cached(prefix: str) -> bool:
+    """Whether the cache folder, as far as it can be read, has a file whose name begins so."""
+    with contextlib.suppress(OSError):
+        return any(name.startswith(prefix) for name in os.listdir(cache_folder()))
+    return False
 
 
 def write_atomically(path: Path, data: bytes) -> None:

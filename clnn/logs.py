@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import os
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -40,7 +41,7 @@ class CSVLog(Callback):
 
     def on_train_begin(self, model: Any) -> None:
         self._text, self._whole = "", False  # the rows so far, and whether the file is those
-        if self.append and self.path.exists():
+        if self.append and os.path.exists(self.path):
             self._text = self.path.read_text(encoding="utf-8")
             self._text += "" if self._text[-1:] in ("", "\n") else "\n"  # a row of its own for what comes
         if leads(model):
@@ -129,7 +130,10 @@ class TensorBoard(Callback):
         if not leads(model):
             return
         if self._writer is None:
-            self._writer = self._library[0](str(self.folder), purge_step=purge or None)
+            try:
+                self._writer = self._library[0](str(self.folder), purge_step=purge or None)
+            except OSError as error:
+                raise ConfigurationError(f"TensorBoard: {self.folder} cannot be written: {error}") from error
             if self._nodes and not purge:
                 self._write_graph()
         for name, value in logs.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import re
 import time
 import warnings
@@ -136,9 +137,13 @@ def _knows(one: Any) -> bool:
 
 def saved_in(folder: Path) -> list[Path]:
     """The checkpoints in a folder, the last one last."""
-    return sorted(
-        file for file in folder.glob("epoch-*.safetensors") if re.fullmatch(r"epoch-\d{6,}\.safetensors", file.name)
-    )
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise CheckpointError(f"the folder {folder} cannot be read: {error}") from error
+    return sorted(folder / name for name in names if re.fullmatch(r"epoch-\d{6,}\.safetensors", name))
 
 
 def _told_of_optimizer(optimizer: Any) -> dict[str, Any] | None:
@@ -165,7 +170,7 @@ class Resumed:
 
     def __init__(self, path: str | Path) -> None:
         self.given = as_path(path)
-        files = [self.given] if self.given.is_file() else saved_in(self.given)
+        files = [self.given] if os.path.isfile(self.given) else saved_in(self.given)
         self.run: dict[str, Any] | None = None
         self.file: Path | None = None
         self.arrays: dict[str, np.ndarray] = {}

@@ -238,7 +238,7 @@ class Search:
         """Train every trial that the file does not hold yet."""
         from tqdm import tqdm
 
-        rows = self._stored() if self.file is not None and self.file.exists() else {}
+        rows = self._stored() if self.file is not None and os.path.exists(self.file) else {}
         results, alive = Results(self, rows), list(range(self.sizes[0]))
         kind: Any = {1: Worker, "mpi": Ranks}.get(self.processes, Processes)
         with (

@@ -248,7 +248,7 @@ class Step:
         restore, effects = saved(watch), Effects(watch)
         context = StepContext()
         try:
-            where.step, where.recorder = context, recorder
+            where._now.step, where.recorder = context, recorder
             recorder.result = self._python(context, function)
             where.advance(context.take_cells())
             if effect := effects.found():

@@ -180,6 +180,8 @@ def test_doctor_outlives_a_crash_and_a_hang(monkeypatch):
     answers["try", "0:0"] = answers["try", "0:0"][0], "error: unknown target CPU 'generic'"
     (finding,) = doctor.devices()
     assert finding.remedy.startswith("The driver is older than this processor")
+    said = "Device pthread-skylake-Intel(R) Xeon(R) failed to build the program\n\n(options: -DREAL=float)"
+    assert "POCL_CACHE_DIR" in clnn.BuildError.remedy(said) and not clnn.BuildError.remedy(f"f.cl:1: error\n{said[7:]}")
 
 
 # -- train -------------------------------------------------------------------------------------------------------------

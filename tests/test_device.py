@@ -221,6 +221,14 @@ def test_platforms_that_fail_or_have_nothing_are_left_out_and_named(platforms):
         clnn.device()
 
 
+def test_pocl_without_a_device_says_why(platforms, monkeypatch):
+    for named, why in (("cuda", "POCL_DEVICES='cuda' names none"), (None, "set POCL_CACHE_DIR")):
+        monkeypatch.delenv("POCL_DEVICES", raising=False)
+        if named:
+            monkeypatch.setenv("POCL_DEVICES", named)
+        assert platforms(Platform("Portable Computing Language")) == [] and why in choice.faults()[0]
+
+
 def test_a_device_that_two_vendor_files_list_counts_once(platforms):
     two = [radeon(), radeon()]  # two cards of one kind are two devices
     again = [radeon(), radeon()]

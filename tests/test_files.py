@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import clnn
-from clnn import checkpoint
+from clnn import checkpoint, files
 from clnn.files import PART, write_atomically
 from clnn.tools import doctor
 
@@ -181,7 +181,7 @@ def test_names_of_every_kind(device, tmp_path, monkeypatch):
         np.testing.assert_array_equal(clnn.load(name).layers[0].w, net.layers[0].w)
     assert (tmp_path / "home").is_file() and not parts(tmp_path)
     (tmp_path / "circle").symlink_to("circle")
-    for wrong in (tmp_path / "circle", f"{tmp_path}/a\0b", tmp_path / ("n" * 256), tmp_path / "bytes" / "below"):
+    for wrong in (tmp_path / "circle", tmp_path / ("n" * 256), tmp_path / "bytes" / "below"):
         with pytest.raises(clnn.CheckpointError, match="cannot be written"):
             net.save(wrong)
     assert (tmp_path / "circle").is_symlink()
@@ -226,3 +226,57 @@ def test_doctor_names_a_variable_that_is_set(monkeypatch, name):
     monkeypatch.setenv(name, "1")
     found = {finding.text: finding.verdict for finding in doctor.environment()}
     assert found[f"{name}=1"] == doctor.OK
+
+
+# -- paths that the system refuses ---------------------------------------------------------------------------------------
+REFUSED = {
+    "too long": "/tmp/" + "a" * 300,
+    "a zero byte": "a\0b",
+    "no such user": "~nobody-of-that-name/x",
+    "no text": "\ud800",
+}
+
+
+@posix
+@pytest.mark.parametrize("path", REFUSED.values(), ids=REFUSED)
+@pytest.mark.parametrize("use", ["load", "save", "safetensors", "resume", "checkpoint", "onnx", "profile"])
+def test_what_the_system_refuses_is_an_error_of_clnns(device, path, use):
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=2)
+    x = np.ones((2, 2), np.float32)
+    uses = {
+        "load": clnn.load,
+        "save": net.save,
+        "safetensors": lambda path: clnn.interop.from_safetensors(path, net),
+        "resume": lambda path: net.fit(x, x, loss="mse", optimizer="sgd", resume=path, progress=False),
+        "checkpoint": lambda path: net.fit(
+            x, x, loss="mse", optimizer="sgd", callbacks=[clnn.Checkpoint(path)], progress=False
+        ),
+        "onnx": clnn.onnx.load,
+        "profile": clnn.profile(peak=1.0).save,
+    }
+    if use == "onnx":
+        pytest.importorskip("onnx")
+    with pytest.raises(clnn.ClnnError):
+        uses[use](path)
+
+
+@posix
+def test_a_cache_folder_that_cannot_be_used_is_none_or_an_error(monkeypatch):
+    monkeypatch.setenv("CLNN_CACHE_DIR", REFUSED["too long"])
+    assert not files.cached("step-")
+    monkeypatch.setenv("CLNN_CACHE_DIR", REFUSED["no such user"])
+    with pytest.raises(clnn.ConfigurationError, match="CLNN_CACHE_DIR='~nobody-of-that-name/x'"):
+        files.cache_folder()
+
+
+@posix
+@pytest.mark.parametrize("said", [RuntimeError, "~/.cache/clnn"])
+def test_a_user_without_a_home_has_that_of_containers(monkeypatch, said):
+    def user_cache_dir(_):
+        if said is RuntimeError:
+            raise RuntimeError("could not determine the home directory")
+        return said
+
+    monkeypatch.delenv("CLNN_CACHE_DIR", raising=False)
+    monkeypatch.setattr("platformdirs.user_cache_dir", user_cache_dir)
+    assert files.cache_folder() == Path("/.cache/clnn")

@@ -18,11 +18,11 @@ import numpy as np
 
 from clnn.checks import whole
 from clnn.data.cifar import decode_records, read_archive
-from clnn.data.download import download
+from clnn.data.download import download, keep
 from clnn.data.idx import decode_idx, read_idx
 from clnn.data.validate import check_labels
 from clnn.errors import ConfigurationError, DataError
-from clnn.files import cache_folder, write_atomically
+from clnn.files import cache_folder
 
 Pair = tuple[np.ndarray, np.ndarray]
 
@@ -212,7 +212,7 @@ def _data_folder(name: str) -> Path | None:
     data_dir = os.environ.get("CLNN_DATA_DIR")
     if not data_dir:
         return None
-    if not Path(data_dir).is_dir():
+    if not os.path.isdir(data_dir):
         raise DataError(f"CLNN_DATA_DIR is {data_dir!r}, which is not a folder; correct it or unset it")
     return Path(data_dir) / name
 
@@ -235,7 +235,7 @@ def _find(folder: Path, file: IdxFile) -> Path | None:
     """Returns the path of the file under any of its names: plain or gzip, with the historical dot or without."""
     names = (file.name + end for end in ("", ".gz"))
     candidates = (folder / spelt for name in names for spelt in (name, name.replace("-idx", ".idx")))
-    return next((path for path in candidates if path.is_file()), None)
+    return next((path for path in candidates if os.path.isfile(path)), None)
 
 
 def _fetch(source: Source, file: IdxFile, cache: Path, mirrors: list[str]) -> Path:
@@ -258,16 +258,7 @@ def _fetch(source: Source, file: IdxFile, cache: Path, mirrors: list[str]) -> Pa
             + f"\nor set CLNN_DATA_DIR to the folder that holds a folder {source.folder!r} with all four."
         ) from error
     mirrors.sort(key=lambda mirror: not url.startswith(mirror))
-    return _keep(cache / f"{file.name}.gz", data)
-
-
-def _keep(path: Path, data: bytes) -> Path:
-    """Writes what was downloaded to the cache."""
-    try:
-        write_atomically(path, data)
-    except OSError as error:
-        raise DataError(f"cannot write {path} ({error}); set CLNN_CACHE_DIR to a folder that can be written") from error
-    return path
+    return keep(cache / f"{file.name}.gz", data)
 
 
 def _load_records(source: RecordFiles) -> tuple[Pair, Pair]:
@@ -287,7 +278,7 @@ def _read_records(source: RecordFiles, names: tuple[str, ...]) -> tuple[Path, li
     """Returns the bytes of the files, and the folder or the archive that they are in."""
     folder, cache = _data_folder(source.folder), cache_folder() / source.folder
     for place in (folder, folder and folder / source.inside):
-        if place and (found := [name for name in names if (place / name).is_file()]):
+        if place and (found := [name for name in names if os.path.isfile(place / name)]):
             if missing := set(names) - set(found):
                 raise DataError(
                     f"{place} lacks {', '.join(sorted(missing))}; add what is missing, or remove the folder"
@@ -299,7 +290,7 @@ def _read_records(source: RecordFiles, names: tuple[str, ...]) -> tuple[Path, li
             raise DataError(f"{name}: expected content with sha256 {source.sha256}, found {content}")
 
     places = [place / source.archive for place in (folder, cache) if place]
-    path = next((path for path in places if path.is_file()), None)
+    path = next((path for path in places if os.path.isfile(path)), None)
     if path is not None:
         data = path.read_bytes()
         try:
@@ -315,6 +306,6 @@ def _read_records(source: RecordFiles, names: tuple[str, ...]) -> tuple[Path, li
                 f"Put {source.archive} into {cache},\nor set CLNN_DATA_DIR to the folder that holds a folder "
                 f"{source.folder!r} with it or with {', '.join(names)}."
             ) from error
-        path = _keep(cache / source.archive, data)
+        path = keep(cache / source.archive, data)
     inside = [f"{source.inside}/{name}" for name in names]
     return path / source.inside, read_archive(data, f"{path}", inside, source.records)

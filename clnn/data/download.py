@@ -1,8 +1,10 @@
 """Fetches a file from the first mirror that has a good copy."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 from clnn.errors import DataError
+from clnn.files import write_atomically
 
 TIMEOUT = 20.0  # seconds of silence before the next mirror is tried
 MAX_BYTES = 256 * 2**20  # no data set here comes near; a server that never stops must not fill the memory
@@ -27,6 +29,15 @@ def download(urls: Iterable[str], check: Callable[[bytes, str], object]) -> tupl
         else:
             return data, url
     raise DataError("\n".join(problems))
+
+
+def keep(path: Path, data: bytes) -> Path:
+    """Writes what was downloaded to the cache."""
+    try:
+        write_atomically(path, data)
+    except OSError as error:
+        raise DataError(f"cannot write {path} ({error}); set CLNN_CACHE_DIR to a folder that can be written") from error
+    return path
 
 
 def _read(url: str) -> bytes:

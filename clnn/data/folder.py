@@ -44,7 +44,7 @@ class ImageFolder:
             raise ConfigurationError(
                 f"channels is 1 (grey) or 3 (red, green and blue), {channels!r} was provided instead"
             )
-        if not root.is_dir():
+        if not os.path.isdir(root):
             raise DataError(f"{root} is no folder: give the one in which each class has its folder of images")
         there = sorted(one.name for one in root.iterdir() if one.is_dir() and not one.name.startswith("."))
         self.classes = there if classes is None else list(classes)

@@ -30,6 +30,8 @@ def read_idx(path: str | os.PathLike[str], shape: tuple[int, ...] | None = None,
     """
     try:
         return decode_idx(Path(path).read_bytes(), os.fspath(path), shape, sha256)
+    except PermissionError as error:
+        raise DataError(f"{os.fspath(path)} cannot be read: {error}") from error
     except DataError as error:
         raise DataError(f"{error}; replace the file by an undamaged copy") from error
 

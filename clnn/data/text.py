@@ -4,9 +4,9 @@ import hashlib
 import os
 from pathlib import Path
 
-from clnn.data.download import download
+from clnn.data.download import download, keep
 from clnn.errors import DataError
-from clnn.files import cache_folder, write_atomically
+from clnn.files import cache_folder
 
 MIRROR = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
@@ -29,11 +29,13 @@ def shakespeare() -> str:
     cached = cache_folder() / "shakespeare" / "input.txt"
     folder = os.environ.get("CLNN_DATA_DIR")
     for path in ([Path(folder) / "shakespeare" / "input.txt"] if folder else []) + [cached]:
-        if path.is_file():
-            data = path.read_bytes()
+        if os.path.isfile(path):
+            try:
+                data = path.read_bytes()
+            except OSError as error:
+                raise DataError(f"{path} cannot be read: {error}") from error
             _check(data, str(path))
             return data.decode("ascii")
     data, _ = download([MIRROR], _check)
-    cached.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(cached, data)
+    keep(cached, data)
     return data.decode("ascii")

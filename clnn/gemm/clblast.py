@@ -176,6 +176,8 @@ def problem(device: Device, parameters: Parameters) -> str:
             remembered = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             remembered = {}
+        if not isinstance(remembered, dict):  # damaged
+            remembered = {}
         if not isinstance(remembered.get(key), str):
             remembered[key] = _self_test(device)
             with contextlib.suppress(OSError):  # a read-only cache folder costs a self-test per process, nothing else

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, deserialize
 from safetensors.numpy import save as serialise
 
 from ..errors import CheckpointError
-from ..files import as_path, write_atomically
+from ..files import as_path, why_no_file, write_atomically
 from .pairs import Stored, Unit
 
 TYPES = {
@@ -55,8 +55,8 @@ def read(path: str | bytes | os.PathLike[Any]) -> dict[str, np.ndarray]:
         )
     if path.suffix in PICKLED + KERAS:
         raise refused(path)
-    if not path.is_file():
-        raise CheckpointError(f"there is no file {path}")
+    if why := why_no_file(path):
+        raise CheckpointError(why)
     try:
         data = path.read_bytes()
         if data[:2] in (b"PK", b"\x80\x02", b"\x80\x04"):

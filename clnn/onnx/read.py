@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CheckpointError, ConfigurationError
+from ..files import as_path, why_no_file
 from .graph import Graph, Node, Value
 
 # ONNX's numbers of types; others (complex numbers, those of 4 and 8 bits) have no place here
@@ -255,13 +256,12 @@ def read(source: Any) -> tuple[Graph, str]:
     elif hasattr(source, "SerializeToString"):
         where, data = "the model", source.SerializeToString()
     else:
-        try:
-            path = Path(os.fspath(source) if not isinstance(source, str) else source)
-        except TypeError as error:
-            raise ConfigurationError(f"load takes a path or the bytes of a file, not {source!r}") from error
+        if not isinstance(source, (str, os.PathLike)):
+            raise ConfigurationError(f"load takes a path or the bytes of a file, not {source!r}")
+        path = as_path(source)
         where, folder = str(path), path.parent
-        if not path.is_file():
-            raise CheckpointError(f"there is no file {path}")
+        if why := why_no_file(path):
+            raise CheckpointError(why)
         try:
             data = path.read_bytes()
         except OSError as error:

@@ -179,10 +179,6 @@ class Device:
         """The step that this thread runs."""
         return self._now.step
 
-    @step.setter
-    def step(self, one: StepContext | None) -> None:
-        self._now.step = one
-
     # -- opened at first use ------------------------------------------------------------------------------------------
     @_opened
     def context(self) -> cl.Context:

@@ -24,7 +24,7 @@ import numpy as np
 import pyopencl as cl
 
 from ..errors import ConfigurationError
-from ..files import cache_folder, write_atomically
+from ..files import cache_folder, cached, write_atomically
 from .device import Device
 from .memory import Block
 from .program import read_source, source_for
@@ -176,7 +176,7 @@ class Fused:
         """The seconds, about, that building it takes where it was built before; without end where it was not."""
         if self.device.programs.has_text(self.text):
             return HAVING
-        return LOADING if self._note().exists() else math.inf
+        return LOADING if cached(self._note().name) else math.inf
 
     @staticmethod
     def possible(device: Device, launches: list[Launch], seconds: float) -> bool:
@@ -314,6 +314,6 @@ def worth(device: Device, launches: list[Launch]) -> int:
     if always():
         return 1
     cost = COMPILING + PART_OF_IT * len({launch.source for launch in launches})
-    if Fused.possible(device, launches, 0.0) and any(cache_folder().glob(f"{KEPT}*")):
+    if Fused.possible(device, launches, 0.0) and cached(KEPT):
         cost = min(cost, Fused(device, launches, SECONDS).cost)
     return max(1, round(cost / (SAVED * max(1, len(launches)))))

@@ -283,7 +283,7 @@ class Replays:
         recorder = Recorder() if entry.called and self.record and not entry.eager else None
         shown = profile_of_debug() if recorder is not None and entry.recorder is not None else contextlib.nullcontext()
         try:
-            device.step, device.recorder = (context := StepContext()), recorder
+            device._now.step, device.recorder = (context := StepContext()), recorder
             with shown as seen:
                 result = function(context)
                 device.advance(context.take_cells())

@@ -17,7 +17,7 @@ from pathlib import Path
 from shutil import which
 from typing import Any, NamedTuple
 
-from ..errors import BuildError
+from ..errors import BuildError, ClnnError
 from .drivers import NEEDS, VENDORS, loader, registered, vendor_files
 from .drivers import VARIABLES as OF_LOADERS
 from .drivers import cards as cards_here
@@ -334,7 +334,6 @@ def _answer(**what: Any) -> None:
 
 
 def _list() -> None:
-    from ..errors import ClnnError
     from ..runtime.devices import choice
 
     used, error = None, ""
@@ -359,7 +358,6 @@ def _try(index: str) -> None:
     import numpy as np
     import pyopencl as cl
 
-    from ..errors import ClnnError
     from ..gemm import clblast, clblast_problem, engine_name
     from ..ops.image.conv_plan import largest_tile
     from ..runtime import fusion
@@ -435,9 +433,13 @@ def folders() -> Iterator[Finding]:
     from ..data.datasets import FASHION_MNIST, MNIST, _find
     from ..files import cache_folder, write_atomically
 
-    cache = cache_folder()
     try:
-        write_atomically(cache / "doctor", b"")
+        cache = cache_folder()
+    except ClnnError as error:
+        yield Finding(PROBLEM, str(error), "correct CLNN_CACHE_DIR, or unset it")
+        return
+    try:
+        write_atomically(cache / "doctor", bytes(1 << 14))  # a full disk takes an empty file
         (cache / "doctor").unlink()
         yield Finding(OK, f"the cache folder {cache} can be written")
     except OSError as error:

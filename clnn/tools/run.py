@@ -20,7 +20,7 @@ import numpy as np
 
 from .. import model, onnx
 from ..errors import ConfigurationError, DataError, ShapeError
-from ..files import as_path, write_atomically
+from ..files import as_path, why_no_file, write_atomically
 from ..onnx.graph import FLOATS, Value
 from ..onnx.model import as_type
 from ..runtime.profile import profile
@@ -36,8 +36,8 @@ class Loaded:
     """A model from a file, its inputs, and how it answers a dict of arrays by one."""
 
     def __init__(self, path: Path) -> None:
-        if not path.is_file():
-            raise ConfigurationError(f"there is no file {path}")
+        if why := why_no_file(path):
+            raise ConfigurationError(why)
         self.path = path
         if path.suffix == ".onnx":
             self.net: Any = onnx.load(path)
@@ -107,7 +107,7 @@ def given_inputs(texts: Sequence[str], inputs: Sequence[Value]) -> dict[str, tup
     for text in texts:
         known = max((name for name in names if text.startswith(f"{name}=")), key=len, default=None)
         name, file = (known, text[len(known) + 1 :]) if known is not None else (None, text)
-        if name is None and "=" in text and not as_path(text).is_file():
+        if name is None and "=" in text and not os.path.isfile(text):
             raise _unknown(text.partition("=")[0], inputs)
         arrays = (
             {"": number} if name is not None and (number := as_number(file)) is not None else arrays_in(as_path(file))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 
 import numpy as np
 
@@ -22,7 +22,7 @@ STEPS = 6  # of a workload: the third is recorded, the fourth replayed, and the 
 def warm(names: Sequence[str]) -> int:
     """Run the first steps of workloads of `clnn bench`, or predictions of models in files, and print what compiling took, by
     program. ConfigurationError for a name that is neither."""
-    unknown = [name for name in names if name not in nets.ALL and not Path(name).is_file()]
+    unknown = [name for name in names if name not in nets.ALL and not os.path.isfile(name)]
     if unknown:
         raise ConfigurationError(
             f"{unknown[0]!r} is neither a file of a model (net.save) nor one of the workloads {', '.join(sorted(nets.ALL))}"

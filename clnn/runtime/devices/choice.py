@@ -18,7 +18,7 @@ import pyopencl as cl
 from ...errors import DeviceError
 from ..device import Device
 from .form import KINDS
-from .pocl import pinned_threads
+from .pocl import pinned_threads, why_none
 from .ranking import distinct, mark_twins, rank
 
 BROKEN = (cl.Error, UnicodeDecodeError)  # what asking a broken driver ends in
@@ -62,7 +62,8 @@ def devices() -> list[Device]:
                     with pinned_threads():
                         found = platform.get_devices()
                     if not found:
-                        _faults.append(f"platform {p}, {platform.name.strip()}, has no device")
+                        name = platform.name.strip()
+                        _faults.append(f"platform {p}, {name}, has no device{why_none(name)}")
                 except BROKEN as error:
                     _faults.append(f"platform {p} does not list its devices: {error}")
                     continue

@@ -27,6 +27,16 @@ def pinned_threads() -> Iterator[None]:
         del os.environ["POCL_AFFINITY"]
 
 
+def why_none(platform: str) -> str:
+    """What leaves PoCL without a device, in words; "" for other platforms."""
+    if platform != "Portable Computing Language":
+        return ""
+    named = os.environ.get("POCL_DEVICES")
+    if named is not None:
+        return f": POCL_DEVICES={named!r} names none that this PoCL has; unset it"
+    return ": it has none where it may not write its cache; set POCL_CACHE_DIR, ~/.cache/pocl if unset, to a folder that can be"
+
+
 def find_linker(device: Any) -> None:
     """pip's PoCL links kernels with `ld`, and without one ends the whole process: look for it first."""
     if device.pocl_version != (3, 0) or shutil.which("ld"):

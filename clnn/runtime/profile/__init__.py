@@ -13,14 +13,13 @@ import os
 import statistics
 from array import array
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyopencl as cl
 
 from ...checks import in_range
 from ...errors import ConfigurationError, DeviceError
-from ...files import write_atomically
+from ...files import as_path, write_atomically
 from ..device import Device
 from ..memory import Block
 from ..recorder import Temporary
@@ -248,7 +247,10 @@ class Profile:
                     for start, end in zip(one.starts, one.ends)
                 ]  # fmt: skip
         events.sort(key=lambda event: (event["pid"], event.get("ts", -1)))
-        write_atomically(Path(path), json.dumps({"displayTimeUnit": "ns", "traceEvents": events}).encode())
+        try:
+            write_atomically(as_path(path), json.dumps({"displayTimeUnit": "ns", "traceEvents": events}).encode())
+        except OSError as error:
+            raise ConfigurationError(f"the profile cannot be written: {error}") from error
 
 
 def profile(peak: float | None = None) -> Profile:
