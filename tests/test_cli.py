@@ -58,6 +58,18 @@ def test_devices_with_a_name_that_matches_nothing():
     assert err.startswith("clnn: CLNN_DEVICE 'abacus' matches no OpenCL device") and clnn.devices()[0].name in err
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no broken pipes")
+@pytest.mark.parametrize("closed", ["by its reader", "from the start"])
+def test_output_that_nobody_reads(closed):
+    """As with `clnn devices | head -0` and `clnn devices >&-`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = f"exec {sys.executable} -m clnn devices" + (" >&-" if closed == "from the start" else "")
+    done = subprocess.run(["sh", "-c", command], stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0 if closed == "from the start" else 141, "")
+
+
 def test_devices_without_any_says_how_to_get_one(tmp_path):
     code, _, err = run("devices", **no_driver(tmp_path))
     assert code == 1 and "There is no OpenCL device" in err and "pocl-opencl-icd" in err

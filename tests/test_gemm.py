@@ -467,11 +467,12 @@ def test_self_test_is_remembered(device, self_tests, monkeypatch):
     assert list(json.loads(path.read_text()).values()) == [""]
     clblast._problems.clear()  # as in another process
     assert clblast_problem(device) == "" and len(ran) == 1
-    path.write_text("{ damaged")
-    clblast._problems.clear()
-    assert clblast_problem(device) == "" and len(ran) == 2
+    for times, damaged in enumerate(("{ damaged", "[]", "[" * 99_999), 2):
+        path.write_text(damaged)
+        clblast._problems.clear()
+        assert clblast_problem(device) == "" and len(ran) == times
     monkeypatch.setattr(type(device), "identity", property(lambda d: "another driver"))
-    assert clblast_problem(device) == "" and len(ran) == 3
+    assert clblast_problem(device) == "" and len(ran) == 5
 
 
 @needs_clblast

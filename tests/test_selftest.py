@@ -146,7 +146,7 @@ def test_a_device_that_passes_is_remembered(other, cache, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "{}", '{"passed": "another", "turns": 0}', '{"passed": 1}', '"passed"']
+    "text", ["", "{", "[]", "{}", '{"passed": "another", "turns": 0}', '{"passed": 1}', '"passed"', "[" * 99_999]
 )
 def test_a_damaged_file_is_as_good_as_none(other, cache, monkeypatch, text):
     says(monkeypatch, {"test": "sums"}, {"turns": 0})

@@ -174,7 +174,7 @@ def problem(device: Device, parameters: Parameters) -> str:
             key += f" | parameters {hashlib.sha256(json.dumps(parameters, sort_keys=True).encode()).hexdigest()[:12]}"
         try:
             remembered = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             remembered = {}
         if not isinstance(remembered, dict):  # damaged
             remembered = {}

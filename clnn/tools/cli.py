@@ -28,7 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what comes back is the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return options.run(options)
+        code: int = options.run(options)
+        print(end="", flush=True)
+        return code
+    except BrokenPipeError:  # whoever read the output, such as head, has enough of it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest at its end
+        return 141  # as a shell says of who is ended by SIGPIPE
     except ClnnError as error:
         print(f"clnn: {error}", file=sys.stderr)
         return 1

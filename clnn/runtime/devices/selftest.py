@@ -62,7 +62,7 @@ def check(device: Tested) -> int | None:
     if os.environ.get("CLNN_SELF_TEST", "").strip() == "0" or device.platform == "Oclgrind":
         return None
     path, key = _place(device)
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):  # none there, or a damaged one
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or a damaged one
         remembered = json.loads(path.read_text(encoding="utf-8"))
         if remembered["passed"] == key:
             return int(remembered["turns"])
