@@ -20,6 +20,7 @@ from .layers.base import Layer, Symbolic, first_pass, register
 from .layers.merge import Add, Multiply, Subtract
 from .parameters import count
 from .runtime.devices.choice import device
+from .storage import Keeper
 from .tape import grad_enabled
 from .tensor import Tensor
 
@@ -174,6 +175,7 @@ class Graph(Layer):
         values = {(i, 0): x for i, x in enumerate(inputs)}
         del inputs
         joins = noting is None and not grad_enabled()
+        keeper = Keeper()
         joined: dict[int, Tensor] = {}  # outputs that were computed with the call before
         for number, (which, given, wanted, done) in enumerate(self._plan, len(self.inputs)):
             layer, args = self.layers[which], [values.get(v) for v in given]
@@ -181,7 +183,7 @@ class Graph(Layer):
             if ahead is not None:
                 joined[self._next[number]] = ahead
             else:
-                y = joined.pop(number) if number in joined else layer(*args)
+                y = joined.pop(number) if number in joined else keeper.call(layer, *args, needed=[*values.values()])
                 if noting is not None:
                     noting(number, y)
                 each = [*_leaves(y)]
@@ -192,6 +194,7 @@ class Graph(Layer):
             for v in done:
                 values.pop(v, None)  # its memory is free from here on
             del args
+        keeper.end()
         found = [values[n, at] for n, at in self._results]
         if isinstance(self.outputs, dict):
             return dict(zip(self.outputs, found))

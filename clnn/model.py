@@ -26,6 +26,7 @@ from .random import drawing_from
 from .runtime.device import Device
 from .runtime.devices.choice import resolve
 from .runtime.lock import exclusive
+from .storage import storage_named, storing
 from .tape import no_grad
 from .tensor import Parameter, Tensor, tensor
 from .train.compiled import Compiled
@@ -50,10 +51,14 @@ class Model(Layer):
     loss: Any = None  # the last fit's
     optimizer: Optimizer | None = None
     graph: Graph | None = None
+    _storage = "float32"
     _numbered = False  # whether parameters are named by the numbers of layers
 
-    def __init__(self, inputs: Any = None, outputs: Any = None, *, graph: Graph | None = None) -> None:
+    def __init__(
+        self, inputs: Any = None, outputs: Any = None, *, graph: Graph | None = None, storage: str = "float32"
+    ) -> None:
         if inputs is None and outputs is None and graph is None:
+            self.storage = storage
             return  # a class of one's own, with a forward()
         fresh = graph is None
         graph = traced(inputs, outputs) if graph is None else graph
@@ -68,6 +73,21 @@ class Model(Layer):
             )  # masks come with tensors
             self.ensure_built(*[tuple(shape) for shape, _ in self.graph.inputs.values()])
             consolidate(self.parameters())
+        self.storage = storage
+
+    @property
+    def storage(self) -> str:
+        """The type in which a forward pass keeps what the backward pass reads, "float32" or "float16"; see clnn/storage.py."""
+        return self._storage
+
+    @storage.setter
+    def storage(self, name: str) -> None:
+        if storage_named(name, self.dtype) == "float16" and not self._numbered:
+            raise ConfigurationError(
+                "storage='float16' is for Sequential and Model(inputs, outputs), which know when a value is read for the last time: "
+                "have your forward() call Sequential([...], storage='float16') for layers that follow each other"
+            )
+        self._storage = name
 
     def __getattr__(self, name: str) -> Any:
         if name in METHODS:
@@ -79,10 +99,14 @@ class Model(Layer):
             return super().forward(*inputs)
         if self.layers is not self.graph.layers:
             raise ConfigurationError("a graph's layers are replaced one by one, as in net.layers[0] = clnn.Dense(8)")
-        return self.graph.run(inputs)
+        with storing(self._storage):
+            return self.graph.run(inputs)
 
     def config(self) -> dict[str, Any]:
-        return {} if self.graph is None else {"graph": self.graph}
+        return {} if self.graph is None else {"graph": self.graph} | self._stored()
+
+    def _stored(self) -> dict[str, Any]:
+        return {} if self._storage == "float32" else {"storage": self._storage}
 
     def input_names(self) -> dict[str, bool] | None:
         return super().input_names() if self.graph is None else dict.fromkeys(self.graph.inputs, True)
@@ -215,7 +239,7 @@ class Model(Layer):
         for p, block in zip(parameters, blocks):
             where.upload(p.numpy(), block)
         for p, block in zip(parameters, blocks):  # none moves before all have found room
-            p.device, p.block, p.store, p._grad, p._last = where, block, None, None, ""
+            p.device, p.memory, p.store, p._grad, p._last = where, block, None, None, ""
         for layer in self.layers_inside():
             layer._device = where
         self.__dict__.pop("_evaluations", None)
@@ -316,7 +340,8 @@ class Sequential(Model):
     """Layers one after the other: `Sequential([Dense(100, "sigmoid"), Dense(10)], input_shape=64)`.
 
     `input_shape` is an int or a tuple, without the batch; without it the model is built at its first call. `seed` makes
-    the first weights the same in every run.
+    the first weights the same in every run. With `storage="float16"` training keeps activations as halves and computes with
+    them as before (clnn/storage.py). ConfigurationError for another storage or dtype, or for halves of float64.
     """
 
     _numbered = True
@@ -327,6 +352,7 @@ class Sequential(Model):
         input_shape: int | Sequence[int] | None = None,
         dtype: Any = "float32",
         seed: int | None = None,
+        storage: str = "float32",
     ) -> None:
         self.layers = list(layers) if isinstance(layers, Iterable) else [layers]
         wrong = [layer for layer in self.layers if not isinstance(layer, Layer)]
@@ -342,6 +368,7 @@ class Sequential(Model):
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise ConfigurationError(f"a model's dtype is float32 or float64, {dtype!r} was provided instead")
+        self.storage = storage
         self.output_shapes: list[tuple[int, ...]] = []
         if input_shape is not None:
             shape = whole_numbers("input_shape", input_shape)
@@ -378,7 +405,8 @@ class Sequential(Model):
         consolidate(self.parameters())
 
     def forward(self, *inputs: Tensor) -> Any:
-        return through(self.layers, *inputs)
+        with storing(self._storage):
+            return through(self.layers, *inputs)
 
     def input_names(self) -> dict[str, bool] | None:
         return None
@@ -402,7 +430,7 @@ class Sequential(Model):
         return rows
 
     def config(self) -> dict[str, Any]:
-        return {"layers": self.layers}
+        return {"layers": self.layers} | self._stored()
 
 
 def _table(model: Model, rows: Sequence[Sequence[str]]) -> str:

@@ -36,7 +36,7 @@ class Store(Restored):
         for p, start in zip(parameters, starts):
             view, gradient = self.block.view(start, p.nbytes), p._grad
             self.device.copy(p.block, view, p.nbytes)
-            p.block, p.store, p.position, p._grad = view, self, start, None
+            p.memory, p.store, p.position, p._grad = view, self, start, None
             if gradient is not None:
                 self.device.copy(gradient, p.gradient_block(), p.nbytes)
 

@@ -18,6 +18,7 @@ from .gemm import Scale
 from .ops.activation import back_through
 from .ops.array import Array, Backward, Gradient, Sink, empty, empty_like, fill
 from .ops.elementwise import binary, scale_add
+from .ops.half import note, unpacking
 
 _mode = threading.local()
 _order = itertools.count()
@@ -62,6 +63,7 @@ class Node:
         self.order = next(_order)
         self.backward: Backward | None = backward
         self.like, self.activation = (y.device, y.shape, y.dtype), y.activation
+        note(self)
 
     def __lt__(self, other: Node) -> bool:  # the newest first
         return self.order > other.order
@@ -102,8 +104,9 @@ def backpropagate(root: Node, gradient: Array | None) -> None:
         closure, node.backward, node.activation = node.backward, None, None  # what they hold is free from here on
         if closure is None:
             raise ClnnError("backward(): the tape was used up by an earlier backward(); run the forward pass again")
-        for *targets, flowing in closure(gradient):
-            _deliver(targets, flowing, waiting, node.of_loss)
+        with unpacking():
+            for *targets, flowing in closure(gradient):
+                _deliver(targets, flowing, waiting, node.of_loss)
 
 
 def _deliver(targets: list[Any], flowing: Gradient, waiting: _Waiting, of_loss: bool) -> None:

@@ -301,8 +301,7 @@ class Tensor(Array):
         return apply(reduce, self, kind="sum", axis=axis, keepdims=keepdims)
 
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
-        """The mean over an axis, several, or all of them, as `sum` takes them. ShapeError over no
-        elements.
+        """The mean over an axis, several, or all of them, as `sum` takes them. ShapeError over no elements.
 
         >>> float(clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).mean())
         2.5
@@ -597,11 +596,8 @@ def origin(value: Any, array: np.ndarray) -> str:
     one = value
     while isinstance(one, (list, tuple)) and one:
         one = one[0]
-    return (
-        MASK
-        if array.dtype == np.int32 and (isinstance(one, bool) or getattr(one, "dtype", None) == np.dtype(bool))
-        else ""
-    )
+    of_bools = isinstance(one, bool) or getattr(one, "dtype", None) == np.dtype(bool)
+    return MASK if of_bools and array.dtype == np.int32 else ""
 
 
 def host_array(value: Any, dtype: DTypeLike | None = None) -> np.ndarray:

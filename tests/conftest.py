@@ -143,7 +143,7 @@ def poisoned(monkeypatch):
     """Every block of device memory starts as NaN (-1 as integers), so that an element that nobody writes is seen; what lies
     behind it must not be written."""
     monkeypatch.setattr(Memory, "poisoned", True)
-    guard, allocate, shared, gone = Guard(), Memory.allocate, direct.take_over, Block.__del__
+    guard, allocate, shared, gone, release = Guard(), Memory.allocate, direct.take_over, Block.__del__, Block.release
 
     def poisoned_block(self, nbytes, pooled=True):
         block = allocate(self, nbytes, pooled)
@@ -160,7 +160,12 @@ def poisoned(monkeypatch):
         guard.take(self)
         gone(self)
 
+    def guarded_release(self):
+        guard.take(self)
+        release(self)
+
     monkeypatch.setattr(Memory, "allocate", poisoned_block)
+    monkeypatch.setattr(Block, "release", guarded_release)
     monkeypatch.setattr(direct, "take_over", shared_block)
     monkeypatch.setattr(Block, "__del__", guarded_end)
     yield guard

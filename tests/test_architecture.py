@@ -21,7 +21,8 @@ FLOORS = (
     {"gemm"},
     {"ops"},
     {"tape"},
-    {"tensor", "exchange", "arrays", "attention", "cache", "images", "random", "init", "parameters", "progress"},
+    {"tensor", "exchange", "arrays", "attention", "cache", "images", "random", "init", "parameters", "progress"}
+    | {"storage"},
     {"step", "functions", "named", "layers", "losses", "optim", "schedules", "metrics", "data"},
     {"checkpoint", "callbacks", "logs", "resume", "train", "minimize", "generation", "distributed"},
     {"graph"},
@@ -125,6 +126,7 @@ def test_the_walk_sees_every_form_of_import(tmp_path, monkeypatch):
 # Core is what a reader climbs to see a network train. What makes it smaller, makes the number smaller, too.
 WINGS = {
     "fused steps": (320, "runtime/fusion.py"),
+    "half storage": (210, "ops/half.py", "storage.py"),
     "answers": (570, "train/evaluation.py", "train/compiled.py", "train/direct.py"),
     "compiling ahead": (80, "tools/warm.py"),
     "watching": (680, "runtime/watching/*"),

@@ -23,6 +23,7 @@ from ..runtime.devices.choice import device
 from ..runtime.lock import exclusive
 from ..runtime.watching.effects import saved
 from ..runtime.watching.watch import Watch, Watched, rebinds, structure_changed
+from ..storage import Keeper
 from ..tape import grad_enabled, no_grad
 from ..tensor import Parameter, Tensor, tensor, tensors_made
 
@@ -319,8 +320,9 @@ class Layer(Watched):
                         f"{type(self).__name__} has layers in layers more than {MOST_NESTED} deep, and Python's stack is "
                         "limited: put them side by side, as in Sequential([*a.layers, *b.layers])"
                     )
-                inside = vars(value).items() if isinstance(value, Layer) else _entries(value)
-                waiting.append((iter([(f"{name}.{key}", item) for key, item in inside]), depth))
+                inside = vars(value) if isinstance(value, Layer) else value
+                items: Iterable[tuple[Any, Any]] = inside.items() if isinstance(inside, dict) else enumerate(inside)
+                waiting.append((iter([(f"{name}.{key}", item) for key, item in items]), depth))
 
     @property
     def trainable(self) -> bool:
@@ -438,7 +440,7 @@ class Layer(Watched):
 
 def through(layers: Sequence[Layer], x: Any) -> Any:
     """x through layers, one after the other; without a tape two that fit become one, see `Layer.with_next`."""
-    at = 0
+    at, keeper, first = 0, Keeper(), x
     while at < len(layers):
         layer, following = layers[at], layers[at + 1] if at + 1 < len(layers) else None
         if following is not None and not grad_enabled() and layer.built and following.built and x.mask is None:
@@ -446,12 +448,9 @@ def through(layers: Sequence[Layer], x: Any) -> Any:
             if y is not None:
                 x, at = y, at + 2
                 continue
-        x, at = layer(x), at + 1
+        x, at = keeper.call(layer, x, needed=(first,)), at + 1
+    keeper.end()
     return x
-
-
-def _entries(value: Any) -> Iterable[tuple[Any, Any]]:
-    return value.items() if isinstance(value, dict) else enumerate(value)
 
 
 def snake(name: str) -> str:

@@ -27,14 +27,19 @@ class Array:
     `rows` says where a mini-batch is that is not gathered yet: GEMM and losses read it there, `block` gathers it.
     """
 
-    __slots__ = ("block", "shape", "dtype", "device", "made_by", "activation", "logits", "rows", "__weakref__")
+    __slots__ = ("memory", "shape", "dtype", "device", "made_by", "activation", "logits", "rows", "__weakref__")
 
     def __init__(self, block: Block, shape: Sequence[int], dtype: DType, device: Device) -> None:
-        self.block, self.shape, self.dtype, self.device = block, tuple(shape), np.dtype(dtype), device
+        self.memory, self.shape, self.dtype, self.device = block, tuple(shape), np.dtype(dtype), device
         self.made_by = ""
         self.activation: tuple[str, Array] | None = None
         self.logits: Any = None  # of the same class as this one
         self.rows: RowsOf | None = None
+
+    @property
+    def block(self) -> Block:
+        """Its memory; of what is kept as halves, a copy in float32."""
+        return self.memory if self.memory.half is None else self.memory.half.unpacked()
 
     @property
     def size(self) -> int:

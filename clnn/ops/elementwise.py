@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -110,22 +111,21 @@ def _over_rows(
 def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
     """y = f(a, b), elementwise; one of them may be a number. Of int32 BINARY says whether it takes them, and what it gives."""
     extra: dict[str, Any] = {}
-    operands: tuple[Argument, ...]
+    first: tuple[Argument, ...]
     size: tuple[int, ...] = ()
     local = None
     if not isinstance(a, Array):
         assert isinstance(b, Array)
-        shape, one, operands, extra = b.shape, b, (b.size, float(a), b.block), {"SCALAR_FIRST": 1}
+        shape, one, first, extra = b.shape, b, (b.size,), {"SCALAR_FIRST": 1}
     elif not isinstance(b, Array):
-        shape, one, operands, extra = a.shape, a, (a.size, a.block, float(b)), {"SCALAR": 1}
+        shape, one, first, extra = a.shape, a, (a.size,), {"SCALAR": 1}
     else:
         check_together(name, a, b)
-        shape, one, operands = broadcast_shape(name, a.shape, b.shape), a, (a.size, a.block, b.block)
+        shape, one, first = broadcast_shape(name, a.shape, b.shape), a, (a.size,)
         if a.shape != b.shape:
             if (a.rows or b.rows) and one.dtype != np.int32:
                 check_not_paired(name, a.shape, b.shape, shape)
             first, size, local, extra = _over_rows(a.device, shape, a, b)
-            operands = (*first, a.block, b.block)
     device, dtype = one.device, one.dtype
     if dtype == np.int32 and BINARY[name].of_ints:
         dtype = np.dtype(BINARY[name].of_ints)
@@ -134,13 +134,18 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
             raise ShapeError(
                 f"{name}: an int32 divided by 0 is no number; convert with .astype('float32') for infinities"
             )
-        operands = tuple(_whole(name, x) if isinstance(x, (int, float)) else x for x in operands)
+        number: Callable[[float], float] = partial(_whole, name)
     else:
         check_float(name, one)
+        number = float
     y = empty(device, shape, dtype)
+
+    def operands() -> tuple[Argument, ...]:
+        return *first, *[x.block if isinstance(x, Array) else number(x) for x in (a, b)]
+
     size = size or (y.size,)
     device.launch(
-        "elementwise", "binary_forward", size, *operands, y.block, local=local, real=one.real, OP=name, **extra
+        "elementwise", "binary_forward", size, *operands(), y.block, local=local, real=one.real, OP=name, **extra
     )
 
     def backward(dy: Array) -> Iterator[Flow]:
@@ -151,7 +156,7 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
                 else:
                     dx = empty_like(dy)
                     device.launch(
-                        "elementwise", f"binary_backward_{letter}", size, *operands, dy.block, dx.block,
+                        "elementwise", f"binary_backward_{letter}", size, *operands(), dy.block, dx.block,
                         local=local, real=one.real, OP=name, **extra,
                     )  # fmt: skip
                 yield x, sum_to(dx, x.shape)

@@ -49,13 +49,20 @@ class Owner(Protocol):
 class Block:
     """A range of device memory that tensors share and recordings track; freed when the last reference goes."""
 
-    __slots__ = ("device", "nbytes", "buffer", "memory", "counted", "plain", "ticket", "written_once", "__weakref__")
+    __slots__ = ("device", "nbytes", "buffer", "memory", "counted", "plain", "ticket", "written_once", "half",
+                 "__weakref__")  # fmt: skip
 
     def __init__(self, device: Owner, nbytes: int, buffer: Any, memory: Memory, counted: int, plain: bool) -> None:
         self.device, self.nbytes, self.buffer = device, nbytes, buffer
         self.memory, self.counted, self.plain = memory, counted, plain
         self.ticket: Any = None  # set by a recorder that it was made under: then it is a temporary of that step
         self.written_once = False  # as results of ops are, unlike parameters and what replays write
+        self.half: Any = None  # what has its values from now on, see clnn/ops/half.py
+
+    def release(self) -> None:
+        """Give the memory back now, though others still refer to the block."""
+        self.memory.freed.append((self.counted, self.plain))
+        self.buffer, self.counted = None, 0
 
     def view(self, start: int, nbytes: int) -> Block:
         """A sub-range as a block of its own; `start` must be aligned (`Memory.align`), the parent not pooled."""
@@ -100,15 +107,13 @@ class Memory:
 
     def __init__(self, device: Owner) -> None:
         self._device = device
-        self._allocator = cl_tools.ImmediateAllocator(
-            device.usual_queue
-        )  # drivers that allocate at first use do so at once
+        # drivers that allocate at first use do so at once
+        self._allocator = cl_tools.ImmediateAllocator(device.usual_queue)
         self._pool = cl_tools.MemoryPool(self._allocator)
         self._sizes: dict[int, int] = {}  # bytes asked for: bytes that the pool really takes
         self._in_use = self._plain_in_use = self.peak = 0
-        self.freed: deque[tuple[int, bool]] = (
-            deque()
-        )  # (bytes, whether of its own) of blocks that went since the last look
+        # (bytes, whether of its own) of blocks that went since the last look
+        self.freed: deque[tuple[int, bool]] = deque()
         self.limit = memory_limit(device.cl_device)
         self.largest = device.max_piece
         self.piece = min(self.largest, MOST_BYTES)  # what is cut into pieces is cut into those

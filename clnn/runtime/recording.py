@@ -67,7 +67,7 @@ class Recording:
                 if not isinstance(arg, Temporary):
                     continue
                 block = arg.alive()
-                if block is not None:
+                if block is not None and block.half is None:
                     launch.args[at], block.written_once = block, False
                     self.outlived.append(block)
                     continue

@@ -99,8 +99,7 @@ class Feed:
 class Batch(Tensor):
     """A mini-batch that stays in the data set until something asks for its `block`: then its rows are gathered."""
 
-    __slots__ = ("_memory",)
-    _memory: Any
+    __slots__ = ()
 
     def __init__(self, rows: RowsOf, shape: Sequence[int], dtype: Any, device: Device) -> None:
         super().__init__(None, shape, dtype, device)  # type: ignore[arg-type]
@@ -108,23 +107,19 @@ class Batch(Tensor):
 
     def gathered(self) -> Block:
         """Launch the copy of its rows into memory of its own, unless that has been done."""
-        if self._memory is None:
+        if self.memory is None:
             device, rows, columns = self.device, self.shape[0], math.prod(self.shape[1:])
             assert self.rows is not None
-            self._memory = device.allocate(self.nbytes)
+            self.memory = device.allocate(self.nbytes)
             each = max(1, COPY_BYTES // max(1, columns * self.dtype.itemsize))
             size, extra = ((columns, rows), {}) if not device.long_loops else ((-(-rows // each),), {"ROWS": 1})
             device.launch(
-                "data", "gather", size, columns, rows, *self.rows, self._memory, each,
+                "data", "gather", size, columns, rows, *self.rows, self.memory, each,
                 local=(1,) if extra else None, real=device.real(self.dtype),
                 E="int" if self.dtype == np.int32 else "real", **extra,
             )  # fmt: skip
-        return self._memory
+        return self.memory
 
     @property
     def block(self) -> Any:
         return self.gathered()
-
-    @block.setter
-    def block(self, value: Any) -> None:
-        self._memory = value

@@ -40,9 +40,8 @@ def as_inputs(x: Any, model: Layer, name: str = "x") -> list[Any]:
         if not tokens and MappedRows.wanted(value, model.dtype):
             found.append(MappedRows(value, model.dtype, label))
             continue
-        array, dtype = (
-            (whole_array(value, label), np.dtype(np.int32)) if tokens else (numbers(value, label), model.dtype)
-        )
+        array = whole_array(value, label) if tokens else numbers(value, label)
+        dtype = np.dtype(np.int32) if tokens else model.dtype
         if array.ndim < 1:
             raise DataError(f"{label} should be an array of numbers with one row a sample, not one number")
         if tokens:

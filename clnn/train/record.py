@@ -30,15 +30,9 @@ class Results:
     metrics."""
 
     def __init__(
-        self,
-        device: Device,
-        steps: int,
-        dtype: Any,
-        outputs: Outputs,
-        loss: Any,
-        hits: Sequence[bool],
+        self, device: Device, steps: int, dtype: Any, outputs: Outputs, loss: Any, hits: Sequence[bool],
         metrics: Sequence[Metric],
-    ) -> None:
+    ) -> None:  # fmt: skip
         """`hits`: of which outputs the hits are reported."""
         self.device, self.steps, self.dtype, self.metrics = device, steps, np.dtype(dtype), list(metrics)
         self.outputs, self.hits, self.loss = outputs, list(hits), loss

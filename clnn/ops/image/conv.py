@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -332,18 +333,17 @@ def _convolution(
         )
     y = empty(x.device, (n, made, *(window.space if transposed else window.out)), x.dtype)
     saved = end_with(y, activation, keep)
-    call = Call(x.device, x.dtype, n, geometry(window, groups, c, k), x.block, w.block)
-    convolve(
-        call, y.block, Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor)), flip=transposed
-    )
+    of = partial(Call, x.device, x.dtype, n, geometry(window, groups, c, k))
+    end = Epilogue(block_of(b), activation, block_of(saved), factor=block_of(factor))
+    convolve(of(x.block, w.block), y.block, end, flip=transposed)
 
     def backward(dz: Array) -> Iterator[Flow]:
         def write_dx(sink: Sink) -> None:
-            convolve(call._replace(x=dz.block, w=w.block), sink.out, _into(sink), flip=not transposed)
+            convolve(of(dz.block, w.block), sink.out, _into(sink), flip=not transposed)
 
         def write_dw_db(for_w: Sink | None, for_b: Sink | None = None) -> None:
             images, dy = (dz, x) if transposed else (x, dz)
-            weight_gradients(call._replace(x=images.block, w=dy.block), for_w, for_b)
+            weight_gradients(of(images.block, dy.block), for_w, for_b)
 
         yield x, write_dx  # before dw: a sink may be the weights themselves
         yield w, None if transposed else b, write_dw_db

@@ -90,8 +90,8 @@ def _sink_of(sink: Sink, x: Array, largest: weakref.ref[Block] | None) -> tuple[
     """A sink's arguments and defines; where an activation's derivative would read x, it reads the largest of x, the same
     numbers and fewer, if something else keeps them in memory."""
     (saved, *rest), how = sink.arguments(), sink.defines()
-    kept = largest and largest()
-    if kept is not None and saved is x.block:
+    kept = None if largest is None else largest()
+    if kept is not None and kept.half is None and saved is x.block:
         return (kept, *rest), how | {"FROM_Y": 1}
     return (saved, *rest), how
 

@@ -17,6 +17,7 @@ from ...data import augment
 from ...functions import log_softmax, softmax
 from ...gemm import Product, Scale, Shape, clblast, clblast_problem, engine_name, gemm
 from ...ops.activation import FUNCTIONS
+from ...ops.half import pack
 from ...ops.random import Generator, dropout, spatial_dropout
 from ...ops.sequence.recurrent import Cell, recurrent
 from ...ops.sequence.sampling import Draws
@@ -47,7 +48,7 @@ def _summed(d: np.ndarray, like: np.ndarray) -> np.ndarray:
 
 # -- elementwise ------------------------------------------------------------------------------------------------------
 def elementwise(c: Checks) -> None:
-    """Functions of one and of two variables."""
+    """Functions of one and of two variables, and halves."""
     for name in FUNCTIONS:
         if name == "linear":  # nothing is launched for it
             continue
@@ -77,6 +78,13 @@ def elementwise(c: Checks) -> None:
             return _summed(dy * da(a, b), a), _summed(dy * db(a, b), b)
 
         c.op(f"{name} of (33, 1031) and (1031,)", f, _plain(g, back), a, b, rounding=128)
+    for n in (1, 7, LARGE):
+        c.case(f"{n:,} floats as halves")
+        packed = c.tensor(np.concatenate([c.normal(n), special, [65519.0, 65520.0, 1e-7]]))
+        with np.errstate(over="ignore"):
+            halves = packed.numpy().astype(np.float16)
+        pack(packed)
+        c.same("read again", packed, halves)
     c.op("a + b of (7, 5) and (7, 1)", two["+"][0], _plain(np.add, lambda dy, a, b: (dy, _summed(dy, b))),
          c.normal(7, 5), c.normal(7, 1))  # fmt: skip
 
@@ -715,7 +723,7 @@ class Family(NamedTuple):
 # On a CPU a plan chooses among them, on a GPU it is conv_local.
 CONVOLUTION = ("conv", "conv_rows", "conv_columns", "conv_scatter", "conv_weights", "conv_local")
 FAMILIES = {
-    "elementwise": Family(elementwise, ("elementwise", "activation")),
+    "elementwise": Family(elementwise, ("elementwise", "activation", "half")),
     "reduce": Family(reduction, ("reduce",)),
     "softmax": Family(softmaxes, ("softmax",)),
     "gemm": Family(products, ("gemm", "epilogue")),
