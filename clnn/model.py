@@ -84,7 +84,7 @@ class Model(Layer):
     def storage(self, name: str) -> None:
         if storage_named(name, self.dtype) == "float16" and not self._numbered:
             raise ConfigurationError(
-                "storage='float16' is for Sequential and Model(inputs, outputs), which know when a value is read for the last time: "
+                "storage='float16' is for Sequential and Model(inputs, outputs), which know when each value is read last: "
                 "have your forward() call Sequential([...], storage='float16') for layers that follow each other"
             )
         self._storage = name

@@ -161,6 +161,7 @@ def poisoned(monkeypatch):
         gone(self)
 
     def guarded_release(self):
+        """Give its memory back now."""
         guard.take(self)
         release(self)
 
