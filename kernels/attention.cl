@@ -8,7 +8,8 @@
 //                          three from the same scores. Where causal blocks are cut by the diagonal, products leave most of S out.
 //
 // With VW, for CPUs, a work-item has a block of BQ queries, or of BK keys, or a head. Else, for GPUs, it has one query, or one key, in
-// registers, and neighbours read the same keys, or queries, at the same time.
+// registers, and neighbours read the same keys, or queries, at the same time; where a driver ends long loops, a launch goes over a
+// piece of them, from p.sa up to p.sb, and on from what the one before it left in o and lse, or adds to the gradients.
 //
 // D, DV: the lengths of queries and keys, and of values. CAUSAL: query i sees the keys up to `past` + i. A mask is added to the
 // scores; a query that sees no key has the output 0. Several heads of queries may share one of keys (grouped queries).
@@ -395,9 +396,12 @@ kernel void attention_forward(int batch, HEADS_ARGS, global real *o, global real
   const int i = get_global_id(0) % Tq, bh = get_global_id(0) / Tq, h = bh % H, b = bh / H, g = h / (H / G);
   if (b >= batch) return;
   real mine[D], out[DV], top = -INFINITY, sum = 0;
+  global real *to = o + AT_O(b, h) + (size_t)i * O_ROW;
+  const int on = p.sa > 0 && lse[(size_t)bh * Tq + i] != INFINITY;  // some keys before this piece count: o is their mean
   LOAD(mine, Q_OF(b, h) + (size_t)i * Q_ROW, D)
-  UNROLL for (int c = 0; c < DV; c++) out[c] = 0;
-  for (int j = 0; j < KEYS_OF(i); j++) {
+  UNROLL for (int c = 0; c < DV; c++) out[c] = on ? to[c] : 0;
+  if (on) { top = lse[(size_t)bh * Tq + i]; sum = 1; }
+  for (int j = p.sa; j < min(p.sb, KEYS_OF(i)); j++) {
     const real s = inner(mine, K_OF(b, g) + (size_t)j * K_ROW) * scale + MASK_AT(b, h, i, j), high = fmax(top, s);
     const real by = high == -INFINITY ? 0 : high, shrink = exp(top - by), e = exp(s - by);
     global const real *value = V_OF(b, g) + (size_t)j * V_ROW;
@@ -405,7 +409,6 @@ kernel void attention_forward(int batch, HEADS_ARGS, global real *o, global real
     sum = sum * shrink + e;
     top = high;
   }
-  global real *to = o + AT_O(b, h) + (size_t)i * O_ROW;
   UNROLL for (int c = 0; c < DV; c++) to[c] = TOO_SHORT ? (real)NAN : sum == 0 ? 0 : out[c] / sum;
   if (lse) lse[(size_t)bh * Tq + i] = sum == 0 ? INFINITY : top + log(sum);
 }
@@ -420,16 +423,16 @@ kernel void attention_backward_q(BACKWARD_ARGS, global real *dq) {
   const size_t at = AT_O(b, h) + (size_t)i * O_ROW;
   LOAD(mine, Q_OF(b, h) + (size_t)i * Q_ROW, D)
   LOAD(slope, dy + at, DV)
+  global real *to = dq + (size_t)b * p.s4 + (size_t)h * p.s5 + (size_t)i * Q_ROW;
   UNROLL for (int c = 0; c < D; c++) sum[c] = 0;
   const real delta = dot_v(slope, o + at), log_sum = lse[(size_t)bh * Tq + i];
-  for (int j = 0; j < KEYS_OF(i); j++) {
+  for (int j = p.sa; j < min(p.sb, KEYS_OF(i)); j++) {
     global const real *key = K_OF(b, g) + (size_t)j * K_ROW;
     const real e = exp(inner(mine, key) * scale + MASK_AT(b, h, i, j) - log_sum);
     const real d = e * (dot_v(slope, V_OF(b, g) + (size_t)j * V_ROW) - delta);
     UNROLL for (int c = 0; c < D; c++) sum[c] += d * key[c];
   }
-  global real *to = dq + (size_t)b * p.s4 + (size_t)h * p.s5 + (size_t)i * Q_ROW;
-  UNROLL for (int c = 0; c < D; c++) to[c] = sum[c] * scale;
+  UNROLL for (int c = 0; c < D; c++) to[c] = p.sa ? to[c] + sum[c] * scale : sum[c] * scale;
 }
 #endif
 #ifdef FOR_K
@@ -443,7 +446,7 @@ kernel void attention_backward_k(BACKWARD_ARGS, global real *dk, global real *dv
   UNROLL for (int c = 0; c < D; c++) sum_k[c] = 0;
   UNROLL for (int c = 0; c < DV; c++) sum_v[c] = 0;
   if (j < n)
-    for (int h = g * (H / G); h < (g + 1) * (H / G); h++) for (int i = FIRST_FOR(j); i < Tq; i++) {
+    for (int h = g * (H / G); h < (g + 1) * (H / G); h++) for (int i = max(p.sa, FIRST_FOR(j)); i < min(p.sb, Tq); i++) {
       global const real *query = Q_OF(b, h) + (size_t)i * Q_ROW, *slope = dy + AT_O(b, h) + (size_t)i * O_ROW;
       global const real *out = o + AT_O(b, h) + (size_t)i * O_ROW;
       const real e = exp(inner(key, query) * scale + MASK_AT(b, h, i, j) - lse[((size_t)b * H + h) * Tq + i]);
@@ -453,8 +456,8 @@ kernel void attention_backward_k(BACKWARD_ARGS, global real *dk, global real *dv
       UNROLL for (int c = 0; c < D; c++) sum_k[c] += e * delta * query[c];
     }
   global real *to_k = dk + (size_t)b * p.s7 + (size_t)g * p.s8 + (size_t)j * K_ROW, *to_v = dv + (size_t)b * r.s0 + (size_t)g * r.s1 + (size_t)j * V_ROW;
-  UNROLL for (int c = 0; c < D; c++) to_k[c] = sum_k[c] * scale;
-  UNROLL for (int c = 0; c < DV; c++) to_v[c] = sum_v[c];
+  UNROLL for (int c = 0; c < D; c++) to_k[c] = p.sa ? to_k[c] + sum_k[c] * scale : sum_k[c] * scale;
+  UNROLL for (int c = 0; c < DV; c++) to_v[c] = p.sa ? to_v[c] + sum_v[c] : sum_v[c];
 }
 #endif
 #endif

@@ -15,15 +15,17 @@ kernel void bias_activate(int n, int rows, global const real *bias, global real 
 }
 #endif
 
-// out (n) = alpha * column sums of x (rows, n) + beta * out
-kernel void column_sums(int n, int rows, global const real *x, global real *out, global const real2 *scale, global const int *at, int column) {
-  const int c = get_global_id(0);
+// out (parts, n) = alpha * column sums of x (rows, n), of `each` rows a part, + beta * out
+kernel void column_sums(int n, int rows, int each, global const real *x, global real *out, global const real2 *scale, global const int *at, int column) {
+  const int c = get_global_id(0), begin = get_global_id(1) * each, here = min(each, rows - begin);
   if (c >= n) return;
   const real2 pair = SCALE(scale, at, column);
+  x += (size_t)begin * n;
+  out += (size_t)get_global_id(1) * n;
   TOTAL(real, all);
-  for (EACH_SPAN(first, rows)) {
+  for (EACH_SPAN(first, here)) {
     real part = 0;
-    for (IN_SPAN(r, first, rows)) part += x[(size_t)r * n + c];
+    for (IN_SPAN(r, first, here)) part += x[(size_t)r * n + c];
     ADD_TO(real, all, part)
   }
   out[c] = AXPBY(pair, WHOLE(all), out[c]);

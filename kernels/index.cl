@@ -122,15 +122,16 @@ kernel void gather_backward(int outer, int n, int inner, int m, global const int
 #endif
 
 #ifdef CUMULATE
-// y[o, k, i] = the sum of x[o, j, i] over j <= k, or with `reverse` j >= k
-kernel void cumulate(int outer, int n, int inner, int reverse, global const real *x, global real *y) {
+// y[o, k, i] = the sum of x[o, j, i] over j <= k, or with `reverse` j >= k: from the place `begin` of this order up to `until`
+kernel void cumulate(int outer, int n, int inner, int reverse, int begin, int until, global const real *x, global real *y) {
   const int line = get_global_id(0);
   if (line >= outer * inner) return;
   const size_t from = (size_t)(line / inner) * n * inner + line % inner;
   TOTAL(real, sum);
-  for (EACH_SPAN(first, n)) {
+  if (begin > 0) sum = y[from + (size_t)(reverse ? n - begin : begin - 1) * inner];
+  for (int first = begin; first < until; first += SPAN) {
     real part = 0;
-    for (IN_SPAN(j, first, n)) {
+    for (IN_SPAN(j, first, until)) {
       const size_t k = from + (size_t)(reverse ? n - 1 - j : j) * inner;
       part += x[k];
       y[k] = WHOLE(sum) + part;

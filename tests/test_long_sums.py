@@ -26,16 +26,6 @@ def check(got, expected, bound=BOUND):
     assert worst <= bound, f"off by {worst:.2g}"
 
 
-def backward(y, device):
-    """A bias' gradient is the sums down columns, in loops that some drivers end early: no sum there rather than a wrong one."""
-    seed = np.full(y.shape, VALUE)
-    if device.most_turns and device.most_turns < 2 * len(y):
-        with pytest.raises(clnn.DeviceError, match="column sums of .* turns of a loop"):
-            y.backward(seed)
-        pytest.skip(f"{device!r} ends loops after {device.most_turns:,} turns")
-    y.backward(seed)
-
-
 @pytest.fixture(params=["own", "gpu"])
 def form(request, device, monkeypatch):
     """The device as it is, and the forms of kernels that GPUs run."""
@@ -68,16 +58,36 @@ def test_gradients_by_weights_and_bias(form, n, k, columns):
         pytest.skip("a gigabyte")
     w, b = parameter(np.ones((k, columns))), parameter(np.zeros(columns))
     x = full(n, k)
-    backward(linear_layer(x, w, b, "linear"), form)
+    linear_layer(x, w, b, "linear").backward(np.full((n, columns), VALUE))
     check(w.grad.numpy(), n * V * V)
     check(b.grad.numpy(), n * V)
+
+
+@pytest.mark.parametrize("rows", [1, 500, 501, 1001, 4999])
+def test_sums_in_parts_where_a_driver_ends_loops(device, rng, monkeypatch, rows):
+    """Gradients by a bias, with and without one by weights and added to what is there; and running sums, either way."""
+    monkeypatch.setattr(device, "most_turns", 1000)
+    monkeypatch.setenv("CLNN_GEMM", "tile")
+    x, w, b = (parameter(rng.standard_normal(shape)) for shape in ((rows, 2), (2, 3), (3,)))
+    dy = rng.standard_normal((rows, 3)).astype(np.float32)
+    for times, trainable in ((1, True), (2, True), (3, False)):
+        w.trainable = trainable
+        linear_layer(x, w, b, "linear").backward(dy)
+        assert np.abs(b.grad.numpy() - times * dy.sum(0, dtype=np.float64)).max() < 1e-5 * times * rows**0.5
+    for axis, values in ((0, dy), (1, dy.T.copy())):
+        p = parameter(values)
+        y = clnn.cumsum(p, axis)
+        assert np.abs(y.numpy() - values.astype(np.float64).cumsum(axis)).max() < 1e-5 * rows**0.5
+        y.backward(values)
+        wanted = np.flip(np.flip(values.astype(np.float64), axis).cumsum(axis), axis)
+        assert np.abs(p.grad.numpy() - wanted).max() < 1e-5 * rows**0.5
 
 
 def test_bias_gradient_alone(form):
     """Where the weights are frozen, or another engine multiplies."""
     w, b = parameter(np.ones((1, 3))), parameter(np.zeros(3))
     w.trainable = False
-    backward(linear_layer(full(10**6, 1), w, b, "linear"), form)
+    linear_layer(full(10**6, 1), w, b, "linear").backward(np.full((10**6, b.shape[0]), VALUE))
     check(b.grad.numpy(), 10**6 * V)
 
 

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import parameter
 from test_random import philox
 
 import clnn
 from clnn.runtime import program
 from clnn.runtime.devices import selftest
+from clnn.tensor import linear_layer
 from clnn.tools import doctor
 from clnn.tools import selftest as tests
 
@@ -311,6 +313,7 @@ def test_kernels_run_in_the_groups_that_the_device_gives(device):
 
 # -- where loops end early ---------------------------------------------------------------------------------------------
 N = 70_001  # more turns than llvmpipe's 65,535
+QUERIES = np.linspace(-2, 2, 2000 * 64).reshape(1, 1, 2000, 64)
 
 
 LONG = {  # name: (what clnn makes of x, what NumPy does, the shape of x)
@@ -319,6 +322,39 @@ LONG = {  # name: (what clnn makes of x, what NumPy does, the shape of x)
     "sums of columns": (lambda x: x.sum(0), lambda x: x.sum(0), (N, 100)),
     "largest": (lambda x: x.max(1), lambda x: x.max(1), (70, N)),
     "argmax": (lambda x: x.argmax(1), lambda x: x.argmax(1), (2, N)),
+    "cumsum": (lambda x: clnn.cumsum(x, 1), lambda x: x.cumsum(1), (2, N)),
+    "cumsum of some less": (lambda x: clnn.cumsum(x, 1), lambda x: x.cumsum(1), (2, 65_400)),
+    "gradient of a product": (
+        lambda x: gradient(lambda x: clnn.prod(1 + 1e-3 * x, 1), x),
+        lambda x: 1e-3 * np.prod(1 + 1e-3 * x, 1, keepdims=True) / (1 + 1e-3 * x),
+        (2, 40_000),
+    ),
+    "gradient of gather": (
+        lambda x: gradient(lambda x: clnn.gather(x, np.zeros((2, 65_400), int), 1), x),
+        lambda x: np.array([[65_400, 0]] * 2),
+        (2, 2),
+    ),
+    "gradient of a bias": (lambda x: gradient(lambda x: np.zeros((N, 3), np.float32) + x, x), lambda x: x * 0 + N, (3,)),
+    "gradient of a layer's bias": (
+        lambda x: gradient(lambda b: linear_layer(clnn.ones((N, 2)), parameter(np.ones((2, 3))), b, "linear"), x),
+        lambda x: x * 0 + N,
+        (3,),
+    ),
+    "attention": (
+        lambda x: clnn.scaled_dot_product_attention(x[:, :, :2], x, x),
+        lambda x: attended(x[:, :, :2], x, x),
+        (1, 2, 2000, 64),
+    ),
+    "gradient of attention": (
+        lambda x: gradient(lambda v: clnn.scaled_dot_product_attention(QUERIES, QUERIES[:, :, :3], v), x),
+        lambda x: x * 0 + attended(QUERIES, QUERIES[:, :, :3], np.eye(3)).sum(2)[:, :, :, None],
+        (1, 1, 3, 64),
+    ),
+    "local response": (
+        lambda x: clnn.LocalResponseNorm(31, 1.0)(x),
+        lambda x: x / (1 + np.stack([(x[:, max(0, c - 15) : c + 16] ** 2).sum(1) for c in range(2000)], 1) / 31) ** 0.75,
+        (1, 2000, 3),
+    ),
     "softmax": (clnn.softmax, lambda x: np.exp(x) / np.exp(x).sum(1, keepdims=True), (2, N)),
     "accuracy": (lambda x: clnn.metrics.accuracy(x, [N - 1, 0]), lambda x: x.argmax(1) == [N - 1, 0], (2, N)),
     "quadratic": (lambda x: clnn.losses.quadratic(x, np.zeros((2, N))), lambda x: (x**2).sum() / 4, (2, N)),
@@ -332,6 +368,18 @@ LONG = {  # name: (what clnn makes of x, what NumPy does, the shape of x)
     "a window": (lambda x: clnn.avg_pool(x, (270, 271), 1), lambda x: x.mean((2, 3), keepdims=True), (1, 2, 270, 271)),
     "layer norm": (lambda x: clnn.LayerNorm()(x), lambda x: (x - x.mean(1, keepdims=True)) / x.std(1, keepdims=True), (2, N)),
 }  # fmt: skip
+
+
+def gradient(f, x):
+    """That of the sum of f(x), where x is a parameter."""
+    p = parameter(x.numpy())
+    f(p).sum().backward()
+    return p.grad
+
+
+def attended(q, k, v):
+    e = np.exp(q @ k.swapaxes(-1, -2) / np.sqrt(q.shape[-1]))
+    return e / e.sum(-1, keepdims=True) @ v
 
 
 @pytest.mark.parametrize("name", LONG)

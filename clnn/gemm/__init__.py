@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import ConfigurationError, DeviceError
-from ..runtime.device import Device, DType
+from ..runtime.device import Device, DType, ceil_div
 from ..runtime.memory import Block
 from . import clblast, tile, tuning
 from .product import SCALE_PAIRS, Product, RowsOf, Scale, Shape, constant_block, epilogue_defines
@@ -58,16 +58,14 @@ def gemm(device: Device, p: Product) -> None:
         if p.sums and n:
             column_sums(device, n, k, p.b, p.sums, dtype)
         return
-    if p.sums and p.scale and (p.scale.table is not p.sums[1].table or p.scale.at is not p.sums[1].at):
-        column_sums(device, n, k, p.b, p.sums, dtype)  # tile reads one table
+    another = p.sums and p.scale and (p.scale.table is not p.sums[1].table or p.scale.at is not p.sums[1].at)
+    if p.sums and (another or 2 * k > device.most_turns > 0):
+        column_sums(device, n, k, p.b, p.sums, dtype)  # tile reads one table, and adds up each column in one loop
         p = p._replace(sums=None)
     measured = tuning.find(device, p.shape)
-    if (
-        k == 0 or p.rows or (p.batch > 1 and 0 in p.steps) or _engine(device, measured.engine) == "tile"
-    ):  # CLBlast refuses k = 0
-        tile.run(device, p, measured.tile)
-    else:
-        _unfused(device, p, measured.tile)
+    refused = k == 0 or p.rows or (p.batch > 1 and 0 in p.steps)  # by CLBlast
+    run = tile.run if refused or _engine(device, measured.engine) == "tile" else _unfused
+    run(device, p, measured.tile)
 
 
 def _unfused(device: Device, p: Product, measured: tile.Measured) -> None:
@@ -100,8 +98,15 @@ def _unfused(device: Device, p: Product, measured: tile.Measured) -> None:
 
 
 def column_sums(device: Device, n: int, rows: int, x: Block, sums: tuple[Block, Scale], dtype: DType) -> None:
+    parts = (
+        max(1, ceil_div(2 * rows, device.most_turns)) if device.most_turns else 1
+    )  # each by loops that do not end early
     out, scale = sums
-    device.check_turns(2 * rows, f"column sums of {rows:,} rows")
+    if parts > 1:
+        out, scale = device.allocate(parts * n * np.dtype(dtype).itemsize), Scale.constant(device, dtype, 1, 0)
     device.launch(
-        "epilogue", "column_sums", (n,), n, rows, x, out, scale.table, scale.at, scale.column, real=device.real(dtype)
-    )
+        "epilogue", "column_sums", (n, parts), n, rows, ceil_div(rows, parts), x, out, scale.table, scale.at, scale.column,
+        real=device.real(dtype),
+    )  # fmt: skip
+    if parts > 1:
+        column_sums(device, n, parts, out, sums, dtype)

@@ -17,8 +17,7 @@ class Scale(NamedTuple):
     """The pair (alpha, beta) of a sink, out = alpha * product + beta * out.
 
     It is in a table on the device, `SCALE_PAIRS` pairs a row, one row a step; `at` holds the current row. `value`
-    gives the same pair on the host, for an engine that takes alpha and beta as numbers.
-    """
+    gives the same pair on the host, for an engine that takes alpha and beta as numbers."""
 
     table: Block
     at: Block
@@ -106,8 +105,7 @@ class Product(NamedTuple):
     `scale` holds alpha and beta (None: 1 and 0). `saved` (m, n) takes the value before the activation. With `derivative`
     it is read instead: the product is multiplied by the activation's derivative there, and no activation is applied.
     `rows` says that A is `rows.source`, a whole data set, and which of its rows count; only `tile` can do that.
-    `sums` = (D, scale) adds D (n) = alpha * column sums of B (k, n) + beta * D, B not transposed.
-    """
+    `sums` = (D, scale) adds D (n) = alpha * column sums of B (k, n) + beta * D, B not transposed."""
 
     shape: Shape
     a: Block

@@ -414,7 +414,7 @@ def local_response_norm(
     vector = device.vector_width(x.dtype)
     along = -(-space // vector)
     sizes, items = _sizes(batch, channels, space, size, along), batch * along * (channels > 0)
-    device.check_turns(channels * (size + 1), f"local_response_norm over {channels:,} channels, {size} at a time,")
+    device.check_turns(channels * (size + 3), f"local_response_norm over {channels:,} channels, {size} at a time,")
     d, (y, saved, defines) = empty_like(x), _Output.like(x, activation, keep)
     device.launch(
         "norm", "response_forward", (items,), sizes, x.block, d.block, y.block, block_of(saved),

@@ -213,10 +213,8 @@ class Device:
         return self.most_turns // max(1, turns)
 
     def vector_width(self, dtype: DType) -> int:
-        """Lanes of a vector in kernels: as many as the registers of a CPU have, 4 on GPUs.
-
-        PoCL before 3.1 (its LLVM 14) aborts in the compiler on vectors of 16 floats, so it gets 8.
-        """
+        """Lanes of a vector in kernels: as many as the registers of a CPU have, 4 on GPUs. PoCL before 3.1 (its LLVM 14)
+        aborts in the compiler on vectors of 16 floats, so it gets 8."""
         if not self.long_loops:
             return 4
         width = max(4, min(16, self.lanes))

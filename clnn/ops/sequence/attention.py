@@ -94,11 +94,8 @@ def attention(
             f"attention: causal with {queries} queries of {keys} keys: `past` says how many keys are before them"
         )
     device, real = q.device, q.real
-    device.check_turns(
-        max(keys, queries * (heads // key_heads)), f"attention over {keys:,} keys and {queries:,} queries"
-    )
     o = empty(device, (*q.shape[:-1], dv), q.dtype)
-    lse = empty(device, (b, heads, queries), q.dtype) if keep else None
+    lse = empty(device, (b, heads, queries), q.dtype) if keep or device.most_turns else None
     lanes = device.vector_width(q.dtype)
     built: dict[str, Any] = {
         "D": d,
@@ -111,15 +108,23 @@ def attention(
         block_q, block_k, local = 64, max(64, 4 * lanes), (1,)
         built |= {"VW": lanes, "BQ": block_q, "BK": block_k, "MR": 8 if device.registers >= 32 else 4}
     of_mask = [0] * 4 if mask is None else broadcast_strides(mask.shape, whole)
-    sizes = [heads, key_heads, queries, keys, *_steps(q, time_first), *_steps(k, time_first), *[0] * 6]
+    sizes = [heads, key_heads, queries, keys, *_steps(q, time_first), *_steps(k, time_first)]
     rest = [*_steps(v, time_first), *_steps(o, time_first), 0, 0]
     factor = 1 / math.sqrt(d) if scale is None else float(scale)
 
-    def launch(name: str, items: int, *blocks: Block | None, **kind: int) -> None:
-        device.launch(
-            "attention", name, (b * items,), b, int_vector(sizes), int_vector(rest), int_vector(of_mask), q.block, k.block,
-            v.block, block_of(mask), block_of(past), factor, *blocks, local=local, real=real, **built, **kind,
-        )  # fmt: skip
+    def launch(name: str, items: int, *blocks: Block | None, over: int = keys, sharing: int = 1, **kind: int) -> None:
+        """For `items` of each batch over so many keys, or queries of `sharing` heads, if need be in pieces."""
+        turns = sharing * (
+            2 * (d + dv) + 9
+        )  # no less than one of them takes; what a launch begins and ends with takes two's
+        fit = 0 if device.long_loops else device.check_turns(3 * turns, f"attention of heads of depths {d} and {dv}")
+        most = 3 * fit - 2 if fit else max(1, over)
+        for begin in range(0, max(1, over), most):
+            device.launch(
+                "attention", name, (b * items,), b, int_vector([*sizes, begin, begin + most, *[0] * 4]), int_vector(rest),
+                int_vector(of_mask), q.block, k.block, v.block, block_of(mask), block_of(past), factor, *blocks,
+                local=local, real=real, **built, **kind,
+            )  # fmt: skip
 
     by_queries = heads * -(-queries // block_q)
     if device.long_loops and queries <= FEW:
@@ -140,7 +145,8 @@ def attention(
             )
         else:
             launch("attention_backward_q", by_queries, *saved, dq.block, FOR_Q=1)
-            launch("attention_backward_k", key_heads * -(-keys // block_k), *saved, dk.block, dv.block, FOR_K=1)
+            by_keys, sharing = key_heads * -(-keys // block_k), heads // key_heads
+            launch("attention_backward_k", by_keys, *saved, dk.block, dv.block, over=queries, sharing=sharing, FOR_K=1)
         yield q, dq
         yield k, dk
         yield v, dv
