@@ -1,6 +1,7 @@
 """Compiled models: what predict says, by one call without Python's layers in between."""
 
 import copy
+import pickle
 import threading
 
 import numpy as np
@@ -75,6 +76,21 @@ def test_what_it_refuses_and_takes(device):
         two, (a, tokens) = made("two")
         with pytest.raises(clnn.ConfigurationError, match="batch_size"):
             two.compiled(0)
+
+
+def test_copies_are_compiled_for_the_copy_of_the_model(device):
+    with clnn.use(device):
+        net, (x,) = made("dense")
+        f, want = net.compiled(2), net.predict(x)
+        twins = copy.deepcopy((net, f)), (net, copy.copy(f)), pickle.loads(pickle.dumps((net, f)))
+        net.load_state_dict({name: 2 * p.numpy() for name, p in net.named_parameters()})
+        for one, twin in twins:
+            assert twin.model is one and same(twin(x), one.predict(x)) and same(twin(x), want) == (one is not net)
+
+
+def test_more_than_there_is_room_for(device):
+    with clnn.use(device), pytest.raises(clnn.OutOfDeviceMemory):
+        made("dense")[0].compiled(1 << 31)
 
 
 def test_an_output_that_is_copied_on_the_device(device):

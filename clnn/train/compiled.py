@@ -54,6 +54,10 @@ class Compiled:
                 self._prepare()
             return self._run(xs)
 
+    def __reduce__(self) -> Any:
+        """A copy, here or in another process, is compiled there for the copy of its model."""
+        return type(self), (self.model, self.batch_size)
+
     def _as_given(self, xs: Sequence[Any]) -> list[np.ndarray]:
         """The inputs as arrays of the model's types."""
         arrays = as_inputs(tuple(xs), self.model)
@@ -80,7 +84,7 @@ class Compiled:
         """Record the launches, and make one kernel of them where that can be."""
         model = self.model
         self.device = model.device
-        kinds = [np.empty(shape, dtype) for shape, dtype in self.forms]
+        kinds = [np.broadcast_to(np.zeros((), dtype), shape) for shape, dtype in self.forms]
         self.outputs: Outputs = build_for(model, kinds)
         self.whole = [i for i in range(len(kinds)) if model.takes_whole(i)]
         self.inputs = [Tensor(self.device.memory.allocate(a.nbytes), a.shape, a.dtype, self.device) for a in kinds]
