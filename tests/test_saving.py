@@ -164,6 +164,16 @@ def assert_comes_back(net, x, path):
     return again
 
 
+@pytest.mark.parametrize(
+    "told",
+    ["GRU(3)", "LSTM(4, return_sequences=True)", "Bidirectional(GRU(2, dropout=0.1))", "Conv2DTranspose(2, 3, stride=2)",
+     "LSTMCell(3)", "GRU(3, reset_after=False)", "DepthwiseConv2D(3)"],
+)  # fmt: skip
+def test_a_layer_is_told_by_what_was_given(device, told):
+    """Not by all that its bases take."""
+    assert repr(eval(told, vars(clnn).copy())) == told  # noqa: S307 - repr is how it was made
+
+
 @pytest.mark.parametrize(("name", "way"), WAYS)
 @pytest.mark.parametrize("built", ["with it", "at the first call"])
 def test_every_layer_comes_back(device, rng, tmp_path, name, way, built):

@@ -427,7 +427,8 @@ class Layer(Watched):
             p.version += 1
 
     def __repr__(self) -> str:
-        usual = inspect.signature(type(self)).parameters
+        kinds: Any = type(self).__mro__[::-1]  # options are handed on to the bases
+        usual = {name: p for kind in kinds for name, p in inspect.signature(kind.__init__).parameters.items()}
         shown = []
         for key, value in self.config().items():
             default = usual[key].default if key in usual else None
