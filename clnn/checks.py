@@ -181,6 +181,13 @@ def arguments(kind: Any) -> frozenset[str]:
     return frozenset(p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
+@functools.cache
+def defaults(kind: Any) -> dict[str, Any]:
+    """By name the default of each argument of a class's constructor and of those that it hands `**options` on to."""
+    found = [inspect.signature(base.__init__).parameters for base in kind.__mro__[::-1]]
+    return {name: p.default for each in found for name, p in each.items()}
+
+
 def as_argument(one: Any, name: str, value: Any) -> Any:
     """What an object of clnn's keeps of `value` for the argument `name` of its constructor, whose errors it raises; what is no
     such argument comes back as it is."""

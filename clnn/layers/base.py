@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import as_argument, check_count, numbers, sizes, whole_array
+from ..checks import as_argument, check_count, defaults, numbers, sizes, whole_array
 from ..errors import CheckpointError, ConfigurationError, DataError, DeviceError, OutOfDeviceMemory, ShapeError
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS, Array
@@ -427,11 +427,10 @@ class Layer(Watched):
             p.version += 1
 
     def __repr__(self) -> str:
-        kinds: Any = type(self).__mro__[::-1]  # options are handed on to the bases
-        usual = {name: p for kind in kinds for name, p in inspect.signature(kind.__init__).parameters.items()}
+        usual = defaults(type(self))
         shown = []
         for key, value in self.config().items():
-            default = usual[key].default if key in usual else None
+            default = usual.get(key)
             if default is inspect.Parameter.empty:
                 shown.append(repr(value))
             elif value != default and not (default is None and value == "linear"):
