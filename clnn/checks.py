@@ -181,10 +181,10 @@ def arguments(kind: Any) -> frozenset[str]:
     return frozenset(p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
 
 
-@functools.cache
-def defaults(kind: Any) -> dict[str, Any]:
-    """By name the default of each argument of a class's constructor and of those that it hands `**options` on to."""
-    found = [inspect.signature(base.__init__).parameters for base in kind.__mro__[::-1]]
+def defaults(one: Any) -> dict[str, Any]:
+    """By name the default of each argument of an object's constructor and of those that it hands `**options` on to."""
+    bases: Any = type(one).__mro__[::-1]
+    found = [inspect.signature(base.__init__).parameters for base in bases]
     return {name: p.default for each in found for name, p in each.items()}
 
 

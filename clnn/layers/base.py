@@ -427,7 +427,7 @@ class Layer(Watched):
             p.version += 1
 
     def __repr__(self) -> str:
-        usual = defaults(type(self))
+        usual = defaults(self)
         shown = []
         for key, value in self.config().items():
             default = usual.get(key)
