@@ -303,6 +303,12 @@ def test_exclude_reaches_named_devices_and_can_leave_none(machine):
         clnn.device()
 
 
+@pytest.mark.parametrize("which", [3, b"cpu", ["cpu"]])
+def test_what_names_no_device_is_an_error(machine, which):
+    with pytest.raises(clnn.ArgumentError, match="a device is named by text such as 'cpu'"), clnn.use(which):
+        pass
+
+
 def test_use_nests_and_ends_with_its_block(machine):
     machine.setenv("CLNN_DEVICE", "cpu")
     with clnn.use("gpu") as outer:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pyopencl as cl
 
-from ...errors import DeviceError
+from ...errors import ArgumentError, DeviceError
 from ..device import Device
 from .form import KINDS
 from .pocl import pinned_threads, why_none
@@ -99,6 +99,10 @@ def find_device(want: str = "", source: str = "the name") -> Device:
     platform:device as two indices; empty means the best one. No match is an error, never another device. A device that two
     platforms have counts once, as that of the first, except where the indices or the name say the other.
     """
+    if not isinstance(want, str):
+        raise ArgumentError(
+            f"a device is named by text such as 'cpu' or '0:1', or is one of clnn.devices(); not {want!r:.80}"
+        )
     there = devices()
     if not there and _found:
         raise DeviceError("CLNN_DEVICE_EXCLUDE leaves out every OpenCL device. Correct or unset it.")
