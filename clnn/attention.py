@@ -80,13 +80,20 @@ def added_mask(mask: Any, q: Tensor) -> Tensor:
     if chosen:
         return where(mask, zeros((1,), q.dtype, q.device), -math.inf)
     if isinstance(host, np.ndarray) or q.device.reads:
-        seen = np.asarray(host)
-        if seen.any() and ((seen == 0) | (seen == 1)).all():  # ones alone, too: no recorded step looks at the next one
-            raise ConfigurationError(
-                "attention: a mask of floats is added to the scores, and this one, of 0 and 1, would hide nothing: give bools, "
-                "such as mask > 0, for what is attended, or 0 and -inf"
-            )
+        _check_added(host)
+    if q.device.step is not None:  # where it is an argument, at each replay
+        q.device.step.checks[mask.block] = _check_added
     return mask
+
+
+def _check_added(mask: Any, name: str = "a mask of floats") -> None:
+    """ConfigurationError for what was meant to choose, and would be added."""
+    seen = np.asarray(mask)
+    if seen.any() and ((seen == 0) | (seen == 1)).all():  # ones alone, too: where it is no argument, nobody looks again
+        raise ConfigurationError(
+            f"attention: {name} is added to the scores, and this one, of 0 and 1, would hide nothing: give bools, such as "
+            "mask > 0, for what is attended, or 0 and -inf"
+        )
 
 
 def one_past(past: Any, device: Any) -> Tensor:

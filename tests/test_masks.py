@@ -188,6 +188,25 @@ def test_a_mask_of_floats_is_refused_before_it_is_recorded(device, rng):
     Attends().predict((rng.standard_normal((8, 5, 3)), (mask - 1) * 1e9), batch_size=4)
 
 
+def test_a_mask_of_floats_is_looked_at_in_replays_too(device, rng):
+    q = rng.standard_normal((2, 3, 5, 4)).astype(np.float32)
+
+    @clnn.step
+    def attend(q, mask):
+        return clnn.scaled_dot_product_attention(q, q, q, mask=mask)
+
+    for _ in range(5):
+        attend(q, np.zeros((5, 5), np.float32))
+    hidden = np.where(rng.random((5, 5)) < 0.3, -np.inf, 0.0).astype(np.float32)
+    hidden[:, 0] = 0
+    np.testing.assert_array_equal(
+        attend(q, hidden).numpy(), clnn.scaled_dot_product_attention(q, q, q, mask=hidden).numpy()
+    )
+    with pytest.raises(clnn.ConfigurationError, match="an argument of the step is added .* would hide nothing"):
+        attend(q, np.isfinite(hidden).astype(np.float32))
+    attend(q, hidden)
+
+
 def test_masks_survive_files_and_another_type(device, tmp_path):
     net = clnn.Sequential([clnn.Embedding(10, 6, mask_zero=True), clnn.Masking(), clnn.LSTM(3)], seed=1)
     wanted = net(TOKENS).numpy()
