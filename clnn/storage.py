@@ -19,17 +19,18 @@ import numpy as np
 from .errors import ConfigurationError
 from .ops.array import Array
 from .ops.half import note, noting, pack
-from .runtime.memory import Block
+from .runtime.memory import Block, numbers
 from .tape import Node, grad_enabled
+from .tensor import Tensor
 
 STORAGES = ("float32", "float16")
 LARGE = 8  # the share of a layer's largest input or output from which on an array is packed
 
 
 class _Now(threading.local):
-    """Whether layers that this thread calls are those of a network that stores halves."""
+    """Since which block this thread calls layers of a network that stores halves, or None."""
 
-    on = False
+    since: int | None = None
 
 
 _now = _Now()
@@ -47,39 +48,51 @@ def storage_named(name: Any, dtype: Any) -> str:
 @contextlib.contextmanager
 def storing(name: str) -> Iterator[None]:
     """Within it layers are those of a network with this storage, or of one inside such a network."""
-    before, _now.on = _now.on, _now.on or name == "float16"
+    before = _now.since
+    if before is None and name == "float16":
+        _now.since = next(numbers)
     try:
         yield
     finally:
-        _now.on = before
+        _now.since = before
 
 
 class Keeper:
-    """Packs what the tape keeps, call by call: what is still read, it leaves for a later one."""
+    """Packs what the tape keeps, call by call: what is still read, it leaves for a later one, and what is not the network's own,
+    such as its inputs and constants, as it is."""
 
-    def __init__(self) -> None:
-        self.on = _now.on and grad_enabled()
+    def __init__(self, *needed: Any) -> None:
+        """`needed`: tensors that are read after all calls."""
+        self.since = _now.since if grad_enabled() else None
+        self.needed = () if self.since is None else needed
         self.waiting: list[Array] = []
         self.blocks: list[Block] = []  # that closures hold as they are, not by an array
 
     def call(self, layer: Callable[..., Any], *inputs: Any, needed: Iterable[Any] = ()) -> Any:
         """layer(*inputs). Then all is packed but the memory of what it returned, and of `needed`, tensors that are still read."""
-        if not self.on or inputs[0].device.dry_now:
+        given = _arrays(inputs)
+        if self.since is None or not given or given[0].device.dry_now:
             return layer(*inputs)
         with noting() as made:
             y = layer(*inputs)
         # what has far fewer elements is a statistic, such as a mean, and stays as it is
-        least = max(x.size for x in (*_arrays(y), *inputs)) // LARGE
+        least = max(x.size for x in (*_arrays(y), *given)) // LARGE
         for one in made:
             held = [*_held((one.backward, one.activation))] if isinstance(one, Node) else [one]
             self.blocks += [x for x in held if isinstance(x, Block)]
             self.waiting += [x for x in held if isinstance(x, Array) and (x.size >= least or x is one)]
-        read = {id(x.memory) for x in (*_arrays(y), *needed) if x.rows is None} | {*map(id, self.blocks)}
+        read = {id(x.memory) for x in (*_arrays(y), *self.needed, *needed) if x.rows is None} | {*map(id, self.blocks)}
         waiting, self.waiting = self.waiting, []
         for x in waiting:
-            if x.rows is None and x.dtype == np.float32 and x.memory.written_once and x.memory.half is None:
+            if self._may_be_packed(x):
                 self.waiting.append(x) if id(x.memory) in read else pack(x)
         return y
+
+    def _may_be_packed(self, x: Array) -> bool:
+        """Whether it is of float32, and was made by this network as it was called, not by a layer's code for each call."""
+        if x.rows is not None or x.dtype != np.float32 or (isinstance(x, Tensor) and x.node is None):
+            return False
+        return x.memory.written_once and x.memory.half is None and x.memory.number > (self.since or 0)
 
     def end(self) -> None:
         """There are no more calls. What is left, whoever called this network packs, if it stores halves, too."""

@@ -647,9 +647,7 @@ def ones(shape: int | Sequence[int], dtype: DTypeLike = np.float32, device: str 
     return _filled("ones", shape, 1, dtype, device)
 
 
-def _filled(
-    what: str, shape: int | Sequence[int], value: int, dtype: DTypeLike | None, device: str | Device | None
-) -> Tensor:
+def _filled(what: str, shape: Any, value: int, dtype: DTypeLike | None, device: str | Device | None) -> Tensor:
     shape, where = sizes(what, shape), resolve(device)
     if np.dtype(dtype) in FLOATS:
         return _wrap(fill(empty(where, shape, np.dtype(dtype)), value))

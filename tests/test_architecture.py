@@ -207,6 +207,11 @@ def test_a_few_tests_for_every_platform_touch_each_kernel_file(request):
     assert len(chosen) <= 200
 
 
+def test_tests_have_the_same_names_in_every_process(request):
+    """Else those that share the tests out do not agree on them: no name shows where something lies in memory."""
+    assert not [one.nodeid for one in request.session.items if re.search(r" at 0x[0-9a-f]{6}", one.nodeid)]
+
+
 @pytest.mark.parametrize("name", clnn.__all__)
 def test_every_public_name_exists_and_says_what_it_is(name):
     thing = getattr(clnn, name)

@@ -194,6 +194,53 @@ def test_what_a_layer_holds_on_to_follows_each_step(rng):
         np.testing.assert_allclose(held.held.numpy(), 2 * (x @ w + b), rtol=2e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("where", ["before", "build", "forward"])
+@pytest.mark.parametrize("use", ["multiply", "matmul", "attention"])
+def test_what_is_not_the_networks_own_stays_exact(rng, where, use):
+    """Constants, inputs and targets are as large as activations and are captured by closures, too."""
+    table = rng.standard_normal((16, 16)).astype(np.float32) / 3
+
+    class Uses(clnn.Layer):
+        def __init__(self):
+            self.table = clnn.tensor(table) if where == "before" else None
+
+        def build(self, shape):
+            if where == "build":
+                self.table = clnn.tensor(table)
+
+        def forward(self, x):
+            if where == "forward" and clnn.tape.grad_enabled() and self.table is None:
+                self.table = clnn.tensor(table)
+            held = clnn.tensor(table) if self.table is None else self.table
+            if use == "multiply":
+                return x * held
+            if use == "matmul":
+                return clnn.tanh(x @ held)
+            x, held = x.reshape(1, 1, -1, 16), held.reshape(1, 1, 16, 16)
+            return clnn.scaled_dot_product_attention(x, held, held).reshape(-1, 16)
+
+    def inputs():
+        return clnn.Input((16,))
+
+    x = clnn.tensor(rng.standard_normal((16, 16)).astype(np.float32))
+    before = x.numpy()
+    for graph in (False, True):
+        uses = Uses()
+        if graph:
+            a = inputs()
+            y = clnn.Dense(16, "relu")(uses(clnn.Dense(16, "relu")(a)))
+            net = clnn.Model(a, clnn.Dense(2)(clnn.Dense(16)(y)), storage="float16")
+        else:
+            layers = [clnn.Dense(16, "relu"), uses, clnn.Dense(16, "relu"), clnn.Dense(16), clnn.Dense(2)]
+            net = clnn.Sequential(layers, input_shape=16, storage="float16")
+        for _ in range(3):
+            net(x).sum().backward()
+            net.zero_grad()
+        np.testing.assert_array_equal(x.numpy(), before)
+        if uses.table is not None:
+            np.testing.assert_array_equal(uses.table.numpy(), table)
+
+
 def test_graphs_keep_what_is_read_again(rng):
     def made(storage):
         clnn.seed(4)
@@ -306,15 +353,15 @@ def test_other_threads_and_other_networks_keep_floats(rng):
     seen = []
     other = clnn.Sequential([clnn.Dense(4, "relu"), clnn.Dense(2)], input_shape=3)
     with storing("float16"):
-        assert Keeper().on
-        thread = threading.Thread(target=lambda: seen.append(Keeper().on))
+        assert Keeper().since is not None
+        thread = threading.Thread(target=lambda: seen.append(Keeper().since))
         thread.start()
         thread.join()
         with clnn.no_grad():
-            assert not Keeper().on
-    assert seen == [False] and not Keeper().on
+            assert Keeper().since is None
+    assert seen == [None] and Keeper().since is None
     x = rng.standard_normal((5, 3)).astype(np.float32)
     with pytest.raises(clnn.ShapeError), storing("float16"):
         other(rng.standard_normal((5, 4)))
-    assert not Keeper().on
+    assert Keeper().since is None
     other(x).sum().backward()

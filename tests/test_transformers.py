@@ -170,7 +170,9 @@ def test_positions(rng, device, past):
     ],
     ids=["sines", "rotary", "SinusoidalPositions", "PositionalEmbedding", "attention"],
 )
-@pytest.mark.parametrize("past", [2.5, np.array([0.5]), clnn.tensor, [0, 1, 2], "0"], ids=str)
+@pytest.mark.parametrize(
+    "past", [2.5, np.array([0.5]), clnn.tensor, [0, 1, 2], "0"], ids=["2.5", "[0.5]", "tensor", "list", "text"]
+)
 def test_how_many_came_before_is_one_whole_number(device, place, past):
     past = clnn.tensor(0.5) if past is clnn.tensor else past
     with pytest.raises((clnn.DataError, clnn.ShapeError), match="whole number|is one number|array of numbers|float32"):

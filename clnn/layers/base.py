@@ -140,12 +140,10 @@ class Layer(Watched):
 
     def config(self) -> dict[str, Any]:
         """The arguments that make a layer like this one, as JSON can hold them; for a class of your own, write them here."""
-        found = config_from(self)
-        for name in [
-            name for name in found if name.endswith("_init") and not isinstance(found[name], (str, int, float))
-        ]:
-            del found[name]  # a function is not saved: the values are
-        return {name: list(value) if type(value) is tuple else value for name, value in found.items()}
+        return {
+            name: list(value) if type(value) is tuple else value for name, value in config_from(self).items()
+            if not name.endswith("_init") or isinstance(value, (str, int, float))  # of a function the values are saved
+        }  # fmt: skip
 
     # -- calling ------------------------------------------------------------------------------------------------------
     def __call__(self, *inputs: Any) -> Any:
@@ -440,7 +438,7 @@ class Layer(Watched):
 
 def through(layers: Sequence[Layer], x: Any) -> Any:
     """x through layers, one after the other; without a tape two that fit become one, see `Layer.with_next`."""
-    at, keeper, first = 0, Keeper(), x
+    at, keeper = 0, Keeper(x)
     while at < len(layers):
         layer, following = layers[at], layers[at + 1] if at + 1 < len(layers) else None
         if following is not None and not grad_enabled() and layer.built and following.built and x.mask is None:
@@ -448,7 +446,7 @@ def through(layers: Sequence[Layer], x: Any) -> Any:
             if y is not None:
                 x, at = y, at + 2
                 continue
-        x, at = keeper.call(layer, x, needed=(first,)), at + 1
+        x, at = keeper.call(layer, x), at + 1
     keeper.end()
     return x
 

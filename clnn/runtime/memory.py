@@ -4,6 +4,7 @@ them larger than what the device gives in one piece."""
 from __future__ import annotations
 
 import gc
+import itertools
 import math
 import os
 import re
@@ -19,6 +20,7 @@ from ..errors import ClnnError, ConfigurationError, OutOfDeviceMemory
 from .lock import FairLock, exclusive
 
 MOST_BYTES = 4 * (2**31 - 2**16)  # of what is cut into pieces: kernels count an array's elements in 31 bits
+numbers = itertools.count()  # of blocks: those made later have larger ones
 SLACK = 256  # bytes after every block that kernels may read (never write): whole vectors at an array's end
 ALIGNMENT = 512  # bytes; where views and arena regions start, unless the device wants more: then at multiples of both
 
@@ -49,7 +51,7 @@ class Owner(Protocol):
 class Block:
     """A range of device memory that tensors share and recordings track; freed when the last reference goes."""
 
-    __slots__ = ("device", "nbytes", "buffer", "memory", "counted", "plain", "ticket", "written_once", "half",
+    __slots__ = ("device", "nbytes", "buffer", "memory", "counted", "plain", "ticket", "written_once", "half", "number",
                  "__weakref__")  # fmt: skip
 
     def __init__(self, device: Owner, nbytes: int, buffer: Any, memory: Memory, counted: int, plain: bool) -> None:
@@ -58,6 +60,7 @@ class Block:
         self.ticket: Any = None  # set by a recorder that it was made under: then it is a temporary of that step
         self.written_once = False  # as results of ops are, unlike parameters and what replays write
         self.half: Any = None  # what has its values from now on, see clnn/ops/half.py
+        self.number = next(numbers)
 
     def release(self) -> None:
         """Give the memory back now, though others still refer to the block."""
