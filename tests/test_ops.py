@@ -374,7 +374,6 @@ def test_wrong_slices(device, key):
         clnn.zeros((4, 3, 5))[key]
 
 
-@pytest.mark.platform("shape")
 @pytest.mark.parametrize("axes", [None, *itertools.permutations(range(3)), (-1, 0, 1)], ids=str)
 def test_transpose(rng, device, axes):
     x = normal(rng, (2, 3, 5))
