@@ -81,8 +81,8 @@ def added_mask(mask: Any, q: Tensor) -> Tensor:
         return where(mask, zeros((1,), q.dtype, q.device), -math.inf)
     if isinstance(host, np.ndarray) or q.device.reads:
         _check_added(host)
-    if q.device.step is not None:  # where it is an argument, at each replay
-        q.device.step.checks[mask.block] = _check_added
+    if q.device.step is not None:
+        q.device.step.check(mask.block, _check_added)
     return mask
 
 

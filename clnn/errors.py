@@ -46,9 +46,8 @@ class BuildError(ClnnError):
     @staticmethod
     def remedy(log: str) -> str:
         """What a user can do about it, or "" where only we can."""
-        if "error:" not in log and re.search(
-            r"Device \S.* failed to build the program\s+\(options", log
-        ):  # and not why
+        # without a word of its compiler
+        if "error:" not in log and re.search(r"Device \S.* failed to build the program\s+\(options", log):
             return (
                 "PoCL says so where it cannot write its cache: make room on its disk, or set POCL_CACHE_DIR (~/.cache/pocl if "
                 "unset) to a folder that can be written"

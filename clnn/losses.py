@@ -157,7 +157,7 @@ class Loss(Watched):
                 self.check_values(array.numpy(), output.shape, "the labels")
             if output.device.step is not None and array.rows is None:
                 shape = output.shape
-                output.device.step.checks[array.block] = lambda a, name: self.check_values(a, shape, name)
+                output.device.step.check(array.block, lambda a, name: self.check_values(a, shape, name))
             return array
         self.check_values(array, output.shape, "the labels" if array.dtype == np.int32 else "the targets")
         array = array.reshape(output.shape) if array.dtype != np.int32 else array

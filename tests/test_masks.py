@@ -1,6 +1,8 @@
 """Masks of steps go from Embedding and Masking on to later layers: padded sequences are what they are alone."""
 
 import copy
+import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -205,6 +207,29 @@ def test_a_mask_of_floats_is_looked_at_in_replays_too(device, rng):
     with pytest.raises(clnn.ConfigurationError, match="an argument of the step is added .* would hide nothing"):
         attend(q, np.isfinite(hidden).astype(np.float32))
     attend(q, hidden)
+
+
+def test_a_mask_of_floats_that_a_step_makes_is_not_kept(device, rng, monkeypatch):
+    q = rng.standard_normal((2, 3, 5, 4)).astype(np.float32)
+    made, kept = sys.modules["clnn.attention"].added_mask, []
+
+    def noted(mask, q):
+        found = made(mask, q)
+        kept.append(weakref.ref(found.block))
+        return found
+
+    monkeypatch.setattr("clnn.attention.added_mask", noted)
+
+    @clnn.step
+    def attend(q, x):
+        return clnn.scaled_dot_product_attention(q, q, q, mask=(x - 1.0) * 1e9)
+
+    for _ in range(5):
+        x = (rng.random((5, 5)) < 0.7).astype(np.float32)
+        x[:, 0] = 1
+        want = clnn.scaled_dot_product_attention(q, q, q, mask=x > 0).numpy()
+        assert_close(attend(q, x).numpy(), want, 1e-5)
+    assert kept and not any(one() for one in kept)
 
 
 def test_masks_survive_files_and_another_type(device, tmp_path):

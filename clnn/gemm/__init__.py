@@ -98,9 +98,8 @@ def _unfused(device: Device, p: Product, measured: tile.Measured) -> None:
 
 
 def column_sums(device: Device, n: int, rows: int, x: Block, sums: tuple[Block, Scale], dtype: DType) -> None:
-    parts = (
-        max(1, ceil_div(2 * rows, device.most_turns)) if device.most_turns else 1
-    )  # each by loops that do not end early
+    # each by loops that do not end early
+    parts = max(1, ceil_div(2 * rows, device.most_turns)) if device.most_turns else 1
     out, scale = sums
     if parts > 1:
         out, scale = device.allocate(parts * n * np.dtype(dtype).itemsize), Scale.constant(device, dtype, 1, 0)

@@ -161,17 +161,20 @@ class StepContext:
     def __init__(self) -> None:
         self.cells: dict[Block, int] = {}
         self.draws: dict[Block, int] = {}
-        # of arrays that were taken for class numbers or tokens: check(array, name), an error where one is out of range
         self.checks: dict[Block, Callable[[Any, str], None]] = {}
         self.prepared: list[Any] = []  # fit's optimizers, one step each, whose counters have moved on already
         self.moved = False  # whether fit's counters have moved on to the next mini-batch
         self.stepped: list[tuple[Any, Any]] = []  # other steps that were taken: (optimizer, its parameters)
-        # the gradients that a parameter had received before, for those that this changes
-        self.received: dict[Any, int] = {}
+        self.received: dict[Any, int] = {}  # by parameter, where this changes it: the gradients received before
 
     def advance(self, cell: Block, by: int = 1) -> None:
         """Add `by` to the int32 in `cell` when the step ends, once however often this is said."""
         self.cells[cell] = by
+
+    def check(self, block: Block, how: Callable[[Any, str], None]) -> None:
+        """Have how(array, name) look at each array that the step's argument in this memory is given; others are not kept."""
+        if not block.written_once:
+            self.checks[block] = how
 
     def draw(self, cell: Block) -> int:
         """The number of this draw from the generator whose position is in `cell`: 0, 1, ... within the step."""
@@ -181,8 +184,7 @@ class StepContext:
         return number
 
     def take_cells(self) -> list[tuple[Block, int]]:
-        """The counters still to be advanced, and by how much: whoever takes them advances them (`Device.advance`, or a kernel
-        along with its own work)."""
+        """The counters still to be advanced, and by how much: whoever takes them advances them."""
         taken = list(self.cells.items())
         self.cells.clear()
         return taken

@@ -73,7 +73,7 @@ class Embedding(Layer):
         if x.device.reads:
             self.check_whole(0, x.numpy(), "the input")
         if x.device.step is not None and x.rows is None:
-            x.device.step.checks[x.block] = lambda array, name: self.check_whole(0, array, name)
+            x.device.step.check(x.block, lambda array, name: self.check_whole(0, array, name))
         y = apply(take, self.w, index=x, from_end=False)
         if self.padding is not None:
             y = where((x != self.padding).reshape(*x.shape, 1), y, 0.0)

@@ -114,9 +114,8 @@ def attention(
 
     def launch(name: str, items: int, *blocks: Block | None, over: int = keys, sharing: int = 1, **kind: int) -> None:
         """For `items` of each batch over so many keys, or queries of `sharing` heads, if need be in pieces."""
-        turns = sharing * (
-            2 * (d + dv) + 9
-        )  # no less than one of them takes; what a launch begins and ends with takes two's
+        # no less than one of them takes; what a launch begins and ends with takes two's
+        turns = sharing * (2 * (d + dv) + 9)
         fit = 0 if device.long_loops else device.check_turns(3 * turns, f"attention of heads of depths {d} and {dv}")
         most = 3 * fit - 2 if fit else max(1, over)
         for begin in range(0, max(1, over), most):
@@ -136,9 +135,8 @@ def attention(
         assert lse is not None
         saved = (o.block, lse.block, dy.block)
         dq, dk, dv = empty_like(q), empty_like(k), empty_like(v)
-        if (
-            device.long_loops and keys and b * key_heads >= ENOUGH * device.compute_units
-        ):  # a work-item for each head of keys
+        # a work-item for each head of keys
+        if device.long_loops and keys and b * key_heads >= ENOUGH * device.compute_units:
             deltas = empty_like(lse)
             launch(
                 "attention_backward", key_heads, *saved, dk.block, dv.block, dq.block, deltas.block, FOR_Q=1, FOR_K=1
