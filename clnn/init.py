@@ -34,7 +34,11 @@ def fans(shape: Sequence[int]) -> tuple[int, int]:
 
 # The functions behind the names: of a module, so that models that hold them can be pickled.
 def _constant(value: float, shape: Sequence[int], generator: Generator, dtype: Any) -> Array:
-    return fill(empty(generator.device, shape, dtype), value)
+    made = empty(generator.device, shape, dtype)
+    if value == 0 < math.copysign(1, value):  # as biases are: no kernel has to be compiled for it
+        generator.device.fill_zero(made.block)
+        return made
+    return fill(made, value)
 
 
 def _uniform(low: float, high: float, shape: Sequence[int], generator: Generator, dtype: Any) -> Array:

@@ -30,6 +30,7 @@ import pytest
 
 import clnn
 from clnn.ops.index import missing_rows
+from clnn.runtime import ahead
 from clnn.runtime.devices.choice import find_device
 from clnn.runtime.memory import SLACK, Block, Memory
 from clnn.runtime.program import Programs
@@ -90,11 +91,14 @@ class Guard:
 
     def __init__(self):
         self.lock = threading.RLock()
+        self.off = False  # what it enqueues has everything enqueued that is put off
         self.patterns = itertools.count()
         self.alive = {}  # by a block's id: a weak reference to it, and what lies behind it
         self.aside = {}  # by device: memory for ends, and of the blocks whose ends lie there size and pattern
 
     def put(self, block):
+        if self.off:
+            return
         start, pattern = -(-block.nbytes // 4) * 4, np.int32(0x7FA00000 + next(self.patterns) % 0x200000)
         cl.enqueue_fill_buffer(block.device.queue, block.buffer, pattern, start, block.counted // 4 * 4 - start)
         self.alive[id(block)] = weakref.ref(block), pattern
@@ -176,6 +180,30 @@ def poisoned(monkeypatch):
         missing_rows(device)  # a test may leave it unsaid
 
 
+@pytest.fixture
+def cold(poisoned, monkeypatch):
+    """Launches are put off as where nothing is compiled yet, and nobody compiles along. Memory is not poisoned."""
+    poisoned.off = True
+    monkeypatch.setattr(Memory, "poisoned", False)
+    monkeypatch.setattr(ahead, "wanted", lambda device: 1)
+    monkeypatch.setattr(ahead.Helpers, "compile", lambda self, missing: None)
+    made = Programs.__init__
+
+    def slow(self, *args):
+        made(self, *args)
+        self.slow = True
+
+    monkeypatch.setattr(Programs, "__init__", slow)
+    for one in clnn.devices():
+        if "programs" in vars(one):
+            monkeypatch.setattr(one.programs, "slow", True)
+
+
+@pytest.fixture(autouse=bool(os.environ.get("CLNN_TEST_AHEAD")))
+def always_cold(cold):
+    """With `CLNN_TEST_AHEAD=1` every test runs so."""
+
+
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_call(item):
     """A test marked `platform` has to launch kernels of every file that its mark names. Where `CLNN_TEST_NOTES` names a folder,
@@ -225,7 +253,8 @@ def pytest_sessionfinish():
     if _kept:
         for new in Path(_programs).rglob("*"):
             place = Path(_kept, new.relative_to(_programs))
-            if new.is_file() and not new.name.startswith("tempfile") and not place.exists():
+            ours = not any(part.startswith("tempfile") for part in new.relative_to(_programs).parts)
+            if ours and new.is_file() and not place.exists():
                 place.parent.mkdir(parents=True, exist_ok=True)
                 part = place.with_name(f"{place.name}.{os.getpid()}.part")
                 shutil.copyfile(new, part)

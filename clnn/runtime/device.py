@@ -22,6 +22,7 @@ import pyopencl as cl
 
 from .. import notebook
 from ..errors import ClnnError, DeviceError, OutOfDeviceMemory
+from .ahead import Ahead, Helpers, job_of, raw
 from .devices import form, pocl, selftest
 from .lock import FairLock, exclusive
 from .memory import SLACK, Arena, Block, Memory
@@ -87,6 +88,7 @@ class _Now(threading.local):
     step: StepContext | None = None
     dry = False
     late: list[Callable[[], Any]] = []  # noqa: RUF012 - the launches that a dry pass skipped
+    ahead: Ahead | None = None  # those that are put off, while others compile what they need
     unchanging: dict[Block, dict[Any, Block]] = {}  # noqa: RUF012 - whoever runs says so; and what was packed of each
 
 
@@ -184,6 +186,7 @@ class Device:
     def context(self) -> cl.Context:
         check_not_forked()
         pocl.find_linker(self)
+        self.helpers.start_early()
         self._turns = selftest.check(self)
         with pocl.pinned_threads():
             try:
@@ -248,6 +251,7 @@ class Device:
     def queue(self) -> cl.CommandQueue:
         """The one queue of commands, in order. ClnnError in a process forked after the device was opened."""
         check_not_forked()
+        self.settle()
         if active.profiles:
             join(self)
         return self._queue
@@ -283,7 +287,12 @@ class Device:
 
     @_opened
     def programs(self) -> Programs:
-        return Programs(self.context, self.has_fp64, self.pocl_version)
+        return Programs(self.context, self.has_fp64, self.pocl_version, self.helpers.start)
+
+    @_opened
+    def helpers(self) -> Helpers:
+        """The processes that compile along."""
+        return Helpers(self)
 
     @_opened
     def pacer(self) -> Pacer:
@@ -398,14 +407,20 @@ class Device:
     def upload_soon(self, array: np.ndarray, block: Block) -> None:
         """Like `upload`, without waiting for work enqueued before; the array is copied first, and may change at once."""
         if array.nbytes:
-            write = partial(cl.enqueue_copy, self.queue, block.buffer, array.copy(), is_blocking=False)
-            try:
-                event = write()
-            except cl.MemoryError as error:
-                event = self.once_more("an upload", write, error)
-            self.pacer.hold(event)  # dropping the event would wait for it
-            if active.profiles:
-                note(self, "upload", None, (), event, step=self.step, held=array.nbytes)
+            if self._now.ahead is not None:
+                self._now.ahead.put_off(partial(self._write_soon, raw(block), array.copy()))
+            else:
+                self._write_soon(block.buffer, array.copy())
+
+    def _write_soon(self, buffer: cl.Buffer, array: np.ndarray) -> None:
+        write = partial(cl.enqueue_copy, self.queue, buffer, array, is_blocking=False)
+        try:
+            event = write()
+        except cl.MemoryError as error:
+            event = self.once_more("an upload", write, error)
+        self.pacer.hold(event)  # dropping the event would wait for it
+        if active.profiles:
+            note(self, "upload", None, (), event, step=self.step, held=array.nbytes)
 
     @exclusive("lock")
     def read(self, block: Block, array: np.ndarray) -> np.ndarray:
@@ -451,6 +466,11 @@ class Device:
             yield None if before[0] else now.late
         finally:
             now.dry, now.late = before
+
+    def settle(self) -> None:
+        """Enqueue what is put off."""
+        if self._now.ahead is not None:
+            self._now.ahead.run()
 
     def copy(self, source: Block, target: Block, nbytes: int) -> None:
         """Copy `nbytes` from block to block on the device."""
@@ -515,15 +535,37 @@ class Device:
                 source, None, tuple(size), self._group(source, local) if free else tuple(local), values, flops
             )
             return
+        ahead = self._now.ahead
+        if ahead is not None and recorder is None and self.programs.slow:
+            how = source, types, tuple(size), tuple(local), [raw(value) for value in values], free
+            ahead.put_off(partial(self._enqueue, *how), job_of(source, size, local, values))
+            return
+        event, size, local = self._enqueue(source, types, tuple(size), tuple(local), values, free)
+        if recorder is not None:
+            recorder.add_kernel(source, partial(self.programs.new_kernel, source, types), size, local, values, flops)
+        if active.profiles:
+            note(self, source.label, size, values, event, flops=flops, real=real, step=self.step)
+
+    def _enqueue(
+        self,
+        source: Source,
+        types: Any,
+        size: tuple[int, ...],
+        local: tuple[int, ...],
+        values: Sequence[Any],
+        free: bool,
+    ) -> tuple[cl.Event, tuple[int, ...], tuple[int, ...]]:
+        """Launch what `launch` was told to: the event, and the sizes, of which a `free` group's may become smaller."""
+        name = f"{source.file}.{source.name}"
         try:
             kernel = self.programs.kernel(source, types)
-            size, local = tuple(size), self._group(source, local) if free else tuple(local)
+            local = self._group(source, local) if free else local
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
             try:
                 event = cl.enqueue_nd_range_kernel(self.queue, kernel, size, local)
             except cl.MemoryError as error:
                 run = partial(cl.enqueue_nd_range_kernel, self.queue, kernel, size, local)
-                event = self.once_more(f"{file}.{name}", run, error)
+                event = self.once_more(name, run, error)
         except cl.Error as error:
             most, small = self.programs.group_limits.get(source, self.max_group), ""
             if math.prod(local) > most:  # Mesa's rusticl runs more than it says, so it is asked to
@@ -532,13 +574,10 @@ class Device:
                     f"everywhere (CLNN_DEVICE_AS=group={most})"
                 )
             raise DeviceError(
-                f"launching {file}.{name} over {tuple(size)} (groups of {tuple(local)}) on {self!r} failed: {error}{small}"
+                f"launching {name} over {size} (groups of {local}) on {self!r} failed: {error}{small}"
             ) from error
         self.launches += 1
-        if recorder is not None:
-            recorder.add_kernel(source, partial(self.programs.new_kernel, source, types), size, local, values, flops)
-        if active.profiles:
-            note(self, source.label, size, values, event, flops=flops, real=real, step=self.step)
+        return event, size, local
 
     def _group(self, source: Source, local: Sequence[int]) -> tuple[int, ...]:
         """A work-group that may be smaller, as the kernel needs it when compiled: of one that takes many registers some
@@ -575,17 +614,24 @@ class Device:
             return
         if not self.auditing:
             self.check_blocks(label, blocks)
-            arguments = (self.queue, *[block.buffer for block in blocks], *scalars)
+            if self._now.ahead is not None and self.recorder is None:
+                run = partial(self._enqueue_call, label, function, (*map(raw, blocks), *scalars))
+                self._now.ahead.put_off(run, fills=label == "fill")
+                return
             before = cl.enqueue_marker(self.queue) if active.profiles else None
-            try:
-                event = function(*arguments)
-            except cl.MemoryError as error:
-                event = self.once_more(label, partial(function, *arguments), error)
-            self.launches += 1
+            event = self._enqueue_call(label, function, (*[block.buffer for block in blocks], *scalars))
             if active.profiles:
                 self.note_call(label, blocks, before, event, flops, self.step)
         if self.recorder is not None:
             self.recorder.add_call(label, function, blocks, scalars, flops)
+
+    def _enqueue_call(self, label: str, function: Call, arguments: tuple[Any, ...]) -> cl.Event | None:
+        try:
+            event = function(self.queue, *arguments)
+        except cl.MemoryError as error:
+            event = self.once_more(label, partial(function, self.queue, *arguments), error)
+        self.launches += 1
+        return event
 
     def note_call(self, label: str, args: Sequence[Any], before: Any, event: Any, flops: int, step: Any) -> None:
         """Note in profiles what a call enqueued after the marker `before`; without an event of its own, up to now."""

@@ -31,6 +31,7 @@ KERNEL = re.compile(r"^kernel\b[^{;]*\{", re.MULTILINE)
 # Without a version newer compilers take OpenCL C 3, where a plain pointer may point anywhere and fits no function that is
 # overloaded by address space. No kernel needs more than 1.2.
 STANDARD = "-cl-std=CL1.2"
+SLOW = 0.07  # seconds of work for a program that the driver had not kept: PoCL takes 0.03 for one that it has, 0.11 for others
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"\s*$')
 
 # Whoever wants to know what is built, such as a line of progress: told (what, None) before a program, and (what, seconds) after
@@ -91,13 +92,16 @@ class Source(NamedTuple):
 class Programs:
     """The built programs of one context, by (file, real, defines), and one reusable kernel each."""
 
-    def __init__(self, context: cl.Context, has_fp64: bool, pocl_version: tuple[int, int] = (0, 0)) -> None:
+    def __init__(
+        self, context: cl.Context, has_fp64: bool, pocl_version: tuple[int, int] = (0, 0), when_slow: Any = None
+    ) -> None:
         self.context, self.has_fp64 = context, has_fp64
         self._flush_here = pocl_version >= (4, 0)
         self._usual = [STANDARD, FLUSH]  # options of every program
         self._programs: dict[tuple[Any, ...], cl.Program] = {}
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
         self.begun = 0  # builds so far, with the one under way
+        self.slow, self.when_slow = False, when_slow  # whether one took so long that it was compiled; told once
         self.group_limits: dict[Source, int] = {}  # those asked for so far
 
     def build(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
@@ -108,6 +112,10 @@ class Programs:
             options = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines)]
             program = self._programs[key] = self._compile(file, options)
         return program
+
+    def has(self, source: Source) -> bool:
+        """Whether a kernel's program is built."""
+        return (source.file, source.real, source.defines) in self._programs
 
     def has_text(self, source: str) -> bool:
         """Whether `build_text` has built it."""
@@ -128,12 +136,16 @@ class Programs:
         return self._built(f"kernels/{file}.cl", source, options, not here)
 
     def _built(self, what: str, source: str, options: list[str], flush: bool) -> cl.Program:
-        named, began = " ".join((what, *options)), time.perf_counter()
+        named, began, worked = " ".join((what, *options)), time.perf_counter(), time.thread_time()
         for tell in listening:
             tell(named, None)
         program = self._made(what, source, options, flush)
         for tell in listening:
             tell(named, time.perf_counter() - began)
+        if time.thread_time() - worked > SLOW and not self.slow:
+            self.slow = True
+            if self.when_slow is not None:
+                self.when_slow()
         return program
 
     def _made(self, what: str, source: str, options: list[str], flush: bool) -> cl.Program:

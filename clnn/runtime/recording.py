@@ -22,6 +22,7 @@ import pyopencl as cl
 
 from ..errors import BuildError
 from . import timing
+from .ahead import putting_off
 from .device import Device
 from .fusion import Fused, always, fuse, worth
 from .memory import SLACK, Arena, Block
@@ -284,7 +285,7 @@ class Replays:
         shown = profile_of_debug() if recorder is not None and entry.recorder is not None else contextlib.nullcontext()
         try:
             device._now.step, device.recorder = (context := StepContext()), recorder
-            with shown as seen:
+            with shown as seen, contextlib.nullcontext() if entry.called else putting_off(device):
                 result = function(context)
                 device.advance(context.take_cells())
         except BaseException:

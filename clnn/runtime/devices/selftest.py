@@ -28,7 +28,7 @@ TURNS = 100_000  # of the loop that is tried
 FACTOR = 1664525
 FEW_TURNS = 1 << 15  # a loop that ends earlier is a fault that no choice of kernels gets round
 # what the process runs: first of all it forgets the working folder, whose modules may have any name
-CHILD = r"import sys; sys.path[:] = sys.argv[1].split('\n'); from clnn.tools.selftest import main; main(sys.argv[2])"
+CHILD = r"import sys; sys.path[:] = sys.argv[1].split('\n'); from {} import main; main(*sys.argv[2:])"
 
 
 class Tested(Protocol):
@@ -90,21 +90,34 @@ def _place(device: Tested) -> tuple[Path, str]:
     return cache_folder() / f"self-test-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json", key
 
 
-def run(device: Tested) -> tuple[str, int, str]:
-    """Test the device in a process of its own: (what is wrong or "", the most turns of its loops, why it was not tested)."""
-    import subprocess
+def child(module: str) -> list[str] | None:
+    """The command of a process that calls `main` of a module with what follows; None where there is no interpreter for it."""
     from multiprocessing.spawn import get_executable  # an embedding program may have set another
 
     if getattr(sys, "frozen", False) or not get_executable():
-        return "", 0, "this program has no Python interpreter of its own to do so"
+        return None
     home, paths = str(Path(__file__).resolve().parents[3]), [part for part in sys.path if isinstance(part, str)]
     path = "\n".join(paths if home in paths else [*paths, home])
-    environ = {**os.environ, "CLNN_SELF_TEST": "0", "CLNN_GEMM": "tile", "PYTHONIOENCODING": "utf-8"}
-    environ |= {"CLNN_DEVICE_EXCLUDE": "", "CLNN_DEVICE_AS": device.form}
+    return [os.fsdecode(get_executable()), "-W", "ignore", "-c", CHILD.format(module), path]
+
+
+def environment(form: str) -> dict[str, str]:
+    """The variables of such a process, which finds a device of that form and does not test it."""
+    found = {**os.environ, "CLNN_SELF_TEST": "0", "PYTHONIOENCODING": "utf-8"}
+    return found | {"CLNN_DEVICE_EXCLUDE": "", "CLNN_DEVICE_AS": form, "CLNN_COMPILERS": "0"}
+
+
+def run(device: Tested) -> tuple[str, int, str]:
+    """Test the device in a process of its own: (what is wrong or "", the most turns of its loops, why it was not tested)."""
+    import subprocess
+
+    command = child("clnn.tools.selftest")
+    if command is None:
+        return "", 0, "this program has no Python interpreter of its own to do so"
     try:
         done = subprocess.run(
-            [os.fsdecode(get_executable()), "-W", "ignore", "-c", CHILD, path, device.identity],
-            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS, env=environ,
+            [*command, device.identity], env={**environment(device.form), "CLNN_GEMM": "tile"},
+            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS,
         )  # fmt: skip
         said, code, errors = done.stdout, done.returncode, done.stderr.strip().splitlines()[-3:]
     except subprocess.TimeoutExpired as late:

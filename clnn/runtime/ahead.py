@@ -1,0 +1,288 @@
+"""Compiling ahead: a step's first launches are put off until all are known, and other processes compile the last ones meanwhile.
+
+PoCL compiles one kernel at a time in a process, in any number of threads. So its first steps took as long as all their kernels
+together. Helpers (tools/compiler.py) now begin at the end of the list while this process begins at its start; each has a
+cache of PoCL's to itself, and moves what is done into the one that this process reads. Where there is nothing to compile, no
+helper is started, and without any the same launches run in the same order.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import json
+import os
+import selectors
+import shutil
+import subprocess
+import tempfile
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import pyopencl as cl
+
+from ..errors import ConfigurationError
+from .devices.selftest import child, environment
+from .memory import Block
+from .program import Source
+from .timing import active
+
+MOST = 4  # helpers of a device: each takes some 150 MB
+PATIENCE = 20.0  # seconds that this process waits for one program of a helper's, which then ends
+FEW = 3  # programs that are not worth one
+_running: weakref.WeakSet[Helpers] = weakref.WeakSet()
+
+
+class Opened(Protocol):
+    """What is asked of a device."""
+
+    form: str
+    kind: str
+
+    @property
+    def identity(self) -> str: ...
+
+    @property
+    def pocl_version(self) -> tuple[int, int]: ...
+
+
+def wanted(device: Opened) -> int:
+    """How many helpers a device may have: `CLNN_COMPILERS`, else one for each core but one. Only PoCL's need them.
+
+    ConfigurationError for anything else than a whole number."""
+    text = os.environ.get("CLNN_COMPILERS", "").strip()
+    if text and not (text.isascii() and text.isdigit()):
+        raise ConfigurationError(f"CLNN_COMPILERS is how many processes compile along, 0 or more, and {text!r} is not")
+    if device.kind != "cpu" or device.pocl_version == (0, 0) or os.name != "posix" or _kept_by() is None:
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(int(text), MOST) if text else min(cores - 1, MOST)
+
+
+def _kept_by() -> Path | None:
+    """The folder where PoCL keeps programs; None where it keeps none."""
+    if os.environ.get("POCL_KERNEL_CACHE", "1") == "0":
+        return None
+    if named := os.environ.get("POCL_CACHE_DIR"):
+        return Path(named)
+    home = os.environ.get("XDG_CACHE_HOME") or (os.environ.get("HOME") and os.path.join(os.environ["HOME"], ".cache"))
+    return Path(home, "pocl", "kcache") if home else None
+
+
+class Ahead:
+    """The launches of a step that are put off, in order, until all of it is known or something is waited for. Each has its
+    arguments as they were, so memory goes back to the pool and is given away as if it had been enqueued at once."""
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+        self.waiting: list[tuple[Callable[[], Any], tuple[Any, ...] | None, bool]] = []
+
+    def put_off(self, run: Callable[[], Any], job: tuple[Any, ...] | None = None, fills: bool = False) -> None:
+        """Have `run()` called later. `job`: the kernel that it launches, and how (`job_of`). `fills`: it is called in any case,
+        because others take that memory for filled, even if the step does not come to its end."""
+        self.waiting.append((run, job, fills))
+
+    def run(self) -> None:
+        """Call what waits; what it enqueues is not put off again. After an error, or Ctrl-C, the rest is given up."""
+        if not self.waiting:
+            return
+        now, programs, helpers = self.device._now, self.device.programs, self.device.helpers
+        missing: dict[Source, dict[Any, Any]] = {}  # by program: a launch of each kernel and group in it
+        for _, job, _ in self.waiting:
+            if job is not None and not programs.has(job[0]):
+                missing.setdefault(job[0]._replace(name=""), {}).setdefault((job[0], job[2]), job)
+        now.ahead = None
+        done = 0
+        try:
+            for run, job, _ in self.waiting:
+                done += 1
+                program = job and job[0]._replace(name="")
+                new = missing.pop(program, None) if program else None
+                if new is not None:
+                    if programs.slow and len(missing) >= FEW:
+                        helpers.compile(missing)
+                    helpers.wait(program)
+                run()
+                if new is not None and programs.slow:  # machine code is made before the next program is built
+                    self.device.finish()
+            self.waiting = []
+        except BaseException:
+            self.waiting = self.waiting[done:]
+            self.give_up()
+            raise
+        finally:
+            helpers.rest()
+            now.ahead = self
+
+    def give_up(self) -> None:
+        """Forget what waits, but for what has to be done in any case."""
+        waiting, self.waiting = self.waiting, []
+        now = self.device._now
+        now.ahead = None
+        try:
+            for run, _, fills in waiting:
+                if fills:
+                    run()
+        finally:
+            now.ahead = self
+
+
+def raw(value: Any) -> Any:
+    """An argument as the driver takes it: for a block its memory, which stays as it is when the pool gives it away again."""
+    return cl.Buffer.from_int_ptr(value.buffer.int_ptr, True) if isinstance(value, Block) else value
+
+
+def job_of(source: Source, size: Sequence[int], local: Sequence[int], values: Sequence[Any]) -> tuple[Any, ...]:
+    """A launch in numbers and words: its kernel, its size and what each argument is, a buffer's bytes for a buffer."""
+    args = tuple(
+        ("block", value.nbytes) if isinstance(value, Block)
+        else ("array", str(value.dtype), *value.tolist()) if isinstance(value, np.ndarray)
+        else ("number", value) if value is not None else ("none",)
+        for value in values
+    )  # fmt: skip
+    return source, tuple(size), tuple(local), args
+
+
+@contextlib.contextmanager
+def putting_off(device: Any) -> Iterator[None]:
+    """Launches inside are put off until its end, or until something is waited for, once a build has taken time."""
+    now = device._now
+    if now.ahead is not None or now.dry or now.recorder is not None or active.profiles or not wanted(device):
+        yield
+        return
+    now.ahead = ahead = Ahead(device)
+    try:
+        yield
+        ahead.run()
+    except Exception:  # of the step's Python, or of a launch, after which none waits any more
+        ahead.run()
+        raise
+    finally:
+        ahead.give_up()
+        now.ahead = None
+
+
+class Helpers:
+    """The processes that compile for a device. They start at the first build that takes time, wait for work, and end with this
+    process, or after a while without work."""
+
+    def __init__(self, device: Opened) -> None:
+        self.device, self.processes, self.folders = device, list[Any](), list[str]()
+        self.tried, self.owner, self.begun = False, os.getpid(), 0
+        self.numbers: dict[Source, int] = {}  # of the programs that they were told to compile
+        self.at: dict[int, Any] = {}  # by such a number: the process that has begun it, or None when it is done
+        _running.add(self)
+
+    def start_early(self) -> None:
+        """Start them before anything is built, if PoCL has kept no program yet, so that all will be compiled."""
+        kept = _kept_by()
+        with contextlib.suppress(OSError):
+            if kept and not (kept.is_dir() and any(len(name) == 2 for name in os.listdir(kept))):
+                self.start()
+
+    def start(self) -> None:
+        """Start them, once, if the device may have any; where that is not possible, there are none."""
+        kept, command = _kept_by(), child("clnn.tools.compiler")
+        many = wanted(self.device) if kept and command and not self.tried else 0
+        self.tried = True
+        for _ in range(many):
+            assert kept is not None and command is not None
+            with contextlib.suppress(OSError):  # a full disk, a folder that may not be written, too many processes
+                kept.mkdir(parents=True, exist_ok=True)
+                self.folders.append(tempfile.mkdtemp(prefix="tempfile-clnn-", dir=kept))
+                environ = environment(self.device.form)
+                # a pinned thread of a helper would be on the core of one that computes
+                environ |= {"POCL_CACHE_DIR": self.folders[-1], "POCL_AFFINITY": "0"}
+                self.processes.append(
+                    subprocess.Popen(
+                        [*command, self.device.identity, self.folders[-1], str(kept)], env=environ, bufsize=0,
+                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True,
+                    )
+                )  # fmt: skip
+
+    def compile(self, missing: dict[Source, dict[Any, Any]]) -> None:
+        """Have them compile programs, of which this process needs the first one first: from the last one on."""
+        if self.numbers:
+            return
+        for process in [one for one in self.processes if one.poll() is not None]:
+            self._forget(process)
+        self.start()
+        programs = list(missing)
+        self.numbers = {program: number for number, program in enumerate(programs, self.begun)}
+        self.begun += len(programs)
+        backwards, many = programs[::-1], len(self.processes)
+        for i, process in enumerate(list(self.processes)):
+            some = {one: missing[one].values() for one in backwards[i::many]}
+            self._tell(
+                process, [[self.numbers[one], [[job[0]._asdict(), *job[1:]] for job in some[one]]] for one in some]
+            )
+
+    def wait(self, program: Source) -> None:
+        """Until a program is compiled that one of them is about to finish; at once where none has begun it."""
+        late = time.monotonic() + PATIENCE
+        self._listen(0)
+        while process := self._compiles(program):
+            self._listen(max(0, late - time.monotonic()))
+            if time.monotonic() > late and self._compiles(program) is process:
+                process.kill()
+                self._forget(process)
+
+    def _compiles(self, program: Source) -> Any:
+        """The process that has begun a program and has not finished it, or None."""
+        process = self.at.get(self.numbers.get(program, -1))
+        return process if process in self.processes else None
+
+    def rest(self) -> None:
+        """What they have been told to compile is not needed any more."""
+        for process in list(self.processes) if self.numbers else ():
+            self._tell(process, [])
+        self.numbers, self.at = {}, {}
+
+    def _listen(self, seconds: float) -> None:
+        """Read what they say."""
+        with selectors.DefaultSelector() as ready:
+            for one in self.processes:
+                ready.register(one.stdout, selectors.EVENT_READ, one)
+            there = [key.data for key, _ in ready.select(seconds)]
+        for process in there:
+            said = os.read(process.stdout.fileno(), 1 << 16)
+            if not said:  # it has ended
+                self._forget(process)
+            for line in said.splitlines():  # each is written at once; drivers print things of their own
+                with contextlib.suppress(ValueError, AttributeError):
+                    answer = json.loads(line)
+                    self.at |= {answer["begun"]: process} if "begun" in answer else {answer["done"]: None}
+
+    def _tell(self, process: Any, programs: list[Any]) -> None:
+        try:
+            process.stdin.write(json.dumps(programs, default=str).encode() + b"\n")
+        except (OSError, ValueError):
+            self._forget(process)
+
+    def _forget(self, process: Any) -> None:
+        """It has ended: after a while without work, or by a fault of the driver. The next work starts others, if none is left."""
+        for pipe in (process.stdin, process.stdout):
+            with contextlib.suppress(OSError):
+                pipe.close()
+        process.wait()
+        self.processes.remove(process)
+        self.tried = bool(self.processes)
+
+    def close(self) -> None:
+        """End them."""
+        for process in list(self.processes) if os.getpid() == self.owner else ():
+            process.kill()
+            self._forget(process)
+        for folder in self.folders:
+            shutil.rmtree(folder, ignore_errors=True)
+        self.folders = []
+
+
+@atexit.register
+def _close_at_exit() -> None:
+    for one in list(_running):
+        one.close()

@@ -1,0 +1,298 @@
+"""Launches that are put off while other processes compile: the same bits in the same order, whatever becomes of the helpers."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import clnn
+from clnn.runtime import ahead
+from clnn.runtime.ahead import Helpers, putting_off, wanted
+from clnn.tools import compiler
+
+ROOT = Path(__file__).parent.parent
+TRAIN = """
+import os, sys, hashlib, numpy as np, clnn
+kind, rng = sys.argv[1], np.random.default_rng(0)
+if kind == "dense":
+    net = clnn.Sequential([clnn.Dense(40, "relu"), clnn.BatchNorm(), clnn.Dropout(0.3), clnn.Dense(4)], input_shape=30, seed=1)
+    x = rng.standard_normal((96, 30)).astype("f")
+elif kind == "unbuilt":  # its parameters are made in the first step
+    net = clnn.Sequential([clnn.Dense(33, "tanh"), clnn.Dense(4)], seed=2, storage="float16")
+    x = rng.standard_normal((96, 17)).astype("f")
+elif kind == "images":
+    layers = [clnn.Conv2D(8, 3, activation="relu"), clnn.MaxPool2D(2), clnn.Flatten(), clnn.Dense(4)]
+    net, x = clnn.Sequential(layers, input_shape=(2, 14, 14), seed=3), rng.standard_normal((64, 2, 14, 14)).astype("f")
+else:
+    net = clnn.Sequential([clnn.LSTM(9), clnn.Dense(4)], input_shape=(11, 5), seed=4)
+    x = rng.standard_normal((64, 11, 5)).astype("f")
+y = rng.integers(0, 4, len(x))
+history = net.fit(
+    x, y, loss="cross_entropy", optimizer=clnn.Adam(0.01), epochs=3, batch_size=32, progress=None, seed=5, validation=(x, y)
+)
+weights = b"".join(p.numpy().tobytes() for p in net.parameters())
+device = clnn.device()
+print(hashlib.sha256(weights).hexdigest(), history.history["loss"], device.helpers.begun, device.memory_peak)
+"""
+
+
+def is_pocl(device):
+    """Whether helpers compile for it."""
+    return device.kind == "cpu" and device.pocl_version != (0, 0)
+
+
+def trained(kind, folder, helpers, **more):
+    """What training in a process of its own prints, which finds nothing compiled."""
+    environ = {
+        **os.environ,
+        "POCL_CACHE_DIR": str(folder),
+        "CLNN_COMPILERS": str(helpers),
+        "CLNN_SELF_TEST": "0",
+        **more,
+    }
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", TRAIN, kind], cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    sums, *_, begun, peak = done.stdout.split()
+    return sums, done.stdout[: -len(f"{begun} {peak}\n")], int(begun), int(peak)
+
+
+@pytest.mark.parametrize("kind", ["dense", "unbuilt", "images", "lstm"])
+def test_helpers_change_nothing_but_the_time(device, tmp_path, kind):
+    if not is_pocl(device):
+        pytest.skip("helpers compile for PoCL")
+    alone = trained(kind, tmp_path / "alone", 0)
+    helped = trained(kind, tmp_path / "helped", 2)
+    again = trained(kind, tmp_path / "helped", 2)
+    assert alone[:2] == helped[:2] == again[:2]
+    assert alone[2] == 0 < helped[2] and again[2] == 0, "helpers are for what is not compiled yet"
+    assert alone[3] == helped[3], "memory is given away as if nothing had been put off"
+    left = [one.name for one in (tmp_path / "helped").iterdir() if one.name.startswith("tempfile-clnn")]
+    assert not left, "the helpers' folders are gone"
+
+
+@pytest.fixture
+def there(cold, device):
+    """A device for which launches are put off, and nobody compiles along."""
+    return device
+
+
+def test_launches_wait_for_the_end(there, rng):
+    a = rng.standard_normal((7, 5)).astype(np.float32)
+    x, before = clnn.tensor(a), there.launches
+    with putting_off(there):
+        y = clnn.tanh(x * 2 + 1)
+        assert there.launches == before and len(there._now.ahead.waiting) > 0
+    assert there.launches > before and there._now.ahead is None
+    np.testing.assert_allclose(y.numpy(), np.tanh(a * 2 + 1), rtol=1e-5, atol=1e-6)
+
+
+def test_reading_a_value_has_what_waits_done(there, rng):
+    a = rng.standard_normal((4, 3)).astype(np.float32)
+    with putting_off(there):
+        y = clnn.tensor(a) * 3
+        np.testing.assert_allclose(y.numpy(), a * 3, rtol=1e-6)
+        z = y + 1  # is put off again
+        assert there._now.ahead.waiting
+    np.testing.assert_allclose(z.numpy(), a * 3 + 1, rtol=1e-5)
+
+
+def test_memory_that_is_used_again_before_its_first_use_has_run(there, rng):
+    arrays = [rng.standard_normal(1000).astype(np.float32) for _ in range(6)]
+    x = [clnn.tensor(a) for a in arrays]
+    with putting_off(there):
+        results = []
+        for one in x:
+            t = one * 2  # the next one gets its memory
+            results.append(t + 1)
+            del t
+    for a, y in zip(arrays, results):
+        np.testing.assert_allclose(y.numpy(), a * 2 + 1, rtol=1e-5, atol=1e-6)
+
+
+def test_an_error_of_the_python_leaves_what_came_before_done(there, rng):
+    a = rng.standard_normal(9).astype(np.float32)
+    with pytest.raises(ZeroDivisionError), putting_off(there):
+        y = clnn.tensor(a) + 1
+        1 / 0  # noqa: B018
+    assert there._now.ahead is None
+    np.testing.assert_allclose(y.numpy(), a + 1, rtol=1e-5, atol=1e-6)
+
+
+def test_ctrl_c_still_fills_what_others_take_for_filled(there):
+    x = clnn.tensor(np.ones(64, np.float32))
+    zeros = there.allocate(256)
+    before = there.launches
+    with pytest.raises(KeyboardInterrupt), putting_off(there):
+        y = x * 3  # noqa: F841
+        there.fill_zero(zeros)
+        raise KeyboardInterrupt
+    assert there.launches == before + 1 and not there.read(zeros, np.empty(64, np.float32)).any()
+
+
+def test_ctrl_c_while_it_compiles(there, monkeypatch):
+    x = clnn.tensor(np.ones(64, np.float32))
+    zeros = there.allocate(256)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), putting_off(there):
+        y = x * 3  # noqa: F841
+        there.fill_zero(zeros)
+        monkeypatch.setattr(there.programs, "kernel", interrupted)
+        there._now.ahead.run()
+    monkeypatch.undo()
+    assert there._now.ahead is None and not there.read(zeros, np.empty(64, np.float32)).any()
+
+
+def test_parameters_have_their_values_though_the_step_does_not_end(there):
+    layer = clnn.Dense(6)
+    with pytest.raises(KeyboardInterrupt), putting_off(there):
+        layer(clnn.tensor(np.ones((3, 4), np.float32)))
+        raise KeyboardInterrupt
+    w = next(iter(layer.parameters())).numpy()
+    assert np.isfinite(w).all() and np.abs(w).max() > 0
+
+
+def test_a_kernel_that_does_not_build_is_an_error_of_that_step(there, monkeypatch):
+    x = clnn.tensor(np.ones(5, np.float32))
+    there.settle()
+    with pytest.raises(clnn.BuildError, match="REAL=floaty"), putting_off(there):
+        there.launch("elementwise", "fill", (5,), 5, x.block, 1.0, real="floaty")
+    assert there._now.ahead is None
+    np.testing.assert_array_equal((x + 1).numpy(), 2)
+
+
+@pytest.mark.parametrize("text", ["-1", "two", "1.5", "²"])
+def test_a_number_of_helpers_that_is_none(device, monkeypatch, text):
+    monkeypatch.setenv("CLNN_COMPILERS", text)
+    with pytest.raises(clnn.ConfigurationError, match=f"CLNN_COMPILERS.*{text}"):
+        wanted(device)
+
+
+def test_how_many_there_are(device, monkeypatch):
+    monkeypatch.setenv("CLNN_COMPILERS", "0")
+    assert wanted(device) == 0
+    monkeypatch.setenv("CLNN_COMPILERS", "99")
+    assert wanted(device) == (ahead.MOST if is_pocl(device) else 0)
+    monkeypatch.setenv("POCL_KERNEL_CACHE", "0")
+    assert wanted(device) == 0, "what they compile has to be kept somewhere"
+
+
+@pytest.fixture
+def helpers(device, tmp_path, monkeypatch):
+    """One helper with nothing kept."""
+    if not is_pocl(device):
+        pytest.skip("helpers compile for PoCL")
+    monkeypatch.setenv("POCL_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CLNN_COMPILERS", "1")
+    one = Helpers(device)
+    yield one
+    one.close()
+
+
+def a_job(device, number):
+    """A launch of a kernel, of a program that no other test builds."""
+    source = ahead.Source("elementwise", "fill", "float", (("UNUSED", number),))
+    block = device.allocate(4 * 100)
+    return source._replace(name=""), {0: ahead.job_of(source, (128,), (64,), [100, block, 2.0])}
+
+
+def kept(folder):
+    """The kernels that PoCL finds compiled there."""
+    return [one for one in Path(folder).glob("??/*/*/*/*.so") if one.parent.parent.name == "fill"]
+
+
+def test_a_helper_leaves_whole_programs_where_this_process_finds_them(helpers, device, tmp_path):
+    jobs = dict(a_job(device, n) for n in range(3))
+    helpers.compile(jobs)
+    until = time.monotonic() + 120
+    while len(kept(tmp_path)) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert len(kept(tmp_path)) == 3
+    for program in jobs:
+        helpers.wait(program)  # done: it comes back at once
+    helpers.rest()
+    assert len(helpers.processes) == 1, "it waits for more"
+
+
+def test_one_that_was_killed_is_not_waited_for(helpers, device):
+    jobs = dict(a_job(device, n) for n in range(4))
+    helpers.compile(jobs)
+    helpers.processes[0].kill()
+    helpers.processes[0].wait()
+    for program in jobs:
+        helpers.wait(program)
+    helpers.rest()
+    assert helpers.processes == []
+    helpers.compile(jobs)
+    assert len(helpers.processes) == 1, "another one is started"
+
+
+def test_one_that_hangs_is_ended(helpers, device, monkeypatch):
+    monkeypatch.setattr(ahead, "PATIENCE", 0.3)
+    helpers.compile(jobs := dict(a_job(device, n) for n in range(3)))
+    (process,) = helpers.processes
+    while not helpers.at:
+        helpers._listen(60)
+    os.kill(process.pid, signal.SIGSTOP)
+    began = time.monotonic()
+    for program in jobs:
+        helpers.at[helpers.numbers[program]] = process  # as if it had begun each
+        helpers.wait(program)
+    assert helpers.processes == [] and time.monotonic() - began < 10
+
+
+def test_without_a_place_for_them_there_are_none(helpers, device, tmp_path, monkeypatch):
+    monkeypatch.setenv("POCL_CACHE_DIR", str(tmp_path / "file" / "folder"))
+    (tmp_path / "file").write_text("")
+    helpers.compile(jobs := dict(a_job(device, n) for n in range(3)))
+    assert helpers.processes == []
+    for program in jobs:
+        helpers.wait(program)
+    helpers.rest()
+
+
+def test_it_ends_when_it_has_no_work(helpers, device, tmp_path):
+    helpers.start()
+    (process,) = helpers.processes
+    process.stdin.close()  # as when this process was killed
+    assert process.wait(timeout=120) == 0
+    assert not list(tmp_path.glob("tempfile-clnn-*")), "its folder goes with it"
+
+
+@pytest.mark.parametrize("kind", ["dense", "images", "sequences"])
+def test_every_launch_of_a_step_reaches_a_helper(there, dtype, kind, monkeypatch, rng):
+    """`compile_one` runs one group of each on zeros, with its numbers, vectors and null pointers."""
+    if not is_pocl(there):
+        pytest.skip("helpers compile for PoCL")
+    layers, shape = {
+        "dense": ([clnn.Dense(5, "relu"), clnn.BatchNorm(), clnn.Dropout(0.5)], (4,)),
+        "images": ([clnn.Conv2D(3, 3, activation="relu"), clnn.MaxPool2D(2), clnn.Flatten()], (2, 12, 12)),
+        "sequences": ([clnn.GRU(5, return_sequences=True), clnn.MultiHeadAttention(heads=1), clnn.Flatten()], (6, 3)),
+    }[kind]
+    jobs, put_off = [], ahead.Ahead.put_off
+
+    def noted(self, run, job=None, fills=False):
+        jobs.append(job)
+        put_off(self, run, job, fills)
+
+    monkeypatch.setattr(ahead.Ahead, "put_off", noted)
+    net = clnn.Sequential([*layers, clnn.Dense(3)], input_shape=shape, dtype=dtype)
+    x, y = rng.standard_normal((8, *shape)).astype(dtype), np.arange(8) % 3
+    net.fit(x, y, loss="cross_entropy", optimizer=clnn.Adam(0.01), epochs=1, batch_size=4, progress=None)
+    jobs = json.loads(json.dumps([job and [job[0]._asdict(), *job[1:]] for job in jobs], default=str))
+    launches = [job for job in jobs if job is not None]
+    assert len(launches) > 10
+    assert {kind for *_, args in launches for kind, *_ in args} >= {"block", "number", "array", "none"}
+    for source, *how in launches:
+        source["defines"] = tuple(map(tuple, source["defines"]))
+        compiler.compile_one(there, ahead.Source(**source), *how)
