@@ -25,19 +25,9 @@ from .drivers import cards as cards_here
 OK, NOTE, PROBLEM = "OK", "note", "PROBLEM"  # a problem stops clnn; a note stops a part of it at most
 BROKEN_PYOPENCL = ("2026.1", "2026.1.1", "2026.1.2")  # they break their own program cache (pyopencl issue 892)
 VARIABLES = (
-    "CLNN_DEVICE",
-    "CLNN_DEVICE_EXCLUDE",
-    "CLNN_DEVICE_AS",
-    "CLNN_SELF_TEST",
-    "CLNN_COMPILERS",
-    "CLNN_GEMM",
-    "CLNN_WINOGRAD",
-    "CLNN_DEBUG",
-    "CLNN_FUSE",
-    "CLNN_MEMORY_LIMIT",
-    "CLNN_CACHE_DIR",
-    "CLNN_DATA_DIR",
-)
+    "CLNN_DEVICE", "CLNN_DEVICE_EXCLUDE", "CLNN_DEVICE_AS", "CLNN_SELF_TEST", "CLNN_COMPILERS", "CLNN_GEMM", "CLNN_WINOGRAD",
+    "CLNN_DEBUG", "CLNN_FUSE", "CLNN_MEMORY_LIMIT", "CLNN_CACHE_DIR", "CLNN_DATA_DIR",
+)  # fmt: skip
 OTHERS = (
     "PYOPENCL_CTX",
     "PYOPENCL_NO_CACHE",

@@ -338,7 +338,10 @@ def given_to_fit(
         samples, held_out = samples.part(slice(kept)), samples.part(slice(kept, None))
     elif validation is not None:
         if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
-            raise ConfigurationError("validation is (x, y) or (x, y, sample_weight); several inputs are ((x1, x2), y)")
+            raise ConfigurationError(
+                "validation is (x, y) or (x, y, sample_weight), several inputs are ((x1, x2), y); batches come from what yields "
+                "them, such as clnn.data.Batches or iter(a list of them)"
+            )
         x_val, y_val, w_val = (*validation, None)[:3]
         x_val = as_inputs(x_val, model, "validation x")
         theirs = build_for(model, x_val)  # of longer sequences outputs may be longer, too

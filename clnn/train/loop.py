@@ -87,7 +87,8 @@ def fit(
     In place of arrays, x may yield batches, (x, y) or (x, y, sample_weight): `clnn.data.Batches`, a DataLoader of PyTorch, any
     iterable, or with `steps_per_epoch` a generator. Their order, and how many samples are in each, is theirs; `batch_size`,
     which is 32 for arrays, is then left out. An epoch is one pass, or `steps_per_epoch` batches, where what can be gone through
-    again is begun anew at its end. Rows of all batches have one shape. `validation` may be such an iterable, too. Where fit
+    again is begun anew at its end. Rows of one batch have one shape; another batch's may be longer or shorter, where the model
+    takes that, as recurrent layers and attention do with sequences. `validation` may be such an iterable, too. Where fit
     resumes, the batches that were trained on before are drawn and dropped, but for `Batches`, which knows their order.
     `world` (clnn.distributed.init()): its ranks, which are all to call this with the same samples, share out each mini-batch of
     `batch_size` times as many samples as there are ranks, and add up their gradients.
@@ -218,12 +219,10 @@ class _Run:
         self.resident, self.capacity = False, self.n
         if stream is None:
             self.resident, self.capacity = _capacity(self.device, self.n, batch_size, samples)
-        self.feed = Feed(self.device, self.capacity, *samples, ordered=self.resident)
         counts = counts_hits(loss, samples)
         self.results = Results(self.device, len(self.plan), model.dtype, outputs, loss, counts, metrics)
-        self.function = _training_step(model, outputs, loss, optimizer, self.feed, self.results, batch_size)
-        self.step = Step(self.function, record, [optimizer], reads=[model, loss, *metrics])
-        self.step.given, self.structure = given, structure_version()
+        self.record, self.structure = record, structure_version()
+        self.train_by(Feed(self.device, self.capacity, *samples, ordered=self.resident), given)
         # with a seed a generator of its own: another fit, in a thread or a callback, neither draws from it nor moves it on
         self.draws = None if seed is None else Generator(self.device, seed)
         with random.drawing_from(self.draws):
@@ -233,6 +232,13 @@ class _Run:
         self.seconds = 0.0  # of all epochs so far, without what callbacks did
         if self.resident:
             self.feed.load(*samples)
+
+    def train_by(self, feed: Feed, given: Any) -> None:
+        """Have a step train these parameters on what a feed carries."""
+        self.feed, what = feed, (self.model, self.outputs, self.loss, self.optimizer)
+        self.function = _training_step(*what, feed, self.results, self.batch_size)
+        self.step = Step(self.function, self.record, [self.optimizer], [self.model, self.loss, *self.results.metrics])
+        self.step.given = given
 
     def prepare(self) -> None:
         """Before an epoch: gradients from elsewhere are forgotten, and what a callback has changed of the model is looked at."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -13,9 +14,10 @@ from ..data.batches import Batches
 from ..errors import ConfigurationError, DataError, ShapeError
 from ..tensor import Tensor
 from .alone import Alone
-from .feed import form
+from .feed import Feed, form
 from .inputs import Samples, as_inputs, as_samples, build_for, weighted_by_class
 
+MOST_FORMS = 64  # of rows, such as lengths of sequences, for which an epoch keeps its recordings
 ARRAYS = ("__array__", "__array_interface__", "__dlpack__", "__getitem__")
 
 
@@ -65,6 +67,7 @@ class Stream:
         self.steps = check_count("steps_per_epoch", self.length if steps is None else steps, 0 if steps is None else 1)
         if not self.steps:
             raise DataError(f"{name} yields no batch: its length is 0")
+        self._forms: dict[Any, tuple[Any, ...]] = {}  # what trains rows of other forms than the last batch's, by those
         self._passing: Iterator[Any] | None = None
         self._waiting: list[Any] = []  # drawn to be looked at, and not taken yet
         self._taken = self._in_pass = self._passes = 0
@@ -102,10 +105,26 @@ class Stream:
         for number, batch in enumerate(checked_batches(self.epoch(), *given, like, run.class_weight)):
             rows = run.counted[number] = len(batch.xs[0])
             with run.device.lock:
+                self._take_form(run, batch)
                 if run.feed.load_soon(*batch):
                     run.step.clear()
                 run.feed.rewind(step=number)
             run.steps(rows, None, 1, (run.epochs - epoch) * self.steps - number, bar, called_back, first=not number)
+
+    def _take_form(self, run: Any, batch: Samples) -> None:
+        """Have `run` train rows of this form: each has a feed and a step of its own, but for those not seen for long."""
+        was, now = tuple(run.feed.forms), tuple(map(form, chain(*batch)))
+        if was == now:
+            return
+        self._forms[was] = run.feed, run.function, run.step
+        given = run.step.given
+        if now in self._forms:
+            run.feed, run.function, run.step = self._forms.pop(now)
+            run.step.given = given
+        else:
+            run.train_by(Feed(run.device, len(batch.xs[0]), *batch, ordered=False), given)
+        if len(self._forms) > MOST_FORMS:
+            del self._forms[next(iter(self._forms))]
 
     def _next(self) -> Any:
         batch = self._waiting.pop() if self._waiting else self._drawn()
@@ -176,14 +195,16 @@ def checked_batches(
     like: Samples | None = None,
     class_weight: Any = None,
 ) -> Iterator[Samples]:
-    """Each batch as samples that fit the model and the loss, and where `like` is given are of its form, but for their number."""
+    """Each batch as samples that fit the model and the loss. Where `like` is given they have its axes and types; how many samples
+    and how many steps in time there are is free, as far as the model takes that."""
     for number, batch in enumerate(batches):
         of = f"{name}batch {number + 1}: "
         x, y, weight = parts_of_batch(batch, of[:-2])
         try:
             xs = as_inputs(x, model)
             _check_form([xs], like)
-            of_these = build_for(model, xs) if like is None else outputs
+            same = like is not None and [*map(form, xs)] == [*map(form, like.xs)]
+            of_these = outputs if same else build_for(model, xs)
             found = as_samples(xs, y, weight, loss, of_these, model.dtype)
             if not len(found.xs[0]):
                 raise DataError(f"x has no samples: its shape is {found.xs[0].shape}")
@@ -196,12 +217,16 @@ def checked_batches(
 
 
 def _check_form(given: Sequence[Any], like: Sequence[Any] | None) -> None:
-    """DataError unless inputs, or inputs, targets and weights, have the form of those of `like`."""
-    if like is not None and any([*map(form, a)] != [*map(form, b)] for a, b in zip(given, like)):
+    """DataError unless inputs, or inputs, targets and weights, have as many axes as those of `like`, and their types."""
+    if like is not None and any([*map(_axes, a)] != [*map(_axes, b)] for a, b in zip(given, like)):
         raise DataError(
-            f"rows are of {_told(given)}, and those of the first batch of {_told(like[: len(given)])}: all need one form; "
-            "sequences are padded to one length (and masked, see Masking), or each length has a fit of its own"
+            f"rows are of {_told(given)}, and those of the first batch of {_told(like[: len(given)])}: all need the same axes "
+            "and types; of each axis the length may differ where the model takes that, as recurrent layers do"
         )
+
+
+def _axes(array: np.ndarray | None) -> Any:
+    return None if array is None else (array.ndim, array.dtype)
 
 
 def _told(samples: Any) -> str:
