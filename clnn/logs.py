@@ -42,7 +42,12 @@ class CSVLog(Callback):
     def on_train_begin(self, model: Any) -> None:
         self._text, self._whole = "", False  # the rows so far, and whether the file is those
         if self.append and os.path.exists(self.path):
-            self._text = self.path.read_text(encoding="utf-8")
+            try:
+                self._text = self.path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigurationError(
+                    f"CSVLog: {self.path} cannot be gone on with: {error}; give another file"
+                ) from None
             self._text += "" if self._text[-1:] in ("", "\n") else "\n"  # a row of its own for what comes
         if leads(model):
             self._write()

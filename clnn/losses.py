@@ -238,7 +238,11 @@ def host_target(target: Any, dtype: Any, output: tuple[int, ...], name: str = "t
     class numbers (int32), everything else becomes floats."""
     array = numbers(target, name)
     by_vector = len(output) > 2 and output[-1] > 1 and array.shape == output[:-1]
-    return host_array(array, np.int32 if array.dtype.kind in "iu" and (array.ndim == 1 or by_vector) else dtype)
+    classes = array.dtype.kind in "iu" and (array.ndim == 1 or by_vector)
+    try:
+        return host_array(array, np.int32 if classes else dtype)
+    except ShapeError as error:  # a number that is no int32
+        raise DataError(f"{name}: {error}") from None
 
 
 def reduction_of(value: Any) -> str:

@@ -55,13 +55,17 @@ class Checkpoint(Callback):
         world: Any,
     ) -> None:
         """A fit begins, with these settings, and goes on from a file or None: said by `fit`."""
-        mine = [one for one in others if isinstance(one, Checkpoint) and one.folder.resolve() == self.folder.resolve()]
+        try:
+            here = self.folder.resolve()
+        except OSError as error:  # the working folder is gone
+            raise ConfigurationError(f"Checkpoint: {self.folder} cannot be written: {error}") from None
+        mine = [one for one in others if isinstance(one, Checkpoint) and one.folder.resolve() == here]
         if len(mine) > 1:
             raise ConfigurationError(
                 f"two Checkpoints in {self.folder} would delete each other's files: give each its own"
             )
         self.best, files = None, saved_in(self.folder) if world.rank == 0 else []
-        if files and (source is None or source.parent.resolve() != self.folder.resolve()):
+        if files and (source is None or source.parent.resolve() != here):
             raise ConfigurationError(
                 f"Checkpoint: {self.folder} holds a run already, up to {files[-1].name}: give fit resume={str(self.folder)!r} "
                 "to go on with it, or another folder"

@@ -336,6 +336,11 @@ def test_what_int32_cannot_hold_is_refused(device, value):
     ):
         with pytest.raises(clnn.ShapeError, match="integers become int32 here, and .* does not fit"):
             call()
+    y = np.array([value, 0])
+    if y.dtype.kind in "iu":
+        net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+        with pytest.raises(clnn.DataError, match="y: integers become int32 here, and .* does not fit"):
+            net.fit(np.ones((2, 3)), y, loss="cross_entropy", optimizer="sgd", progress=False)
     np.testing.assert_array_equal(clnn.tensor([1.7, -1.7, -(2.0**31)], dtype="int32"), [1, -1, -(2**31)])
 
 

@@ -255,8 +255,10 @@ def test_a_card_on_two_platforms_counts_once(platforms):
     assert [d.twin for d in clnn.devices()[:2]] == [None, None]
     assert choice.find_device("rusticl:0").platform == "rusticl" and choice.find_device("NV167").name == "NV167"
     assert len({choice.find_device(f"gpu:{i}") for i in range(3)}) == 3
-    with pytest.raises(clnn.DeviceError):
-        choice.find_device("gpu:3")
+    for want in ("gpu:3", "gpu:" + "9" * 5000, "0:" + "9" * 5000, "9" * 5000):
+        with pytest.raises(clnn.DeviceError):
+            choice.find_device(want)
+    assert choice.find_device("00:01") is choice.find_device("0:1")
 
 
 def test_one_name_at_two_places_is_two_devices(platforms):

@@ -102,6 +102,15 @@ def test_what_callbacks_refuse(device, callback, optimizer, words):
         fit(made(device), 1, [callback()], optimizer)
 
 
+@pytest.mark.parametrize("what", ["folder", "bytes"])
+def test_rows_that_cannot_be_gone_on_with(device, tmp_path, what):
+    file = tmp_path / "log.csv"
+    file.mkdir() if what == "folder" else file.write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(clnn.ConfigurationError, match="log.csv cannot be gone on with"):
+        fit(made(device), 1, [clnn.CSVLog(file, append=True)])
+    assert what == "folder" or file.read_bytes() == b"\xff\xfe\x00\x81"
+
+
 def test_time_ends_fit_and_counts_where_it_resumes(device, tmp_path):
     slow = clnn.Lambda(on_epoch_end=lambda *_: time.sleep(0.1))
     budget = clnn.TimeBudget(minutes=0.25 / 60)

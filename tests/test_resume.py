@@ -267,6 +267,14 @@ def test_what_does_not_fit_is_said(data, tmp_path):
         fit(data, [clnn.Checkpoint(tmp_path / "a"), clnn.Checkpoint(tmp_path / "b" / ".." / "a", best_only=True)])
 
 
+def test_a_working_folder_that_is_gone(data, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    with pytest.raises(clnn.ConfigurationError, match="Checkpoint: run cannot be written"):
+        fit(data, [clnn.Checkpoint("run")])
+
+
 RUN = """
 import sys, hashlib, numpy as np, clnn
 r = np.random.default_rng(0)

@@ -407,10 +407,8 @@ class Device:
     def upload_soon(self, array: np.ndarray, block: Block) -> None:
         """Like `upload`, without waiting for work enqueued before; the array is copied first, and may change at once."""
         if array.nbytes:
-            if self._now.ahead is not None:
-                self._now.ahead.put_off(partial(self._write_soon, raw(block), array.copy()))
-            else:
-                self._write_soon(block.buffer, array.copy())
+            write = partial(self._write_soon, raw(block), array.copy())
+            self._now.ahead.put_off(write) if self._now.ahead is not None else write()
 
     def _write_soon(self, buffer: cl.Buffer, array: np.ndarray) -> None:
         write = partial(cl.enqueue_copy, self.queue, buffer, array, is_blocking=False)

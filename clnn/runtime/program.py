@@ -93,7 +93,11 @@ class Programs:
     """The built programs of one context, by (file, real, defines), and one reusable kernel each."""
 
     def __init__(
-        self, context: cl.Context, has_fp64: bool, pocl_version: tuple[int, int] = (0, 0), when_slow: Any = None
+        self,
+        context: cl.Context,
+        has_fp64: bool,
+        pocl_version: tuple[int, int] = (0, 0),
+        when_slow: Callable[[], Any] = lambda: None,
     ) -> None:
         self.context, self.has_fp64 = context, has_fp64
         self._flush_here = pocl_version >= (4, 0)
@@ -144,8 +148,7 @@ class Programs:
             tell(named, time.perf_counter() - began)
         if time.thread_time() - worked > SLOW and not self.slow:
             self.slow = True
-            if self.when_slow is not None:
-                self.when_slow()
+            self.when_slow()
         return program
 
     def _made(self, what: str, source: str, options: list[str], flush: bool) -> cl.Program:

@@ -128,7 +128,10 @@ class Recorder:
                 return f"launch {index}, {mine.label}, is by {mine.source}, then by {theirs.source}"
             for at, (a, b) in enumerate(zip(mine.args, theirs.args, strict=True)):
                 if self.role(a, roles[0]) != other.role(b, roles[1]):
-                    return f"argument {at} of launch {index}, {mine.label}, is {_shown(a)}, then {_shown(b)}"
+                    then = (
+                        _shown(b) if _shown(a) != _shown(b) else "another one (clnn.constant() is called once, before)"
+                    )
+                    return f"argument {at} of launch {index}, {mine.label}, is {_shown(a)}, then {then}"
         for a, b in itertools.zip_longest(_leaves(self.result), _leaves(other.result)):
             same = self.role(a, roles[0]) == other.role(b, roles[1])
             if not (same if isinstance(same, bool) else a is b):

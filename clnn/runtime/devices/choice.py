@@ -116,9 +116,10 @@ def find_device(want: str = "", source: str = "the name") -> Device:
     head, _, tail = want.partition(":")
     matches: list[Device] = []
     if head.isdecimal() and (not tail or tail.isdecimal()):
-        matches = [d for d in there if d.platform_index == int(head) and d.device_index == int(tail or 0)]
+        wanted = [(number.lstrip("0") or "0")[:9] for number in (head, tail)]  # Python reads no numbers of any length
+        matches = [d for d in there if wanted == [str(d.platform_index), str(d.device_index)]]
     else:
-        index = int(tail) if tail.isdecimal() else None
+        index = int(tail[:9]) if tail.isdecimal() else None
         part = head if index is not None else want
         found = distinct([d for d in best_first if _fits(d, part.lower())])
         matches = found if index is None else found[index : index + 1]
