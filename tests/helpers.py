@@ -28,6 +28,12 @@ def as_a_cpu(device, monkeypatch):
         pytest.skip(f"{device!r} ends loops too early for kernels of CPUs")
 
 
+def needs_local_memory(device, nbytes=1 << 16):
+    """Skips the test where the device has less: llvmpipe of Mesa 25, which runs kernels of CPUs, has 32 KiB."""
+    if device.local_memory < nbytes:
+        pytest.skip(f"the blocks of this test do not fit {device.local_memory:,} bytes of local memory")
+
+
 def tells_time(device):
     """Whether the driver says what launches take."""
     try:

@@ -19,8 +19,8 @@ ACCURACY = r"test (?:set: |accuracy )([\d.]+)%"
 
 
 def limit():
-    """Seconds that an example may take: CPUs that end long loops take kernels of GPUs, which are slow there."""
-    return 300 if clnn.device().long_loops or clnn.device().kind == "gpu" else 1800
+    """Seconds that an example may take: llvmpipe is slow."""
+    return 1800 if clnn.device().platform == "rusticl" else 300
 
 
 def run(name, *arguments, **variables):

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 import pytest
-from helpers import as_a_cpu, normal
+from helpers import as_a_cpu, needs_local_memory, normal
 
 import clnn
 from clnn.gemm import Shape, clblast, clblast_problem, engine_name, gemm, tile, tuning
@@ -48,6 +48,7 @@ def test_the_rule_where_nothing_is_known(device, fresh):
 
 
 def test_the_users_table_lies_over_the_one_that_ships(device, fresh):
+    needs_local_memory(device)
     user, shipped = fresh
     put(shipped, tuning.families(device)[0], device, tile=[4, 1, 4, 0])
     assert chosen(device, "nn", 128, 512, 784)[:4] == (4, 1, 4, 0)
@@ -120,6 +121,7 @@ def test_measured_engine(device, fresh, monkeypatch):
 
 def test_products_by_a_measured_tile(device, fresh, rng, monkeypatch):
     """The tile reaches the kernel, and its numbers are right."""
+    needs_local_memory(device)
     put(fresh[0], device.identity, device, ("nn", 9, 37, 20), tile=[5, 1, 4, 16])
     built = []
     launch = device.launch
@@ -315,6 +317,7 @@ def by_depth(choice):
 
 
 def test_the_fastest_tile_is_stored_and_used(device, fresh, monkeypatch):
+    needs_local_memory(device)
     monkeypatch.setattr(tune, "rule", lambda device, dtype, shape: (4, 1, 4, 0))
     found = search(device, Fake(by_depth))
     assert found.run()
@@ -378,6 +381,7 @@ def test_engines_are_chosen_by_measurement(device, fresh, monkeypatch):
 
 
 def test_the_table_for_others_is_written_by_the_search(device, fresh, capsys, monkeypatch):
+    needs_local_memory(device)
     monkeypatch.setattr(tune, "Worker", lambda device: Fake(by_depth))
     monkeypatch.setattr(tune, "rule", lambda device, dtype, shape: (4, 1, 4, 0))
     monkeypatch.setattr(clblast, "available", lambda: False)

@@ -254,7 +254,7 @@ class Layer(Watched):
             raise ConfigurationError(
                 f"the initialiser {init!r} made {made.dtype} of shape {made.shape}, and {self.dtype} of {shape} is wanted"
             )
-        self.device.settle()  # it has its values, even if the step that makes it does not come to its end
+        self.device.settle()  # it has its values, even if a step that makes it ends with an error
         p = Parameter(made.block, shape, self.dtype, self.device, learns=learns)
         p.decays = len(shape) > 1 if decays is None else decays
         return p

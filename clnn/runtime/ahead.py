@@ -14,8 +14,10 @@ import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import tempfile
+import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -79,56 +81,59 @@ class Ahead:
 
     def __init__(self, device: Any) -> None:
         self.device = device
-        self.waiting: list[tuple[Callable[[], Any], tuple[Any, ...] | None, bool]] = []
+        self.waiting: list[tuple[Callable[[], Any], tuple[Any, ...] | None]] = []
 
-    def put_off(self, run: Callable[[], Any], job: tuple[Any, ...] | None = None, fills: bool = False) -> None:
-        """Have `run()` called later. `job`: the kernel that it launches, and how (`job_of`). `fills`: it is called in any case,
-        because others take that memory for filled, even if the step does not come to its end."""
-        self.waiting.append((run, job, fills))
+    def put_off(self, run: Callable[[], Any], job: tuple[Any, ...] | None = None) -> None:
+        """Have `run()` called later. `job`: the kernel that it launches, and how (`job_of`); None for what fills or copies."""
+        self.waiting.append((run, job))
 
     def run(self) -> None:
-        """Call what waits; what it enqueues is not put off again. After an error, or Ctrl-C, the rest is given up."""
+        """Call what waits; what it enqueues is not put off again. Ctrl-C comes when that is done: the Python is further already,
+        and takes memory for written. After an error, with which the step ends, memory is filled and copied, and no more."""
         if not self.waiting:
             return
+        waiting, self.waiting = self.waiting, []
         now, programs, helpers = self.device._now, self.device.programs, self.device.helpers
         missing: dict[Source, dict[Any, Any]] = {}  # by program: a launch of each kernel and group in it
-        for _, job, _ in self.waiting:
+        for _, job in waiting:
             if job is not None and not programs.has(job[0]):
                 missing.setdefault(job[0]._replace(name=""), {}).setdefault((job[0], job[2]), job)
-        now.ahead = None
-        done = 0
-        try:
-            for run, job, _ in self.waiting:
-                done += 1
+        now.ahead, failed = None, None
+        with uninterrupted():
+            for run, job in waiting:
                 program = job and job[0]._replace(name="")
                 new = missing.pop(program, None) if program else None
-                if new is not None:
-                    if programs.slow and len(missing) >= FEW:
-                        helpers.compile(missing)
-                    helpers.wait(program)
-                run()
-                if new is not None and programs.slow:  # machine code is made before the next program is built
-                    self.device.finish()
-            self.waiting = []
-        except BaseException:
-            self.waiting = self.waiting[done:]
-            self.give_up()
-            raise
-        finally:
+                try:
+                    if new is not None and not failed:
+                        if programs.slow and len(missing) >= FEW:
+                            helpers.compile(missing)
+                        helpers.wait(program)
+                    if job is None or not failed:
+                        run()
+                    if new is not None and not failed and programs.slow:  # machine code is made before the next build
+                        self.device.finish()
+                except Exception as error:
+                    failed = failed or error
             helpers.rest()
             now.ahead = self
+        if failed:
+            raise failed
 
-    def give_up(self) -> None:
-        """Forget what waits, but for what has to be done in any case."""
-        waiting, self.waiting = self.waiting, []
-        now = self.device._now
-        now.ahead = None
-        try:
-            for run, _, fills in waiting:
-                if fills:
-                    run()
-        finally:
-            now.ahead = self
+
+@contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C inside comes at its end. (Only the main thread is interrupted.)"""
+    if threading.current_thread() is not threading.main_thread() or not callable(signal.getsignal(signal.SIGINT)):
+        yield
+        return
+    came: list[Any] = []
+    usual: Any = signal.signal(signal.SIGINT, lambda *given: came.append(given))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)
+        if came:
+            usual(*came[0])
 
 
 def raw(value: Any) -> Any:
@@ -157,13 +162,11 @@ def putting_off(device: Any) -> Iterator[None]:
     now.ahead = ahead = Ahead(device)
     try:
         yield
-        ahead.run()
-    except Exception:  # of the step's Python, or of a launch, after which none waits any more
-        ahead.run()
-        raise
     finally:
-        ahead.give_up()
-        now.ahead = None
+        try:
+            ahead.run()
+        finally:
+            now.ahead = None
 
 
 class Helpers:

@@ -614,7 +614,7 @@ class Device:
             self.check_blocks(label, blocks)
             if self._now.ahead is not None and self.recorder is None:
                 run = partial(self._enqueue_call, label, function, (*map(raw, blocks), *scalars))
-                self._now.ahead.put_off(run, fills=label == "fill")
+                self._now.ahead.put_off(run)
                 return
             before = cl.enqueue_marker(self.queue) if active.profiles else None
             event = self._enqueue_call(label, function, (*[block.buffer for block in blocks], *scalars))

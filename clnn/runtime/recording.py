@@ -292,7 +292,7 @@ class Replays:
             self._entries.pop(key, None)
             raise
         finally:  # without a call, with which Ctrl-C comes
-            device._now.step = device._now.recorder = None
+            device._now.step = device._now.recorder = device._now.ahead = None
         entry.called = True
         pacer.step()
         recorded = recorder is not None and self._note(device, entry, recorder, result)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import ShapeError
+from ...errors import DeviceError, ShapeError
 from ...gemm import Scale, epilogue_defines
 from ...runtime.device import Device, DType, ceil_div
 from ...runtime.memory import Block
@@ -92,6 +92,11 @@ def _side(device: Device, real: str, **defines: Any) -> int:
         side //= 2
     while side > 1 and side * side > device.group_limit("conv_local", "conv_local", real, SIDE=side, **defines):
         side //= 2
+    if side < 4 and device.platform == "rusticl":  # values lose stores to local memory there, with Mesa 25's llvmpipe
+        raise DeviceError(
+            f"{device!r} computes convolutions wrongly in groups of fewer than 16 work-items, and has groups of "
+            f"{device.max_group}: use another driver or device"
+        )
     return side
 
 
