@@ -287,6 +287,12 @@ def test_without_a_place_for_them_there_are_none(helpers, device, tmp_path, monk
     helpers.rest()
 
 
+def test_where_memory_is_short_there_are_none(helpers, monkeypatch):
+    monkeypatch.setattr(ahead, "host_available", lambda default: (1 << 30) - 1)
+    helpers.start()
+    assert helpers.processes == []
+
+
 def test_it_ends_when_it_has_no_work(helpers, device, tmp_path):
     helpers.start()
     (process,) = helpers.processes

@@ -191,7 +191,7 @@ def test_a_shared_memory_counts_what_the_host_has_free(device, monkeypatch):
     limit = memory_limit(device.cl_device)
     assert 0 < limit <= 0.9 * device.global_memory
     if device.kind == "cpu":
-        monkeypatch.setattr("clnn.runtime.memory._host_available", lambda default: 10 * MIB)
+        monkeypatch.setattr("clnn.runtime.memory.host_available", lambda default: 10 * MIB)
         assert memory_limit(device.cl_device) == 9 * MIB
 
 

@@ -29,11 +29,11 @@ import pyopencl as cl
 
 from ..errors import ConfigurationError
 from .devices.selftest import child, environment
-from .memory import Block
+from .memory import Block, host_available
 from .program import Source
 from .timing import active
 
-MOST = 4  # helpers of a device: each takes some 150 MB
+MOST, ROOM = 4, 1 << 30  # helpers of a device, and bytes of free memory for each, of which it takes some 150 MB
 PATIENCE = 20.0  # seconds that this process waits for one program of a helper's, which then ends
 FEW = 3  # programs that are not worth one
 _running: weakref.WeakSet[Helpers] = weakref.WeakSet()
@@ -191,6 +191,7 @@ class Helpers:
         """Start them, once, if the device may have any; where that is not possible, there are none."""
         kept, command = _kept_by(), child("clnn.tools.compiler")
         many = wanted(self.device) if kept and command and not self.tried else 0
+        many = min(many, host_available(ROOM * MOST) // ROOM)
         self.tried = True
         for _ in range(many):
             assert kept is not None and command is not None

@@ -228,7 +228,7 @@ def memory_limit(device: cl.Device) -> int:
     """
     most = total = device.global_mem_size
     if device.type & cl.device_type.CPU or device.host_unified_memory:
-        most, total = max(most, _host_memory()), min(total, _host_available(total))
+        most, total = max(most, _host_memory()), min(total, host_available(total))
     text = os.environ.get("CLNN_MEMORY_LIMIT", "").strip()
     if not text:
         return int(total * 0.9)
@@ -259,7 +259,8 @@ def _host_memory() -> int:
         return 0
 
 
-def _host_available(default: int) -> int:
+def host_available(default: int) -> int:
+    """Bytes that the host has free, with what it gives back on demand; `default` where it does not say."""
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _page_cache()
     except (ValueError, OSError, AttributeError):
