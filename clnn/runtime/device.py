@@ -28,7 +28,7 @@ from .lock import FairLock, exclusive
 from .memory import SLACK, Arena, Block, Memory
 from .pacer import Pacer
 from .program import Programs, Source
-from .recorder import Argument, AuditEnded, Call, Recorder, StepContext
+from .recorder import Argument, AuditEnded, Call, Recorder, Size, StepContext
 from .timing import PROFILED, active, join, note
 
 T = TypeVar("T")
@@ -545,14 +545,8 @@ class Device:
             note(self, source.label, size, values, event, flops=flops, real=real, step=self.step)
 
     def _enqueue(
-        self,
-        source: Source,
-        types: Any,
-        size: tuple[int, ...],
-        local: tuple[int, ...],
-        values: Sequence[Any],
-        free: bool,
-    ) -> tuple[cl.Event, tuple[int, ...], tuple[int, ...]]:
+        self, source: Source, types: Any, size: Size, local: Size, values: Sequence[Any], free: bool
+    ) -> tuple[cl.Event, Size, Size]:
         """Launch what `launch` was told to: the event, and the sizes, of which a `free` group's may become smaller."""
         name = f"{source.file}.{source.name}"
         try:
