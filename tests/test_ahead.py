@@ -11,8 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import tells_time
 
 import clnn
+from clnn.ops.rows import elements
 from clnn.runtime import ahead
 from clnn.runtime.ahead import Helpers, putting_off, wanted
 from clnn.tools import compiler
@@ -188,6 +190,68 @@ def test_after_an_error_memory_is_filled_and_copied(there, monkeypatch):
     assert found == [[0] * 4, [7] * 4, [0, 1, 2, 3]]
 
 
+def test_whatever_a_signals_handler_raises_memory_is_filled(there):
+    class Odd(BaseException):
+        pass
+
+    def ends(*_):
+        raise Odd
+
+    block, before = there.allocate(16), signal.signal(signal.SIGUSR1, ends)
+    try:
+        with pytest.raises(Odd), putting_off(there):
+            there._now.ahead.put_off(lambda: os.kill(os.getpid(), signal.SIGUSR1))
+            there.fill_zero(block)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert there._now.ahead is None and not there.helpers.numbers
+    assert not there.read(block, np.empty(4, np.float32)).any()
+
+
+def test_a_profile_within_a_step_sees_what_runs(there):
+    if not tells_time(there):
+        pytest.skip("the driver tells no times")
+    x = clnn.tensor(np.ones(5, np.float32))
+    with putting_off(there):
+        y = x + 1
+        with clnn.profile() as seen:
+            z = clnn.tanh(y * 2) + 1
+    assert len(seen.rows) >= 2
+    np.testing.assert_allclose(z.numpy(), np.tanh(4) + 1, rtol=1e-6)
+
+
+def test_other_calls_than_copies_run_at_once(there):
+    """An exchange between ranks may wait for others, and be interrupted."""
+    order, x = [], clnn.tensor(np.ones(5, np.float32))
+    with putting_off(there):
+        y = x * 2
+        there.call("allreduce", lambda queue, buffer: order.append(there.launches), (y.block,), ())
+        assert order and there._now.ahead.waiting == []
+
+
+def test_what_is_kept_packed_was_packed(there, monkeypatch):
+    block, kernel = there.allocate(4 * 64), there.programs.kernel
+    there.upload(np.arange(64, dtype=np.float32), block)
+    each, size, local, vectors = elements(there, np.float32, 64)
+    failing = [True]
+
+    def fails_once(*args):
+        if failing.pop() if failing else False:
+            raise clnn.DeviceError("once")
+        return kernel(*args)
+
+    def packed():
+        with putting_off(there):
+            z = clnn.tensor(np.ones(4, np.float32)) * 2  # noqa: F841 - is put off before
+            return there.packed(2 * 64, "half", "pack", size, 64, each, block, local=local, **vectors)
+
+    monkeypatch.setattr(there.programs, "kernel", fails_once)
+    monkeypatch.setattr(there._now, "unchanging", {block: {}}, raising=False)
+    with pytest.raises(clnn.DeviceError, match="once"):
+        packed()
+    np.testing.assert_array_equal(there.read(packed(), np.empty(64, np.float16)), np.arange(64))
+
+
 def test_a_kernel_that_does_not_build_is_an_error_of_that_step(there, monkeypatch):
     x = clnn.tensor(np.ones(5, np.float32))
     there.settle()
@@ -277,6 +341,24 @@ def test_one_that_hangs_is_ended(helpers, device, monkeypatch):
         helpers.at[helpers.numbers[program]] = process  # as if it had begun each
         helpers.wait(program)
     assert helpers.processes == [] and time.monotonic() - began < 10
+
+
+def test_a_long_list_is_not_waited_with(helpers, device):
+    helpers.start()
+    os.kill(helpers.processes[0].pid, signal.SIGSTOP)  # it reads nothing
+    began = time.monotonic()
+    helpers.compile(dict(a_job(device, n) for n in range(2000)))
+    helpers.rest()
+    assert time.monotonic() - began < 10
+
+
+def test_a_forked_process_leaves_them_alone(helpers):
+    helpers.start()
+    if not (child := os.fork()):
+        helpers.close()
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert helpers.processes[0].poll() is None and all(Path(folder).is_dir() for folder in helpers.folders)
 
 
 def test_without_a_place_for_them_there_are_none(helpers, device, tmp_path, monkeypatch):

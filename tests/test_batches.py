@@ -1,8 +1,10 @@
 """Training, evaluating and predicting on batches that come one by one: `Batches`, generators, PyTorch's DataLoader."""
 
+import gc
 import itertools
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -252,6 +254,44 @@ def test_lengths_are_replayed_and_their_recordings_kept_within_bounds(device, rn
         one.fit(batches[:12], loss="cross_entropy", optimizer="adam", progress=False, epochs=2)
     for p, q in zip(few.parameters(), all_of_them.parameters()):
         assert np.array_equal(p.numpy(), q.numpy())
+
+
+def test_what_a_callback_changes_reaches_every_length(device, rng, tmp_path):
+    """Also what clnn cannot watch, and looks at after callbacks, such as a file."""
+
+    class Scaled(clnn.Layer):
+        def forward(self, x):
+            return x * float((tmp_path / "scale").read_text())
+
+    def losses(record):
+        (tmp_path / "scale").write_text("1.0")
+        change = clnn.Lambda(
+            on_epoch_end=lambda m, epoch, _: (tmp_path / "scale").write_text("1.5" if epoch >= 6 else "1.0")
+        )
+        with clnn.use(device):
+            net = clnn.Sequential([clnn.Dense(4, "tanh"), Scaled(), clnn.Dense(3)], input_shape=(5, 3), seed=1)
+        how = {"optimizer": clnn.SGD(0.1), "progress": False, "epochs": 10, "callbacks": [change], "record": record}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", clnn.RecordingWarning)
+            return net.fit(batches, loss="cross_entropy", **how)["loss"]
+
+    batches = by_length(rng, (5, 7, 9))
+    assert losses(True) == losses(False)
+
+
+def test_recordings_of_many_lengths_share_one_arena(device, rng):
+    """Where they ascend, too: each grows it, and none keeps the one before."""
+    peaks = []
+    for lengths in ([512] * 12, [32 * (i + 1) for i in range(16)]):
+        with clnn.use(device):
+            net = clnn.Sequential([clnn.Dense(256, "tanh"), clnn.Dense(3)], input_shape=(5, 3), seed=1)
+        batches = by_length(rng, lengths)
+        gc.collect()
+        device.reset_memory_peak()
+        before = device.memory_in_use
+        net.fit(batches, loss="cross_entropy", optimizer="sgd", epochs=5, progress=False)
+        peaks.append(device.memory_peak - before)
+    assert peaks[1] < 2.5 * peaks[0], peaks
 
 
 def test_weights_classes_and_validation_go_with_lengths(device, rng):

@@ -90,32 +90,35 @@ class Ahead:
     def run(self) -> None:
         """Call what waits; what it enqueues is not put off again. Ctrl-C comes when that is done: the Python is further already,
         and takes memory for written. After an error, with which the step ends, memory is filled and copied, and no more."""
-        if not self.waiting:
-            return
+        if self.waiting:
+            with uninterrupted():
+                self._run()
+
+    def _run(self) -> None:
         waiting, self.waiting = self.waiting, []
         now, programs, helpers = self.device._now, self.device.programs, self.device.helpers
         missing: dict[Source, dict[Any, Any]] = {}  # by program: a launch of each kernel and group in it
         for _, job in waiting:
             if job is not None and not programs.has(job[0]):
                 missing.setdefault(job[0]._replace(name=""), {}).setdefault((job[0], job[2]), job)
-        now.ahead, failed = None, None
-        with uninterrupted():
-            for run, job in waiting:
-                program = job and job[0]._replace(name="")
-                new = missing.pop(program, None) if program else None
-                try:
-                    if new is not None and not failed:
-                        if programs.slow and len(missing) >= FEW:
-                            helpers.compile(missing)
-                        helpers.wait(program)
-                    if job is None or not failed:
-                        run()
-                    if new is not None and not failed and programs.slow:  # machine code is made before the next build
-                        self.device.finish()
-                except Exception as error:
-                    failed = failed or error
-            helpers.rest()
-            now.ahead = self
+        now.ahead = None
+        failed: BaseException | None = None
+        for run, job in waiting:
+            program = job and job[0]._replace(name="")
+            new = missing.pop(program, None) if program else None
+            try:
+                if new is not None and not failed:
+                    if programs.slow and len(missing) >= FEW:
+                        helpers.compile(missing)
+                    helpers.wait(program)
+                if job is None or not failed:
+                    run()
+                if new is not None and not failed and programs.slow:  # machine code is made before the next build
+                    self.device.finish()
+            except BaseException as error:  # a signal's handler may raise anything
+                failed = failed or error
+        helpers.rest()
+        now.ahead = self
         if failed:
             raise failed
 
@@ -221,9 +224,11 @@ class Helpers:
         backwards, many = programs[::-1], len(self.processes)
         for i, process in enumerate(list(self.processes)):
             some = {one: missing[one].values() for one in backwards[i::many]}
-            self._tell(
-                process, [[self.numbers[one], [[job[0]._asdict(), *job[1:]] for job in some[one]]] for one in some]
-            )
+            jobs = [[self.numbers[one], [[job[0]._asdict(), *job[1:]] for job in some[one]]] for one in some]
+            list_of_them = Path(process.args[-2], f"{self.begun}.json")  # a pipe would take some only, and have us wait
+            with contextlib.suppress(OSError):
+                list_of_them.write_text(json.dumps(jobs, default=str), encoding="utf-8")
+                self._tell(process, str(list_of_them))
 
     def wait(self, program: Source) -> None:
         """Until a program is compiled that one of them is about to finish; at once where none has begun it."""
@@ -243,7 +248,7 @@ class Helpers:
     def rest(self) -> None:
         """What they have been told to compile is not needed any more."""
         for process in list(self.processes) if self.numbers else ():
-            self._tell(process, [])
+            self._tell(process, "")
         self.numbers, self.at = {}, {}
 
     def _listen(self, seconds: float) -> None:
@@ -261,9 +266,9 @@ class Helpers:
                     answer = json.loads(line)
                     self.at |= {answer["begun"]: process} if "begun" in answer else {answer["done"]: None}
 
-    def _tell(self, process: Any, programs: list[Any]) -> None:
+    def _tell(self, process: Any, line: str) -> None:
         try:
-            process.stdin.write(json.dumps(programs, default=str).encode() + b"\n")
+            process.stdin.write(os.fsencode(line) + b"\n")
         except (OSError, ValueError):
             self._forget(process)
 
@@ -278,7 +283,9 @@ class Helpers:
 
     def close(self) -> None:
         """End them."""
-        for process in list(self.processes) if os.getpid() == self.owner else ():
+        if os.getpid() != self.owner:  # forked
+            return
+        for process in list(self.processes):
             process.kill()
             self._forget(process)
         for folder in self.folders:

@@ -378,6 +378,8 @@ class Device:
         try:
             block = self.allocate(nbytes)
             self.launch(file, name, size, *args, block, **how)
+            if keeps:
+                self.settle()
         finally:
             self._now.recorder = noted
         return kept.setdefault(key, block) if keeps else block  # type: ignore[union-attr]
@@ -408,7 +410,7 @@ class Device:
         """Like `upload`, without waiting for work enqueued before; the array is copied first, and may change at once."""
         if array.nbytes:
             write = partial(self._write_soon, raw(block), array.copy())
-            self._now.ahead.put_off(write) if self._now.ahead is not None else write()
+            self._now.ahead.put_off(write) if self._now.ahead is not None and not active.profiles else write()
 
     def _write_soon(self, buffer: cl.Buffer, array: np.ndarray) -> None:
         write = partial(cl.enqueue_copy, self.queue, buffer, array, is_blocking=False)
@@ -534,7 +536,7 @@ class Device:
             )
             return
         ahead = self._now.ahead
-        if ahead is not None and recorder is None and self.programs.slow:
+        if ahead is not None and recorder is None and self.programs.slow and not active.profiles:
             how = source, types, tuple(size), tuple(local), [raw(value) for value in values], free
             ahead.put_off(partial(self._enqueue, *how), job_of(source, size, local, values))
             return
@@ -549,6 +551,7 @@ class Device:
     ) -> tuple[cl.Event, Size, Size]:
         """Launch what `launch` was told to: the event, and the sizes, of which a `free` group's may become smaller."""
         name = f"{source.file}.{source.name}"
+        self.settle()  # before the arguments, which another launch of the kernel would change
         try:
             kernel = self.programs.kernel(source, types)
             local = self._group(source, local) if free else local
@@ -606,9 +609,13 @@ class Device:
             return
         if not self.auditing:
             self.check_blocks(label, blocks)
-            if self._now.ahead is not None and self.recorder is None:
-                run = partial(self._enqueue_call, label, function, (*map(raw, blocks), *scalars))
-                self._now.ahead.put_off(run)
+            if (
+                self._now.ahead is not None
+                and self.recorder is None
+                and label in ("copy", "fill")
+                and not active.profiles
+            ):
+                self._now.ahead.put_off(partial(self._enqueue_call, label, function, (*map(raw, blocks), *scalars)))
                 return
             before = cl.enqueue_marker(self.queue) if active.profiles else None
             event = self._enqueue_call(label, function, (*[block.buffer for block in blocks], *scalars))

@@ -8,6 +8,7 @@ import itertools
 import math
 import os
 import re
+import weakref
 from collections import deque
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -218,6 +219,7 @@ class Arena:
     def __init__(self, memory: Memory, sizes: Sequence[int]) -> None:
         self.sizes = list(sizes)
         self.blocks = [memory.allocate(size, pooled=False) for size in sizes]
+        self.users: weakref.WeakSet[Any] = weakref.WeakSet()  # recordings that are bound to it
 
 
 def memory_limit(device: cl.Device) -> int:

@@ -52,6 +52,7 @@ class Recording:
         self.nbytes = sum(self.sizes)
         self.arena: Arena | None = None
         self.calls: list[Callable[[], Any]] = []
+        self.views: dict[Temporary, Any] = {}
         self.queue: cl.CommandQueue | None = None
         self.last: cl.Event | None = None  # of the last replay that was one kernel
         self.fused: Fused | None = None
@@ -190,10 +191,13 @@ class Recording:
         there = arena.sizes if arena is not None else []
         sizes = [max(pair) for pair in itertools.zip_longest(there, self.sizes, fillvalue=0)]
         if arena is None or sizes != there:
-            self.arena = arena = None  # let go of the old one first
+            for one in list(arena.users) if arena is not None else ():  # let go of the old one first
+                one.arena, one.calls, one.views = None, [], {}
+            self.arena = arena = None
             arena = Arena(device.memory, sizes)
             device.arena = weakref.ref(arena)
         self.arena = arena
+        arena.users.add(self)
         views = {t: arena.blocks[t.piece].buffer.get_sub_region(t.offset, t.nbytes + SLACK) for t in self.temporaries}
 
         def resolve(arg: Any) -> Any:

@@ -24,8 +24,8 @@ SMALL = 1 << 15  # PoCL compiles kernels once more for grids above twice that al
 
 
 def main(identity: str, folder: str, kept: str) -> None:
-    """Compile the programs that each line of the input lists, until another one comes: move each from `folder` into `kept`, and
-    say by its number when it is begun and done."""
+    """Compile the programs that are listed in the file which a line of the input names, until another line comes: move each from
+    `folder` into `kept`, and say by its number when it is begun and done."""
     try:
         device = next(one for one in devices() if one.identity == identity)
         cl.Program(device.context, "kernel void nothing() {}").build()  # the compiler is loaded while no work has come
@@ -36,7 +36,7 @@ def main(identity: str, folder: str, kept: str) -> None:
                     return
                 unread += more
             *_, line, unread = unread.split(b"\n")
-            for program, kernels in json.loads(line):
+            for program, kernels in json.loads(Path(os.fsdecode(line)).read_bytes()) if line else ():
                 print(json.dumps({"begun": program}), flush=True)
                 for source, *how in kernels:
                     defines = tuple(map(tuple, source["defines"]))

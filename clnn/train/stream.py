@@ -103,6 +103,7 @@ class Stream:
     def train(self, run: Any, epoch: int, bar: Any, called_back: bool) -> None:
         """An epoch of fit's `run`: a step for each batch that comes."""
         like, given = run.samples, (run.model, run.loss, run.outputs, f"epoch {epoch + 1}, ")
+        seen: set[Any] = set()  # forms in this epoch, after callbacks
         for number, batch in enumerate(checked_batches(self.epoch(), *given, like, run.class_weight)):
             rows = run.counted[number] = len(batch.xs[0])
             with run.device.lock:
@@ -110,7 +111,9 @@ class Stream:
                 if run.feed.load_soon(*batch):
                     run.step.clear()
                 run.feed.rewind(step=number)
-            run.steps(rows, None, 1, (run.epochs - epoch) * self.steps - number, bar, called_back, first=not number)
+            first, now = tuple(run.feed.forms) not in seen, (run.epochs - epoch) * self.steps - number
+            seen.add(tuple(run.feed.forms))
+            run.steps(rows, None, 1, now, bar, called_back, first)
 
     def _take_form(self, run: Any, batch: Samples) -> None:
         """Have `run` train rows of this form: each has a feed and a step of its own, but for those not seen for long."""
