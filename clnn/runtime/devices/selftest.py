@@ -28,7 +28,7 @@ TURNS = 100_000  # of the loop that is tried
 FACTOR = 1664525
 FEW_TURNS = 1 << 15  # a loop that ends earlier is a fault that no choice of kernels gets round
 # what the process runs: first of all it forgets the working folder, whose modules may have any name
-CHILD = r"import sys; sys.path[:] = sys.argv[1].split('\n'); from {} import main; main(*sys.argv[2:])"
+CHILD = r"import sys; sys.path[:] = sys.argv[1].split('\n'); from MODULE import main; main(*sys.argv[2:])"
 
 
 class Tested(Protocol):
@@ -98,7 +98,7 @@ def child(module: str) -> list[str] | None:
         return None
     home, paths = str(Path(__file__).resolve().parents[3]), [part for part in sys.path if isinstance(part, str)]
     path = "\n".join(paths if home in paths else [*paths, home])
-    return [os.fsdecode(get_executable()), "-W", "ignore", "-c", CHILD.format(module), path]
+    return [os.fsdecode(get_executable()), "-W", "ignore", "-c", CHILD.replace("MODULE", module), path]
 
 
 def environment(form: str) -> dict[str, str]:
