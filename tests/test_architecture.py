@@ -159,7 +159,7 @@ WINGS = {
     "serve": (520, "tools/serve/*"),
     "tables and folders": (310, "data/table.py", "data/folder.py"),
     "batches": (474, "data/batches.py", "train/stream.py"),
-    "core": (6_691, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
+    "core": (6_694, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (725, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_300, "data/*"),

@@ -251,7 +251,8 @@ class Device:
     def queue(self) -> cl.CommandQueue:
         """The one queue of commands, in order. ClnnError in a process forked after the device was opened."""
         check_not_forked()
-        self.settle()
+        if self._now.ahead is not None:
+            self._now.ahead.run()
         if active.profiles:
             join(self)
         return self._queue
@@ -551,15 +552,17 @@ class Device:
     ) -> tuple[cl.Event, Size, Size]:
         """Launch what `launch` was told to: the event, and the sizes, of which a `free` group's may become smaller."""
         name = f"{source.file}.{source.name}"
-        self.settle()  # before the arguments, which another launch of the kernel would change
+        queue = (
+            self.queue
+        )  # first, because launches that are put off and now enqueued may be the kernel's with other arguments
         try:
             kernel = self.programs.kernel(source, types)
             local = self._group(source, local) if free else local
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
             try:
-                event = cl.enqueue_nd_range_kernel(self.queue, kernel, size, local)
+                event = cl.enqueue_nd_range_kernel(queue, kernel, size, local)
             except cl.MemoryError as error:
-                run = partial(cl.enqueue_nd_range_kernel, self.queue, kernel, size, local)
+                run = partial(cl.enqueue_nd_range_kernel, queue, kernel, size, local)
                 event = self.once_more(name, run, error)
         except cl.Error as error:
             most, small = self.programs.group_limits.get(source, self.max_group), ""
