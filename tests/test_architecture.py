@@ -128,7 +128,7 @@ WINGS = {
     "fused steps": (320, "runtime/fusion.py"),
     "half storage": (210, "ops/half.py", "storage.py"),
     "answers": (570, "train/evaluation.py", "train/compiled.py", "train/direct.py"),
-    "compiling ahead": (451, "runtime/ahead.py", "tools/compiler.py", "tools/warm.py"),
+    "compiling ahead": (453, "runtime/ahead.py", "tools/compiler.py", "tools/warm.py"),
     "threads": (110, "runtime/lock.py"),
     "watching": (680, "runtime/watching/*"),
     "finding devices": (550, "runtime/devices/*"),

@@ -15,7 +15,6 @@ import os
 import selectors
 import shutil
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -180,7 +179,7 @@ class Helpers:
         self.device, self.processes, self.folders = device, list[Any](), list[str]()
         self.tried, self.owner, self.begun = False, os.getpid(), 0
         self.numbers: dict[Source, int] = {}  # of the programs that they were told to compile
-        self.at: dict[int, Any] = {}  # by such a number: the process that has begun it, or None when it is done
+        self.at: dict[int, Any] = {}  # by the number of one that is begun and not done: the process
         _running.add(self)
 
     def start_early(self) -> None:
@@ -192,6 +191,8 @@ class Helpers:
 
     def start(self) -> None:
         """Start them, once, if the device may have any; where that is not possible, there are none."""
+        import subprocess  # here, because most processes start none
+
         kept, command = _kept_by(), child("clnn.tools.compiler")
         many = wanted(self.device) if kept and command and not self.tried else 0
         many = min(many, host_available(ROOM * MOST) // ROOM)
@@ -264,7 +265,8 @@ class Helpers:
             for line in said.splitlines():  # each is written at once; drivers print things of their own
                 with contextlib.suppress(ValueError, AttributeError):
                     answer = json.loads(line)
-                    self.at |= {answer["begun"]: process} if "begun" in answer else {answer["done"]: None}
+                    self.at.pop(answer.get("done"), None)
+                    self.at |= {answer["begun"]: process} if "begun" in answer else {}
 
     def _tell(self, process: Any, line: str) -> None:
         try:

@@ -411,7 +411,7 @@ class Device:
         """Like `upload`, without waiting for work enqueued before; the array is copied first, and may change at once."""
         if array.nbytes:
             write = partial(self._write_soon, raw(block), array.copy())
-            self._now.ahead.put_off(write) if self._now.ahead is not None and not active.profiles else write()
+            write() if (ahead := self.ahead) is None else ahead.put_off(write)
 
     def _write_soon(self, buffer: cl.Buffer, array: np.ndarray) -> None:
         write = partial(cl.enqueue_copy, self.queue, buffer, array, is_blocking=False)
@@ -467,6 +467,11 @@ class Device:
             yield None if before[0] else now.late
         finally:
             now.dry, now.late = before
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """Where this thread puts launches off, but for those that a profile is to see."""
+        return None if active.profiles else self._now.ahead
 
     def settle(self) -> None:
         """Enqueue what is put off."""
@@ -536,8 +541,7 @@ class Device:
                 source, None, tuple(size), self._group(source, local) if free else tuple(local), values, flops
             )
             return
-        ahead = self._now.ahead
-        if ahead is not None and recorder is None and self.programs.slow and not active.profiles:
+        if (ahead := self.ahead) is not None and recorder is None and self.programs.slow:
             how = source, types, tuple(size), tuple(local), [raw(value) for value in values], free
             ahead.put_off(partial(self._enqueue, *how), job_of(source, size, local, values))
             return
@@ -552,9 +556,7 @@ class Device:
     ) -> tuple[cl.Event, Size, Size]:
         """Launch what `launch` was told to: the event, and the sizes, of which a `free` group's may become smaller."""
         name = f"{source.file}.{source.name}"
-        queue = (
-            self.queue
-        )  # first, because launches that are put off and now enqueued may be the kernel's with other arguments
+        queue = self.queue  # first: what is put off, and enqueued by this, may give the kernel other arguments
         try:
             kernel = self.programs.kernel(source, types)
             local = self._group(source, local) if free else local
@@ -612,13 +614,9 @@ class Device:
             return
         if not self.auditing:
             self.check_blocks(label, blocks)
-            if (
-                self._now.ahead is not None
-                and self.recorder is None
-                and label in ("copy", "fill")
-                and not active.profiles
-            ):
-                self._now.ahead.put_off(partial(self._enqueue_call, label, function, (*map(raw, blocks), *scalars)))
+            # any other may wait for somebody, as exchanges between ranks do
+            if (ahead := self.ahead) is not None and self.recorder is None and label in ("copy", "fill"):
+                ahead.put_off(partial(self._enqueue_call, label, function, (*map(raw, blocks), *scalars)))
                 return
             before = cl.enqueue_marker(self.queue) if active.profiles else None
             event = self._enqueue_call(label, function, (*[block.buffer for block in blocks], *scalars))

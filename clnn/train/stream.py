@@ -201,9 +201,8 @@ def checked_batches(
 ) -> Iterator[Samples]:
     """Each batch as samples that fit the model and the loss. Where `like` is given they have its axes and types; how many samples
     and how many steps in time there are is free, as far as the model takes that."""
-    known: dict[Any, Any] = (
-        {} if like is None else {(structure_version(), *map(form, like.xs)): outputs}
-    )  # by form of inputs
+    # the outputs by form of inputs
+    known: dict[Any, Any] = {} if like is None else {(structure_version(), *map(form, like.xs)): outputs}
     for number, batch in enumerate(batches):
         of = f"{name}batch {number + 1}: "
         x, y, weight = parts_of_batch(batch, of[:-2])
