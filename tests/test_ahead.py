@@ -1,5 +1,6 @@
 """Launches that are put off while other processes compile: the same bits in the same order, whatever becomes of the helpers."""
 
+import gc
 import json
 import os
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -359,6 +361,21 @@ def test_a_forked_process_leaves_them_alone(helpers):
         os._exit(0)
     os.waitpid(child, 0)
     assert helpers.processes[0].poll() is None and all(Path(folder).is_dir() for folder in helpers.folders)
+
+
+def test_they_end_with_their_device(device, tmp_path, monkeypatch, helpers):
+    """One that was opened and is not used any more, in a process that goes on: no process, folder or pipe stays."""
+    opened = type(device)(device.cl_device, device.platform_index, device.device_index)
+    opened.helpers.start()
+    (process,) = opened.helpers.processes
+    folder = Path(*opened.helpers.folders)
+    assert process.poll() is None and folder.is_dir()
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        del opened
+        gc.collect()
+    assert not told and process.poll() is not None and not folder.exists()
+    assert process.stdin.closed and process.stdout.closed
 
 
 def test_without_a_place_for_them_there_are_none(helpers, device, tmp_path, monkeypatch):

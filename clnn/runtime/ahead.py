@@ -8,7 +8,6 @@ helper is started, and without any the same launches run in the same order.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import json
 import os
@@ -35,7 +34,6 @@ from .timing import active
 MOST, ROOM = 4, 1 << 30  # helpers of a device, and bytes of free memory for each, of which it takes some 150 MB
 PATIENCE = 20.0  # seconds that this process waits for one program of a helper's, which then ends
 FEW = 3  # programs that are not worth one
-_running: weakref.WeakSet[Helpers] = weakref.WeakSet()
 
 
 class Opened(Protocol):
@@ -172,15 +170,15 @@ def putting_off(device: Any) -> Iterator[None]:
 
 
 class Helpers:
-    """The processes that compile for a device. They start at the first build that takes time, wait for work, and end with this
-    process, or after a while without work."""
+    """The processes that compile for a device. They start at the first build that takes time, wait for work, and end with the
+    device, with this process, or after a while without work."""
 
     def __init__(self, device: Opened) -> None:
         self.device, self.processes, self.folders = device, list[Any](), list[str]()
-        self.tried, self.owner, self.begun = False, os.getpid(), 0
+        self.tried, self.begun = False, 0
         self.numbers: dict[Source, int] = {}  # of the programs that they were told to compile
         self.at: dict[int, Any] = {}  # by the number of one that is begun and not done: the process
-        _running.add(self)
+        self.close = weakref.finalize(self, end, os.getpid(), self.processes, self.folders)
 
     def start_early(self) -> None:
         """Start them before anything is built, if PoCL has kept no program yet, so that all will be compiled."""
@@ -276,26 +274,24 @@ class Helpers:
 
     def _forget(self, process: Any) -> None:
         """It has ended: after a while without work, or by a fault of the driver. The next work starts others, if none is left."""
-        for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):
-                pipe.close()
-        process.wait()
+        forget(process)
         self.processes.remove(process)
         self.tried = bool(self.processes)
 
-    def close(self) -> None:
-        """End them."""
-        if os.getpid() != self.owner:  # forked
-            return
-        for process in list(self.processes):
+
+def end(owner: int, processes: list[Any], folders: list[str]) -> None:
+    """End the helpers that `owner` started: their device is gone, or this process ends. Not in one that was forked."""
+    if os.getpid() == owner:
+        for process in processes:
             process.kill()
-            self._forget(process)
-        for folder in self.folders:
+            forget(process)
+        for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-        self.folders = []
 
 
-@atexit.register
-def _close_at_exit() -> None:
-    for one in list(_running):
-        one.close()
+def forget(process: Any) -> None:
+    """What the operating system keeps of one that ends."""
+    for pipe in (process.stdin, process.stdout):
+        with contextlib.suppress(OSError):
+            pipe.close()
+    process.wait()
