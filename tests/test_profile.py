@@ -209,6 +209,15 @@ def test_an_exception_passes_and_closes(device):
     assert train(network()) == train(network())
 
 
+def test_a_device_s_loops_are_counted_outside(device, monkeypatch):
+    """Where no self-test has said how many turns they take, the first launch finds that out."""
+    monkeypatch.setenv("CLNN_SELF_TEST", "0")
+    device = clnn.Device(device.cl_device, device.platform_index, device.device_index)
+    with clnn.use(device), clnn.profile() as p:
+        clnn.ones((7, 3)).sum()
+    assert "elementwise" in str(p) and "selftest" not in str(p)
+
+
 def test_a_step_that_fails_under_it(device):
     net = network()
     with pytest.raises(clnn.ShapeError), clnn.profile() as p:

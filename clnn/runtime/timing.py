@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyopencl as cl
@@ -34,6 +35,16 @@ def leave(profile: Any) -> None:
     active.profiles = tuple(one for one in active.profiles if one is not profile)
     with _lock:
         opened -= 1
+
+
+@contextlib.contextmanager
+def unseen() -> Iterator[None]:
+    """What this thread runs inside is in no profile."""
+    profiles, active.profiles = active.profiles, ()
+    try:
+        yield
+    finally:
+        active.profiles = profiles
 
 
 def join(device: Any) -> None:

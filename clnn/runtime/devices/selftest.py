@@ -22,6 +22,7 @@ import numpy as np
 from ...errors import DeviceError
 from ...files import cache_folder, write_atomically
 from ..memory import Block, Memory
+from ..timing import unseen
 
 SECONDS = 180  # that a self-test may take; a GPU's compiler takes some 20, a hung driver for ever
 TURNS = 100_000  # of the loop that is tried
@@ -141,6 +142,7 @@ def run(device: Tested) -> tuple[str, int, str]:
     return "; ".join([*problems, f"at {at[-1]} its process {how}"]), 0, ""
 
 
+@unseen()
 def count_turns(device: Tested) -> int:
     """How many turns the loops of a work-item take before the driver ends them, up to `TURNS`; 0 if it does not.
 
