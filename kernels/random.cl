@@ -1,10 +1,20 @@
 // Random numbers from counters: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
 // A generator is (position, seed low, seed high) on the device; draw `stream` of a step gives numbers 4 i to 4 i + 3 the counter
 // (i, stream, position, 0) and the seed as key. The same bits come out on every device.
-// A work-item makes EACH = 32 numbers: eight counters side by side in vectors, since scalar rounds cost twenty times as much.
+// A work-item makes EACH numbers. On CPUs 32: eight counters side by side in vectors, since scalar rounds cost twenty times as
+// much. Elsewhere 4, of one counter, read and written at once: neighbours do so side by side.
 #include "common.cl"
 #pragma OPENCL FP_CONTRACT OFF   // a fused multiply-add on some devices only would give other uniform numbers there
-#define EACH 32
+#if EACH == 4
+#define LANES 4
+#define HALF CAT(REAL, 2)
+typedef uint words;
+#define OFFSETS 0u
+#define STORE(x, to) (*(to) = (x))
+#define READ(type, x) (*(global const type *)(x))   // arrays begin where vectors may
+#define WRITE(type, v, y) (*(global type *)(y) = (v))
+#define mul_high mul_hi
+#else
 // No vector here is larger than 32 bytes: pip's PoCL 3.0 knows no Zen 4, compiles kernels for an older processor than it did its
 // library of built-ins, and the two hand vectors of 64 bytes to each other in different registers.
 #define LANES_float 8
@@ -13,6 +23,19 @@
 #define HALF_float float4
 #define HALF_double double2
 #define HALF CAT(HALF_, REAL)
+typedef uint8 words;
+#define OFFSETS (words)(0, 1, 2, 3, 4, 5, 6, 7)
+#define STORE(x, to) vstore8((x), 0, (to))
+#define READ(type, x) VLOAD(0, (x))
+#define WRITE(type, v, y) VSTORE((v), 0, (y))
+
+// the high words of eight products, made in pairs: of the low and of the high halves of four long words, whichever way these lie
+static inline words mul_high(words x, uint by) {
+  const ulong4 pairs = as_ulong4(x), low = (pairs & 0xFFFFFFFFul) * (ulong)by, high = (pairs >> 32ul) * (ulong)by;
+  return as_uint8((low >> 32ul) | (high & 0xFFFFFFFF00000000ul));
+}
+#endif
+#define COUNTERS (EACH / 4)
 #define RN CAT(REAL, LANES)
 #define TO_REAL(x) CAT(convert_, RN)(x)
 #define VLOAD CAT(vload, LANES)
@@ -20,19 +43,13 @@
 #define mask_float(x) (x)        // the lanes of a comparison of floats as select wants them for REAL
 #define mask_double(x) convert_long4(x)
 
-// the high words of eight products, made in pairs: of the low and of the high halves of four long words, whichever way these lie
-static inline uint8 mul_high(uint8 x, uint by) {
-  const ulong4 pairs = as_ulong4(x), low = (pairs & 0xFFFFFFFFul) * (ulong)by, high = (pairs >> 32ul) * (ulong)by;
-  return as_uint8((low >> 32ul) | (high & 0xFFFFFFFF00000000ul));
-}
-
-// ten rounds on eight counters (x, y, z, w), all with one key
-static inline void philox(uint8 *x, uint8 *y, uint8 *z, uint8 *w, uint low, uint high) {
+// ten rounds on COUNTERS counters (x, y, z, w), all with one key
+static inline void philox(words *x, words *y, words *z, words *w, uint low, uint high) {
   for (int round = 0; round < 10; round++) {
-    const uint8 a = mul_high(*x, 0xD2511F53u), b = mul_high(*z, 0xCD9E8D57u);
-    const uint8 next_x = b ^ *y ^ (uint8)(low), next_z = a ^ *w ^ (uint8)(high);
-    *y = *z * (uint8)(0xCD9E8D57u);
-    *w = *x * (uint8)(0xD2511F53u);
+    const words a = mul_high(*x, 0xD2511F53u), b = mul_high(*z, 0xCD9E8D57u);
+    const words next_x = b ^ *y ^ (words)(low), next_z = a ^ *w ^ (words)(high);
+    *y = *z * (words)(0xCD9E8D57u);
+    *w = *x * (words)(0xD2511F53u);
     *x = next_x;
     *z = next_z;
     low += 0x9E3779B9u;
@@ -40,20 +57,20 @@ static inline void philox(uint8 *x, uint8 *y, uint8 *z, uint8 *w, uint low, uint
   }
 }
 
-// v[0] to v[31]: the numbers from 32 i on
+// v[0] to v[EACH - 1]: the numbers from EACH i on
 static inline void bits(int i, int stream, global const int *generator, uint *v) {
-  uint8 x = (uint8)(8u * (uint)i) + (uint8)(0, 1, 2, 3, 4, 5, 6, 7), y = (uint8)((uint)stream), z = (uint8)((uint)generator[0]), w = (uint8)(0u);
+  words x = (words)(COUNTERS * (uint)i) + OFFSETS, y = (words)((uint)stream), z = (words)((uint)generator[0]), w = (words)(0u);
   philox(&x, &y, &z, &w, (uint)generator[1], (uint)generator[2]);
-  uint t[4][8];
-  vstore8(x, 0, t[0]); vstore8(y, 0, t[1]); vstore8(z, 0, t[2]); vstore8(w, 0, t[3]);
-  for (int l = 0; l < 8; l++) for (int k = 0; k < 4; k++) v[4 * l + k] = t[k][l];
+  uint t[4][COUNTERS];
+  STORE(x, t[0]); STORE(y, t[1]); STORE(z, t[2]); STORE(w, t[3]);
+  for (int l = 0; l < COUNTERS; l++) for (int k = 0; k < 4; k++) v[4 * l + k] = t[k][l];
 }
 
 // [0, 1) with 24 bits: exact in float, so that every device gives the same number
 static inline RN unit(const uint *v, int part) { return TO_REAL(VLOAD(part, v) >> 8u) * (RN)(5.9604644775390625e-8); }
 
 static inline void put(RN x, global real *y, int n) {  // the first n of LANES
-  if (n >= LANES) { VSTORE(x, 0, y); return; }
+  if (n >= LANES) { WRITE(RN, x, y); return; }
   real t[LANES];
   VSTORE(x, 0, t);
   for (int l = 0; l < n; l++) y[l] = t[l];
@@ -92,10 +109,10 @@ kernel void dropout_forward(int n, int stream, global const int *generator, glob
   PARTS {
     const CAT(int, LANES) kept =
         CAT(convert_float, LANES)(VLOAD(part, v) >> 8u) * 5.9604644775390625e-8f < (CAT(float, LANES))((float)keep);
-    const RN scaled = VLOAD(0, x + at) / (RN)(keep);
+    const RN scaled = READ(RN, x + at) / (RN)(keep);
     const CAT(uchar, LANES) one = CAT(convert_uchar, LANES)(kept & 1);
     put(select((RN)(0), scaled, CAT(mask_, REAL)(kept)), y + at, n - at);
-    if (n - at >= LANES) VSTORE(one, 0, mask + at);
+    if (n - at >= LANES) WRITE(CAT(uchar, LANES), one, mask + at);
     else {
       uchar t[LANES];
       VSTORE(one, 0, t);

@@ -37,10 +37,14 @@ KNOWN = [  # counter, key, result: kat_vectors of the authors' Random123
 KNOWN_ANSWER = """
 #include "random.cl"
 kernel void known(global const uint *c, global uint *y) {
-  uint8 v[4];
-  for (int k = 0; k < 4; k++) v[k] = (uint8)(0, 0, c[k], 0, 0, 0, 0, 0);
+  words v[4];
+  for (int k = 0; k < 4; k++) v[k] = (words)(c[k]);
   philox(v, v + 1, v + 2, v + 3, c[4], c[5]);
-  for (int k = 0; k < 4; k++) y[k] = v[k].s2;
+  for (int k = 0; k < 4; k++) {
+    uint lanes[COUNTERS];
+    STORE(v[k], lanes);
+    for (int l = 0; l < COUNTERS; l++) y[4 * l + k] = lanes[l];
+  }
 }
 """
 
@@ -54,10 +58,30 @@ def test_known_answers(device, counter, key, result, monkeypatch, tmp_path):
     (tmp_path / "known.cl").write_text(KNOWN_ANSWER)
     monkeypatch.setattr(program, "kernel_folder", lambda: tmp_path)
     assert philox(counter, key) == result
-    given, got = device.allocate(24), device.allocate(16)
-    device.upload(np.array(counter + key, np.uint32), given)
-    device.launch("known", "known", (1,), given, got, local=(1,))
-    assert device.read(got, np.empty(4, np.uint32)).tolist() == result
+    for each in (4, 32):
+        given, got = device.allocate(24), device.allocate(4 * each)
+        device.upload(np.array(counter + key, np.uint32), given)
+        device.launch("known", "known", (1,), given, got, local=(1,), EACH=each)
+        assert device.read(got, np.empty((each // 4, 4), np.uint32)).tolist() == [result] * (each // 4)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 31, 33, 1000])
+@pytest.mark.parametrize("make", ["bits", "uniform", "normal", "dropout"])
+def test_numbers_do_not_depend_on_how_many_a_work_item_makes(device, dtype, make, n):
+    """CPUs make 32 side by side, GPUs 4."""
+    found = []
+    for each in (4, 32):
+        generator = Generator(device, 123)
+        generator.each = each
+        if make == "bits":
+            found.append([generator.bits(n)])
+        elif make == "dropout":
+            y, backward = dropout(clnn.ones((n,), dtype=dtype), 0.5, generator)
+            found.append([host(y), host(next(backward(clnn.ones((n,), dtype=dtype)))[1])])
+        else:
+            found.append([host(getattr(generator, make)((n,), -1.0, 3.0, dtype))])
+    for a, b in zip(*found):
+        assert_close(a, b, 8 * eps(dtype) * np.maximum(1, np.abs(a)) if make == "normal" else 0)
 
 
 @pytest.mark.oclgrind

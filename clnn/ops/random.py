@@ -17,8 +17,6 @@ from .elementwise import binary
 from .rows import divided
 from .trace import op
 
-EACH = 32  # numbers that a work-item makes, as in kernels/random.cl
-
 
 def _resumed(device: Device, state: Sequence[int]) -> Generator:
     """A generator that was copied or pickled."""
@@ -36,6 +34,7 @@ class Generator:
     def __init__(self, device: Device, seed: int | None = None) -> None:
         self.device = device
         self.cell = device.memory.allocate(12)
+        self.each = 32 if device.long_loops else 4  # numbers that a work-item makes, see kernels/random.cl
         self.reseed(seed)
 
     def reseed(self, seed: int | None = None, position: int = 0) -> None:
@@ -64,7 +63,9 @@ class Generator:
         """Launch a kernel of random.cl over n elements and move on."""
         step = self.device.step
         stream = step.draw(self.cell) if step else 0
-        self.device.launch("random", kernel, (-(-n // EACH),), n, stream, self.cell, *args, real=real)
+        self.device.launch(
+            "random", kernel, (-(-n // self.each),), n, stream, self.cell, *args, real=real, EACH=self.each
+        )
         if not step:
             self.device.advance([(self.cell, 1)])
 
@@ -106,7 +107,8 @@ def dropout(x: Array, rate: float, generator: Generator) -> tuple[Array, Backwar
 
     def backward(dy: Array) -> Iterator[Flow]:
         dx = empty_like(dy)
-        x.device.launch("random", "dropout_backward", (x.size,), x.size, mask, dy.block, dx.block, keep, real=x.real)
+        values = x.size, mask, dy.block, dx.block, keep
+        x.device.launch("random", "dropout_backward", (x.size,), *values, real=x.real, EACH=generator.each)
         yield x, dx
 
     return y, backward
