@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from .foreign import check_call
 from .layers.base import Layer, snake
 from .losses import host_target
 from .ops.random import Generator
-from .parameters import gradients_aside, runs, statistics_kept
+from .parameters import consolidate, gradients_aside, runs, statistics_kept
 from .random import drawing_from
 from .runtime.device import Device
 from .runtime.memory import Block
@@ -89,25 +90,37 @@ def monitored(who: str, monitor: str, logs: dict[str, float]) -> float:
 
 
 class KeptWeights:
-    """A copy on the device of a model's weights and statistics, taken by `keep` and put back by `restore`."""
+    """A copy on the device of a model's weights and statistics, taken by `keep` and put back by `restore`, wherever they are."""
 
     def __init__(self) -> None:
-        self.copies: list[tuple[Device, Block, Block]] = []  # weights, and their copies
+        self.copies: dict[Parameter, tuple[Device, Block]] = {}
+        self._laid: list[Any] = []  # where the weights are that are copied
+        self._blocks: list[Block] = []  # for each run of them one
 
     def keep(self, model: Any) -> None:
         """Copy the weights as they are now over the copy that there is."""
-        if not self.copies:
-            for run in runs(model.parameters()):
-                w = run.part(run.store.block)
-                self.copies.append((run.store.device, w, w.memory.allocate(w.nbytes, pooled=False)))
-        for device, w, copy in self.copies:
-            device.copy(w, copy, w.nbytes)
+        consolidate(parameters := model.parameters())  # a callback may have made some
+        pieces = runs(parameters)
+        laid: list[Any] = [(run.start, run.stop) for run in pieces]
+        laid += [(id(p), weakref.ref(p.store), p.position) for p in parameters]
+        if laid != self._laid:
+            self.copies, self._laid, self._blocks = {}, laid, []  # the old ones go before there are others
+            for run in pieces:
+                self._blocks.append(block := run.store.device.memory.allocate(run.stop - run.start, pooled=False))
+                mine = [p for p in parameters if p.store is run.store and run.start <= p.position < run.stop]
+                self.copies |= {p: (p.device, block.view(p.position - run.start, p.nbytes)) for p in mine}
+            self.copies = {p: self.copies[p] for p in parameters}  # files hold them in this order
+        for run, block in zip(pieces, self._blocks):
+            run.store.device.copy(run.part(run.store.block), block, block.nbytes)
 
     def restore(self) -> None:
         """Put the copy back, where there is one, and let it go."""
-        for device, w, copy in self.copies:
-            device.copy(copy, w, w.nbytes)
-        self.copies = []
+        for p, (device, copy) in self.copies.items():
+            if p.device is device:
+                device.copy(copy, p.block, p.nbytes)
+            else:
+                p.device.upload(device.read(copy, np.empty(p.shape, p.dtype)), p.block)
+        self.copies, self._laid, self._blocks = {}, [], []
 
 
 class EarlyStopping(Callback):
@@ -158,16 +171,16 @@ class EarlyStopping(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         found: dict[str, Any] = {"best": None if math.isnan(self.best) else self.best, "best_epoch": self.best_epoch}
-        for i, (device, _, copy) in enumerate(self._kept.copies):
-            found[f"kept_{i}"] = device.read(copy, np.empty(copy.nbytes, np.uint8))
+        for i, (p, (device, copy)) in enumerate(self._kept.copies.items()):
+            found[f"kept_{i}"] = device.read(copy, np.empty(p.shape, p.dtype))
         return found
 
     def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
         self.best, self.best_epoch = math.nan if state["best"] is None else state["best"], state["best_epoch"]
         if "kept_0" in state:
             self._kept.keep(model)
-            for i, (device, _, copy) in enumerate(self._kept.copies):
-                device.upload(state[f"kept_{i}"], copy)
+            for i, (p, (device, copy)) in enumerate(self._kept.copies.items()):
+                device.upload(np.ascontiguousarray(state[f"kept_{i}"].reshape(p.shape), p.dtype), copy)
 
     def on_train_end(self, model: Any) -> None:
         self._kept.restore()

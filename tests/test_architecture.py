@@ -161,7 +161,7 @@ WINGS = {
     "batches": (474, "data/batches.py", "train/stream.py"),
     "core": (6_694, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
-    "callbacks": (725, "callbacks.py", "logs.py", "progress.py"),
+    "callbacks": (738, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_300, "data/*"),
     "tools": (8_530, "tools/*"),
     "the rest": (4_400, "*"),

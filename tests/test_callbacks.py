@@ -106,6 +106,60 @@ def test_fit_ends_with_the_weights_that_were_best(device, rng):
     assert net.evaluate(x_val, y_val)["loss"] == pytest.approx(min(losses), rel=1e-5)
 
 
+def restored(net, ends, change, first=False, epochs=9):
+    """The weights that a fit ends with, and those after its first epoch, where `change(net)` is called after the second."""
+    kept, x = [], np.random.default_rng(0).standard_normal((24, 6)).astype(np.float32)
+
+    def after(model, epoch, logs):
+        if epoch == 0:
+            kept.append(weights(model))
+        if epoch == 1:
+            change(model)
+
+    def worse(model, epoch):
+        if epoch == 2 and isinstance(ends, clnn.TerminateOnNaN):
+            model.optimizer.lr = 1e30
+
+    mine = clnn.Lambda(on_epoch_begin=worse, on_epoch_end=after)
+    net.fit(
+        x, x[:, :2], loss="mse", optimizer=clnn.SGD(0.05, momentum=0.5), epochs=epochs, batch_size=8, progress=False,
+        callbacks=[mine, ends] if first else [ends, mine],
+    )  # fmt: skip
+    return weights(net), kept[0]
+
+
+CHANGES = {
+    "moved": lambda net: net.to(net.device),
+    "loaded": lambda net: net.load_state_dict(net.state_dict()),
+    "of another rate": lambda net: setattr(net.layers[0].w, "rate_factor", 0.5),
+    "thawed": lambda net: setattr(net.layers[2], "trainable", True),
+}
+
+
+@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_is_restored_is_what_the_weights_are_now(device, change, first):
+    def net():
+        made = net_on(device, clnn.Dense(3, "tanh"), clnn.BatchNorm(), clnn.Dense(3), clnn.Dense(2))
+        made.layers[2].trainable = False
+        return made
+
+    best = clnn.EarlyStopping("loss", patience=3, min_delta=1e9)  # epoch 0 is the best
+    found, kept = restored(net(), best, CHANGES[change], first)
+    assert np.array_equal(found, kept)
+    ended = clnn.TerminateOnNaN()
+    found, kept = restored(net(), ended, CHANGES[change], first)
+    assert ended.stopped_epoch == 2 and np.isfinite(found).all() and not np.array_equal(found, kept)
+
+
+@pytest.mark.two_devices
+def test_weights_are_restored_on_the_device_that_they_are_on_now(device, other_device):
+    net = net_on(device, clnn.Dense(3, "tanh"), clnn.BatchNorm(), clnn.Dense(2))
+    best = clnn.EarlyStopping("loss", patience=3, min_delta=1e9)
+    found, kept = restored(net, best, lambda model: model.to(other_device), epochs=2)
+    assert np.array_equal(found, kept) and net.device is other_device
+
+
 def test_a_monitor_that_is_not_measured_names_those_that_are(device, rng):
     x, y = rng.standard_normal((20, 6)).astype(np.float32), rng.integers(0, 2, 20)
     net = net_on(device, clnn.Dense(2))
