@@ -207,6 +207,87 @@ def test_what_has_no_twin_is_listed_all_at_once(torch):
         clnn.interop.sequential(nn.Sequential(nn.Softmax(dim=1)), (3, 4))
 
 
+def test_modules_that_stand_in_several_places(device, dtype, rng, torch):
+    """Activations and pools do their work in each of these, and one with weights has the same ones in each, here too."""
+    nn, kind = torch.nn, torch.float32 if dtype is np.float32 else torch.float64
+    act, pool, shared = nn.ReLU(), nn.MaxPool2d(2), nn.Linear(3, 3)
+    block = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), act)
+    modules = {
+        "activation": ([nn.Linear(3, 4), act, nn.Linear(4, 2), act], (3,), 2),
+        "pool": ([nn.Conv2d(1, 2, 3, padding=1), pool, act, nn.Conv2d(2, 2, 3, padding=1), pool], (1, 8, 8), 2),
+        "shared": ([shared, nn.Tanh(), shared, act, shared], (3,), 1),
+        "block": ([block, block, nn.Linear(3, 2)], (3,), 3),
+    }
+    for name, (inside, shape, layers) in modules.items():
+        there = nn.Sequential(*inside).to(kind)
+        net = clnn.interop.sequential(there, shape)
+        assert len(ours(net)) == layers, name
+        x = rng.standard_normal((3, *shape)).astype(dtype)
+        inputs, mine = torch.tensor(x, requires_grad=True), clnn.tensor(x, dtype, requires_grad=True)
+        wanted, got = there(inputs), net(mine)
+        (wanted * wanted).sum().backward()
+        (got * got).sum().backward()
+        close(got.numpy(), wanted, dtype, name)
+        close(mine.grad.numpy(), inputs.grad, dtype, f"gradient by the input of {name}")
+        first = next(iter(there.parameters())).grad
+        close(next(iter(net.parameters())).grad.numpy(), first.T if first.ndim == 2 else first, dtype, name)
+        close(net.predict(x), there.eval()(torch.tensor(x)), dtype, f"{name}, not in training")
+        report = clnn.interop.to_torch(net, there)
+        assert (layers < 2 or name == "block") == ("tied" in str(report))
+
+
+def test_the_same_modules_stand_in_the_same_places(device, rng, torch):
+    a, b, c = (torch.nn.Linear(3, 3) for _ in range(3))
+    x = rng.standard_normal((2, 3)).astype(np.float32)
+    for there, places, fits in (
+        ((a, b, b, c), "pqqr", True),
+        ((a, b, a), "pqp", True),
+        ((a, b, a), "pqr", True),  # two that learn apart, with the same values
+        ((a, b, b), "pqp", False),
+        ((a, b, c), "pqp", False),
+    ):
+        mine = {place: clnn.Dense(3) for place in places}
+        net, module = clnn.Sequential([mine[place] for place in places], 3), torch.nn.Sequential(*there)
+        if fits:
+            clnn.interop.from_torch(module, net)
+            close(net.predict(x), module(torch.tensor(x)), np.float32, places)
+        else:
+            with pytest.raises(
+                clnn.CheckpointError, match=r"the weights of an earlier step here|Left over in PyTorch: 2\."
+            ):
+                clnn.interop.from_torch(module, net)
+
+
+def test_sequentials_that_do_more_than_their_modules(torch):
+    nn = torch.nn
+
+    class Sequential(nn.Sequential):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    hooked, before, replaced, inside = (nn.Sequential(nn.Linear(3, 3)) for _ in range(4))
+    hooked.register_forward_hook(lambda *_: None)
+    before.register_forward_pre_hook(lambda *_: None)
+    replaced.forward = inside[0].forward = lambda x: x
+    block = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+    block.linear1.register_forward_hook(lambda *_: None)
+    wrong = (
+        (hooked, r"(it|1) \(Sequential\): it has forward hooks"),
+        (before, r"(it|1) \(Sequential\): it has forward hooks"),
+        (replaced, r"(it|1) \(Sequential\): its forward was replaced"),
+        (inside, r"0 \(Linear\): its forward was replaced"),
+        (Sequential(nn.Linear(3, 3)), "no layer of clnn is its twin"),
+        (nn.Sequential(block), "it has forward hooks"),
+    )
+    for module, said in wrong:
+        for there in (module, nn.Sequential(nn.Linear(3, 3), module)):
+            with pytest.raises(clnn.ConfigurationError, match=said):
+                clnn.interop.sequential(there, 3)
+    two = nn.Sequential(hooked, nn.Linear(3, 3))
+    report = clnn.interop.from_torch(two, clnn.Sequential([clnn.Dense(3), clnn.Dense(3)], 3))
+    assert "was not compared" in str(report)
+
+
 # -- models of one's own ----------------------------------------------------------------------------------------------
 class Decoding(clnn.Model):
     def __init__(self):
@@ -288,6 +369,51 @@ def test_forms_of_tensors(device, rng, torch, kind):
     net.load_state_dict({name: np.round(a * 8) for name, a in net.state_dict().items()})
     report = clnn.interop.to_torch(net, given if kind == "state dict" else there)
     close(net.predict(x), there.float()(torch.tensor(x)), np.float32)
+
+
+def test_numbers_beyond_the_type_there(device, torch):
+    for kind, most, beyond in (
+        ("float16", 65504.0, 7e4),
+        ("bfloat16", 3.3895e38, 3.4e38),
+        ("float32", 3.4e38, 1e39),
+    ):
+        there = torch.nn.Linear(2, 2).to(getattr(torch, kind))
+        before = there.weight.detach().clone()
+        net = clnn.Sequential([clnn.Dense(2)], 2, "float64")
+        net.load_state_dict({**net.state_dict(), "0.w": np.full((2, 2), -beyond)})
+        with pytest.raises(clnn.CheckpointError, match=f"beyond .* the most that weight .{kind}. holds"):
+            clnn.interop.to_torch(net, there)
+        assert (there.weight == before).all()
+        net.load_state_dict({**net.state_dict(), "0.w": np.full((2, 2), most)})
+        clnn.interop.to_torch(net, there)
+        assert torch.isfinite(there.weight).all() and there.weight.max() > 0.99 * most
+
+
+def test_layers_inside_that_have_no_parameters_yet(device, torch):
+    there, block = (
+        torch.nn.TransformerEncoderLayer(4, 2, 6, batch_first=True),
+        clnn.TransformerEncoderLayer(2, 6, "relu"),
+    )
+    block.norm_first = False
+    block.ensure_built((5, 4))
+    for copy in (lambda: clnn.interop.from_torch(there, block), lambda: clnn.interop.to_torch(block, there)):
+        with pytest.raises(clnn.ConfigurationError, match="layers without parameters as yet .*widen.*call it once"):
+            copy()
+    block(clnn.tensor(np.zeros((1, 5, 4), np.float32)))
+    clnn.interop.from_torch(there, block)
+
+    class Half(clnn.Model):
+        def __init__(self):
+            self.used, self.waiting = clnn.Dense(3), clnn.Dense(3)
+
+        def forward(self, x):
+            return self.used(x)
+
+    half = Half()
+    half.predict(np.zeros((1, 3), np.float32))
+    clnn.interop.from_torch(torch.nn.Linear(3, 3), half)
+    with pytest.raises(clnn.CheckpointError, match=r"The model has layers without parameters as yet \(waiting\)"):
+        clnn.interop.from_torch(torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.Linear(3, 3)), half)
 
 
 def test_tied_weights(device, torch):
@@ -545,20 +671,17 @@ class Module:
     """A stand-in for a module of PyTorch: its class's name, arguments, arrays, and modules inside."""
 
     def __init__(self, arrays=(), children=(), **arguments):
-        self.arrays, self.children = dict(arrays), dict(children)
+        self.arrays, self._modules = dict(arrays), dict(children)
         vars(self).update(arguments)
 
-    def named_children(self):
-        return self.children.items()
-
-    def named_modules(self, prefix=""):
+    def named_modules(self, prefix="", remove_duplicate=True):
         yield prefix, self
-        for name, child in self.children.items():
+        for name, child in self._modules.items():
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def state_dict(self):
         found = dict(self.arrays)
-        for name, child in self.children.items():
+        for name, child in self._modules.items():
             found |= {f"{name}.{inner}": a for inner, a in child.state_dict().items()}
         return found
 
@@ -580,7 +703,7 @@ class Sequential(Module):
 
 def test_stand_ins(device, dtype, rng):
     there = Sequential(Linear(rng, 4, 6), ReLU(), Linear(rng, 6, 3))
-    a, b = there.children["0"].arrays, there.children["2"].arrays
+    a, b = there._modules["0"].arrays, there._modules["2"].arrays
     x = rng.standard_normal((5, 4)).astype(dtype)
     net = clnn.interop.sequential(there, 4, dtype)
     assert [repr(one) for one in net.layers] == ["Dense(6, activation='relu')", "Dense(3)"]
@@ -597,7 +720,7 @@ def test_stand_ins(device, dtype, rng):
 
 def test_a_write_that_fails_leaves_what_was_there(device, rng):
     there, net = Sequential(Linear(rng, 4, 6), Linear(rng, 6, 3)), clnn.Sequential([clnn.Dense(6), clnn.Dense(3)], 4)
-    there.children["1"].arrays["weight"].flags.writeable = False
+    there._modules["1"].arrays["weight"].flags.writeable = False
     before = {name: a.copy() for name, a in there.state_dict().items()}
     with pytest.raises(clnn.CheckpointError, match=r"1\.weight cannot be written"):
         clnn.interop.to_torch(net, there)

@@ -69,9 +69,10 @@ def to_torch(model: Layer, module: Any, *, strict: bool = True, ignore: Sequence
 def sequential(module: Any, input_shape: int | Sequence[int], dtype: Any = None) -> Sequential:
     """A `clnn.Sequential` that computes what an nn.Sequential does, with its weights; `input_shape` is without the batch.
 
-    Nested nn.Sequentials become one, activations part of the layer before them, padding modes a `clnn.Padding`. A recurrent
-    module can be the last one, and gives its sequence without the states. `dtype` is the module's unless given, and float32 for
-    half types. ConfigurationError that lists all modules without a twin, and those with arguments that no twin has.
+    Nested nn.Sequentials become one, activations part of the layer before them, padding modes a `clnn.Padding`. A module in
+    several places is one layer in all of them. A recurrent module can be the last one, and gives its sequence without the states.
+    `dtype` is the module's unless given, and float32 for half types. ConfigurationError that lists all modules
+    without a twin, and those with arguments that no twin has.
     """
     made = pytorch.twins(module)
     if dtype is None:

@@ -375,15 +375,15 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
             same_settings(unit, Here(owner, layers_here[owner], {}), pair, ("merge_mode",), ignore)
     if "between" not in ignore:
         known = type(source).__name__ == "Sequential"
-        check_between("Keras", lambda: _between(source), known, model, report)
+        check_between("Keras", _between(source), known, model, report)
 
 
-def _between(source: Any) -> Iterator[Layer]:
-    """The layers that do here what those of a Sequential of Keras do; KeyError for one that is not known."""
+def _between(source: Any) -> Iterator[tuple[Any, Layer]]:
+    """The layers of a Sequential of Keras, each with one that does the same here; KeyError for one that is not known."""
     for m, within in leaves(source):
         kinds = _kinds(m)
         if "SeparableConv2D" in kinds:
-            yield from (TWINS["Depth of it"](m), TWINS["Points of it"](m))
+            yield from ((m, TWINS[part](m)) for part in ("Depth of it", "Points of it"))
         elif within is None or m is within.forward_layer:
             twin = {**TWINS, **WEIGHTLESS}[kinds[0]](m)
             if (
@@ -392,7 +392,7 @@ def _between(source: Any) -> Iterator[Layer]:
                 and len(m.input.shape) > 2
             ):
                 raise KeyError("softmax")  # of images it goes along their channels, which are not last here
-            yield twin
+            yield m, twin
 
 
 def _pool_twin(kind: str, axes: str, m: Any) -> Layer:

@@ -66,6 +66,11 @@ class Stored(NamedTuple):
         """The type of its numbers, such as "float32"."""
         return str(self.value.dtype).removeprefix("torch.")
 
+    @property
+    def most(self) -> float:
+        """The largest number that it can hold."""
+        return (2 - 2**-7) * 2.0**127 if self.kind == "bfloat16" else float(np.finfo(self.kind).max)
+
     def write(self, array: np.ndarray) -> None:
         """Put numbers there, where they are."""
         value = self.value
@@ -200,7 +205,16 @@ def ours(model: Any) -> list[Here]:
             at = names.index(f"{inside}attention")
             names.remove(f"{inside}to_context")
             names.insert(at + 1, f"{inside}to_context")
-    return [Here(name, layers[name], parts[name]) for name in names]
+    found = [Here(name, layers[name], parts[name]) for name in names]
+    if not found and (waiting := unbuilt(model)):
+        raise ConfigurationError(f"{type(model).__name__} {waiting}")
+    return found
+
+
+def unbuilt(model: Layer) -> str:
+    """What to say of layers inside that have no parameters yet; nothing where there are none."""
+    names = [name for name, one in named_layers(model).items() if not one.built and type(one).build is not Layer.build]
+    return f"has layers without parameters as yet ({', '.join(names)}): call it once before copying" if names else ""
 
 
 # -- what belongs to what ---------------------------------------------------------------------------------------------
@@ -249,6 +263,11 @@ def pairs(units: Sequence[Unit], here: Sequence[Here], layout: Layout, ordered: 
         whole = _kept(zip(units, here), layout)
         if len(whole) == len(units):
             return whole
+    elif len(units) > len(here):  # a layer in several places there is one here
+        once: dict[Any, Unit] = {}
+        for unit in units:
+            once.setdefault((unit.kinds, *(entry.place for entry in unit.arrays.values())), unit)
+        units = [*once.values()]
     return _kept(_aligned(units, here, layout), layout)
 
 
@@ -329,7 +348,7 @@ def copied(
     an error where pairs must not be."""
     here = ours(model)
     found = pairs(units, here, layout, ordered)
-    report = report_of(there, units, here, found, strict, back, layout)
+    report = report_of(there, units, here, found, strict, back, layout, unbuilt(model))
     if check is not None:
         check(found, model, report)
     if back:
@@ -347,6 +366,7 @@ def report_of(
     strict: bool,
     back: bool,
     layout: Layout,
+    waiting: str,
 ) -> Report:
     """The report of what these pairs copy. CheckpointError where something is left over on either side, unless that may be."""
     report = Report(there, back)
@@ -384,6 +404,7 @@ def report_of(
             f"the weights do not fit, and nothing was copied. Left over in {there}: {', '.join(report.left_there) or 'nothing'}. "
             f"Left over in clnn: {', '.join(report.left_here) or 'nothing'}. "
             + (f"{'; '.join(why)}. " if why else "")
+            + (f"The model {waiting}. " if waiting else "")
             + "Make the layers alike, or copy what fits with strict=False"
         )
     return report
@@ -410,7 +431,7 @@ def copy_here(found: Sequence[Pair], model: Layer) -> None:
 
 def copy_there(found: Sequence[Pair]) -> None:
     """Copy the model's parameters to what is there, all or nothing."""
-    writes: dict[Any, tuple[Stored, np.ndarray]] = {}
+    writes: dict[Any, tuple[Stored, np.ndarray, np.ndarray]] = {}
     for unit, one, parts in found:
         for part in parts:
             arrays = part.write(*[one.parameters[name].numpy() for name in part.here])
@@ -418,20 +439,24 @@ def copy_there(found: Sequence[Pair]) -> None:
                 entry, at = unit.arrays[name], unit.arrays[name].place
                 if not np.isfinite(array).all():
                     raise CheckpointError(f"{one} holds NaN or infinities for {entry.name}, and nothing was copied")
+                was = entry.read().copy()
+                if array.size and float(np.abs(array).max()) > entry.most:
+                    raise CheckpointError(
+                        f"{one} holds numbers beyond {entry.most:.3g}, the most that {entry.name} ({entry.kind}) holds"
+                    )
                 if at in writes and not np.array_equal(writes[at][1], array):
                     raise CheckpointError(
                         f"{entry.name} and {writes[at][0].name} are one array there, tied, and two of different values here: "
                         "untie them there, or tie them here"
                     )
-                writes[at] = entry, array
-    before = [(entry, entry.read().copy()) for entry, _ in writes.values()]
+                writes[at] = entry, array, was
     try:
-        for entry, array in writes.values():
+        for entry, array, _ in writes.values():
             entry.write(array)
     except Exception as error:  # whatever the other library raises
-        for each, array in before:
+        for each, _, was in writes.values():
             with contextlib.suppress(Exception):  # the one that cannot be written has kept its values
-                each.write(array)
+                each.write(was)
         raise CheckpointError(f"{entry.name} cannot be written, and everything is as it was: {error}") from error
 
 

@@ -5,10 +5,11 @@ Modules are known by the names of their classes, and by `state_dict` and `named_
 
 from __future__ import annotations
 
-import itertools
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import dropwhile, zip_longest
 from typing import Any
 
 import numpy as np
@@ -148,7 +149,7 @@ def units_of(source: Any) -> tuple[list[Unit], bool]:
     """The layers of a module, or of a dict of arrays by their names, that have arrays; and whether their order is known."""
     modules: dict[str, Any] = {}
     if callable(getattr(source, "state_dict", None)) and callable(getattr(source, "named_modules", None)):
-        modules, state = dict(source.named_modules()), source.state_dict()
+        modules, state = dict(source.named_modules(remove_duplicate=False)), source.state_dict()
     elif isinstance(source, Mapping):
         state = source
     else:
@@ -310,9 +311,8 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
             )
     if "between" not in ignore:
         known = type(source).__name__ == "Sequential"
-        check_between(
-            "PyTorch", lambda: (twin for _, one in leaves(source) for twin in exact_twin(one)), known, model, report
-        )
+        theirs = ((one, twin) for _, one in leaves(source) for twin in exact_twin(one))
+        check_between("PyTorch", theirs, known, model, report)
     for name, module in source.named_modules() if hasattr(source, "named_modules") else ():
         above = at.get(f"{name}.self_attn".strip("."), "").rpartition(".")[0]
         block = layers_here.get(above)
@@ -576,12 +576,10 @@ def twin_of(module: Any) -> list[Layer]:
 
 def exact_twin(module: Any) -> list[Layer]:
     """The same, for what is computed too: a class derived from one of PyTorch's may do anything, and so may hooks."""
-    nn, name = sys.modules.get("torch.nn"), type(module).__name__
-    if name not in TWINS or (nn and isinstance(module, nn.Module) and type(module) is not getattr(nn, name, None)):
-        raise NoTwin("no layer of clnn is its twin")
-    refuse(
-        getattr(module, "_forward_hooks", None) or getattr(module, "_forward_pre_hooks", None), "it has forward hooks"
-    )
+    name = type(module).__name__
+    for _, one in module.named_modules():
+        refuse(why := _changed(one), why)
+    refuse(name not in TWINS or not _is_pytorchs(module), "no layer of clnn is its twin")
     recurrent = name in ("RNN", "LSTM", "GRU") or name.startswith("Transformer")
     first = module.layers[0].self_attn if name == "TransformerEncoder" else getattr(module, "self_attn", module)
     refuse(recurrent and not first.batch_first, "batch_first=False: inputs here are (batch, steps, features)")
@@ -589,31 +587,50 @@ def exact_twin(module: Any) -> list[Layer]:
     return twin_of(module)
 
 
+def _is_pytorchs(module: Any) -> bool:
+    """Whether a module is of PyTorch's class of that name; of stand-ins the name has to do."""
+    nn = sys.modules.get("torch.nn")
+    return not nn or not isinstance(module, nn.Module) or type(module) is getattr(nn, type(module).__name__, None)
+
+
+def _changed(module: Any) -> str:
+    """Why a module may do something else than its class; nothing where it does not."""
+    if getattr(module, "_forward_hooks", None) or getattr(module, "_forward_pre_hooks", None):
+        return "it has forward hooks"
+    return "its forward was replaced" if "forward" in vars(module) else ""
+
+
 def leaves(module: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """The modules inside nested nn.Sequentials, one after the other, with their names."""
-    if type(module).__name__ != "Sequential":
+    """The modules inside nested nn.Sequentials, one after the other, with their names; one that stands in several places in each.
+    A Sequential that does more than its modules stands for itself."""
+    if type(module).__name__ != "Sequential" or not _is_pytorchs(module) or _changed(module):
         yield name, module
         return
-    for inner, one in dict(module.named_children()).items():
+    for inner, one in module._modules.items():  # `named_children` gives each once
         yield from leaves(one, f"{name}.{inner}" if name else inner)
 
 
 FUSES = (layers.Dense, _Convolution, layers.BatchNorm, layers.GroupNorm, layers.InstanceNorm)
 
 
-def check_between(there: str, twins: Callable[[], Iterable[Layer]], known: bool, model: Layer, report: Report) -> None:
-    """CheckpointError where two Sequentials do different things between their weights; `twins()` are the layers that do here what
-    the one there does. Where that is not known it is a note."""
+def check_between(there: str, twins: Iterable[tuple[Any, Layer]], known: bool, model: Layer, report: Report) -> None:
+    """CheckpointError where two Sequentials do different things between their weights; `twins` are the modules there, each with a
+    layer that does the same here. Where that is not known it is a note."""
     try:
         known = known and type(model).__name__ == "Sequential" and not report.left_there and not report.left_here
-        theirs = [step for twin in twins() for step in steps(twin)] if known else []
+        theirs = [(step, module) for module, twin in twins for step in steps(twin)] if known else []
     except (NoTwin, ClnnError, AttributeError, KeyError):
         known = False
     if not known:
         report.notes.append("what is computed between these weights (activations, pooling) was not compared")
         return
-    mine = [step for layer in flat(model) for step in steps(layer)]
-    for i, (a, b) in enumerate(itertools.zip_longest(_begun(theirs), _begun(mine), fillvalue="nothing")):
+    mine = [(step, None if i else layer) for layer in flat(model) for i, step in enumerate(steps(layer))]
+    twin_there: dict[int, Any] = {}  # of each layer with weights, by the first of them
+    nothing = ("nothing", None)
+    for i, ((a, module), (b, layer)) in enumerate(zip_longest(_begun(theirs), _begun(mine), fillvalue=nothing)):
+        weights = layer.parameters() if layer else ()
+        if a == b and weights and twin_there.setdefault(id(weights[0]), module) is not module:
+            b = f"{b} with the weights of an earlier step"
         if a != b:
             raise CheckpointError(
                 f"step {i + 1} of what is computed is {a} in {there}, and {b} here; nothing was copied. Make them alike, or copy "
@@ -652,9 +669,9 @@ def steps(layer: Layer) -> Iterator[str]:
         yield repr(layer)
 
 
-def _begun(found: Sequence[str]) -> list[str]:
+def _begun(found: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
     """Steps without those that only shape what comes in."""
-    return [*itertools.dropwhile(lambda step: step.startswith(("Flatten", "Reshape")), found)]
+    return [*dropwhile(lambda step: step[0].startswith(("Flatten", "Reshape")), found)]
 
 
 def _is_plain(layer: Layer) -> bool:
@@ -664,21 +681,25 @@ def _is_plain(layer: Layer) -> bool:
 
 
 def twins(module: Any) -> list[tuple[str, Any, Layer]]:
-    """(name, module, twin) of all modules of an nn.Sequential, activations within the layers that have one. ConfigurationError
-    that lists those without a twin."""
+    """(name, module, twin) of all modules of an nn.Sequential, activations within the layers that have one. What stands in
+    several places with its weights has one twin for all of them. ConfigurationError that lists those without a twin."""
     found: list[tuple[str, Any, Layer]] = []
+    shared: dict[int, list[Layer]] = {}
     wrong = []
     every = list(leaves(module))
+    times = Counter(id(one) for _, one in every)
     for i, (name, one) in enumerate(every):
         try:
-            made = exact_twin(one)
+            made = shared.get(id(one)) or exact_twin(one)
             many = type(one).__name__ in ("RNN", "LSTM", "GRU") and i < len(every) - 1
             refuse(many, "its outputs are a tuple, which the next module does not take")
         except (NoTwin, ClnnError, AttributeError) as error:
             wrong.append(f"{name or 'it'} ({type(one).__name__}): {error}")
             continue
+        if one.state_dict():
+            shared[id(one)] = made
         for layer in made:
-            last = found[-1][2] if found else None
+            last = found[-1][2] if found and times[id(found[-1][1])] == 1 else None
             if isinstance(last, FUSES) and last.activation == "linear" and _is_plain(layer):
                 last.activation = layer.activation  # type: ignore[attr-defined]
             else:
