@@ -158,7 +158,7 @@ WINGS = {
     "looking": (780, "looking/*", "notebook.py"),
     "serve": (520, "tools/serve/*"),
     "tables and folders": (310, "data/table.py", "data/folder.py"),
-    "batches": (474, "data/batches.py", "train/stream.py"),
+    "batches": (484, "data/batches.py", "train/stream.py"),
     "core": (6_694, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_250, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (738, "callbacks.py", "logs.py", "progress.py"),

@@ -375,6 +375,66 @@ def test_an_epoch_may_be_a_part_of_a_pass(device):
     assert seen[1:] == [X[o[start], 0] for o in order for start in (0, 32, 64)]  # the first only shows the form
 
 
+def rows_of(numbers, size=32):
+    """The first feature of each batch of the passes of these numbers, by seed 5."""
+    orders = [np.random.default_rng((5, number)).permutation(N) for number in numbers]
+    return [X[order[start], 0] for order in orders for start in range(0, N, size)]
+
+
+FITS = {  # epochs, steps, size of batches; and which batches of passes of 3 are trained on, from 0
+    "parts of passes": ([(3, None, 32), (2, 2, 32)], rows_of(range(5))[:13]),
+    "within a pass": ([(1, 2, 32), (3, 1, 32), (2, 2, 32)], rows_of(range(3))),
+    "more than a pass": ([(2, 4, 32), (2, 2, 32)], rows_of(range(4))),
+    "whole passes after parts": ([(4, 3, 32), (3, 1, 32), (1, None, 32)], rows_of(range(6))),
+    "whole passes within one": ([(2, 2, 32), (2, None, 32)], rows_of([0, 1])[:4] + rows_of([2, 3])),
+    "smaller batches": (
+        [(2, 2, 32), (1, 1, 8), (1, None, 8)],
+        rows_of([0, 1])[:4] + rows_of([2], 8)[:1] + rows_of([3], 8),
+    ),
+}
+
+
+@pytest.mark.parametrize("way", ["the same", "saved", "another model between"])
+@pytest.mark.parametrize("fits", FITS)
+def test_a_further_fit_takes_the_batches_that_come_next(device, tmp_path, fits, way):
+    (plan, expected), seen, net, optimizer = FITS[fits], [], made(device), clnn.SGD(0.01)
+    for epochs, steps, size in plan:
+        before = len(seen)
+        batches = Batches(X, Y, size, seed=5, transform=lambda x, y: (seen.append(x[0, 0]), (x, y))[1], workers=0)
+        fit(device, batches, epochs=epochs, steps_per_epoch=steps, optimizer=optimizer, net=net)
+        del seen[before]  # which only shows the form
+        if way == "saved":
+            net.save(tmp_path / "net")
+            with clnn.use(device):
+                net = clnn.load(tmp_path / "net")
+            optimizer = net.optimizer
+        elif way == "another model between":
+            fit(device, Batches(X, Y, 16), epochs=1, steps_per_epoch=3, optimizer=optimizer)
+    assert seen == expected
+
+
+def test_passes_go_on_after_epochs_of_arrays(device):
+    seen, optimizer = [], clnn.SGD(0.01)
+    net, _ = fit(device, X, Y, batch_size=8, epochs=2, optimizer=optimizer)
+    batches = Batches(X, Y, 32, seed=5, transform=lambda x, y: (seen.append(x[0, 0]), (x, y))[1], workers=0)
+    fit(device, batches, epochs=2, steps_per_epoch=2, optimizer=optimizer, net=net)
+    assert seen[1:] == rows_of([2, 3])[:4]
+
+
+def test_a_further_fit_that_is_interrupted_takes_the_same_batches(device, tmp_path):
+    def run(folder, epochs):
+        optimizer = clnn.Adam(0.01)
+        net, _ = fit(device, Batches(X, Y, 32), epochs=2, steps_per_epoch=2, optimizer=optimizer)
+        return fit(
+            device, Batches(X, Y, 32), epochs=epochs, steps_per_epoch=5, optimizer=optimizer, net=net, resume=tmp_path / folder,
+            callbacks=[clnn.Checkpoint(tmp_path / folder)],
+        )  # fmt: skip
+
+    whole = run("whole", 4)
+    run("parts", 1), run("parts", 3)
+    assert same(whole, run("parts", 4))
+
+
 # -- Batches alone ---------------------------------------------------------------------------------------------------------
 def test_passes_have_orders_of_their_own_and_repeat_by_seed():
     def passes(**options):

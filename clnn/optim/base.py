@@ -44,7 +44,7 @@ from .kept import Kept, fitting, names_of, renamed
 from .limits import Grid, clip_factor, limit_columns
 from .rates import Rate, Rates
 
-SETTABLE = ("lr", "epochs", "parameters")  # public attributes that no recording froze
+SETTABLE = ("lr", "epochs", "passed", "parameters")  # public attributes that no recording froze
 
 
 class _Left(NamedTuple):
@@ -55,6 +55,7 @@ class _Left(NamedTuple):
     lr: Any = None
     schedule: dict[str, Any] | None = None  # the state of its schedule
     waiting: dict[tuple[str, str], np.ndarray] = {}  # what was loaded for parameters that are frozen
+    passed: tuple[int, int] | None = None
 
 
 class Taking:
@@ -138,6 +139,7 @@ class Optimizer(Watched):
         self.clip_value = None if clip_value is None else in_range("clip_value", clip_value, 0.0, math.inf, "()")
         self.ema = None if ema is None else in_range("ema", ema, 0.0, 1.0)
         self.epochs = 0  # trained so far by fit, which orders its samples by this number
+        self.passed: tuple[int, int] | None = None  # where `Batches` are; None: a pass for each epoch
         self._ready = True
 
     def _begin(self) -> None:
@@ -235,6 +237,10 @@ class Optimizer(Watched):
         if isinstance(self.lr, Schedule):
             self.lr.bind(*self._fit)
             self._rates.left = 0
+
+    def end_epoch(self, passed: tuple[int, int] | None = None) -> None:
+        """fit has trained an epoch; `passed`: how many batches of `Batches` are over, and how many a pass has."""
+        self.epochs, self.passed = self.epochs + 1, passed
 
     def observe(self, loss: float) -> None:
         """An epoch is over, with this loss: what `ReduceOnPlateau` waits for. fit says it by itself."""
@@ -351,10 +357,10 @@ class Optimizer(Watched):
         if self._loaded is None:
             schedule = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
             for store in stores:
-                self._left[store] = _Left(rates.steps, self.epochs, self.lr, schedule, kept.waiting)
+                self._left[store] = _Left(rates.steps, self.epochs, self.lr, schedule, kept.waiting, self.passed)
             if not first:
                 left = self._left_with(self._given)
-                rates.steps, self.epochs, kept.waiting = left.steps, left.epochs, left.waiting
+                rates.steps, self.epochs, kept.waiting, self.passed = left.steps, left.epochs, left.waiting, left.passed
                 if isinstance(self.lr, Schedule):
                     assert left.schedule is not None  # one that it has not met begins with its first state
                     self.lr.load_state_dict(left.schedule)
@@ -607,13 +613,13 @@ class Optimizer(Watched):
 
     def _state_dict(self, named: Iterable[tuple[str, Parameter]] | None) -> dict[str, Any]:
         theirs = {p: name for name, p in named or ()}
-        given, listed = self._given, list(dict.fromkeys((*self.parameters, *self._given)))
+        given, listed, passed = self._given, list(dict.fromkeys((*self.parameters, *self._given))), self.passed
         steps, epochs, waiting = self._rates.steps, self.epochs, self._kept.waiting
         schedule = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
         if theirs and given and not any(p in theirs for p in given):  # another model than that of the last step
             given = tuple(theirs)
             left = self._left_with(given)
-            listed, steps, epochs, waiting = list(theirs), left.steps, left.epochs, left.waiting
+            listed, steps, epochs, waiting, passed = list(theirs), left.steps, left.epochs, left.waiting, left.passed
             schedule = schedule and left.schedule
         elif self._loaded is not None:  # no parameters were attached since
             found = {**self._loaded, **({"schedule": schedule} if schedule else {})}
@@ -629,7 +635,7 @@ class Optimizer(Watched):
             keys = {name: f"{index}.{states.index(name) if name in states else name}" for name in wanted}
             arrays |= {keys[name]: held[name] for name in wanted if name in held}
         found = {"steps": steps, "epochs": epochs, "names": [called[p] for p in listed], "states": states}
-        found |= {"rule": type(self).__name__, "arrays": arrays}
+        found |= {"rule": type(self).__name__, "arrays": arrays} | ({"passed": [*passed]} if passed else {})
         return found | ({"schedule": schedule} if schedule else {})
 
     def __getstate__(self) -> dict[str, Any]:
@@ -652,9 +658,10 @@ class Optimizer(Watched):
         if state.get("rule", type(self).__name__) != type(self).__name__:
             raise CheckpointError(f"this is the state of an optimizer {state['rule']}, not of {type(self).__name__}")
         for store in self._kept.stores:
-            self._left[store] = _Left(self.steps, self.epochs, waiting={})
+            self._left[store] = _Left(self.steps, self.epochs, waiting={}, passed=self.passed)
         self._rates.steps, self._rates.left, self.epochs = int(state["steps"]), 0, int(state["epochs"])
+        self.passed = (int(state["passed"][0]), int(state["passed"][1])) if "passed" in state else None
         if isinstance(self.lr, Schedule) and "schedule" in state:
             self.lr.load_state_dict(state["schedule"])
-        known = ("steps", "epochs", "names", "states", "rule", "arrays", "schedule")
+        known = ("steps", "epochs", "names", "states", "rule", "arrays", "schedule", "passed")
         self._loaded = {"states": list(self.states), **{key: state[key] for key in known if key in state}}

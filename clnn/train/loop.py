@@ -214,7 +214,7 @@ class _Run:
             optimizer.begin_fit(len(self.plan), max(0, epochs - done))
             given, position = optimizer.given, optimizer.steps
         if stream is not None:
-            stream.begin(optimizer.epochs, done)
+            stream.begin(optimizer, done)
         model.loss, model.optimizer = loss, optimizer
         self.resident, self.capacity = False, self.n
         if stream is None:
@@ -303,7 +303,7 @@ class _Run:
         logs = self.results.means(self.counted, epoch, self.first_step, self.world)
         with self.device.lock:
             self.step.claim()
-            self.optimizer.epochs += 1
+            self.optimizer.end_epoch(self.stream.passed() if self.stream else None)
         return logs
 
     def observe(self, logs: dict[str, Any]) -> None:

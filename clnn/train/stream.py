@@ -80,14 +80,23 @@ class Stream:
         self._waiting = [self._drawn()]
         return self._waiting[0]
 
-    def begin(self, epochs: int, resumed: int) -> None:
-        """Before the first epoch: `Batches` go on where an optimizer is that was trained for so many; of other sources the
-        batches of those that a fit before has trained, which this one resumes, are drawn and dropped."""
+    def begin(self, optimizer: Any, resumed: int) -> None:
+        """Before the first epoch: `Batches` go on where those ended that the optimizer was trained on, or with the pass after
+        that, where passes were of another length, or an epoch is a whole one; of other sources the batches of those that a fit
+        before has trained, which this one resumes, are drawn and dropped."""
         if isinstance(self.source, Batches):
-            self._passes, self._in_pass = divmod(epochs * self.steps, len(self.source))
+            taken, length = optimizer.passed or (optimizer.epochs, 1)
+            self._passes, self._in_pass = divmod(taken, length)
+            if self._in_pass and (self.whole or length != len(self.source)):
+                self._passes, self._in_pass = self._passes + 1, 0
+            self._before = self._passes * len(self.source) + self._in_pass
         for _ in range(0 if isinstance(self.source, Batches) else resumed):
             for _ in self.epoch():
                 pass
+
+    def passed(self) -> tuple[int, int] | None:
+        """How many batches of `Batches` are over, and how many a pass has."""
+        return (self._before + self._taken, len(self.source)) if isinstance(self.source, Batches) else None
 
     def epoch(self) -> Iterator[Any]:
         """The batches of the next epoch."""
