@@ -226,6 +226,11 @@ class _Classifier(ClassifierMixin, _Estimator):
             y.shape[1] != len(self.classes_) if y.ndim > 1 else np.setdiff1d(y, self.classes_).size
         ):
             raise ConfigurationError(f"y has other classes than {self.classes_}, which the first call of fit had")
+        elif classes is None and y.ndim == 1 and len(np.unique(y)) < len(self.classes_):
+            raise ConfigurationError(
+                f"warm_start wants the classes of the first call of fit, {self.classes_}, and y has {np.unique(y)} alone: "
+                "partial_fit takes some of them"
+            )
 
     def _count(self) -> int:
         """The outputs that a model of this estimator's own has: one for yes or no, else one a class."""
@@ -278,7 +283,7 @@ class _Classifier(ClassifierMixin, _Estimator):
             raise ConfigurationError(
                 f"classes={classes!r} is not the same as on last call to partial_fit, {self.classes_}"
             )
-        return self._fit(X, y, sample_weight, first, 1, classes)
+        return self._fit(X, y, sample_weight, first, 1, classes if first else self.classes_)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

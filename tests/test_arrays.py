@@ -340,6 +340,60 @@ def test_wrong_arguments(rng, device, name):
         call(clnn.tensor(normal(rng, X)))
 
 
+def random_key(rng, shape):
+    """Parts of all kinds in any order, an array among them, and often a `...`, which may stand for no axes."""
+    used = int(rng.integers(1, len(shape) + 1))
+    dots = int(rng.integers(-1, used + 1))  # where they stand; -1 for a key without them
+    behind = 0 if dots < 0 else used - dots
+    axes = [*range(used - behind), *range(len(shape) - behind, len(shape))]
+    array = rng.integers(0, used)
+    key = []
+    for i, axis in enumerate(axes):
+        kind = 0 if i == array else rng.integers(0, 3)
+        if kind == 0:
+            size = [(3,), (1,), (2, 1), (2, 3), (1, 3)][rng.integers(0, 5)]
+            key.append(rng.integers(-shape[axis], shape[axis], size))
+        else:
+            key.append(
+                [slice(int(rng.integers(0, 2)), None, int(rng.integers(1, 3))), int(rng.integers(-1, 2))][kind - 1]
+            )
+    if dots >= 0:
+        key.insert(dots, ...)
+    for _ in range(rng.integers(0, 3)):
+        key.insert(rng.integers(0, len(key) + 1), None)
+    return tuple(key)
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3, 4])
+def test_random_keys_are_numpys(rng, device, axes):
+    x = np.arange(4**axes, dtype=np.float32).reshape((4,) * axes)
+    t = clnn.tensor(x)
+    for _ in range(40):
+        key = random_key(rng, x.shape)
+        found = t[key].numpy()
+        assert found.shape == x[key].shape and np.array_equal(found, x[key]), key
+
+
+@pytest.mark.parametrize("key", [
+    lambda i, m: (slice(None), i, ..., i), lambda i, m: (slice(None), i, i, ...), lambda i, m: (slice(None), ..., i, i),
+    lambda i, m: (slice(None), i, ..., 1), lambda i, m: (slice(None), 1, ..., i), lambda i, m: (slice(None), m, ..., i),
+    lambda i, m: (slice(None), None, i, ..., i), lambda i, m: (slice(None), i, None, i), lambda i, m: (..., i, slice(None), i),
+    lambda i, m: (0, ..., i, i), lambda i, m: (slice(None), i, ..., None, i),
+], ids=range(11))  # fmt: skip
+def test_what_stands_between_index_arrays_says_where_their_axes_go(rng, device, key):
+    """A `...` does, too, where it stands for no axes."""
+    x = normal(rng, (2, 2, 2)).astype(np.float32)
+    key = key(np.array([0, 1]), np.array([True, True]))
+    t = parameter(x)
+    y = t[key]
+    np.testing.assert_array_equal(y.numpy(), x[key])
+    dy = normal(rng, x[key].shape).astype(np.float32)
+    (y * clnn.tensor(dy)).sum().backward()
+    wanted = np.zeros_like(x)
+    np.add.at(wanted, key, dy)
+    np.testing.assert_allclose(t.grad.numpy(), wanted, rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "make", [clnn.tensor, clnn.constant, lambda m: clnn.tensor(m.tolist()), lambda m: clnn.tensor(m.T).T[:]]
 )

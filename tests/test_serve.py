@@ -136,12 +136,34 @@ def header(shape, kind="<f4", version=1):
         header((1, 4), version=9) + bytes(16),
         header("__import__('os').getpid()") + bytes(16),
         b"\x93NUMPY\x01\x00\xff\xff" + b"(" * 65535,
+        header("(1, 4"),
+        header("'''"),
+        header("(1, 4)\n  )\n 1"),
+        header((1, 4), ()),
+        header((1, 4), ("<f4", 2**70)),
+        header((1, 4), "O,O,"),
+        header((2**70, 0)),
+        header("(1, 4), 1: 2"),
+        header((1, 4)).replace(b"<f4", b"\xff\x00\xfe"),
     ],
-    ids=range(12),
+    ids=range(21),
 )
 def test_a_body_that_is_no_array_of_numbers_is_400_and_never_unpickled(server, body):
     status, words = told(server, body=body, kind=NPY)
     assert status == 400 and "no .npy file" in words
+
+
+@pytest.mark.filterwarnings("ignore")  # Python's, of what it parses
+def test_damaged_headers_are_data_errors(rng):
+    """Whatever byte is another, of a header that NumPy parses as Python's text."""
+    whole = npy(np.ones((2, 4), np.float32))
+    for at in range(6, 128):
+        for byte in (*b"()[]{}'\"#,:\\\n\t 0L", *rng.integers(0, 256, 4)):
+            body = whole[:at] + bytes([byte]) + whole[at + 1 :]
+            try:
+                assert from_npy(body).dtype.kind in "fiub"
+            except clnn.DataError as error:
+                assert "no .npy file" in str(error)
 
 
 @pytest.mark.parametrize("order", "CF")

@@ -80,6 +80,7 @@ def test_a_file_of_joblibs_goes_on_exactly(blobs, kind, tmp_path):
         assert np.array_equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
 @pytest.mark.parametrize("kind", [MLPClassifier, CLNNClassifier])
 @pytest.mark.parametrize("names", [["no", "yes"], ["a", "b", "c"], [True, False], [10, 20, 35], ["only"]], ids=str)
 def test_labels_of_any_type(blobs, kind, names):
@@ -278,6 +279,23 @@ def test_warm_starts_go_on_and_fits_begin_again(blobs):
     assert once.fit(x, y).loss_curve_ == again and once.n_iter_ == 4
     with pytest.raises(ValueError, match="other classes"):
         twice.fit(x, y + 1)
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+@pytest.mark.parametrize("kind", [MLPClassifier, CLNNClassifier])
+@pytest.mark.parametrize("names", [[0, 1, 2], ["a", "b", "c"]], ids=["numbers", "words"])
+def test_a_warm_start_wants_every_class_again_and_partial_fit_takes_some(blobs, kind, names):
+    x, y = blobs[0], np.array(names)[blobs[1]]
+    one = kind(**{"max_iter" if kind is MLPClassifier else "epochs": 2}, random_state=0, warm_start=True)
+    one.fit(x, y)
+    before = one.predict_proba(x)
+    for missing in names:
+        with pytest.raises(ValueError, match="warm_start wants the classes"):
+            one.fit(x[y != missing], y[y != missing])
+    np.testing.assert_array_equal(one.predict_proba(x), before)
+    one.fit(x[::-1], y[::-1]).partial_fit(x[y != names[0]], y[y != names[0]])
+    one.set_params(warm_start=False).fit(x[y != names[0]], y[y != names[0]])
+    assert list(one.classes_) == names[1:]
 
 
 @pytest.mark.parametrize("shape", [None, 6], ids=["built at its first call", "built at once"])

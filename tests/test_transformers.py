@@ -390,3 +390,14 @@ def test_types_change_on_the_device(rng, device):
         x = parameter(normal(rng, 9))
         (x.astype("float64") ** 2).sum().backward()
         assert_close(x.grad.numpy(), 2 * x.numpy().astype(float), 4 * eps(np.float32))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_mask_of_batch_queries_and_keys_is_told_what_it_lacks(rng, device, dropout):
+    layer = clnn.MultiHeadAttention(2, dropout=dropout, seed=0)
+    x, mask = normal(rng, (3, 4, 6)), np.tri(4, dtype=bool) & np.ones((3, 1, 1), bool)
+    with pytest.raises(clnn.ShapeError, match=r"as Keras has it, is mask\[:, None\] here"):
+        layer.attend(clnn.tensor(x, np.float32), mask=mask)
+    assert layer.attend(clnn.tensor(x, np.float32), mask=mask[:, None]).shape == x.shape
+    with pytest.raises(clnn.ShapeError, match=r"\(3, 2, 4, 4\)$"):
+        layer.attend(clnn.tensor(x, np.float32), mask=mask[:2, None])

@@ -264,6 +264,8 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
         at = x.ndim - behind if dots else sum(k is not None for k in keys[:place])
         if x.shape[at : at + mask.ndim] != mask.shape:
             raise ShapeError(f"a mask of shape {mask.shape} does not fit axes {at} on of an array of shape {x.shape}")
+    arrays = [i for i, k in enumerate(keys) if not (k is None or k is Ellipsis or isinstance(k, slice))]
+    beside = arrays[-1] - arrays[0] < len(arrays)  # with nothing between them, not even a `...` for no axes
     keys = expanded
     plain = [k if k is None or isinstance(k, slice) else slice(None) for k in keys]
     # axes of what the slices leave
@@ -298,7 +300,7 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
         index = empty(x.device, flat.shape, np.int32)
         x.device.upload(np.ascontiguousarray(flat, np.int32), index.block)
     z = then(take, z, index)
-    if named[0] and named == list(range(named[0], named[-1] + 1)):  # the new axes stand where those were, else in front
+    if named[0] and beside:  # the new axes stand where those were, else in front
         n, before = index.ndim, named[0]
         z = then(transpose, z, [*range(n, n + before), *range(n), *range(n + before, n + len(rest))])
 

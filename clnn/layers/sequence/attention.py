@@ -14,6 +14,7 @@ from ...checks import check_count, in_range, numbers
 from ...errors import ConfigurationError, ShapeError
 from ...ops.activation import activation_name
 from ...ops.random import dropout as drop
+from ...ops.sequence.attention import check_mask
 from ...random import generator
 from ...tensor import Tensor, apply, linear_layer, ones, softmax_of, tensor, zeros
 from ..base import Layer, register
@@ -133,7 +134,9 @@ class MultiHeadAttention(_Masked):
             k, v = repeat(k, group, 1), repeat(v, group, 1)
         scores = q @ k.transpose(0, 1, 3, 2) * (1 / math.sqrt(q.shape[-1]))
         if mask is not None:
-            scores = scores + added_mask(mask, q)
+            mask = added_mask(mask, q)
+            check_mask(mask.shape, scores.shape)
+            scores = scores + mask
         if self.causal:
             scores = where(tril(ones(scores.shape[-2:], scores.dtype, scores.device)), scores, -math.inf)
         # a query that sees no key gives zeros, as without dropout

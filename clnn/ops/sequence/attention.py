@@ -49,6 +49,16 @@ def extend(
     return whole[0], whole[1]
 
 
+def check_mask(shape: tuple[int, ...], whole: tuple[int, ...]) -> None:
+    """ShapeError where a mask does not broadcast to all scores: (batch, heads, queries, keys)."""
+    if len(shape) > 4 or any(size not in (1, wanted) for size, wanted in zip(shape[::-1], whole[::-1])):
+        heads = "; one of (batch, queries, keys), as Keras has it, is mask[:, None] here"
+        raise ShapeError(
+            f"attention: a mask of shape {shape} does not broadcast to (batch, heads, queries, keys), {whole}"
+            f"{heads if len(shape) == 3 and shape[0] == whole[0] else ''}"
+        )
+
+
 @op
 def attention(
     q: Array,
@@ -85,10 +95,8 @@ def attention(
     if not (0 < d <= LONGEST and 0 < dv <= LONGEST):
         raise ShapeError(f"attention: heads have a depth of 1 to {LONGEST}, and here it is {d}, of values {dv}")
     whole = (b, heads, queries, keys)
-    if mask is not None and (mask.ndim > 4 or any(s not in (1, w) for s, w in zip(mask.shape[::-1], whole[::-1]))):
-        raise ShapeError(
-            f"attention: a mask of shape {mask.shape} does not broadcast to (batch, heads, queries, keys), {whole}"
-        )
+    if mask is not None:
+        check_mask(mask.shape, whole)
     if causal and past is None and queries != keys:
         raise ShapeError(
             f"attention: causal with {queries} queries of {keys} keys: `past` says how many keys are before them"
