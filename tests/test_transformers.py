@@ -394,7 +394,7 @@ def test_types_change_on_the_device(rng, device):
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_mask_of_batch_queries_and_keys_is_told_what_it_lacks(rng, device, dropout):
-    layer = clnn.MultiHeadAttention(2, dropout=dropout, seed=0)
+    layer = clnn.MultiHeadAttention(2, dropout=dropout)
     x, mask = normal(rng, (3, 4, 6)), np.tri(4, dtype=bool) & np.ones((3, 1, 1), bool)
     with pytest.raises(clnn.ShapeError, match=r"as Keras has it, is mask\[:, None\] here"):
         layer.attend(clnn.tensor(x, np.float32), mask=mask)
