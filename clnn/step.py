@@ -66,7 +66,6 @@ class Step:
         self.function = function
         name = getattr(function, "__name__", type(function).__name__)
         self.replays = Replays(name, record)
-        self._attribute = name  # of a class whose method it is
         self.descending = list(descending)
         self.given: Any = None  # the parameters that these train in it, where whoever runs it says so
         self.reads = dict.fromkeys(map(_Same, (*descending, *reads)))
@@ -81,11 +80,16 @@ class Step:
         """As a method: each object gets a step of its own, which goes with it."""
         if owner is None:
             return self
-        bound = Step(types.MethodType(self.function, owner), self.replays.record)
-        return vars(owner).setdefault(self._attribute, bound) if hasattr(owner, "__dict__") else bound
-
-    def __set_name__(self, _: Any, name: str) -> None:
-        self._attribute = name
+        space = getattr(owner, "__dict__", None)
+        if space is None:  # it has slots alone
+            return Step(types.MethodType(self.function, owner), self.replays.record)
+        methods = space.get(_METHODS)
+        if methods is None or methods.owner is not owner:
+            methods = _Methods(owner)
+            type.__setattr__(owner, _METHODS, methods) if isinstance(owner, type) else space.update({_METHODS: methods})
+        if self not in methods.steps:
+            methods.steps.setdefault(self, Step(types.MethodType(self.function, owner), self.replays.record))
+        return methods.steps[self]
 
     def __reduce__(self) -> Any:
         """A copy has no recordings yet. Its function, as Python's functions are, is the same one."""
@@ -377,6 +381,19 @@ class Step:
         """Forget all recordings; the next calls make new ones."""
         self.replays.clear()
         self._inputs.clear()
+
+
+_METHODS = "__clnn_steps__"  # where an object has its `_Methods`
+
+
+class _Methods:
+    """The steps that are methods of an object, by those of its classes. A copy of the object gets others."""
+
+    def __init__(self, owner: Any = None) -> None:
+        self.owner, self.steps = owner, dict[Step, Step]()
+
+    def __reduce__(self) -> Any:
+        return _Methods, ()
 
 
 class _Same:

@@ -9,6 +9,7 @@ import functools
 import itertools
 import operator
 import os
+import pickle
 import queue
 import random
 import sys
@@ -1396,6 +1397,78 @@ def test_a_step_as_a_method_goes_by_its_attribute(device):
     assert one.fast is one.fast and len(one.fast.replays.launches()) == 1
     np.testing.assert_array_equal(one.plain(x), [2.0] * 3)  # no step, and so NumPy's
     assert isinstance(one.plain(x), np.ndarray)
+
+
+class Doubled:
+    factor = 2.0
+
+    @clnn.step
+    def scaled(self, x):
+        return x * self.factor
+
+    @classmethod
+    @clnn.step
+    def of_class(cls, x):
+        return x * cls.factor
+
+
+class PlainAbove(Doubled):
+    def scaled(self, x):
+        return super().scaled(x) + 1.0
+
+
+class StepAbove(Doubled):
+    factor = 3.0
+
+    @clnn.step
+    def scaled(self, x):
+        return super().scaled(x) + 1.0
+
+
+class StepAboveThat(StepAbove):
+    @clnn.step
+    def scaled(self, x):
+        return super().scaled(x) + 1.0
+
+
+@pytest.mark.parametrize(("kind", "value"), [(Doubled, 2.0), (PlainAbove, 3.0), (StepAbove, 4.0), (StepAboveThat, 5.0)])
+def test_a_step_as_a_method_that_a_subclass_overrides(device, kind, value):
+    one, other, x = kind(), kind(), np.ones(3, np.float32)
+    other.factor = 10.0
+    for _ in range(6):
+        np.testing.assert_array_equal(one.scaled(x).numpy(), [value] * 3)
+        np.testing.assert_array_equal(other.scaled(x).numpy(), [value - kind.factor + 10.0] * 3)
+        np.testing.assert_array_equal(Doubled.scaled.__get__(one)(x).numpy(), [kind.factor] * 3)
+        np.testing.assert_array_equal(kind.of_class(x).numpy(), [kind.factor] * 3)
+        np.testing.assert_array_equal(Doubled.of_class(x).numpy(), [2.0] * 3)
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda one: pickle.loads(pickle.dumps(one))])
+def test_a_step_as_a_method_of_a_copy(device, copied):
+    one, x = StepAbove(), np.ones(3, np.float32)
+    for _ in range(4):
+        one.scaled(x)
+    other = copied(one)
+    one.factor, other.factor = 7.0, 8.0
+    for _ in range(5):
+        np.testing.assert_array_equal(other.scaled(x).numpy(), [9.0] * 3)
+        np.testing.assert_array_equal(one.scaled(x).numpy(), [8.0] * 3)
+    assert one.scaled is one.scaled is not other.scaled and len(one.scaled.replays.launches()) == 1
+
+
+def test_a_step_as_a_method_that_is_replaced(device):
+    class Replaced:
+        @clnn.step
+        def run(self, x):
+            return x * 2.0
+
+    one, x = Replaced(), np.ones(3, np.float32)
+    for _ in range(4):
+        one.run(x)
+    Replaced.run = clnn.step(lambda self, x: x * 5.0)
+    np.testing.assert_array_equal(one.run(x).numpy(), [5.0] * 3)
+    one.run = lambda x: x * 6.0
+    np.testing.assert_array_equal(one.run(x), [6.0] * 3)
 
 
 @pytest.mark.parametrize("make", ["ones", "constant"])
