@@ -23,7 +23,7 @@ from .runtime.memory import View
 from .runtime.recorder import AuditEnded, Recorder, StepContext
 from .runtime.recording import MOST_RECORDINGS, Entry, RecordingWarning, Replays
 from .runtime.watching.effects import Effects, saved
-from .runtime.watching.watch import KNOWN, Watch, structure_version
+from .runtime.watching.watch import KNOWN, MOST, Watch, structure_version
 from .tape import grad_enabled
 from .tensor import Tensor, host_array, origin
 
@@ -71,6 +71,7 @@ class Step:
         self.reads = dict.fromkeys(map(_Same, (*descending, *reads)))
         self._watch: Watch | None = None  # of what its Python reads
         self._moves = 0  # how often that has changed
+        self._told = False  # that there is more than can be watched
         self.audited = 0.0  # seconds that audits took
         self.lends = False  # whether results stay where the next call overwrites them: its caller reads them before
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
@@ -194,6 +195,14 @@ class Step:
         """What its Python reads."""
         if self._watch is None:
             self._watch = Watch([self.function, *(same.value for same in self.reads)])
+            if self._watch.cut and not self._told:
+                self._told = True
+                warnings.warn(
+                    f"from what the step {self.replays.name!r} reads more than {MOST:,} objects can be reached, and changes of "
+                    "the others are seen late: pass what changes as an argument",
+                    RecordingWarning,
+                    stacklevel=5,
+                )
         return self._watch
 
     def verify(self, where: Device, key: Hashable, function: Callable[[StepContext], Any], audit: bool = False) -> None:

@@ -6,6 +6,7 @@ import contextvars
 import copy
 import ctypes
 import functools
+import importlib
 import itertools
 import operator
 import os
@@ -23,6 +24,7 @@ import numpy as np
 import pytest
 
 import clnn
+from clnn.runtime.watching.watch import Watch
 
 RATE = 1.0  # globals that functions below read
 TABLE = {"rate": 1.0, "deep": [1.0, {"inner": 2.0}]}
@@ -1397,6 +1399,114 @@ def test_a_step_as_a_method_goes_by_its_attribute(device):
     assert one.fast is one.fast and len(one.fast.replays.launches()) == 1
     np.testing.assert_array_equal(one.plain(x), [2.0] * 3)  # no step, and so NumPy's
     assert isinstance(one.plain(x), np.ndarray)
+
+
+class Named:
+    """An object whose values are asked for by names that stand nowhere in the code."""
+
+    class_kl = 1.0
+    __slots__ = ("slot_kl", "__dict__")
+
+    def __init__(self):
+        self.scale_kl = self.slot_kl = 1.0
+        self.inner = types.SimpleNamespace(scale_kl=1.0)
+
+
+def by_a_name_made_as_it_runs():
+    """Functions that give a number, and what makes it 5."""
+    one, kind, layer = Named(), "kl", clnn.Dense(2)
+    module = sys.modules["stale_module"] = types.ModuleType("stale_module")
+    module.K, layer.scale, key = 1.0, 1.0, "STALE_NUMBER"
+    os.environ[key] = "1"
+    Named.class_kl = 1.0
+
+    def imported():
+        from stale_module import K
+
+        return K
+
+    def as_module():
+        import stale_module as found
+
+        return found.K
+
+    def five(target, name):
+        return lambda: setattr(target, name, 5.0)
+
+    def chosen(name, default=1.0):
+        return getattr(one, name, default)
+
+    return {
+        "getattr": (lambda: getattr(one, "scale_" + kind), five(one, "scale_kl")),
+        "getattr of a format": (lambda: getattr(one, f"scale_{kind}", 1.0), five(one, "scale_kl")),
+        "getattr of an argument": (lambda: chosen("_".join(["scale", kind])), five(one, "scale_kl")),
+        "getattr of what is inside": (lambda: getattr(one.inner, "scale_" + kind), five(one.inner, "scale_kl")),
+        "getattr of a class's": (lambda: getattr(one, "class_" + kind), five(Named, "class_kl")),
+        "getattr of a slot": (lambda: getattr(one, "slot_" + kind), five(one, "slot_kl")),
+        "getattr of what comes": (lambda: getattr(one, "new_" + kind, 1.0), five(one, "new_kl")),
+        "hasattr": (lambda: 5.0 if hasattr(one, "new_" + kind) else 1.0, five(one, "new_kl")),
+        "vars": (lambda: vars(one)["scale_" + kind], five(one, "scale_kl")),
+        "__dict__": (lambda: one.__dict__["scale_" + kind], five(one, "scale_kl")),
+        "from an import": (imported, five(module, "K")),
+        "an import": (as_module, five(module, "K")),
+        "sys.modules": (lambda: sys.modules["stale_module"].K, five(module, "K")),
+        "import_module": (lambda: importlib.import_module("stale_module").K, five(module, "K")),
+        "environ": (lambda: float(os.environ[key]), lambda: os.environ.update({key: "5"})),
+        "getenv": (lambda: float(os.getenv(key)), lambda: os.environ.update({key: "5"})),
+        "a layer that is not built": (lambda: layer.scale, five(layer, "scale")),
+    }
+
+
+@pytest.mark.parametrize("kind", by_a_name_made_as_it_runs())
+def test_names_that_are_made_as_the_step_runs(device, kind):
+    read, change = by_a_name_made_as_it_runs()[kind]
+    try:
+
+        @clnn.step
+        def run(x):
+            return x * read()
+
+        x = np.ones(1, np.float32)
+        assert [float(run(x)) for _ in range(20)] == [1.0] * 20  # no audit is due before 32
+        assert len(run.replays.launches()) == 1
+        change()
+        assert [float(run(x)) for _ in range(9)] == [5.0] * 9
+    finally:
+        sys.modules.pop("stale_module"), os.environ.pop("STALE_NUMBER")
+
+
+class Bag:
+    def __init__(self, **values):
+        vars(self).update(values)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ['getattr(one, "a")', 'getattr(one.b.c, "a")', 'getattr(one, "a", 0)', 'hasattr(one, "a") and one.a', "one.a"],
+)
+def test_names_that_are_written_out_have_nothing_else_watched(text):
+    """Whatever else an object has may change all the time."""
+    one = Bag(a=1.0, other=0, b=Bag(c=Bag(a=2.0, other=0)))
+    watch = Watch([eval(f"lambda: {text}", {"one": one, "__name__": "users"})])
+    one.other = one.b.c.other = 1
+    assert not watch.changed()
+    one.a = one.b.c.a = 3.0
+    assert watch.changed()
+
+
+def test_more_objects_than_are_watched_are_told(device):
+    many = [[[] for _ in range(900)] for _ in range(30)]
+
+    @clnn.step
+    def run(x):
+        return x * len(many)
+
+    with pytest.warns(
+        clnn.RecordingWarning, match="more than 20,000 objects can be reached, and changes of the others are seen"
+    ):
+        run(np.ones(3, np.float32))
+    for _ in range(5):  # told once
+        run(np.ones(3, np.float32))
 
 
 class Doubled:

@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import dis
 import functools
 import io
+import itertools
 import operator
+import os
 import re
 import sys
 import types
@@ -44,9 +47,11 @@ UNCALLED = frozenset(
     ("__init__", "__new__", "__repr__", "__str__", "__del__", "__init_subclass__", "__class_getitem__")
 )
 WRITTEN = operator.attrgetter("__code__", "__defaults__", "__kwdefaults__")  # what a function is, besides what it reads
-REFLECTING = frozenset(  # code that names one of these may reach an attribute by a string
-    ("getattr", "hasattr", "vars", "globals", "locals", "eval", "exec", "__dict__", "__getattr__", "__getattribute__")
-)
+ATTRIBUTE = frozenset(("getattr", "hasattr"))  # of an object, by a string
+COMPUTED = frozenset(("vars", "eval", "exec", "__dict__", "__getattribute__"))  # by which code may reach any attribute
+MODULES = frozenset(("modules", "import_module", "__import__"))
+# code that names one of these may reach an attribute by a string
+REFLECTING = ATTRIBUTE | COMPUTED | MODULES | {"globals", "locals", "__getattr__"}
 BUILT_IN = (*PLAIN, tuple, frozenset, list, deque, set, dict, types.MappingProxyType)
 
 
@@ -138,6 +143,38 @@ def _names(code: types.CodeType) -> Iterator[str]:
             yield from re.findall(r"[^\W\d]\w*", text) if isinstance(text, str) else ()
 
 
+def _computes_names(code: types.CodeType) -> bool:
+    """Whether a function may reach attributes whose names stand nowhere in its code."""
+    for one in codes(code):
+        if COMPUTED.intersection(one.co_names):
+            return True
+        if ATTRIBUTE.intersection(one.co_names):
+            used = [i for i in dis.get_instructions(one) if i.opname not in ("CACHE", "PRECALL", "PUSH_NULL", "NOP")]
+            for at, instruction in enumerate(used):
+                if instruction.argval in ATTRIBUTE and not _written_out(used[at + 1 :]):
+                    return True
+    return False
+
+
+def _written_out(after: list[dis.Instruction]) -> bool:
+    """Whether what is loaded and called upon `getattr` has a text for a name, as in getattr(a.b, "name", 0)."""
+    loads = list(itertools.takewhile(lambda one: one.opname.startswith("LOAD"), after))
+    call = next(iter(after[len(loads) :]), None)
+    if call is None or not call.opname.startswith("CALL") or call.argval not in (2, 3) or len(loads) < call.argval:
+        return False
+    name = loads[1 - call.argval]
+    return name.opname == "LOAD_CONST" and isinstance(name.argval, str)
+
+
+def _imported(f: types.FunctionType, names: set[str]) -> Iterator[types.ModuleType]:
+    """A user's modules that the function may import as it runs."""
+    package_of = str(f.__globals__.get("__package__") or "")
+    parents = ["", *(package_of.rsplit(".", n)[0] + "." for n in range(package_of.count(".") + 1) if package_of)]
+    for name in (parent + name for name in names for parent in parents):
+        if name in sys.modules and name.partition(".")[0] not in KNOWN:
+            yield sys.modules[name]
+
+
 class _Note:
     """A container, or some attributes or variables, as they were: `read()` gives what is in it now, `write` puts entries back.
 
@@ -182,6 +219,8 @@ class Watch:
         self.arrays: list[tuple[Any, bytes]] = []
         self.iterators: list[Any] = []  # that it may take something from, which no audit could put back
         self._names: set[str] = set()  # attributes that the code reads
+        self._all_names = False  # whether it computes their names, too
+        self.cut = False  # whether there is more than can be looked at
         # An object's attributes, and which were followed
         self._owners: list[tuple[Any, Mapping[str, Any], set[str]]] = []
         self._seen: dict[int, Any] = {}
@@ -191,8 +230,9 @@ class Watch:
             while self._waiting:
                 with contextlib.suppress(Exception):  # an object that does not let itself be looked at, or changes now
                     self._visit(self._waiting.popleft())
-            for _, entries, followed in self._owners:  # more names are known now
-                for name in (self._names & entries.keys()) - followed:
+            for owner, entries, followed in self._owners:  # more names are known now
+                every = self._all_names and len(entries) <= SMALL and not isinstance(owner, types.ModuleType)
+                for name in (entries.keys() if every else self._names & entries.keys()) - followed:
                     followed.add(name)
                     self._waiting.append(entries[name])
         for owner, entries, followed in self._owners:
@@ -214,7 +254,10 @@ class Watch:
 
     # -- the walk -----------------------------------------------------------------------------------------------------
     def _visit(self, value: Any) -> None:
-        if type(value) in PLAIN or id(value) in self._seen or len(self._seen) >= MOST:
+        if type(value) in PLAIN or id(value) in self._seen:
+            return
+        if len(self._seen) >= MOST:
+            self.cut = True
             return
         self._seen[id(value)] = value
         if isinstance(value, BUILT_IN):
@@ -312,6 +355,10 @@ class Watch:
         self.functions.append(f)
         names = set(_names(f.__code__))
         self._names |= names
+        self._all_names = self._all_names or _computes_names(f.__code__)
+        self._waiting += _imported(f, names)
+        if names & {"environ", "getenv"}:
+            self.notes.append(_Note("os.environ", getattr(os.environ, "_data", {}).values))
         self._note_names("", f.__globals__, names & f.__globals__.keys())
         self._waiting += (f.__globals__[name] for name in names & f.__globals__.keys())
         self.notes.append(_Note(f.__name__, functools.partial(WRITTEN, f), functools.partial(_rewrite, f)))
@@ -337,7 +384,7 @@ class Watch:
             return
         read = {name: one for name, one in entries.items() if name not in value.unwatched}
         public = {name for name in read if not name.startswith("_")}
-        if not value.tells:
+        if not value.tells or not getattr(value, "built", True):
             self.notes.append(_Note(type(value).__name__, vars(value).values, lambda kept: None))
         self._waiting += (entries[name] for name in public)
         self._waiting += (one for one in read.values() if isinstance(one, Restored))
