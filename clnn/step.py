@@ -71,7 +71,9 @@ class Step:
         self.reads = dict.fromkeys(map(_Same, (*descending, *reads)))
         self._watch: Watch | None = None  # of what its Python reads
         self._moves = 0  # how often that has changed
+        self._kinds: tuple[Hashable, np.dtype] | None = None  # `_floats` of a version
         self._told = False  # that there is more than can be watched
+        self._told_of = False  # what it changes on the host
         self.audited = 0.0  # seconds that audits took
         self.lends = False  # whether results stay where the next call overwrites them: its caller reads them before
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
@@ -106,7 +108,7 @@ class Step:
                 where = where or value.device
                 arrays.append(value)
             elif isinstance(value, np.ndarray):
-                arrays.append(host_array(value))
+                arrays.append(host_array(value, self._floats() if value.dtype.kind == "f" else None))
             else:
                 shape.append((name, _as_key(value)))
                 if len(self.reads) < 64:
@@ -185,6 +187,13 @@ class Step:
     @property
     def _version(self) -> Hashable:
         return structure_version(), self._moves
+
+    def _floats(self) -> np.dtype:
+        """What NumPy's floats become: float64 where all layers that it reads are of float64, else float32."""
+        if self._kinds is None or self._kinds[0] != self._version:
+            found = {np.dtype(one.dtype) for one in self.watched().objects if hasattr(one, "dtype")}
+            self._kinds = self._version, np.dtype(np.float64 if found == {np.dtype(np.float64)} else np.float32)
+        return self._kinds[1]
 
     @property
     def foreign(self) -> bool:
@@ -364,8 +373,11 @@ class Step:
             recorder = where.recorder
             effects = Effects(self.watched()) if recorder is not None else None
             result = self._python(context, function)
-            if recorder is not None and effects is not None and (effect := effects.found()):
-                recorder.abort(effect)
+            if recorder is not None and effects is not None:
+                if effect := effects.found():
+                    recorder.abort(effect)
+                if recorder.reason is None:
+                    self._tell_of(effects.unread)
             self._received |= dict.fromkeys(context.received)
             return result
 
@@ -385,6 +397,16 @@ class Step:
                     self.watched()
                 entry.version = self._version
         return result
+
+    def _tell_of(self, unread: list[str]) -> None:
+        """A warning, once, that what the step changes on the host stays as it is from now on."""
+        if unread and not self._told_of:
+            self._told_of = True
+            warnings.warn(
+                f"the step {self.replays.name!r} changes {' and '.join(unread)}, and replays do not: change it outside",
+                RecordingWarning,
+                stacklevel=8,
+            )
 
     def clear(self) -> None:
         """Forget all recordings; the next calls make new ones."""

@@ -64,6 +64,21 @@ def test_the_third_call_is_compared_and_later_ones_replayed(device, rng):
     assert len(replays(train)[0]) < 15
 
 
+@pytest.mark.parametrize("record", [True, False])
+def test_numpy_s_floats_become_what_the_step_s_layers_are(device, dtype, record):
+    """A float64 network gets all of their digits, as it does outside of a step."""
+    net = clnn.Sequential([clnn.Dense(1, bias=False)], input_shape=1, seed=0, dtype=dtype)
+    run = clnn.step(lambda x, y: (net(x), clnn.losses.mse(net(x), y)), record=record)
+    for n in range(1, 6):
+        x = np.array([[1 + 1e-10 * n]])
+        y, loss = run(x, np.float64(2) * x)
+        assert y.dtype == loss.dtype == dtype
+        np.testing.assert_array_equal(y.numpy(), net.predict(x))
+        np.testing.assert_array_equal(loss.numpy(), clnn.losses.mse(net(x), 2 * x).numpy())
+    mixed = clnn.step(lambda x: x * 1.0)  # no layers
+    assert mixed(np.ones(2)).dtype == np.float32
+
+
 @pytest.mark.platform
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 @pytest.mark.parametrize("engine", ["tile", "clblast"])

@@ -13,6 +13,7 @@ import os
 import pickle
 import queue
 import random
+import re
 import sys
 import time
 import types
@@ -154,6 +155,7 @@ def settings(monkeypatch):
     TABLE.update(rate=1.0, deep=[1.0, {"inner": 2.0}])
     with warnings.catch_warnings():
         warnings.simplefilter("error", clnn.RecordingWarning)  # what is watched needs no word
+        warnings.filterwarnings("ignore", ".*and replays do not")  # tests count how often their functions run
         yield
 
 
@@ -883,9 +885,50 @@ def test_what_the_step_only_writes_does_not_stop_replays(device):
         counts.update(calls=len(x))
         return last["y"]
 
-    for _ in range(9):
-        run(np.ones(2, np.float32))
-    assert len(run.replays.launches()) == 1 and len(log) == 3
+    with pytest.warns(
+        clnn.RecordingWarning, match=r"'run' changes log \(a list\), and replays do not: change it outside"
+    ) as told:
+        for _ in range(9):
+            run(np.ones(2, np.float32))
+    assert len(run.replays.launches()) == 1 and len(log) == 3 and len(told) == 1
+
+
+def counters():
+    """Steps that count for whoever is outside, and what is told of them."""
+    count, one, table, found = 0, Named(), {}, []
+
+    def free(x):
+        nonlocal count
+        count += 1
+        return x * 2.0
+
+    def attribute(x):
+        one.scale_kl += 1.0
+        return x * 2.0
+
+    def appended(x):
+        found.append("text")
+        return x * 2.0
+
+    def kept(x):  # the same each time, and a tensor of each call
+        one.scale_kl, table["y"] = 3.0, x * 2.0
+        return table["y"]
+
+    return {
+        free: "changes count,", attribute: "changes Named.scale_kl,", appended: r"changes found \(a list\),", kept: None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("at", range(4))
+def test_what_the_step_counts_for_others_is_told(device, at):
+    run, said = list(counters().items())[at]
+    step = clnn.step(run)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(40):
+            assert float(step(np.ones(1, np.float32))) == 2.0
+    assert len(told) == (said is not None) and len(step.replays.launches()) == 1
+    assert said is None or re.search(said + " and replays do not: change it outside", str(told[0].message))
 
 
 def test_evaluate_by_name_replays(device, rng):

@@ -23,6 +23,7 @@ class Effects:
         self.watch = watch
         self._random, self._before = self._random_state(), self._values()
         self._sizes = list(map(len, watch.containers))
+        self.unread: list[str] = []  # what has changed, and is read only by who is not in the step
 
     def found(self) -> str | None:
         """In words, what the Python has changed since this was made, where that matters; None where nothing has."""
@@ -73,7 +74,7 @@ class Effects:
 
     def _counted(self) -> str | None:
         """One of the `_values` that has changed since, and that is read for more than to change it: by the code, by clnn (a
-        rate), or by whose code is not looked at. A replay does not change it: without a reader nobody notices."""
+        rate), or by whose code is not looked at. A replay does not change it: without a reader the step does the same."""
         code = [list(dis.get_instructions(one)) for f in self.watch.functions for one in codes(f.__code__)]
         for key, (label, value, inside) in self._values().items():
             if key not in self._before or same(self._before[key][1], value):
@@ -89,8 +90,11 @@ class Effects:
                 read = loads > changes if package(type(inside)) not in KNOWN else changes > 0
             else:
                 read = loads > changes or not loads + changes
+            called = label if key[1] else f"{' or '.join(sorted(names)) or 'something'} ({label})"
             if read:
-                return label if key[1] else f"{' or '.join(sorted(names)) or 'something'} ({label})"
+                return called
+            if changes and (isinstance(value, PLAIN) or not key[1]):
+                self.unread.append(called)
         return None
 
     def _called(self, container: Any) -> set[str]:
