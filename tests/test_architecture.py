@@ -130,7 +130,7 @@ WINGS = {
     "answers": (570, "train/evaluation.py", "train/compiled.py", "train/direct.py"),
     "compiling ahead": (453, "runtime/ahead.py", "tools/compiler.py", "tools/warm.py"),
     "threads": (110, "runtime/lock.py"),
-    "watching": (680, "runtime/watching/*"),
+    "watching": (706, "runtime/watching/*"),
     "finding devices": (550, "runtime/devices/*"),
     "shared memory": (230, "runtime/shared.py", "exchange.py"),
     "profiles": (490, "runtime/profile/*", "runtime/timing.py"),
