@@ -105,7 +105,9 @@ def find_metrics(which: Sequence[str | Metric] | None) -> list[Metric]:
     found = [find_metric(one) for one in which or ()]
     named: dict[str, Any] = dict.fromkeys(REPORTED)
     for metric in found:
-        if named.setdefault(name := metric_name(metric), metric) is not metric:
+        name = metric_name(metric)
+        held_out = name.startswith("val_") and name[4:] in (*REPORTED, "accuracy", *map(metric_name, found))
+        if held_out or named.setdefault(name, metric) is not metric:
             raise ConfigurationError(
                 f"a metric called {name!r} would be reported as another is; give it a __name__ of its own"
             )

@@ -511,6 +511,36 @@ def test_sparse_rows(device):
     assert same(arrays, fit(device, Batches(sparse.csr_matrix(x), Y, 32)))
 
 
+@pytest.mark.parametrize("form", ["matrix", "array"])
+@pytest.mark.parametrize("kind", ["csr", "csc", "coo", "lil", "dia", "bsr", "dok"])
+def test_every_form_of_sparse_matrix(device, kind, form):
+    scipy = pytest.importorskip("scipy.sparse", reason="SciPy is not installed")
+    x = np.where(X > 0.5, X, 0).astype(np.float32)
+    sparse = getattr(scipy, f"{kind}_{form}")(x)
+    arrays = fit(device, x, Y, batch_size=32, validation=(x, Y))
+    assert same(arrays, fit(device, sparse, Y, batch_size=32, validation=(sparse, Y)))
+    assert same(arrays, fit(device, Batches(sparse, Y, 32), validation=(x, Y)))
+    net = arrays[0]
+    assert np.array_equal(net.predict(sparse), net.predict(x)) and net.evaluate(sparse, Y) == net.evaluate(x, Y)
+    with pytest.raises(clnn.DataError, match="y is a sparse matrix, which only the inputs"):
+        net.evaluate(x, sparse, loss="mse")
+
+    class Both(clnn.Model):
+        def __init__(self):
+            self.one, self.two = clnn.Dense(2), clnn.Dense(2)
+
+        def forward(self, a, b):
+            return {"one": self.one(a), "two": self.two(b)}
+
+    with clnn.use(device):
+        both = Both()
+        assert np.array_equal(both.predict((x, x))["two"], both.predict({"a": sparse, "b": sparse})["two"])
+        with pytest.raises(
+            clnn.ConfigurationError, match=f"y: the model has the outputs one, two, and a {kind}_{form} was"
+        ):
+            both.evaluate((x, x), sparse, loss="mse")
+
+
 # -- what is refused -------------------------------------------------------------------------------------------------------
 def rows(*shape):
     return np.zeros(shape, np.float32)

@@ -718,12 +718,26 @@ def test_targets_of_another_shape_pair_no_samples_in_ones_own_loss(rng, device, 
     assert fitted(net, x, y, "mse", metrics=[off])["off"] == pytest.approx(np.abs(x.sum(1) - y).mean(), rel=1e-5)
 
 
+def named(name):
+    """A metric of that name."""
+    return type("Named", (), {"__call__": lambda self, y, t: off(y, t), "__name__": name})()
+
+
+def test_a_name_that_begins_as_those_of_validation_do(device):
+    x, y = np.ones((3, 3)), np.ones((3, 2))
+    found = fitted(head(2), x, y, "mse", metrics=[named("val_of_my_own"), off], validation=(x, 2 * y))
+    assert found["val_of_my_own"] == found["off"] and found["val_val_of_my_own"] == found["val_off"] != found["off"]
+
+
 @pytest.mark.parametrize(
     ("metrics", "says"),
     [
         ("accuracy", "metrics is a list"), (off, "metrics is a list"), ([None], "no metric None"), ([5], "no metric 5"),
         ([lambda y, t: y, lambda y, t: t], "a metric called '<lambda>' would be reported as another is"),
         ([type("loss", (), {"__call__": off, "__name__": "loss"})()], "a metric called 'loss'"),
+        ([named("val_loss")], "a metric called 'val_loss' would be reported as another is"),
+        ([named("val_lr")], "'val_lr'"), ([named("val_accuracy")], "'val_accuracy'"),
+        ([named("val_off"), off], "'val_off'"), (["top_2", named("val_top_2")], "'val_top_2'"),
         ([lambda y, t: 1.0], "should return a float32 tensor"), ([lambda y, t: np.ones(3)], "should return a float32 tensor"),
         ([lambda y, t: y.argmax()], "should return a float32 tensor.*a == b, is one of floats"),
         ([lambda y, t: y[:2]], "should return a float32 tensor with a value for each sample"),
@@ -788,6 +802,11 @@ def test_confusion_of_small_integers(device):
         ({"loss": ["mse"]}, "there is no loss"), ({"loss": losses.MeanSquaredError}, "there is no loss"),
         ({"loss": {"loss": "nope"}}, "there is no loss"), ({"optimizer": ["sgd"]}, "there is no optimizer"),
         ({"optimizer": clnn.SGD}, "there is no optimizer"),
+        *[({"optimizer": one}, rf"{one} takes steps by the loss of all data at once.*clnn.{one}\(\).minimize\(lambda")
+          for one in ("LBFGS", "HessianFree")],
+        *[({"optimizer": one}, r"call clnn.LBFGS\(\).minimize\(lambda: loss\(net\(x\), y\), net.parameters\(\), steps=50\)")
+          for one in ("lbfgs", "l-bfgs", clnn.LBFGS)],
+        ({"optimizer": clnn.LBFGS()}, "all data at once"), ({"optimizer": clnn.HessianFree()}, "clnn.HessianFree"),
     ],
 )  # fmt: skip
 def test_options_of_fit_that_are_none(device, options, says):

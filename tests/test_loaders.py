@@ -1,5 +1,6 @@
 """CSV files by pandas and folders of images by Pillow: what comes of them, fit on them, and what is said where they are wrong."""
 
+import io
 import sys
 
 import numpy as np
@@ -70,6 +71,14 @@ WRONG = [
     ("a,b\n1,x\n2,NA\n", {"target": "b"}, "target of sample 1 is missing.*keep_default_na"),
     ("a,b\n1,x\n2,y\n", {"target": "b", "classes": ["y", "z"]}, "'x' in sample 0 is none of classes 'y', 'z'"),
     ("a,b\n1,x\n", {"target": "b", "classes": ["x", "x"]}, "one class twice"),
+    ("a,b\n1,2\n", {"features": ["b", "b"]}, "features names one column twice: 'b', 'b'"),
+    ("a,b\n1,2\n", {"features": ["a", "a"], "target": "b"}, "features names one column twice: 'a', 'a'"),
+    ("a,c,c\n1,2,3\n", {"target": "c"}, "several columns called 'c': give them other names"),
+    ("a,c,c\n1,2,3\n", {"target": "a"}, "several columns called 'c'"),
+    ("a,c,c\n1,2,3\n", {"features": ["c"]}, "several columns called 'c'"),
+    ("a,c,c\n1,2,3\n", {"target": "c", "usecols": ["a", "c"]}, "several columns called 'c'"),
+    ("# of old\n\na;'c c';d;'c c';d\n1;2;3;4;5\n", {"sep": ";", "quotechar": "'", "comment": "#"}, "called 'c c', 'd'"),
+    ("x,y,z\na,c,c\n1,2,3\n", {"target": "c", "header": 1}, "several columns called 'c'"),
     ("a,b\n1,3000000000\n", {"target": "b"}, "do not fit int32"),
     ("a,b\n1,2\n", {"chunksize": 1}, "leave 'chunksize' out"),
     ("a,b\n1,2\n", {"colour": 1}, "colour.*options are those of pandas.read_csv"),
@@ -82,6 +91,18 @@ def test_a_table_that_is_wrong(csv, case):
     text, options, said = WRONG[case]
     with pytest.raises((clnn.DataError, clnn.errors.ConfigurationError), match=said):
         read_csv(csv(text), **options)
+
+
+def test_columns_that_are_named_like_a_second_one(csv):
+    """c.1 is what pandas calls a second c, and may be in the file."""
+    text = "a,c,c.1\n1,2,3\n"
+    assert read_csv(csv(text), target="c").features == ["a", "c.1"]
+    assert read_csv(io.StringIO(text), target="c.1").features == ["a", "c"]
+    assert read_csv(csv("a,b,c,c\n1,2,3,4\n"), target="b", features=["a"]).x.tolist() == [[1]]  # nobody asks for c
+    assert read_csv(csv("a,c,c\n1,2,3\n"), target="c", names=["a", "b", "c"], header=0).features == ["a", "b"]
+    for opened in (io.StringIO("a,c,c\n1,2,3\n"), io.BytesIO(b"a,c,c\n1,2,3\n")):
+        with pytest.raises(clnn.DataError, match="the file has several columns called 'c'"):
+            read_csv(opened, target="c")
 
 
 def test_no_file_and_no_package(csv, tmp_path, monkeypatch):
@@ -209,12 +230,13 @@ def test_a_folder_that_is_wrong(photos, how, said):
     ("options", "said"),
     [
         ({"classes": ["a"]}, "the folders b are none of classes a"),
+        ({"classes": ["b", "a", "a"]}, "classes names one class twice: 'b', 'a', 'a'"),
         ({"channels": 2}, "channels is 1"),
         ({"size": (1, 2, 3)}, "size is"),
         ({"size": 0}, "size should be an integer of 1 or more"),
         ({"size": "ab"}, "size should be an integer"),
     ],
-    ids=["classes", "channels", "three sizes", "no size", "text"],
+    ids=["classes", "a class twice", "channels", "three sizes", "no size", "text"],
 )
 def test_arguments_of_a_folder(photos, options, said):
     with pytest.raises((clnn.DataError, clnn.errors.ConfigurationError), match=said):

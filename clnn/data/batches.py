@@ -114,10 +114,10 @@ class Batches:
 
 def _held(part: Any) -> Any:
     """Arrays of which rows can be taken by their numbers, in the tuples and dicts that they came in."""
+    if is_sparse(part):  # one of them is a dict
+        return part.tocsr()
     if isinstance(part, (tuple, Mapping)):
         return _mapped(part, _held)
-    if is_sparse(part):
-        return part.tocsr()
     if isinstance(part, ImageFolder):
         return part
     if any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves(part)):

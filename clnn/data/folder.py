@@ -48,6 +48,8 @@ class ImageFolder:
             raise DataError(f"{root} is no folder: give the one in which each class has its folder of images")
         there = sorted(one.name for one in root.iterdir() if one.is_dir() and not one.name.startswith("."))
         self.classes = there if classes is None else list(classes)
+        if len({*self.classes}) < len(self.classes):
+            raise ConfigurationError(f"classes names one class twice: {', '.join(map(repr, self.classes))}")
         if unknown := sorted({*there} - {*self.classes}):
             raise DataError(f"{root}: the folders {', '.join(unknown)} are none of classes {', '.join(self.classes)}")
         self.paths: list[Path] = []

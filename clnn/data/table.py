@@ -11,6 +11,11 @@ import numpy as np
 
 from clnn.errors import ConfigurationError, DataError
 
+# of pandas.read_csv's options those that say how a file is written
+FORM = ["sep", "delimiter", "skipinitialspace", "skiprows", "skip_blank_lines", "compression", "lineterminator", "quotechar",
+        "quoting", "doublequote", "escapechar", "comment", "encoding", "encoding_errors", "dialect", "engine",
+        "storage_options"]  # fmt: skip
+
 
 class Table(NamedTuple):
     """What `read_csv` read: x float32 (n, features); y int32 or float32 (n,), or None; the names of the features, in the order
@@ -38,12 +43,19 @@ def read_csv(
     decimal, na_values, ... DataError for values that are missing, columns that hold no numbers, labels that `classes` has not,
     lines that are too long, and files that are empty or cannot be read.
     """
+    at = path.tell() if hasattr(path, "seekable") and path.seekable() else None
     frame = _read(path, options)
     name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "the file"
     there = list(frame.columns)
     chosen = [column for column in there if column != target] if features is None else list(features)
     if unknown := [column for column in [*chosen, *([] if target is None else [target])] if column not in there]:
         raise DataError(f"{name} has no column {_told(unknown)}; its columns are {_told(there)}")
+    if len({*chosen}) < len(chosen):
+        raise ConfigurationError(f"features names one column twice: {_told(chosen)}")
+    if twice := [column for column in _twice(path, at, options, there) if column in (*chosen, target)]:
+        raise DataError(
+            f"{name} has several columns called {_told(twice)}: give them other names in the file, or by names= and header=0"
+        )
     if target is not None and target in chosen:
         raise ConfigurationError(f"features: {target!r} is the target, which would be known to the model")
     if not chosen or not len(frame):
@@ -81,6 +93,27 @@ def _read(path: Any, options: dict[str, Any]) -> Any:
         raise DataError(
             f"{path} cannot be read as CSV: {error}; sep=, encoding=, header= and the like say how it is written"
         ) from error
+
+
+def _twice(path: Any, at: int | None, options: dict[str, Any], there: Sequence[Any]) -> list[str]:
+    """The names that several columns have in the file: pandas calls the second c.1, which may be a name of its own, too."""
+    import pandas
+
+    renamed = any(
+        isinstance(c, str) and c.rpartition(".")[0] in there and c.rpartition(".")[2].isdigit() for c in there
+    )
+    if not (renamed or "usecols" in options) or "names" in options or (hasattr(path, "read") and at is None):
+        return []
+    if at is not None:
+        path.seek(at)
+    row = options["header"] if isinstance(options.get("header"), int) else 0
+    form = {key: value for key, value in options.items() if key in FORM}
+    told = {"header": None, "nrows": row + 1, "dtype": str, "keep_default_na": False, "index_col": False}
+    try:
+        first = pandas.read_csv(path, **form, **told).iloc[row]
+    except (ValueError, IndexError):  # the lines before it are shorter
+        return []
+    return [column for column in dict.fromkeys(first) if list(first).count(column) > 1]
 
 
 def _check(frame: Any, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from .. import registry
@@ -42,6 +43,14 @@ def find_optimizer(which: str | Optimizer | dict[str, Any]) -> Optimizer:
         return registry.construct(which, "optimizer", Optimizer)
     if isinstance(which, dict) and which["name"] in OPTIMIZERS:
         return OPTIMIZERS[which["name"]](**which["config"])
+    asked: Any = which if isinstance(which, (str, type)) else type(which)
+    asked = re.sub("[-_]", "", getattr(asked, "__name__", asked)).lower()
+    if whole := next((one for one in ("LBFGS", "HessianFree") if one.lower() == asked), None):
+        raise ConfigurationError(
+            f"{whole} takes steps by the loss of all data at once, which fit's mini-batches are not: call "
+            f"clnn.{whole}().minimize(lambda: loss(net(x), y), net.parameters(), steps=50), where x and y are tensors, and loss "
+            "is one of clnn.losses, such as clnn.losses.cross_entropy"
+        )
     name = which.lower() if isinstance(which, str) else which
     if not isinstance(name, str) or name not in OPTIMIZERS:
         raise ConfigurationError(unknown("optimizer", which, OPTIMIZERS))

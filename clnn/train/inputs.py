@@ -77,7 +77,7 @@ def _with_column(error: DataError, frame: Any, array: np.ndarray) -> DataError:
 def _by_input(x: Any, model: Layer, name: str) -> list[tuple[str, Any]]:
     """What x gives for each input, and how to call that: a tuple in forward()'s order, or a dict by its names. A list is one
     array, but for a model that needs several."""
-    if not isinstance(x, (tuple, list, Mapping)):
+    if is_sparse(x) or not isinstance(x, (tuple, list, Mapping)):  # SciPy has a form that is a dict
         return [(name, x)]
     names = model.input_names() or {}
     if isinstance(x, Mapping):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ..checks import is_sparse
 from ..errors import ConfigurationError
 from ..losses import Joint, find_loss
 from ..metrics import REPORTED, Metric, accuracy, find_metrics, metric_name
@@ -75,7 +76,7 @@ class Outputs(NamedTuple):
         if not self.several:
             return [value]
         form = "a dict with these names" if self.kind is dict else "a tuple in this order"
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and not is_sparse(value):
             unknown = [name for name in value if name not in self.names]
             missing = [name for name in self.names if name not in value] if default is REQUIRED else []
             if unknown or missing:
