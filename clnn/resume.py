@@ -20,6 +20,7 @@ from .checkpoint import CheckpointWarning
 from .checks import check_count, in_range
 from .errors import CheckpointError, ConfigurationError
 from .files import as_path
+from .metrics import metric_name
 from .registry import config_from
 
 
@@ -157,12 +158,36 @@ def _told_of_optimizer(optimizer: Any) -> dict[str, Any] | None:
     return {"name": type(optimizer).__name__, "config": config_from(optimizer)}
 
 
+def _count(samples: Any) -> int | str:
+    """How many samples there are, or how many batches yields what gives them, as far as it says."""
+    if isinstance(samples, tuple) and hasattr(samples, "xs"):
+        return len(samples.xs[0])
+    try:
+        return f"{len(samples)} batches"
+    except TypeError:
+        return "batches"
+
+
 def told_of_fit(
-    samples: int | str, mini_batch: int, shuffle: bool, seed: int | None, loss: Any, optimizer: Any
-) -> dict[str, Any]:
-    """What has to be the same where a fit goes on, as JSON gives it back."""
-    told: dict[str, Any] = {"samples": samples, "mini-batch": mini_batch, "shuffle": shuffle, "seed": seed}
-    told |= {"loss": losses.describe(loss), "optimizer": _told_of_optimizer(optimizer)}
+    samples: Any, mini_batch: int, shuffle: bool, seed: int | None, loss: Any, optimizer: Any, held_out: Any, measured: Any,
+    sample_weight: Any, class_weight: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What has to be the same where a fit goes on, as JSON gives it back. `measured`: the outputs' names, of which of them the
+    accuracy is reported, and the metrics."""
+    names, hits, metrics = measured
+    reported = {f"{name}_accuracy".removeprefix("_") for name, hit in zip(names, hits) if hit} | {
+        *map(metric_name, metrics)
+    }
+    if class_weight is not None and not isinstance(class_weight, str):
+        class_weight = {str(int(label)): float(weight) for label, weight in class_weight.items()}
+    told: dict[str, Any] = {"mini-batch": mini_batch, "shuffle": shuffle, "seed": seed}
+    told["samples"] = f"{samples.steps} batches in an epoch" if hasattr(samples, "steps") else _count(samples)
+    told |= {"loss": losses.describe(loss), "optimizer": _told_of_optimizer(optimizer), "metrics": sorted(reported)}
+    told |= {"validation": None if held_out is None else _count(held_out), "class_weight": class_weight}
+    if isinstance(loss, losses.Joint):
+        described = {name: losses.describe(one) or one for name, one in loss.losses.items()}
+        told |= {"losses": described, "loss_weights": [*map(float, loss.weights)]}
+    told["sample_weight"] = "given" if sample_weight is not None else None
     found: dict[str, Any] = json.loads(
         json.dumps(told, default=lambda one: getattr(one, "__name__", type(one).__name__))
     )

@@ -334,6 +334,67 @@ def test_a_batch_that_the_model_or_its_targets_do_not_take(device, rng):
         assert np.array_equal(p.numpy(), was)
 
 
+def both(a, b):
+    """A model of two inputs."""
+    return clnn.Model((a, b), clnn.Dense(2)(clnn.Concatenate()(a, b)))
+
+
+FIRST, SECOND, LAST = ((X[rows], Y[rows]) for rows in (slice(30), slice(30, 60), slice(60, None)))
+LISTS = {
+    "one": [(X, Y)],
+    "two": [(X[:40], Y[:40]), (X[40:], Y[40:])],
+    "three": [FIRST, SECOND, LAST],
+    "a tuple": (FIRST, SECOND, LAST),
+    "lists": [[X[:40], Y[:40]], [X[40:], Y[40:]]],
+    "four": [(X[i::4], Y[i::4]) for i in range(4)],
+    "weighted": [(X[:40], Y[:40], np.ones(40)), (X[40:], Y[40:], np.ones(30))],
+    "lists of numbers": [(X[:40].tolist(), Y[:40].tolist()), (X[40:].tolist(), Y[40:].tolist())],
+}
+
+
+@pytest.mark.parametrize("source", ["arrays", "batches"])
+@pytest.mark.parametrize("batches", LISTS)
+def test_validation_may_be_a_list_of_batches(device, batches, source):
+    data = (X, Y) if source == "arrays" else (Batches(X, Y, 32),)
+    arrays, listed = (fit(device, *data, validation=one)[1] for one in ((X, Y), LISTS[batches]))
+    assert listed["val_loss"] == pytest.approx(arrays["val_loss"], rel=1e-5) and len(listed["val_loss"]) == 4
+    assert listed["val_accuracy"] == pytest.approx(arrays["val_accuracy"])
+    with pytest.raises(clnn.ConfigurationError, match="not both|do not go with validation_split"):
+        fit(device, *data, validation=LISTS[batches], validation_split=0.2)
+
+
+def test_validation_of_two_inputs_is_arrays_or_batches(device):
+    """((a, b), y), where y may be (a, b) too, is no list of batches."""
+    a, b = X[:, :3], X[:, 3:]
+    with clnn.use(device):
+        found = [
+            fit(device, (a, b), Y, validation=one, net=both(clnn.Input((3,)), clnn.Input((3,))), loss="cross_entropy")[
+                1
+            ]
+            for one in ([(a, b), Y], [((a[:9], b[:9]), Y[:9]), ((a[9:], b[9:]), Y[9:])])
+        ]
+        one, two = clnn.Input((3,)), clnn.Input((3,))
+        net = clnn.Model((one, two), (clnn.Dense(3)(one), clnn.Dense(3)(two)))
+        history = fit(device, (a, b), (b, a), validation=[(a, b), (b, a)], net=net, loss="mse")[1]
+    assert len(found[0]["val_loss"]) == len(found[1]["val_loss"]) == len(history["val_loss"]) == 4
+    expected = net.evaluate((a, b), (b, a), loss="mse")["loss"]
+    assert history["val_loss"][-1] == pytest.approx(expected, rel=1e-5)
+
+
+def test_rows_in_lists_are_arrays(device):
+    """[[x0, x1], [y0, y1]] of as long rows: two samples, and their two targets."""
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(6)], input_shape=6, seed=0)
+    rows = [[X[0], X[1]], [X[2], X[3]]]
+    history = fit(device, X, X, validation=rows, net=net, loss="mse")[1]
+    assert history["val_loss"][-1] == pytest.approx(net.evaluate(X[:2], X[2:4], loss="mse")["loss"], rel=1e-5)
+    for wrong in ([X], X, (X, Y, W, W), []):
+        with pytest.raises(
+            clnn.ConfigurationError, match="batches come as a list of such tuples, or from what yields them"
+        ):
+            fit(device, X, Y, validation=wrong)
+
+
 # -- going on --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("source", ["batches", "an object", "generator", "an object without end"])
 def test_a_run_goes_on_with_the_batches_that_were_next(device, tmp_path, source):

@@ -267,6 +267,87 @@ def test_what_does_not_fit_is_said(data, tmp_path):
         fit(data, [clnn.Checkpoint(tmp_path / "a"), clnn.Checkpoint(tmp_path / "b" / ".." / "a", best_only=True)])
 
 
+def size(y, t):
+    return (y * y).mean(axis=-1)
+
+
+W = np.linspace(0.5, 2, 24, dtype=np.float32)
+OTHERS = {  # what a run had, what it goes on with, and what is said
+    "other weights of classes": (
+        {"class_weight": {1: 5.0}},
+        {"class_weight": {0: 9.0}},
+        "class_weight was .*'1': 5.0.* and is .*'0'",
+    ),
+    "no weights of classes": ({"class_weight": {1: 5.0}}, {}, "class_weight was .*5.0.* and is None"),
+    "balanced": ({}, {"class_weight": "balanced"}, "class_weight was None and is 'balanced'"),
+    "weights": ({}, {"sample_weight": W}, "sample_weight was None and is 'given'"),
+    "validation": ({}, {"validation": 5}, "validation was None and is 5"),
+    "no validation": ({"validation": 5}, {}, "validation was 5 and is None"),
+    "more validation": ({"validation": 5}, {"validation": 6}, "validation was 5 and is 6"),
+    "batches of validation": ({"validation": 5}, {"validation": [5, 6]}, "validation was 5 and is '2 batches'"),
+    "a metric": ({}, {"metrics": [size]}, r"metrics was \['accuracy'\] and is \['accuracy', 'size'\]"),
+    "another metric": ({"metrics": ["top_2"]}, {"metrics": [size]}, "metrics was .*'top_2'.* and is .*'size'"),
+    "no classes": ({}, {"loss": "mse", "labels": False}, r"metrics was \['accuracy'\] and is \[\]"),
+}
+
+
+def measured(folder, epochs, *, validation=None, labels=True, **options):
+    """The history of a fit with what is measured, and by which weights."""
+    r = np.random.default_rng(0)
+    x, y = r.random((24, 5), np.float32), r.integers(0, 3, 24)
+    y = y if labels else r.random((24, 3), np.float32)
+    if isinstance(validation, list):
+        validation = [(x[:n], y[:n]) for n in validation]
+    elif validation:
+        validation = x[:validation], y[:validation]
+    options = {"loss": "cross_entropy", "optimizer": "adam", "seed": 1, "validation": validation} | options
+    net = clnn.Sequential([clnn.Dense(3)], input_shape=5, seed=0)
+    return net.fit(
+        x, y, epochs=epochs, progress=False, callbacks=[clnn.Checkpoint(folder)], resume=folder, **options
+    ).history
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_what_is_measured_and_weighted_is_the_same_where_a_run_goes_on(tmp_path, what):
+    first, second, told = OTHERS[what]
+    measured(tmp_path, 1, **first)
+    with pytest.raises(
+        clnn.ConfigurationError, match=f"resume: .* is of a fit whose .*{told}.*give the same, or train what"
+    ):
+        measured(tmp_path, 3, **second)
+    found = measured(tmp_path, 3, **first)
+    assert {len(values) for values in found.values()} == {3}
+
+
+def test_losses_of_several_outputs_are_the_same_where_a_run_goes_on(tmp_path):
+    a, r = clnn.Input((5,)), np.random.default_rng(0)
+    x, y = r.random((24, 5), np.float32), r.random((24, 1), np.float32)
+
+    def run(epochs, **options):
+        net = clnn.Model(a, {"one": clnn.Dense(1)(a), "two": clnn.Dense(1)(a)})
+        return net.fit(
+            x, {"one": y, "two": y}, optimizer="adam", seed=1, epochs=epochs, progress=False, resume=tmp_path,
+            callbacks=[clnn.Checkpoint(tmp_path)], **options,
+        ).history  # fmt: skip
+
+    run(1, loss="mse", loss_weights={"one": 1.0, "two": 2})
+    with pytest.raises(clnn.ConfigurationError, match=r"whose loss_weights was \[1.0, 2.0\] and is \[1.0, 1.0\]"):
+        run(2, loss="mse")
+    with pytest.raises(clnn.ConfigurationError, match="whose losses was .*mse.* and is .*mae"):
+        run(2, loss={"one": "mse", "two": "mae"}, loss_weights={"one": 1, "two": 2})
+    with pytest.raises(clnn.ConfigurationError, match="metrics was .* and is .*'two_size'"):
+        run(2, loss="mse", loss_weights={"one": 1, "two": 2}, metrics={"two": [size]})
+    assert len(run(2, loss="mse", loss_weights={"one": 1, "two": 2.0})["two_loss"]) == 2
+
+
+def test_what_is_given_in_another_form_is_the_same(tmp_path):
+    measured(tmp_path, 1, class_weight={0: 2, True: 5.0}, metrics=["accuracy", "top_2"], validation=[5, 6])
+    found = measured(
+        tmp_path, 2, class_weight={np.int64(1): np.float32(5), 0: 2.0}, metrics=["top_2"], validation=[5, 6]
+    )
+    assert {len(values) for values in found.values()} == {2}
+
+
 def test_a_working_folder_that_is_gone(data, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -26,7 +26,7 @@ from .outputs import Outputs, as_columns, loss_for, metrics_for
 def as_inputs(x: Any, model: Layer, name: str = "x") -> list[Any]:
     """One array per input of the model, in the model's type or, where it takes whole numbers, int32, checked; of a sparse matrix
     its `SparseRows`."""
-    given: list[tuple[str, Any]] = _by_input(x, model, name)
+    given: list[tuple[str, Any]] = by_input(x, model, name)
     found: list[Any] = []
     for i, (label, value) in enumerate(given):
         if isinstance(value, Tensor) and value.mask is not None:
@@ -74,7 +74,7 @@ def _with_column(error: DataError, frame: Any, array: np.ndarray) -> DataError:
     return DataError(f"{error}; the columns with such values are {', '.join(bad[:9])}")
 
 
-def _by_input(x: Any, model: Layer, name: str) -> list[tuple[str, Any]]:
+def by_input(x: Any, model: Layer, name: str) -> list[tuple[str, Any]]:
     """What x gives for each input, and how to call that: a tuple in forward()'s order, or a dict by its names. A list is one
     array, but for a model that needs several."""
     if is_sparse(x) or not isinstance(x, (tuple, list, Mapping)):  # SciPy has a form that is a dict
@@ -339,8 +339,8 @@ def given_to_fit(
     elif validation is not None:
         if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
             raise ConfigurationError(
-                "validation is (x, y) or (x, y, sample_weight), several inputs are ((x1, x2), y); batches come from what yields "
-                "them, such as clnn.data.Batches or iter(a list of them)"
+                "validation is (x, y) or (x, y, sample_weight), several inputs are ((x1, x2), y); batches come as a list of such "
+                "tuples, or from what yields them, such as clnn.data.Batches"
             )
         x_val, y_val, w_val = (*validation, None)[:3]
         x_val = as_inputs(x_val, model, "validation x")

@@ -42,7 +42,7 @@ from .history import History
 from .inputs import Samples, build_for, check_trains, counts_hits, given_to_fit
 from .outputs import Outputs
 from .record import Results, record_loss, record_metrics
-from .stream import Stream, over, parts_of_batch, streams_of_fit
+from .stream import Stream, held_out_batches, over, parts_of_batch, streams_of_fit
 
 AUDITS = 0.005  # share of fit's time for audits of the step after callbacks (step.py), where all code is clnn's
 
@@ -110,17 +110,17 @@ def fit(
         if stream is not None:
             stream.seed = seed
             x, y, sample_weight = parts_of_batch(stream.first(), "the first batch")
-        validation = None if held_stream is not None else validation
+        held_stream, validation = held_out_batches(held_stream, validation, validation_split, model, x)
         loss, metrics, outputs, samples, held_out = given_to_fit(
             model, x, y, loss, loss_weights, metrics, sample_weight, class_weight, validation, validation_split
         )
         batch_size = check_count("batch_size", 32 if batch_size is None else batch_size)
         batch_size = batch_size if stream is None else len(samples.xs[0])
-        history, done, last = History(), 0, epochs
-        told = {}
+        history, told, done, last = History(), dict[str, Any](), 0, epochs
         if resume is not None or any(isinstance(one, Checkpoint) for one in callbacks):
-            count = len(samples.xs[0]) if stream is None else f"{stream.steps} batches in an epoch"
-            told = told_of_fit(count, batch_size * world.size, bool(shuffle), seed, loss, optimizer)
+            held, size = held_stream if held_out is None else held_out, batch_size * world.size
+            measured, by = (outputs.names, counts_hits(loss, samples), metrics), (sample_weight, class_weight)
+            told = told_of_fit(stream or samples, size, bool(shuffle), seed, loss, optimizer, held, measured, *by)
         saved = None if resume is None else world.first(Resumed(resume) if world.rank == 0 else None)
         if saved:
             saved.put(model, optimizer, told, history.history, callbacks, world.size)

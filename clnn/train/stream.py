@@ -16,7 +16,7 @@ from ..runtime.watching.watch import structure_version
 from ..tensor import Tensor
 from .alone import Alone
 from .feed import Feed, form
-from .inputs import Samples, as_inputs, as_samples, build_for, weighted_by_class
+from .inputs import Samples, as_inputs, as_samples, build_for, by_input, weighted_by_class
 
 MOST_FORMS = 64  # of rows, such as lengths of sequences, for which an epoch keeps its recordings
 ARRAYS = ("__array__", "__array_interface__", "__dlpack__", "__getitem__")
@@ -300,6 +300,25 @@ def streams_of_fit(
     if found := [f"{name}: {why}" for name, why in wrong.items() if why]:
         raise ConfigurationError(f"x yields batches, which do not go with {found[0]}")
     return Stream(x, steps), held_out
+
+
+def held_out_batches(held_out: Any, validation: Any, split: Any, model: Any, x: Any) -> tuple[Any, Any]:
+    """What yields batches that are held out, and `validation` where it is arrays: a list of batches is told from (x, y) by the
+    inputs that `x` gives."""
+    if held_out is not None or split or not isinstance(validation, (tuple, list)):
+        return held_out, None if held_out is not None else validation
+    if not validation or not all(isinstance(one, (tuple, list)) and len(one) in (2, 3) for one in validation):
+        return None, validation
+    if len(validation) in (2, 3):
+        first, second = validation[0][:2]
+        if len(by_input(x, model, "x")) > 1:
+            batches = isinstance(first, (tuple, Mapping)) and not is_sparse(first)
+        else:  # a list may be rows of x, but for arrays that are no rows of one
+            shapes = [getattr(one, "shape", None) for one in (first, second)]
+            batches = isinstance(validation[0], tuple) or (None not in shapes and shapes[0] != shapes[1])
+        if not batches:
+            return None, validation
+    return validation, None
 
 
 def over(evaluation: Any, source: Any, name: str = "") -> dict[str, float]:
