@@ -21,7 +21,7 @@ from .ops.elementwise import choose
 from .ops.reduce import normal_axes
 from .runtime.devices.choice import resolve
 from .tape import no_grad
-from .tensor import Tensor, _wrap, apply, concat, function, on_tape, tensor, tensor_like
+from .tensor import Tensor, _wrap, apply, concat, function, on_tape, tensor, tensor_like, truths
 
 
 # -- choosing ---------------------------------------------------------------------------------------------------------
@@ -45,7 +45,7 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
 
     a, b = operand(a), operand(b)
     y, backward = choose(condition, a, b)
-    return on_tape(y, (a, b), lambda dy: backward(dy))
+    return truths(on_tape(y, (a, b), lambda dy: backward(dy)), a, b)
 
 
 def masked_fill(x: Any, mask: Any, value: float) -> Tensor:
@@ -255,7 +255,7 @@ def take(x: Any, index: Any, axis: int = 0) -> Tensor:
     """
     x = tensor(x)
     axis = _axis("take", axis, x.ndim)
-    return apply(ops.take, x, index=_index("take", index, x.shape[axis], x), axis=axis)
+    return truths(apply(ops.take, x, index=_index("take", index, x.shape[axis], x), axis=axis), x)
 
 
 def take_rows(x: Any, index: Any) -> Tensor:
@@ -263,7 +263,7 @@ def take_rows(x: Any, index: Any) -> Tensor:
     x = tensor(x)
     if not x.shape:
         raise ShapeError("take_rows: a tensor without axes has no rows")
-    return apply(ops.take, x, index=_index("take_rows", index, x.shape[0], x))
+    return truths(apply(ops.take, x, index=_index("take_rows", index, x.shape[0], x)), x)
 
 
 def gather(x: Any, index: Any, axis: int = -1) -> Tensor:
@@ -276,7 +276,7 @@ def gather(x: Any, index: Any, axis: int = -1) -> Tensor:
     """
     x = tensor(x)
     axis = _axis("gather", axis, x.ndim)
-    return apply(ops.gather, x, index=_index("gather", index, x.shape[axis], x), axis=axis)
+    return truths(apply(ops.gather, x, index=_index("gather", index, x.shape[axis], x), axis=axis), x)
 
 
 def scatter_add(x: Any, index: Any, values: Any, axis: int = 0) -> Tensor:
@@ -376,7 +376,7 @@ def sort(x: Any, axis: int = -1, descending: bool = False) -> Tensor:
     """
     x = tensor(x)
     at, axis = _sorted("sort", x, axis, descending)
-    return apply(ops.gather, x, index=at, axis=axis)
+    return truths(apply(ops.gather, x, index=at, axis=axis), x)
 
 
 def topk(x: Any, k: int, axis: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
@@ -387,7 +387,7 @@ def topk(x: Any, k: int, axis: int = -1, largest: bool = True) -> tuple[Tensor, 
     if k > x.shape[axis]:
         raise ShapeError(f"topk: there are no {k} elements along axis {axis} of an array of shape {x.shape}")
     at = at[(*(slice(None),) * axis, slice(k))]
-    return apply(ops.gather, x, index=at, axis=axis), at
+    return truths(apply(ops.gather, x, index=at, axis=axis), x), at
 
 
 def argmin(x: Any, axis: int | None = -1) -> Tensor:

@@ -173,7 +173,7 @@ class Tensor(Array):
     def to(self, device: str | Device) -> Tensor:
         """A copy on another device. ClnnError where it has a history, which would not come along."""
         self.refuse_history("to()")
-        return tensor(self.numpy(), device=device, dtype=self.dtype)
+        return truths(tensor(self.numpy(), device=device, dtype=self.dtype), self)
 
     def astype(self, dtype: DTypeLike) -> Tensor:
         """A copy of another type. To int32 by way of the host, towards 0, and a ClnnError where it has a history, which would not
@@ -665,13 +665,16 @@ def apply(op: Callable[..., tuple[Array, Backward]], *inputs: Any, **options: An
     y, backward = op(*inputs, **options)
     if op not in LINEAR:
         return on_tape(y, inputs, backward, inputs)
-    if inputs[0].made_by == MASK:
-        y.made_by = MASK
-    return on_tape(y, inputs, backward)
+    return truths(on_tape(y, inputs, backward), inputs[0])
 
 
-# The gradients of these do not depend on their inputs' values.
-LINEAR = (reshape, transpose, broadcast_to, take_slice, take_items)
+def truths(y: Tensor, *of: Any) -> Tensor:
+    """`y`, whose numbers are some of these: a mask where they are masks."""
+    y.made_by = MASK if all(isinstance(x, Array) and x.made_by == MASK for x in of) else y.made_by
+    return y
+
+
+LINEAR = (reshape, transpose, broadcast_to, take_slice, take_items)  # whose gradients depend on no values
 
 
 def on_tape(
@@ -763,7 +766,8 @@ def elementwise(name: str, a: Any, b: Any) -> Tensor:
         like = a = tensor(a)
     y, backward = binary(name, p := _operand(a, like), q := _operand(b, like))
     if BINARY[name].gradient:
-        return on_tape(y, (p, q), backward, () if name in ("add", "subtract") else (p, q))
+        t = on_tape(y, (p, q), backward, () if name in ("add", "subtract") else (p, q))
+        return truths(t, p, q) if name in ("multiply", "maximum", "minimum") else t
     y.made_by = MASK  # of a comparison, which has no gradient, and so no history
     return _wrap(y)
 
@@ -777,12 +781,8 @@ def _matmul(a: Any, b: Any) -> Tensor:
     a = a.reshape(1, -1) if row else a
     b = b.reshape(-1, 1) if column else b
     y = apply(matmul, a, b)
-    shape = list(y.shape)
-    if row:
-        shape.pop(-2)
-    if column:
-        shape.pop(-1)
-    return y.reshape(shape) if row or column else y
+    rows, columns = () if row else y.shape[-2:-1], () if column else y.shape[-1:]
+    return y.reshape(*y.shape[:-2], *rows, *columns) if row or column else y
 
 
 # -- functions of tensors ---------------------------------------------------------------------------------------------
@@ -809,4 +809,4 @@ def concat(tensors: Iterable[Any], axis: int = 0) -> Tensor:
     like = next((t for t in tensors if isinstance(t, Tensor)), None)
     tensors = [tensor(t) if like is None else tensor_like(t, like) for t in tensors]
     y, backward = concatenate(tensors, axis)
-    return on_tape(y, tensors, backward)
+    return truths(on_tape(y, tensors, backward), *tensors)

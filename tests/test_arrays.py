@@ -394,8 +394,53 @@ def test_what_stands_between_index_arrays_says_where_their_axes_go(rng, device, 
     np.testing.assert_allclose(t.grad.numpy(), wanted, rtol=1e-6)
 
 
+CHOOSING = {
+    "concatenate": lambda xp, a, b: xp.concatenate([a[:2], b[2:]]),
+    "concatenate arrays": lambda xp, a, b: xp.concatenate([a[:2], np.array([True, False, True])]),
+    "stack": lambda xp, a, b: xp.stack([a, b])[1],
+    "where": lambda xp, a, b: xp.where(a, b, a),
+    "maximum": lambda xp, a, b: xp.maximum(a, b),
+    "minimum": lambda xp, a, b: xp.minimum(a, b),
+    "multiply": lambda xp, a, b: a * b,
+    "take": lambda xp, a, b: xp.take(a, [4, 0, 0, 2, 1]),
+    "sort": lambda xp, a, b: xp.sort(a),
+    "roll": lambda xp, a, b: xp.roll(a, 2, 0),
+    "flip": lambda xp, a, b: xp.flip(a, 0),
+    "tile": lambda xp, a, b: xp.tile(a[:1], 5),
+}
+
+
+@pytest.mark.parametrize("kind", ["bools", "comparison"])
+@pytest.mark.parametrize("name", CHOOSING)
+def test_what_is_chosen_among_truths_is_a_mask(rng, device, name, kind):
+    """As NumPy's bools stay bools, and in a replay."""
+    x, a, b = normal(rng, (5, 3)), *rng.integers(0, 2, (2, 5)).astype(bool)
+    right, t = x.astype(np.float32)[CHOOSING[name](np, a, b)], clnn.tensor(x, np.float32)
+    on = [clnn.tensor(m) if kind == "bools" else clnn.tensor(m.astype(np.float32)) > 0.5 for m in (a, b)]
+    np.testing.assert_array_equal(t[CHOOSING[name](clnn, *on)].numpy(), right)
+    step = clnn.step(lambda a, b: CHOOSING[name](clnn, a, b), record=name not in ("concatenate arrays", "take"))
+    for _ in range(5):
+        np.testing.assert_array_equal(t[step(*on)].numpy(), right)
+
+
+def test_what_counts_truths_is_no_mask(rng, device):
+    x, m = normal(rng, (5, 3)), rng.integers(0, 2, (2, 5)).astype(bool)
+    t, on = clnn.tensor(x, np.float32), clnn.tensor(m)
+    for count in (lambda v: v[0] + v[1], lambda v: v[0] + v[1] * 2, lambda v: v[0] * 3):
+        rows = count(m.astype(int))
+        np.testing.assert_array_equal(t[count(on)].numpy(), x[rows].astype(np.float32))
+    np.testing.assert_array_equal(t[clnn.where(on[0], on[1], 3)].numpy(), x[np.where(m[0], m[1], 3)].astype(np.float32))
+
+
 @pytest.mark.parametrize(
-    "make", [clnn.tensor, clnn.constant, lambda m: clnn.tensor(m.tolist()), lambda m: clnn.tensor(m.T).T[:]]
+    "make",
+    [
+        clnn.tensor,
+        clnn.constant,
+        lambda m: clnn.tensor(m).to(clnn.device().kind),
+        lambda m: clnn.tensor(m.tolist()),
+        lambda m: clnn.tensor(m.T).T[:],
+    ],
 )
 def test_what_was_bools_is_a_mask(rng, device, make):
     """On the device bools are int32, and yet no numbers of rows."""
