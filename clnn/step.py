@@ -8,6 +8,7 @@ import os
 import time
 import types
 import warnings
+import weakref
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
@@ -78,6 +79,9 @@ class Step:
         self.lends = False  # whether results stay where the next call overwrites them: its caller reads them before
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
+        self._looked = weakref.WeakValueDictionary[
+            Any, Tensor
+        ]()  # arguments, by themselves and by where they are copied to
 
     def __get__(self, owner: Any, _: Any = None) -> Any:
         """As a method: each object gets a step of its own, which goes with it."""
@@ -141,8 +145,11 @@ class Step:
         entry = self.replays.entry(key)
         checks = ((entry and entry.known) or NOTHING).checks
         for array, fixed in zip(arrays, inputs):
-            if fixed.block in checks and not isinstance(array, Tensor):  # a replay would only make its loss NaN
-                checks[fixed.block](array, "an argument of the step")
+            if fixed.block in checks and self._looked.get((id(array), fixed.block)) is not array:
+                # a replay would only make its loss NaN; a tensor's numbers are waited for, once
+                checks[fixed.block](array.numpy() if isinstance(array, Tensor) else array, "an argument of the step")
+                if isinstance(array, Tensor):
+                    self._looked[id(array), fixed.block] = array
             if isinstance(array, Tensor):
                 array.refuse_history("an argument of a step, which is a copy,")
                 if array.mask is not None:
@@ -412,6 +419,7 @@ class Step:
         """Forget all recordings; the next calls make new ones."""
         self.replays.clear()
         self._inputs.clear()
+        self._looked.clear()
 
 
 _METHODS = "__clnn_steps__"  # where an object has its `_Methods`

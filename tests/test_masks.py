@@ -206,7 +206,9 @@ def test_a_mask_of_floats_is_looked_at_in_replays_too(device, rng):
     )
     with pytest.raises(clnn.ConfigurationError, match="an argument of the step is added .* would hide nothing"):
         attend(q, np.isfinite(hidden).astype(np.float32))
-    attend(q, hidden)
+    with pytest.raises(clnn.ConfigurationError, match="an argument of the step is added .* would hide nothing"):
+        attend(q, clnn.tensor(np.isfinite(hidden).astype(np.float32)))
+    attend(q, hidden), attend(q, clnn.tensor(hidden))
 
 
 def test_a_mask_of_floats_that_a_step_makes_is_not_kept(device, rng, monkeypatch):

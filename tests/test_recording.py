@@ -64,6 +64,30 @@ def test_the_third_call_is_compared_and_later_ones_replayed(device, rng):
     assert len(replays(train)[0]) < 15
 
 
+@pytest.mark.parametrize("make", [lambda y: y, clnn.tensor], ids=["array", "tensor"])
+@pytest.mark.parametrize("bad", [3, -1, 2**30])
+def test_labels_of_no_class_are_an_error_before_a_replay(device, rng, make, bad):
+    """Nothing is lost, and what was looked at is not looked at again."""
+    net, optimizer = little_net(device)
+    train = train_step(net, optimizer)
+    x, y = rng.standard_normal((6, 4)).astype(np.float32), make(rng.integers(0, 3, 6))
+    wrong = np.array(y)
+    wrong[3] = bad
+    wrong = make(wrong)
+    for _ in range(5):
+        train(x, y)
+    before = weights(net)
+    for _ in range(3):
+        with pytest.raises(clnn.DataError, match=rf"an argument of the step\[3\] is {bad}, outside 0 to 2"):
+            train(x, wrong)
+        np.testing.assert_array_equal(weights(net), before)
+    assert np.isfinite(float(train(x, y)))
+    if make is clnn.tensor:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(clnn.Tensor, "numpy", None)
+            train(x, y)
+
+
 @pytest.mark.parametrize("record", [True, False])
 def test_numpy_s_floats_become_what_the_step_s_layers_are(device, dtype, record):
     """A float64 network gets all of their digits, as it does outside of a step."""

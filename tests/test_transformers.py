@@ -85,7 +85,11 @@ def test_tokens_are_not_counted_from_the_end(rng, device):
     for bad in (-1, 5):
         with pytest.raises(clnn.DataError, match=rf"an argument of the step\[2\] is {bad}, and Embedding has 5 tokens"):
             step(np.array([4, 4, bad]))
-    y, grad = step(clnn.tensor([-1, 4, 5]))  # nobody looks at what lies on the device
+        with pytest.raises(clnn.DataError, match=rf"an argument of the step\[2\] is {bad}, and Embedding has 5 tokens"):
+            step(clnn.tensor([4, 4, bad]))
+    for entry in step.replays._entries.values():  # as of what a step computes itself
+        entry.known.checks.clear()
+    y, grad = step(clnn.tensor([-1, 4, 5]))  # nobody looks
     assert np.isnan(y.numpy()[[0, 2]]).all() and not np.isnan(y.numpy()[1]).any()
     np.testing.assert_array_equal(grad.numpy()[:, 0], [0, 0, 0, 0, 1])
 
