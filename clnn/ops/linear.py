@@ -34,8 +34,8 @@ def linear(
     m, device, dtype = math.prod(x.shape[:-1]), x.device, x.dtype
     y = empty(device, (*x.shape[:-1], n), dtype)
     saved = end_with(y, activation, keep)
-    # a mini-batch of two axes is read in the data set; with more axes a sample is several rows of the matrix
-    rows = x.rows if x.ndim == 2 and engine_name(device) == "tile" else None
+    # a mini-batch of two axes is read in the data set, as A; with more axes a sample is several rows of the matrix
+    rows = x.rows if x.ndim == 2 and not transposed and engine_name(device) == "tile" else None
     source = x.block if rows is None else rows.source
     gemm(
         device,
