@@ -702,3 +702,266 @@ def test_a_fresh_process_loads_what_was_saved(tmp_path):
     code = f"import clnn; print(clnn.load({str(tmp_path / 'net.safetensors')!r})([[1.0] * 4] * 2).tolist())"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == str(model(x).tolist())
+
+
+# -- what learns ------------------------------------------------------------------------------------------------------
+def learn(text, **constants):
+    """The names that learn, and those that are kept with them."""
+    net = clnn.onnx.load(proto('<ir_version: 8, opset_import: ["" : 18]>\n' + text, **constants).SerializeToString())
+    every = dict(net.named_parameters())
+    return {name for name, p in every.items() if p.trainable}, {name for name, p in every.items() if not p.trainable}
+
+
+def f(*shape):
+    return np.random.default_rng(3).normal(size=shape).astype(np.float32)
+
+
+ONE = {
+    "Gemm": ("(float[N, 3] x) => (float[N, 1] y) { y = Gemm(x, w, b) }", {"w": f(3, 1), "b": f(1)}, "wb"),
+    "Gemm, all of one": ("(float[N, 1] x) => (float[N, 1] y) { y = Gemm(x, w, b) }", {"w": f(1, 1), "b": f(1)}, "wb"),
+    "MatMul": ("(float[N, 3] x) => (float[N, 1] y) { z = MatMul(x, w) y = Add(z, b) }", {"w": f(3, 1), "b": f(1)}, "wb"),
+    "bias before": ("(float[N, 3] x) => (float[N, 1] y) { z = MatMul(x, w) y = Add(b, z) }", {"w": f(3, 1), "b": f(1, 1)}, "wb"),
+    "transposed": ("(float[N, 3] x) => (float[N, 1] y) { v = Transpose<perm = [1, 0]>(w) z = MatMul(x, v) y = Add(z, b) }",
+                   {"w": f(1, 3), "b": f(1)}, "wb"),
+    "transposed without perm": ("(float[N, 3] x) => (float[N, 1] y) { v = Transpose(w) z = MatMul(x, v) y = Add(z, b) }",
+                                {"w": f(1, 3), "b": f(1)}, "wb"),
+    "Gemm, transB, Add": ("(float[N, 3] x) => (float[N, 1] y) { z = Gemm<transB = 1>(x, w) y = Add(z, b) }",
+                          {"w": f(1, 3), "b": f(1)}, "wb"),
+    "Conv": ("(float[N, 1, 4] x) => (float[N, 1, 4] y) { y = Conv(x, w, b) }", {"w": f(1, 1, 1), "b": f(1)}, "wb"),
+    "Conv, Add": ("(float[N, 2, 4] x) => (float[N, 1, 4] y) { z = Conv(x, w) y = Add(z, b) }",
+                  {"w": f(1, 2, 1), "b": f(1, 1, 1)}, "wb"),
+    "ConvTranspose": ("(float[N, 1, 4] x) => (float[N, 1, 4] y) { y = ConvTranspose(x, w, b) }",
+                      {"w": f(1, 1, 1), "b": f(1)}, "wb"),
+    "InstanceNormalization": ("(float[N, 1, 4] x) => (float[N, 1, 4] y) { y = InstanceNormalization(x, w, b) }",
+                              {"w": f(1), "b": f(1)}, "wb"),
+    "LayerNormalization": ("(float[N, 3, 1] x) => (float[N, 3, 1] y) { y = LayerNormalization(x, w, b) }",
+                           {"w": f(1), "b": f(1)}, "wb"),
+    "GroupNormalization": ("(float[N, 1, 4] x) => (float[N, 1, 4] y) { y = GroupNormalization<num_groups = 1>(x, w, b) }",
+                           {"w": f(1), "b": f(1)}, "wb"),
+    "PRelu": ("(float[N, 3] x) => (float[N, 3] y) { y = PRelu(x, w) }", {"w": f(1)}, "w"),
+    "PRelu, a number": ("(float[N, 3] x) => (float[N, 3] y) { y = PRelu(x, w) }", {"w": f()}, "w"),
+    "bias by Unsqueeze": ("(float[N, 3] x) => (float[N, 1] y) { z = MatMul(x, w) b = Unsqueeze(s, at) y = Add(z, b) }",
+                          {"w": f(3, 1), "s": f(1), "at": np.array([0])}, "ws"),
+    "factor": ("(float[N, 3] x) => (float[N, 3] y) { y = Mul(x, w) }", {"w": f(1)}, ""),
+    "factor, a number": ("(float[N, 3] x) => (float[N, 3] y) { y = Mul(x, w) }", {"w": f()}, ""),
+    "sum": ("(float[N, 3] x) => (float[N, 3] y) { y = Add(x, w) }", {"w": f(1)}, ""),
+    "product, then a factor": ("(float[N, 3] x) => (float[N, 1] y) { z = MatMul(x, w) y = Mul(z, b) }",
+                               {"w": f(3, 1), "b": f(1)}, "w"),
+    "product, then a number": ("(float[N, 3] x) => (float[N, 1] y) { z = MatMul(x, w) y = Add(z, b) }",
+                               {"w": f(3, 1), "b": f()}, "w"),
+    "product of two columns": ("(float[N, 3] x) => (float[N, 2] y) { z = MatMul(x, w) y = Add(z, b) }",
+                               {"w": f(3, 2), "b": f(1)}, "w"),
+    "one row of weights": ("(float[N, 1] x) => (float[N, 2] y) { z = MatMul(x, w) y = Add(z, b) }",
+                           {"w": f(1, 2), "b": f(1)}, "w"),
+    "Gemm with a bias, then a number": ("(float[N, 3] x) => (float[N, 1] y) { z = Gemm(x, w, b) y = Add(z, c) }",
+                                        {"w": f(3, 1), "b": f(1), "c": f(1)}, "wb"),
+    "a column beside the inputs": ("(float[1, 2] x) => (float[1, 2] y) { z = Concat<axis = 1>(x, c) y = MatMul(z, w) }",
+                                   {"w": f(3, 2), "c": f(1, 1)}, "w"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ONE)
+def test_weights_of_one_element_learn_and_numbers_of_arithmetic_do_not(device, name):
+    text, constants, wanted = ONE[name]
+    text = "net " + text
+    assert learn(text, **constants) == ({*wanted}, set())
+    net = clnn.onnx.load(proto('<ir_version: 8, opset_import: ["" : 18]>\n' + text, **constants).SerializeToString())
+    shape = [size if isinstance(size, int) else 8 for size in net.inputs[0].shape]
+    x = f(*shape) + 1
+    before, y = net.state_dict(), net(x)
+    if wanted:
+        net.fit(x, y + 1, loss="mse", optimizer=clnn.SGD(0.01), batch_size=len(x), epochs=2, progress=False)
+    after = net.state_dict()
+    moved = {name for name in before if not np.array_equal(before[name], after[name])}
+    assert moved >= ({*wanted} - {"w"} if "Normalization" in name else {*wanted})  # a norm over one number is 0
+    np.testing.assert_allclose(net(x), net.predict(x), rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_one_channel_stay(device, rng):
+    text = "net (float[N, 1, 4] x) => (float[N, 1, 4] y) { m = Identity(mean) y = BatchNormalization(x, w, b, m, v) }"
+    constants = {"w": f(1), "b": f(1), "mean": f(1), "v": np.abs(f(1)) + 1}
+    assert learn(text, **constants) == ({"w", "b"}, {"mean", "v"})
+
+
+@pytest.mark.parametrize("units", [1, 3])
+@pytest.mark.parametrize("kind", ["SimpleRNN", "GRU", "LSTM"])
+def test_one_unit_learns_as_more_do(device, rng, tmp_path, kind, units):
+    layers = [clnn.PositionalEmbedding(4), getattr(clnn, kind)(units), clnn.Dense(1)]
+    net = clnn.Sequential(layers, input_shape=(4, units), seed=1)
+    clnn.onnx.save(net, tmp_path / "net.onnx")
+    back = clnn.onnx.load(tmp_path / "net.onnx")
+    x, gradients = f(16, 4, units), []
+    for one in (net, back):
+        ((one(clnn.tensor(x)) - 2.0) ** 2).mean().backward()
+        gradients.append({name: p.grad.numpy() for name, p in one.named_parameters()})
+    assert {*gradients[0]} - {*gradients[1]} <= {"1.recurrent_b"}  # in ONNX a part of b, which has both, always
+    for name, of_file in gradients[1].items():
+        if name == "1.b":
+            assert of_file.any()
+        else:  # gates may stand in another order
+            np.testing.assert_allclose(np.sort(of_file, None), np.sort(gradients[0][name], None), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("width", [1, 3])
+@pytest.mark.parametrize("norm", ["BatchNorm", "LayerNorm", "RMSNorm", "InstanceNorm"])
+def test_one_channel_learns_as_more_do(device, rng, tmp_path, norm, width):
+    layers = [clnn.Conv2D(width, 3), getattr(clnn, norm)(), clnn.PReLU(), clnn.GlobalAvgPool(), clnn.Dense(1)]
+    net = clnn.Sequential(layers, input_shape=(1, 5, 5), seed=1)
+    net.eval()
+    trained_twice(net, f(16, 1, 5, 5), tmp_path)
+
+
+def trained_twice(net, x, folder):
+    clnn.onnx.save(net, folder / "net.onnx")
+    back = clnn.onnx.load(folder / "net.onnx")
+    names = {name: p.trainable for name, p in net.named_parameters()}
+    assert {name: p.trainable for name, p in back.named_parameters()} == names
+    losses = []
+    for one in (net, back):
+        optimizer, found = clnn.SGD(0.1), []
+        for _ in range(4):
+            loss = ((one(clnn.tensor(x)) - 2.0) ** 2).mean()
+            loss.backward()
+            optimizer.step(one.parameters())
+            found.append(loss.item())
+        losses.append(found)
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+    for name, p in net.named_parameters():
+        np.testing.assert_allclose(
+            dict(back.named_parameters())[name].numpy(), p.numpy(), rtol=1e-3, atol=1e-5, err_msg=name
+        )
+
+
+class Centred(clnn.Layer):
+    """Numbers that learn and that do not, in arithmetic."""
+
+    def build(self, shape):
+        self.mean = self.parameter(shape, "zeros", learns=False)
+        self.shift = self.parameter(shape, "ones")
+        self.factor = self.parameter((1,), "ones")
+
+    def forward(self, x):
+        return (x - self.mean) / (self.shift + 1.0) * self.factor * 0.5
+
+
+@pytest.mark.parametrize("width", [1, 4])
+def test_what_learns_in_arithmetic_learns_from_a_file_of_clnns_too(device, tmp_path, width):
+    trained_twice(clnn.Sequential([Centred(), clnn.Dense(1)], input_shape=(3, width), seed=1), f(8, 3, width), tmp_path)
+
+
+SLICED = """net (float[T, N, 2] x) => (float[T, D, N, 1] y)
+{
+  i = Slice(w, zero, one, zero)  o = Slice(w, one, two, zero)  rest = Slice(w, two, four, zero)
+  both = Concat<axis = 0>(i, o, rest)  kernel = Unsqueeze(both, zero)  loop = Unsqueeze(r, zero)
+  p, q = Split<axis = 0, num_outputs = 2>(b)  biases = Concat<axis = 0>(p, q)  bias = Unsqueeze(biases, zero)
+  h = Identity(start)
+  y = LSTM<hidden_size = 1>(x, kernel, loop, bias)
+}"""
+
+
+def test_weights_that_are_sliced_split_and_put_together_learn(device, rng):
+    ints = {name: np.array([value]) for name, value in {"zero": 0, "one": 1, "two": 2, "four": 4}.items()}
+    floats = {"w": f(4, 2), "r": f(4, 1), "b": f(8), "start": f(1)}
+    assert learn(SLICED, **floats, **ints) == ({"w", "r", "b"}, set())
+    net = clnn.onnx.load(
+        proto('<ir_version: 8, opset_import: ["" : 18]>\n' + SLICED, **floats, **ints).SerializeToString()
+    )
+    x, before = clnn.tensor(f(3, 2, 2)), net.state_dict()
+    (net(x) ** 2).sum().backward()
+    h = 1e-2
+    for name, at in (("w", (1, 1)), ("w", (3, 0)), ("r", (2, 0)), ("b", (5,))):
+        slopes = []
+        for step in (-h, h):
+            moved = {key: np.array(array, np.float64) for key, array in before.items()}
+            moved[name][at] += step
+            net.load_state_dict({key: array.astype(np.float32) for key, array in moved.items()})
+            slopes.append(float((net(x.numpy()).astype(np.float64) ** 2).sum()))
+        grad = net.weights[name].grad.numpy()[at]
+        assert (slopes[1] - slopes[0]) / (2 * h) == pytest.approx(grad, rel=0.02, abs=1e-3)
+
+
+def test_factors_and_biases_that_are_reshaped_learn(device, rng):
+    text = """net (float[N, 3, 2, 2] x) => (float[N, 3, 2, 2] y)
+    { u = Unsqueeze(w, axes) v = Unsqueeze(b, axes) z = Mul(x, u) y = Add(z, v) }"""
+    assert learn(text, w=f(3), b=f(3), axes=np.array([1, 2])) == ({"w", "b"}, set())
+
+
+def test_weights_that_are_computed_are_named_when_the_model_trains(device, rng, tmp_path):
+    text = "net (float[N, 3] x) => (float[N, 2] y) { v = Mul(w, g) n = Tanh(v) z = MatMul(x, n) y = Add(z, b) }"
+    net = clnn.onnx.load(
+        proto(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}', w=f(3, 2), g=f(3, 2), b=f(2)).SerializeToString()
+    )
+    x = f(8, 3)
+    y = net.predict(x)  # without a word
+    net.save(tmp_path / "net.clnn")
+    for one in (net, clnn.load(tmp_path / "net.clnn")):
+        with pytest.warns(UserWarning, match="weights that nodes make of g, w do not learn"):
+            one.fit(x, y, loss="mse", optimizer="sgd", epochs=1, progress=False)
+        one.fit(x, y, loss="mse", optimizer="sgd", epochs=1, progress=False)  # once
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("units", [1, 3])
+def test_a_first_layer_of_transposed_weights_without_a_bias_learns_from_its_own_batch(device, units, shuffle):
+    """Its weights' gradient reads the batch as the product's other side, which nothing reads in the data set."""
+    text = f"net (float[N, 5] x) => (float[N, {units}] y) {{ y = Gemm<transB = 1>(x, w) }}"
+    net = clnn.onnx.load(proto(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}', w=f(units, 5)).SerializeToString())
+    same = clnn.Sequential([clnn.Dense(units, bias=False)], input_shape=5, seed=0)
+    same.load_state_dict({"0.w": f(units, 5).T})
+    x, y = f(24, 5), f(24, units) * 3
+    for one in (net, same):
+        one.fit(
+            x, y, loss="mse", optimizer=clnn.SGD(0.05), batch_size=8, epochs=5, shuffle=shuffle, seed=4, progress=False
+        )
+    np.testing.assert_allclose(net.weights["w"].numpy(), same.layers[0].w.numpy().T, rtol=1e-4, atol=1e-5)
+
+
+# -- files for batches of one size ------------------------------------------------------------------------------------
+FIXED = {
+    "reshaped": ("(float[4, 6] x) => (float[4, 2] y) { a = Reshape(x, shape) z = MatMul(a, w) y = Reshape(z, back) }",
+                 {"shape": np.array([8, 3]), "w": f(3, 1), "back": np.array([4, 2])}),
+    "mixed in other batches": ("(float[4, 6] x) => (float[4, 1] y) { a = Reshape(x, shape) y = ReduceMean(a, one) }",
+                               {"shape": np.array([4, -1]), "one": np.array([1])}),
+    "with a state": ("(float[4, 3, 2] x) => (float[4, 1] y) "
+                     "{ t = Transpose<perm = [1, 0, 2]>(x) all, h = RNN<hidden_size = 1>(t, w, r, b, , s) y = Squeeze(h, zero) }",
+                     {"w": f(1, 1, 2), "r": f(1, 1, 1), "b": f(1, 2), "s": f(1, 1, 1).repeat(4, 1), "zero": np.array([0])}),
+    "any size does": ("(float[4, 3] x) => (float[4, 2] y) { z = MatMul(x, w) y = Softmax(z) }", {"w": f(3, 2)}),
+    "two outputs": ("(float[4, 6] x) => (float[4, 3, 2] y, float[4, 6] z) { y = Reshape(x, shape) z = Tanh(x) }",
+                    {"shape": np.array([4, 3, 2])}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FIXED)
+def test_predict_takes_any_number_of_samples_where_a_file_is_for_batches_of_one_size(device, name):
+    text, constants = FIXED[name]
+    model = proto('<ir_version: 8, opset_import: ["" : 18]>\nnet ' + text, **constants)
+    net = clnn.onnx.load(model.SerializeToString())
+    for count in (4, 8, 1, 3, 11, 0):
+        x = f(count, *net.inputs[0].shape[1:])
+        whole = np.concatenate([x, np.zeros((-count % 4, *x.shape[1:]), np.float32)])
+        wanted = [reference(model, x=whole[i : i + 4]) for i in range(0, len(whole), 4)]
+        found = net.predict(x)
+        for i, one in enumerate(found.values() if isinstance(found, dict) else [found]):
+            assert len(one) == count
+            if count:
+                np.testing.assert_allclose(
+                    one, np.concatenate([each[i] for each in wanted])[:count], rtol=1e-5, atol=1e-6
+                )
+
+
+def test_a_file_for_one_size_of_batches_says_so(device):
+    text, constants = FIXED["reshaped"]
+    net = clnn.onnx.load(
+        proto('<ir_version: 8, opset_import: ["" : 18]>\nnet ' + text, **constants).SerializeToString()
+    )
+    x, y = f(16, 6), f(16, 2)
+    with pytest.raises(clnn.ShapeError, match="exported for batches of 4, and 8 samples were given: give batch_size=4"):
+        net.fit(x, y, loss="mse", optimizer="sgd", batch_size=8, epochs=1, progress=False)
+    losses = net.fit(x, y, loss="mse", optimizer="sgd", batch_size=4, epochs=3, progress=False).history["loss"]
+    assert losses[-1] < losses[0]
+    assert net.evaluate(x, y, loss="mse")["loss"] == pytest.approx(((net.predict(x) - y) ** 2).mean(), rel=1e-5)
+    text, constants = "(float[4, 3] x) => (float[4, 2] y) { z = MatMul(x, w) y = Softmax(z) }", {"w": f(3, 2)}
+    net = clnn.onnx.load(
+        proto('<ir_version: 8, opset_import: ["" : 18]>\nnet ' + text, **constants).SerializeToString()
+    )
+    np.testing.assert_allclose(net.predict_proba(f(5, 3)).sum(1), 1, rtol=1e-6)

@@ -63,7 +63,8 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes in an order in which they can run, the inputs, the outputs, and the constants by name."""
+    """Nodes in an order in which they can run, the inputs, the outputs, and the constants by name; whether `save` wrote it, and
+    which constants it says are statistics."""
 
     name: str
     nodes: list[Node]
@@ -71,6 +72,8 @@ class Graph:
     outputs: list[Value]
     constants: dict[str, np.ndarray] = field(default_factory=dict)
     opsets: dict[str, int] = field(default_factory=dict)
+    written: bool = False
+    statistics: set[str] = field(default_factory=set)
 
     def outer(self) -> set[str]:
         """The names that it takes from around it."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
+import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from .. import notebook
+from ..arrays import take
 from ..checks import numbers
 from ..errors import CheckpointError, ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer, Symbolic, register
@@ -20,11 +22,12 @@ from ..model import Model, total
 from ..parameters import consolidate
 from ..runtime.devices.choice import use
 from ..step import Step
-from ..tape import no_grad
+from ..tape import grad_enabled, no_grad
 from ..tensor import Parameter, Tensor, elementwise, tensor
+from ..train import EVALUATION_BATCH
 from . import operators as _all_operators  # noqa: F401 - fills the table
 from .fuse import Fuser
-from .graph import FLOATS, Graph, Value, from_json, to_json
+from .graph import FLOATS, Graph, Node, Value, from_json, to_json
 from .read import TYPES, read
 from .registry import TABLE, find
 from .run import Constants, Demand, Made, Pass, Plan, check, operators_of, type_of
@@ -35,42 +38,98 @@ WEIGHTS = {
     "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2), "LayerNormalization": (1, 2), "RMSNormalization": (1,),
     "PRelu": (1,), "Gather": (0,), "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "RNN": (1, 2, 3), "Einsum": (0, 1),
 }  # fmt: skip
-VECTORS = {
-    "Add": (0, 1),
-    "Mul": (0, 1),
-}  # those that do where they have one axis of more than one element: bias and scale
+VECTORS = ("Add", "Mul")  # whose constants along one axis do: biases and factors
 STATISTICS = {"BatchNormalization": (3, 4)}  # those of WEIGHTS that no optimizer touches
 KINDS = (*TYPES.values(),)
-MOVES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Cast")
+MOVES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Cast", "Slice", "Split")
+
+
+class Rule(NamedTuple):
+    """Which constants of floats are parameters: of how many elements at least, and whether all along one axis; and whether they
+    learn. Where one goes by several rules, the first counts."""
+
+    least: int
+    vector: bool
+    learns: bool
+
+    def holds(self, array: np.ndarray) -> bool:
+        """Whether that is one of them."""
+        along = max(array.shape, default=0) == array.size or not self.vector
+        return array.dtype.name in FLOATS and array.size >= self.least and along
+
+
+def made_of(graph: Graph) -> dict[str, set[str]]:
+    """The values that depend on constants alone, and on which."""
+    made = {name: {name} for name in graph.constants}
+    for node in graph.every_node():
+        given = [name for name in node.inputs if name]
+        if given and all(name in made for name in given) and not any(node.graphs()):
+            made.update(dict.fromkeys(filter(None, node.outputs), set().union(*(made[name] for name in given))))
+    return made
+
+
+def one_column(graph: Graph, node: Node | None, makers: Mapping[str, Node]) -> bool:
+    """Whether a node is a product, or a convolution without a bias, with weights for one output."""
+    if node is None or node.op not in ("MatMul", "Gemm", "Conv") or (node.op != "MatMul" and len(node.inputs) > 2):
+        return False
+    name, axis = node.inputs[1], 0 if node.op == "Conv" or node.attributes.get("transB") else -1
+    with contextlib.suppress(IndexError):  # of axes that are not there
+        by = makers.get(name)
+        if by is not None and by.op == "Transpose":
+            axis = by.attributes["perm"][axis] if "perm" in by.attributes else -1 - axis
+        shape = np.shape(graph.constants.get(name if by is None else by.inputs[0], ()))
+        return len(shape) > 1 and shape[axis] == 1
+    return False
 
 
 def learned(graph: Graph) -> dict[str, bool]:
     """The constants of a graph that are parameters, and whether they learn."""
     found: dict[str, bool] = {}
-    wanted: set[str] = set()
-    for node in reversed([*graph.every_node()]):
+    wanted: dict[str, Rule] = {}  # what parameters become by MOVES
+    made, nodes = made_of(graph), [*graph.every_node()]
+    makers = {name: node for node in nodes for name in node.outputs}
+    for node in reversed(nodes):
         if node.domain:
             continue
-        places = WEIGHTS.get(node.op, ()) + VECTORS.get(node.op, ())
-        if node.op in MOVES and node.outputs[0] in wanted:
-            places = tuple(range(len(node.inputs) if node.op == "Concat" else 1))
-        for at in places:
+        still = STATISTICS.get(node.op, ())
+        rules = {at: Rule(1, False, at not in still) for at in WEIGHTS.get(node.op, ())}
+        if node.op in VECTORS:
+            for at in range(2):  # one number is a bias after a product of one column, and arithmetic elsewhere
+                bias = node.op == "Add" and one_column(graph, makers.get(node.inputs[1 - at]), makers)
+                rules[at] = Rule(1 if bias else 2, True, True)
+        of = [wanted[name] for name in node.outputs if name in wanted] if node.op in MOVES else []
+        if of:
+            rule = min(of) if node.outputs[0] in made else max(min(of), Rule(2, False, True))
+            rules = dict.fromkeys(range(len(node.inputs) if node.op == "Concat" else 1), rule)
+        for at, rule in rules.items():
             name = node.inputs[at] if at < len(node.inputs) else ""
             array = graph.constants.get(name)
-            if array is None:
-                wanted |= {name} - {""} if node.op not in VECTORS else set()
-            elif (
-                array.dtype.name in FLOATS
-                and array.size > 1
-                and (node.op not in VECTORS or max(array.shape) == array.size)
-            ):
-                found[name] = found.get(name, True) and at not in STATISTICS.get(node.op, ())
-    for node in graph.every_node():  # not those whose values shapes and the like are made of
+            if array is not None and rule.holds(array):
+                found[name] = found.get(name, True) and rule.learns
+            elif name and array is None and (node.op not in VECTORS or name in made):
+                wanted[name] = min(rule, wanted.get(name, rule))
+    if graph.written:  # other constants are named by what they hold
+        kept = [
+            n for n, array in graph.constants.items() if not n.startswith("constant_") and array.dtype.name in FLOATS
+        ]
+        found = dict.fromkeys(kept, True) | found
+    for node in nodes:  # not those whose values shapes and the like are made of
         one = find(node.domain, node.op, graph.opsets.get(node.domain, 0))
         for at, name in enumerate(node.inputs):
             if one is not None and at in one.host:
                 found.pop(name, None)
-    return {name: found[name] for name in graph.constants if name in found}
+    return {name: found[name] and name not in graph.statistics for name in graph.constants if name in found}
+
+
+def left_out(graph: Graph) -> list[str]:
+    """The constants of which other nodes than MOVES make weights or biases, so that these do not learn."""
+    made, found = made_of(graph), set()
+    for node in graph.every_node():
+        for at in WEIGHTS.get(node.op, ()) if not node.domain else ():
+            name = node.inputs[at] if at < len(node.inputs) else ""
+            if name in made and name not in graph.constants and at not in STATISTICS.get(node.op, ()):
+                found |= {one for one in made[name] if Rule(1, False, True).holds(graph.constants[one])}
+    return sorted(found)
 
 
 class OnHost:
@@ -242,9 +301,11 @@ class OnnxModel(Model):
     `trainable` do what they do elsewhere; running statistics of batch normalisations stay as they are in training.
     """
 
-    unwatched = Model.unwatched | {"_session", "_training"}
+    unwatched = Model.unwatched | {"_session", "_training", "_told", "_fixed"}
     _session: Session | None = None
     _training: Plan | None = None
+    _told = False  # which constants do not learn
+    _fixed = False  # whether fewer samples than `batch()` were an error
 
     def __init__(self, graph: Any, weights: dict[str, Any]) -> None:
         """`weights`: {name: [type, shape, whether it learns]} for the constants that are parameters."""
@@ -347,7 +408,65 @@ class OnnxModel(Model):
             self._session = Session(self, {name: p.numpy() for name, p in self.weights.items()})
         return self._session
 
+    def batch(self) -> int:
+        """The number of samples that the file was exported for; 0 where it takes any, or does not say."""
+        sizes = {value.shape[0] if value.shape else None for value in self.inputs}
+        return size if len(sizes) == 1 and isinstance(size := sizes.pop(), int) else 0
+
+    def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH, **unknown: Any) -> Any:
+        """The outputs for any number of samples, as `Model.predict` gives them; in batches of the file's size, if it has one."""
+        return super().predict(x, batch_size=size if (size := self.batch()) > 1 else batch_size, **unknown)
+
+    def evaluate(self, x: Any, y: Any = None, **options: Any) -> dict[str, float]:
+        """The loss and metrics, as `Model.evaluate` gives them; in batches of the file's size, if it has one."""
+        return super().evaluate(x, y, **(options | ({"batch_size": self.batch()} if self.batch() > 1 else {})))
+
     def forward(self, *inputs: Tensor) -> Any:
+        if grad_enabled() and not self._told:
+            self._told = True
+            if names := left_out(self.graph):
+                warnings.warn(
+                    f"{self.where}: weights that nodes make of {', '.join(names)} do not learn: export it with constants folded",
+                    stacklevel=2,
+                )
+        size, counts = self.batch(), {len(x) if x.ndim else 0 for x in inputs}
+        count = counts.pop() if len(counts) == 1 else 0
+        if self._fixed and 0 < count < size:
+            return self._filled_up(inputs, count, size)
+        try:
+            found = self._forward(*inputs)
+            several = found if isinstance(found, dict) else {self.outputs[0].name: found}
+            for value in (
+                self.outputs if size > 1 and count else ()
+            ):  # of another size where samples were mixed on the way
+                if value.shape and value.shape[0] == size and len(several[value.name]) != count:
+                    raise ShapeError(f"output {value} has the shape {several[value.name].shape}")
+            return found
+        except (ShapeError, ConfigurationError, CheckpointError) as error:
+            if not size or count == size:
+                raise
+            if 0 < count < size:
+                self._fixed = True
+                return self._filled_up(inputs, count, size)
+            raise ShapeError(
+                f"{self.where} was exported for batches of {size}, and {count or 'other'} samples were given: give "
+                f"batch_size={size}, or export it with a batch of any size ({error})"
+            ) from error
+
+    def _filled_up(self, inputs: Sequence[Tensor], count: int, size: int) -> Any:
+        """The outputs for fewer samples than a batch has, such as the one that shapes are learnt from: some are given twice."""
+
+        def rows(y: Any) -> Any:
+            if not isinstance(y, Tensor) or not y.ndim or len(y) % size:
+                return y
+            first = y[: len(y) // size * count]
+            first.made_by = y.made_by if y.ndim > 1 else ""
+            return first
+
+        found = self._forward(*(take(x, np.arange(size) % count) for x in inputs))
+        return {name: rows(y) for name, y in found.items()} if isinstance(found, dict) else rows(found)
+
+    def _forward(self, *inputs: Tensor) -> Any:
         if self._training is None:
             consts = {**self.graph.constants, **self.weights}
             self._training = Plan(self.graph, self.device, consts, self.where, Constants(self.device))

@@ -288,6 +288,8 @@ def read(source: Any) -> tuple[Graph, str]:
             "it defines functions of its own: inline them with onnx.inliner.inline_local_functions, and load what comes of it"
         )
     graph = reader.graph(proto.graph)
+    told = [one.value for one in proto.metadata_props if one.key == "statistics" and isinstance(one.value, str)]
+    graph.written, graph.statistics = proto.producer_name == "clnn", {*"\n".join(told).split("\n")}
     check(graph, where)
     return graph, where
 

@@ -78,7 +78,7 @@ def save(model: Layer, path: str | Path, opset: int = 18, *, example: Any = None
 
         parameters = dict(model.named_parameters())
         graph, free = _graph(model, forms, arrays, number)
-    _write(as_path(path), graph, free, forms)
+    _write(as_path(path), graph, free, forms, [name for name in kept if not parameters[name].learns])
 
 
 def _forms(model: Layer, example: Any) -> list[tuple[tuple[int, ...], Any]]:
@@ -214,7 +214,9 @@ def _candidates(shapes: Sequence[tuple[int, ...]]) -> Iterator[tuple[tuple[int, 
 
 
 # -- the file ---------------------------------------------------------------------------------------------------------
-def _write(path: Path, graph: Graph, free: Sequence[Free], forms: Sequence[tuple[tuple[int, ...], Any]]) -> None:
+def _write(
+    path: Path, graph: Graph, free: Sequence[Free], forms: Sequence[tuple[tuple[int, ...], Any]], statistics: list[str]
+) -> None:
     from .. import __version__
 
     onnx, helper = graph.onnx, graph.onnx.helper
@@ -253,6 +255,8 @@ def _write(path: Path, graph: Graph, free: Sequence[Free], forms: Sequence[tuple
         producer_version=__version__,
         ir_version=helper.find_min_ir_version_for(opsets),
     )
+    if statistics:
+        helper.set_model_props(written, {"statistics": "\n".join(statistics)})
     try:
         if data:  # under a name of its own, so that an older model that is there stays whole
             write_atomically(path.with_name(beside), data)
