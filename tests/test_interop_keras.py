@@ -178,6 +178,298 @@ def test_flattened_inputs(device, rng, first):
     close(net.predict(np.moveaxis(x, -1, 1) if first else x), model.predict(x, verbose=0), np.float32)
 
 
+# -- in which order values are ----------------------------------------------------------------------------------------
+class Doubled(clnn.Layer):
+    def forward(self, x):
+        return 2.0 * x
+
+
+class Repeated(clnn.Layer):
+    def forward(self, x):
+        return clnn.repeat(clnn.expand_dims(x, 1), 3, 1)
+
+
+def behind(*layers, shape=(5, 6, 3)):
+    """A convolution, its values in a row, and what is behind."""
+    return keras.Sequential([keras.Input(shape), K.Conv2D(4, 3), K.Flatten(), *layers])
+
+
+def behind_here(*layers):
+    return clnn.Sequential([clnn.Conv2D(4, 3), clnn.Flatten(), *layers], (3, 5, 6))
+
+
+def several(join, join_here, flat_first=True):
+    image, vector = keras.Input((5, 6, 3)), keras.Input((4,))
+    parts = [K.Flatten()(K.Conv2D(4, 3)(image)), K.Dense(7)(vector)]
+    there = keras.Model([image, vector], K.Dense(3)(join(parts if flat_first else parts[::-1])))
+    a, b = clnn.Input((3, 5, 6)), clnn.Input((4,))
+    parts = [clnn.Flatten()(clnn.Conv2D(4, 3)(a)), clnn.Dense(7)(b)]
+    return there, clnn.Model((a, b), clnn.Dense(3)(join_here(*(parts if flat_first else parts[::-1]))))
+
+
+def added(of_images):
+    i, a = keras.Input((5, 6, 3)), clnn.Input((3, 5, 6))
+    x, y = K.Conv2D(4, 3, padding="same")(i), clnn.Conv2D(4, 3, padding="same")(a)
+    more, more_here = K.Conv2D(4, 1)(x), clnn.Conv2D(4, 1)(y)
+    if of_images:
+        there, here = K.Flatten()(K.Add()([x, more])), clnn.Flatten()(clnn.Add()(y, more_here))
+    else:
+        there, here = (
+            K.Add()([K.Flatten()(x), K.Flatten()(more)]),
+            clnn.Add()(clnn.Flatten()(y), clnn.Flatten()(more_here)),
+        )
+    return keras.Model(i, K.Dense(3)(there)), clnn.Model(a, clnn.Dense(3)(here))
+
+
+def nested(within):
+    if within == "row":
+        inner, inner_here = behind(), behind_here()
+        outer, outer_here = [inner, K.Dense(3)], [inner_here, clnn.Dense(3)]
+    else:
+        inner = keras.Sequential([keras.Input((5, 6, 3)), K.Conv2D(4, 3), K.MaxPooling2D(2)])
+        outer = [inner, K.Flatten(), K.LayerNormalization(), K.Dense(3)]
+        outer_here = [clnn.Conv2D(4, 3), clnn.MaxPool2D(2), clnn.Flatten(), clnn.LayerNorm(epsilon=1e-3), clnn.Dense(3)]
+    return keras.Sequential([keras.Input((5, 6, 3)), *outer]), clnn.Sequential(outer_here, (3, 5, 6))
+
+
+def steps(*last, here=()):
+    there = [K.TimeDistributed(K.Conv2D(4, 3)), K.TimeDistributed(K.Flatten()), *last]
+    mine = [clnn.TimeDistributed(clnn.Conv2D(4, 3)), clnn.TimeDistributed(clnn.Flatten()), *here]
+    return keras.Sequential([keras.Input((2, 5, 6, 3)), *there]), clnn.Sequential(mine, (2, 3, 5, 6))
+
+
+def masked(one, here):
+    return keras.Sequential([keras.Input((6, 3)), K.Masking(), one]), clnn.Sequential([clnn.Masking(), here], (6, 3))
+
+
+def pooled():
+    there = [K.Conv1D(4, 3), K.GlobalAveragePooling1D(keepdims=True), K.Flatten(), K.Dense(2)]
+    here = [clnn.Conv1D(4, 3), clnn.GlobalAvgPool(), clnn.Dense(2)]
+    return keras.Sequential([keras.Input((9, 3)), *there]), clnn.Sequential(here, (3, 9))
+
+
+def squeezed():
+    """Channels that are weighed by the means over them."""
+    i, a = keras.Input((5, 6, 3)), clnn.Input((3, 5, 6))
+    x, y = K.Conv2D(4, 3)(i), clnn.Conv2D(4, 3)(a)
+    weights = K.Reshape((1, 1, 4))(K.Dense(4, "sigmoid")(K.GlobalAveragePooling2D()(x)))
+    mine = clnn.Reshape((4, 1, 1))(clnn.Dense(4, "sigmoid")(clnn.GlobalAvgPool()(y)))
+    there = keras.Model(i, K.Dense(3)(K.Flatten()(K.Multiply()([x, weights]))))
+    return there, clnn.Model(a, clnn.Dense(3)(clnn.Flatten()(clnn.Multiply()(y, mine))))
+
+
+def turned_by_keras():
+    """Its convolutions have their channels first, too, and its Flatten turns them to be last, when it is told so."""
+    how = {"data_format": "channels_first"}
+    there = [keras.Input((3, 5, 6)), K.Conv2D(4, 3, **how), K.Flatten(**how), K.BatchNormalization(), K.Dense(2)]
+    return keras.Sequential(there), behind_here(clnn.BatchNorm(**BATCH), clnn.Dense(2))
+
+
+def vectors():
+    there = keras.Sequential([keras.Input((4, 5, 3)), K.Flatten(), K.Dense(2)])
+    return there, clnn.Sequential([clnn.Dense(2)], 60)
+
+
+FOLLOWED = {
+    "LayerNormalization": lambda: (
+        behind(K.LayerNormalization(), K.Dense(3)),
+        behind_here(clnn.LayerNorm(epsilon=1e-3), clnn.Dense(3)),
+    ),
+    "RMSNormalization": lambda: (
+        behind(K.RMSNormalization(epsilon=1e-3), K.Dense(3)),
+        behind_here(clnn.RMSNorm(epsilon=1e-3), clnn.Dense(3)),
+    ),
+    "PReLU": lambda: (behind(K.PReLU(), K.Dense(3)), behind_here(clnn.PReLU(), clnn.Dense(3))),
+    "Identity": lambda: (behind(K.Identity(), K.Dense(3)), behind_here(clnn.Dense(3))),
+    "ActivityRegularization": lambda: (behind(K.ActivityRegularization(), K.Dense(3)), behind_here(clnn.Dense(3))),
+    "Rescaling": lambda: (behind(K.Rescaling(2.0), K.Dense(3)), behind_here(Doubled(), clnn.Dense(3))),
+    "RepeatVector": lambda: (behind(K.RepeatVector(3), K.GRU(2)), behind_here(Repeated(), clnn.GRU(2))),
+    "concatenated": lambda: several(K.Concatenate(), clnn.Concatenate()),
+    "concatenated behind": lambda: several(K.Concatenate(), clnn.Concatenate(), False),
+    "rows that are added": lambda: added(False),
+    "images that are added": lambda: added(True),
+    "nested, a row": lambda: nested("row"),
+    "nested, images": lambda: nested("images"),
+    "steps, LSTM": lambda: steps(K.LSTM(2), here=[clnn.LSTM(2)]),
+    "steps, both ways": lambda: steps(K.Bidirectional(K.GRU(2)), here=[clnn.Bidirectional(clnn.GRU(2))]),
+    "steps, Dense": lambda: steps(K.Dense(2), here=[clnn.Dense(2)]),
+    "steps in a row": lambda: steps(K.Flatten(), K.Dense(2), here=[clnn.Flatten(), clnn.Dense(2)]),
+    "masked LSTM": lambda: masked(K.LSTM(2), clnn.LSTM(2)),
+    "masked GRU": lambda: masked(K.GRU(2), clnn.GRU(2)),
+    "masked SimpleRNN": lambda: masked(K.SimpleRNN(2), clnn.SimpleRNN(2)),
+    "pooled with its axes": pooled,
+    "squeezed": squeezed,
+    "turned by Keras": turned_by_keras,
+    "vectors": vectors,
+}
+
+
+@pytest.mark.parametrize("name", FOLLOWED)
+def test_rows_are_in_the_order_that_they_have_here(device, rng, name):
+    model, net = FOLLOWED[name]()
+    for weight in model.weights:
+        weight.assign(rng.random(tuple(weight.shape)))
+    xs = [rng.standard_normal((3, *one.shape[1:])).astype(np.float32) for one in model.inputs]
+    shapes = [tuple(shape) for shape in net._input_shapes]
+    moved = [x if x.shape[1:] == shape else np.moveaxis(x, -1, 2 if x.ndim == 5 else 1) for x, shape in zip(xs, shapes)]
+    mine = [x.reshape(3, *shape) if name == "vectors" else y for x, y, shape in zip(xs, moved, shapes)]
+    mine = tuple(mine) if len(mine) > 1 else mine[0]
+
+    def agree():
+        close(net.predict(mine), model.predict(xs if len(xs) > 1 else xs[0], verbose=0), np.float32, name)
+
+    report = clnn.interop.from_keras(model, net)
+    agree()
+    assert ("with the channels first" in str(report)) == (name != "vectors" and "masked" not in name)
+    net.load_state_dict({n: a * rng.uniform(0.5, 1.5, a.shape) for n, a in net.state_dict().items()})
+    clnn.interop.to_keras(net, model)
+    agree()
+
+
+class Own(keras.Model):
+    """What it does is seen nowhere."""
+
+    def __init__(self):
+        super().__init__()
+        self.convolution, self.flatten, self.out = K.Conv2D(4, 3), K.Flatten(), K.Dense(2)
+
+    def call(self, x):
+        return self.out(self.flatten(self.convolution(x)))
+
+
+def own():
+    model = Own()
+    model(np.zeros((1, 5, 6, 3), np.float32))
+    return model, behind_here(clnn.Dense(2))
+
+
+def shared():
+    i, j, dense = keras.Input((5, 6, 3)), keras.Input((48,)), K.Dense(3)
+    a, b, here = clnn.Input((3, 5, 6)), clnn.Input((48,)), clnn.Dense(3)
+    there = keras.Model([i, j], K.Add()([dense(K.Flatten()(K.Conv2D(4, 3)(i))), dense(j)]))
+    return there, clnn.Model((a, b), clnn.Add()(here(clnn.Flatten()(clnn.Conv2D(4, 3)(a))), here(b)))
+
+
+def plain(there, here, shape, mine):
+    return lambda: (keras.Sequential([keras.Input(shape), *there()]), clnn.Sequential(here(), mine))
+
+
+UNSEEN = {
+    "a Lambda": (
+        lambda: (behind(K.Lambda(lambda x: x), K.Dense(3)), behind_here(clnn.Dense(3))),
+        r"from lambda\w* \(Lambda\) on it",
+    ),
+    "groups of a row": (
+        lambda: (
+            behind(K.GroupNormalization(4), K.Dense(3)),
+            behind_here(clnn.GroupNorm(4, epsilon=1e-3), clnn.Dense(3)),
+        ),
+        "GroupNormalization",
+    ),
+    "a row and a vector are added": (
+        lambda: several(
+            lambda parts: K.Add()([parts[0], K.Dense(48)(parts[1])]), lambda a, b: clnn.Add()(a, clnn.Dense(48)(b))
+        ),
+        r"\(Add\)",
+    ),
+    "a row and a vector share a layer": (shared, "Dense"),
+    "a class of one's own": (own, "Own"),
+    "channels for steps": (
+        plain(
+            lambda: [K.Conv1D(8, 3, padding="same"), K.LSTM(2)],
+            lambda: [clnn.Conv1D(8, 3, padding="same"), clnn.LSTM(2)],
+            (8, 3),
+            (3, 8),
+        ),
+        "LSTM",
+    ),
+    "a pool over steps": (
+        plain(
+            lambda: [K.LSTM(9, return_sequences=True), K.GlobalAveragePooling1D(), K.Dense(2)],
+            lambda: [clnn.LSTM(9, return_sequences=True), clnn.GlobalAvgPool(), clnn.Dense(2)],
+            (9, 3),
+            (9, 3),
+        ),
+        "GlobalAveragePooling1D",
+    ),
+    "steps for channels": (
+        plain(
+            lambda: [K.GRU(6, return_sequences=True), K.Conv1D(2, 3)],
+            lambda: [clnn.GRU(6, return_sequences=True), clnn.Conv1D(2, 3)],
+            (6, 3),
+            (6, 3),
+        ),
+        "Conv1D",
+    ),
+    "pooled steps in a row": (
+        plain(
+            lambda: [K.LSTM(6, return_sequences=True), K.MaxPooling1D(2), K.Flatten(), K.Dense(2)],
+            lambda: [clnn.LSTM(6, return_sequences=True), clnn.MaxPool1D(2), clnn.Flatten(), clnn.Dense(2)],
+            (8, 3),
+            (8, 3),
+        ),
+        "Flatten",
+    ),
+    "images of features": (
+        plain(
+            lambda: [K.Dense(48), K.Reshape((4, 4, 3)), K.Conv2DTranspose(2, 3)],
+            lambda: [clnn.Dense(48), clnn.Reshape((3, 4, 4)), clnn.Conv2DTranspose(2, 3)],
+            (5,),
+            5,
+        ),
+        "Conv2DTranspose",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UNSEEN)
+def test_an_order_that_cannot_be_seen_is_an_error(device, name):
+    made, said = UNSEEN[name]
+    model, net = made()
+    before = net.state_dict()
+    with pytest.raises(clnn.CheckpointError, match=rf"{said}.*cannot be seen.*go on with ignore=") as error:
+        clnn.interop.from_keras(model, net)
+    with pytest.raises(clnn.CheckpointError, match="cannot be seen"):
+        clnn.interop.to_keras(net, model)
+    assert all((a == before[n]).all() for n, a in net.state_dict().items())
+    layer = str(error.value).partition(":")[0]
+    if name in ("channels for steps", "steps for channels", "a Lambda"):
+        clnn.interop.from_keras(model, net, ignore=layer)
+        assert any((a != before[n]).any() for n, a in net.state_dict().items())
+
+
+def test_slopes_along_another_axis(device):
+    model = drawn(
+        keras.Sequential([keras.Input((3, 3)), K.Dense(3), K.PReLU(shared_axes=[1])]), np.random.default_rng(1)
+    )
+    with pytest.raises(clnn.CheckpointError, match="alpha"):
+        clnn.interop.from_keras(model, clnn.Sequential([clnn.Dense(3), clnn.PReLU()], (3, 3)))
+    net, x = clnn.Sequential([clnn.Dense(3), clnn.PReLU(-1)], (3, 3)), -np.ones((1, 3, 3), np.float32)
+    clnn.interop.from_keras(model, net)
+    close(net.predict(x), model.predict(x, verbose=0), np.float32)
+
+
+def test_masked_steps_of_both_ways_are_noted(device):
+    wrapped = K.Bidirectional(K.LSTM(2, return_sequences=True))
+    here = clnn.Bidirectional(clnn.LSTM(2, return_sequences=True))
+    model, net = masked(wrapped, here)
+    assert "steps that are masked are 0 in what" in str(clnn.interop.from_keras(model, net))
+    model = keras.Sequential([keras.Input((6, 3)), K.Bidirectional(K.LSTM(2, return_sequences=True))])
+    report = clnn.interop.from_keras(
+        model, clnn.Sequential([clnn.Bidirectional(clnn.LSTM(2, return_sequences=True))], (6, 3))
+    )
+    assert "masked" not in str(report)
+
+
+def test_layers_of_halves_that_are_too_small(device):
+    model = keras.Sequential([keras.Input((2,)), K.Dense(2, dtype="float16")])
+    net = clnn.Sequential([clnn.Dense(2, weight_init=7e4)], 2)
+    before = model.get_weights()
+    with pytest.raises(clnn.CheckpointError, match=r"beyond 6\.55e\+04.*float16"):
+        clnn.interop.to_keras(net, model)
+    assert all((a == b).all() for a, b in zip(model.get_weights(), before))
+
+
 STEPS = (6, 3)
 WRONG = {
     "epsilon": (lambda: K.BatchNormalization(), lambda: clnn.BatchNorm(), (4,), r"has epsilon 0\.001"),

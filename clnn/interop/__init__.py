@@ -99,14 +99,17 @@ def from_keras(source: Any, model: Layer, *, strict: bool = True, ignore: Sequen
     from Keras' order (height, width, channels) to clnn's (channels, height, width): inputs of clnn's convolutions have their
     channels first. Activations of layers have to agree, too.
     """
-    check = partial(keras.check_settings, source, named(ignore))
-    return copied("Keras", keras.units_of(source, model), True, model, keras.layout, strict, check=check)
+    return _with_keras(source, model, strict, named(ignore))
 
 
 def to_keras(model: Layer, target: Any, *, strict: bool = True, ignore: Sequence[str] = ()) -> Report:
     """Copy a model's weights into a model or a layer of Keras 3 that is built: `from_keras` the other way round."""
-    check = partial(keras.check_settings, target, named(ignore))
-    return copied("Keras", keras.units_of(target, model), True, model, keras.layout, strict, back=True, check=check)
+    return _with_keras(target, model, strict, named(ignore), back=True)
+
+
+def _with_keras(there: Any, model: Layer, strict: bool, ignore: Sequence[str], back: bool = False) -> Report:
+    check, units = partial(keras.check_settings, there, ignore), keras.units_of(there, model, ignore)
+    return copied("Keras", units, True, model, keras.layout, strict, back=back, check=check)
 
 
 def from_safetensors(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -51,21 +51,13 @@ def _attention_parts(heads: int) -> list[Part]:
     def split(w: np.ndarray) -> list[np.ndarray]:
         return [w.reshape(w.shape[0], heads, -1)]
 
-    found = []
+    how, out = "heads side by side", "attention_output"
+    found = [Part(("bo",), (f"{out}/bias",))]
     for one, name in (("q", "query"), ("k", "key"), ("v", "value")):
-        found.append(Part((f"w{one}",), (f"{name}/kernel",), joined, split, "heads side by side"))
+        found.append(Part((f"w{one}",), (f"{name}/kernel",), joined, split, how))
         found.append(Part((f"b{one}",), (f"{name}/bias",), lambda a: [a.ravel()], lambda b: [b.reshape(heads, -1)]))
-    out = ("attention_output/kernel",)
-    found.append(
-        Part(
-            ("wo",),
-            out,
-            lambda a: [a.reshape(-1, a.shape[-1])],
-            lambda w: [w.reshape(heads, -1, w.shape[1])],
-            "heads side by side",
-        )
-    )
-    return [*found, Part(("bo",), ("attention_output/bias",))]
+    last, first = lambda a: [a.reshape(-1, a.shape[-1])], lambda w: [w.reshape(heads, -1, w.shape[1])]
+    return [*found, Part(("wo",), (f"{out}/kernel",), last, first, how)]
 
 
 def layout(here: Here, unit: Unit) -> list[Part]:
@@ -85,24 +77,31 @@ def layout(here: Here, unit: Unit) -> list[Part]:
         if layer.reset_after:
             how = "two rows, of reset_after=True"
             biases = Part(("b", "recurrent_b"), ("bias",), lambda a: [a[0], a[1]], lambda *b: [np.stack(b)], how)
-        return [Part(("w",), ("kernel",)), Part(("u",), ("recurrent_kernel",)), biases]
+        return [_rows(Part(("w",), ("kernel",)), unit), Part(("u",), ("recurrent_kernel",)), biases]
     if isinstance(layer, _Recurrent):
-        return [Part(("w",), ("kernel",)), Part(("u",), ("recurrent_kernel",)), Part(("b",), ("bias",))]
+        kernel = _rows(Part(("w",), ("kernel",)), unit)
+        return [kernel, Part(("u",), ("recurrent_kernel",)), Part(("b",), ("bias",))]
     if isinstance(layer, layers.MultiHeadAttention):
         return _attention_parts(layer.heads)
     if isinstance(layer, _Norm):
-        names = {"gamma": ("gamma", "scale"), "beta": ("beta",), "running_mean": ("moving_mean",)}
-        names["running_variance"] = ("moving_variance",)
-        return [
-            _rows(Part((mine,), (name,)), unit)
-            for mine, theirs in names.items()
-            for name in theirs
-            if name in unit.arrays
-        ]
+        names = {"scale": "gamma", "moving_mean": "running_mean", "moving_variance": "running_variance"}
+        return [_rows(Part((names.get(name, name),), (name,)), unit) for name in unit.arrays]
     if isinstance(layer, layers.PReLU):
         shape = here.parameters["slope"].shape
         alpha = unit.arrays["alpha"].shape if "alpha" in unit.arrays else ()
-        return [Part(("slope",), ("alpha",), lambda a: [a.reshape(shape)], lambda a: [a.reshape(alpha)])]
+        axis, many = layer.axis and layer.axis % (len(alpha) + 1), [i for i, n in enumerate(alpha, 1) if n > 1]
+        if many and many != [{1: len(alpha)}.get(axis or 0) if unit.seen.how == "images" else axis]:
+            return []
+        read, write, how = _rows(Part((), ()), unit)[2:]
+        return [
+            Part(
+                ("slope",),
+                ("alpha",),
+                lambda a: [read(a)[0].reshape(shape)],
+                lambda a: [write(a)[0].reshape(alpha)],
+                how,
+            )
+        ]
     if isinstance(layer, layers.Embedding):
         return [Part(("w",), ("embeddings",))]
     if len(unit.arrays) != len(here.parameters):
@@ -113,48 +112,39 @@ def layout(here: Here, unit: Unit) -> list[Part]:
 
 def _rows(part: Part, unit: Unit) -> Part:
     """Behind a Flatten of images the rows of a kernel, and features that are normalised, stand in clnn's order."""
-    shape = unit.flattened
-    if shape is None:
+    found: list[np.ndarray] = []
+    for shape in unit.seen.blocks if unit.seen else ():
+        start = sum(map(len, found))
+        found.append(start + np.moveaxis(np.arange(math.prod(shape)).reshape(shape), -1, 0).ravel())
+    if not found:
         return part
-    order = np.moveaxis(np.arange(math.prod(shape)).reshape(shape), -1, 0).ravel()
-    back = np.argsort(order)
-    return part._replace(
-        read=lambda a: [a[order]], write=lambda a: [a[back]], how=f"rows of {shape} with the channels first"
-    )
+    order, how = np.concatenate(found), f"rows of {' + '.join(map(str, unit.seen.blocks))} with the channels first"
+    return part._replace(read=lambda a: [a[order]], write=lambda a: [a[np.argsort(order)]], how=how)
 
 
-KINDS: dict[str, tuple[str, ...]] = {
-    "Dense": ("Dense",),
-    "DepthwiseConv2D": ("DepthwiseConv2D",),
-    "BatchNorm": ("BatchNormalization",),
-    "LayerNorm": ("LayerNormalization",),
-    "RMSNorm": ("RMSNormalization",),
-    "GroupNorm": ("GroupNormalization",),
-    "PReLU": ("PReLU",),
-    "Embedding": ("Embedding",),
-    "SimpleRNN": ("SimpleRNN", "SimpleRNNCell"),
-    "LSTM": ("LSTM", "LSTMCell"),
-    "GRU": ("GRU", "GRUCell"),
-    "MultiHeadAttention": ("MultiHeadAttention",),
-}
+KINDS = {name: (name,) for name in ("Dense", "DepthwiseConv2D", "PReLU", "Embedding", "MultiHeadAttention")}
+KINDS |= {f"{name}Norm": (f"{name}Normalization",) for name in ("Batch", "Layer", "RMS", "Group")}
+KINDS |= {name: (name, f"{name}Cell") for name in ("SimpleRNN", "LSTM", "GRU")}  # type: ignore[misc]
 for _axes in AXES.values():
     KINDS[f"Conv{_axes}"] = (f"Conv{_axes}",)
     KINDS[f"Conv{_axes}Transpose"] = (f"Conv{_axes}Transpose",)
 
 
 # -- what is there ----------------------------------------------------------------------------------------------------
-def units_of(source: Any, model: Any) -> list[Unit]:
-    """The layers of a model of Keras, or a layer by itself, that have weights."""
+def units_of(source: Any, model: Any, ignore: Sequence[str] = ()) -> list[Unit]:
+    """The layers of a model of Keras, or a layer by itself, that have weights. CheckpointError for those of which it cannot be
+    seen in which order their features are, but for those to `ignore`."""
     if not hasattr(source, "weights") or not hasattr(source, "get_weights"):
         raise wrong_kind("weights come from a model or a layer of Keras", source)
     if not getattr(source, "built", True):
         raise CheckpointError(
             f"{source.name} is not built, so that it has no weights yet: give it an Input, or call it once"
         )
-    given = getattr(model, "_input_shapes", None)
+    taken = Graph(source, getattr(model, "_input_shapes", None)).taken
     found: list[Unit] = []
     for layer, _ in leaves(source):
-        _check_supported(layer)
+        if getattr(layer, "rms_scaling", False):
+            raise CheckpointError(f"{layer.name} has rms_scaling=True, and clnn has none")
         arrays: dict[str, Stored] = {}
         for variable in layer.weights:
             path = getattr(variable, "path", variable.name)
@@ -166,32 +156,26 @@ def units_of(source: Any, model: Any) -> list[Unit]:
                 )
             arrays[local] = Stored(path, variable)
         if arrays:
-            found += _as_units(layer, arrays, given)
+            seen = taken.get(id(layer), FEATURES)
+            if seen.how == "unseen" and layer.name not in ignore:
+                raise CheckpointError(
+                    f"{layer.name}: from {seen.why} on it cannot be seen which axis is which here, where images have their "
+                    f"channels first. Where the model turns them as it has to, go on with ignore=({layer.name!r},)"
+                )
+            found += _as_units(layer, arrays, seen)
     return found
 
 
-def _as_units(layer: Any, arrays: dict[str, Stored], given: Any) -> list[Unit]:
+def _as_units(layer: Any, arrays: dict[str, Stored], seen: Seen) -> list[Unit]:
     kinds = _kinds(layer)
     if "SeparableConv2D" in kinds:  # two layers here
-        names = {
-            "depthwise_kernel": ("kernel", "DepthwiseConv2D"),
-            "pointwise_kernel": ("kernel", "Conv2D"),
-            "bias": ("bias", "Conv2D"),
-        }
-        deep = {names[n][0]: one for n, one in arrays.items() if names[n][1] == "DepthwiseConv2D"}
-        across = {names[n][0]: one for n, one in arrays.items() if names[n][1] == "Conv2D"}
+        deep = {"kernel": arrays.pop("depthwise_kernel")}
+        across = {name.removeprefix("pointwise_"): one for name, one in arrays.items()}
         return [
             Unit(f"{layer.name}.depthwise", ("Depth of it", "DepthwiseConv2D"), layer, deep),
             Unit(f"{layer.name}.pointwise", ("Points of it", "Conv2D"), layer, across),
         ]
-    flattened = _flattened(layer, given) if {"Dense", "BatchNormalization"} & {*kinds} else None
-    return [Unit(layer.name, kinds, layer, arrays, flattened)]
-
-
-def _check_supported(layer: Any) -> None:
-    """CheckpointError for what no layer of clnn does."""
-    if getattr(layer, "rms_scaling", False):
-        raise CheckpointError(f"{layer.name} has rms_scaling=True, and clnn has none")
+    return [Unit(layer.name, kinds, layer, arrays, seen)]
 
 
 def leaves(layer: Any, within: Any = None) -> Iterator[tuple[Any, Any]]:
@@ -206,85 +190,160 @@ def leaves(layer: Any, within: Any = None) -> Iterator[tuple[Any, Any]]:
     else:
         yield layer, within
         return
-    seen: set[int] = set()
-    for one in inside:
-        if id(one) not in seen:
-            seen.add(id(one))
-            yield from leaves(one, layer if "Bidirectional" in kinds else within)
+    for one in {id(one): one for one in inside}.values():
+        yield from leaves(one, layer if "Bidirectional" in kinds else within)
 
 
 def _kinds(layer: Any) -> tuple[str, ...]:
     return tuple(one.__name__ for one in type(layer).__mro__[:-1])
 
 
-IMAGES = (
-    "Conv",
-    "MaxPool",
-    "AveragePool",
-    "SeparableConv",
-    "DepthwiseConv",
-    "UpSampling",
-    "ZeroPadding",
-    "Cropping",
-    "GroupNorm",
-)
-SEQUENCES = (
-    "InputLayer",
-    "Embedding",
-    "LSTM",
-    "GRU",
-    "SimpleRNN",
-    "Bidirectional",
-    "MultiHeadAttention",
-    "LayerNorm",
-    "Dense",
-    "RMSNorm",
-)
+# -- axes and their order ---------------------------------------------------------------------------------------------
+class Seen(NamedTuple):
+    """How a tensor there lies beside its twin here: "images", or "steps" of them, with their channels last there and first here;
+    "features" along the same axes, with those of `blocks`, images that were flattened, one after the other; "open", an input that
+    may come in either way; "either", where only the layer that takes it tells; "unseen" from the layer `why` on."""
+
+    how: str
+    blocks: tuple[tuple[int, ...], ...] = ()
+    why: str = ""
+
+
+IMAGES, STEPS, FEATURES, OPEN, EITHER = map(Seen, ("images", "steps", "features", "open", "either"))
+SPATIAL = (
+    "Conv", "MaxPool", "AveragePool", "Adaptive", "SeparableConv", "DepthwiseConv", "UpSampling", "ZeroPadding", "Cropping",
+    "Resizing", "CenterCrop", "Random",
+)  # fmt: skip
+TURNED = ("Dense", "LSTM", "GRU", "SimpleRNN", "Bidirectional")  # rows of their kernels can be
 NEUTRAL = (
     "Activation", "ReLU", "LeakyReLU", "ELU", "PReLU", "Softmax", "Dropout", "SpatialDropout", "GaussianDropout", "GaussianNoise",
-    "BatchNormalization", "AlphaDropout",
+    "BatchNorm", "AlphaDropout", "Activity", "Identity", "LayerNorm", "GroupNorm", "RMSNorm", "UnitNorm", "Normalization",
+    "Masking", "Rescaling", "RepeatVector",
 )  # fmt: skip
+MERGING = ("Add", "Subtract", "Multiply", "Average", "Maximum", "Minimum", "Concatenate")
 
 
-def _flattened(layer: Any, given: Any) -> tuple[int, ...] | None:
-    """The shape (*space, channels) of what a Flatten before this layer took, if here it takes (channels, *space)."""
-    for one in _before(layer):
-        kind = type(one).__name__
-        if kind == "Flatten" or (kind == "Reshape" and len(one.target_shape) == 1):
-            shape = tuple(one.input.shape[1:])
-            if len(shape) < 2 or getattr(one, "data_format", "channels_last") == "channels_first":
-                return None
-            return shape if _is_image(one, shape, given) else None
-        if not kind.startswith(NEUTRAL):
+class Graph:
+    """What each layer of a model of Keras takes (`taken`), followed from its inputs; `shapes` are those of the inputs here."""
+
+    def __init__(self, source: Any, shapes: Any) -> None:
+        self.shapes = [*map(tuple, shapes or ())]
+        self.tensors: dict[int, Seen] = {}
+        self.taken: dict[int, Seen] = {}
+        if self._model(source) is None:  # a layer by itself, of some model
+            for node in getattr(source, "_inbound_nodes", None) or ():
+                self._find(node.output_tensors[0])
+
+    def _take(self, m: Any, seen: Seen) -> None:
+        seen = FEATURES if seen in (OPEN, EITHER) else seen
+        for one, _ in leaves(m):
+            if self.taken.setdefault(id(one), seen) != seen:
+                self.taken[id(one)] = _unseen(m)  # it takes the one and the other
+
+    def _model(self, m: Any, given: Sequence[Seen] = ()) -> Seen | None:
+        """What a model gives; None for what is no model."""
+        if not {"Model", "Sequential", "Functional"} & {*_kinds(m)}:
             return None
-    return None
+        if getattr(m, "outputs", None):
+            before, self.tensors = self.tensors, {id(tensor): seen for tensor, seen in zip(m.inputs, given)}
+            every = {self._find(tensor) for tensor in m.outputs}
+            self.tensors = before
+            return every.pop() if len(every) == 1 else _unseen(m)
+        kinds = " ".join(f" {type(one).__name__}" for one, _ in leaves(m))  # a class of one's own
+        plain = " Global" in kinds or not any(f" {kind}" in kinds for kind in SPATIAL)
+        found = FEATURES if plain and {*given} <= {FEATURES, OPEN} else _unseen(m)
+        self._take(m, found)
+        return found
+
+    def _find(self, tensor: Any) -> Seen:
+        """How a tensor lies. Models are deeper than Python calls."""
+        waiting = [tensor]
+        while waiting:
+            one = waiting.pop()
+            m, index, _ = one._keras_history
+            inputs = m._inbound_nodes[index].input_tensors
+            if missing := [each for each in inputs if id(each) not in self.tensors]:
+                waiting += [one, *missing]
+            elif id(one) not in self.tensors:
+                shapes = [tuple(each.shape[1:]) for each in (*inputs, one)]
+                self.tensors[id(one)] = self._made(m, [self.tensors[id(each)] for each in inputs], shapes)
+        return self.tensors[id(tensor)]
+
+    def _made(self, m: Any, given: list[Seen], shapes: list[tuple[int, ...]]) -> Seen:
+        """What a layer makes of what it is given; `shapes` are theirs, and that of its output."""
+        kind = type(m).__name__ if type(m).__module__.startswith("keras.") else ""  # of others only that they are there
+        if not given:
+            return self._input(shapes[-1])
+        if (found := self._model(m, given)) is not None:
+            return found
+        if kind == "TimeDistributed":
+            per_step = {"steps": IMAGES, "images": _unseen(m)}
+            inside = self._made(m.layer, [per_step.get(s.how, s) for s in given], [s[1:] for s in shapes])
+            return STEPS if inside == IMAGES else inside
+        first = next((seen for seen in given if seen not in (FEATURES, OPEN, EITHER)), given[0])
+        takes, gives = _through(m, kind, first, shapes[0], shapes[-1])
+        if len(given) > 1 and not kind.startswith((*TURNED, "MultiHead")):  # queries and keys, states
+            gives = _merged(m, given, shapes) if kind in MERGING else None
+        lost = first if first.how == "unseen" else _unseen(m)
+        self._take(m, takes or lost)
+        return gives or lost
+
+    def _input(self, shape: tuple[int, ...]) -> Seen:
+        flat = (
+            None not in shape and (math.prod(shape),) in self.shapes
+        )  # before it comes, in the order that it has there
+        if len(shape) < 2 or shape in self.shapes or flat:
+            return OPEN
+        if len(shape) > 2 and (shape[0], shape[-1], *shape[1:-1]) in self.shapes:
+            return STEPS
+        return IMAGES if len(shape) > 2 or shape[::-1] in self.shapes else OPEN
 
 
-def _is_image(flatten: Any, shape: tuple[int, ...], given: Any) -> bool:
-    """Whether a Flatten takes images: their channels are last there and first here."""
-    for one in _before(flatten):
-        kind = type(one).__name__
-        if kind.startswith(IMAGES):
-            return getattr(one, "data_format", "channels_last") != "channels_first"
-        if kind == "InputLayer" and len(shape) > 2:
-            return list(shape) not in [list(s) for s in given or ()]  # here they may come as they are there
-        if kind.startswith(SEQUENCES) or (kind == "TimeDistributed" and len(shape) == 2):
-            return False
-        if not kind.startswith(NEUTRAL):
-            raise CheckpointError(
-                f"{flatten.name}: whether {one.name} ({kind}) before it gives images, whose channels are first here, cannot be "
-                "seen; copy the layers before it and those behind it by themselves, and turn the rows of the Dense behind it"
-            )
-    return False
+def _unseen(m: Any) -> Seen:
+    return Seen("unseen", why=f"{m.name} ({type(m).__name__})")
 
 
-def _before(layer: Any) -> Iterator[Any]:
-    """The layers before this one in the graph of a model, the nearest first, along their first inputs."""
-    nodes = getattr(layer, "_inbound_nodes", None) or ()
-    while nodes and nodes[0].input_tensors:
-        layer = nodes[0].input_tensors[0]._keras_history.operation
-        yield layer
-        nodes = layer._inbound_nodes
+def _through(m: Any, kind: str, seen: Seen, shape: tuple[int, ...], out: tuple[int, ...]) -> tuple[Any, Any]:
+    """What a layer takes, if its weights can be in that order, and what it gives; None is unseen."""
+    how, blocks = seen.how, seen.blocks
+    turned = blocks or how in ("images", "steps", "unseen")
+    chance = len(shape) > 1 and shape[0] == shape[-1]  # else a model here that fits has turned its axes
+    if kind.startswith((*SPATIAL, "Global")) and m.data_format == "channels_first":  # axes are as here
+        return OPEN if how in ("images", "unseen") or not turned else None, FEATURES if how != "unseen" else None
+    if kind.startswith(SPATIAL):
+        wrong = blocks or how == "either" or (how == "features" and chance)
+        pool = how == "features" and not m.weights
+        return None if wrong else OPEN, None if wrong else EITHER if pool else IMAGES
+    if kind.startswith("Global"):
+        wrong = how in ("steps", "unseen") or (how in ("features", "either") and chance)
+        gives = IMAGES if how == "images" and m.keepdims else FEATURES._replace(blocks=blocks)
+        return OPEN, None if wrong else gives
+    if how == "images" and kind == "Dense":
+        return seen, None  # `_check_axes` says so
+    if kind.startswith((*TURNED, "MultiHead", "Embedding")):
+        wrong = how in ("steps", "unseen") or (how == "images" and (chance or len(shape) > 2))
+        return None if wrong or (blocks and not kind.startswith(TURNED)) else seen, FEATURES
+    if kind.startswith(NEUTRAL):
+        return None if how == "unseen" or (blocks and kind.startswith("GroupNorm")) else seen, seen
+    if kind in ("Flatten", "Reshape") and len(out) == 1:
+        first = getattr(m, "_channels_first", False)  # it turns them to be last
+        if len(shape) < 2 or None in shape or how in ("either", "unseen") or (first and (blocks or how != "features")):
+            return OPEN, seen if len(shape) < 2 else None
+        row = {"images": (shape,), "steps": (shape[1:],) * shape[0], "features": blocks * shape[0], "open": ()}[how]
+        return OPEN, FEATURES._replace(blocks=((*shape[1:], shape[0]),) if first else row)
+    same = out[-1:] == shape[-1:] if how == "images" else not turned and (out[-1:] == (1,) or {*out[:-1]} == {1})
+    if kind == "Reshape" and same:
+        return OPEN, IMAGES
+    return None if blocks else OPEN, None if turned else EITHER if len(out) > 1 else FEATURES
+
+
+def _merged(m: Any, given: Sequence[Seen], shapes: Sequence[tuple[int, ...]]) -> Seen | None:
+    """What tensors side by side, or added, are together."""
+    blocks, last = any(seen.blocks for seen in given), getattr(m, "axis", 0) in (-1, len(shapes[0]))
+    if blocks and last and {seen.how for seen in given} <= {"features", "open"}:
+        return FEATURES._replace(blocks=sum((seen.blocks or (s[-1:],) for seen, s in zip(given, shapes)), ()))
+    known = {*given} if blocks else {*given} - {OPEN} or {OPEN}
+    return known.pop() if len(known) == 1 else None
 
 
 # -- what its arguments mean ------------------------------------------------------------------------------------------
@@ -347,17 +406,20 @@ COMPARED: tuple[str, ...] = (
 def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], model: Layer, report: Report) -> None:
     """CheckpointError where a layer does not compute what its twin there does, for all that an attribute says."""
     following = dict(zip(*[[*flat(model)][i:] for i in (0, 1)]))
+    masked = any(type(m).__name__ == "Masking" or getattr(m, "mask_zero", False) for m, _ in leaves(source))
     both_ways, layers_here = {id(one): within for one, within in leaves(source)}, named_layers(model)
     for unit, here, _ in found:
         kind = next((name for name in unit.kinds if name in TWINS), "")
         m = unit.layer
         if getattr(m, "data_format", "") == "channels_last" and hasattr(m, "kernel_size"):
             report.notes.append("inputs have their channels last in Keras, (batch, *space, channels), and first here")
+        if getattr(m, "zero_output_for_mask", False) and m.return_sequences and masked:
+            report.notes.append(f"steps that are masked are 0 in what {unit} gives in Keras, and the state before here")
         if isinstance(here.layer, layers.BatchNorm):
             report.notes.append("in training the running variance here is that with n - 1, and in Keras that with n")
         if not kind or unit.name in ignore:
             continue
-        _check_axes(unit, here, getattr(model, "_input_shapes", None))
+        _check_axes(unit, here)
         names = COMPARED
         try:
             twin = TWINS[kind](m)
@@ -386,11 +448,7 @@ def _between(source: Any) -> Iterator[tuple[Any, Layer]]:
             yield from ((m, TWINS[part](m)) for part in ("Depth of it", "Points of it"))
         elif within is None or m is within.forward_layer:
             twin = {**TWINS, **WEIGHTLESS}[kinds[0]](m)
-            if (
-                getattr(twin, "activation", "") == "softmax"
-                and isinstance(twin, layers.Activation)
-                and len(m.input.shape) > 2
-            ):
+            if isinstance(twin, layers.Activation) and twin.activation == "softmax" and len(m.input.shape) > 2:
                 raise KeyError("softmax")  # of images it goes along their channels, which are not last here
             yield m, twin
 
@@ -429,13 +487,11 @@ for _axes in AXES.values():
     WEIGHTLESS[f"GlobalAveragePooling{_axes}"] = lambda m: layers.GlobalAvgPool()
 
 
-def _check_axes(unit: Unit, here: Here, given: Any) -> None:
+def _check_axes(unit: Unit, here: Here) -> None:
     """CheckpointError where a layer works along another axis than its twin here, whose channels are the first axis of images."""
     m, shape = unit.layer, getattr(unit.layer, "_build_shapes_dict", None) or {}
     size = next((tuple(one) for one in shape.values() if one), ())
-    if len(size) < 3 and not hasattr(m, "axis"):
-        return
-    image = len(size) > 2 and _is_image(m, size[1:], given)
+    image = len(size) > 2 and unit.seen is not None and unit.seen.how in ("images", "steps")
     axes = sorted(int(a) % len(size) for a in np.atleast_1d(getattr(m, "axis", -1))) if size else []
     channels = isinstance(here.layer, (layers.BatchNorm, layers.GroupNorm))
     if channels:

@@ -93,13 +93,13 @@ class Stored(NamedTuple):
 
 class Unit(NamedTuple):
     """A layer there: its name, the names of its class and of those above it (none where only arrays are known), itself, and its
-    arrays by their names in it. `flattened` is the shape (*space, channels) of images whose values are its features in Keras."""
+    arrays by their names in it. `seen` is how what it takes in Keras lies there."""
 
     name: str
     kinds: tuple[str, ...]
     layer: Any
     arrays: dict[str, Stored]
-    flattened: tuple[int, ...] | None = None
+    seen: Any = None
 
     def __str__(self) -> str:
         return f"{self.name or 'the whole'}{f' ({self.kinds[0]})' if self.kinds else ''}"
@@ -161,12 +161,8 @@ class Report:
 # -- what is here -----------------------------------------------------------------------------------------------------
 def named_layers(model: Layer) -> dict[str, Layer]:
     """The model and all layers inside, by the names that their parameters begin with, each before those inside it."""
-    numbered = getattr(model, "_numbered", False)
-    found = {
-        name.removeprefix("layers.") if numbered else name: one
-        for name, one in model._walk("")
-        if isinstance(one, Layer)
-    }
+    start = "layers." if getattr(model, "_numbered", False) else ""
+    found = {name.removeprefix(start): one for name, one in model._walk("") if isinstance(one, Layer)}
     return {"": model, **found}
 
 
@@ -281,7 +277,7 @@ def _aligned(units: Sequence[Unit], here: Sequence[Here], layout: Layout) -> Ite
     count = np.zeros((len(units) + 1, len(here) + 1), int)
     weight = np.zeros_like(count)
     known: dict[Any, int] = {}
-    theirs = [(unit.kinds, unit.flattened, tuple((n, one.shape) for n, one in unit.arrays.items())) for unit in units]
+    theirs = [(unit.kinds, unit.seen, tuple((n, one.shape) for n, one in unit.arrays.items())) for unit in units]
     mine = [(repr(one.layer), tuple((n, p.shape) for n, p in one.parameters.items())) for one in here]
     for i in reversed(range(len(units))):
         for j in reversed(range(len(here))):
@@ -348,7 +344,7 @@ def copied(
     an error where pairs must not be."""
     here = ours(model)
     found = pairs(units, here, layout, ordered)
-    report = report_of(there, units, here, found, strict, back, layout, unbuilt(model))
+    report = report_of(there, units, model, found, strict, back, layout)
     if check is not None:
         check(found, model, report)
     if back:
@@ -359,17 +355,10 @@ def copied(
 
 
 def report_of(
-    there: str,
-    units: Sequence[Unit],
-    here: Sequence[Here],
-    found: Sequence[Pair],
-    strict: bool,
-    back: bool,
-    layout: Layout,
-    waiting: str,
+    there: str, units: Sequence[Unit], model: Layer, found: Sequence[Pair], strict: bool, back: bool, layout: Layout
 ) -> Report:
     """The report of what these pairs copy. CheckpointError where something is left over on either side, unless that may be."""
-    report = Report(there, back)
+    report, here, waiting = Report(there, back), ours(model), unbuilt(model)
     used, made = set(), set()
     for unit, one, parts in found:
         for part in parts:

@@ -45,11 +45,12 @@ def recurrent_parts(kind: str) -> list[Part]:
     """Of an RNN, an LSTM or a GRU. Two biases that are added are one here."""
     if kind == "GRU":
         order = "gates r z n as z r h"
-        weights = [("w", "weight_ih"), ("u", "weight_hh")]
-        biases = [("b", "bias_ih"), ("recurrent_b", "bias_hh")]
-        return [
-            Part((a,), (b,), lambda a: [gates(a).T], lambda a: [gates(a.T)], f"transposed, {order}") for a, b in weights
-        ] + [Part((a,), (b,), lambda a: [gates(a)], lambda a: [gates(a)], order) for a, b in biases]
+        turn, back, same = lambda a: [gates(a).T], lambda a: [gates(a.T)], lambda a: [gates(a)]
+        weights = (("w", "weight_ih"), ("u", "weight_hh"))
+        found = [Part((a,), (b,), turn, back, f"transposed, {order}") for a, b in weights]
+        return found + [
+            Part((f"{a}b",), (f"bias_{b}",), same, same, order) for a, b in (("", "ih"), ("recurrent_", "hh"))
+        ]
     both = Part(
         ("b",), ("bias_ih", "bias_hh"), lambda a, b: [a + b], lambda b: [b, np.zeros_like(b)], "two biases as their sum"
     )
@@ -67,15 +68,11 @@ def attention_parts(packed: bool) -> list[Part]:
     )
     out = [Part(("wo",), ("out_proj.weight",), transposed, transposed, "transposed"), Part(("bo",), ("out_proj.bias",))]
     if packed:
-        weights = [
-            Part(
-                ("wq", "wk", "wv"),
-                ("in_proj_weight",),
-                lambda a: [part.T for part in np.split(a, 3)],
-                lambda *w: [np.concatenate([part.T for part in w])],
-                "unpacked, transposed",
-            )
-        ]
+        apart, whole = (
+            lambda a: [part.T for part in np.split(a, 3)],
+            lambda *w: [np.concatenate([part.T for part in w])],
+        )
+        weights = [Part(("wq", "wk", "wv"), ("in_proj_weight",), apart, whole, "unpacked, transposed")]
     else:
         weights = [Part((f"w{one}",), (f"{one}_proj_weight",), transposed, transposed, "transposed") for one in "qkv"]
     return [*weights, biases, *out]
@@ -122,19 +119,14 @@ def kinds_of(layer: Layer) -> tuple[str, ...]:
 
 
 KINDS: dict[str, tuple[str, ...]] = {
+    **{name: (name,) for name in ("LayerNorm", "RMSNorm", "GroupNorm", "PReLU", "Embedding")},
+    **{f"{kind}Norm": tuple(f"{kind}Norm{axes}" for axes in DIMENSIONS.values()) for kind in ("Batch", "Instance")},
+    **{name: (name, f"{name}Cell") for name in ("LSTM", "GRU")},
     "Dense": ("Linear",),
-    "BatchNorm": ("BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"),
-    "InstanceNorm": ("InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d"),
-    "LayerNorm": ("LayerNorm",),
-    "RMSNorm": ("RMSNorm",),
-    "GroupNorm": ("GroupNorm",),
-    "PReLU": ("PReLU",),
-    "Embedding": ("Embedding",),
-    "SimpleRNN": ("RNN", "RNNCell"),
-    "LSTM": ("LSTM", "LSTMCell"),
-    "GRU": ("GRU", "GRUCell"),
     "MultiHeadAttention": ("MultiheadAttention",),
+    "SimpleRNN": ("RNN", "RNNCell"),
 }
+KINDS["BatchNorm"] += ("SyncBatchNorm",)
 
 
 # -- what is there ----------------------------------------------------------------------------------------------------
@@ -297,10 +289,8 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
             if isinstance(twin, layers.Bidirectional) and isinstance(owner, layers.Bidirectional):
                 same_settings(unit, Here(above, owner, {}), twin, ("merge_mode",), ignore)
                 twin = twin.back if here.layer is owner.back else twin.layer
-            alike = isinstance(here.layer, type(twin)) or (
-                isinstance(twin, _Convolution) and isinstance(here.layer, _Convolution)
-            )
-            if alike:
+            convolve = isinstance(twin, _Convolution) and isinstance(here.layer, _Convolution)
+            if convolve or isinstance(here.layer, type(twin)):
                 names = (*COMPARED, "activation") if isinstance(twin, _Recurrent) else COMPARED
                 same_settings(unit, here, twin, names, ignore)
         if getattr(unit.layer, "batch_first", True) is False:
@@ -338,10 +328,6 @@ def refuse(wrong: Any, why: str) -> None:
     """NoTwin where something is wrong."""
     if wrong:
         raise NoTwin(why)
-
-
-def _linear(m: Any) -> Layer:
-    return layers.Dense(m.out_features, bias=m.bias is not None)
 
 
 def _conv(axes: int, transpose: bool = False) -> Callable[[Any], list[Layer]]:
@@ -429,10 +415,6 @@ def _activation(name: str, **usual: Any) -> Callable[[Any], Layer]:
     return twin
 
 
-def _gelu(m: Any) -> Layer:
-    return layers.Activation({"none": "gelu", "tanh": "gelu_tanh"}[m.approximate])
-
-
 def _softmax(name: str) -> Callable[[Any], Layer]:
     def twin(m: Any) -> Layer:
         refuse(m.dim is None, "dim=None: give dim=-1")
@@ -475,10 +457,6 @@ def _block(kind: str) -> Callable[[Any], Layer]:
     return twin
 
 
-def _encoder(m: Any) -> list[Layer]:
-    return [one for layer in [*m.layers, *([] if m.norm is None else [m.norm])] for one in exact_twin(layer)]
-
-
 def _embedding(m: Any) -> Layer:
     refuse(m.max_norm is not None, "max_norm")
     refuse(m.scale_grad_by_freq, "scale_grad_by_freq=True")
@@ -515,7 +493,7 @@ def _unflatten(m: Any) -> Layer:
 
 
 TWINS: dict[str, Callable[[Any], Layer | list[Layer]]] = {
-    "Linear": _linear,
+    "Linear": lambda m: layers.Dense(m.out_features, bias=m.bias is not None),
     "Flatten": _flatten,
     "Unflatten": _unflatten,
     "Identity": lambda m: [],
@@ -523,7 +501,7 @@ TWINS: dict[str, Callable[[Any], Layer | list[Layer]]] = {
     "PReLU": lambda m: layers.PReLU(1 if m.num_parameters > 1 else None),
     "LeakyReLU": lambda m: layers.Activation("leaky_relu", slope=m.negative_slope),
     "ELU": lambda m: layers.Activation("elu", alpha=m.alpha),
-    "GELU": _gelu,
+    "GELU": lambda m: layers.Activation({"none": "gelu", "tanh": "gelu_tanh"}[m.approximate]),
     "Softmax": _softmax("softmax"),
     "LogSoftmax": _softmax("log_softmax"),
     "Softplus": _activation("softplus", beta=1),
@@ -537,7 +515,9 @@ TWINS: dict[str, Callable[[Any], Layer | list[Layer]]] = {
     "MultiheadAttention": _attention,
     "TransformerEncoderLayer": _block("TransformerEncoderLayer"),
     "TransformerDecoderLayer": _block("TransformerDecoderLayer"),
-    "TransformerEncoder": _encoder,
+    "TransformerEncoder": lambda m: [
+        twin for one in (*m.layers, m.norm) if one is not None for twin in exact_twin(one)
+    ],
     "Upsample": _upsample,
     "UpsamplingNearest2d": _upsample,
 }
@@ -576,21 +556,15 @@ def twin_of(module: Any) -> list[Layer]:
 
 def exact_twin(module: Any) -> list[Layer]:
     """The same, for what is computed too: a class derived from one of PyTorch's may do anything, and so may hooks."""
-    name = type(module).__name__
+    name = _class_of(module)
     for _, one in module.named_modules():
         refuse(why := _changed(one), why)
-    refuse(name not in TWINS or not _is_pytorchs(module), "no layer of clnn is its twin")
+    refuse(name not in TWINS, "no layer of clnn is its twin")
     recurrent = name in ("RNN", "LSTM", "GRU") or name.startswith("Transformer")
     first = module.layers[0].self_attn if name == "TransformerEncoder" else getattr(module, "self_attn", module)
     refuse(recurrent and not first.batch_first, "batch_first=False: inputs here are (batch, steps, features)")
     refuse(name.endswith(("Cell", "DecoderLayer")) or name == "MultiheadAttention", "it takes several inputs")
     return twin_of(module)
-
-
-def _is_pytorchs(module: Any) -> bool:
-    """Whether a module is of PyTorch's class of that name; of stand-ins the name has to do."""
-    nn = sys.modules.get("torch.nn")
-    return not nn or not isinstance(module, nn.Module) or type(module) is getattr(nn, type(module).__name__, None)
 
 
 def _changed(module: Any) -> str:
@@ -600,10 +574,17 @@ def _changed(module: Any) -> str:
     return "its forward was replaced" if "forward" in vars(module) else ""
 
 
+def _class_of(module: Any) -> str:
+    """Of its class; none where that is another than PyTorch's of that name. Of stand-ins the name has to do."""
+    nn, kind = sys.modules.get("torch.nn"), type(module)
+    own = nn and isinstance(module, nn.Module) and kind is not getattr(nn, kind.__name__, None)
+    return "" if own else kind.__name__
+
+
 def leaves(module: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     """The modules inside nested nn.Sequentials, one after the other, with their names; one that stands in several places in each.
     A Sequential that does more than its modules stands for itself."""
-    if type(module).__name__ != "Sequential" or not _is_pytorchs(module) or _changed(module):
+    if _class_of(module) != "Sequential" or _changed(module):
         yield name, module
         return
     for inner, one in module._modules.items():  # `named_children` gives each once
@@ -645,11 +626,8 @@ def steps(layer: Layer) -> Iterator[str]:
     if isinstance(layer, layers.Activation):
         usual = {"leaky_relu": ("slope", 0.01), "elu": ("alpha", 1.0)}.get(activation)
         given = getattr(layer, usual[0]) if usual else None
-        yield from (
-            ()
-            if activation == "linear"
-            else [activation + (f"({given:g})" if usual and given not in (None, usual[1]) else "")]
-        )
+        if activation != "linear":
+            yield activation + (f"({given:g})" if usual and given not in (None, usual[1]) else "")
     elif isinstance(layer, (layers.GlobalAvgPool, layers.GlobalMaxPool)):
         yield from (f"Adaptive{name[6:]}(1)", "Flatten()")
     elif isinstance(layer, (layers.AdaptiveAvgPool, layers.AdaptiveMaxPool)):
@@ -670,7 +648,8 @@ def steps(layer: Layer) -> Iterator[str]:
 
 
 def _begun(found: Sequence[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """Steps without those that only shape what comes in."""
+    """Steps without those that only shape what comes in, and a Flatten behind another."""
+    found = [step for i, step in enumerate(found) if not i or {step[0], found[i - 1][0]} != {"Flatten()"}]
     return [*dropwhile(lambda step: step[0].startswith(("Flatten", "Reshape")), found)]
 
 
