@@ -832,6 +832,30 @@ def trained_twice(net, x, folder):
         )
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_initial_values_that_are_stored_once_are_not_tied(device, channels):
+    """As PyTorch writes them. Weights that are stored once and differ within are tied."""
+    c = channels
+    text = f"""net (float[N, {c}, 4] x) => (float[N, {c}, 4] y) {{
+      mean = Identity(b) v = Identity(w) b2 = Identity(b) w2 = Identity(w) mean2 = Identity(b) v2 = Identity(w) k2 = Identity(k)
+      z = BatchNormalization(x, w, b, mean, v) u = Conv(z, k) n = BatchNormalization(u, w2, b2, mean2, v2) y = Conv(n, k2) }}"""
+    ones, zeros = np.ones(c, np.float32), np.zeros(c, np.float32)
+    kernel = f(c, c, 2)[..., :1] if c > 1 else f(1, 1, 3)
+    text = text.replace("Conv(", 'Conv<auto_pad = "SAME_UPPER">(')
+    model = proto('<ir_version: 8, opset_import: ["" : 18]>\n' + text, w=ones, b=zeros, k=kernel)
+    net = clnn.onnx.load(model.SerializeToString())
+    learning = {name for name, p in net.named_parameters() if p.trainable}
+    assert learning == {"w", "b", "w2", "b2", "k"}
+    assert {*dict(net.named_parameters())} - learning == {"mean", "v", "mean2", "v2"}
+    x = f(6, c, 4)
+    before = net(x)
+    np.testing.assert_allclose(before, reference(model, x=x)[0], rtol=1e-4, atol=1e-5)
+    net.fit(x, before + f(6, c, 4), loss="mse", optimizer=clnn.SGD(0.05), epochs=2, progress=False)
+    after = net.state_dict()
+    assert np.abs(after["b"]).max() > 0 and np.abs(after["b"] - after["b2"]).max() > 0
+    assert not after["mean"].any() and (after["v2"] == 1).all()
+
+
 class Centred(clnn.Layer):
     """Numbers that learn and that do not, in arithmetic."""
 

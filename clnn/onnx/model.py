@@ -121,6 +121,20 @@ def learned(graph: Graph) -> dict[str, bool]:
     return {name: found[name] and name not in graph.statistics for name in graph.constants if name in found}
 
 
+def apart(graph: Graph) -> None:
+    """Constants of one number throughout that Identity nodes give other names get them for their own. PyTorch stores initial
+    biases and running means once, since they are 0 all: not because they are tied."""
+    outputs = {value.name for value in graph.outputs}
+    reads = Counter(name for node in graph.every_node() for name in node.inputs)
+    for node in [*graph.nodes]:
+        array = graph.constants.get(node.inputs[0]) if (node.op, node.domain) == ("Identity", "") else None
+        if array is None or array.dtype.name not in FLOATS or not array.size or node.outputs[0] in outputs:
+            continue
+        if reads[node.inputs[0]] > 1 and (array == array.flat[0]).all():
+            graph.constants[node.outputs[0]] = array
+            graph.nodes.remove(node)
+
+
 def left_out(graph: Graph) -> list[str]:
     """The constants of which other nodes than MOVES make weights or biases, so that these do not learn."""
     made, found = made_of(graph), set()
@@ -539,6 +553,7 @@ def load(path: Any) -> OnnxModel:
     lists = [str(value) for value in graph.inputs if value.type not in (*KINDS, "")]
     if lists:
         raise CheckpointError(f"{where}: inputs that are no arrays are not supported: {', '.join(lists)}")
+    apart(graph)
     learns = learned(graph)
     arrays = {name: graph.constants.pop(name) for name in learns}
     model = OnnxModel(graph, {name: [a.dtype.name, a.shape, learns[name]] for name, a in arrays.items()})
