@@ -265,6 +265,21 @@ def turned_by_keras():
     return keras.Sequential(there), behind_here(clnn.BatchNorm(**BATCH), clnn.Dense(2))
 
 
+def two_inputs():
+    """The vector is as long as the image has values, and is not taken for it."""
+    i, j, a, b = keras.Input((5, 6, 3)), keras.Input((90,)), clnn.Input((3, 5, 6)), clnn.Input((90,))
+    there = K.Dense(2)(K.Concatenate()([K.Flatten()(i), K.Dense(2)(j)]))
+    return keras.Model([i, j], there), clnn.Model(
+        (a, b), clnn.Dense(2)(clnn.Concatenate()(clnn.Flatten()(a), clnn.Dense(2)(b)))
+    )
+
+
+def grown():
+    there = [K.Conv1D(4, 3), K.UpSampling1D(2), K.ZeroPadding1D(1), K.Flatten(), K.Dense(2)]
+    here = [clnn.Conv1D(4, 3), clnn.UpSampling(2), clnn.Padding([(1, 1)]), clnn.Flatten(), clnn.Dense(2)]
+    return keras.Sequential([keras.Input((9, 3)), *there]), clnn.Sequential(here, (3, 9))
+
+
 def vectors():
     there = keras.Sequential([keras.Input((4, 5, 3)), K.Flatten(), K.Dense(2)])
     return there, clnn.Sequential([clnn.Dense(2)], 60)
@@ -300,6 +315,8 @@ FOLLOWED = {
     "pooled with its axes": pooled,
     "squeezed": squeezed,
     "turned by Keras": turned_by_keras,
+    "two inputs": two_inputs,
+    "grown": grown,
     "vectors": vectors,
 }
 
@@ -391,6 +408,15 @@ UNSEEN = {
             (9, 3),
         ),
         "GlobalAveragePooling1D",
+    ),
+    "a pool over as many steps as are given": (
+        plain(
+            lambda: [K.LSTM(6, return_sequences=True), K.GlobalMaxPooling1D(), K.Dense(2)],
+            lambda: [clnn.LSTM(6, return_sequences=True), clnn.GlobalMaxPool(), clnn.Dense(2)],
+            (None, 3),
+            (6, 3),
+        ),
+        "GlobalMaxPooling1D",
     ),
     "steps for channels": (
         plain(

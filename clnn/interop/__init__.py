@@ -97,7 +97,7 @@ def from_keras(source: Any, model: Layer, *, strict: bool = True, ignore: Sequen
 
     As `from_torch`. Kernels (height, width, in, out) become (out, in, height, width), and the rows of a Dense behind a Flatten go
     from Keras' order (height, width, channels) to clnn's (channels, height, width): inputs of clnn's convolutions have their
-    channels first. Activations of layers have to agree, too.
+    channels first. CheckpointError where that order cannot be seen. Activations of layers have to agree, too.
     """
     return _with_keras(source, model, strict, named(ignore))
 

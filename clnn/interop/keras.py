@@ -281,22 +281,22 @@ class Graph:
             inside = self._made(m.layer, [per_step.get(s.how, s) for s in given], [s[1:] for s in shapes])
             return STEPS if inside == IMAGES else inside
         first = next((seen for seen in given if seen not in (FEATURES, OPEN, EITHER)), given[0])
-        takes, gives = _through(m, kind, first, shapes[0], shapes[-1])
-        if len(given) > 1 and not kind.startswith((*TURNED, "MultiHead")):  # queries and keys, states
-            gives = _merged(m, given, shapes) if kind in MERGING else None
+        shape, sizes = shapes[0], {one[-1 if first == IMAGES else 0] for one in self.shapes}
+        if shape[:1] == (None,) and shape[-1] in sizes:  # as many may be given here
+            shape = (shape[-1], *shape[1:])
+        takes, gives = _through(m, kind, first, shape, shapes[-1])
+        gives = _merged(m, given, shapes) if kind in MERGING else gives
         lost = first if first.how == "unseen" else _unseen(m)
         self._take(m, takes or lost)
         return gives or lost
 
     def _input(self, shape: tuple[int, ...]) -> Seen:
-        flat = (
-            None not in shape and (math.prod(shape),) in self.shapes
-        )  # before it comes, in the order that it has there
-        if len(shape) < 2 or shape in self.shapes or flat:
-            return OPEN
-        if len(shape) > 2 and (shape[0], shape[-1], *shape[1:-1]) in self.shapes:
+        first, flat = shape[-1:] + shape[:-1], None not in shape and (math.prod(shape),) in self.shapes
+        if len(shape) < 2 or shape in self.shapes or (flat and first not in self.shapes):
+            return OPEN  # flattened before it comes, it is in the order that it has there
+        if len(shape) > 2 and first not in self.shapes and (shape[0], shape[-1], *shape[1:-1]) in self.shapes:
             return STEPS
-        return IMAGES if len(shape) > 2 or shape[::-1] in self.shapes else OPEN
+        return IMAGES if len(shape) > 2 or first in self.shapes else OPEN
 
 
 def _unseen(m: Any) -> Seen:
@@ -305,14 +305,14 @@ def _unseen(m: Any) -> Seen:
 
 def _through(m: Any, kind: str, seen: Seen, shape: tuple[int, ...], out: tuple[int, ...]) -> tuple[Any, Any]:
     """What a layer takes, if its weights can be in that order, and what it gives; None is unseen."""
-    how, blocks = seen.how, seen.blocks
-    turned = blocks or how in ("images", "steps", "unseen")
+    how, blocks, turned = seen.how, seen.blocks, seen.blocks or seen.how in ("images", "steps", "unseen")
     chance = len(shape) > 1 and shape[0] == shape[-1]  # else a model here that fits has turned its axes
-    if kind.startswith((*SPATIAL, "Global")) and m.data_format == "channels_first":  # axes are as here
+    if kind.startswith((*SPATIAL, "Global")) and getattr(m, "data_format", "") == "channels_first":
+        # its axes are those that its twin has here
         return OPEN if how in ("images", "unseen") or not turned else None, FEATURES if how != "unseen" else None
     if kind.startswith(SPATIAL):
         wrong = blocks or how == "either" or (how == "features" and chance)
-        pool = how == "features" and not m.weights
+        pool = how == "features" and not getattr(m, "weights", ())
         return None if wrong else OPEN, None if wrong else EITHER if pool else IMAGES
     if kind.startswith("Global"):
         wrong = how in ("steps", "unseen") or (how in ("features", "either") and chance)
