@@ -464,6 +464,17 @@ def test_an_order_that_cannot_be_seen_is_an_error(device, name):
         assert any((a != before[n]).any() for n, a in net.state_dict().items())
 
 
+def test_behind_what_is_ignored_rows_are_followed_again(device, rng):
+    """Images that come with their channels first, which Keras turns and clnn need not."""
+    there = [K.Permute((2, 3, 1)), K.Conv2D(4, 3, name="told"), K.Flatten(), K.Dense(2)]
+    model, net = drawn(keras.Sequential([keras.Input((3, 5, 6)), *there]), rng), behind_here(clnn.Dense(2))
+    with pytest.raises(clnn.CheckpointError, match="told.*cannot be seen"):
+        clnn.interop.from_keras(model, net)
+    clnn.interop.from_keras(model, net, ignore="told")
+    x = rng.standard_normal((2, 3, 5, 6)).astype(np.float32)
+    close(net.predict(x), model.predict(x, verbose=0), np.float32)
+
+
 def test_slopes_along_another_axis(device):
     model = drawn(
         keras.Sequential([keras.Input((3, 3)), K.Dense(3), K.PReLU(shared_axes=[1])]), np.random.default_rng(1)

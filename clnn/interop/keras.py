@@ -308,12 +308,11 @@ def _through(m: Any, kind: str, seen: Seen, shape: tuple[int, ...], out: tuple[i
     how, blocks, turned = seen.how, seen.blocks, seen.blocks or seen.how in ("images", "steps", "unseen")
     chance = len(shape) > 1 and shape[0] == shape[-1]  # else a model here that fits has turned its axes
     if kind.startswith((*SPATIAL, "Global")) and getattr(m, "data_format", "") == "channels_first":
-        # its axes are those that its twin has here
         return OPEN if how in ("images", "unseen") or not turned else None, FEATURES if how != "unseen" else None
     if kind.startswith(SPATIAL):
         wrong = blocks or how == "either" or (how == "features" and chance)
-        pool = how == "features" and not getattr(m, "weights", ())
-        return None if wrong else OPEN, None if wrong else EITHER if pool else IMAGES
+        pooled = None if wrong else EITHER if how == "features" else IMAGES
+        return None if wrong else OPEN, IMAGES if getattr(m, "weights", ()) else pooled
     if kind.startswith("Global"):
         wrong = how in ("steps", "unseen") or (how in ("features", "either") and chance)
         gives = IMAGES if how == "images" and m.keepdims else FEATURES._replace(blocks=blocks)
