@@ -79,9 +79,8 @@ class Step:
         self.lends = False  # whether results stay where the next call overwrites them: its caller reads them before
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
-        self._looked = weakref.WeakValueDictionary[
-            Any, Tensor
-        ]()  # arguments, by themselves and by where they are copied to
+        # arguments that were looked at, by themselves and by where they are copied to
+        self._looked = weakref.WeakValueDictionary[Any, Tensor]()
 
     def __get__(self, owner: Any, _: Any = None) -> Any:
         """As a method: each object gets a step of its own, which goes with it."""
