@@ -136,7 +136,7 @@ WINGS = {
     "profiles": (490, "runtime/profile/*", "runtime/timing.py"),
     "other engines": (450, "gemm/tuning.py", "gemm/clblast.py"),
     "norms": (700, "ops/norm.py", "layers/norm.py"),
-    "interop": (1_960, "interop/*"),
+    "interop": (1_974, "interop/*"),
     "images": (1_950, "ops/image/*", "layers/image/*", "images.py"),
     "sequences": (
         2_840,

@@ -207,6 +207,23 @@ def test_what_has_no_twin_is_listed_all_at_once(torch):
         clnn.interop.sequential(nn.Sequential(nn.Softmax(dim=1)), (3, 4))
 
 
+def test_modules_that_share_a_parameter(torch):
+    """Two layers with the same numbers would learn apart."""
+    nn = torch.nn
+    for first, second, name in (
+        (nn.Linear(3, 3), nn.Linear(3, 3), "weight"),
+        (nn.Linear(3, 3), nn.Linear(3, 3), "bias"),
+        (nn.Linear(3, 3), nn.LayerNorm(3), "bias"),
+    ):
+        setattr(second, name, getattr(first, name))
+        for module, place in (
+            (nn.Sequential(first, nn.Tanh(), second), "2"),
+            (nn.Sequential(first, nn.Sequential(second)), "1.0"),
+        ):
+            with pytest.raises(clnn.ConfigurationError, match=rf"0\.{name} and {place}\.{name} are one parameter"):
+                clnn.interop.sequential(module, 3)
+
+
 def test_modules_that_stand_in_several_places(device, dtype, rng, torch):
     """Activations and pools do their work in each of these, and one with weights has the same ones in each, here too."""
     nn, kind = torch.nn, torch.float32 if dtype is np.float32 else torch.float64

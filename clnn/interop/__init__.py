@@ -72,9 +72,10 @@ def sequential(module: Any, input_shape: int | Sequence[int], dtype: Any = None)
     Nested nn.Sequentials become one, activations part of the layer before them, padding modes a `clnn.Padding`. A module in
     several places is one layer in all of them. A recurrent module can be the last one, and gives its sequence without the states.
     `dtype` is the module's unless given, and float32 for half types. ConfigurationError that lists all modules
-    without a twin, and those with arguments that no twin has.
+    without a twin, and those with arguments that no twin has, and where two modules share a parameter.
     """
     made = pytorch.twins(module)
+    pytorch.check_apart(module)
     if dtype is None:
         kinds = {str(value.dtype).removeprefix("torch.") for value in module.state_dict().values()}
         dtype = "float64" if "float64" in kinds else "float32"

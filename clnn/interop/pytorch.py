@@ -591,6 +591,20 @@ def leaves(module: Any, name: str = "") -> Iterator[tuple[str, Any]]:
         yield from leaves(one, f"{name}.{inner}" if name else inner)
 
 
+def check_apart(module: Any) -> None:
+    """ConfigurationError where two modules share a parameter: two layers would learn apart."""
+    places: dict[int, list[str]] = {}  # the names of each parameter
+    for place, one in module.named_modules():  # each once
+        for name, value in getattr(one, "_parameters", {}).items():
+            places.setdefault(id(value), []).extend([] if value is None else [f"{place}.{name}"])
+    for names in places.values():
+        if len(names) > 1:
+            raise ConfigurationError(
+                f"{' and '.join(names)} are one parameter, and layers here have their own: put one module in both places, or "
+                "give each a parameter of its own, such as a clone()"
+            )
+
+
 FUSES = (layers.Dense, _Convolution, layers.BatchNorm, layers.GroupNorm, layers.InstanceNorm)
 
 
