@@ -66,12 +66,15 @@ def cached(prefix: str) -> bool:
     return False
 
 
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes a file so that others see all of it or nothing, even if the machine stops half-way.
+def check_place(path: Path) -> None:
+    """OSError where `write_atomically` could not write, as far as that is seen before: nothing is left behind."""
+    part, file = _new_part(_place(path))
+    file.close()
+    part.unlink(missing_ok=True)
 
-    A symbolic link stays one, and what it points to is written; a file that is there keeps its mode and owner. What a
-    killed process left half-written in the folder goes. OSError for what is no regular file.
-    """
+
+def _place(path: Path) -> Path:
+    """Where a file is written, in a folder that is there and swept."""
     path = Path(os.path.realpath(path))
     if (
         path.exists() or path.is_symlink()
@@ -79,6 +82,16 @@ def write_atomically(path: Path, data: bytes) -> None:
         raise OSError(f"{path} is there, and is no regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
+    return path
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Writes a file so that others see all of it or nothing, even if the machine stops half-way.
+
+    A symbolic link stays one, and what it points to is written; a file that is there keeps its mode and owner. What a
+    killed process left half-written in the folder goes. OSError for what is no regular file.
+    """
+    path = _place(path)
     part, file = _new_part(path)
     try:
         with file:

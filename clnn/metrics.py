@@ -62,7 +62,7 @@ def accuracy(output: Any, target: Any) -> Tensor:
 
 
 def top_k(k: int) -> Metric:
-    """1 where the class is among the k largest outputs."""
+    """1 where the class is among the k largest outputs, of which there is one for each class: ShapeError for one alone."""
     if (whole(k) or 0) < 1:
         raise ConfigurationError(f"top_k's k should be 1 or more, {k!r} was provided instead")
     return _top(int(k))
@@ -72,6 +72,10 @@ def top_k(k: int) -> Metric:
 def _top(k: int) -> Metric:
     def metric(output: Any, target: Any) -> Tensor:
         output = tensor(output)
+        if output.ndim < 2 or output.shape[-1] == 1:
+            raise ShapeError(
+                f"top_{k} looks among the outputs of all classes, and one of two classes is alone: use accuracy"
+            )
         return _per_row("top_k", output, _target(output, target), k)
 
     metric.__name__ = f"top_{k}"
@@ -166,6 +170,7 @@ def _fractions(matrix: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
             f"a confusion matrix holds counts, (classes, classes), and {matrix.dtype} of shape {matrix.shape} was given; "
             "clnn.metrics.confusion_matrix(predicted, labels) makes one"
         )
+    matrix = matrix.astype(np.int64)  # twice a count may be more than its own type holds
     n, true = matrix.sum(), matrix.diagonal()
     wrong, missed = matrix.sum(axis=0) - true, matrix.sum(axis=1) - true  # false positives, false negatives
     rest = n - true - wrong - missed  # true negatives

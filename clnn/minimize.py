@@ -65,6 +65,11 @@ class Objective:
             raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
         for p in self.parameters:
+            if p.max_norm is not None:
+                raise ConfigurationError(
+                    f"minimize() goes along lines on which the loss falls, and {p.name or 'one'} has max_norm={p.max_norm}, "
+                    "which cuts weights off: train it by fit, or leave max_norm out"
+                )
             if (p.device, p.dtype) != (self.device, self.dtype):
                 raise ConfigurationError(
                     f"minimize() needs all parameters on one device and in one type, and {p.name or 'one'} is {p.dtype} on "

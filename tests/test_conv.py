@@ -701,3 +701,20 @@ def test_arguments_per_axis():
     assert paddings("n", "valid", 2) == ((0, 0), (0, 0)) and paddings("n", [1, (2, 3)][:1], 1) == ((1, 1),)
     assert paddings("n", "causal", 1, causal=True) == "causal"
     assert paddings("n", ((1, 2), (0, 3)), 2) == ((1, 2), (0, 3)) and paddings("n", "same", 1) == "same"
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (lambda: clnn.Conv2D(3, 3, padding=2), (2, 2, 0, 6)),
+        (lambda: clnn.Conv2D(3, 3, padding=2, stride=2), (2, 2, 6, 0)),
+        (lambda: clnn.Conv1D(3, 3, padding=2), (2, 2, 0)),
+        (lambda: clnn.Conv3D(3, 3, padding=2), (2, 2, 4, 0, 4)),
+        (lambda: clnn.Conv2DTranspose(3, 3), (2, 2, 0, 6)),
+        (lambda: clnn.DepthwiseConv2D(3, padding=2), (2, 2, 0, 6)),
+    ],
+)
+def test_a_side_of_nothing_is_refused(device, layer, shape):
+    """As pooling does; kernels would divide by it."""
+    with pytest.raises(clnn.ShapeError, match=r"over no elements: the input's shape is \(2, 2, .*0"):
+        layer()(clnn.tensor(np.zeros(shape), np.float32))

@@ -205,3 +205,23 @@ def test_what_is_no_report():
             metrics.precision(wrong)
     with pytest.raises(clnn.ConfigurationError, match="'weighted'"):
         metrics.f1(np.eye(2, dtype=int), "weighted")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.int8, np.int16, np.uint16, np.int32])
+def test_a_matrix_of_a_small_type_gives_the_same_rates(rng, kind):
+    """Sums and twice a count are more than its own type holds."""
+    most = min(np.iinfo(kind).max, 1 << 29)
+    matrix = rng.integers(most // 2, most, (3, 3)).astype(kind)
+    for average in (None, "micro", "macro"):
+        for rate in (clnn.metrics.f1, clnn.metrics.precision, clnn.metrics.recall):
+            right = rate(matrix.astype(np.int64), *([average] if average else []))
+            np.testing.assert_array_equal(rate(matrix, *([average] if average else [])), right)
+
+
+@pytest.mark.parametrize("shape", [(3, 1), (2, 4, 1)])
+def test_top_k_of_one_output_is_refused(device, shape):
+    with pytest.raises(clnn.ShapeError, match="top_1 looks among the outputs of all classes, .* alone: use accuracy"):
+        clnn.metrics.top_k(1)(np.ones(shape, np.float32), np.zeros(shape[:-1], np.int32))
+    net = clnn.Sequential([clnn.Dense(1)], input_shape=2)
+    with pytest.raises(clnn.ShapeError, match="use accuracy"):
+        net.evaluate(np.ones((4, 2)), np.array([0, 1, 1, 0]), loss="binary_cross_entropy", metrics=["top_1"])

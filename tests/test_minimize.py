@@ -398,3 +398,13 @@ def test_a_state_of_another_model(rng, device):
     other.load_state_dict(state)
     with pytest.raises(clnn.ConfigurationError, match=r"the state's 1\.y0 is missing"):
         task.minimize(other, 1)
+
+
+@pytest.mark.parametrize("kind", [clnn.LBFGS, clnn.HessianFree])
+def test_weights_that_are_cut_off_are_refused(device, rng, kind):
+    net = clnn.Sequential([clnn.Dense(8, "tanh", max_norm=0.5), clnn.Dense(1)], input_shape=4, seed=0)
+    x, y = clnn.tensor(rng.standard_normal((9, 4)), np.float32), clnn.tensor(rng.standard_normal((9, 1)), np.float32)
+    before = [p.numpy() for p in net.parameters()]
+    with pytest.raises(clnn.ConfigurationError, match="w has max_norm=0.5, which cuts weights off: train it by fit"):
+        kind().minimize(lambda: clnn.losses.mse(net(x), y), net.parameters(), 3)
+    assert all(np.array_equal(p.numpy(), w) for p, w in zip(net.parameters(), before))

@@ -1,7 +1,7 @@
 """Augmentation on the device: training images shifted, warped, distorted, mirrored, cropped, cut out and mixed.
 
 Images are arrays or tensors (n, h, w) or (n, channels, h, w); flat ones are reshaped first: `x.reshape(-1, 28, 28)`. What
-comes back is a tensor on the device of the same type (integers and bools become float32, not scaled); no gradient goes
+comes back is a tensor on the device: of a tensor's type, and of arrays float32 (integers are not scaled). No gradient goes
 through. All channels of an image go the same way. Places are in pixels, x to the right and y downwards, and what comes
 from outside the image has the value `fill`. The functions that interpolate do so bilinearly, as if the image lay on an
 endless sheet of `fill`; a NaN stays among its neighbours, and a pixel that comes from a whole place keeps its bits.

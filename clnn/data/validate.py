@@ -24,7 +24,7 @@ def check_features(x: np.ndarray, name: str = "x") -> None:
     if bad := _first(x, lambda chunk: ~np.isfinite(chunk)):
         where, value = bad
         raise DataError(
-            f"{name}{where} is {value}, and would make every weight NaN; "
+            f"{name}{where} is {value}, and makes NaN of whatever depends on it, in training of every weight; "
             "remove such samples or fill the gaps in, e.g. with numpy.nan_to_num"
         )
 

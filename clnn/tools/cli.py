@@ -11,7 +11,8 @@ from typing import Any
 
 from .. import __version__
 from ..callbacks import Callback
-from ..errors import ClnnError, ConfigurationError
+from ..errors import CheckpointError, ClnnError, ConfigurationError
+from ..files import as_path, check_place
 
 # The activation of the last layer, by loss: the losses that class numbers go with.
 LAST = {
@@ -381,6 +382,11 @@ def train(options: argparse.Namespace) -> int:
     else:
         raise ConfigurationError("--momentum goes with --optimizer sgd; Adam has moments of its own")
 
+    if options.save:
+        try:
+            check_place(as_path(options.save))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{options.save} cannot be written: {error}") from error
     used = device()
     print(f"{used.name} ({used.platform}), matrix products by {engine_name(used)}")
     (x, y), (x_test, y_test) = getattr(data, options.data)()

@@ -324,6 +324,8 @@ def _convolution(
     """Both: of a transposed one the forward pass is the other's gradient by inputs, and the reverse."""
     check_together(what, x, w, b)
     check_float(what, x)
+    if 0 in x.shape[2:]:
+        raise ShapeError(f"{what} over no elements: the input's shape is {x.shape}")
     n, k, c = x.shape[0], w.shape[0] // groups, w.shape[1]
     channels, made = (w.shape[0], groups * c) if transposed else (groups * c, w.shape[0])
     if x.shape[1] != channels or w.shape[0] % groups or w.shape[2:] != window.size:
