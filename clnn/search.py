@@ -10,7 +10,8 @@
     found.best_model.evaluate(x_test, y_test)
 
 `build` returns a model and a dict of arguments for `fit`: whatever it has an argument for can be searched. Each trial
-builds a model of its own, with a seed of its own, and is measured on the validation data after its last epoch.
+builds a model of its own, with a seed of its own, and is measured on the validation data after its last epoch, or after
+the epoch whose weights `EarlyStopping` ends it with.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from typing import Any
 
 import numpy as np
 
-from .callbacks import Callback
+from .callbacks import Callback, EarlyStopping
 from .checks import check_count, in_range
 from .errors import CheckpointError, ClnnError, ConfigurationError, Diverged, OutOfDeviceMemory
 from .files import write_atomically
@@ -217,6 +218,7 @@ class Search:
         self.processes = "mpi" if processes == "mpi" else min(check_count("processes", processes, 1), sizes[0])
         self.file, self.progress = None if file is None else Path(file), progress
         self.device = f"{device().platform_index}:{device().device_index}"
+        self.beyond: list[dict[str, Any]] = []  # rows in the file that an earlier call with more trials found
 
     def arguments(self, trial: int) -> dict[str, Any]:
         """What trial 0, 1, ... calls build with."""
@@ -277,7 +279,8 @@ class Search:
         remedy = "give another file=, or delete it"
         try:
             found = json.loads(self.file.read_text(encoding="utf-8"))
-            rows = {row["trial"]: row for row in found["rows"] if row["trial"] < self.sizes[0]}
+            rows = {row["trial"]: row for row in found["rows"]}
+            self.beyond = [rows.pop(number) for number in sorted(rows) if number >= self.sizes[0]]
             other = [name for name, value in self.signature.items() if found["search"].get(name) != value]
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{self.file} is no file of a search, or is damaged ({error!r}); {remedy}") from None
@@ -346,8 +349,8 @@ class Results:
 
     def save(self, path: str | Path) -> None:
         """Write the rows as `file=path` does."""
-        text = json.dumps({"search": self.search.signature, "rows": self.rows}, default=_said, indent=1)
-        write_atomically(Path(path), text.encode())
+        found = {"search": self.search.signature, "rows": self.rows + self.search.beyond}
+        write_atomically(Path(path), json.dumps(found, default=_said, indent=1).encode())
 
     def _table(self) -> list[list[str]]:
         rows = self.rows
@@ -406,16 +409,19 @@ class Trial(Callback):
         own = {"epochs": epochs, "seed": self.seed, "progress": False, **self.options}
         own["callbacks"] = [self, *own.get("callbacks", ())]
         with drawing_from(self.generator):
-            fit(self.model, *self.search.train, validation=self.search.validation, **own)
-        measured, name = self.history.history, f"val_{self.search.metric}"
+            found = fit(self.model, *self.search.train, validation=self.search.validation, **own)
+        measured, name = found.history, f"val_{self.search.metric}"
+        if not measured:  # which TerminateOnNaN ends without an error
+            raise Diverged("no epoch came to its end")
         if name not in measured:
             there = ", ".join(key[4:] for key in measured if key.startswith("val_"))
             raise ConfigurationError(
                 f"fit measured no {self.search.metric!r}, only {there}: let {self.search.name} return metrics="
             )
-        if not math.isfinite(measured[name][-1]):
-            raise Diverged(f"{name} was {measured[name][-1]}")
-        self.scores.append(measured[name][-1])
+        score = measured[name][_ended_with(own["callbacks"])]
+        if not math.isfinite(score):
+            raise Diverged(f"{name} was {score}")
+        self.scores.append(score)
 
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         self.history.add(logs)
@@ -428,6 +434,12 @@ class Trial(Callback):
             "epochs": len(history.get("loss", ())), "seconds": self.seconds, "seed": self.seed, "failed": failed,
             "history": {name: [*values] for name, values in history.items()},
         }  # fmt: skip
+
+
+def _ended_with(callbacks: Sequence[Any]) -> int:
+    """The epoch whose weights a fit ended with: the last, where `EarlyStopping` did not put back those of another."""
+    stops = [one for one in callbacks if isinstance(one, EarlyStopping) and one.restore_best and one.best_epoch >= 0]
+    return stops[-1].best_epoch if stops else -1
 
 
 Trained = tuple[dict[str, Any], dict[str, np.ndarray]]  # a trial's row, and its weights

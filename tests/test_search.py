@@ -146,6 +146,31 @@ def test_metrics_of_ones_own(device):
         search.grid(*given, metric="top_1")
 
 
+def patient(lr=0.1, restore_best=True, ends=True):
+    net, options = build(hidden=16, lr=lr, seed=1)
+    stops = [clnn.EarlyStopping(patience=2, restore_best=restore_best)] if ends else [clnn.TerminateOnNaN()]
+    return net, {**options, "callbacks": stops}
+
+
+def test_the_score_is_that_of_the_weights_that_a_trial_ends_with(device):
+    space = {"lr": [0.3, 0.6], "restore_best": [True, False]}
+    found = search.grid(patient, space, TRAIN, VALIDATION, epochs=20, metric="loss")
+    for row in found.rows:
+        losses = row["history"]["val_loss"]
+        assert len(losses) < 20 and min(losses) < losses[-1]
+        assert row["score"] == (min(losses) if row["arguments"]["restore_best"] else losses[-1])
+    assert found.best_model.evaluate(*VALIDATION)["loss"] == pytest.approx(found.rows[0]["score"], rel=1e-5)
+    # each rung of halving is a fit of its own, and counts its epochs from 0
+    found = search.halving(patient, {"lr": [0.3]}, TRAIN, VALIDATION, trials=4, keep=0.5, epochs=[6, 6], metric="loss")
+    assert len(found.rows[0]["scores"]) == 2 and found.rows[0]["epochs"] > 3
+    assert found.best_model.evaluate(*VALIDATION)["loss"] == pytest.approx(found.rows[0]["score"], rel=1e-5)
+
+
+def test_a_trial_that_ends_in_its_first_epoch_is_a_row_with_the_reason(device):
+    found = search.grid(patient, {"lr": [3e38, 0.1], "ends": [False]}, TRAIN, VALIDATION)
+    assert [row["failed"] for row in found.rows] == ["", "Diverged: no epoch came to its end"]
+
+
 # -- halving ----------------------------------------------------------------------------------------------------------
 def test_halving_keeps_the_best_and_trains_them_on(device):
     found = search.halving(build, SPACE, TRAIN, VALIDATION, trials=7, keep=1 / 2, epochs=1, metric="loss")
@@ -263,6 +288,19 @@ def test_more_trials_go_on_from_the_same_file(device, tmp_path):
     )
     first, second = run(2), run(4)
     assert [row for row in second.rows if row["trial"] < 2] == first.rows and len(second.rows) == 4
+
+
+def test_fewer_trials_leave_the_others_in_the_file(device, tmp_path):
+    function, file = Interrupted(), tmp_path / "search.json"
+    run = lambda trials: search.random(function, SPACE, TRAIN, VALIDATION, trials=trials, file=file)  # noqa: E731
+    four = run(4)
+    file.write_text(
+        file.read_text().replace('"trial": 0', '"trial": 9')
+    )  # so that a trial has to be trained, and written
+    two = run(2)
+    assert sorted(row["trial"] for row in two.rows) == [0, 1] and function.calls == 5
+    assert sorted(row["trial"] for row in json.loads(file.read_text())["rows"]) == [0, 1, 2, 3, 9]
+    assert without_seconds(run(4).rows) == without_seconds(four.rows) and function.calls == 5
 
 
 def test_a_file_of_another_search_is_an_error(device, tmp_path):
