@@ -170,13 +170,15 @@ class EarlyStopping(Callback):
             model.stop_training = True
 
     def state_dict(self) -> dict[str, Any]:
-        found: dict[str, Any] = {"best": None if math.isnan(self.best) else self.best, "best_epoch": self.best_epoch}
+        found: dict[str, Any] = {"best": None if math.isnan(self.best) else self.best}
+        found |= {"best_epoch": self.best_epoch, "stopped_epoch": self.stopped_epoch}
         for i, (p, (device, copy)) in enumerate(self._kept.copies.items()):
             found[f"kept_{i}"] = device.read(copy, np.empty(p.shape, p.dtype))
         return found
 
     def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
         self.best, self.best_epoch = math.nan if state["best"] is None else state["best"], state["best_epoch"]
+        self.stopped_epoch = state.get("stopped_epoch")  # which older files go without
         if "kept_0" in state:
             self._kept.keep(model)
             for i, (p, (device, copy)) in enumerate(self._kept.copies.items()):
@@ -233,23 +235,25 @@ class TimeBudget(Callback):
         self.seconds = in_range("TimeBudget in all", given[0] + 60 * given[1] + 3600 * given[2], 0.0, math.inf, "()")
         self.spent = 0.0
         self.stopped_epoch: int | None = None
+        self._epoch: int | None = None  # the last one so far
 
     def on_train_begin(self, model: Any) -> None:
-        self.spent, self.stopped_epoch, self._began = 0.0, None, time.monotonic()
+        self.spent, self.stopped_epoch, self._began, self._epoch = 0.0, None, time.monotonic(), None
 
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         now = time.monotonic()
-        self.spent, self._began = self.spent + now - self._began, now
+        self.spent, self._began, self._epoch = self.spent + now - self._began, now, epoch
         if self.spent >= self.seconds:
             self.stopped_epoch = epoch
             model.stop_training = model.stop_training or OUT_OF_TIME
 
     def state_dict(self) -> dict[str, Any]:
-        return {"spent": self.spent}
+        return {"spent": self.spent, "epoch": self._epoch}
 
     def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
-        self.spent = float(state["spent"])
+        self.spent, self._epoch = float(state["spent"]), state.get("epoch")  # older files go without the epoch
         if self.spent >= self.seconds:
+            self.stopped_epoch = self._epoch
             model.stop_training = model.stop_training or OUT_OF_TIME
 
 

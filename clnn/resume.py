@@ -53,9 +53,10 @@ class Checkpoint(Callback):
         history: dict[str, list[float]],
         others: Sequence[Any],
         source: Path | None,
+        done: int,
         world: Any,
     ) -> None:
-        """A fit begins, with these settings, and goes on from a file or None: said by `fit`."""
+        """A fit begins, with these settings, and goes on from a file, of so many epochs, or None: said by `fit`."""
         try:
             here = self.folder.resolve()
         except OSError as error:  # the working folder is gone
@@ -72,7 +73,7 @@ class Checkpoint(Callback):
                 "to go on with it, or another folder"
             )
         for later in files:  # damaged, or of a future that this fit leaves
-            if source is not None and later.name > source.name:
+            if source is not None and _epochs(later) > done:
                 later.replace(later.with_suffix(".set-aside"))
         self._under_way = {"told": told, "history": history, "others": others, "world": world}
 
@@ -148,7 +149,11 @@ def saved_in(folder: Path) -> list[Path]:
         names = []
     except OSError as error:
         raise CheckpointError(f"the folder {folder} cannot be read: {error}") from error
-    return sorted(folder / name for name in names if re.fullmatch(r"epoch-\d{6,}\.safetensors", name))
+    return sorted((folder / name for name in names if re.fullmatch(r"epoch-\d{6,}\.safetensors", name)), key=_epochs)
+
+
+def _epochs(file: Path) -> int:
+    return int(file.stem.removeprefix("epoch-"))
 
 
 def _told_of_optimizer(optimizer: Any) -> dict[str, Any] | None:

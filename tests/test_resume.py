@@ -94,6 +94,14 @@ def test_a_fit_that_was_interrupted_ends_with_the_same_bits(data, tmp_path, opti
     same(whole, fit(data, callbacks("run"), optimizer=optimizer(), seed=seed, resume=tmp_path / "run"))
 
 
+def test_a_run_that_patience_ended_says_so_where_it_comes_back(data, tmp_path):
+    callbacks = lambda: [clnn.EarlyStopping("loss", 2, min_delta=9.0), clnn.Checkpoint(tmp_path)]  # noqa: E731
+    fit(data, ended := callbacks(), resume=tmp_path)
+    fit(data, again := callbacks(), resume=tmp_path)
+    found = [(one.best, one.best_epoch, one.stopped_epoch) for one, _ in (ended, again)]
+    assert found[0] == found[1] and found[1][1:] == (0, 2)
+
+
 class Halve(clnn.Callback):
     """Changes the rate as a user's own callback may, and knows nothing afterwards."""
 
@@ -165,6 +173,23 @@ def test_a_file_is_a_model_too_and_so_many_are_kept(data, tmp_path):
     two = fit(data, [clnn.Checkpoint(tmp_path, keep=3)], epochs=5, resume=tmp_path / "epoch-000003.safetensors")
     assert np.array_equal(two[0].predict(data[0]), net.predict(data[0]))
     assert len(list(tmp_path.glob("*.set-aside"))) == 2
+
+
+def test_files_are_in_the_order_of_their_epochs(data, tmp_path):
+    """Names grow by a digit at the millionth epoch."""
+    checkpoint = clnn.Checkpoint(tmp_path)
+    net, _ = fit(data, [checkpoint], epochs=1)
+    for epoch in range(999_997, 1_000_002):
+        checkpoint.on_epoch_end(net, epoch, {})
+    names = ["epoch-1000001.safetensors", "epoch-1000002.safetensors"]
+    assert [file.name for file in resume.saved_in(tmp_path)] == names
+    assert resume.Resumed(tmp_path).epochs == 1_000_002
+    # from an older file, by whatever name, those of later epochs are set aside
+    checkpoint.on_epoch_end(net, 999_998, {})
+    (copy := tmp_path / "good.safetensors").write_bytes((tmp_path / names[0]).read_bytes())
+    fit(data, [checkpoint], epochs=1, resume=copy)
+    assert [file.name for file in resume.saved_in(tmp_path)] == names[:1]
+    assert [file.name for file in tmp_path.glob("*.set-aside")] == ["epoch-1000002.set-aside"]
 
 
 def test_only_the_best(data, tmp_path):

@@ -136,7 +136,7 @@ def fit(
         try:
             for callback in callbacks:
                 if isinstance(callback, Checkpoint):
-                    callback.begins(told, history.history, callbacks, saved.file if saved else None, world)
+                    callback.begins(told, history.history, callbacks, saved.file if saved else None, done, world)
             for callback in callbacks:
                 bare = stream is not None or all(w is None for w in samples.weights)
                 ys = outputs.together(samples.ys) if stream is None else None
