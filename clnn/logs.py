@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import itertools
 import os
 import time
 from collections.abc import Callable, Iterable
@@ -91,14 +92,17 @@ def _line(cells: Iterable[Any]) -> str:
     return text.getvalue()
 
 
+_boards = itertools.count()  # tensorboardX names files by the second alone, and would write over one that is there
+
+
 class TensorBoard(Callback):
     """A folder that TensorBoard shows: curves of all that the `History` has, by the number of epochs done.
 
     `histograms`: of the weights, every so many epochs (0: none). `images`: a function of the model that returns a dict of
-    pictures by name, (height, width), (channels, height, width) or (n, channels, height, width) with values from 0 to 1, as
-    often as `every` epochs. `graph`: the layers as a drawing, of a `Sequential` or `Model(inputs, outputs)`. Where fit resumes,
-    what the interrupted run wrote after its last checkpoint is not shown. It writes by tensorboardX, or by
-    torch.utils.tensorboard; ConfigurationError where neither is there.
+    pictures by name, (height, width), (channels, height, width) or (n, channels, height, width) with values from 0 to 1, of
+    1, 3 or 4 channels, as often as `every` epochs. `graph`: the layers as a drawing, of a `Sequential` or `Model(inputs,
+    outputs)`. Where fit resumes, what the interrupted run wrote after its last checkpoint is not shown. It writes by
+    tensorboardX, or by torch.utils.tensorboard; ConfigurationError where neither is there.
     """
 
     def __init__(
@@ -136,7 +140,8 @@ class TensorBoard(Callback):
             return
         if self._writer is None:
             try:
-                self._writer = self._library[0](str(self.folder), purge_step=purge or None)
+                own = f".{time.time_ns()}.{os.getpid()}.{next(_boards)}"  # in the order in which TensorBoard reads them
+                self._writer = self._library[0](str(self.folder), purge_step=purge or None, filename_suffix=own)
             except OSError as error:
                 raise ConfigurationError(f"TensorBoard: {self.folder} cannot be written: {error}") from error
             if self._nodes and not purge:
@@ -150,10 +155,10 @@ class TensorBoard(Callback):
         if self.images is not None and self._done % self.every == 0:
             for name, picture in self.images(model).items():
                 array = np.asarray(picture, np.float32)
-                if array.ndim not in (2, 3, 4):
+                if array.ndim not in (2, 3, 4) or (1, *array.shape)[-3] not in (1, 3, 4):
                     raise ConfigurationError(
                         f"TensorBoard's images: {name!r} has the shape {array.shape}; a picture is (height, width), (channels, "
-                        "height, width) or (n, channels, height, width)"
+                        "height, width) or (n, channels, height, width), of 1, 3 or 4 channels"
                     )
                 form = {2: "HW", 3: "CHW", 4: "NCHW"}[array.ndim]
                 self._writer.add_image(name, array, self._done, dataformats=form) if array.ndim < 4 else (

@@ -125,6 +125,7 @@ def test_time_ends_fit_and_counts_where_it_resumes(device, tmp_path):
     ends = [slow, clnn.TimeBudget(0.15), clnn.Checkpoint(tmp_path / "over")]
     epochs = len(fit(made(device), 9, ends, resume=tmp_path / "over")["loss"])
     assert epochs < 9 and len(fit(made(device), 9, ends, resume=tmp_path / "over")["loss"]) == epochs
+    assert ends[1].stopped_epoch == epochs - 1  # said where a run that is over comes back, too
     ends[1] = clnn.TimeBudget(hours=1)
     assert len(fit(made(device), 9, ends, resume=tmp_path / "over")["loss"]) == 9
     # one that something else has ended in the epoch in which time was over does not
@@ -206,8 +207,23 @@ def test_tensorboard(device, tmp_path):
     assert [(node.op, *node.input) for node in graph.node] == [
         ("Input",), ("Dense", "input"), ("Dense", graph.node[1].name)
     ]  # fmt: skip
-    with pytest.raises(clnn.ConfigurationError, match=r"'bad' has the shape \(3,\)"):
-        fit(made(device), 1, [clnn.TensorBoard(tmp_path / "b", images=lambda model: {"bad": np.ones(3)})])
+    for shape in ((3,), (5, 8, 8), (2, 5, 8, 8)):
+        bad = lambda model, shape=shape: {"bad": np.ones(shape)}  # noqa: E731
+        with pytest.raises(
+            clnn.ConfigurationError, match=f"'bad' has the shape {re.escape(str(shape))}.* of 1, 3 or 4"
+        ):
+            fit(made(device), 1, [clnn.TensorBoard(tmp_path / "b", images=bad)])
+
+
+def test_fits_that_begin_in_the_same_second_have_files_of_their_own(device, tmp_path, monkeypatch):
+    tensorboard = pytest.importorskip("tensorboardX", reason="tensorboardX is not installed")
+    frozen = types.SimpleNamespace(time=lambda: 1.7e9)
+    monkeypatch.setattr(tensorboard.event_file_writer, "time", frozen)
+    for _ in range(3):
+        fit(made(device), 1, [clnn.TensorBoard(tmp_path)])
+    files = sorted(tmp_path.glob("events.*"))
+    assert len(files) == 3 and all(b"loss" in file.read_bytes() for file in files)
+    assert files == sorted(files, key=lambda file: file.stat().st_mtime_ns)  # as TensorBoard reads them
 
 
 def test_a_board_without_a_writer_says_what_to_install(device, tmp_path, monkeypatch):
