@@ -153,7 +153,7 @@ class Loss(Watched):
         if isinstance(array, Tensor):
             if array.dtype != np.int32:
                 return array if array.shape == output.shape else array.reshape(output.shape)
-            if output.device.reads:  # where it is recorded, wrong labels make the loss NaN
+            if output.device.reads:  # where it is recorded, those of arguments are looked at before a replay
                 self.check_values(array.numpy(), output.shape, "the labels")
             if output.device.step is not None and array.rows is None:
                 shape = output.shape
