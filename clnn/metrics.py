@@ -39,6 +39,8 @@ def _per_row(kernel: str, output: Tensor, target: Tensor, *scalars: Any, after: 
         fitting += [shape, (*shape, 1)]
     if target.shape not in fitting:
         raise ShapeError(f"{kernel}: targets of shape {target.shape} do not fit outputs of shape {output.shape}")
+    if kernel == "top_k" and n == 1:
+        raise ShapeError("top_k looks among the outputs of all classes, and one of two classes is alone: use accuracy")
     output.device.check_turns(3 * n, f"{kernel} over {n:,} outputs")
     y = empty(output.device, shape, output.dtype)
     extra: dict[str, Any] = {"LABELS": 1} if labels else {}
@@ -72,10 +74,6 @@ def top_k(k: int) -> Metric:
 def _top(k: int) -> Metric:
     def metric(output: Any, target: Any) -> Tensor:
         output = tensor(output)
-        if output.ndim < 2 or output.shape[-1] == 1:
-            raise ShapeError(
-                f"top_{k} looks among the outputs of all classes, and one of two classes is alone: use accuracy"
-            )
         return _per_row("top_k", output, _target(output, target), k)
 
     metric.__name__ = f"top_{k}"

@@ -220,7 +220,7 @@ def test_a_matrix_of_a_small_type_gives_the_same_rates(rng, kind):
 
 @pytest.mark.parametrize("shape", [(3, 1), (2, 4, 1)])
 def test_top_k_of_one_output_is_refused(device, shape):
-    with pytest.raises(clnn.ShapeError, match="top_1 looks among the outputs of all classes, .* alone: use accuracy"):
+    with pytest.raises(clnn.ShapeError, match="top_k looks among the outputs of all classes, .* alone: use accuracy"):
         clnn.metrics.top_k(1)(np.ones(shape, np.float32), np.zeros(shape[:-1], np.int32))
     net = clnn.Sequential([clnn.Dense(1)], input_shape=2)
     with pytest.raises(clnn.ShapeError, match="use accuracy"):
