@@ -197,7 +197,7 @@ def _triangle(x: Any, k: int, upper: bool) -> Tensor:
     rows, columns = x.shape[-2:]
     (k,) = whole_numbers("the diagonal", k)
     ahead = arange(columns, device=x.device) - arange(rows, device=x.device).reshape(rows, 1)
-    return where(ahead >= k if upper else ahead <= k, x, 0.0)
+    return truths(where(ahead >= k if upper else ahead <= k, x, 0.0), x)  # 0 is False
 
 
 def tril(x: Any, k: int = 0) -> Tensor:
@@ -255,7 +255,7 @@ def take(x: Any, index: Any, axis: int = 0) -> Tensor:
     """
     x = tensor(x)
     axis = _axis("take", axis, x.ndim)
-    return truths(apply(ops.take, x, index=_index("take", index, x.shape[axis], x), axis=axis), x)
+    return apply(ops.take, x, index=_index("take", index, x.shape[axis], x), axis=axis)
 
 
 def take_rows(x: Any, index: Any) -> Tensor:
@@ -263,7 +263,7 @@ def take_rows(x: Any, index: Any) -> Tensor:
     x = tensor(x)
     if not x.shape:
         raise ShapeError("take_rows: a tensor without axes has no rows")
-    return truths(apply(ops.take, x, index=_index("take_rows", index, x.shape[0], x)), x)
+    return apply(ops.take, x, index=_index("take_rows", index, x.shape[0], x))
 
 
 def gather(x: Any, index: Any, axis: int = -1) -> Tensor:
@@ -276,7 +276,7 @@ def gather(x: Any, index: Any, axis: int = -1) -> Tensor:
     """
     x = tensor(x)
     axis = _axis("gather", axis, x.ndim)
-    return truths(apply(ops.gather, x, index=_index("gather", index, x.shape[axis], x), axis=axis), x)
+    return apply(ops.gather, x, index=_index("gather", index, x.shape[axis], x), axis=axis)
 
 
 def scatter_add(x: Any, index: Any, values: Any, axis: int = 0) -> Tensor:
@@ -376,7 +376,7 @@ def sort(x: Any, axis: int = -1, descending: bool = False) -> Tensor:
     """
     x = tensor(x)
     at, axis = _sorted("sort", x, axis, descending)
-    return truths(apply(ops.gather, x, index=at, axis=axis), x)
+    return apply(ops.gather, x, index=at, axis=axis)
 
 
 def topk(x: Any, k: int, axis: int = -1, largest: bool = True) -> tuple[Tensor, Tensor]:
@@ -387,7 +387,7 @@ def topk(x: Any, k: int, axis: int = -1, largest: bool = True) -> tuple[Tensor, 
     if k > x.shape[axis]:
         raise ShapeError(f"topk: there are no {k} elements along axis {axis} of an array of shape {x.shape}")
     at = at[(*(slice(None),) * axis, slice(k))]
-    return truths(apply(ops.gather, x, index=at, axis=axis), x), at
+    return apply(ops.gather, x, index=at, axis=axis), at
 
 
 def argmin(x: Any, axis: int | None = -1) -> Tensor:

@@ -10,7 +10,7 @@ from .errors import DataError
 from .runtime import shared
 from .runtime.device import Device
 from .runtime.devices.choice import resolve
-from .tensor import Tensor, tensor
+from .tensor import Tensor, tensor, truths
 
 # kinds of devices by DLDeviceType in dlpack.h, DLPack 1.1
 HOST = (1, 3, 11)  # its memory, also what CUDA and ROCm have pinned there
@@ -49,7 +49,7 @@ def from_dlpack(value: Any, device: str | Device | None = None, *, copy: bool | 
             f"from_dlpack takes an array with __dlpack__ in the host's memory, and this {type(value).__name__} is none: {error}; "
             f"{remedy}"
         ) from error
-    return tensor(array, np.float64 if array.dtype == np.float64 else None, device)
+    return truths(tensor(array, np.float64 if array.dtype == np.float64 else None, device), value)
 
 
 def from_pyopencl(array: Any, device: str | Device | None = None, *, copy: bool = False) -> Tensor:

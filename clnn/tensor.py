@@ -22,7 +22,7 @@ from .ops.activation import FUNCTIONS, unary
 from .ops.aggregate import reduce
 from .ops.array import FLOATS, MASK, Array, Backward, Sink, empty, fill
 from .ops.elementwise import BINARY, binary, convert
-from .ops.index import check_rows, is_basic, take_items
+from .ops.index import check_rows, gather, is_basic, take, take_items
 from .ops.linear import linear, matmul
 from .ops.reduce import Axis, argmax
 from .ops.shape import broadcast_to, concatenate, reshape, take_slice, transpose
@@ -593,11 +593,13 @@ def tensor(
 
 def origin(value: Any, array: np.ndarray) -> str:
     """What a tensor of `array`, which was made of `value`, is made by."""
-    one = value
-    while isinstance(one, (list, tuple)) and one:
-        one = one[0]
-    of_bools = isinstance(one, bool) or getattr(one, "dtype", None) == np.dtype(bool)
-    return MASK if of_bools and array.dtype == np.int32 else ""
+    return MASK if array.dtype == np.int32 and _of_truths(value) else ""
+
+
+def _of_truths(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):  # of which one number makes numbers of all
+        return bool(value) and all(map(_of_truths, value))
+    return getattr(value, "made_by", "") == MASK or getattr(value, "dtype", type(value)) in (bool, np.dtype(bool))
 
 
 def host_array(value: Any, dtype: DTypeLike | None = None) -> np.ndarray:
@@ -663,14 +665,13 @@ def _wrap(y: Array) -> Tensor:
 def apply(op: Callable[..., tuple[Array, Backward]], *inputs: Any, **options: Any) -> Tensor:
     """Run an op, and take it on tape if one of its inputs leads to a trainable parameter."""
     y, backward = op(*inputs, **options)
-    if op not in LINEAR:
-        return on_tape(y, inputs, backward, inputs)
-    return truths(on_tape(y, inputs, backward), inputs[0])
+    t = on_tape(y, inputs, backward, () if op in LINEAR else inputs)
+    return truths(t, inputs[0]) if op in (*LINEAR, take, gather) else t
 
 
 def truths(y: Tensor, *of: Any) -> Tensor:
-    """`y`, whose numbers are some of these: a mask where they are masks."""
-    y.made_by = MASK if all(isinstance(x, Array) and x.made_by == MASK for x in of) else y.made_by
+    """`y`, whose numbers are some of these: a mask where they are masks, or True or False."""
+    y.made_by = MASK if _of_truths(of) else y.made_by
     return y
 
 
@@ -740,8 +741,7 @@ def _is_number(value: Any) -> bool:
 def _operand(value: Any, like: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value
-    if isinstance(value, (Decimal, Fraction)):
-        value = float(value)
+    value = float(value) if isinstance(value, (Decimal, Fraction)) else value
     if isinstance(value, (int, float)) or np.ndim(value) == 0:
         number = value if isinstance(value, (int, float)) else numbers(value, "an operand").item()
         return number if like.dtype == np.int32 else float(number)

@@ -407,6 +407,15 @@ CHOOSING = {
     "roll": lambda xp, a, b: xp.roll(a, 2, 0),
     "flip": lambda xp, a, b: xp.flip(a, 0),
     "tile": lambda xp, a, b: xp.tile(a[:1], 5),
+    "gather": lambda xp, a, b: (xp.gather if xp is clnn else np.take_along_axis)(a, np.array([4, 0, 3, 3, 1]), axis=0),
+    "topk": lambda xp, a, b: clnn.topk(a, 5)[0] if xp is clnn else np.sort(a)[::-1],
+    "tril": lambda xp, a, b: xp.tril(xp.stack([a, b]), 1)[0],
+    "triu": lambda xp, a, b: xp.triu(xp.stack([a, b]), 1)[1],
+    "where False": lambda xp, a, b: xp.where(b, a, False),
+    "where True": lambda xp, a, b: xp.where(b, True, a),
+    "masked_fill": lambda xp, a, b: clnn.masked_fill(a, b, False) if xp is clnn else np.where(b, False, a),
+    "times True": lambda xp, a, b: a * True,
+    "maximum of False": lambda xp, a, b: xp.maximum(False, a),
 }
 
 
@@ -418,15 +427,40 @@ def test_what_is_chosen_among_truths_is_a_mask(rng, device, name, kind):
     right, t = x.astype(np.float32)[CHOOSING[name](np, a, b)], clnn.tensor(x, np.float32)
     on = [clnn.tensor(m) if kind == "bools" else clnn.tensor(m.astype(np.float32)) > 0.5 for m in (a, b)]
     np.testing.assert_array_equal(t[CHOOSING[name](clnn, *on)].numpy(), right)
-    step = clnn.step(lambda a, b: CHOOSING[name](clnn, a, b), record=name not in ("concatenate arrays", "take"))
+    step = clnn.step(
+        lambda a, b: CHOOSING[name](clnn, a, b), record=name not in ("concatenate arrays", "take", "gather")
+    )
     for _ in range(5):
         np.testing.assert_array_equal(t[step(*on)].numpy(), right)
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        clnn.constant,
+        lambda m: clnn.from_dlpack(m, copy=True),
+        lambda m: clnn.tensor([m[i] for i in range(5)]),
+        lambda m: clnn.tensor([bool(v) for v in m.numpy()]),
+        lambda m: clnn.tensor(list(m.numpy() != 0)),
+    ],
+)
+def test_copies_of_a_mask_are_masks(device, rng, made):
+    x, m = normal(rng, (5, 3)), np.array([False, True, True, False, True])
+    np.testing.assert_array_equal(clnn.tensor(x, np.float32)[made(clnn.tensor(m))].numpy(), x[m].astype(np.float32))
+
+
+def test_a_list_of_truths_and_numbers_is_of_numbers(device, rng):
+    x = normal(rng, (5, 3))
+    for rows in ([True, 2, 3, 4, 0], [[True, False], [1, 4]], (False, True, 3)):
+        np.testing.assert_array_equal(
+            clnn.tensor(x, np.float32)[clnn.tensor(rows)].numpy(), x[np.array(rows)].astype(np.float32)
+        )
 
 
 def test_what_counts_truths_is_no_mask(rng, device):
     x, m = normal(rng, (5, 3)), rng.integers(0, 2, (2, 5)).astype(bool)
     t, on = clnn.tensor(x, np.float32), clnn.tensor(m)
-    for count in (lambda v: v[0] + v[1], lambda v: v[0] + v[1] * 2, lambda v: v[0] * 3):
+    for count in (lambda v: v[0] + v[1], lambda v: v[0] + v[1] * 2, lambda v: v[0] * 3, lambda v: v[0] * 1):
         rows = count(m.astype(int))
         np.testing.assert_array_equal(t[count(on)].numpy(), x[rows].astype(np.float32))
     np.testing.assert_array_equal(t[clnn.where(on[0], on[1], 3)].numpy(), x[np.where(m[0], m[1], 3)].astype(np.float32))
