@@ -924,6 +924,18 @@ def test_weights_that_are_computed_are_named_when_the_model_trains(device, rng, 
         one.fit(x, y, loss="mse", optimizer="sgd", epochs=1, progress=False)  # once
 
 
+def test_weights_made_of_a_factor_that_learns_are_named_too(device, rng):
+    text = """net (float[N, 3] x) => (float[N, 2] y) { l = ReduceL2<axes = [1]>(w) d = Div(w, l) h = Mul(d, half) v = Mul(h, g)
+    y = Gemm<transB = 1>(x, v, b) }"""
+    net = clnn.onnx.load(
+        proto(
+            f'<ir_version: 8, opset_import: ["" : 17]>\n{text}', w=f(2, 3), g=f(2, 1), b=f(2), half=f(1)
+        ).SerializeToString()
+    )
+    with pytest.warns(UserWarning, match="weights that nodes make of w do not learn"):
+        net.fit(f(8, 3), f(8, 2), loss="mse", optimizer="sgd", epochs=1, progress=False)
+
+
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("units", [1, 3])
 def test_a_first_layer_of_transposed_weights_without_a_bias_learns_from_its_own_batch(device, units, shuffle):

@@ -8,7 +8,7 @@ import sys
 import warnings
 import weakref
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,9 +58,9 @@ class Rule(NamedTuple):
         return array.dtype.name in FLOATS and array.size >= self.least and along
 
 
-def made_of(graph: Graph) -> dict[str, set[str]]:
-    """The values that depend on constants alone, and on which."""
-    made = {name: {name} for name in graph.constants}
+def made_of(graph: Graph, weights: Collection[str] = ()) -> dict[str, set[str]]:
+    """The values that depend on constants alone, and on which; `weights`: those that are parameters by now."""
+    made = {name: {name} for name in (*graph.constants, *weights)}
     for node in graph.every_node():
         given = [name for name in node.inputs if name]
         if given and all(name in made for name in given) and not any(node.graphs()):
@@ -135,14 +135,15 @@ def apart(graph: Graph) -> None:
             graph.nodes.remove(node)
 
 
-def left_out(graph: Graph) -> list[str]:
-    """The constants of which other nodes than MOVES make weights or biases, so that these do not learn."""
-    made, found = made_of(graph), set()
+def left_out(graph: Graph, weights: Collection[str]) -> list[str]:
+    """The constants of which other nodes than MOVES make weights or biases, so that these do not learn; `weights` do."""
+    made, found = made_of(graph, weights), set()
     for node in graph.every_node():
         for at in WEIGHTS.get(node.op, ()) if not node.domain else ():
             name = node.inputs[at] if at < len(node.inputs) else ""
             if name in made and name not in graph.constants and at not in STATISTICS.get(node.op, ()):
-                found |= {one for one in made[name] if Rule(1, False, True).holds(graph.constants[one])}
+                rule = Rule(min(2, len(made[name])), False, True)  # beside others one number is arithmetic
+                found |= {one for one in made[name] - {*weights} if rule.holds(graph.constants[one])}
     return sorted(found)
 
 
@@ -438,7 +439,7 @@ class OnnxModel(Model):
     def forward(self, *inputs: Tensor) -> Any:
         if grad_enabled() and not self._told:
             self._told = True
-            if names := left_out(self.graph):
+            if names := left_out(self.graph, self.weights):
                 warnings.warn(
                     f"{self.where}: weights that nodes make of {', '.join(names)} do not learn: export it with constants folded",
                     stacklevel=2,
