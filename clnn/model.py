@@ -546,7 +546,7 @@ def _freeze(model: Layer, frozen: set[str]) -> None:
             p.trainable = False
     for layer in model.layers_inside():
         own = [p for p in vars(layer).values() if isinstance(p, Parameter) and p.learns]
-        if own and not any(p.trainable for p in own):
+        if own and not any(p.trainable for p in layer.parameters()):  # those of layers inside may go on
             layer.trainable = False
         if layer.__dict__.pop("_frozen_in_file", False):
             layer._trainable = False

@@ -1,5 +1,7 @@
 """Optimizers against NumPy in float64, eager and recorded, and where gradients and states lie."""
 
+import copy
+
 import numpy as np
 import pytest
 from helpers import assert_close, eps, normal, parameter
@@ -185,6 +187,21 @@ def test_biases_do_not_decay(rng, device):
         optimizer.step(net.parameters())
         assert_close(net.b.numpy(), np.ones(2), 0)
         assert (net.w.numpy() < 1).all()
+
+
+@pytest.mark.parametrize("rule", ["sgd l2", "momentum l2 l1", "adamw", "lamb", "lamb l1", "lion decay"])
+def test_what_decays_may_change(rng, device, rule):
+    """Weights, biases, both or neither, where one launch updates the same stretch: as in a fresh copy."""
+    task = Task(rng, RULES[rule]())
+    for which in ("w", "wb", "", "b", "wb", "w"):
+        task.net.w.decays, task.net.b.decays = "w" in which, "b" in which
+        twin = copy.copy(task)
+        twin.net, twin.optimizer = copy.deepcopy((task.net, task.optimizer))
+        for _ in range(3):
+            x, c = map(clnn.tensor, task.draw())
+            task.train(x, c), twin.train(x, c)
+        for p, q in zip(task.net.parameters(), twin.net.parameters()):
+            np.testing.assert_array_equal(p.numpy(), q.numpy(), which)
 
 
 def test_first_step_of_adam_is_as_long_as_lr(device):

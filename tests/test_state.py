@@ -99,6 +99,37 @@ def test_a_layer_that_was_frozen_when_saved(device, rng, tmp_path):
     assert_same(net, again)
 
 
+@clnn.register
+class Gated(clnn.Layer):
+    """Layers inside, and a parameter beside them; `depth` of them in each other."""
+
+    def __init__(self, depth=1):
+        self.depth, self.inner = depth, clnn.Dense(4, "tanh") if depth == 1 else Gated(depth - 1)
+
+    def config(self):
+        return {"depth": self.depth}
+
+    def build(self, shape):
+        self.gate = self.parameter(1, init=0.5)
+
+    def forward(self, x):
+        return x + self.gate * self.inner(x)
+
+
+@pytest.mark.parametrize("frozen", [["gate"], ["inner.gate"], ["gate", "inner.inner.w"], ["gate", "inner.gate"], None])
+def test_a_parameter_beside_layers_that_was_frozen_when_saved(device, tmp_path, frozen):
+    """The layers inside are trained on after loading, unless they are frozen, too."""
+    net = clnn.Sequential([Gated(2)], input_shape=4)
+    names = dict(net.layers[0].named_parameters())
+    for name in names if frozen is None else frozen:
+        names[name].trainable = False
+    net.save(tmp_path / "net")
+    again = clnn.load(tmp_path / "net")
+    outer = again.layers[0]
+    assert {n: p.trainable for n, p in outer.named_parameters()} == {n: p.trainable for n, p in names.items()}
+    assert outer.trainable == outer.inner.trainable == outer.inner.inner.trainable == (frozen is not None)
+
+
 @pytest.mark.parametrize(
     "change", [{"momentum": 0.0}, {"ema": None}, {"momentum": 0.0, "ema": None}, {"weight_decay": 0.1}]
 )

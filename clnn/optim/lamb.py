@@ -50,7 +50,7 @@ class LAMB(Adam):
         """The chunks that groups work on, none longer than a group's stretch and none of two parameters, and the
         parameters of the run: two tables on the device, and how many rows they have."""
         known = self._chunks.setdefault(run.store, {})
-        key = run.start, run.stop, tuple(p.position for p in self.parameters if p.store is run.store)
+        key = run.start, run.stop, tuple((p.position, p.decays) for p in self.parameters if p.store is run.store)
         if key not in known:
             per, stretch = grid.vector * run.store.dtype.itemsize, grid.each * grid.width
             chunks: list[tuple[int, ...]] = []
