@@ -18,9 +18,9 @@ from .runtime.lock import exclusive
 from .runtime.recorder import StepContext
 from .step import Step
 from .tape import no_grad
-from .tensor import Tensor, constant
+from .tensor import Tensor, constant, function
 from .train import predict
-from .train.inputs import as_inputs, build_for
+from .train.inputs import as_inputs, build_for, made_by
 
 DRAWS = 64  # at most, before the host looks at them, where a model sees a window
 TOLD = 1 << 26  # bytes, about, of scores that wait on the device to be compared with those of the whole sequence
@@ -57,9 +57,9 @@ def generate(
     """`n` more tokens after a prompt (time,), or after each of several, (batch, time) or a list of arrays of any lengths: int32
     (n,) or (batch, n).
 
-    The model takes tokens (batch, time) and gives scores (batch, time, tokens), of which those of the last step say what
-    comes next. Training in other threads waits meanwhile: all tokens are of the same weights. Prompts of one length are
-    written after together, others apart, so that no prompt needs padding.
+    The model takes tokens (batch, time) and gives scores (batch, time, tokens), or the probabilities of a softmax, of which those
+    of the last step say what comes next. Training in other threads waits meanwhile: all tokens are of the same weights. Prompts
+    of one length are written after together, others apart, so that no prompt needs padding.
 
     window: the model sees the last `window` tokens, at most as many as it has positions for; None for all of them.
     temperature: scores are divided by it; 0 takes the largest each time.
@@ -74,7 +74,7 @@ def generate(
     inputs: further inputs of the model, such as what a decoder attends to, each with a row for each prompt.
     ShapeError for an empty prompt, for scores of another shape, and for more tokens than a model has positions; DataError
     for tokens below 0; ConfigurationError for options out of range, for a model that the cache does not suit, and for scores
-    that are NaN or infinite, such as those of a token that it does not know.
+    that are NaN or infinite, such as those of a token that it does not know; ClnnError within a step.
     """
     groups, alone = _by_length(prompt)
     if stateful := model.stateful_layers():
@@ -91,6 +91,7 @@ def generate(
     top_k = None if top_k is None else check_count("top_k", top_k)
     top_p = None if top_p is None else in_range("top_p", top_p, 0.0, 1.0, "(]")
     seed = None if seed is None else check_count("seed", seed, 0)
+    model.device.check_outside("generate", "its tokens come from steps of its own")
     batch = sum(len(rows) for rows, _ in groups)
     how = _How(temperature, top_k, top_p, np.random.default_rng(seed).random((n, batch)))
     if len(groups) == 1:
@@ -196,7 +197,12 @@ class _Writer:
         key = ("generate", cache, room, len(inputs[0]), inputs[0].dtype, *[(x.shape, x.dtype) for x in inputs[1:]])
         kept = model.__dict__.setdefault("_evaluations", {})
         if key not in kept:
-            build_for(model, inputs)
+            outputs = build_for(model, inputs)
+            if outputs.several or len(outputs.shapes[0]) != 2:
+                raise ShapeError(
+                    f"generate: the model gives {', '.join(map(str, outputs.shapes))} for a sequence, and what is wanted is one "
+                    "output (time, tokens): the scores of each step, such as those of recurrent layers with return_sequences=True"
+                )
             while len(kept) >= 4:
                 kept.pop(next(iter(kept)))
             kept[key] = cls(model, room, cache, inputs)
@@ -281,6 +287,8 @@ class _Writer:
             with self.cache.open():
                 y = self.model(x, *self.rest)
         _check(x, y)
+        if y.made_by == "softmax":  # scores whose softmax these probabilities are
+            y = function(y, "log")
         if self.cache is not None:
             of_step = draws.texts * y.shape[-1] * draws.dtype.itemsize
             self.slots = max(2, self.count, min(draws.room, TOLD // of_step))
@@ -298,6 +306,7 @@ class _Writer:
         _check(tokens, whole)
         whole = whole[:, -count:]
         told, size = self.draws.scores(count, whole.shape[-1]), np.abs(whole[np.isfinite(whole)]).max(initial=0)
+        told = np.exp(told) if made_by(self.model) == "softmax" else told
         with np.errstate(invalid="ignore"):
             apart = np.where(whole == told, 0, np.abs(whole - told)).max()  # -inf is equal to itself
         if apart > 3 * np.sqrt(np.finfo(whole.dtype).eps) * size:  # NaN is found elsewhere

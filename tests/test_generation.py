@@ -172,6 +172,54 @@ def test_a_model_that_has_changed_is_found_out_by_two_tokens(device):
             net.generate([1, 2, 3], 2)
 
 
+ENDS = {
+    "Dense": lambda: [clnn.Dense(9, "softmax")],
+    "Activation": lambda: [clnn.Dense(9), clnn.Activation("softmax")],
+    "TimeDistributed": lambda: [clnn.TimeDistributed(clnn.Dense(9, "softmax"))],
+}
+
+
+@pytest.mark.parametrize(
+    "how", [{}, {"temperature": 0.5}, {"temperature": 0}, {"top_k": 3, "cache": False}, {"top_p": 0.8, "window": 3}]
+)
+@pytest.mark.parametrize("end", ENDS)
+def test_a_model_that_ends_with_a_softmax_draws_as_one_without(device, rng, end, how):
+    def model(*last):
+        return clnn.Sequential([clnn.Embedding(9, 8), clnn.LSTM(5, return_sequences=True), *last], input_shape=4)
+
+    one, other = model(clnn.Dense(9)), model(*ENDS[end]())
+    for net in one, other:
+        values = np.random.default_rng(1)
+        net.load_state_dict({name: 3 * values.standard_normal(a.shape) for name, a in net.state_dict().items()})
+    prompts = rng.integers(0, 9, (8, 3))
+    np.testing.assert_array_equal(one.generate(prompts, 9, seed=2, **how), other.generate(prompts, 9, seed=2, **how))
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_within_a_step_nothing_is_generated(device, first):
+    """Its counters would move on at the end of that step alone."""
+    net = clnn.Sequential([clnn.Embedding(9, 8), clnn.LSTM(5, return_sequences=True), clnn.Dense(9)])
+    if first:
+        net.generate([1, 2], 12, window=2, cache=False)
+    step = clnn.step(lambda x: net.generate([1, 2], 12, window=2, cache=False))
+    for _ in range(3):
+        with pytest.raises(clnn.ClnnError, match="generate is for outside of steps"):
+            step(np.array([1, 2]))
+    assert net.generate([1, 2], 3).shape == (3,)
+
+
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_outputs_that_are_no_scores_of_each_step(device, outputs):
+    tokens = clnn.Input((5,), "int32")
+    y = clnn.LSTM(4, return_sequences=outputs > 1)(clnn.Embedding(9, 8)(tokens))
+    net = clnn.Model(tokens, [clnn.Dense(9)(y) for _ in range(outputs)] if outputs > 1 else clnn.Dense(9)(y))
+    for cache in (True, False):
+        with pytest.raises(
+            clnn.ShapeError, match=r"gives (\(9,\)|\(2, 9\), \(2, 9\)) for a sequence.*return_sequences"
+        ):
+            net.generate([1, 2], 3, cache=cache)
+
+
 @pytest.mark.parametrize("call", [partial(clnn.generate, n=2), clnn.train.predict, partial(clnn.train.evaluate, y=[2])])
 def test_what_is_no_model(device, call):
     for model in (5, None, clnn.Sequential, lambda x: x):

@@ -23,9 +23,9 @@ class Embedding(Layer):
 
     The gradient of a row is the sum over all places where its token stands, in their order, so the same bits each time; rows
     of other tokens get 0, and an optimizer with moments or weight decay still moves them. `padding` is a token whose row
-    is read as 0 and does not learn. With `mask_zero` token 0 is padding, and later layers pass over its steps (see `Masking`).
-    `tied(y)` gives the scores of all tokens, y w^T, for an output layer that shares the
-    weights (Press and Wolf 2017). Weights start as N(0, 0.02), as GPT-2's do, unless `weight_init` says otherwise.
+    is read as 0 and learns nothing there. With `mask_zero` token 0 is padding, and later layers pass over its steps (see
+    `Masking`). `tied(y)` gives the scores of all tokens, y w^T, for an output layer of the same weights (Press and Wolf 2017),
+    the padding's row as it is. Weights start as N(0, 0.02), as GPT-2's do, unless `weight_init` says otherwise.
 
     DataError for a token that is none of 0 to tokens - 1. In a recorded step of your own arrays are looked at before each replay.
     Of a tensor there the token's row is NaN, and with it the loss; OutOfRangeError says so where that loss is read, at the end
