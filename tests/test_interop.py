@@ -192,6 +192,10 @@ def test_what_has_no_twin_is_listed_all_at_once(torch):
         "proj_size": nn.LSTM(2, 3, proj_size=2, batch_first=True),
         "max_norm": nn.Embedding(3, 2, max_norm=1.0),
         "bias=False": nn.LayerNorm(2, bias=False),
+        "threshold=0.5": nn.Softplus(threshold=0.5),
+        "activation silu": nn.TransformerEncoderLayer(2, 1, 3, activation=nn.functional.silu, batch_first=True),
+        "approximate='tanh'": nn.TransformerEncoderLayer(2, 1, 3, activation=nn.GELU("tanh"), batch_first=True),
+        "(TransformerEncoderLayer): bias=False": nn.TransformerEncoderLayer(2, 1, 3, bias=False, batch_first=True),
         "several inputs": nn.MultiheadAttention(2, 1),
         "PixelShuffle": nn.PixelShuffle(2),
         "rate should be": nn.Dropout(1.0),
@@ -201,10 +205,35 @@ def test_what_has_no_twin_is_listed_all_at_once(torch):
     missing = [what for what in wrong if what not in str(error.value)]
     assert not missing and "Linear)" not in str(error.value).partition("hooks")[2]
     assert all(f"{i} (" in str(error.value) for i in range(len(wrong)))
-    with pytest.raises(clnn.ConfigurationError, match=r"does not take inputs of shape \(5,\).*weight \(3, 4\)"):
+    with pytest.raises(
+        clnn.ConfigurationError, match=r"no twin of the module takes inputs of shape \(5,\).*weight \(3, 4\)"
+    ):
         clnn.interop.sequential(nn.Sequential(nn.Linear(4, 3)), 5)
     with pytest.raises(clnn.ConfigurationError, match=r"0 \(Softmax\): dim=1 of an input of shape \(None, 3, 4\)"):
         clnn.interop.sequential(nn.Sequential(nn.Softmax(dim=1)), (3, 4))
+
+
+@pytest.mark.parametrize("kind", ["GroupNorm", "BatchNorm2d", "InstanceNorm2d"])
+def test_a_norm_with_a_weight_and_no_bias_has_no_twin(torch, kind):
+    given = (2, 4) if kind == "GroupNorm" else (4,)
+    norm = getattr(torch.nn, kind)(*given, affine=True)
+    norm.bias = None  # as with bias=False, of PyTorch 2.13
+    with pytest.raises(clnn.ConfigurationError, match=rf"0 \({kind}\): bias=False beside a weight"):
+        clnn.interop.sequential(torch.nn.Sequential(norm), (4, 3, 3))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu with approximate='tanh'"])
+def test_a_block_with_another_activation_is_an_error_and_copied_where_it_is_ignored(torch, activation):
+    function = torch.nn.functional.silu if activation == "silu" else torch.nn.GELU("tanh")
+    there = torch.nn.TransformerEncoderLayer(4, 2, 6, 0.0, function, batch_first=True)
+    for module, name in ((there, ""), (torch.nn.Sequential(there), "0")):
+        net = clnn.Sequential([clnn.TransformerEncoderLayer(2, 6, "gelu", norm_first=False)], (3, 4))
+        before = net.state_dict()
+        with pytest.raises(clnn.CheckpointError, match=rf"\(activation {activation}\).*ignore=\('{name}',\)"):
+            clnn.interop.from_torch(module, net)
+        assert all(np.array_equal(value, before[key]) for key, value in net.state_dict().items())
+        clnn.interop.from_torch(module, net, ignore=(name, "activation"))
+        close(net.layers[0].widen.w.numpy(), there.linear1.weight.T, np.float32, "copied")
 
 
 def test_modules_that_share_a_parameter(torch):

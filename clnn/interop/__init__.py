@@ -88,7 +88,7 @@ def sequential(module: Any, input_shape: int | Sequence[int], dtype: Any = None)
         from_torch(module, net)
     except CheckpointError as error:  # sizes come from the input's
         raise ConfigurationError(
-            f"the module does not take inputs of shape {tuple(net._input_shapes[0])}: {error}"
+            f"no twin of the module takes inputs of shape {tuple(net._input_shapes[0])}: {error}"
         ) from None
     return net
 

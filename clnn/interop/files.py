@@ -15,17 +15,8 @@ from ..errors import CheckpointError
 from ..files import as_path, why_no_file, write_atomically
 from .pairs import Stored, Unit
 
-TYPES = {
-    "F64": "<f8",
-    "F32": "<f4",
-    "F16": "<f2",
-    "I64": "<i8",
-    "I32": "<i4",
-    "I16": "<i2",
-    "I8": "i1",
-    "U8": "u1",
-    "BOOL": "?",
-}
+TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "i1", "U8": "u1",
+         "BOOL": "?"}  # fmt: skip
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 KERAS = (".keras", ".h5", ".hdf5")
 

@@ -274,12 +274,7 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
     layers_here, at = named_layers(model), {unit.name: here.name for unit, here, _ in found}
     for unit, here, _ in found:
         try:
-            twins = twin_of(unit.layer) if unit.name not in ignore and kinds_of(here.layer) and unit.kinds else []
-        except NoTwin as error:
-            raise CheckpointError(
-                f"{unit} computes what {here} does not ({error}); nothing was copied. If the model does it in another way, go on "
-                f"with ignore=({unit.name!r},)"
-            ) from None
+            twins = _known_twins(unit, here, ignore) if kinds_of(here.layer) and unit.kinds else []
         except AttributeError as error:  # a module of one's own with a name of PyTorch's
             report.notes.append(f"whether {unit} and {here} compute the same cannot be seen: {error}")
             continue
@@ -307,10 +302,22 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
         above = at.get(f"{name}.self_attn".strip("."), "").rpartition(".")[0]
         block = layers_here.get(above)
         if {"TransformerEncoderLayer", "TransformerDecoderLayer"} & {*_kinds(module)} and isinstance(block, _Block):
-            one = Unit(name, _kinds(module), module, {})
-            same_settings(one, Here(above, block, {}), twin_of(module)[0], ("norm_first", "activation", "norm"), ignore)
+            one, here = Unit(name, _kinds(module), module, {}), Here(above, block, {})
+            for twin in _known_twins(one, here, ignore):
+                same_settings(one, here, twin, ("norm_first", "activation", "norm"), ignore)
             if isinstance(block, layers.TransformerDecoderLayer):
                 report.notes.append(f"{above or 'the model'} is causal by itself; {one} is where it gets tgt_mask")
+
+
+def _known_twins(unit: Unit, here: Here, ignore: Sequence[str]) -> list[Layer]:
+    """`twin_of` a unit's module. CheckpointError where there is none."""
+    try:
+        return [] if unit.name in ignore else twin_of(unit.layer)
+    except NoTwin as error:
+        raise CheckpointError(
+            f"{unit} computes what {here} does not ({error}); nothing was copied. If the model does it in another way, go on "
+            f"with ignore=({unit.name!r},)"
+        ) from None
 
 
 COMPARED = (
@@ -332,13 +339,8 @@ def refuse(wrong: Any, why: str) -> None:
 
 def _conv(axes: int, transpose: bool = False) -> Callable[[Any], list[Layer]]:
     def twin(m: Any) -> list[Layer]:
-        how: dict[str, Any] = {
-            "stride": m.stride,
-            "dilation": m.dilation,
-            "groups": m.groups,
-            "bias": m.bias is not None,
-        }
-        kernel, padding, before = tuple(m.kernel_size), m.padding, []
+        how: dict[str, Any] = {"stride": m.stride, "dilation": m.dilation, "groups": m.groups}
+        kernel, padding, bias, before = tuple(m.kernel_size), m.padding, m.bias is not None, []
         if transpose:
             how["output_padding"] = m.output_padding
         if padding == "same":
@@ -350,7 +352,7 @@ def _conv(axes: int, transpose: bool = False) -> Callable[[Any], list[Layer]]:
             refuse(m.padding_mode not in ("reflect", "replicate"), f"padding_mode={m.padding_mode!r}")
             before, pads = [layers.Padding(pads, m.padding_mode)], [[0, 0]] * axes
         kind = getattr(layers, f"Conv{axes}D{'Transpose' * transpose}")
-        return [*before, kind(m.out_channels, kernel, padding=pads, **how)]
+        return [*before, kind(m.out_channels, kernel, padding=pads, bias=bias, **how)]
 
     return twin
 
@@ -382,21 +384,26 @@ def _adaptive(kind: str, axes: int) -> Callable[[Any], Layer]:
     return twin
 
 
+def _affine(m: Any) -> bool:
+    """Whether a norm has a weight and a bias."""
+    refuse(m.weight is not None and getattr(m, "bias", m) is None, "bias=False beside a weight")
+    return m.weight is not None
+
+
 def _batch_norm(m: Any) -> Layer:
     refuse(m.momentum is None, "momentum=None: the mean of all batches")
     refuse(m.running_mean is None, "track_running_stats=False")
-    return layers.BatchNorm(momentum=1.0 - m.momentum, epsilon=m.eps, affine=m.weight is not None)
+    return layers.BatchNorm(momentum=1.0 - m.momentum, epsilon=m.eps, affine=_affine(m))
 
 
 def _instance_norm(m: Any) -> Layer:
     refuse(m.track_running_stats, "track_running_stats=True")
-    return layers.InstanceNorm(epsilon=m.eps, affine=m.weight is not None)
+    return layers.InstanceNorm(epsilon=m.eps, affine=_affine(m))
 
 
 def _over_last(kind: str) -> Callable[[Any], Layer]:
     def twin(m: Any) -> Layer:
-        affine, eps = m.weight is not None, m.eps
-        refuse(affine and kind == "LayerNorm" and getattr(m, "bias", None) is None, "bias=False beside a weight")
+        affine, eps = _affine(m), m.eps
         if eps is None:  # PyTorch takes that of the type
             eps = np.finfo("float32" if m.weight is None else Stored("weight", m.weight).kind).eps
         return getattr(layers, kind)(tuple(range(-len(m.normalized_shape), 0)), epsilon=float(eps), affine=affine)
@@ -451,6 +458,8 @@ def _block(kind: str) -> Callable[[Any], Layer]:
     def twin(m: Any) -> Layer:
         name = getattr(m.activation, "__name__", type(m.activation).__name__).lower()
         refuse(name not in ("relu", "gelu"), f"activation {name}")
+        refuse(getattr(m.activation, "approximate", "none") != "none", "activation gelu with approximate='tanh'")
+        refuse(m.linear1.bias is None, "bias=False")
         how = {"dropout": m.dropout.p, "norm_first": m.norm_first}
         return getattr(layers, kind)(m.self_attn.num_heads, m.linear1.out_features, name, **how)
 
@@ -504,12 +513,12 @@ TWINS: dict[str, Callable[[Any], Layer | list[Layer]]] = {
     "GELU": lambda m: layers.Activation({"none": "gelu", "tanh": "gelu_tanh"}[m.approximate]),
     "Softmax": _softmax("softmax"),
     "LogSoftmax": _softmax("log_softmax"),
-    "Softplus": _activation("softplus", beta=1),
+    "Softplus": _activation("softplus", beta=1, threshold=20),
     "Hardtanh": _activation("hard_tanh", min_val=-1, max_val=1),
     "SyncBatchNorm": _batch_norm,
     "LayerNorm": _over_last("LayerNorm"),
     "RMSNorm": _over_last("RMSNorm"),
-    "GroupNorm": lambda m: layers.GroupNorm(m.num_groups, epsilon=m.eps, affine=m.weight is not None),
+    "GroupNorm": lambda m: layers.GroupNorm(m.num_groups, epsilon=m.eps, affine=_affine(m)),
     "LocalResponseNorm": lambda m: layers.LocalResponseNorm(m.size, m.alpha, m.beta, m.k),
     "Embedding": _embedding,
     "MultiheadAttention": _attention,
