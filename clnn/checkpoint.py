@@ -206,9 +206,10 @@ def read(path: str | bytes | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata["clnn"], object_pairs_hook=_unique)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(
-            f"{path} is no model file of clnn, or is damaged ({error!r}); restore it from a copy"
-        ) from error
+        remedy = "clnn.onnx.load reads ONNX files" if path.suffix == ".onnx" else "restore it from a copy"
+        if isinstance(error, KeyError):
+            remedy = "clnn.interop.from_safetensors brings other libraries' weights into a model"
+        raise CheckpointError(f"{path} is no model file of clnn, or is damaged ({error!r}); {remedy}") from error
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         raise CheckpointError(
             f"{path} has the format {header.get('format')!r}; this version of clnn reads {FORMAT}; update clnn"

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import clnn
@@ -217,6 +218,32 @@ def test_where_a_network_cannot_be_saved_it_is_not_trained(tmp_path, where):
     code, out, errors = run("train", "digits", "--save", str(tmp_path / where))
     assert code == 1 and "cannot be written" in errors and "epoch" not in out
     assert sorted(p.name for p in tmp_path.rglob("*")) == ["file", "folder"]
+
+
+@pytest.mark.parametrize(
+    "command", ["train digits --save", "verify softmax --json", "bench gemm --json", "bench gemm --plot", "bench --picture",
+                "tune --show --ship"],
+)  # fmt: skip
+def test_a_file_that_cannot_be_written_is_found_out_before_anything_is_measured(command, tmp_path):
+    for file in (str(tmp_path), ""):  # "" as of a shell's variable that is not set
+        code, out, errors = run(*command.split(), file)
+        assert (code, out) == (1, "") and f"{command.split()[-1]} {file!r} cannot be written" in errors
+
+
+@pytest.mark.skipif(os.name == "nt", reason="it is a shell that closes it")
+def test_train_needs_no_stderr():
+    command = f"{sys.executable} -m clnn train digits --epochs 1 2>&-"
+    assert b"test accuracy" in subprocess.run(command, shell=True, stdout=subprocess.PIPE, timeout=300).stdout
+
+
+def test_files_of_other_libraries_say_who_reads_them(tmp_path):
+    from safetensors.numpy import save_file
+
+    save_file({"weight": np.zeros(3)}, tmp_path / "torch.safetensors", metadata={"format": "pt"})
+    (tmp_path / "net.onnx").write_bytes(b"\x08\x07" * 99)
+    for file, reader in (("torch.safetensors", "clnn.interop.from_safetensors"), ("net.onnx", "clnn.onnx.load")):
+        code, _, errors = run("warm", str(tmp_path / file))
+        assert code == 1 and reader in errors and "restore" not in errors
 
 
 @pytest.mark.slow

@@ -182,7 +182,7 @@ def test_no_file_and_no_image_are_errors(tmp_path):
         read_digit(tmp_path / "nowhere.png")
     pytest.importorskip("PIL")
     (tmp_path / "text.png").write_text("hello")
-    with pytest.raises(clnn.DataError, match="text.png: it is no image"):
+    with pytest.raises(clnn.DataError, match=r"text.png: it is no image of a format that Pillow knows$"):
         read_digit(tmp_path / "text.png")
 
 

@@ -145,6 +145,7 @@ def test_differences():
         (["--shape", "4,4"], "is no input"),
         (["--against", "torch"], "--against knows onnxruntime alone"),
         (["--rounds", "0"], "--rounds should be 1 or more"),
+        (["--seed", "-1"], "--seed should be 0 or more"),
         (["--output", "text.npy"], "cannot be written"),
     ],
 )

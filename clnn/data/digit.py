@@ -99,7 +99,7 @@ def _gray(data: bytes) -> np.ndarray:
 def _by_pillow(data: bytes) -> np.ndarray:
     """The pixels (height, width, 4) of any other image."""
     try:
-        from PIL import Image, ImageOps
+        from PIL import Image, ImageOps, UnidentifiedImageError
     except ImportError:
         raise DataError("it is no PNG, and to read other images pillow is needed: pip install pillow") from None
     import io
@@ -110,6 +110,8 @@ def _by_pillow(data: bytes) -> np.ndarray:
             raise DataError(f"it has {image.width} x {image.height} pixels, and at most {MOST:,} are read")
         image = ImageOps.exif_transpose(image)  # a photo says which side is up
         return np.asarray(image.convert("RGBA"), np.float64) / 255
+    except UnidentifiedImageError:
+        raise DataError("it is no image of a format that Pillow knows") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise error if isinstance(error, DataError) else DataError(f"it is no image: {error}") from error
 

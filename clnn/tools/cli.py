@@ -29,6 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what comes back is the exit code."""
     options = _parser().parse_args(arguments)
     try:
+        for name in ("save", "json", "plot", "picture", "ship"):  # files, written after hours of training or measuring
+            if (file := getattr(options, name, None)) is not None:
+                try:
+                    check_place(as_path(file))
+                except (OSError, ValueError) as error:
+                    raise CheckpointError(f"--{name} {file!r} cannot be written: {error}") from error
         code: int = options.run(options)
         print(end="", flush=True)
         return code
@@ -382,11 +388,6 @@ def train(options: argparse.Namespace) -> int:
     else:
         raise ConfigurationError("--momentum goes with --optimizer sgd; Adam has moments of its own")
 
-    if options.save:
-        try:
-            check_place(as_path(options.save))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{options.save} cannot be written: {error}") from error
     used = device()
     print(f"{used.name} ({used.platform}), matrix products by {engine_name(used)}")
     (x, y), (x_test, y_test) = getattr(data, options.data)()
@@ -394,7 +395,7 @@ def train(options: argparse.Namespace) -> int:
     net = Sequential([*hidden, Dense(10, LAST[options.loss])], input_shape=x.shape[1], seed=options.seed)
     print(f"\n{net.summary()}\n\n{options.data}: {len(x):,} images to train on, {len(x_test):,} to test", flush=True)
 
-    lines = [] if sys.stderr.isatty() else [Lines(epochs)]
+    lines = [] if sys.stderr and sys.stderr.isatty() else [Lines(epochs)]
     began = time.perf_counter()
     net.fit(
         x,

@@ -305,6 +305,8 @@ def run(options: Any) -> int:
         raise ConfigurationError(f"--against knows onnxruntime alone, {options.against!r} was provided instead")
     if options.rounds < 1:
         raise ConfigurationError(f"--rounds should be 1 or more, {options.rounds} was provided instead")
+    if options.seed < 0:
+        raise ConfigurationError(f"--seed should be 0 or more, {options.seed} was provided instead")
     began = time.perf_counter()
     one = Loaded(as_path(options.model))
     loaded = time.perf_counter() - began
@@ -325,7 +327,7 @@ def run(options: Any) -> int:
     began = time.perf_counter()
     found = one.answer(given)
     first = time.perf_counter() - began
-    written = write(as_path(options.output), found) if options.output else {}
+    written = write(as_path(options.output), found) if options.output is not None else {}
     for name, array in found.items():
         print(f"output  {name}: {described(array)}{f' -> {written[name]}' if name in written else ''}")
     print(f"loaded in {loaded:.2f} s, the first answer took {first:.2f} s", flush=True)
