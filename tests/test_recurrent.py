@@ -462,6 +462,24 @@ def test_a_stateful_layer_goes_on_where_it_ended(device, rng, kind, tmp_path):
         net.reset_states(0)
 
 
+@pytest.mark.parametrize("kind", LAYERS)
+def test_what_ends_with_an_error_carries_no_state_on(device, rng, kind):
+    """Its first batches had moved it."""
+    x, y = rng.standard_normal((5, 4, 3)).astype(np.float32), np.zeros((5, 2), np.float32)
+    layers = [LAYERS[kind](3, return_sequences=True, stateful=True), clnn.Bidirectional(LAYERS[kind](2, stateful=True))]
+    net = clnn.Sequential([*layers, clnn.Dense(2)], input_shape=(4, 3))
+    for begun in (False, True):
+        first = [net.predict(x[:2], batch_size=2) for _ in range(1 + begun)][-1]
+        net.reset_states()
+        if begun:
+            net.predict(x[:2], batch_size=2)
+        for wrong in (net.predict, lambda x, **how: net.evaluate(x, y, loss="mse", **how)):
+            with pytest.raises(clnn.ShapeError, match="of 2 sequences, and 1 came"):
+                wrong(x, batch_size=2)
+        np.testing.assert_array_equal(net.predict(x[:2], batch_size=2), first)
+        net.reset_states()
+
+
 @pytest.mark.parametrize("sequence", [False, True])
 @pytest.mark.parametrize("kind", LAYERS)
 def test_a_compiled_model_carries_states(device, rng, kind, sequence):

@@ -88,12 +88,15 @@ class Evaluation:
 
     def _in_batches_that_fit(self, n: int, passes: Callable[[], Any]) -> Any:
         """What `passes()` returns. Where memory does not do for a batch, it goes on in smaller ones, with the same results:
-        who trained in small batches has not chosen those of an evaluation."""
+        who trained in small batches has not chosen those of an evaluation. Stateful layers are after an error as before it."""
+        states = {one: one._copied_states() for one in self.model.stateful_layers()}
         while True:
             try:
                 return passes()
-            except OutOfDeviceMemory:
-                if min(self.batch, n) <= 1:
+            except Exception as error:
+                for one, before in states.items():
+                    one._take_states(before)
+                if not isinstance(error, OutOfDeviceMemory) or min(self.batch, n) <= 1:
                     raise
                 self.batch, self.feed, self.step = min(self.batch, n) // 2, None, None
 
