@@ -159,6 +159,11 @@ def _alike(a: dict[str, Any], b: dict[str, Any] | None) -> bool:
     return b is not None and a.keys() == b.keys() and all(np.array_equal(part, b[name]) for name, part in a.items())
 
 
+def settings(p: Parameter) -> list[Any]:
+    """What a step does with a parameter besides its rule."""
+    return [p.rate_factor, p.decays, p.max_norm]
+
+
 def told(what: str, one: Any, described: Any, find: Callable[[Any], Any]) -> Any:
     """`described`, after `find` was seen to make one like it of that; where it is None, a warning that the file goes without."""
     kind = getattr(one, "__name__", type(one).__name__)

@@ -296,13 +296,10 @@ class Model(Layer):
             "input_types": self._input_types,
         }
         twin = _check_loadable(self, header)
-        usual = {name: _settings(p) for name, p in twin.named_parameters()} if twin else {}
-        changed = {name: found for name, p in parameters if (found := _settings(p)) != usual.get(name)}
-        if changed:
-            header["settings"] = changed
+        usual = {name: checkpoint.settings(p) for name, p in twin.named_parameters()} if twin else {}
+        changed = {name: found for name, p in parameters if (found := checkpoint.settings(p)) != usual.get(name)}
         frozen = [name for name, p in parameters if p.learns and not p.trainable]
-        if frozen:
-            header["frozen"] = frozen
+        header |= {"settings": changed or None, "frozen": frozen or None}
         if self.loss is not None:
             header["loss"] = _told_loss(self.loss)
         if one is not None and (one.parameters or one.steps):
@@ -511,11 +508,6 @@ def _told_loss(loss: Any) -> Any:
         return checkpoint.told("loss", loss, losses.describe(loss), find_loss)
     told = {name: _told_loss(one) for name, one in loss.losses.items()}
     return None if None in told.values() else {"losses": told, "weights": loss.weights}
-
-
-def _settings(p: Parameter) -> list[Any]:
-    """What a step does with a parameter besides its rule."""
-    return [p.rate_factor, p.decays, p.max_norm]
 
 
 def _check_loadable(model: Model, header: dict[str, Any]) -> Layer | None:

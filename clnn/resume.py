@@ -16,12 +16,13 @@ import numpy as np
 
 from . import checkpoint, losses, optim, random, schedules
 from .callbacks import OUT_OF_TIME, Callback, better_when, monitored
-from .checkpoint import CheckpointWarning
+from .checkpoint import CheckpointWarning, settings
 from .checks import check_count, in_range
 from .errors import CheckpointError, ConfigurationError
 from .files import as_path
 from .metrics import metric_name
 from .registry import config_from
+from .runtime.watching.watch import structure_changed
 
 
 class Checkpoint(Callback):
@@ -75,11 +76,11 @@ class Checkpoint(Callback):
         for later in files:  # damaged, or of a future that this fit leaves
             if source is not None and _epochs(later) > done:
                 later.replace(later.with_suffix(".set-aside"))
-        self._under_way = {"told": told, "history": history, "others": others, "world": world}
+        self._under_way = {"told": told, "history": history, "others": others, "world": world, "source": source}
 
     def on_train_begin(self, model: Any) -> None:
         self._saved_at = time.monotonic()
-        if not self.best_only and not self._under_way["history"]:
+        if not self.best_only and self._under_way["source"] is None:
             self._save(model, 0)  # what cannot be saved is said before anything is trained
 
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
@@ -127,6 +128,8 @@ class Checkpoint(Callback):
                         self._under_way["history"].items()},
             "settings": self._under_way["told"], "callbacks": callbacks, "generator": random.generator(model.device).state(),
             "shuffling": random.host().bit_generator.state,
+            "still": [path for path, one in [("", model), *model._walk("")] if not one._trainable],
+            "parameters": {name: settings(p) for name, p in model.named_parameters()},
         }  # fmt: skip
         model._write(self.folder / f"epoch-{epochs:06d}.safetensors", arrays, {"run": run}, model.optimizer)
         for old in saved_in(self.folder)[: -self.keep]:
@@ -175,7 +178,7 @@ def _count(samples: Any) -> int | str:
 
 def told_of_fit(
     samples: Any, mini_batch: int, shuffle: bool, seed: int | None, loss: Any, optimizer: Any, held_out: Any, measured: Any,
-    sample_weight: Any, class_weight: Any,
+    sample_weight: Any, class_weight: Any, model: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What has to be the same where a fit goes on, as JSON gives it back. `measured`: the outputs' names, of which of them the
     accuracy is reported, and the metrics."""
@@ -192,6 +195,8 @@ def told_of_fit(
     if isinstance(loss, losses.Joint):
         described = {name: losses.describe(one) or one for name, one in loss.losses.items()}
         told |= {"losses": described, "loss_weights": [*map(float, loss.weights)]}
+    told["frozen"] = sorted(name for name, p in model.named_parameters() if p.learns and not p.trainable)
+    told |= {f"(rate_factor, decays, max_norm) of {name}": settings(p) for name, p in model.named_parameters()}
     told["sample_weight"] = "given" if sample_weight is not None else None
     found: dict[str, Any] = json.loads(
         json.dumps(told, default=lambda one: getattr(one, "__name__", type(one).__name__))
@@ -237,18 +242,12 @@ class Resumed:
                 )
             return
         self.knowing = [one for one in callbacks if _knows(one)]
-        names = [one["class"] for one in self.run["callbacks"]]
-        frozen = sorted(name for name, p in model.named_parameters() if p.learns and not p.trainable)
-        told = told | {
-            "dtype": model.dtype.name,
-            "callbacks": [type(one).__name__ for one in self.knowing],
-            "frozen": frozen,
-        }
-        was = self.run["settings"] | {"dtype": self.header["dtype"], "callbacks": names}
-        was["frozen"] = sorted(self.header.get("frozen", ()))
+        told = told | {"dtype": model.dtype.name, "callbacks": [type(one).__name__ for one in self.knowing]}
+        was = {"frozen": sorted(self.header.get("frozen", ()))} | self.run["settings"]  # which older files go without
+        was |= {"dtype": self.header["dtype"], "callbacks": [one["class"] for one in self.run["callbacks"]]}
         if ranks != self.run["ranks"]:  # as many samples for each rank, so others in a mini-batch
             was.pop("mini-batch", None)
-        different = [f"{k} was {v!r} and is {told[k]!r}" for k, v in was.items() if told.get(k) != v]
+        different = [f"{k} was {v!r} and is {told[k]!r}" for k, v in was.items() if told.get(k, v) != v]
         if different:
             raise ConfigurationError(
                 f"resume: {self.file} is of a fit whose {'; '.join(different)}: give the same, or train what clnn.load("
@@ -260,12 +259,18 @@ class Resumed:
                 "(clnn.register), and begin the run anew"
             )
         model.load_state_dict(self._part("parameter."))  # all of it, or an error and nothing
-        optimizer.load_state_dict({**self.header["optimizer"], "arrays": self._part("optimizer.")})
+        if "still" in self.run:  # which older files go without: callbacks may have frozen or thawed something
+            for path, one in [("", model), *model._walk("")]:
+                one._trainable = path not in self.run["still"]
+            for name, p in model.named_parameters():
+                p.rate_factor, p.decays, p.max_norm = self.run["parameters"][name]
+            structure_changed()
         first = (self.run["settings"].get("optimizer") or {}).get("config", {})
         for name, value in (self.header["optimizer"].get("config") or {}).items():
             was = first.get(name, value)  # a name stands for a schedule that the file has only a number of
-            if value != was and isinstance(value, (int, float)) and not isinstance(was, str):  # a callback had set it
+            if value != was and not (isinstance(was, str) and isinstance(value, float)):  # a callback had set it
                 setattr(optimizer, name, value)
+        optimizer.load_state_dict({**self.header["optimizer"], "arrays": self._part("optimizer.")})
         history.update({name: [*map(float, values)] for name, values in self.run["history"].items()})
 
     def put_callbacks(self, model: Any, world: Any) -> None:

@@ -102,6 +102,23 @@ def test_a_run_that_patience_ended_says_so_where_it_comes_back(data, tmp_path):
     assert found[0] == found[1] and found[1][1:] == (0, 2)
 
 
+@pytest.mark.parametrize("crashes", [[0], [0, 0], [1, 0, 1]])
+def test_a_run_that_never_comes_to_its_first_checkpoint_draws_the_same_again(data, tmp_path, crashes):
+    clnn.seed(7)
+    whole = fit(data, [clnn.Checkpoint(tmp_path / "whole", every=3)], seed=None)
+    for number, epoch in enumerate(crashes):
+        clnn.seed(7 + number)  # another process has other states
+        with pytest.raises(Crash):
+            fit(
+                data,
+                [clnn.Checkpoint(tmp_path / "run", every=3), CrashAfter(epoch)],
+                seed=None,
+                resume=tmp_path / "run",
+            )
+    clnn.seed(99)
+    same(whole, fit(data, [clnn.Checkpoint(tmp_path / "run", every=3)], seed=None, resume=tmp_path / "run"))
+
+
 class Halve(clnn.Callback):
     """Changes the rate as a user's own callback may, and knows nothing afterwards."""
 
@@ -137,6 +154,58 @@ def test_a_rate_that_a_callback_has_set_goes_on(data, tmp_path):
 
 def own_rate(step):
     return 0.1 / (1 + step)
+
+
+class Changes(clnn.Callback):
+    """Changes what a user's own callback may of a model and its optimizer: {epoch: a function of the model}."""
+
+    def __init__(self, changes):
+        self.changes = changes
+
+    def on_epoch_begin(self, model, epoch):
+        self.changes.get(epoch, lambda model: None)(model)
+
+
+CHANGES = {  # each of them before the crash, and then another one after it
+    "frozen": {1: lambda m: setattr(m.layers[0], "trainable", False), 4: lambda m: setattr(m, "trainable", True)},
+    "layer by layer": dict.fromkeys(
+        range(1, 4), lambda m: next((setattr(one, "trainable", False) for one in m.layers if one.trainable), None)
+    ),
+    "one parameter": {2: lambda m: setattr(m.layers[0].b, "trainable", False)},
+    "rate_factor": {1: lambda m: setattr(m.layers[0].w, "rate_factor", 0.25)},
+    "decays": {
+        0: lambda m: setattr(m.layers[0].b, "decays", True),
+        3: lambda m: setattr(m.layers[3].w, "decays", False),
+    },
+    "max_norm": {2: lambda m: setattr(m.layers[0], "max_norm", 0.5)},
+    "clip_norm": {1: lambda m: setattr(m.optimizer, "clip_norm", None)},
+    "schedule": {1: lambda m: setattr(m.optimizer, "lr", clnn.Cosine(0.2))},
+    "another schedule": {
+        1: lambda m: setattr(m.optimizer, "lr", clnn.ReduceOnPlateau(0.2, patience=0, threshold=0.5)),
+        4: lambda m: setattr(m.optimizer, "lr", [(1, 0.01), (4, 0.1), (5, 0.3)]),
+    },
+}
+
+
+@pytest.mark.parametrize("changes", CHANGES)
+@pytest.mark.parametrize("rate", [0.1, own_rate], ids=["number", "function"])
+@pytest.mark.filterwarnings("ignore::clnn.CheckpointWarning")
+def test_what_a_callback_has_changed_goes_on(data, tmp_path, changes, rate):
+    def callbacks(name):
+        return [Changes(CHANGES[changes]), clnn.Checkpoint(tmp_path / name)]
+
+    def optimizer():
+        return clnn.SGD(rate, momentum=0.9, weight_decay=0.1, clip_norm=0.5)
+
+    whole = fit(data, callbacks("whole"), optimizer=optimizer())
+    for crash in (3, 5):
+        with pytest.raises(Crash):
+            fit(data, [*callbacks("run"), CrashAfter(crash)], optimizer=optimizer(), resume=tmp_path / "run")
+    again = fit(data, callbacks("run"), optimizer=optimizer(), resume=tmp_path / "run")
+    same(whole, again)
+    for one, other in zip(whole[0].parameters(), again[0].parameters()):
+        assert (one.trainable, resume.settings(one)) == (other.trainable, resume.settings(other))
+    assert [one.trainable for one in whole[0].layers] == [one.trainable for one in again[0].layers]
 
 
 class OwnSchedule(clnn.Schedule):
@@ -282,6 +351,14 @@ def test_what_does_not_fit_is_said(data, tmp_path):
             validation_split=0.3, resume=tmp_path / "run",
         )  # fmt: skip
     assert all(np.array_equal(a, b) for a, b in zip(before.values(), frozen.state_dict().values()))
+    frozen.trainable, frozen.layers[0].w.rate_factor = True, 0.5
+    with pytest.raises(
+        clnn.ConfigurationError, match=r"whose \(rate_.*norm\) of 0.w was \[1.0, .*\] and is \[0.5, T.*\]: give"
+    ):
+        frozen.fit(
+            *data, loss="cross_entropy", optimizer=clnn.SGD(0.1, momentum=0.9), epochs=6, batch_size=32, seed=3,
+            validation_split=0.3, resume=tmp_path / "run",
+        )  # fmt: skip
     with pytest.raises(clnn.ConfigurationError, match="keep"):
         clnn.Checkpoint(tmp_path, keep=0)
     with pytest.raises(clnn.ConfigurationError, match="no checkpoint in .*rnu, and no Checkpoint among"):

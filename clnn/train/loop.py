@@ -119,7 +119,7 @@ def fit(
         history, told, done, last = History(), dict[str, Any](), 0, epochs
         if resume is not None or any(isinstance(one, Checkpoint) for one in callbacks):
             held, size = held_stream if held_out is None else held_out, batch_size * world.size
-            measured, by = (outputs.names, counts_hits(loss, samples), metrics), (sample_weight, class_weight)
+            measured, by = (outputs.names, counts_hits(loss, samples), metrics), (sample_weight, class_weight, model)
             told = told_of_fit(stream or samples, size, bool(shuffle), seed, loss, optimizer, held, measured, *by)
         saved = None if resume is None else world.first(Resumed(resume) if world.rank == 0 else None)
         if saved:
