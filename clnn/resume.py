@@ -198,10 +198,8 @@ def told_of_fit(
     told["frozen"] = sorted(name for name, p in model.named_parameters() if p.learns and not p.trainable)
     told |= {f"(rate_factor, decays, max_norm) of {name}": settings(p) for name, p in model.named_parameters()}
     told["sample_weight"] = "given" if sample_weight is not None else None
-    found: dict[str, Any] = json.loads(
-        json.dumps(told, default=lambda one: getattr(one, "__name__", type(one).__name__))
-    )
-    return found
+    text = json.dumps(told, default=lambda one: getattr(one, "__name__", type(one).__name__))
+    return dict(json.loads(text))
 
 
 class Resumed:
