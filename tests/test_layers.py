@@ -264,3 +264,31 @@ def test_what_is_put_back_after_a_pass_for_shapes_is_not_computed(rng, device):
     seen, launches = net.seen, device.launches
     build_for(net, [rng.random((5, 2, 4)).astype(np.float32)])  # another shape, whose output is asked for anew
     assert net.seen is seen and device.launches == launches
+
+
+class MadeLate(clnn.Model):
+    """Layers that `build` makes, in an attribute, in a list and within each other."""
+
+    def build(self, shape):
+        self.inner = clnn.Dense(shape[-1], "tanh")
+        self.more = [clnn.Sequential([clnn.Dropout(0.5), clnn.Dense(shape[-1])])]
+        self.factor = self.parameter((1,), "ones")
+
+    def forward(self, x):
+        return self.factor * self.more[0](self.inner(x)) + x
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_layers_that_build_makes_are_of_its_type_and_in_its_mode(rng, device, dtype):
+    device.real(np.dtype(dtype))
+    net = clnn.Sequential([MadeLate(), clnn.Residual([MadeLate()])], dtype=dtype, seed=1).eval()
+    x = rng.standard_normal((5, 3)).astype(dtype)
+    found = net(x).numpy()  # builds it
+    assert found.dtype == dtype and np.array_equal(found, net.predict(x))  # nothing was dropped
+    assert {p.dtype for p in net.parameters()} == {np.dtype(dtype)}
+    first, second, once = x.astype(np.float64), 0, [*net.state_dict().values()]
+    for w, b, v, c, factor in (once[:5], once[5:]):
+        first, second = first + factor * (np.tanh(first @ w + b) @ v + c), first
+    expected = first + second
+    assert_close(found, expected, 20 * eps(dtype) * abs(expected).max())
+    assert net.train().fit(x, x, loss="mse", optimizer="sgd", epochs=2, progress=False)["loss"][1] > 0

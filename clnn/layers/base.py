@@ -206,10 +206,11 @@ class Layer(Watched):
         if not self.built:
             if type(self).build is not Layer.build:  # else there is nothing that it could make
                 self.device.ends_audit("a layer was built inside the step")
-            for _ in self.layers_inside():  # an error where they are nested too deep
-                pass
+            known = {*self.layers_inside()}  # an error where they are nested too deep
             with self.device.dry(getattr(_building, "empty", False)):  # else they get values, whatever is asked for
                 self.build(*shapes)
+            for made in (one for one in self.layers_inside() if one not in known and not one.built):
+                made._device, made.dtype, made.training = self.device, self.dtype, self.training
             self.built = True
             if not self._trainable:  # and so are the layers that it has made
                 self.trainable = False
@@ -248,8 +249,7 @@ class Layer(Watched):
         if self.dtype not in FLOATS:
             raise ConfigurationError(f"parameters are float32 or float64, not {self.dtype}")
         made = find_initialiser(init)(shape, generator(self.device), self.dtype)
-        if not isinstance(made, Array):
-            made = tensor(made, self.dtype, self.device)
+        made = made if isinstance(made, Array) else tensor(made, self.dtype, self.device)
         if made.shape != shape or made.dtype != self.dtype:
             raise ConfigurationError(
                 f"the initialiser {init!r} made {made.dtype} of shape {made.shape}, and {self.dtype} of {shape} is wanted"

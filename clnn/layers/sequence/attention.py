@@ -178,7 +178,6 @@ class _Block(_Masked):
 
     def build(self, shape: tuple[int, ...], *_: tuple[int, ...]) -> None:
         self.narrow = Dense(shape[-1])
-        self.narrow.place(self.device, self.dtype)
 
     def beside(self, norm: Layer, x: Tensor, inner: Any) -> Tensor:
         """norm(x + inner(x)), or with `norm_first` x + inner(norm(x))."""

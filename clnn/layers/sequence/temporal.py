@@ -51,8 +51,6 @@ class TemporalBlock(Layer):
         how: dict[str, Any] = {"padding": "causal", "dilation": self.dilation, "weight_init": self.weight_init}
         self.body = [Conv1D(self.channels, self.kernel, "relu", **how) for _ in range(2)]
         self.shortcut = None if shape[0] == self.channels else Conv1D(self.channels, 1)
-        for layer in (*self.body, *([self.shortcut] if self.shortcut else ())):
-            layer.place(self.device, self.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         y = x
