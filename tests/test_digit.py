@@ -154,6 +154,17 @@ def test_a_jpeg_by_pillow(tmp_path, monkeypatch):
         read_digit(tmp_path / "mine.jpg")
 
 
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4", "<f4"])
+def test_a_tiff_of_more_than_8_bits(tmp_path, dtype):
+    gray = (seven() // 2 + 64).astype(dtype) * 257
+    pytest.importorskip("PIL.Image").fromarray(gray).save(tmp_path / "mine.tif")
+    if dtype.endswith("u2"):
+        assert np.abs(read_digit(tmp_path / "mine.tif")[0].reshape(28, 28) - as_digit(gray)).max() < 0.02
+        return
+    with pytest.raises(clnn.DataError, match="of any range: save it with 8 or 16 bits each"):
+        read_digit(tmp_path / "mine.tif")
+
+
 GOOD = png([b"\0" + bytes(range(0, 250, 50))] * 5, 5, 5)
 
 

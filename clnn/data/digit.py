@@ -109,11 +109,22 @@ def _by_pillow(data: bytes) -> np.ndarray:
         if image.width * image.height > MOST:
             raise DataError(f"it has {image.width} x {image.height} pixels, and at most {MOST:,} are read")
         image = ImageOps.exif_transpose(image)  # a photo says which side is up
-        return np.asarray(image.convert("RGBA"), np.float64) / 255
+        return np.asarray(of_bytes(image).convert("RGBA"), np.float64) / 255
     except UnidentifiedImageError:
         raise DataError("it is no image of a format that Pillow knows") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise error if isinstance(error, DataError) else DataError(f"it is no image: {error}") from error
+
+
+def of_bytes(image: Any) -> Any:
+    """Pillow's image, with 8 bits for each channel: where it has others, Pillow would cut its values off at 255."""
+    if image.mode in ("I", "F"):
+        raise DataError(f"its pixels are of Pillow's mode {image.mode}, of any range: save it with 8 or 16 bits each")
+    if not image.mode.startswith("I;16"):
+        return image
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
 
 
 def _decode_png(data: bytes) -> np.ndarray:

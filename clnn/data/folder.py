@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from clnn.checks import check_count
+from clnn.data.digit import of_bytes
 from clnn.errors import ConfigurationError, DataError
 
 SKIPPED = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders of images
@@ -108,12 +109,7 @@ class ImageFolder:
     def _pixels(self, image: Any) -> np.ndarray:
         """The pixels (channels, height, width) of an open image, in [0, 1]."""
         pillow = _pillow()
-        if image.mode.startswith("I;16"):  # Pillow would cut its values off at 255
-            image = pillow.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
-        elif image.mode in ("I", "F"):
-            raise DataError(
-                f"its pixels are of Pillow's mode {image.mode}, of any range: save it with 8 or 16 bits each"
-            )
+        image = of_bytes(image)
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
