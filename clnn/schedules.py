@@ -121,7 +121,7 @@ class StepDecay(Schedule):
         self.factor = in_range("factor", factor, 0.0, 1.0, "(]")
 
     def rate(self, t: int) -> float:
-        return self.lr * self.factor ** (t // self.steps(self.every))
+        return self.lr * self.factor ** int((t + 0.5) / (self.every * self.steps(1)))  # 0.5: of whole steps exactly
 
 
 class Exponential(Schedule):

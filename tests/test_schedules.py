@@ -3,6 +3,7 @@
 import json
 import math
 import struct
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -80,6 +81,17 @@ def test_rates(name):
     schedule = make()
     assert [schedule(t) for t in range(21)] == pytest.approx([expected(t) for t in range(21)], rel=1e-12)
     assert type(schedule).__name__ in repr(schedule)
+
+
+@pytest.mark.parametrize("per", [1, 3, 5, 10])
+@pytest.mark.parametrize("every", ["1/10", "3/10", "1/3", "1/2", "1", "3/2", "5/2", "7"])
+def test_decays_do_not_drift_where_they_come_between_steps(per, every):
+    """The k-th is within half a step of k `every` epochs, however many there were, and at whole steps exactly there."""
+    schedule, exact = clnn.StepDecay(1.0, float(Fraction(every)), 0.99, per), Fraction(every) * per
+    for t in (*range(30), 997, 1000):
+        decays = round(math.log(schedule(t), 0.99))
+        assert exact * decays <= t + Fraction(1, 2) and exact * (decays + 1) >= t + Fraction(1, 2)
+        assert exact.denominator > 1 or decays == t // exact
 
 
 def test_every_schedule_is_tried():
