@@ -67,6 +67,14 @@ def _operator(name: str, swapped: bool = False) -> Callable[[Any, Operand], Tens
     return lambda self, other: elementwise(name, self, other)
 
 
+def _in_place(self: Tensor, *_: Any) -> Any:
+    """What would change values in place is an error, and so is `p -= x` of a parameter, which would only name another tensor."""
+    raise ClnnError(
+        "a tensor's values are not changed in place: make another one, y = x + 1; parameters take an optimizer's step, such as "
+        'clnn.SGD(0.1).step(net.parameters()), or other values by net.load_state_dict({**net.state_dict(), "0.w": array})'
+    )
+
+
 class Tensor(Array):
     """An array of float32, or float64 where that was asked for (or int32, for labels), on a device.
 
@@ -149,7 +157,7 @@ class Tensor(Array):
 
     def __len__(self) -> int:
         if not self.shape:
-            raise TypeError("a tensor without axes has no length")
+            raise TypeError("a tensor without axes has no length, and no rows to go through")
         return self.shape[0]
 
     def __bool__(self) -> bool:
@@ -240,6 +248,7 @@ class Tensor(Array):
     __and__ = __rand__ = _operator("logical_and")
     __or__ = __ror__ = _operator("logical_or")
     __xor__ = __rxor__ = _operator("logical_xor")
+    __matmul__, __rmatmul__ = (lambda self, other: _matmul(self, other)), (lambda self, other: _matmul(other, self))
 
     def __pow__(self, other: Operand) -> Tensor:
         if isinstance(other, (int, float)) and other == 2:
@@ -251,12 +260,6 @@ class Tensor(Array):
 
     def __abs__(self) -> Tensor:
         return apply(unary, self, name="abs")
-
-    def __matmul__(self, other: Operand) -> Tensor:
-        return _matmul(self, other)
-
-    def __rmatmul__(self, other: Operand) -> Tensor:
-        return _matmul(other, self)
 
     def __eq__(self, other: Any) -> Any:
         return elementwise("equal", self, other) if _is_number(other) else NotImplemented
@@ -281,8 +284,6 @@ class Tensor(Array):
         return _by_numpy(function.__name__, function, inputs, options)
 
     def __iter__(self) -> Iterator[Tensor]:
-        if not self.shape:
-            raise TypeError("a tensor without axes has no rows to go through")
         return (self[i] for i in range(len(self)))
 
     def __contains__(self, value: Any) -> bool:
@@ -371,11 +372,7 @@ class Tensor(Array):
     def __getitem__(self, key: Any) -> Tensor:
         return apply(take_slice if is_basic(key) else take_items, self, key=key)
 
-    def __setitem__(self, key: Any, value: Any) -> None:
-        raise ClnnError(
-            "a tensor's elements are not assigned: make another tensor, or give a parameter other values by "
-            'net.load_state_dict({**net.state_dict(), "0.w": array})'
-        )
+    __setitem__ = _in_place
 
 
 def _told(slot: str, doc: str) -> Any:
@@ -451,6 +448,8 @@ class Parameter(Tensor, Restored):
     @property
     def requires_grad(self) -> bool:
         return self.trainable
+
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
 
     def gradient_block(self) -> Block:
         """Where gradients (or, under momentum, velocities) are; made at first need."""

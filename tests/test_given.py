@@ -1,6 +1,7 @@
 """What was given is used, or refused: labels, weights, targets, masks and indices, with the right values beside them."""
 
 import copy
+import operator
 
 import numpy as np
 import pytest
@@ -154,7 +155,7 @@ def test_class_weight_where_targets_are_no_classes(device):
         fitted(head(3), x, np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]]), "binary_cross_entropy", class_weight={0: 2})
     with pytest.raises(clnn.DataError, match="y.1. = .0.5. name no single class"):
         fitted(head(1), x, np.array([0, 0.5, 1]), "binary_cross_entropy", class_weight={0: 2})
-    with pytest.raises(clnn.ConfigurationError, match="one of clnn's losses over classes"):
+    with pytest.raises(clnn.ConfigurationError, match="needs a loss of clnn's over classes"):
         fitted(head(1), x, np.array([0.0, 1.0, 2.0]), "mse", class_weight={0: 2})
 
 
@@ -677,6 +678,48 @@ def test_a_tensors_elements_are_not_assigned(device):
         t[0] = 3.0
 
 
+@pytest.mark.parametrize("change", [operator.iadd, operator.isub, operator.imul, operator.itruediv])
+def test_a_loop_that_changes_parameters_in_place_does_not_pass_for_training(device, change):
+    """`p -= lr * p.grad` trains in PyTorch; here it would name another tensor, and the model would stay as it is."""
+    net = head(2)
+    with clnn.no_grad(), pytest.raises(clnn.ClnnError, match=r"optimizer's step.*load_state_dict"):
+        for p in net.parameters():
+            p = change(p, 0.5)  # what p -= 0.5 does
+    t = start = clnn.tensor([1.0, 2.0])
+    t = change(t, 2.0)
+    expected = change(np.array([1.0, 2.0]), 2.0)
+    assert (t.numpy() == expected).all() and (start.numpy() == [1.0, 2.0]).all()
+
+
+def one_layer(shape, layer):
+    return clnn.Sequential([layer], input_shape=shape, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "said"),
+    [
+        (lambda: one_layer(4, clnn.Dense(2)), (4,), r"shape \(4,\), that of a sample alone: give x\[None\]$"),
+        (lambda: one_layer(4, clnn.Dense(2)), (60, 3), r"x has the shape \(60, 3\)$"),
+        (lambda: one_layer((1, 8, 8), clnn.Conv2D(2, 3)), (1, 8, 8), r"\(1, 8, 8\), that of a sample alone"),
+        (lambda: one_layer((1, 8, 8), clnn.Conv2D(2, 3)), (5, 8, 8), r"x has the shape \(5, 8, 8\)$"),
+        (lambda: one_layer((3, 4), clnn.LSTM(2)), (3, 4), r"\(3, 4\), that of a sample alone"),
+    ],
+)
+def test_shapes_that_a_model_does_not_take_are_told_as_they_were_given(device, make, given, said):
+    """Layers see a batch of one first, and speak of that."""
+    net, x = make(), np.zeros(given, np.float32)
+    for call in (net.predict, net.predict_classes, lambda x: net.evaluate(x, x, loss="mse")):
+        with pytest.raises(clnn.ShapeError, match=said):
+            call(x)
+    assert len(net.predict(np.zeros((2, *net._input_shapes[0]), np.float32))) == 2
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (2, 4)])
+def test_an_array_of_a_samples_shape_is_a_batch_where_the_model_takes_it(device, rng, shape):
+    net, x = one_layer((4, 4), clnn.Dense(2)), rng.standard_normal(shape).astype(np.float32)
+    np.testing.assert_allclose(net.predict(x), x @ net.state_dict()["0.w"], rtol=1e-5, atol=1e-6)
+
+
 # -- losses and metrics of one's own, and accuracy ----------------------------------------------------------------------
 def squares(out, t):
     return ((out - t) ** 2).mean()
@@ -845,13 +888,15 @@ def test_an_initialiser_may_return_an_array(device):
 
 @pytest.mark.parametrize("value", [np.ones((3, 2), np.float32), 1.0, "tensor", "scaled"])
 def test_nothing_takes_a_parameters_place(device, value):
-    """`layer.w *= 0.5` would leave a tensor that is neither trained nor saved."""
+    """`layer.w = 0.5 * layer.w` would leave a tensor that is neither trained nor saved."""
     net = head(2)
     with pytest.raises(clnn.ConfigurationError, match="dense_1: w is a parameter, and .* neither be trained nor saved"):
         if isinstance(value, str) and value == "scaled":
-            net.layers[0].w *= 0.5
+            net.layers[0].w = 0.5 * net.layers[0].w
         else:
             net.layers[0].w = clnn.ones((3, 2)) if isinstance(value, str) else value
+    with pytest.raises(clnn.ClnnError, match="not changed in place"):
+        net.layers[0].w *= 0.5
     assert [name for name, _ in net.named_parameters()] == ["0.w", "0.b"]
 
 

@@ -118,7 +118,13 @@ def build_for(model: Layer, xs: Sequence[np.ndarray]) -> Outputs:
             "with an array for each, or a dict by these names"
         )
 
-    outputs = first_pass(model, [(x.shape[1:], x.dtype) for x in xs], Outputs.of)
+    try:
+        outputs = first_pass(model, [(x.shape[1:], x.dtype) for x in xs], Outputs.of)
+    except ShapeError as error:  # which speaks of a batch of one
+        alone = [[*x.shape] for x in xs] == getattr(model, "_input_shapes", None)
+        hint = ", that of a sample alone: give x[None]" if alone else ""
+        error.args = (f"{error}; x has the shape {', '.join(str(x.shape) for x in xs)}{hint}",)
+        raise
     model.__dict__["_output_shape"] = key(), outputs, Watch([model])
     return outputs
 
@@ -144,9 +150,8 @@ def as_target(y: Any, loss: Any, output: tuple[int, ...], n: int, dtype: Any, na
         try:
             loss.check((n, *output), array.shape, array.dtype)
         except ShapeError as error:
-            raise ShapeError(
-                f"{error}{'' if loss.takes == 'numbers' else _of_type(numbers(y), output, name)}"
-            ) from None
+            hint = "" if loss.takes == "numbers" else _of_type(numbers(y), output, name)
+            raise ShapeError(f"{error}{hint}") from None
         loss.check_values(array, (n, *output), name)
         array = array if array.dtype == np.int32 else array.reshape(n, *output)
     return np.ascontiguousarray(array)
@@ -158,9 +163,7 @@ def _of_type(y: np.ndarray, output: tuple[int, ...], name: str) -> str:
         return ""
     column = f"{name}.ravel()" if y.ndim > 1 else name
     if y.dtype.kind == "f" and not (y == np.floor(y)).all():
-        return (
-            f"; {name} holds {y.dtype} that are no whole numbers, so no class numbers: a model of values has one output"
-        )
+        return f"; {name} holds {y.dtype} that are no whole numbers, so no classes: a model of values has one output"
     kind = "a column of " if y.ndim > 1 else ""
     cast = "" if y.dtype.kind in "iu" else ".astype('int32')"
     return f"; {name} is {kind}{y.dtype}: for class numbers give {column}{cast}"
@@ -194,9 +197,7 @@ def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: A
             f"{class_weight!r} was given"
         )
     if getattr(loss, "takes", "numbers") == "numbers":
-        raise ConfigurationError(
-            "class_weight needs one of clnn's losses over classes; weight samples by sample_weight"
-        )
+        raise ConfigurationError("class_weight needs a loss of clnn's over classes; weight samples by sample_weight")
     classes = max(2, outputs)
     weights = np.ones(classes, dtype)
     for label, value in () if balanced else class_weight.items():
