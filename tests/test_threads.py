@@ -9,6 +9,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -144,6 +145,40 @@ def test_predictions_of_the_model_that_is_trained(inputs, rng):
     options = {"loss": "cross_entropy", "optimizer": clnn.SGD(0.0, momentum=0.9), "batch_size": 10, "progress": False}
     _, *found = together(lambda: net.fit(x, y, epochs=10, **options), answers(net, inputs), answers(net, inputs))
     assert sum(wrong(got, expected) for got in found) == 0
+
+
+@pytest.mark.parametrize(
+    "optimizer", [clnn.SGD, partial(clnn.SGD, momentum=0.9), clnn.Adam], ids=["sgd", "momentum", "adam"]
+)
+@pytest.mark.parametrize("look", ["predict", "evaluate", "call", "backward", "thread"])
+def test_a_fit_is_recorded_whoever_uses_the_model_between_its_steps(device, rng, optimizer, look, recwarn):
+    """With SGD its recording was dropped, and gradients from elsewhere were added."""
+    x, y = normal(rng, (40, 5, 8)).astype(np.float32), rng.integers(0, 3, (40, 5))
+
+    def fitted(looks):
+        net = network()
+
+        def see(n):  # a batch of another size runs the model's Python
+            rows, classes = x[0, :1].repeat(n, 0), y[0, :1].repeat(n)
+            if look == "evaluate":
+                net.evaluate(rows, classes, loss="cross_entropy", batch_size=n)
+            elif look in ("call", "backward"):
+                loss = (net(rows) ** 2).sum()
+                loss.backward() if look == "backward" else loss.item()
+            else:
+                net.predict(rows, batch_size=n)
+
+        def batches():
+            for i, batch in enumerate(zip(x, y)):
+                if looks:
+                    together(partial(see, i + 1)) if look == "thread" else see(i + 1)
+                yield batch
+
+        net.fit(batches(), loss="cross_entropy", optimizer=optimizer(0.1), steps_per_epoch=40, progress=False)
+        return net.state_dict()
+
+    assert same(fitted(False), fitted(True))
+    assert not [one for one in recwarn if issubclass(one.category, clnn.RecordingWarning)]
 
 
 def test_whole_steps_are_seen(device):

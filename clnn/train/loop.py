@@ -246,8 +246,7 @@ class _Run:
             for p in self.step.given:  # gradients from elsewhere have no part in this
                 p.spent()
                 p.version += 1  # replays do not count versions
-        now = build_for(self.model, self.samples.xs)
-        with self.device.lock:
+            now = build_for(self.model, self.samples.xs)
             if self.structure != structure_version():  # a callback has changed something
                 check_trains(self.model)
                 for one, shape, y in zip(parts_of(self.loss), now.shapes, self.samples.ys):
@@ -320,6 +319,8 @@ def _training_step(
     """The step of fit, as Python: the next `rows` rows forward, their loss, and the descent."""
 
     def train(context: StepContext, rows: int, share: float | None) -> None:
+        for p in optimizer.given:  # whatever read one since the last step has no part in this, nor have its gradients
+            p.spent()
         batch, ts, ws = feed.batch(rows)
         outs = outputs.tensors(model(*batch))
         record_metrics(feed, results, outs, ts)
@@ -389,5 +390,4 @@ def _capacity(device: Device, n: int, batch: int, samples: Samples) -> tuple[boo
     free = memory.limit - memory.in_use
     if n * sum(row) <= free // 2 and memory.fits(n * max(row)):
         return True, n
-    rows = min(free // 8 // sum(row), memory.piece // 2 // max(row)) // batch * batch
-    return False, max(batch, rows)
+    return False, max(batch, min(free // 8 // sum(row), memory.piece // 2 // max(row)) // batch * batch)
