@@ -136,10 +136,8 @@ def roll(x: Any, shift: int, axis: int) -> Tensor:
     axis = _axis("roll", axis, x.ndim)
     n = x.shape[axis]
     (shift,) = whole_numbers("roll's shift", shift)
-    if not n or not shift % n:
-        return x
-    at: tuple[Any, ...] = (slice(None),) * axis
-    return concat([x[(*at, slice(n - shift % n, None))], x[(*at, slice(None, n - shift % n))]], axis)
+    at, first = (slice(None),) * axis, -shift % max(1, n)
+    return concat([x[(*at, slice(first, None))], x[(*at, slice(None, first))]], axis)
 
 
 def tile(x: Any, times: int | Sequence[int]) -> Tensor:
@@ -418,8 +416,10 @@ def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tens
 
 
 def std(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
-    """The standard deviation, the square root of `var`."""
-    return function(var(x, axis, keepdims, ddof), "sqrt")
+    """The standard deviation, the square root of `var`; where it is 0, so is the gradient."""
+    squared = var(x, axis, keepdims, ddof)
+    flat = squared == 0  # where the root's derivative is infinite
+    return where(flat, 0.0, function(where(flat, 1.0, squared), "sqrt"))
 
 
 def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:

@@ -614,8 +614,8 @@ def host_array(value: Any, dtype: DTypeLike | None = None) -> np.ndarray:
         raise ShapeError(f"a tensor holds float32, float64 or int32, and {array.dtype} as {dtype} was given")
     if dtype == np.int32 and array.dtype.kind in "iuf" and array.size:
         low, high = -(2**31) - 1, 2**31
-        if not low < array.min() <= array.max() < high:  # NaN is not
-            bad = array[~((low < array) & (array < high))].flat[0]
+        if not low < array.min().item() <= array.max().item() < high:  # Python's numbers round no bound; NaN is not
+            bad = array[~((low < (wide := array.astype(np.float64))) & (wide < high))].flat[0]
             raise ShapeError(f"integers become int32 here, and {bad} does not fit")
     return np.ascontiguousarray(array, dtype).reshape(array.shape)
 

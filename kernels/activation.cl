@@ -71,8 +71,9 @@ static inline T normal_of(T x, T e) {       // Phi(x), e = exp(-x x / 2)
 FUNCTION(gelu,         x * normal_of(x, BELL(x)),                       normal_of(x, BELL(x)) + x * INV_SQRT_2PI * BELL(x))
 #define SQRT_2_PI 0.79788456080286535587989211986876
 #define GELU_GATE(x) sigmoid_f(2 * SQRT_2_PI * ((x) + 0.044715 * (x) * (x) * (x)))   // (1 + tanh(u)) / 2 = sigmoid(2 u)
+#define GELU_CUT(x) WHERE(x < -20, -20, WHERE(x > 20, 20, x))   // beyond, the derivative's second term is 0, where x x would overflow
 FUNCTION(gelu_tanh,    x * GELU_GATE(x),
-         GELU_GATE(x) * (1 + x * (1 - GELU_GATE(x)) * 2 * SQRT_2_PI * (1 + 3 * 0.044715 * x * x)))
+         GELU_GATE(x) * (1 + GELU_CUT(x) * (1 - GELU_GATE(x)) * 2 * SQRT_2_PI * (1 + 3 * 0.044715 * GELU_CUT(x) * GELU_CUT(x))))
 
 // PoCL's sine and cosine of a vector of floats (3.0 to 6.0) take another way for all lanes where one of them, be it
 // past an array's end, is above some millions, and that way is wrong below 1/128: such a lane is taken out of the vector first.

@@ -23,11 +23,12 @@ BINARY(divide,        a / b,                                               1 / b
 BINARY(power,         pow(a, b),                                           WHERE(b == 0, 0, b * pow(a, b - 1)), WHERE(a == 0 && b >= 0, 0, pow(a, b) * log(a)))
 BINARY(maximum,       WHERE(a >= b, a, WHERE(a < b, b, a + b)),            WHERE(a > b, 1, WHERE(a == b, 0.5, 0)), WHERE(a < b, 1, WHERE(a == b, 0.5, 0)))
 BINARY(minimum,       WHERE(a <= b, a, WHERE(a > b, b, a + b)),            WHERE(a < b, 1, WHERE(a == b, 0.5, 0)), WHERE(a > b, 1, WHERE(a == b, 0.5, 0)))
-BINARY(arctan2,       atan2(a, b),                                         b / (a * a + b * b),             -a / (a * a + b * b))
+#define SQUARES(a, b) WHERE(a == 0 && b == 0, 1, a * a + b * b)                      // at the origin the derivatives are 0, as in PyTorch
+BINARY(arctan2,       atan2(a, b),                                         b / SQUARES(a, b),               -a / SQUARES(a, b))
 BINARY(logaddexp,     WHERE(a == b, a + 0.69314718055994530942, WHERE(a > b, a, b) + log1p(exp(-fabs(a - b)))), 1 / (1 + exp(b - a)), 1 / (1 + exp(a - b)))
 #define LOWER(a, b) (fmod(a, b) != 0 && (fmod(a, b) < 0) != (b < 0))               // a / b is rounded down, as in Python, not to 0
-BINARY(remainder,     WHERE(LOWER(a, b), fmod(a, b) + b, fmod(a, b)),      1,                               -floor(a / b))
 BINARY(floor_divide,  WHERE(b == 0, a / b, rint((a - fmod(a, b)) / b) - WHERE(LOWER(a, b), 1, 0)), 0,       0)
+BINARY(remainder,     WHERE(LOWER(a, b), fmod(a, b) + b, fmod(a, b)),      1,                               -floor_divide_f2(a, b))
 INTEGER(add, a + b) INTEGER(subtract, a - b) INTEGER(multiply, a * b) INTEGER(maximum, max(a, b)) INTEGER(minimum, min(a, b))
 INTEGER(remainder, b == 0 ? 0 : b == -1 ? 0 : (a % b != 0 && (a % b < 0) != (b < 0) ? a % b + b : a % b))
 INTEGER(floor_divide, b == 0 ? 0 : b == -1 ? -a : a / b - (a % b != 0 && (a % b < 0) != (b < 0)))

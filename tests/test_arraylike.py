@@ -55,11 +55,11 @@ def test_integers_are_compared_exactly(rng, device, name):
     t = clnn.tensor(a)
     np.testing.assert_array_equal(compare(t, t), compare(a, a))
     np.testing.assert_array_equal(compare(t.reshape(8, 1), t), compare(a[:, None], a))
-    for number in (0, 1, -(2**31) + 1, 2**31 - 1, 2**24):
+    for number in (0, 1, -(2**31), -(2**31) + 1, 2**31 - 1, 2**24):
         np.testing.assert_array_equal(compare(t, number), compare(a, number))
         np.testing.assert_array_equal(compare(number, t), compare(number, a))
     np.testing.assert_array_equal(compare(t, float(2**24)), compare(a, 2**24))
-    for bad in (1.5, 2**31, float("nan"), float("inf")):
+    for bad in (1.5, 2**31, -(2**31) - 1, float("nan"), float("inf")):
         with pytest.raises((clnn.ShapeError, clnn.ClnnError, ValueError), match="int32"):
             compare(t, bad)
     with pytest.raises(clnn.ShapeError, match="arrays of two types"):
@@ -332,7 +332,7 @@ def test_what_int32_cannot_hold_is_refused(device, value):
     for call in (
         lambda: clnn.tensor([0, value], dtype="int32"),
         lambda: clnn.tensor(np.array([value, 0]), dtype=np.int32),
-        lambda: clnn.tensor([value], dtype="float32").astype("int32"),
+        lambda: clnn.tensor([2 * float(value)], dtype="float32").astype("int32"),
     ):
         with pytest.raises(clnn.ShapeError, match="integers become int32 here, and .* does not fit"):
             call()
@@ -342,6 +342,18 @@ def test_what_int32_cannot_hold_is_refused(device, value):
         with pytest.raises(clnn.DataError, match="y: integers become int32 here, and .* does not fit"):
             net.fit(np.ones((2, 3)), y, loss="cross_entropy", optimizer="sgd", progress=False)
     np.testing.assert_array_equal(clnn.tensor([1.7, -1.7, -(2.0**31)], dtype="int32"), [1, -1, -(2**31)])
+
+
+@pytest.mark.filterwarnings("error")
+def test_the_bounds_of_int32_are_not_rounded_to_narrow_floats(device):
+    least = clnn.tensor([-(2.0**31), 5.0])
+    np.testing.assert_array_equal(least.astype("int32"), [-(2**31), 5])
+    np.testing.assert_array_equal(clnn.tensor(np.float16([-60000.0, 5.0]), dtype="int32"), [-60000, 5])
+    for beyond in ("float16", "float32"):
+        with pytest.raises(clnn.ShapeError, match="and inf does not fit"):
+            clnn.tensor(np.array([-1.0, np.inf], beyond), dtype="int32")
+    with pytest.raises(clnn.ShapeError, match="and 2147483648.0 does not fit"):
+        clnn.tensor(np.float32([-(2.0**31), 2.0**31]), dtype="int32")
 
 
 def test_zeros_and_ones_have_the_types_of_tensors(device):

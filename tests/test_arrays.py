@@ -195,6 +195,32 @@ def test_what_was_not_chosen_may_be_nan(device):
     np.testing.assert_array_equal(z.numpy(), [1, 2])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_deviation_of_0_has_the_gradient_0(rng, device, dtype):
+    if dtype == "float64" and not device.has_fp64:
+        pytest.skip("no float64")
+    x = normal(rng, (3, 5), dtype)
+    x[1] = 0.5
+    p = parameter(x, dtype)
+    y = clnn.std(p, 1)
+    y.backward(np.ones(3))
+    away, deviation = x - x.mean(1, keepdims=True), x.std(1, keepdims=True)
+    assert_close(y.numpy(), deviation[:, 0], 64 * eps(dtype))
+    assert y.numpy()[1] == 0
+    assert_close(p.grad.numpy(), away / (5 * np.maximum(deviation, 1e-30)), 64 * eps(dtype))
+    assert np.isnan(clnn.std(clnn.tensor([1.0, np.nan], dtype=dtype)).numpy())
+
+
+def test_what_was_rolled_by_nothing_is_a_copy(device):
+    p = parameter(np.arange(3.0))
+    y = clnn.roll(p, 3, 0)
+    y.backward(np.ones(3))
+    clnn.SGD(0.5).step([p])
+    np.testing.assert_array_equal(y, [0, 1, 2])
+    np.testing.assert_array_equal(p, [-0.5, 0.5, 1.5])
+    assert clnn.roll(clnn.zeros((2, 0)), 5, 1).shape == (2, 0)
+
+
 @pytest.mark.parametrize("n", [0, 1, 2, 15, 16, 17, 100, 1000])
 def test_sorting_is_stable_and_nan_is_last(rng, device, n):
     x = rng.integers(0, 9, (2, n)).astype(np.float32)

@@ -208,6 +208,33 @@ def test_derivative_of_a_quotient_does_not_overflow(device):
     np.testing.assert_allclose(p.grad.numpy(), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_derivative_of_a_remainder_counts_whole_times(device, dtype):
+    """Where a / b is rounded up to a whole number, b still fits in a one time less."""
+    if dtype == "float64" and not device.has_fp64:
+        pytest.skip("no float64")
+    a, b = (np.array(v, dtype) for v in ([0.7, 0.6, -0.7, 1.1, 5.0, -5.0], [0.1, 0.1, 0.1, -0.1, 2.5, 2.0]))
+    p = parameter(b, dtype)
+    clnn.remainder(clnn.tensor(a, dtype=dtype), p).backward(np.ones(6))
+    np.testing.assert_array_equal(p.grad.numpy(), -np.floor_divide(a, b))
+
+
+def test_derivative_of_gelu_of_large_values(device):
+    x = np.float32([-3e38, -1e20, -1e13, -21.0, 21.0, 1e13, 1e20, 3e38])
+    for name in ("gelu", "gelu_tanh"):
+        p = parameter(x)
+        getattr(clnn, name)(p).backward(np.ones(8, np.float32))
+        np.testing.assert_array_equal(p.grad.numpy(), x > 0)
+
+
+def test_derivatives_of_an_angle_at_the_origin(device):
+    a, b = np.float32([0.0, -0.0, 0.0, 3.0, 0.0]), np.float32([0.0, 0.0, -0.0, 0.0, 2.0])
+    p, q = parameter(a), parameter(b)
+    clnn.arctan2(p, q).backward(np.ones(5, np.float32))
+    np.testing.assert_allclose(p.grad.numpy(), [0, 0, 0, 0, 0.5])
+    np.testing.assert_allclose(q.grad.numpy(), [0, 0, 0, -1 / 3, 0], rtol=1e-6)
+
+
 @pytest.mark.parametrize(
     "name, at_zero", [("leaky_relu", 0.01), ("selu", 1.7580993408473766), ("elu", 1.0), ("relu", 0.0)]
 )

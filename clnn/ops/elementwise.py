@@ -165,7 +165,7 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
 
 
 def _whole(name: str, number: float) -> int:
-    if not float(number).is_integer() or abs(number) >= 2**31:
+    if not float(number).is_integer() or not -(2**31) <= number < 2**31:
         raise ShapeError(f"{name}: int32 goes with int32, and {number:g} is none; convert with .astype('float32')")
     return int(number)
 
