@@ -373,7 +373,7 @@ class BinaryCrossEntropy(Loss):
             if output.activation or not output.requires_grad:
                 return f"{weighted}sigmoid_cross_entropy", output, True
             raise ConfigurationError(
-                "binary_cross_entropy: the sigmoid's output was reshaped or detached; apply the loss before "
+                "binary_cross_entropy: the sigmoid's output was reshaped or detached, or others joined it; apply the loss before "
                 "that, or to linear outputs"
             )
         self.check_activation(output.made_by)
@@ -440,7 +440,8 @@ class CrossEntropy(Loss):
             return "softmax_cross_entropy", output.logits, False
         if output.made_by in ("softmax", "log_softmax"):
             raise ConfigurationError(
-                f"{self.name}: the {output.made_by}'s output was reshaped or detached; apply the loss before that"
+                f"{self.name}: the {output.made_by}'s output was reshaped or detached, or others joined it; apply the loss "
+                "before that, or to linear outputs"
             )
         return "softmax_cross_entropy", output, False
 

@@ -669,8 +669,9 @@ def apply(op: Callable[..., tuple[Array, Backward]], *inputs: Any, **options: An
 
 
 def truths(y: Tensor, *of: Any) -> Tensor:
-    """`y`, whose numbers are some of these: a mask where they are masks, or True or False."""
-    y.made_by = MASK if _of_truths(of) else y.made_by
+    """`y`, whose numbers are some of these: a mask where they are masks, or True or False, and probabilities where all are."""
+    made, *others = {getattr(x, "made_by", "") for x in of}
+    y.made_by = MASK if _of_truths(of) else made if made in ("sigmoid", "softmax") and not others else y.made_by
     return y
 
 
@@ -760,9 +761,7 @@ def tensor_like(value: Any, like: Tensor) -> Tensor:
 
 def elementwise(name: str, a: Any, b: Any) -> Tensor:
     """A function of BINARY of two tensors, arrays or numbers, with broadcasting."""
-    like = a if isinstance(a, Tensor) else b
-    if not isinstance(a, Tensor) and not isinstance(b, Tensor):
-        like = a = tensor(a)
+    like = a if isinstance(a, Tensor) else b if isinstance(b, Tensor) else (a := tensor(a))
     y, backward = binary(name, p := _operand(a, like), q := _operand(b, like))
     if BINARY[name].gradient:
         t = on_tape(y, (p, q), backward, () if name in ("add", "subtract") else (p, q))

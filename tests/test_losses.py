@@ -588,6 +588,48 @@ def test_class_numbers_of_other_shapes(device, name):
                 LOSSES[name]()(clnn.zeros(output), clnn.tensor(np.zeros(labels, int)))
 
 
+MOVED = {
+    "joined": lambda p: clnn.concatenate([p[:2], p], axis=0)[2:],
+    "stacked": lambda p: clnn.stack([p, p])[1],
+    "by numbers": lambda p: p[[0, 1, 2, 3]],
+    "by a mask": lambda p: p[p > -1][:12].reshape(4, 3),
+    "taken along": lambda p: clnn.take(p, [0, 1, 2], axis=1),
+    "chosen": lambda p: clnn.where(p > 0.5, p, p),
+    "the larger": lambda p: clnn.maximum(p, p),
+}
+
+
+@pytest.mark.parametrize("how", MOVED)
+def test_probabilities_that_were_moved_are_no_inputs_of_a_sigmoid_or_softmax(rng, device, how):
+    z, labels = normal(rng, (4, 3)), rng.integers(0, 3, 4)
+    yes = np.eye(3)[labels]
+    p, one = 1 / (1 + np.exp(-z)), parameter(z)
+    found = losses.binary_cross_entropy(MOVED[how](clnn.sigmoid(clnn.tensor(z, np.float32))), yes)
+    assert_close(found, -np.where(yes > 0, np.log(p), np.log(1 - p)).sum(1).mean(), 1e-5)
+    column = clnn.metrics.accuracy(MOVED[how](clnn.sigmoid(clnn.tensor(z, np.float32)))[:, :1], yes[:, 0].astype(int))
+    np.testing.assert_array_equal(column.numpy(), (z[:, 0] > 0) == yes[:, 0])
+    with pytest.raises(clnn.ConfigurationError, match="sigmoid's output was reshaped or detached, or others joined it"):
+        losses.binary_cross_entropy(MOVED[how](clnn.sigmoid(one)), yes)
+    with pytest.raises(clnn.ConfigurationError, match="softmax's output was reshaped or detached, or others joined it"):
+        losses.cross_entropy(MOVED[how](clnn.softmax(one)), labels)
+    assert_close(
+        losses.cross_entropy(MOVED[how](clnn.tanh(one) + 0.0), yes),
+        losses.cross_entropy(clnn.tanh(one) + 0.0, yes),
+        1e-6,
+    )
+
+
+def test_heads_that_are_joined_say_yes_above_a_half(rng, device):
+    x, h = rng.standard_normal((6, 3)), clnn.Input((3,))
+    heads = [clnn.Dense(1, "sigmoid")(h), clnn.Dense(1, "sigmoid")(h)]
+    net = clnn.Model(h, clnn.Concatenate()(*heads))
+    assert np.array_equal(net.predict_proba(x), net.predict(x))
+    with pytest.raises(
+        clnn.ConfigurationError, match="others joined it; apply the loss before that, or to linear outputs"
+    ):
+        net.fit(x, x[:, :2] > 0, loss="binary_cross_entropy", optimizer="sgd", epochs=1, progress=False)
+
+
 def test_wrong_last_layers(device):
     p = parameter(np.zeros((4, 3)))
     y = np.zeros((4, 3))
