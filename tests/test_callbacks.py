@@ -37,6 +37,54 @@ def net(device):
     return net
 
 
+class Told(clnn.Callback):
+    """Notes what it is told of, and raises where it is to."""
+
+    def __init__(self, name, notes, *, raises=None):
+        self.name, self.notes, self.raises = name, notes, raises
+
+    def _note(self, what):
+        if self.raises == what:
+            raise OSError(f"{self.name} at its {what}")
+        self.notes.append((self.name, what))
+
+    def on_train_begin(self, model):
+        self._note("beginning")
+
+    def on_epoch_end(self, model, epoch, logs):
+        self._note("epoch")
+
+    def on_train_end(self, model):
+        self._note("end")
+
+
+@pytest.mark.parametrize(
+    ("where", "ended"), [("beginning", "a"), ("epoch", "abc"), ("end", "ac"), (None, "abc")], ids=str
+)
+def test_each_that_has_begun_hears_of_the_end(device, rng, where, ended):
+    """In their order, whatever one of them raises; weights of the best epoch are put back all the same."""
+    net, notes, seen = net_on(device, clnn.Dense(2)), [], []
+    stops = clnn.EarlyStopping("loss", patience=9)
+    watch = clnn.Lambda(on_epoch_end=lambda model, epoch, logs: seen.append((logs["loss"], weights(model))))
+    told = [Told(name, notes, raises=where if name == "b" else None) for name in "abc"]
+    fit = {
+        "loss": "mse",
+        "optimizer": clnn.SGD(9.0),
+        "epochs": 3,
+        "callbacks": [watch, *told, stops],
+        "progress": False,
+    }
+    x, y = rng.standard_normal((20, 6)).astype(np.float32), rng.standard_normal((20, 2)).astype(np.float32)
+    if where is None:
+        net.fit(x, y, **fit)
+    else:
+        with pytest.raises(OSError, match=f"b at its {where}"):
+            net.fit(x, y, **fit)
+    assert "".join(name for name, what in notes if what == "end") == ended
+    if where in ("end", None):
+        assert stops.best_epoch < 2 and np.array_equal(weights(net), seen[stops.best_epoch][1])
+
+
 # -- early stopping --------------------------------------------------------------------------------------------------------
 NAN = float("nan")
 

@@ -132,17 +132,17 @@ def fit(
         stack.enter_context(random.drawing_from(run.draws))
         evaluation = Evaluation(model, outputs, loss, metrics, record) if held_out or held_stream is not None else None
         bar = Progress(max(0, last - done), len(run.plan), progress and world.rank == 0, model.device)
-        model.stop_training = False
+        model.stop_training, begun = False, list[Any]()
         try:
-            for callback in callbacks:
-                if isinstance(callback, Checkpoint):
-                    callback.begins(told, history.history, callbacks, saved.file if saved else None, done, world)
+            for callback in (one for one in callbacks if isinstance(one, Checkpoint)):
+                callback.begins(told, history.history, callbacks, saved.file if saved else None, done, world)
             for callback in callbacks:
                 bare = stream is not None or all(w is None for w in samples.weights)
                 ys = outputs.together(samples.ys) if stream is None else None
                 weights = None if bare else outputs.together(samples.weights)
                 callback.on_data(model, samples.xs if stream is None else stream.source, ys, weights)
                 callback.on_train_begin(model)
+                begun.insert(0, callback)
             if saved:
                 saved.put_callbacks(model, world)
                 last = done if model.stop_training else last
@@ -177,8 +177,8 @@ def fit(
                     break
         finally:
             bar.close()
-            for callback in callbacks:
-                callback.on_train_end(model)
+            for callback in begun:  # the stack goes from its end: in their order, and all, even if one raises
+                stack.callback(callback.on_train_end, model)
         return history
 
 
