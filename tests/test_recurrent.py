@@ -785,6 +785,37 @@ def test_a_length_that_cannot_be_in_a_recorded_step(device, rng, kind):
     for lengths in ([1, 6, 0], [2, 2, 2], [6, 6, 6], [0, 1, 5], [3, 3, 3]):
         with clnn.no_grad():
             np.testing.assert_array_equal(step(x, np.array(lengths)).numpy(), layer(x, np.array(lengths)).numpy())
+    for wrong, why in (([7, 3, -1], "from -1 to 7"), ([0, 3, 7], "from 0 to 7"), ([1.5, 3, 2], "1.5 is none")):
+        for given in (np.array(wrong), clnn.tensor(np.array(wrong), "float32")):
+            with clnn.no_grad(), pytest.raises(clnn.ShapeError, match=why):
+                step(x, given)
     with clnn.no_grad():
-        y = step(x, np.array([7, 3, -1])).numpy()
+        np.testing.assert_array_equal(step(x, np.array([6, 0, 2])).numpy(), layer(x, np.array([6, 0, 2])).numpy())
+    computed = clnn.step(lambda x, lengths: layer(x, lengths + 1))  # nobody sees these
+    with clnn.no_grad():
+        for lengths in ([1, 5, 0], [2, 2, 2], [5, 5, 5], [6, 3, -2]):
+            y = computed(x, np.array(lengths)).numpy()
     assert np.isnan(y[[0, 2]]).all() and np.isfinite(y[1]).all()
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_a_length_that_cannot_be_changes_no_weight(device, rng, both):
+    """A replay made every weight NaN."""
+    layer, head, optimizer = clnn.LSTM(4), clnn.Dense(2), clnn.SGD(0.1)
+    layer = clnn.Bidirectional(layer) if both else layer
+
+    @clnn.step
+    def train(x, lengths, y):
+        loss = clnn.losses.cross_entropy(head(layer(x, lengths)), y)
+        loss.backward()
+        optimizer.step([*layer.parameters(), *head.parameters()])
+        return loss
+
+    x, y = rng.standard_normal((3, 5, 2)).astype(np.float32), np.array([0, 1, 0])
+    for _ in range(5):
+        train(x, np.array([5, 1, 3]), y)
+    before = layer.state_dict()
+    with pytest.raises(clnn.ShapeError, match="there are 0 to 5 steps"):
+        train(x, np.array([5, 6, 3]), y)
+    for name, array in layer.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])

@@ -49,14 +49,18 @@ def _masked(layer: Layer, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Te
         raise layer.wrong_shape(
             ShapeError(f"lengths are (batch,), one for each of {batch} sequences, and have the shape {lengths.shape}")
         )
-    if x.device.reads and batch:  # where a step is recorded they cannot be seen
-        given = lengths.numpy()
+
+    def check(given: np.ndarray, _: str = "") -> None:
         if not (given >= 0).all() or not (given <= steps).all():
-            raise layer.wrong_shape(
-                ShapeError(f"lengths go from {given.min():g} to {given.max():g}, and there are 0 to {steps} steps")
-            )
+            told = f"lengths go from {given.min():g} to {given.max():g}, and there are 0 to {steps} steps"
+            raise layer.wrong_shape(ShapeError(told))
         if (given % 1 != 0).any():
             raise layer.wrong_shape(ShapeError(f"lengths are whole numbers, and {given[given % 1 != 0][0]:g} is none"))
+
+    if x.device.reads:
+        check(lengths.numpy())
+    if x.device.step is not None:  # which looks at them before replays where they are its argument
+        x.device.step.check(lengths.block, check)
     column = lengths.reshape(batch, 1)
     mask = arange(steps, dtype=lengths.dtype, device=x.device).reshape(1, steps) < column
     fits = ((column >= 0) & (column <= steps)).reshape(batch, 1, 1)
@@ -282,7 +286,7 @@ class SimpleRNN(_Recurrent):
     of reading. `dropout` drops features of x, `recurrent_dropout` parts of h on its way into the product, each the same for all
     steps of a sequence. Beside x the layer takes the first h, (batch, units), and lengths, (batch,): `rnn(x, h, lengths)`, either
     of them alone too. Past its length a sequence's h stays as it is, so that the last h is that at its length; what x holds
-    there does not count. ShapeError for a length that cannot be; in a recorded step that sequence is NaN.
+    there does not count. ShapeError for a length that cannot be; where a recorded step computes it, that sequence is NaN.
 
     Arguments as Keras has them. `activation` is a name of clnn/ops/activation.py; initialisers are names of clnn/init.py.
     ShapeError for inputs without steps and for states of another batch.
