@@ -81,9 +81,9 @@ def elu(x: Any, alpha: float = 1.0) -> Tensor:
 
 # -- shapes -----------------------------------------------------------------------------------------------------------
 def _axis(what: str, axis: Any, ndim: int) -> int:
-    (one,) = whole_numbers(f"{what}'s axis", axis) if whole(axis) is not None else (None,)
+    one = whole(axis)
     if one is None or not -ndim <= one < ndim:
-        raise ShapeError(f"{what}: axis {axis!r} is out of range for {ndim} axes")
+        raise ShapeError(f"{what} is along one of {ndim} axes: axis {axis!r} is out of range")
     return one % ndim
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from . import arrays, attention, images, named
 from .arrays import *  # noqa: F403
+from .arrays import _axis
 from .attention import *  # noqa: F403
 from .checks import whole, whole_numbers
 from .errors import ShapeError
@@ -28,12 +29,10 @@ def log_softmax(x: Any, axis: int = -1) -> Tensor:
 def _over(x: Any, axis: int, log: bool) -> Tensor:
     """softmax_of x with the axis moved to the end and back."""
     x = tensor(x)
-    (at,) = whole_numbers("softmax's axis", axis)
-    if not -max(1, x.ndim) <= at < max(1, x.ndim):
-        raise ShapeError(f"softmax: axis {axis} is out of range for an array of shape {x.shape}")
-    if at in (-1, x.ndim - 1) or not x.ndim:
+    at = _axis("softmax", axis, max(1, x.ndim))
+    if at >= x.ndim - 1:
         return softmax_of(x, log)
-    order = [*(a for a in range(x.ndim) if a != at % x.ndim), at % x.ndim]
+    order = [*(a for a in range(x.ndim) if a != at), at]
     return softmax_of(x.transpose(order), log).transpose([order.index(a) for a in range(x.ndim)])
 
 
@@ -43,10 +42,7 @@ def split(x: Any, parts: int | Sequence[int], axis: int = 0) -> list[Tensor]:
     ShapeError where a number of parts does not divide the axis, or sizes do not add up to it.
     """
     x = tensor(x)
-    (axis,) = whole_numbers("split's axis", axis)
-    if not -x.ndim <= axis < x.ndim:
-        raise ShapeError(f"split: axis {axis} is out of range for an array of shape {x.shape}")
-    axis %= x.ndim
+    axis = _axis("split", axis, x.ndim)
     n = x.shape[axis]
     if (count := whole(parts)) is not None:
         if count < 1 or n % count:
