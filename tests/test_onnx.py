@@ -783,6 +783,13 @@ def test_statistics_of_one_channel_stay(device, rng):
     assert learn(text, **constants) == ({"w", "b"}, {"mean", "v"})
 
 
+def test_compiled_says_what_to_do_in_its_place(device):
+    text = "net (float[N, 3] x) => (float[N, 2] y) { y = MatMul(x, w) }"
+    net = clnn.onnx.load(proto('<ir_version: 8, opset_import: ["" : 18]>\n' + text, w=f(3, 2)).SerializeToString())
+    with pytest.raises(clnn.ConfigurationError, match=r"call net with arrays, net\(x\)"):
+        net.compiled(2)
+
+
 @pytest.mark.parametrize("units", [1, 3])
 @pytest.mark.parametrize("kind", ["SimpleRNN", "GRU", "LSTM"])
 def test_one_unit_learns_as_more_do(device, rng, tmp_path, kind, units):
@@ -794,12 +801,35 @@ def test_one_unit_learns_as_more_do(device, rng, tmp_path, kind, units):
     for one in (net, back):
         ((one(clnn.tensor(x)) - 2.0) ** 2).mean().backward()
         gradients.append({name: p.grad.numpy() for name, p in one.named_parameters()})
-    assert {*gradients[0]} - {*gradients[1]} <= {"1.recurrent_b"}  # in ONNX a part of b, which has both, always
-    for name, of_file in gradients[1].items():
-        if name == "1.b":
-            assert of_file.any()
-        else:  # gates may stand in another order
-            np.testing.assert_allclose(np.sort(of_file, None), np.sort(gradients[0][name], None), rtol=1e-3, atol=1e-5)
+    assert {*gradients[0]} == {*gradients[1]}
+    for name, of_file in gradients[1].items():  # gates may stand in another order
+        np.testing.assert_allclose(np.sort(of_file, None), np.sort(gradients[0][name], None), rtol=1e-3, atol=1e-5)
+
+
+RECURRENT = {
+    "LSTM": lambda: clnn.LSTM(4),
+    "SimpleRNN": lambda: clnn.SimpleRNN(4),
+    "GRU": lambda: clnn.GRU(4),
+    "GRU, reset before": lambda: clnn.GRU(4, reset_after=False),
+    "without a bias": lambda: clnn.LSTM(4, use_bias=False),
+    "both ways": lambda: clnn.Bidirectional(clnn.LSTM(3)),
+}
+
+
+@pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_layer_learns_from_a_file_as_it_did(device, rng, tmp_path, name, recwarn):
+    """ONNX has two biases, and LSTM and RNN one here: the file's second one is zeros, which do not learn."""
+    net = clnn.Sequential([RECURRENT[name](), clnn.Dense(1)], input_shape=(5, 3), seed=1)
+    clnn.onnx.save(net, tmp_path / "net.onnx")
+    back = clnn.onnx.load(tmp_path / "net.onnx")
+    back.save(tmp_path / "net.clnn")
+    assert {name for name, _ in back.named_parameters()} == {name for name, _ in net.named_parameters()}
+    x, losses = f(12, 5, 3), []
+    for one in (net, back, clnn.load(tmp_path / "net.clnn")):
+        how = {"loss": "mse", "optimizer": clnn.SGD(0.1, momentum=0.9), "seed": 1, "progress": False}
+        losses.append(one.fit(x, f(12, 1), epochs=4, batch_size=5, **how)["loss"])
+    np.testing.assert_allclose(losses[1:], [losses[0]] * 2, rtol=1e-5)
+    assert not [w for w in recwarn if "do not learn" in str(w.message)]
 
 
 @pytest.mark.parametrize("width", [1, 3])
@@ -809,6 +839,33 @@ def test_one_channel_learns_as_more_do(device, rng, tmp_path, norm, width):
     net = clnn.Sequential(layers, input_shape=(1, 5, 5), seed=1)
     net.eval()
     trained_twice(net, f(16, 1, 5, 5), tmp_path)
+
+
+@pytest.mark.parametrize("groups", [1, 2, 4])
+@pytest.mark.parametrize("affine", [True, False])
+def test_a_norm_that_is_written_as_another_learns_as_it_did(device, rng, tmp_path, affine, groups):
+    """A GroupNorm is an InstanceNormalization of its groups in the file, whose ones and zeros are nobody's weights."""
+    layers = [
+        clnn.Conv2D(4, 3),
+        clnn.GroupNorm(groups, affine=affine),
+        clnn.PReLU(),
+        clnn.GlobalAvgPool(),
+        clnn.Dense(1),
+    ]
+    trained_twice(clnn.Sequential(layers, input_shape=(1, 5, 5), seed=1), f(16, 1, 5, 5), tmp_path)
+
+
+NORMS = {"BatchNormalization": ", m, v", "InstanceNormalization": "", "LayerNormalization": ""}
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("ones, learns", [("1, 1, 1", False), ("1, 2, 3", True)])
+def test_ones_and_zeros_of_nodes_do_not_learn(device, norm, ones, learns):
+    """PyTorch writes them for norms without weights; other exporters have weights in nodes, too."""
+    text = f"""net (float[N, 3, 3] x) => (float[N, 3, 3] y) {{ w = Constant<value = float[3] {{{ones}}}>()
+    b = Constant<value = float[3] {{0, 0, 0}}>() z = Mul(x, k) y = {norm}(z, w, b{NORMS[norm]}) }}"""
+    constants = {"k": np.ones(3, np.float32)} | ({"m": f(3), "v": f(3) ** 2 + 1} if NORMS[norm] else {})
+    assert learn(text, **constants) == ({"k"} | ({"w"} if learns else set()), {*constants} - {"k"})
 
 
 def trained_twice(net, x, folder):

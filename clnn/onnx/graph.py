@@ -64,7 +64,7 @@ class Node:
 @dataclass
 class Graph:
     """Nodes in an order in which they can run, the inputs, the outputs, and the constants by name; whether `save` wrote it, and
-    which constants it says are statistics."""
+    which constants it says are statistics; which were nodes."""
 
     name: str
     nodes: list[Node]
@@ -74,6 +74,7 @@ class Graph:
     opsets: dict[str, int] = field(default_factory=dict)
     written: bool = False
     statistics: set[str] = field(default_factory=set)
+    literals: set[str] = field(default_factory=set)
 
     def outer(self) -> set[str]:
         """The names that it takes from around it."""

@@ -82,6 +82,19 @@ def one_column(graph: Graph, node: Node | None, makers: Mapping[str, Node]) -> b
     return False
 
 
+def is_uniform(array: np.ndarray) -> bool:
+    """Whether it holds one number throughout."""
+    return bool(array.size and (array == array.flat[0]).all())
+
+
+def is_literal(graph: Graph, name: str) -> bool:
+    """Whether a constant is no parameter of the model that was exported: `save` names these by what they hold, and PyTorch has
+    nodes for the ones and zeros of a normalisation without weights."""
+    array = graph.constants[name]
+    ones_or_zeros = name in graph.literals and is_uniform(array) and array.flat[0] in (0, 1)
+    return name.startswith("constant_") if graph.written else ones_or_zeros
+
+
 def learned(graph: Graph) -> dict[str, bool]:
     """The constants of a graph that are parameters, and whether they learn."""
     found: dict[str, bool] = {}
@@ -108,11 +121,9 @@ def learned(graph: Graph) -> dict[str, bool]:
                 found[name] = found.get(name, True) and rule.learns
             elif name and array is None and (node.op not in VECTORS or name in made):
                 wanted[name] = min(rule, wanted.get(name, rule))
-    if graph.written:  # other constants are named by what they hold
-        kept = [
-            n for n, array in graph.constants.items() if not n.startswith("constant_") and array.dtype.name in FLOATS
-        ]
-        found = dict.fromkeys(kept, True) | found
+    if graph.written:
+        found = {n: True for n, array in graph.constants.items() if array.dtype.name in FLOATS} | found
+    found = {name: learns for name, learns in found.items() if not is_literal(graph, name)}
     for node in nodes:  # not those whose values shapes and the like are made of
         one = find(node.domain, node.op, graph.opsets.get(node.domain, 0))
         for at, name in enumerate(node.inputs):
@@ -128,9 +139,9 @@ def apart(graph: Graph) -> None:
     reads = Counter(name for node in graph.every_node() for name in node.inputs)
     for node in [*graph.nodes]:
         array = graph.constants.get(node.inputs[0]) if (node.op, node.domain) == ("Identity", "") else None
-        if array is None or array.dtype.name not in FLOATS or not array.size or node.outputs[0] in outputs:
+        if array is None or array.dtype.name not in FLOATS or node.outputs[0] in outputs:
             continue
-        if reads[node.inputs[0]] > 1 and (array == array.flat[0]).all():
+        if reads[node.inputs[0]] > 1 and is_uniform(array):
             graph.constants[node.outputs[0]] = array
             graph.nodes.remove(node)
 
@@ -143,7 +154,8 @@ def left_out(graph: Graph, weights: Collection[str]) -> list[str]:
             name = node.inputs[at] if at < len(node.inputs) else ""
             if name in made and name not in graph.constants and at not in STATISTICS.get(node.op, ()):
                 rule = Rule(min(2, len(made[name])), False, True)  # beside others one number is arithmetic
-                found |= {one for one in made[name] - {*weights} if rule.holds(graph.constants[one])}
+                constants = {one: graph.constants[one] for one in made[name] - {*weights}}
+                found |= {one for one, array in constants.items() if rule.holds(array) and not is_uniform(array)}
     return sorted(found)
 
 
@@ -431,6 +443,13 @@ class OnnxModel(Model):
     def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH, **unknown: Any) -> Any:
         """The outputs for any number of samples, as `Model.predict` gives them; in batches of the file's size, if it has one."""
         return super().predict(x, batch_size=size if (size := self.batch()) > 1 else batch_size, **unknown)
+
+    def compiled(self, batch_size: int = 1) -> Any:
+        """ConfigurationError: the shapes of inputs are known where it is called."""
+        raise ConfigurationError(
+            f"compiled() is for models of clnn's layers: call {self.where} with arrays, net(x), which replays what was recorded "
+            "for inputs of these shapes"
+        )
 
     def evaluate(self, x: Any, y: Any = None, **options: Any) -> dict[str, float]:
         """The loss and metrics, as `Model.evaluate` gives them; in batches of the file's size, if it has one."""

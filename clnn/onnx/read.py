@@ -70,6 +70,7 @@ class Reader:
             constants[self.name(tensor.name)] = self.array(tensor, f"initializer {tensor.name!r}")
         inputs = [self.value(one) for one in proto.input if one.name not in constants]
         nodes: list[Node] = []
+        literals: set[str] = set()
         for one in proto.node:
             node = self.node(one, depth)
             constant = None if node.domain or node.op != "Constant" else self.constant(node)
@@ -79,8 +80,9 @@ class Reader:
                 raise self.wrong(f"{node} gives {node.outputs[0]!r}, which is an initializer, too")
             else:
                 constants[node.outputs[0]] = constant
+                literals.add(node.outputs[0])
         outputs = [self.value(one) for one in proto.output]
-        return Graph(self.name(proto.name), nodes, inputs, outputs, constants, self.opsets)
+        return Graph(self.name(proto.name), nodes, inputs, outputs, constants, self.opsets, literals=literals)
 
     def node(self, proto: Any, depth: int) -> Node:
         """A node with its attributes."""

@@ -128,22 +128,26 @@ def _recurrent(graph: Graph, op: Op) -> str:
     return parts[0]
 
 
-def _packed(graph: Graph, ref: Ref, kind: str, *more: Any) -> str:
-    """Weights or biases of gates as ONNX orders them: (1, G units, in) or (1, 2 G units)."""
-    key = ref, more, kind
-    if key in graph.packed:
-        return graph.packed[key]
-    vectors = [graph.array(ref), *(None if one is None else graph.array(one) for one in more)]
-    units = vectors[0].shape[-1] // GATES[kind]  # type: ignore[union-attr]
-
-    def ordered(array: np.ndarray) -> np.ndarray:
-        return np.concatenate([array[..., g * units : (g + 1) * units] for g in ORDER[kind]], -1)
-
-    parts = [np.zeros_like(vectors[0]) if one is None else ordered(one) for one in vectors]
-    array = np.concatenate(parts, -1)[None] if more else parts[0].T[None]
-    value = graph.program.values[ref.number]
-    graph.packed[key] = graph.stored(value.of if value.kind == "parameter" else f"{graph.layer}/{kind}:weights", array)
+def _packed(graph: Graph, ref: Ref, kind: str) -> str:
+    """Weights or biases of gates as ONNX orders them: (1, G units, in) or (1, G units)."""
+    key = ref, kind
+    if key not in graph.packed:
+        given, value = np.asarray(graph.array(ref)), graph.program.values[ref.number]
+        units = given.shape[-1] // GATES[kind]
+        array = np.concatenate([given[..., g * units : (g + 1) * units] for g in ORDER[kind]], -1).T[None]
+        name = value.of if value.kind == "parameter" else f"{graph.layer}/{kind}:weights"
+        graph.packed[key] = graph.stored(name, array)
     return graph.packed[key]
+
+
+def _both_biases(graph: Graph, kind: str, given: Sequence[Any], gates: int, dtype: Any) -> str:
+    """Those of inputs and of states as (1, 2 G units), "" where there are none. Zeros stand for one that is not there: the layer
+    learns one sum, not two."""
+    if given == [None, None]:
+        return ""
+    zeros = np.zeros((1, gates), dtype)
+    parts = [graph.constant(zeros) if one is None else _packed(graph, one, kind) for one in given]
+    return graph.node("Concat", *parts, axis=1)
 
 
 def _by_node(graph: Graph, op: Op, made: Op) -> tuple[str, list[str]]:
@@ -152,16 +156,8 @@ def _by_node(graph: Graph, op: Op, made: Op) -> tuple[str, list[str]]:
     kind = cell.kind
     u = _recurrent_weights(graph, op)
     assert u is not None  # `_product` has looked
-    w, b, x, bias = (made.given["w"], made.given["b"], made.given["x"], op.given["bias"])
-    biases = ""
-    if b is not None or bias is not None:
-        gates = graph.shape(u)[1]
-        first = b if b is not None else None
-        if first is None:
-            array = np.concatenate([np.zeros(gates, graph.dtype(u)), graph.array(bias)])[None]  # type: ignore[list-item]
-            biases = graph.stored(graph.program.values[bias.number].of, array)
-        else:
-            biases = _packed(graph, first, kind, bias)
+    w, x = made.given["w"], made.given["x"]
+    biases = _both_biases(graph, kind, [made.given["b"], op.given["bias"]], int(graph.shape(u)[1]), graph.dtype(u))
     names = {"RNN": (cell.activation,), "GRU": (cell.recurrent_activation, cell.activation)}
     functions = names.get(kind, (cell.recurrent_activation, cell.activation, cell.activation))
     how: dict[str, Any] = {"hidden_size": int(graph.shape(u)[0])}
