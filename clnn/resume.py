@@ -20,6 +20,7 @@ from .checkpoint import CheckpointWarning, settings
 from .checks import check_count, in_range
 from .errors import CheckpointError, ConfigurationError
 from .files import as_path
+from .layers.base import Layer
 from .metrics import metric_name
 from .registry import config_from
 from .runtime.watching.watch import structure_changed
@@ -197,6 +198,8 @@ def told_of_fit(
         told |= {"losses": described, "loss_weights": [*map(float, loss.weights)]}
     told["frozen"] = sorted(name for name, p in model.named_parameters() if p.learns and not p.trainable)
     told |= {f"(rate_factor, decays, max_norm) of {name}": settings(p) for name, p in model.named_parameters()}
+    for path, one in [("model", model), *((k, v) for k, v in model._walk("layer ") if isinstance(v, Layer))]:
+        told[path] = [type(one).__name__, {k: v for k, v in one.config().items() if not k.endswith("_init")}]
     told["sample_weight"] = "given" if sample_weight is not None else None
     text = json.dumps(told, default=lambda one: getattr(one, "__name__", type(one).__name__))
     return dict(json.loads(text))
@@ -252,10 +255,7 @@ class Resumed:
                 f"{str(self.file)!r}) returns in another way"
             )
         if "optimizer" not in self.header:
-            raise CheckpointError(
-                f"{self.file} went without its optimizer, which nothing would find again: register its class "
-                "(clnn.register), and begin the run anew"
-            )
+            raise CheckpointError(f"{self.file} went without its optimizer: register its class, and begin the run anew")
         model.load_state_dict(self._part("parameter."))  # all of it, or an error and nothing
         if "still" in self.run:  # which older files go without: callbacks may have frozen or thawed something
             for path, one in [("", model), *model._walk("")]:

@@ -35,10 +35,14 @@ def data(rng):
     return rng.random((70, 5)).astype(np.float32), rng.integers(0, 3, 70).astype(np.int32)
 
 
-def fit(data, callbacks, epochs=6, optimizer=None, seed=3, first=1, **options):
-    net = clnn.Sequential(
-        [clnn.Dense(8, "relu"), clnn.Dropout(0.3), clnn.BatchNorm(), clnn.Dense(3)], input_shape=5, seed=first
+def net_of(seed, activation="relu", kind=clnn.Dropout, rate=0.3):
+    return clnn.Sequential(
+        [clnn.Dense(8, activation), kind(rate), clnn.BatchNorm(), clnn.Dense(3)], input_shape=5, seed=seed
     )
+
+
+def fit(data, callbacks, epochs=6, optimizer=None, seed=3, first=1, net=None, **options):
+    net = net_of(first) if net is None else net
     history = net.fit(
         *data, loss="cross_entropy", optimizer=optimizer or clnn.SGD(0.1, momentum=0.9), epochs=epochs, batch_size=32,
         seed=seed, callbacks=callbacks, progress=False, validation_split=0.3, **options,
@@ -329,7 +333,9 @@ def test_what_does_not_fit_is_said(data, tmp_path):
         fit(data, [], resume=tmp_path / "net.safetensors")
     other = clnn.Sequential([clnn.Dense(3)], input_shape=5)
     before = other.state_dict()
-    with pytest.raises(clnn.CheckpointError, match="names do not fit"):
+    with pytest.raises(
+        clnn.ConfigurationError, match=r"model was \['Sequential.* and is .*'layers': \['Dense'\].*: give"
+    ):
         other.fit(
             *data,
             loss="cross_entropy",
@@ -351,14 +357,27 @@ def test_what_does_not_fit_is_said(data, tmp_path):
             validation_split=0.3, resume=tmp_path / "run",
         )  # fmt: skip
     assert all(np.array_equal(a, b) for a, b in zip(before.values(), frozen.state_dict().values()))
-    frozen.trainable, frozen.layers[0].w.rate_factor = True, 0.5
-    with pytest.raises(
-        clnn.ConfigurationError, match=r"whose \(rate_.*norm\) of 0.w was \[1.0, .*\] and is \[0.5, T.*\]: give"
+    usual = lambda net: None  # noqa: E731
+    for layers, change, told in (
+        (
+            {},
+            lambda net: setattr(net.layers[0].w, "rate_factor", 0.5),
+            r"\(rate_.*norm\) of 0.w was \[1.0, .* and is \[0.5, T",
+        ),
+        ({"rate": 0.6}, usual, r"layer layers.1 was \['Dropout', .*0.3.* and is \['Dropout', .*0.6"),
+        ({"activation": "tanh"}, usual, r"layers.0 was \['Dense', .*relu.* and is .*tanh"),
+        (
+            {"kind": clnn.GaussianDropout},
+            usual,
+            r"model was .*'Dropout'.*layers.1 was \['Dropout.* and is \['GaussianDropout",
+        ),
     ):
-        frozen.fit(
-            *data, loss="cross_entropy", optimizer=clnn.SGD(0.1, momentum=0.9), epochs=6, batch_size=32, seed=3,
-            validation_split=0.3, resume=tmp_path / "run",
-        )  # fmt: skip
+        other = net_of(seed=4, **layers)
+        change(other)
+        before = other.state_dict()
+        with pytest.raises(clnn.ConfigurationError, match=f"{told}.*: give the same"):
+            fit(data, [], net=other, resume=tmp_path / "run")
+        assert all(np.array_equal(a, b) for a, b in zip(before.values(), other.state_dict().values()))
     with pytest.raises(clnn.ConfigurationError, match="keep"):
         clnn.Checkpoint(tmp_path, keep=0)
     with pytest.raises(clnn.ConfigurationError, match="no checkpoint in .*rnu, and no Checkpoint among"):
