@@ -786,7 +786,7 @@ def test_statistics_of_one_channel_stay(device, rng):
 def test_compiled_says_what_to_do_in_its_place(device):
     text = "net (float[N, 3] x) => (float[N, 2] y) { y = MatMul(x, w) }"
     net = clnn.onnx.load(proto('<ir_version: 8, opset_import: ["" : 18]>\n' + text, w=f(3, 2)).SerializeToString())
-    with pytest.raises(clnn.ConfigurationError, match=r"call net with arrays, net\(x\)"):
+    with pytest.raises(clnn.ConfigurationError, match=r"call the model with arrays, net\(x\)"):
         net.compiled(2)
 
 
