@@ -177,4 +177,4 @@ else:  # which would take it for a promise of any name
         if name in ("Constant", "Exponential", "Linear", "Piecewise"):
             also = ", and the layer of that name elsewhere is clnn.Dense" if name == "Linear" else ""
             raise AttributeError(f"clnn.{name} is a learning-rate schedule, clnn.schedules.{name}{also}")
-        raise AttributeError(f"module 'clnn' has no attribute {name!r}{meant_by(name, __all__)}")
+        raise AttributeError(f"module 'clnn' has no attribute {name!r}{meant_by(name, __all__, Tensor)}")

@@ -14,18 +14,11 @@ from .errors import ArgumentError, ConfigurationError
 _FOUND = "leave it out: clnn finds it from the input"
 # Arguments of layers, optimizers, callbacks and fit: the names here, of which the first that is taken is meant, or what to do
 ARGUMENTS: dict[str, tuple[str, ...] | str] = {
-    "units": ("size",),
-    "out_features": ("size",),
-    "in_features": _FOUND,
-    "filters": ("channels",),
-    "out_channels": ("channels",),
-    "in_channels": _FOUND,
-    "num_features": _FOUND,
-    "num_channels": _FOUND,
-    "input_size": _FOUND,
+    **dict.fromkeys(("units", "out_features", "pool_size", "embedding_dim", "output_dim"), ("size",)),
+    **dict.fromkeys(("in_features", "in_channels", "num_features", "num_channels", "input_size"), _FOUND),
+    **dict.fromkeys(("filters", "out_channels"), ("channels",)),
     "normalized_shape": ("axis",),
     "kernel_size": ("kernel", "size"),
-    "pool_size": ("size",),
     "strides": ("stride",),
     "dilation_rate": ("dilation",),
     "num_groups": ("groups",),
@@ -33,12 +26,10 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "target_shape": ("shape",),
     "use_bias": ("bias",),
     "bias": ("use_bias",),
-    "kernel_initializer": ("weight_init",),
-    "embeddings_initializer": ("weight_init",),
+    **dict.fromkeys(("kernel_initializer", "embeddings_initializer"), ("weight_init",)),
     "bias_initializer": ("bias_init",),
     "recurrent_initializer": ("recurrent_init",),
-    "kernel_regularizer": "give the optimizer weight_decay (L2) or l1",
-    "bias_regularizer": "give the optimizer weight_decay (L2) or l1",
+    **dict.fromkeys(("kernel_regularizer", "bias_regularizer"), "give the optimizer weight_decay (L2) or l1"),
     "kernel_constraint": ("max_norm",),
     "nonlinearity": ("activation",),
     "hidden_size": ("units",),
@@ -46,24 +37,15 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "batch_first": "leave it out: clnn takes (batch, time, features)",
     "bidirectional": "write clnn.Bidirectional(layer)",
     "eps": ("epsilon",),
-    "affine_transform": ("affine",),
-    "elementwise_affine": ("affine",),
-    "center": ("affine",),
-    "scale": ("affine",),
+    **dict.fromkeys(("affine_transform", "elementwise_affine", "center", "scale"), ("affine",)),
     "track_running_stats": "leave it out: running statistics are always kept",
     "p": ("rate",),
-    "num_heads": ("heads",),
-    "nhead": ("heads",),
-    "embed_dim": _FOUND,
-    "d_model": _FOUND,
-    "key_dim": _FOUND,
+    **dict.fromkeys(("num_heads", "nhead"), ("heads",)),
+    **dict.fromkeys(("embed_dim", "d_model", "key_dim"), _FOUND),
     "dim_feedforward": ("hidden",),
-    "is_causal": ("causal",),
-    "use_causal_mask": ("causal",),
+    **dict.fromkeys(("is_causal", "use_causal_mask"), ("causal",)),
     "num_embeddings": ("tokens",),
     "input_dim": ("tokens",),
-    "embedding_dim": ("size",),
-    "output_dim": ("size",),
     "padding_idx": ("padding",),
     "learning_rate": ("lr",),
     "beta_1": ("beta1",),
@@ -71,24 +53,21 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "betas": "give beta1 and beta2",
     "rho": ("alpha",),
     "amsgrad": "take clnn.AMSGrad",
-    "clipnorm": ("clip_norm",),
-    "global_clipnorm": ("clip_norm",),
+    **dict.fromkeys(("clipnorm", "global_clipnorm"), ("clip_norm",)),
     "clipvalue": ("clip_value",),
     "use_ema": "give ema, such as ema=0.999",
     "params": "leave it out: fit and optimizer.step(net.parameters()) say what is trained",
     "restore_best_weights": ("restore_best",),
     "save_best_only": ("best_only",),
     "save_freq": ("every",),
-    "filepath": ("folder",),
+    **dict.fromkeys(("filepath", "log_dir"), ("folder",)),
     "filename": ("path",),
-    "log_dir": ("folder",),
     "histogram_freq": ("histograms",),
     "write_graph": ("graph",),
     "schedule": ("function",),
     "verbose": ("progress",),
     "validation_data": ("validation",),
-    "nb_epoch": ("epochs",),
-    "num_epochs": ("epochs",),
+    **dict.fromkeys(("nb_epoch", "num_epochs"), ("epochs",)),
     "criterion": ("loss",),
     "initial_epoch": ("resume",),
     "workers": "give clnn.data.Batches(x, y, workers=...) in place of x",
@@ -107,23 +86,13 @@ NAMES: dict[str, str] = {
     "LayerNormalization": "clnn.LayerNorm",
     "GroupNormalization": "clnn.GroupNorm",
     "LRN": "clnn.LocalResponseNorm",
-    "ZeroPad": "clnn.Padding",
-    "ZeroPadding": "clnn.Padding",
+    **dict.fromkeys(("ZeroPad", "ZeroPadding"), "clnn.Padding"),
     "Upsample": "clnn.UpSampling",
     "MaxPooling": "clnn.MaxPool",
     "AveragePooling": "clnn.AvgPool",
     "GlobalAveragePooling": "clnn.GlobalAvgPool",
     "GlobalMaxPooling": "clnn.GlobalMaxPool",
-    "AdaptiveAvgPool": "clnn.AdaptiveAvgPool",
-    "AdaptiveMaxPool": "clnn.AdaptiveMaxPool",
-    "BatchNorm": "clnn.BatchNorm",
-    "InstanceNorm": "clnn.InstanceNorm",
     "Dropout": "clnn.SpatialDropout",
-    "SpatialDropout": "clnn.SpatialDropout",
-    "Conv": "clnn.Conv",
-    "MaxPool": "clnn.MaxPool",
-    "AvgPool": "clnn.AvgPool",
-    "ConvTranspose": "clnn.ConvTranspose",
     "ReLU": 'clnn.Activation("relu"), or activation="relu" of the layer before',
     "Softmax": 'clnn.Activation("softmax")',
     "Sigmoid": 'clnn.Activation("sigmoid")',
@@ -133,14 +102,12 @@ NAMES: dict[str, str] = {
     "CategoricalCrossentropy": 'loss="cross_entropy", clnn.losses.CrossEntropy',
     "SparseCategoricalCrossentropy": 'loss="cross_entropy", which takes class numbers',
     "NLLLoss": 'loss="log_likelihood"',
-    "MSELoss": 'loss="mse"',
+    **dict.fromkeys(("MSELoss", "MeanSquaredError"), 'loss="mse"'),
     "L1Loss": 'loss="mae"',
-    "MeanSquaredError": 'loss="mse"',
     "BCELoss": 'loss="binary_cross_entropy"',
     "BCEWithLogitsLoss": 'loss="binary_cross_entropy", of a last layer without activation',
     "BinaryCrossentropy": 'loss="binary_cross_entropy"',
-    "CosineAnnealingLR": "clnn.Cosine",
-    "CosineDecay": "clnn.Cosine",
+    **dict.fromkeys(("CosineAnnealingLR", "CosineDecay"), "clnn.Cosine"),
     "OneCycleLR": "clnn.OneCycle",
     "StepLR": "clnn.StepDecay",
     "ReduceLROnPlateau": "clnn.ReduceOnPlateau",
@@ -149,8 +116,9 @@ NAMES: dict[str, str] = {
     "LearningRateScheduler": "clnn.LearningRate",
     "LambdaCallback": "clnn.Lambda",
     "manual_seed": "clnn.seed",
-    "from_numpy": "clnn.tensor",
-    "cat": "clnn.concatenate",
+    **dict.fromkeys(("array", "asarray", "from_numpy"), "clnn.tensor"),
+    **dict.fromkeys(("cat", "concat"), "clnn.concatenate"),
+    **dict.fromkeys(("matmul", "dot", "mm"), "a @ b"),
     "DataLoader": "fit itself, which shuffles and makes mini-batches, or clnn.data.Batches",
     "optimizers": "clnn.optim",
     "jit": "clnn.step",
@@ -184,6 +152,22 @@ METHODS: dict[str, str] = {
     "trainable_weights": "net.parameters()",
     "half": "clnn computes in float32 and float64",
 }
+# Methods and attributes of tensors; functions.py adds its own, as t.exp() is clnn.exp(t)
+OF_TENSORS: dict[str, str] = {
+    **dict.fromkeys(("view", "flatten", "ravel"), "t.reshape(...), t.reshape(-1)"),
+    **dict.fromkeys(("permute", "swapaxes", "t"), "t.transpose(...)"),
+    **dict.fromkeys(("copy", "clone"), "copy.copy(t)"),
+    **dict.fromkeys(("float", "double", "int", "long"), "t.astype(...)"),
+    **dict.fromkeys(("dot", "matmul", "mm"), "a @ b"),
+    "unsqueeze": "clnn.expand_dims(t, axis)",
+    "clamp": "clnn.clip(t, low, high)",
+    "any": "t.max()",
+    "all": "t.min()",
+    "cpu": "t.numpy()",
+    "tolist": "t.numpy().tolist()",
+    "data": "t.numpy(), or t.detach()",
+    "grad": "of parameters, as clnn.tensor(value, requires_grad=True) makes them",
+}
 # Losses, metrics and initialisers by the names that they are given by
 VALUES = {
     "categorical_crossentropy": "cross_entropy",
@@ -212,7 +196,12 @@ def check_call(kind: Any, given: tuple[Any, ...], options: dict[str, Any]) -> No
     class without one, of which Python would drop what it is given."""
     if kind.__init__ is object.__init__:
         raise ArgumentError(f"{kind.__name__} takes no arguments, and {[*given, *options]} were given")
-    if arguments(kind):
+    if known := arguments(kind):
+        first = given[0] if given and "lr" in known else None  # Adam(net.parameters()), Adam(net)
+        if hasattr(first, "parameters") or (
+            isinstance(first, list) and any(hasattr(p, "requires_grad") for p in first)
+        ):
+            options = {"params": first}
         check_arguments(kind, options)
         bind(kind.__name__, kind.__init__, (kind, *given), options)
 
@@ -276,14 +265,21 @@ def unknown(what: str, given: Any, known: Collection[str], rest: str = "") -> st
     return f"there is no {what} {given!r}; the known ones are {', '.join(known)}{rest}{hint}"
 
 
-def meant_by(name: str, known: Any) -> str:
-    """What to say of a name that the package does not have, or nothing."""
+def of_tensor(name: str) -> str:
+    """What to say of a method that tensors do not have, or nothing."""
+    return f": that is {OF_TENSORS[name]}; {PAGE}" if name in OF_TENSORS else ""
+
+
+def meant_by(name: str, known: Any, methods: Any) -> str:
+    """What to say of a name that the package does not have, or nothing; `methods`: a class that may have it as one."""
     if name in NAMES:
         return f": that is {NAMES[name]}; {PAGE}"
     stem, axes = (name[:-2], name[-2]) if name[-2:].lower() in ("1d", "2d", "3d") else (name, "")
-    if axes and stem in NAMES:  # Conv2d, MaxPooling2D, BatchNorm2d
-        own = next((own for own in (f"{NAMES[stem]}{axes}D", NAMES[stem]) if own.removeprefix("clnn.") in known), "")
-        transposed = f"clnn.Conv{axes}DTranspose" if stem == "ConvTranspose" else own
-        return f": that is {transposed}; {PAGE}"
+    if axes:  # Conv2d, MaxPooling2D, BatchNorm2d
+        one = f"clnn.Conv{axes}DTranspose" if stem == "ConvTranspose" else NAMES.get(stem, f"clnn.{stem}")
+        if own := next((own for own in (f"{one}{axes}D", one) if own.removeprefix("clnn.") in known), ""):
+            return f": that is {own}; {PAGE}"
+    if callable(getattr(methods, name, None)) and not name.startswith("_"):
+        return f": that is t.{name}(), of a tensor"
     close = difflib.get_close_matches(name, known, 1)
     return f": did you mean clnn.{close[0]}?" if close else ""

@@ -11,6 +11,7 @@ from .arrays import _axis
 from .attention import *  # noqa: F403
 from .checks import whole, whole_numbers
 from .errors import ShapeError
+from .foreign import OF_TENSORS
 from .images import *  # noqa: F403
 from .named import *  # noqa: F403
 from .tensor import Tensor, concat, softmax_of, tensor
@@ -69,3 +70,4 @@ __all__ += named.__all__
 __all__ += arrays.__all__
 __all__ += attention.__all__
 __all__ += images.__all__
+OF_TENSORS.update({name: f"clnn.{name}(t)" for name in __all__ if name not in OF_TENSORS})  # they are methods elsewhere

@@ -165,10 +165,10 @@ def power(a: Operand, b: Operand) -> Tensor:
     """A to the power of b; elementwise, with broadcasting."""
 
 def maximum(a: Operand, b: Operand) -> Tensor:
-    """The larger of a and b, NaN if one is; where they are equal they share the gradient; elementwise, with broadcasting."""
+    """The larger of a and b, NaN if one is; equal ones share the gradient; elementwise, with broadcasting."""
 
 def minimum(a: Operand, b: Operand) -> Tensor:
-    """The smaller of a and b, NaN if one is; where they are equal they share the gradient; elementwise, with broadcasting."""
+    """The smaller of a and b, NaN if one is; equal ones share the gradient; elementwise, with broadcasting."""
 
 def arctan2(a: Operand, b: Operand) -> Tensor:
     """The angle of the point (b, a), in radians from -pi to pi; elementwise, with broadcasting."""
@@ -177,7 +177,7 @@ def logaddexp(a: Operand, b: Operand) -> Tensor:
     """Log(exp(a) + exp(b)), without overflow; elementwise, with broadcasting."""
 
 def remainder(a: Operand, b: Operand) -> Tensor:
-    """A - b floor(a / b), with the sign of b, as Python's a % b; by 0 NaN, of int32 0; elementwise, with broadcasting."""
+    """A - b floor(a / b), of b's sign, as Python's a % b; by 0 NaN, of int32 0; elementwise, with broadcasting."""
 
 def floor_divide(a: Operand, b: Operand) -> Tensor:
     """Floor(a / b), with derivative 0; by 0 infinite or NaN, of int32 0; elementwise, with broadcasting."""

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Number
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from . import notebook
+from . import foreign, notebook
 from .checks import leaves, numbers, sizes, spread
 from .errors import ClnnError, ShapeError
 from .gemm import Scale
@@ -128,9 +128,7 @@ class Tensor(Array):
         self, *, stream: Any = None, max_version: Any = None, dl_device: Any = None, copy: bool | None = None
     ) -> Any:
         if copy is False or stream is not None or dl_device not in (None, self.__dlpack_device__()):
-            raise BufferError(
-                f"a tensor gives a copy in the host's memory; {copy=}, {stream=}, {dl_device=} was asked for"
-            )
+            raise BufferError(f"a tensor gives a copy in host memory; {copy=}, {stream=}, {dl_device=} was asked for")
         array = self.numpy()
         try:
             return array.__dlpack__(max_version=max_version)  # type: ignore[call-arg, unused-ignore]
@@ -167,6 +165,12 @@ class Tensor(Array):
                 "by `is`"
             )
         return bool(self.item())
+
+    if not TYPE_CHECKING:  # which would take it for a promise of any name
+
+        def __getattr__(self, name: str) -> Any:
+            told = foreign.of_tensor(name) if name[0] != "_" else ""  # for which Python and NumPy look
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{told}")
 
     def __format__(self, spec: str) -> str:
         return format(self.numpy(), spec) if spec else str(self)  # of a tensor without axes, as of NumPy's arrays

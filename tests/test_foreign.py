@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -115,6 +116,9 @@ def test_no_table_names_an_argument_that_is_taken(kind):
         ("Module", "clnn.Model"), ("UpSampling2D", "clnn.UpSampling"), ("Dens", "did you mean clnn.Dense"),
         ("Linear", "clnn.Dense"),
         ("Dropout2d", "clnn.SpatialDropout"), ("AdaptiveAvgPool2d", "clnn.AdaptiveAvgPool;"),
+        ("InstanceNorm1d", "clnn.InstanceNorm;"), ("Conv", r"did you mean clnn.Conv\dD"), ("ReLU1d", "did you mean clnn"),
+        *((name, rf"t\.{name}\(\), of a tensor") for name in ("sum", "mean", "max", "argmax", "reshape", "transpose")),
+        ("matmul", "a @ b"), ("array", "clnn.tensor;"), ("concat", "clnn.concatenate;"),
     ],
 )  # fmt: skip
 def test_names_of_the_package(name, told):
@@ -128,6 +132,47 @@ def test_every_name_that_is_advised_exists():
             own = told.removeprefix("clnn.")
             assert any(hasattr(clnn, own + end) for end in ("", "1D", "2D")) or name == "ConvTranspose", name
             assert not hasattr(clnn, name) or hasattr(clnn, own)
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [*foreign.OF_TENSORS.items(), *((name, f"clnn.{name}(t)") for name in ("exp", "std", "argmin", "softmax", "sort"))],
+)
+def test_methods_of_tensors(device, name, told):
+    for t in (clnn.tensor([[1.0, 2.0]]), clnn.tensor([1.0], requires_grad=True)):
+        if not hasattr(type(t), name):
+            with pytest.raises(AttributeError, match=f"has no attribute '{name}': that is {re.escape(told)}"):
+                getattr(t, name)
+            assert not hasattr(t, name) and getattr(t, name, 7) == 7
+
+
+def test_other_attributes_of_tensors_are_as_ever(device):
+    t = clnn.tensor([[1.0, 2.0]])
+    for name in ("nothing_like_this", "__nothing__", "_x"):
+        with pytest.raises(AttributeError, match=f"^'Tensor' object has no attribute '{name}'$"):
+            getattr(t, name)
+    with pytest.raises(AttributeError):
+        t.nothing_like_this = 1
+    for again in (copy.deepcopy(t), pickle.loads(pickle.dumps(t))):
+        assert np.array_equal(again, t)
+
+
+@pytest.mark.parametrize("kind", [clnn.SGD, clnn.Adam, clnn.LAMB])
+def test_an_optimizer_over_parameters(kind):
+    """Which PyTorch's come first: a list was taken for one of rates, and a model for a function of the step."""
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+    for wrong in (net.parameters(), net, net.layers[0]):
+        for options in ({}, {"lr": 0.1}):
+            with pytest.raises(clnn.ArgumentError, match=r"takes no params: .*optimizer.step\(net.parameters\(\)\)"):
+                kind(wrong, **options)
+    for rate in (0.1, [(2, 0.1), (1, 0.01)], lambda step: 0.1, clnn.Cosine(0.1)):
+        kind(rate)
+
+
+def test_a_history_is_gone_through_by_names(device):
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3, seed=1)
+    history = net.fit(np.ones((4, 3)), np.ones((4, 2)), loss="mse", optimizer="sgd", epochs=2, progress=False)
+    assert list(history) == list(history.history) and "loss" in history and "val_loss" not in history
 
 
 @pytest.mark.parametrize("method", foreign.METHODS)

@@ -57,9 +57,7 @@ class Dense(Layer):
 
     def build(self, shape: tuple[int, ...]) -> None:
         if not shape:
-            raise ShapeError(
-                f"{self.name or 'Dense'}: an input needs an axis of features besides the batch's, and has none"
-            )
+            raise ShapeError(f"{self.name or 'Dense'}: an input needs an axis of features besides the batch's")
         self.w = self.parameter((shape[-1], self.size), self.weight_init)
         self.w.max_norm = self.max_norm
         self.b = self.parameter((self.size,), self.bias_init) if self.bias else None

@@ -132,9 +132,7 @@ def check_together(what: str, *arrays: Array | None) -> None:
                 f"{what}: arrays on two devices, {there[0].device!r} and {x.device!r}; move one with .to(device)"
             )
         if x.dtype != there[0].dtype:
-            raise ShapeError(
-                f"{what}: arrays of two types, {there[0].dtype} and {x.dtype}; convert one with .astype(...)"
-            )
+            raise ShapeError(f"{what}: arrays of two types, {there[0].dtype} and {x.dtype}; convert one by .astype()")
 
 
 def check_float(what: str, x: Array) -> None:

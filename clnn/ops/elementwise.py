@@ -37,17 +37,11 @@ BINARY = {
     "multiply": Binary(True, "a b", "int32"),
     "divide": Binary(True, "a / b"),
     "power": Binary(True, "a to the power of b"),
-    "maximum": Binary(
-        True, "the larger of a and b, NaN if one is; where they are equal they share the gradient", "int32"
-    ),
-    "minimum": Binary(
-        True, "the smaller of a and b, NaN if one is; where they are equal they share the gradient", "int32"
-    ),
+    "maximum": Binary(True, "the larger of a and b, NaN if one is; equal ones share the gradient", "int32"),
+    "minimum": Binary(True, "the smaller of a and b, NaN if one is; equal ones share the gradient", "int32"),
     "arctan2": Binary(True, "the angle of the point (b, a), in radians from -pi to pi"),
     "logaddexp": Binary(True, "log(exp(a) + exp(b)), without overflow"),
-    "remainder": Binary(
-        True, "a - b floor(a / b), with the sign of b, as Python's a % b; by 0 NaN, of int32 0", "int32"
-    ),
+    "remainder": Binary(True, "a - b floor(a / b), of b's sign, as Python's a % b; by 0 NaN, of int32 0", "int32"),
     "floor_divide": Binary(True, "floor(a / b), with derivative 0; by 0 infinite or NaN, of int32 0", "int32"),
     "equal": Binary(False, "1 where a = b, else 0", "float32"),
     "not_equal": Binary(False, "0 where a = b, else 1", "float32"),
@@ -131,9 +125,7 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
         dtype = np.dtype(BINARY[name].of_ints)
         extra["INTS"] = "int" if dtype == np.int32 else "real"
         if dtype == np.int32 and name in ("remainder", "floor_divide") and not isinstance(b, Array) and b == 0:
-            raise ShapeError(
-                f"{name}: an int32 divided by 0 is no number; convert with .astype('float32') for infinities"
-            )
+            raise ShapeError(f"{name}: int32 divided by 0 is no number; convert with .astype('float32') for infinities")
         number: Callable[[float], float] = partial(_whole, name)
     else:
         check_float(name, one)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from .. import notebook
@@ -21,6 +22,9 @@ class History:
 
     def __getitem__(self, name: str) -> list[float]:
         return self.history[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.history)
 
     def __repr__(self) -> str:
         last = ", ".join(f"{name} {values[-1]:.4g}" for name, values in self.history.items())
