@@ -681,6 +681,24 @@ def test_both_ways(device, rng, name):
             np.testing.assert_array_equal(got.numpy()[row], wanted.numpy()[0])
 
 
+def test_both_ways_are_merged_otherwise_later_on(device, rng, tmp_path):
+    """That was refused, as if a built layer had been given."""
+    x, layer = rng.standard_normal((2, 4, 3)).astype(np.float32), clnn.Bidirectional(clnn.LSTM(5))
+    net = clnn.Sequential([layer], input_shape=(4, 3))
+    step = clnn.step(lambda x: net(x))
+    for mode in ("sum", "mul", "concat", "ave"):
+        for _ in range(4):
+            step(x)
+        layer.merge_mode = mode
+        fresh = clnn.Sequential([clnn.Bidirectional(clnn.LSTM(5), mode)], input_shape=(4, 3))
+        fresh.load_state_dict(net.state_dict())
+        net.save(tmp_path / "net.clnn")
+        for one in (step, net.predict, clnn.load(tmp_path / "net.clnn").predict):
+            np.testing.assert_array_equal(np.asarray(one(x)), fresh.predict(x))
+    with pytest.raises(clnn.ConfigurationError, match="merge_mode should be one of concat"):
+        layer.merge_mode = "max"
+
+
 def test_masked_steps_are_passed_over_in_a_stack(device, rng):
     """Sequences padded to one length are their own, through two layers and both ways, and learn the same."""
     net = clnn.Masking(

@@ -26,16 +26,8 @@ from ...tensor import Tensor, apply, concat, constant, linear_layer, on_tape, on
 from ..base import Layer, register, through, with_mask
 
 __all__ = [
-    "GRU",
-    "LSTM",
-    "Bidirectional",
-    "GRUCell",
-    "LSTMCell",
-    "Masking",
-    "SimpleRNN",
-    "SimpleRNNCell",
-    "TimeDistributed",
-]
+    "GRU", "LSTM", "Bidirectional", "GRUCell", "LSTMCell", "Masking", "SimpleRNN", "SimpleRNNCell", "TimeDistributed",
+]  # fmt: skip
 
 
 def _masked(layer: Layer, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -465,13 +457,22 @@ class Bidirectional(Layer):
             raise ConfigurationError(
                 "Bidirectional copies a layer, weights and all, once it is built: give it a new one"
             )
-        if merge_mode is not None and merge_mode not in MERGES:
-            raise ConfigurationError(
-                f"Bidirectional's merge_mode should be one of {', '.join(MERGES)} or None, {merge_mode!r} was provided instead"
-            )
         self.layer, self.merge_mode = layer, merge_mode
         self.back = copy.deepcopy(layer)
         self.back.go_backwards = True
+
+    @property
+    def merge_mode(self) -> str | None:
+        """What becomes of both outputs: "concat", "sum", "mul", "ave", or None."""
+        return self._merge_mode
+
+    @merge_mode.setter
+    def merge_mode(self, value: str | None) -> None:
+        if value is not None and value not in MERGES:
+            raise ConfigurationError(
+                f"Bidirectional's merge_mode should be one of {', '.join(MERGES)} or None, {value!r} was provided instead"
+            )
+        self._merge_mode = value
 
     def build(self, *shapes: tuple[int, ...]) -> None:
         for one in (self.layer, self.back):
