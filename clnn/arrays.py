@@ -55,12 +55,12 @@ def masked_fill(x: Any, mask: Any, value: float) -> Tensor:
 
 def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
     """x, but at least `low` and at most `high`, numbers or arrays; NaN stays. The gradient is 0 where x was cut off."""
-    x = tensor(x)
+    x = y = tensor(x)
     if low is None and high is None:
         raise ConfigurationError("clip needs a low or a high bound")
     if low is not None:
-        x = where(x < low, low, x)
-    return x if high is None else where(x > high, high, x)
+        y = where(y < low, low, y)
+    return truths(y if high is None else where(y > high, high, y), x, means=True)
 
 
 def leaky_relu(x: Any, slope: Any = 0.01) -> Tensor:

@@ -16,7 +16,7 @@ from .ops.image import pool as ops
 from .ops.image import resize
 from .ops.image.window import Paddings, paddings, per_axis, slide
 from .tape import grad_enabled
-from .tensor import Tensor, apply, on_tape, tensor
+from .tensor import Tensor, apply, on_tape, tensor, truths
 
 __all__ = ["avg_pool", "max_pool", "pad", "upsample"]
 
@@ -74,7 +74,7 @@ def pooled(
         y, backward = ops.pool(x, window, kind, keep=grad_enabled(), **options)
     except ClnnError as error:
         raise type(error)(f"{label}: {error}") from None
-    return on_tape(y, (x,), backward)
+    return truths(on_tape(y, (x,), backward), x, means=True)
 
 
 # -- larger spaces ----------------------------------------------------------------------------------------------------
@@ -92,7 +92,7 @@ def upsampled(label: str, x: Tensor, factor: Any, mode: str) -> Tensor:
     """x with space times `factor`."""
     factors = _spread(label, factor, x)
     try:
-        return apply(resize.upsample, x, factor=factors, mode=mode)
+        return truths(apply(resize.upsample, x, factor=factors, mode=mode), x, means=True)
     except ShapeError as error:
         raise ShapeError(f"{label}: {error}") from None
 

@@ -311,7 +311,7 @@ class Tensor(Array):
         >>> float(clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).mean())
         2.5
         """
-        return apply(reduce, self, kind="mean", axis=axis, keepdims=keepdims)
+        return truths(apply(reduce, self, kind="mean", axis=axis, keepdims=keepdims), self, means=True)
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The largest over an axis, several, or all of them, as `sum` takes them; NaN where one is. Those that
@@ -320,7 +320,7 @@ class Tensor(Array):
         >>> clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).max(axis=1, keepdims=True).shape
         (2, 1)
         """
-        return apply(reduce, self, kind="max", axis=axis, keepdims=keepdims)
+        return truths(apply(reduce, self, kind="max", axis=axis, keepdims=keepdims), self, means=True)
 
     def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The smallest over an axis, several, or all of them; otherwise as `max`.
@@ -328,7 +328,7 @@ class Tensor(Array):
         >>> float(clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).min())
         1.0
         """
-        return apply(reduce, self, kind="min", axis=axis, keepdims=keepdims)
+        return truths(apply(reduce, self, kind="min", axis=axis, keepdims=keepdims), self, means=True)
 
     def argmax(self, axis: int | None = -1) -> Tensor:
         """Where along an axis, or with None among all elements, the largest is, as int32: the first of those that are equal, the
@@ -672,10 +672,11 @@ def apply(op: Callable[..., tuple[Array, Backward]], *inputs: Any, **options: An
     return truths(t, inputs[0]) if op in (*LINEAR, take, gather) else t
 
 
-def truths(y: Tensor, *of: Any) -> Tensor:
-    """`y`, whose numbers are some of these: a mask where they are masks, or True or False, and probabilities where all are."""
-    made, *others = {getattr(x, "made_by", "") for x in of}
-    y.made_by = MASK if _of_truths(of) else made if made in ("sigmoid", "softmax") and not others else y.made_by
+def truths(y: Tensor, *of: Any, means: bool = False) -> Tensor:
+    """`y`, whose numbers are some of these, or `means` of them: a mask of masks (means are none), probabilities of such."""
+    made, *others = {MASK if _of_truths(x) else getattr(x, "made_by", "") for x in of}
+    if made in ("sigmoid", "softmax", None if means else MASK) and not others:
+        y.made_by = made
     return y
 
 

@@ -596,6 +596,13 @@ MOVED = {
     "taken along": lambda p: clnn.take(p, [0, 1, 2], axis=1),
     "chosen": lambda p: clnn.where(p > 0.5, p, p),
     "the larger": lambda p: clnn.maximum(p, p),
+    "the largest": lambda p: clnn.stack([p, p]).max(axis=0),
+    "averaged": lambda p: clnn.Average()(p, p),
+    "their mean": lambda p: clnn.stack([p, p], axis=1).mean(axis=1),
+    "clipped": lambda p: clnn.clip(p, -1.0, 1.0),
+    "pooled": lambda p: clnn.GlobalMaxPool()(clnn.stack([p, p], axis=2)),
+    "averaged over windows": lambda p: clnn.avg_pool(clnn.UpSampling(2, "linear")(p.reshape(4, 3, 1)), 2)[:, :, 0],
+    "averaged over bins": lambda p: clnn.AdaptiveAvgPool(1)(clnn.stack([p, p], axis=2)).reshape(4, 3),
 }
 
 

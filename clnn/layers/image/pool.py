@@ -11,7 +11,7 @@ from ...images import pool_windows, pooled
 from ...ops.image.pool import adaptive_pool
 from ...ops.image.window import per_axis, short, short_paddings
 from ...tape import grad_enabled
-from ...tensor import Tensor, on_tape
+from ...tensor import Tensor, on_tape, truths
 from ..base import Layer, register
 
 __all__ = [
@@ -140,7 +140,7 @@ class _Adaptive(Layer):
             y, backward = adaptive_pool(x, self.size * axes if self.every else self.size, self.kind, grad_enabled())
         except ShapeError as error:
             raise self.wrong_shape(error) from None
-        return on_tape(y, (x,), backward)
+        return truths(on_tape(y, (x,), backward), x, means=True)
 
     def config(self) -> dict[str, Any]:
         return {"size": self.size[0] if self.every else list(self.size)}
@@ -166,7 +166,7 @@ class _Global(Layer):
             y, backward = adaptive_pool(x, (1,) * (x.ndim - 2), self.kind, grad_enabled())
         except ShapeError as error:
             raise self.wrong_shape(error) from None
-        return on_tape(y, (x,), backward).reshape(x.shape[0], x.shape[1])
+        return truths(on_tape(y, (x,), backward), x, means=True).reshape(x.shape[0], x.shape[1])
 
 
 @register
