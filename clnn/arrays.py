@@ -329,7 +329,7 @@ def einsum(how: str, a: Any, b: Any = None) -> Tensor:
             given[i] = given[i].sum(tuple(name.index(c) for c in lone))
             names[i] = "".join(c for c in name if c not in lone)
     if len(given) == 1:
-        return _ordered(given[0], names[0], result)
+        return given[0].transpose([names[0].index(c) for c in result])
     (p, q), (x, y) = names, given
     along = [c for c in p if c in q and c in result]
     joined = [c for c in p if c in q and c not in result]

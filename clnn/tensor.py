@@ -189,8 +189,8 @@ class Tensor(Array):
 
     def astype(self, dtype: DTypeLike) -> Tensor:
         """A copy of another type. To int32 by way of the host, towards 0, and a ClnnError where it has a history, which would not
-        come along; between float32 and float64 with a gradient."""
-        if np.dtype(dtype) in FLOATS and np.dtype(dtype) != self.dtype:
+        come along; to float32 and float64 on the device, with a gradient."""
+        if np.dtype(dtype) in FLOATS:
             self.device.real(np.dtype(dtype))  # an error where it has none
             return apply(convert, self, dtype=np.dtype(dtype))
         self.refuse_history("astype()")

@@ -211,13 +211,25 @@ def test_a_deviation_of_0_has_the_gradient_0(rng, device, dtype):
     assert np.isnan(clnn.std(clnn.tensor([1.0, np.nan], dtype=dtype)).numpy())
 
 
-def test_what_was_rolled_by_nothing_is_a_copy(device):
+NO_CHANGES = {
+    "rolled by nothing": lambda p: clnn.roll(p, 3, 0),
+    "summed over nothing": lambda p: clnn.einsum("i->i", p),
+    "of the same type": lambda p: p.astype("float32"),
+}
+
+
+@pytest.mark.parametrize("name", NO_CHANGES)
+def test_what_changes_nothing_is_a_copy_with_a_gradient(device, name):
     p = parameter(np.arange(3.0))
-    y = clnn.roll(p, 3, 0)
+    y = NO_CHANGES[name](p)
     y.backward(np.ones(3))
     clnn.SGD(0.5).step([p])
     np.testing.assert_array_equal(y, [0, 1, 2])
     np.testing.assert_array_equal(p, [-0.5, 0.5, 1.5])
+
+
+def test_empty_ones_and_numbers_that_change_nothing(device):
+    assert clnn.einsum("->", 3.0).item() == 3
     assert clnn.roll(clnn.zeros((2, 0)), 5, 1).shape == (2, 0)
 
 

@@ -378,3 +378,22 @@ def test_two_devices(device, other_device):
     with clnn.use(other_device):
         assert clnn.ones((1,)).device is other_device
     assert clnn.ones((1,)).device is device
+
+
+def test_a_conversion_to_the_same_type_is_recorded(rng, device, recwarn):
+    """A layer of one's own may convert to the type of its weights, whichever that is."""
+    w = parameter(rng.standard_normal(4))
+
+    @clnn.step
+    def step(x):
+        w.zero_grad()
+        y = (x * w).astype(w.dtype).sum()
+        y.backward()
+        return y, w.grad * 1
+
+    for _ in range(6):
+        x = rng.standard_normal(4).astype(np.float32)
+        y, gradient = step(x)
+        assert_close(y.numpy(), (x * w.numpy()).sum(dtype=np.float64), 16 * eps(np.float32))
+        np.testing.assert_array_equal(gradient, x)
+    assert not recwarn.list
