@@ -790,6 +790,21 @@ def test_compiled_says_what_to_do_in_its_place(device):
         net.compiled(2)
 
 
+@pytest.mark.parametrize("op", ["Resize", "Upsample"])
+@pytest.mark.parametrize(
+    "size, scale, wanted", [(5, 2.6, 13), (5, 1.4, 7), (10, 0.7, 7), (125, 2.6, 325), (7, 1.1, 7), (6, 0.5, 3)]
+)
+def test_sizes_by_scales_are_those_of_other_runtimes(device, op, size, scale, wanted):
+    """A file has 2.5999999 for 2.6, and onnxruntime and PyTorch make 13 of 5, as onnx infers the shape."""
+    operator_set, roi = (18, ", ") if op == "Resize" else (9, "")
+    text = f'net (float[N, 1, {size}] x) => (float[N, 1, M] y) {{ y = {op}<mode = "nearest">(x, {roi}s) }}'
+    scales = np.array([1, 1, scale], np.float32)
+    net = clnn.onnx.load(
+        proto(f'<ir_version: 8, opset_import: ["" : {operator_set}]>\n{text}', s=scales).SerializeToString()
+    )
+    assert net(f(2, 1, size)).shape == net.predict(f(2, 1, size)).shape == (2, 1, wanted)
+
+
 @pytest.mark.parametrize("units", [1, 3])
 @pytest.mark.parametrize("kind", ["SimpleRNN", "GRU", "LSTM"])
 def test_one_unit_learns_as_more_do(device, rng, tmp_path, kind, units):

@@ -100,8 +100,10 @@ def layout(here: Here, unit: Unit) -> list[Part]:
     if isinstance(layer, layers.PReLU):
         shape = here.parameters["slope"].shape
         return [Part(("slope",), ("weight",), lambda a: [a.reshape(shape)], lambda a: [a.reshape(a.size)])]
-    if isinstance(layer, layers.Embedding):
-        return [Part(("w",), ("weight",))]
+    if isinstance(layer, layers.Embedding):  # the row of its padding is read as 0, and there as it is
+        return [
+            Part(("w",), ("weight",), write=lambda w: [np.where(np.arange(len(w))[:, None] == layer.padding, 0, w)])
+        ]
     if len(arrays) != len(here.parameters):
         return []
     named = {*arrays} == {*here.parameters}  # a layer of one's own: by name, or in their order
@@ -250,10 +252,8 @@ def _check_supported(unit: Unit) -> None:
     ):
         if getattr(m, attribute, usual) != usual if usual is not None else getattr(m, attribute, None) is not None:
             raise CheckpointError(f"{name} {what}, which no layer of clnn does")
-    if "weight_hr" in unit.arrays or "bias_k" in unit.arrays:
-        raise CheckpointError(
-            f"{name} has {'weight_hr' if 'weight_hr' in unit.arrays else 'bias_k'}, which no layer of clnn has"
-        )
+    for one in {"weight_hr", "bias_k"} & {*unit.arrays}:
+        raise CheckpointError(f"{name} has {one}, which no layer of clnn has")
     norm = {"BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm"} & {*unit.kinds}
     if norm and not {*STATISTICS} <= {*unit.arrays}:
         raise CheckpointError(
