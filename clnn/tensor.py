@@ -602,6 +602,7 @@ def origin(value: Any, array: np.ndarray) -> str:
 def _of_truths(value: Any) -> bool:
     if isinstance(value, (list, tuple)):  # of which one number makes numbers of all
         return bool(value) and all(map(_of_truths, value))
+    value = value if isinstance(value, (Array, Number)) else np.asarray(value)  # of other libraries, too
     return getattr(value, "made_by", "") == MASK or getattr(value, "dtype", type(value)) in (bool, np.dtype(bool))
 
 

@@ -508,11 +508,24 @@ def test_what_counts_truths_is_no_mask(rng, device):
     np.testing.assert_array_equal(t[clnn.where(on[0], on[1], 3)].numpy(), x[np.where(m[0], m[1], 3)].astype(np.float32))
 
 
+class OfAnotherLibrary:
+    """As PyTorch's tensors are, it makes an array of itself, and has types of its own."""
+
+    def __init__(self, values):
+        self.values, self.dtype = values, "bool"
+
+    def __array__(self, dtype=None, copy=None):
+        return self.values
+
+
 @pytest.mark.parametrize(
     "make",
     [
         clnn.tensor,
         clnn.constant,
+        lambda m: clnn.tensor(OfAnotherLibrary(m)),
+        lambda m: clnn.constant([OfAnotherLibrary(np.asarray(row)) for row in m]),
+        lambda m: clnn.tensor(memoryview(m)),
         lambda m: clnn.tensor(m).to(clnn.device().kind),
         lambda m: clnn.tensor(m.tolist()),
         lambda m: clnn.tensor(m.T).T[:],
@@ -525,6 +538,8 @@ def test_what_was_bools_is_a_mask(rng, device, make):
     np.testing.assert_array_equal(t[make(mask)].numpy(), x[mask].astype(np.float32))
     np.testing.assert_array_equal(t[make(wide)].numpy(), x[wide].astype(np.float32))
     np.testing.assert_array_equal(t[make(mask).reshape(5)].numpy(), x[mask].astype(np.float32))
+    np.testing.assert_array_equal(t[OfAnotherLibrary(mask)].numpy(), x[mask].astype(np.float32))
+    np.testing.assert_array_equal(t[OfAnotherLibrary(mask * 2), 1].numpy(), x[mask * 2, 1].astype(np.float32))
     step = clnn.step(lambda t, mask: t[mask], record=False)
     for given in (mask, make(mask), ~mask):
         np.testing.assert_array_equal(step(t, given).numpy(), x[np.asarray(given) != 0].astype(np.float32))

@@ -244,7 +244,8 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
         if isinstance(k, (bool, np.bool_)):
             raise ShapeError(f"an axis is not indexed by {k!r}: a mask has the shape of the axes that it chooses from")
         refuse_masked(k, "an index")
-        part = np.asarray(k) if isinstance(k, (list, np.ndarray)) else k
+        of_host = isinstance(k, list) or (hasattr(k, "__array__") and not isinstance(k, Array))
+        part = np.asarray(k) if of_host else k
         if isinstance(k, Array) and (k.dtype != np.int32 or k.made_by == MASK):
             part = _on_host(k)
             if not np.isin(part, (0, 1)).all():
