@@ -21,6 +21,8 @@ def by_operator():
     """The cases of nodes in groups: those of one operator together."""
     found = collections.defaultdict(list)
     for case in node_tests():
+        if case.model is None:
+            pytest.skip("this onnx is older, and has its cases in files", allow_module_level=True)
         found[case.model.graph.node[-1].op_type].append(case)
     return dict(sorted(found.items()))
 

@@ -26,7 +26,7 @@ import numpy as np
 import pyopencl as cl
 
 from ..errors import ConfigurationError
-from .devices.selftest import child, environment
+from .devices.selftest import child, cores, environment
 from .memory import Block, host_available
 from .program import Source
 from .timing import active
@@ -58,8 +58,7 @@ def wanted(device: Opened) -> int:
         raise ConfigurationError(f"CLNN_COMPILERS is how many processes compile along, 0 or more, and {text!r} is not")
     if device.kind != "cpu" or device.pocl_version == (0, 0) or os.name != "posix" or _kept_by() is None:
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(int(text), MOST) if text else min(cores - 1, MOST)
+    return min(int(text) if text else cores() - 1, MOST)
 
 
 def _kept_by() -> Path | None:

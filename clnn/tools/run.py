@@ -23,6 +23,7 @@ from ..errors import ConfigurationError, DataError, ShapeError
 from ..files import as_path, why_no_file, write_atomically
 from ..onnx.graph import FLOATS, Value
 from ..onnx.model import as_type
+from ..runtime.devices.selftest import cores
 from ..runtime.profile import profile
 
 ROUNDS = 7
@@ -229,11 +230,6 @@ def write(folder: Path, found: Mapping[str, Any]) -> dict[str, Path]:
 
 
 # -- onnxruntime ------------------------------------------------------------------------------------------------------
-def threads() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def onnxruntime_of(one: Loaded, given: Mapping[str, np.ndarray]) -> tuple[str, Callable[[], list[Any]]]:
     """onnxruntime's name, and the same model there, with as many threads; a model of clnn's is written as ONNX for it."""
     try:
@@ -241,7 +237,7 @@ def onnxruntime_of(one: Loaded, given: Mapping[str, np.ndarray]) -> tuple[str, C
     except ImportError:
         raise ConfigurationError("--against onnxruntime takes that library: pip install onnxruntime") from None
     how = library.SessionOptions()
-    how.intra_op_num_threads, how.log_severity_level = threads(), 3
+    how.intra_op_num_threads, how.log_severity_level = cores(), 3
     with tempfile.TemporaryDirectory() as folder:
         path = one.path
         if not one.foreign:
@@ -351,7 +347,7 @@ def run(options: Any) -> int:
             )
         if len(times) > 1:
             best = [min(seconds) for seconds in times.values()]
-            print(f"clnn takes {best[0] / best[1]:.2f} of the time of {label}, on {threads()} cores each, in turns")
+            print(f"clnn takes {best[0] / best[1]:.2f} of the time of {label}, on {cores()} cores each, in turns")
     if options.profile:
         with profile() as p:
             for _ in range(5):

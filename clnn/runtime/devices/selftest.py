@@ -102,6 +102,11 @@ def child(module: str) -> list[str] | None:
     return [os.fsdecode(get_executable()), "-W", "ignore", "-c", CHILD.replace("MODULE", module), path]
 
 
+def cores() -> int:
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def environment(form: str) -> dict[str, str]:
     """The variables of such a process, which finds a device of that form and does not test it."""
     found = {**os.environ, "CLNN_SELF_TEST": "0", "PYTHONIOENCODING": "utf-8"}

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ClnnError, ConfigurationError
+from ...runtime.devices.selftest import cores
 from . import nets
 from . import workloads as w
 from .peers import LIBRARIES, PEERS
@@ -209,7 +210,7 @@ class Bench:
 
     def settings(self, peer: str, forms: Sequence[str] = ()) -> list[Side]:
         """A peer with each number of threads, powers of two, and each of these forms; without any, its first, unnamed."""
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cpus = cores()
         counts = sorted({*(1 << i for i in range(cpus.bit_length()) if 1 << i <= cpus), cpus})
         return [Side(peer, peer, threads, form) for threads in counts for form in forms or ("",)]
 
