@@ -69,6 +69,25 @@ def test_a_run_that_ends_early_fails(checkout):
     )  # fmt: skip
 
 
+def test_the_oldest_libraries_are_those_that_pyproject_allows(checkout):
+    """Each that clnn requires has a lowest version, and tests run with it."""
+    folder, run = checkout
+    (folder / "test_it.py").write_text(TESTS, encoding="utf-8")
+    shutil.copy(HOME / "pyproject.toml", folder)
+    program(folder / "bin" / "python3.10", "exit 0")
+    program(folder / ".venvs" / "oldest" / "bin" / "pip", "exit 0")
+    install = f'[ "$2" != pip ] && exec "{sys.executable}" "$@"; printf "%s\\n" "$@" >installed'
+    program(folder / ".venvs" / "oldest" / "bin" / "python", install)
+    assert run("platforms", "oldest", "--", "test_it.py")[1].split()[:3] == ["oldest", "passed", "1"]
+    assert (folder / "installed").read_text().splitlines()[-2:] == ["-c", f"{folder}/.venvs/oldest.txt"]
+    lowest = dict(line.split("==") for line in (folder / ".venvs" / "oldest.txt").read_text().splitlines())
+    required = (
+        (HOME / "pyproject.toml").read_text(encoding="utf-8").partition("dependencies = [")[2].partition("\n]")[0]
+    )
+    assert [*lowest] == re.findall(r'^ *"(\w+)', required, re.MULTILINE)
+    assert all(f'"{name}>={version}' in required for name, version in lowest.items())
+
+
 def test_what_is_not_there_is_said(checkout):
     folder, run = checkout
     status, said = run("platforms", "cuda")
