@@ -210,8 +210,7 @@ class Bench:
 
     def settings(self, peer: str, forms: Sequence[str] = ()) -> list[Side]:
         """A peer with each number of threads, powers of two, and each of these forms; without any, its first, unnamed."""
-        cpus = cores()
-        counts = sorted({*(1 << i for i in range(cpus.bit_length()) if 1 << i <= cpus), cpus})
+        counts = sorted({*(1 << i for i in range(cores().bit_length())), cores()})
         return [Side(peer, peer, threads, form) for threads in counts for form in forms or ("",)]
 
     def with_layouts(self) -> dict[str, tuple[str, ...]]:
