@@ -374,7 +374,7 @@ class Step:
         touched: list[StepContext] = []
 
         def call(context: StepContext) -> Any:
-            taking.replayed = False
+            taking.context = context
             touched.append(context)
             recorder = where.recorder
             effects = Effects(self.watched()) if recorder is not None else None

@@ -1,5 +1,6 @@
 """What an optimizer keeps goes with the parameters: by name in files, to other devices, and one model's apart from another's."""
 
+import contextlib
 import copy
 import gc
 import os
@@ -97,6 +98,26 @@ def test_a_layer_that_was_frozen_when_saved(device, rng, tmp_path):
         model.trainable = True
         model.fit(x, y, optimizer=model.optimizer, epochs=3, **FIT)
     assert_same(net, again)
+
+
+def broken(*_):
+    raise ZeroDivisionError
+
+
+@pytest.mark.parametrize("wrong", [{"loss": broken}, {"metrics": [broken]}], ids=["loss", "metric"])
+@pytest.mark.parametrize("optimizer", [lambda: clnn.SGD(0.05, momentum=0.9), lambda: clnn.Adam(0.01, ema=0.9)])
+@pytest.mark.parametrize("record", [True, False])
+def test_an_error_before_the_backward_pass_loses_nothing(device, rng, wrong, optimizer, record):
+    """Also of velocities that are where gradients would have come."""
+    x, y = data(rng)
+    nets = net_of(), net_of()
+    for net, fits in zip(nets, ([{}, {}], [{}, wrong, wrong, {}])):
+        one = optimizer()
+        for options in fits:
+            with pytest.raises(ZeroDivisionError) if options else contextlib.nullcontext():
+                net.fit(x, y, optimizer=one, epochs=2, record=record, **{**FIT, **options})
+    assert_same(*nets)
+    assert nets[0].optimizer.steps == nets[1].optimizer.steps
 
 
 @clnn.register

@@ -60,15 +60,15 @@ class _Left(NamedTuple):
 
 class Taking:
     """Takes `times` rows of rates on entry for each optimizer in `descending`, and as many as `others` says for those there. On
-    an error, rows of steps that did not run are given back, and velocities that share the gradients' memory are zeroed."""
+    an error, rows of steps that did not run are given back, and velocities that may be half written are zeroed."""
 
-    __slots__ = ("descending", "times", "others", "replayed")
+    __slots__ = ("descending", "times", "others", "context")
 
     def __init__(
         self, descending: Sequence[Optimizer], times: int = 1, others: Mapping[Optimizer, tuple[Any, int]] | None = None
     ) -> None:
         self.descending, self.times, self.others = descending, times, others or {}
-        self.replayed = True  # the counter on the device says how many were taken
+        self.context: Any = None  # of Python that runs; of a replay the counter on the device says how many were taken
 
     def __enter__(self) -> Taking:
         for optimizer in self.descending:
@@ -81,10 +81,11 @@ class Taking:
         if error is None:
             return
         for optimizer in self.descending:
-            optimizer.take_back(self.times, self.replayed)
-            optimizer.abandon()
+            optimizer.take_back(self.times, self.context is None)
+            if self.context is None or self.context.received:  # not where the forward pass broke off
+                optimizer.abandon()
         for optimizer, (_, steps) in self.others.items():
-            optimizer.take_back(steps, self.replayed)
+            optimizer.take_back(steps, self.context is None)
 
 
 _stepped: weakref.WeakKeyDictionary[Store, weakref.ref[Optimizer]] = weakref.WeakKeyDictionary()
