@@ -62,30 +62,29 @@ class Taking:
     """Takes `times` rows of rates on entry for each optimizer in `descending`, and as many as `others` says for those there. On
     an error, rows of steps that did not run are given back, and velocities that may be half written are zeroed."""
 
-    __slots__ = ("descending", "times", "others", "context")
+    __slots__ = ("descending", "steps", "context")
 
     def __init__(
         self, descending: Sequence[Optimizer], times: int = 1, others: Mapping[Optimizer, tuple[Any, int]] | None = None
     ) -> None:
-        self.descending, self.times, self.others = descending, times, others or {}
+        self.descending, self.steps = descending, dict.fromkeys(descending, times)
+        for optimizer, (_, steps) in (others or {}).items():
+            self.steps[optimizer] = steps
         self.context: Any = None  # of Python that runs; of a replay the counter on the device says how many were taken
 
     def __enter__(self) -> Taking:
-        for optimizer in self.descending:
-            optimizer.prepare(self.times)
-        for optimizer, (_, steps) in self.others.items():
+        for optimizer, steps in self.steps.items():
             optimizer.prepare(steps)
         return self
 
     def __exit__(self, error: Any, *_: Any) -> None:
         if error is None:
             return
-        for optimizer in self.descending:
-            optimizer.take_back(self.times, self.context is None)
-            if self.context is None or self.context.received:  # not where the forward pass broke off
-                optimizer.abandon()
-        for optimizer, (_, steps) in self.others.items():
+        for optimizer, steps in self.steps.items():
             optimizer.take_back(steps, self.context is None)
+        if self.context is None or self.context.received:  # else it broke off in the forward pass
+            for optimizer in self.descending:
+                optimizer.abandon()
 
 
 _stepped: weakref.WeakKeyDictionary[Store, weakref.ref[Optimizer]] = weakref.WeakKeyDictionary()
