@@ -524,7 +524,7 @@ class OfAnotherLibrary:
         clnn.tensor,
         clnn.constant,
         lambda m: clnn.tensor(OfAnotherLibrary(m)),
-        lambda m: clnn.constant([OfAnotherLibrary(np.asarray(row)) for row in m]),
+        lambda m: clnn.constant(OfAnotherLibrary(m)),
         lambda m: clnn.tensor(memoryview(m)),
         lambda m: clnn.tensor(m).to(clnn.device().kind),
         lambda m: clnn.tensor(m.tolist()),
