@@ -502,6 +502,19 @@ def dense(*sizes, **how):
     return lambda: clnn.Sequential([clnn.Dense(n) for n in sizes], **({"input_shape": 4} | how))
 
 
+@pytest.mark.parametrize("padding", [None, 0, 6])
+def test_the_row_of_a_padding_is_zero_where_it_is_read_as_it_is(device, rng, tmp_path, padding):
+    """PyTorch looked up what clnn reads as 0."""
+    net = clnn.Sequential([clnn.Embedding(7, 4, padding=padding)], 3)
+    net.load_state_dict({"0.w": rng.standard_normal((7, 4))})
+    clnn.interop.to_safetensors(net, tmp_path / "there.safetensors")
+    there, tokens = load_file(tmp_path / "there.safetensors")["0.weight"], np.arange(6).reshape(2, 3) + (padding == 6)
+    np.testing.assert_array_equal(there[tokens], net.predict(tokens))
+    back = clnn.Sequential([clnn.Embedding(7, 4, padding=padding)], 3)
+    clnn.interop.from_safetensors(tmp_path / "there.safetensors", back)
+    np.testing.assert_array_equal(back.predict(tokens), net.predict(tokens))
+
+
 def weight_norm(nn, old):
     return nn.utils.weight_norm(nn.Linear(4, 3)) if old else nn.utils.parametrizations.weight_norm(nn.Linear(4, 3))
 
