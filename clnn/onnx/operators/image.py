@@ -355,7 +355,7 @@ def resize(
             factors = [one] * len(places)
             wanted = [int(math.floor(one * x.shape[a] + 0.5)) for a in places]
     else:
-        factors = [float(s) for s in scales]  # of a size the product is rounded as float32: 5 times the 2.6 of a file is 13
+        factors = [float(s) for s in scales]  # the product is rounded as float32: 5 times the 2.6 of a file is 13
         wanted = [int(np.floor(np.float32(x.shape[a]) * np.float32(f))) for a, f in zip(places, factors)]
     if len(wanted) != len(places) or min(wanted, default=1) < 0:
         raise ShapeError(f"sizes {wanted} do not fit an input of shape {x.shape}")
