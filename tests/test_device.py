@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -324,6 +325,28 @@ def test_use_nests_and_ends_with_its_block(machine):
     assert clnn.device() is CPU
     with pytest.raises(clnn.DeviceError, match="clnn.use 'tpu'"), clnn.use("tpu"):
         pass
+
+
+def test_use_without_with_says_that_it_changes_nothing(device):
+    """PyTorch's `set_default_device` is a statement."""
+    name = f"{device.platform_index}:{device.device_index}"
+    with pytest.warns(UserWarning, match='write "with clnn.use') as caught:
+        clnn.use(name)
+    assert caught[0].filename == __file__
+    with pytest.raises(clnn.DeviceError, match="clnn.use 'tpu'"):
+        clnn.use("tpu")
+
+    @clnn.use(name)
+    def used():
+        return clnn.device()
+
+    later = clnn.use(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(2):
+            with later as one, clnn.use(one):
+                assert clnn.device() is one is used()
+        del used, later
 
 
 def test_every_device_can_be_named_by_its_indices(device):

@@ -10,7 +10,7 @@ import contextlib
 import copyreg
 import os
 import threading
-from collections.abc import Iterator
+import warnings
 from typing import Any
 
 import pyopencl as cl
@@ -100,9 +100,7 @@ def find_device(want: str = "", source: str = "the name") -> Device:
     platforms have counts once, as that of the first, except where the indices or the name say the other.
     """
     if not isinstance(want, str):
-        raise ArgumentError(
-            f"a device is named by text such as 'cpu' or '0:1', or is one of clnn.devices(); not {want!r:.80}"
-        )
+        raise ArgumentError(f"a device is named by text such as 'cpu', or is one of clnn.devices(); not {want!r:.80}")
     there = devices()
     if not there and _found:
         raise DeviceError("CLNN_DEVICE_EXCLUDE leaves out every OpenCL device. Correct or unset it.")
@@ -160,15 +158,32 @@ def device() -> Device:
 copyreg.pickle(Device, lambda one: (device, ()))  # what was pickled with it comes back on the device in use there
 
 
-@contextlib.contextmanager
-def use(which: str | Device) -> Iterator[Device]:
-    """`with clnn.use("gpu"):` makes new models and tensors on that device, in this thread."""
-    chosen = which if isinstance(which, Device) else find_device(which, "clnn.use")
-    _chosen.stack.append(chosen)
-    try:
-        yield chosen
-    finally:
+class Using(contextlib.ContextDecorator):
+    """The block, or the function, in which a device is used. Whoever drops it without one is warned: nothing has changed."""
+
+    def __init__(self, chosen: Device) -> None:
+        self.chosen, self.taken = chosen, False
+
+    def __call__(self, function: Any) -> Any:
+        self.taken = True
+        return super().__call__(function)
+
+    def __enter__(self) -> Device:
+        self.taken = True
+        _chosen.stack.append(self.chosen)
+        return self.chosen
+
+    def __exit__(self, *_: Any) -> None:
         _chosen.stack.pop()
+
+    def __del__(self) -> None:
+        if not self.taken:
+            warnings.warn('clnn.use() alone changes nothing: write "with clnn.use(...):"', stacklevel=2)
+
+
+def use(which: str | Device) -> Using:
+    """`with clnn.use("gpu"):` makes new models and tensors on that device, in this thread."""
+    return Using(which if isinstance(which, Device) else find_device(which, "clnn.use"))
 
 
 def resolve(which: str | Device | None) -> Device:
