@@ -126,7 +126,7 @@ def test_what_dlpack_asks_for_is_done_or_refused(device):
     copy.to_pyopencl().fill(0)
     assert np.array_equal(t.numpy(), x)
     for refused in ({"copy": False}, {"dl_device": (2, 0)}, {"stream": 1}):
-        with pytest.raises(BufferError, match="a copy in the host's memory"):
+        with pytest.raises(BufferError, match="a copy in host memory"):
             t.__dlpack__(**refused)
     for done in ({}, {"max_version": (1, 0)}, {"dl_device": (1, 0), "copy": True}):
         assert type(t.__dlpack__(**done)).__name__ == "PyCapsule"
@@ -145,7 +145,7 @@ def test_tensors_of_pytorch(device):
         ours = clnn.from_dlpack(t.T)
         assert np.array_equal(ours.numpy(), t.T.numpy()) and torch.equal(torch.from_dlpack(ours), t.T)
         assert torch.equal(torch.from_dlpack(ours, copy=True), t.T)
-        with pytest.raises(BufferError, match="a copy in the host's memory"):
+        with pytest.raises(BufferError, match="a copy in host memory"):
             torch.from_dlpack(ours, copy=False)
         for wrong in (t.to(torch.bfloat16), t.clone().requires_grad_()):
             with pytest.raises(clnn.DataError, match="from_dlpack takes"):
