@@ -67,6 +67,22 @@ def _operator(name: str, swapped: bool = False) -> Callable[[Any, Operand], Tens
     return lambda self, other: elementwise(name, self, other)
 
 
+def _logic(name: str) -> Callable[..., Tensor]:
+    """A method of masks; of anything else it is an error, since elsewhere its bits would count."""
+
+    def of_masks(*masks: Any) -> Tensor:
+        if not all(map(_of_truths, masks)):
+            raise ShapeError(
+                f"& | ^ and ~ are of masks: compare first, x != 0, or take clnn.{name}; bits are np.bitwise_and's"
+            )
+        return elementwise(name, *(x != 0 if getattr(x, "dtype", None) == np.int32 else x for x in masks))
+
+    return of_masks
+
+
+BITS = {f"bitwise_{name}": _logic(f"logical_{name}") for name in ("and", "or", "xor")}
+
+
 def _in_place(self: Tensor, *_: Any) -> Any:
     """What would change values in place is an error, and so is `p -= x` of a parameter, which would only name another tensor."""
     raise ClnnError(
@@ -160,10 +176,8 @@ class Tensor(Array):
 
     def __bool__(self) -> bool:
         if self.size != 1:
-            raise ShapeError(
-                f"a tensor of shape {self.shape} is neither true nor false: take its .max() or .min(), or compare tensors "
-                "by `is`"
-            )
+            why = f"a tensor of shape {self.shape} is neither true nor false"
+            raise ShapeError(f"{why}: take its .max() or .min(), or compare tensors by `is`")
         return bool(self.item())
 
     if not TYPE_CHECKING:  # which would take it for a promise of any name
@@ -209,10 +223,8 @@ class Tensor(Array):
     def refuse_history(self, what: str, instead: str = "give it ") -> None:
         """An error if `what`, which takes no gradient back, would silently cut this tensor off from what it depends on."""
         if self.requires_grad and grad_enabled():
-            raise ClnnError(
-                f"{what} takes no gradient back, and this tensor of shape {self.shape} depends on a parameter: {instead}"
-                ".detach() to cut it off there"
-            )
+            why = f"{what} takes no gradient back, and this tensor of shape {self.shape} depends on a parameter"
+            raise ClnnError(f"{why}: {instead}.detach() to cut it off there")
 
     # -- gradients ----------------------------------------------------------------------------------------------------
     @property
@@ -248,10 +260,9 @@ class Tensor(Array):
     __rpow__ = _operator("power", swapped=True)
     __lt__, __le__ = _operator("less"), _operator("less_equal")
     __gt__, __ge__ = _operator("greater"), _operator("greater_equal")
-    # as for masks: (t > 0) & (t < 1)
-    __and__ = __rand__ = _operator("logical_and")
-    __or__ = __ror__ = _operator("logical_or")
-    __xor__ = __rxor__ = _operator("logical_xor")
+    __and__ = __rand__ = BITS["bitwise_and"]  # (t > 0) & (t < 1)
+    __or__ = __ror__ = BITS["bitwise_or"]
+    __xor__ = __rxor__ = BITS["bitwise_xor"]
     __matmul__, __rmatmul__ = (lambda self, other: _matmul(self, other)), (lambda self, other: _matmul(other, self))
 
     def __pow__(self, other: Operand) -> Tensor:
@@ -272,7 +283,7 @@ class Tensor(Array):
         return elementwise("not_equal", self, other) if _is_number(other) else NotImplemented
 
     def __invert__(self) -> Tensor:
-        return elementwise("equal", self, 0)
+        return self ^ True
 
     __hash__ = object.__hash__  # dicts and sets hold tensors by identity
 
@@ -282,6 +293,8 @@ class Tensor(Array):
         name = UFUNCS.get(ufunc.__name__)
         if name and method == "__call__" and not options:
             return _matmul(*inputs) if name == "matmul" else elementwise(name, *inputs)
+        if ufunc.__name__ in BITS and method == "__call__" and not options and all(map(_of_truths, inputs)):
+            return BITS[ufunc.__name__](*inputs)  # mask & tensor
         return _by_numpy(ufunc.__name__, getattr(ufunc, method), inputs, options)
 
     def __array_function__(self, function: Any, types: Any, inputs: Any, options: Any) -> Any:
@@ -466,10 +479,8 @@ class Parameter(Tensor, Restored):
         """The gradient that the last `backward()` left, or None."""
         if self._last in ("straight", "velocity"):
             into = "the weights" if self._last == "straight" else "the velocity"
-            raise ClnnError(
-                f"{self.name or 'this parameter'} has no gradient of its own: its last step wrote it straight into {into}. "
-                "Give the optimizer keep_gradients=True to read gradients."
-            )
+            why = f"{self.name or 'this parameter'} has no gradient of its own: its last step wrote it straight into {into}"
+            raise ClnnError(f"{why}. Give the optimizer keep_gradients=True to read gradients.")
         if not self._last:
             return None
         return Tensor(self.gradient_block(), self.shape, self.dtype, self.device)

@@ -1,5 +1,7 @@
 """Functions of arrays (choosing, joining, indexing, sorting, statistics) against float64 NumPy, with gradients."""
 
+import operator
+
 import numpy as np
 import pytest
 from helpers import assert_close, check_op, eps, normal, parameter
@@ -264,6 +266,31 @@ def test_many_to_one_place(device):
     table = parameter(np.zeros((2, 3)))
     table[np.zeros(300000, int)].backward(np.full((300000, 3), 0.1, np.float32))
     assert_close(table.grad.numpy(), np.array([[30000.0] * 3, [0] * 3]), 30000 * 64 * eps(np.float32))
+
+
+def test_logic_is_of_masks_whoever_made_them(device):
+    """Of numbers NumPy's operators are of bits, and 2 & 1 is 0: that they are taken for true would be another answer."""
+    t, x = clnn.tensor([2, 3]), clnn.tensor([1.0, -1.0])
+    mine, bools = clnn.tensor([True, True]), np.array([True, False])
+    for mask in (x > 0, mine, clnn.where(mine, x > 0, False), (x > 0).reshape(1, 2)):
+        b = mask.numpy().astype(bool)
+        for op in (operator.and_, operator.or_, operator.xor):
+            for other in (bools, mine, x < 0, True, False, [True, False]):
+                o = other.numpy().astype(bool) if isinstance(other, clnn.Tensor) else np.array(other)
+                np.testing.assert_array_equal(op(mask, other).numpy(), op(b, o))
+                np.testing.assert_array_equal(op(other, mask).numpy(), op(o, b))
+        np.testing.assert_array_equal((~mask).numpy(), ~b)
+        assert x[(~mask | mask).reshape(2)].shape == (2,)  # which is a mask, too
+    for numbers in (t, t.astype("float32"), clnn.tensor([0, 1]), x, (x > 0).astype("int32") + 0):
+        for wrong in (
+            lambda n: n & 1, lambda n: True | n, lambda n: n ^ (x > 0), lambda n: (x > 0) & n, lambda n: ~n, lambda n: n & [0, 1],
+        ):  # fmt: skip
+            with pytest.raises(clnn.ShapeError, match="of masks: compare first, x != 0, or take clnn.logical_"):
+                wrong(numbers)
+    with pytest.raises(clnn.ShapeError, match="bits are np.bitwise_and's"):
+        (x > 0) & 2
+    np.testing.assert_array_equal(np.bitwise_and(t, 1), [0, 1])
+    assert np.bitwise_and.reduce(t) == 2
 
 
 def test_int32(rng, device):

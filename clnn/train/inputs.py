@@ -143,10 +143,8 @@ def as_target(y: Any, loss: Any, output: tuple[int, ...], n: int, dtype: Any, na
         check_features(array, name)
     if isinstance(loss, Loss):
         if loss.reduction != "mean":
-            raise ConfigurationError(
-                f"fit and evaluate take the mean over samples, and this {loss.name} has reduction={loss.reduction!r}: leave that "
-                "out, and where a sum was meant multiply the learning rate"
-            )
+            why = f"fit and evaluate take the mean over samples, and this {loss.name} has reduction={loss.reduction!r}"
+            raise ConfigurationError(f"{why}: leave that out, and where a sum was meant multiply the learning rate")
         try:
             loss.check((n, *output), array.shape, array.dtype)
         except ShapeError as error:
@@ -246,10 +244,8 @@ def check_accuracy(metrics: Sequence[Metric], last: str, loss: Any, output: tupl
     if ignore is not None and (
         ours := [metric_name(m) for m in metrics if getattr(m, "__module__", "") == accuracy.__module__]
     ):
-        raise ConfigurationError(
-            f"metrics {ours} count every target, and the loss ignores those of class {ignore}: the accuracy of the others is "
-            "reported without being asked for; what else is wanted, give as a metric of your own"
-        )
+        why = f"metrics {ours} count every target, and the loss ignores those of class {ignore}: the accuracy of the others is"
+        raise ConfigurationError(f"{why} reported anyway; give what else is wanted as a metric of your own")
     if accuracy not in metrics:
         return
     if output[-1:] == (1,):
@@ -339,10 +335,8 @@ def given_to_fit(
         samples, held_out = samples.part(slice(kept)), samples.part(slice(kept, None))
     elif validation is not None:
         if not isinstance(validation, (tuple, list)) or len(validation) not in (2, 3):
-            raise ConfigurationError(
-                "validation is (x, y) or (x, y, sample_weight), several inputs are ((x1, x2), y); batches come as a list of such "
-                "tuples, or from what yields them, such as clnn.data.Batches"
-            )
+            why = "validation is (x, y) or (x, y, sample_weight), several inputs are ((x1, x2), y); batches come as a list of"
+            raise ConfigurationError(f"{why} such tuples, or from what yields them, such as clnn.data.Batches")
         x_val, y_val, w_val = (*validation, None)[:3]
         x_val = as_inputs(x_val, model, "validation x")
         theirs = build_for(model, x_val)  # of longer sequences outputs may be longer, too

@@ -79,9 +79,8 @@ class Results:
             ranks = ", ".join(str(rank) for rank, (first, _) in enumerate(found) if first == at)
             whose = "" if world.size == 1 else f" of rank {ranks} of {world.size}"
             raise Diverged(
-                f"the loss{whose} stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} (step "
-                f"{first_step + at + 1} in all): "
-                f"it was {loss}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
+                f"the loss{whose} stopped being finite at step {at + 1} of {len(plan)} in epoch {epoch + 1} "
+                f"({first_step + at + 1} in all): {loss}; {last}. Use a smaller learning rate, weight decay, or scaled inputs."
             )
         self.last = float(losses[-1])
         return self.together(self.sums(main), plan @ extra, plan.sum(), world)
@@ -155,8 +154,7 @@ def record_loss(
         if isinstance(one, Loss):
             if output.shape[0] != n:
                 raise ShapeError(
-                    f"{one.name}: forward() returned {output.shape[0]} rows for {n} samples; the first axis of an output is that "
-                    "of the samples"
+                    f"{one.name}: forward() returned {output.shape[0]} rows for {n} samples; its first axis is the samples'"
                 )
             together = len(ys) == 1 and batch <= device.group_width and math.prod(one.shape(output.shape)) == n
             together &= group_of(device, math.prod(output.shape[1:])) == 1  # rows that have a group each end no step
