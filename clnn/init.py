@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from .checks import in_range
 from .errors import ConfigurationError
 from .foreign import unknown
 from .ops.array import Array, empty, fill
@@ -76,12 +77,12 @@ def constant(value: float) -> Initialiser:
 
 def uniform(low: float = -0.05, high: float = 0.05) -> Initialiser:
     """Uniform in [low, high)."""
-    return partial(_uniform, low, high)
+    return partial(_uniform, in_range("low", low, -math.inf, high, "(]"), high)
 
 
 def normal(mean: float = 0.0, deviation: float = 1.0) -> Initialiser:
     """Normal with mean and standard deviation; the defaults are Nielsen's old weights and biases (chapter 1)."""
-    return partial(_normal, mean, deviation)
+    return partial(_normal, mean, in_range("deviation", deviation, 0.0, math.inf))
 
 
 def scaled(variance: Callable[[int, int], float], distribution: str) -> Initialiser:

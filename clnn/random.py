@@ -25,8 +25,8 @@ def seed(number: int) -> None:
     Threads draw from it in turns, whoever comes first; `fit(seed=...)` draws from generators of its own.
     """
     global _seed, _host
-    if whole(number) is None or number < 0:
-        raise ConfigurationError(f"a seed is an integer of 0 or more, and {number!r} was given")
+    if whole(number) is None or not 0 <= number < 1 << 64:
+        raise ConfigurationError(f"a seed is an integer of 0 or more, below 2**64, and {number!r} was given")
     _seed, _host = int(number), None
     for generator in _generators.values():
         generator.reseed(_seed)

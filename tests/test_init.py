@@ -100,3 +100,13 @@ def test_seeded_layers_are_the_same(device):
     for name in made[0]:
         np.testing.assert_array_equal(made[0][name], made[1][name])
     assert any((made[0][name] != made[2][name]).any() for name in made[0])
+
+
+@pytest.mark.parametrize(
+    ("make", "given", "named"),
+    [(uniform, (0.1, -0.1), "low"), (uniform, (math.nan, 1), "low"), (uniform, (0, math.nan), "low"),
+     (normal, (0, -1), "deviation"), (normal, (0, math.nan), "deviation")],
+)  # fmt: skip
+def test_distributions_that_are_none_are_refused(make, given, named):
+    with pytest.raises(clnn.ConfigurationError, match=named):
+        make(*given)

@@ -184,8 +184,9 @@ def test_draws_differ_and_seeds_repeat_them(device):
     assert (Generator(device, 8).bits(100) != first).any()
     assert (Generator(device).bits(100) != Generator(device).bits(100)).any()
     assert Generator(device, 1).bits(0).size == 0
-    for wrong in (-1, 0.5, "1"):
-        with pytest.raises(clnn.ConfigurationError, match="a seed is an integer of 0 or more"):
+    assert (Generator(device, (1 << 64) - 1).bits(9) != Generator(device, 0).bits(9)).any()
+    for wrong in (-1, 0.5, "1", 1 << 64):  # of which only 64 bits would count
+        with pytest.raises(clnn.ConfigurationError, match="a seed is an integer of 0 or more, below 2..64"):
             Generator(device, wrong)
 
 
@@ -332,6 +333,6 @@ def test_seed(device):
         with random.drawing_from(None):
             assert random.generator(device) is own
     assert random.generator(device) is not own
-    for wrong in (-1, 1.5, None):
+    for wrong in (-1, 1.5, None, 1 << 64):
         with pytest.raises(clnn.ConfigurationError, match="a seed is an integer"):
             clnn.seed(wrong)

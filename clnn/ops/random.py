@@ -41,8 +41,8 @@ class Generator:
         """Start again from `seed` (None: from the system's entropy), in place: recordings follow."""
         if seed is None:
             seed = secrets.randbits(62)
-        if whole(seed) is None or seed < 0:
-            raise ConfigurationError(f"a seed is an integer of 0 or more, and {seed!r} was given")
+        if whole(seed) is None or not 0 <= seed < 1 << 64:
+            raise ConfigurationError(f"a seed is an integer of 0 or more, below 2**64, and {seed!r} was given")
         seed = int(seed)
         words = np.array([position, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], np.uint32)
         self.device.upload(words, self.cell)
