@@ -71,11 +71,9 @@ def _logic(name: str) -> Callable[..., Tensor]:
     """A method of masks; of anything else it is an error, since elsewhere its bits would count."""
 
     def of_masks(*masks: Any) -> Tensor:
-        if not all(map(_of_truths, masks)):
-            raise ShapeError(
-                f"& | ^ and ~ are of masks: compare first, x != 0, or take clnn.{name}; bits are np.bitwise_and's"
-            )
-        return elementwise(name, *(x != 0 if getattr(x, "dtype", None) == np.int32 else x for x in masks))
+        if all(map(_of_truths, masks)):
+            return elementwise(name, *(x != 0 if getattr(x, "dtype", None) == np.int32 else x for x in masks))
+        raise ShapeError(f"& | ^ ~ are of masks: compare first, x != 0, or take clnn.{name}; bits are np.bitwise_and's")
 
     return of_masks
 
@@ -83,7 +81,7 @@ def _logic(name: str) -> Callable[..., Tensor]:
 BITS = {f"bitwise_{name}": _logic(f"logical_{name}") for name in ("and", "or", "xor")}
 
 
-def _in_place(self: Tensor, *_: Any) -> Any:
+def _in_place(self: Any, *_: Any) -> Any:
     """What would change values in place is an error, and so is `p -= x` of a parameter, which would only name another tensor."""
     raise ClnnError(
         "a tensor's values are not changed in place: make another one, y = x + 1; parameters take an optimizer's step, such as "
@@ -466,7 +464,7 @@ class Parameter(Tensor, Restored):
     def requires_grad(self) -> bool:
         return self.trainable
 
-    __iadd__ = __isub__ = __imul__ = __itruediv__ = _in_place
+    __iadd__ = __isub__ = __imul__ = __itruediv__ = __ifloordiv__ = __imod__ = __ipow__ = __imatmul__ = _in_place
 
     def gradient_block(self) -> Block:
         """Where gradients (or, under momentum, velocities) are; made at first need."""
@@ -727,13 +725,17 @@ UFUNCS = {**{name: name for name in BINARY}, "true_divide": "divide", "matmul": 
 # What clnn has by NumPy's names, beside functions of one variable.
 NAMESAKES = ("clip", "concatenate", "cumsum", "einsum", "expand_dims", "flip", "pad", "prod", "repeat", "roll", "sort", "split",
              "squeeze", "stack", "std", "take", "tile", "tril", "triu", "var", "where")  # fmt: skip
+WRITERS = ("at", "copyto", "fill_diagonal", "place", "put", "put_along_axis", "putmask")  # change their first argument
 # Functions of NumPy through which nobody expects a gradient to go.
 READERS = ("array_equal", "array_equiv", "allclose", "isclose", "array2string", "array_repr", "array_str", "argmax", "argmin",
            "argsort", "count_nonzero", "iscomplexobj", "isrealobj", "result_type", "save", "savez", "savetxt")  # fmt: skip
 
 
 def _by_numpy(name: str, function: Any, inputs: Sequence[Any], options: dict[str, Any]) -> Any:
-    """What NumPy makes of tensors' values. ClnnError where that would cut off a history."""
+    """What NumPy makes of tensors' values. ClnnError where that would cut off a history, or be written into a copy."""
+    changed = inputs[0] if function.__name__ in WRITERS else options.get("out")
+    if any(isinstance(x, Tensor) for x in (changed if isinstance(changed, tuple) else (changed,))):
+        _in_place(changed)
     ours = {"negative": "-t", "absolute": "abs(t)"}.get(name, f"clnn.{name}(t)" if name in FUNCTIONS else "")
     ours = ours or (f"t.{name}()" if hasattr(Tensor, name) else f"clnn.{name}" if name in NAMESAKES else "")
     instead = f"{ours} does, or give it " if ours else "give it "

@@ -1,6 +1,7 @@
 """A tensor behaves as people expect of an array: compared elementwise, gone through row by row, copied, and never cut off
 from its history without a word."""
 
+import operator
 from decimal import Decimal
 from fractions import Fraction
 
@@ -378,3 +379,30 @@ def test_concatenating_what_are_not_all_tensors(device):
     np.testing.assert_array_equal(clnn.concatenate(p), [1, 2, 3, 4])  # its rows
     np.testing.assert_array_equal(clnn.concatenate(row for row in p.detach()), [1, 2, 3, 4])
     np.testing.assert_array_equal(clnn.concatenate([np.ones((1, 2)), np.zeros((2, 2))]), [[1, 1], [0, 0], [0, 0]])
+
+
+def test_numpy_changes_no_tensor_and_does_not_pass_for_it(device):
+    """It gets a copy of the values; into arrays of NumPy's own it writes what tensors hold."""
+    t, p, x = (
+        clnn.tensor([[1.0, 2.0], [3.0, 4.0]]),
+        clnn.tensor(np.ones((2, 2)), requires_grad=True),
+        np.ones((2, 2), np.float32),
+    )
+    for target in (t, p):
+        for write in (
+            lambda to: np.add(x, 1, out=to), lambda to: np.add(to, x, to), lambda to: np.divmod(x, 2, out=(None, to)),
+            lambda to: np.cumsum(x, out=to), lambda to: np.copyto(to, x), lambda to: np.put(to, [0], 5),
+            lambda to: np.fill_diagonal(to, 7), lambda to: np.place(to, x > 0, 3), lambda to: np.putmask(to, x > 0, 3),
+            lambda to: np.put_along_axis(to, np.zeros((2, 1), int), 9, 1), lambda to: np.add.at(to, 0, 1),
+        ):  # fmt: skip
+            with pytest.raises(clnn.ClnnError, match="not changed in place"):
+                write(target)
+    for op in (operator.ipow, operator.imod, operator.ifloordiv, operator.imatmul, operator.iadd, operator.itruediv):
+        with pytest.raises(clnn.ClnnError, match="not changed in place"):
+            op(p, x)
+    assert t.numpy().tolist() == [[1, 2], [3, 4]] and (p.numpy() == 1).all()
+    np.copyto(x, t)
+    assert x.tolist() == [[1, 2], [3, 4]]
+    np.add.at(x, 0, t[1])
+    x -= t
+    assert x.tolist() == [[3, 4], [0, 0]]

@@ -20,9 +20,7 @@ Layers = Layer | Sequence[Layer]
 def _listed(what: str, layers: Layers) -> list[Layer]:
     found = [layers] if isinstance(layers, Layer) else layers
     if not isinstance(found, (list, tuple)) or not found or not all(isinstance(layer, Layer) for layer in found):
-        raise ConfigurationError(
-            f"{what} should be a layer or a list of one or more layers, {layers!r} was provided instead"
-        )
+        raise ConfigurationError(f"{what} should be a layer or a list of some, {layers!r} was provided instead")
     return list(found)
 
 
