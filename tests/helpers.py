@@ -82,22 +82,39 @@ def parameter(array, dtype=np.float32, device=None):
     return Parameter(t.block, t.shape, t.dtype, t.device)
 
 
+def along(f, arrays, seed, i, at):
+    """sum(f(*arrays) * seed) as a function of the distance that entry `at` of array i is moved by."""
+    arrays = [np.array(a, np.float64) for a in arrays]
+    kept = arrays[i][at]
+
+    def value(distance):
+        arrays[i][at] = kept + distance
+        return (np.asarray(f(*arrays), np.float64) * seed).sum()
+
+    return value, STEP * max(1.0, abs(kept))
+
+
 def differences(f, arrays, seed):
     """d sum(f(*arrays) * seed) by each array, by central differences in float64."""
-    arrays = [np.array(a, np.float64) for a in arrays]
     found = []
-    for a in arrays:
-        gradient = np.empty(a.shape)
-        for at in itertools.product(*map(range, a.shape)):
-            kept, h = a[at], STEP * max(1.0, abs(a[at]))
-            a[at] = kept + h
-            above = np.array(f(*arrays), np.float64)  # a copy: f may give a view
-            a[at] = kept - h
-            below = np.array(f(*arrays), np.float64)
-            a[at] = kept
-            gradient[at] = ((above - below) * seed).sum() / (2 * h)
+    for i, a in enumerate(arrays):
+        gradient = np.empty(np.shape(a))
+        for at in itertools.product(*map(range, gradient.shape)):
+            value, h = along(f, arrays, seed, i, at)
+            gradient[at] = (value(h) - value(-h)) / (2 * h)
         found.append(gradient)
     return found
+
+
+def beside_a_kink(value, h):
+    """Random inputs come near a kink now and then. Where there is one within h of 0, but not at 0 itself, the derivative of
+    `value` at 0: that of the side without it, whose three values are nearly on a line. Elsewhere None."""
+    here, sides = value(0.0), []
+    for step in (h, -h):
+        middle, end = value(step / 2), value(step)
+        sides.append((abs(end - 2 * middle + here), (4 * middle - end - 3 * here) / step))
+    (straight, side), (bent, _) = sorted(sides)
+    return side if straight < 0.05 * bent and bent > 1e-11 * max(1.0, abs(here)) else None  # by more than rounding
 
 
 def check_op(rng, op, reference, *arrays, dtype=np.float32, rounding=16, gradients=True):
@@ -119,5 +136,9 @@ def check_op(rng, op, reference, *arrays, dtype=np.float32, rounding=16, gradien
             assert x.grad is not None, f"no gradient by argument {i}"
             assert x.grad.dtype == np.dtype(dtype)
             bound = (rounding * eps(dtype) + DIFFERENCES) * scale_of(wanted, seed, *arrays) ** 2
-            assert_close(x.grad.numpy(), wanted, bound, f"gradient by argument {i}")
+            got = x.grad.numpy()
+            for at in map(tuple, np.argwhere(~(np.abs(got - wanted) <= bound))):
+                side = beside_a_kink(*along(reference, arrays, seed, i, at))
+                wanted[at] = wanted[at] if side is None else side
+            assert_close(got, wanted, bound, f"gradient by argument {i}")
     return y

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 import pytest
 from helpers import REFERENCES as REFERENCES_OF_ONE
-from helpers import assert_close, check_op, eps, normal, parameter
+from helpers import assert_close, beside_a_kink, check_op, eps, normal, parameter
 
 import clnn
 from clnn.ops.array import Array, fill
@@ -157,6 +157,17 @@ SHAPES = [
 def distinct(rng, shape, dtype=np.float32):
     """A permutation of distinct values: differences do not change which is largest."""
     return rng.permutation(np.prod(shape, dtype=int)).reshape(shape).astype(dtype).astype(np.float64) / 4 - 1
+
+
+@pytest.mark.parametrize("kink", [-9e-6, -3e-7, 0, 4e-6, 5e-6, 1.1e-5])
+def test_the_slopes_that_gradients_are_compared_with(kink):
+    """Beside a kink it is the slope of the side on which 0 is; at a kink, and where none is near, there is nothing to choose."""
+    for size in (0.01, 2.0, -30.0):
+        found = beside_a_kink(lambda t: size * abs(t - kink) + np.sin(3 * t + 3), 1e-5)
+        if 0 < abs(kink) < 1e-5:
+            assert found == pytest.approx(3 * np.cos(3) - size * np.sign(kink), abs=1e-8)
+        else:
+            assert found is None
 
 
 @pytest.mark.platform("reduce")
