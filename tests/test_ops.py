@@ -163,7 +163,7 @@ def distinct(rng, shape, dtype=np.float32):
 def test_the_slopes_that_gradients_are_compared_with(kink):
     """Beside a kink it is the slope of the side on which 0 is; at a kink, and where none is near, there is nothing to choose."""
     for size in (0.01, 2.0, -30.0):
-        found = beside_a_kink(lambda t: size * abs(t - kink) + np.sin(3 * t + 3), 1e-5)
+        found = beside_a_kink(lambda t, size=size: size * abs(t - kink) + np.sin(3 * t + 3), 1e-5)
         if 0 < abs(kink) < 1e-5:
             assert found == pytest.approx(3 * np.cos(3) - size * np.sign(kink), abs=1e-8)
         else:
