@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from . import registry
+from .arrays import where
 from .checks import in_range, numbers, whole
 from .data.validate import check_labels
 from .errors import ClnnError, ConfigurationError, DataError, ShapeError
@@ -23,23 +24,17 @@ from .foreign import unknown
 from .ops.aggregate import reduce
 from .ops.array import Array
 from .ops.elementwise import binary
+from .ops.index import take
 from .ops.loss import Record, Rows, rows
 from .runtime.watching.watch import Watched
 from .tape import grad_enabled
-from .tensor import Tensor, constant, function, host_array, on_tape, tensor
+from .tensor import Tensor, apply, constant, function, host_array, on_tape, tensor, zeros
 
 ROUNDING = 1e-5  # by which a probability may miss [0, 1]
-YES_ABOVE_0 = (
-    "binary_cross_entropy",
-    "hinge",
-    "squared_hinge",
-)  # what one output, linear or a tanh's, says by its sign
-PLAIN = {
-    "reduction": "mean",
-    "ignore_index": None,
-    "label_smoothing": 0.0,
-    "pos_weight": None,
-}  # what is meant without them
+# losses by which one output, linear or a tanh's, says yes or no by its sign
+YES_ABOVE_0 = ("binary_cross_entropy", "hinge", "squared_hinge")
+# what is meant without them
+PLAIN = {"reduction": "mean", "ignore_index": None, "label_smoothing": 0.0, "pos_weight": None}
 
 
 class Loss(Watched):
@@ -158,6 +153,9 @@ class Loss(Watched):
             if output.device.step is not None and array.rows is None:
                 shape = output.shape
                 output.device.step.check(array.block, lambda a, name: self.check_values(a, shape, name))
+                if array.block.written_once:  # computed in the step: `check_rows` tells of what is no class
+                    label = array if self.ignore is None else where(array == self.ignore, 0, array)
+                    apply(take, zeros((max(2, shape[-1]),), device=output.device), index=label, from_end=False)
             return array
         self.check_values(array, output.shape, "the labels" if array.dtype == np.int32 else "the targets")
         array = array.reshape(output.shape) if array.dtype != np.int32 else array

@@ -324,7 +324,7 @@ def test_arange_and_one_hot(device):
     for bad in (3, -1, 2**31 - 1):
         got = step(np.array([1, bad], np.int32))
         assert np.isnan(got.numpy()[1]).all() and got.numpy()[0].tolist() == [0, 1, 0]
-        with pytest.raises(clnn.OutOfRangeError, match="names none of 3 rows: the first stands at place 1 of"):
+        with pytest.raises(clnn.OutOfRangeError, match="names none of 3 rows.*: the first stands at place 1 of"):
             got[1, 0].item()
 
 

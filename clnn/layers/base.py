@@ -228,8 +228,8 @@ class Layer(Watched):
         for layer in self.layers_inside():
             layer._device, layer.dtype = where, np.dtype(dtype)
 
-    def wrong_shape(self, error: Exception) -> ShapeError:
-        """The error again, with this layer's name in front."""
+    def wrong_shape(self, error: Exception | str) -> ShapeError:
+        """ShapeError with the text of that one, or with this text, and this layer's name in front."""
         return ShapeError(f"{self.name or type(self).__name__}: {error}")
 
     # -- parameters ---------------------------------------------------------------------------------------------------

@@ -125,9 +125,7 @@ class PReLU(Layer):
     def build(self, shape: tuple[int, ...]) -> None:
         axes = len(shape) + 1
         if self.axis is not None and not (-axes < self.axis < axes and self.axis % axes):
-            raise self.wrong_shape(
-                ShapeError(f"axis {self.axis} is none of channels in an input of shape {(None, *shape)}")
-            )
+            raise self.wrong_shape(f"axis {self.axis} is none of channels in an input of shape {(None, *shape)}")
         self.slope = self.parameter(
             () if self.axis is None else shape[self.axis % axes - 1], self.slope_init, decays=False
         )
@@ -137,9 +135,7 @@ class PReLU(Layer):
             return leaky_relu(x, self.slope)
         at = self.axis % x.ndim
         if x.shape[at : at + 1] != self.slope.shape:
-            raise self.wrong_shape(
-                ShapeError(f"{self.slope.shape[0]} slopes for axis {self.axis} of an input of shape {x.shape}")
-            )
+            raise self.wrong_shape(f"{self.slope.shape[0]} slopes for axis {self.axis} of an input of shape {x.shape}")
         return leaky_relu(x, self.slope.reshape(-1, *(1,) * (x.ndim - 1 - at)))
 
 

@@ -56,9 +56,7 @@ class _Norm(Layer):
         if len(shape) < 1 + least:
             space = "*space" if not least else "height, ..."
             raise self.wrong_shape(
-                ShapeError(
-                    f"an input has the axes (batch, channels, {space}), and this one has {len(shape) + 1}: {(None, *shape)}"
-                )
+                f"an input has the axes (batch, channels, {space}), and this one has {len(shape) + 1}: {(None, *shape)}"
             )
         return shape[0]
 
@@ -139,14 +137,10 @@ class _OverLast(_Norm):
         named = [*range(ndim - len(axes), ndim)]
         if any(not -ndim <= a < ndim for a in axes) or sorted(a % ndim for a in axes) != named:
             raise self.wrong_shape(
-                ShapeError(
-                    f"axis {self.axis} does not name the last axes of an input of shape {(None, *shape)}: -1, or (-2, -1), ..."
-                )
+                f"axis {self.axis} does not name the last axes of an input of shape {(None, *shape)}: -1, or (-2, -1), ..."
             )
         if len(axes) == ndim:
-            raise self.wrong_shape(
-                ShapeError(f"axis {self.axis} of an input of shape {(None, *shape)} takes in the batch")
-            )
+            raise self.wrong_shape(f"axis {self.axis} of an input of shape {(None, *shape)} takes in the batch")
         return len(axes)
 
 

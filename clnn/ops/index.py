@@ -56,9 +56,10 @@ def check_rows(device: Device) -> None:
     if "missing" in device.constants and (found := missing_rows(device)) is not None:
         place, rows = found
         raise OutOfRangeError(
-            f"a recorded step was given a number of a row, or a token, that names none of {rows:,} rows: the first stands at "
-            f"place {place} of them, counted from 0 along all axes. What was computed from it is NaN (of whole numbers, the "
-            "least), perhaps in weights too: go on from saved ones, and give the step numbers that are there"
+            f"a recorded step was given a number of a row, a token or a class that names none of {rows:,} rows, or a sequence's "
+            f"length none of 0 to {rows - 1:,}: the first stands at place {place} of them, counted from 0 along all axes. "
+            "What was computed from it is NaN (of whole numbers, the least), perhaps in weights too: go on from saved ones, and "
+            "give the step numbers that are there"
         )
 
 

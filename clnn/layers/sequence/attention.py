@@ -11,7 +11,7 @@ from ...arrays import repeat, tril, where
 from ...attention import added_mask, rotary, scaled_dot_product_attention
 from ...cache import cache_in_use
 from ...checks import check_count, in_range, numbers
-from ...errors import ConfigurationError, ShapeError
+from ...errors import ConfigurationError
 from ...ops.activation import activation_name
 from ...ops.random import dropout as drop
 from ...ops.sequence.attention import check_mask
@@ -76,9 +76,7 @@ class MultiHeadAttention(_Masked):
     def build(self, shape: tuple[int, ...], context: tuple[int, ...] | None = None, *_: tuple[int, ...]) -> None:
         if len(shape) != 2 or shape[-1] % self.heads:
             raise self.wrong_shape(
-                ShapeError(
-                    f"an input is (batch, time, size), the size a multiple of {self.heads} heads, and not (batch, *{shape})"
-                )
+                f"an input is (batch, time, size), the size a multiple of {self.heads} heads, and not (batch, *{shape})"
             )
         size, source = shape[-1], (shape if context is None else context)[-1]
         narrow = size // self.heads * (self.key_heads or self.heads)
@@ -97,9 +95,7 @@ class MultiHeadAttention(_Masked):
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Any = None) -> Tensor:
         source = x if context is None else context
         if x.ndim != 3 or source.ndim != 3 or len(source) != len(x):
-            raise self.wrong_shape(
-                ShapeError(f"inputs are (batch, time, size), and the shapes are {x.shape} and {source.shape}")
-            )
+            raise self.wrong_shape(f"inputs are (batch, time, size), and the shapes are {x.shape} and {source.shape}")
         if source is x and not self.causal and cache_in_use() is not None:
             raise ConfigurationError(
                 f"{self.name or type(self).__name__}: without causal=True what a step becomes depends on those after it, so that "

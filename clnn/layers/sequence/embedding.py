@@ -8,7 +8,7 @@ from ...arrays import arange, where
 from ...attention import one_past, sinusoidal_positions
 from ...cache import cache_in_use
 from ...checks import check_count, whole
-from ...errors import ConfigurationError, DataError, OutOfRangeError, ShapeError
+from ...errors import ConfigurationError, DataError, OutOfRangeError
 from ...init import Initialiser, find_initialiser, normal
 from ...ops.index import take
 from ...tensor import Tensor, apply, linear_layer, tensor
@@ -65,10 +65,8 @@ class Embedding(Layer):
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype.kind != "i":
             raise self.wrong_shape(
-                ShapeError(
-                    f"tokens are whole numbers, and the input is {x.dtype}: a model of your own that takes tokens says so "
-                    "by whole_inputs = True in its class (or a tuple, one for each input); a tensor of them is int32"
-                )
+                f"tokens are whole numbers, and the input is {x.dtype}: a model of your own that takes tokens says so "
+                "by whole_inputs = True in its class (or a tuple, one for each input); a tensor of them is int32"
             )
         if x.device.reads:
             self.check_whole(0, x.numpy(), "the input")
@@ -108,9 +106,7 @@ class _Positions(Layer):
             cache.limit(self.length, f"{self.name or type(self).__name__}(length={self.length})")
         if x.ndim != 3 or x.shape[1] > self.length:
             raise self.wrong_shape(
-                ShapeError(
-                    f"an input has the axes (batch, time, size) and at most {self.length} steps, not the shape {x.shape}"
-                )
+                f"an input has the axes (batch, time, size) and at most {self.length} steps, not the shape {x.shape}"
             )
 
 

@@ -17,12 +17,13 @@ from ...errors import ConfigurationError, ShapeError
 from ...init import Initialiser, find_initialiser
 from ...ops.activation import activation_name
 from ...ops.array import Array
+from ...ops.index import take
 from ...ops.random import dropout
 from ...ops.sequence.recurrent import GATES, STATES, Cell, recurrent
 from ...ops.shape import concatenate
 from ...random import generator
 from ...tape import grad_enabled
-from ...tensor import Tensor, apply, concat, constant, linear_layer, on_tape, ones, tensor
+from ...tensor import Tensor, apply, concat, constant, linear_layer, on_tape, ones, tensor, zeros
 from ..base import Layer, register, through, with_mask
 
 __all__ = [
@@ -33,33 +34,33 @@ __all__ = [
 def _masked(layer: Layer, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """x and its mask (batch, steps), if there is one: 0 for each step that x's own mask leaves out, or that is past its
     sequence's length. There x may hold anything, NaN too, and gets zeros. A sequence with a length that cannot be is NaN where
-    that is no error."""
+    that is no error yet."""
     if lengths is None:
         return x, x.mask
     batch, steps = x.shape[:2]
     if lengths.shape != (batch,):
         raise layer.wrong_shape(
-            ShapeError(f"lengths are (batch,), one for each of {batch} sequences, and have the shape {lengths.shape}")
+            f"lengths are (batch,), one for each of {batch} sequences, and have the shape {lengths.shape}"
         )
 
     def check(given: np.ndarray, _: str = "") -> None:
         if not (given >= 0).all() or not (given <= steps).all():
             told = f"lengths go from {given.min():g} to {given.max():g}, and there are 0 to {steps} steps"
-            raise layer.wrong_shape(ShapeError(told))
+            raise layer.wrong_shape(told)
         if (given % 1 != 0).any():
-            raise layer.wrong_shape(ShapeError(f"lengths are whole numbers, and {given[given % 1 != 0][0]:g} is none"))
+            raise layer.wrong_shape(f"lengths are whole numbers, and {given[given % 1 != 0][0]:g} is none")
 
     if x.device.reads:
         check(lengths.numpy())
     if x.device.step is not None:  # which looks at them before replays where they are its argument
         x.device.step.check(lengths.block, check)
-    column = lengths.reshape(batch, 1)
-    mask = arange(steps, dtype=lengths.dtype, device=x.device).reshape(1, steps) < column
-    fits = ((column >= 0) & (column <= steps)).reshape(batch, 1, 1)
-    y = where(mask.reshape(batch, steps, 1), x, 0.0)
-    # steps that are passed over would hide it
-    mask = mask if x.mask is None else where(x.mask, mask, 0.0)
-    return where(fits, y, math.nan), where(fits.reshape(batch, 1), mask, 1.0)
+    mask = arange(steps, dtype=lengths.dtype, device=x.device).reshape(1, steps) < lengths.reshape(batch, 1)
+    fits = (lengths >= 0) & (lengths <= steps) & (lengths % 1 == 0)
+    at = where(fits, 0 * arange(batch, device=x.device), -1)
+    told = apply(take, zeros((steps + 1,), x.dtype, x.device), index=at, from_end=False)  # `check_rows` says so
+    y = where(mask.reshape(batch, steps, 1), x, 0.0) + told.reshape(batch, 1, 1)
+    mask = mask if x.mask is None else where(x.mask, mask, 0.0)  # in NaN no step is passed over, which would hide it
+    return y, where(fits.reshape(batch, 1), mask, 1.0)
 
 
 def _sequence_of(y: Any) -> Tensor:
@@ -108,9 +109,7 @@ class _Recurrent(Layer):
     def build(self, *shapes: tuple[int, ...]) -> None:
         shape, gates = shapes[0], GATES[self.kind]
         if len(shape) != 2:
-            raise self.wrong_shape(
-                ShapeError(f"an input is (batch, steps, features), and this one has the shape {(None, *shape)}")
-            )
+            raise self.wrong_shape(f"an input is (batch, steps, features), and this one has the shape {(None, *shape)}")
         self.w = self.parameter((shape[1], gates * self.units), self.weight_init)
         self.u = self.parameter((self.units, gates * self.units), self.recurrent_init)
         self.b = self.parameter((gates * self.units,), self._first_bias()) if self.use_bias else None
@@ -138,17 +137,15 @@ class _Recurrent(Layer):
     def _check(self, x: Tensor) -> None:
         if x.ndim != 3 or x.shape[2] != self.w.shape[0]:
             raise self.wrong_shape(
-                ShapeError(f"an input is (batch, steps, {self.w.shape[0]}) here, and this one has the shape {x.shape}")
+                f"an input is (batch, steps, {self.w.shape[0]}) here, and this one has the shape {x.shape}"
             )
 
     def _count(self, states: Sequence[Tensor]) -> None:
         if len(states) not in (0, STATES[self.kind]):
             names = ("h", "c")[: STATES[self.kind]]
             raise self.wrong_shape(
-                ShapeError(
-                    f"beside x go the states {', '.join(names)}, each (batch, units), or none, and lengths (batch,); "
-                    f"{len(states)} states were given"
-                )
+                f"beside x go the states {', '.join(names)}, each (batch, units), or none, and lengths (batch,); "
+                f"{len(states)} states were given"
             )
 
     def cell(self, x: Any, *states: Any) -> Any:
@@ -161,9 +158,7 @@ class _Recurrent(Layer):
         """
         given = [tensor(one, self.dtype, self.device) for one in (x, *states)]
         if given[0].ndim != 2:
-            raise self.wrong_shape(
-                ShapeError(f"an input of a step is (batch, features), not of shape {given[0].shape}")
-            )
+            raise self.wrong_shape(f"an input of a step is (batch, features), not of shape {given[0].shape}")
         x = given[0].reshape(given[0].shape[0], 1, *given[0].shape[1:])
         self.ensure_built(x.shape[1:])
         self._check(x)
@@ -221,10 +216,8 @@ class _Recurrent(Layer):
             self.carried = [constant(first, first.dtype, self.device) for _ in range(STATES[self.kind])]
         if len(self.carried[0]) != batch:
             raise self.wrong_shape(
-                ShapeError(
-                    f"a stateful layer goes on from its states of {len(self.carried[0])} sequences, and {batch} came: give a "
-                    f"batch_size of which the samples are a multiple, or begin others by reset_states(batch_size={batch})"
-                )
+                f"a stateful layer goes on from its states of {len(self.carried[0])} sequences, and {batch} came: give a "
+                f"batch_size of which the samples are a multiple, or begin others by reset_states(batch_size={batch})"
             )
         return self.carried
 
@@ -512,14 +505,10 @@ class TimeDistributed(Layer):
         (x,) = inputs
         if x.ndim < 3 or (x.mask is not None and x.mask.ndim != 2):
             masked = "" if x.mask is None else f", and a mask of steps (batch, steps), not {x.mask.shape}"
-            raise self.wrong_shape(
-                ShapeError(f"an input is (batch, steps, ...), and this one has the shape {x.shape}{masked}")
-            )
+            raise self.wrong_shape(f"an input is (batch, steps, ...), and this one has the shape {x.shape}{masked}")
         y = self.layer(x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]))
         if not isinstance(y, Tensor) or y.mask is not None:
-            raise self.wrong_shape(
-                ShapeError("its layer gives one tensor, without a mask: put layers that heed masks inside")
-            )
+            raise self.wrong_shape("its layer gives one tensor, without a mask: put layers that heed masks inside")
         return y.reshape(*x.shape[:2], *y.shape[1:])
 
     def takes_whole(self, i: int) -> bool:
@@ -572,12 +561,12 @@ class Masking(Layer):
 
     def forward(self, x: Tensor, *given: Tensor) -> Any:
         if x.ndim != 3:
-            raise self.wrong_shape(ShapeError(f"an input is (batch, steps, features), not of shape {x.shape}"))
+            raise self.wrong_shape(f"an input is (batch, steps, features), not of shape {x.shape}")
         if given:
             (mask,) = given
             if mask.shape != x.shape[:2]:
                 raise self.wrong_shape(
-                    ShapeError(f"a mask of shape {mask.shape} does not fit; it is (batch, steps), {x.shape[:2]} here")
+                    f"a mask of shape {mask.shape} does not fit; it is (batch, steps), {x.shape[:2]} here"
                 )
             y = where(mask.reshape(*mask.shape, 1), x, 0.0)
         else:
