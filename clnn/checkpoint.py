@@ -25,6 +25,8 @@ from .layers.base import Layer, snake
 from .tensor import Parameter, Tensor
 
 FORMAT = 1
+OTHERS = {".onnx": "clnn.onnx.load reads ONNX files"}  # by suffix, how files of other libraries are brought in
+OTHERS |= dict.fromkeys((".h5", ".keras", ".pt", ".pth"), "clnn.interop copies weights of models of Keras and PyTorch")
 
 
 class CheckpointWarning(UserWarning):
@@ -191,11 +193,12 @@ def told(what: str, one: Any, described: Any, find: Callable[[Any], Any]) -> Any
 def write(path: str | bytes | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
     """Write arrays and a JSON header, atomically."""
     path = as_path(path)
+    if path.suffix.lower() == ".onnx":
+        raise CheckpointError(f"{path} would be no ONNX file: clnn.onnx.save(net, path) writes one")
     text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
+    whole = {name: np.asarray(a, order="C") for name, a in arrays.items()}
     try:
-        write_atomically(
-            path, serialise({name: np.asarray(a, order="C") for name, a in arrays.items()}, {"clnn": text})
-        )
+        write_atomically(path, serialise(whole, {"clnn": text}))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}") from error
 
@@ -211,7 +214,7 @@ def read(path: str | bytes | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         header = json.loads(metadata["clnn"], object_pairs_hook=_unique)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-        remedy = "clnn.onnx.load reads ONNX files" if path.suffix == ".onnx" else "restore it from a copy"
+        remedy = OTHERS.get(path.suffix.lower(), "restore it from a copy")
         if isinstance(error, KeyError):
             remedy = "clnn.interop.from_safetensors brings other libraries' weights into a model"
         raise CheckpointError(f"{path} is no model file of clnn, or is damaged ({error!r}); {remedy}") from error

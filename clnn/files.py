@@ -52,7 +52,7 @@ def as_path(path: str | bytes | os.PathLike[Any]) -> Path:
 def why_no_file(path: Path) -> str:
     """Why this is no file that can be read, "" where it is one. (Path.is_file() raises where a folder may not be searched.)"""
     try:
-        return "" if stat.S_ISREG(os.stat(path).st_mode) else f"there is no file {path}"
+        return "" if stat.S_ISREG(os.stat(path).st_mode) else f"{path} is no file, but a folder or a device"
     except (FileNotFoundError, NotADirectoryError):
         return f"there is no file {path}"
     except OSError as error:

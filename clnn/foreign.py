@@ -12,7 +12,7 @@ from .checks import arguments
 from .errors import ArgumentError, ConfigurationError
 
 _FOUND = "leave it out: clnn finds it from the input"
-# Arguments of layers, optimizers, callbacks and fit: the names here, of which the first that is taken is meant, or what to do
+# Arguments of layers, losses, optimizers, callbacks and fit: names here, of which the first that is taken is meant; what to do
 ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     **dict.fromkeys(("units", "out_features", "pool_size", "embedding_dim", "output_dim"), ("size",)),
     **dict.fromkeys(("in_features", "in_channels", "num_features", "num_channels", "input_size"), _FOUND),
@@ -24,8 +24,7 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "num_groups": ("groups",),
     "scale_factor": ("factor",),
     "target_shape": ("shape",),
-    "use_bias": ("bias",),
-    "bias": ("use_bias",),
+    **dict.fromkeys(("use_bias", "bias"), ("bias", "use_bias")),
     **dict.fromkeys(("kernel_initializer", "embeddings_initializer"), ("weight_init",)),
     "bias_initializer": ("bias_init",),
     "recurrent_initializer": ("recurrent_init",),
@@ -45,11 +44,11 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "dim_feedforward": ("hidden",),
     **dict.fromkeys(("is_causal", "use_causal_mask"), ("causal",)),
     "num_embeddings": ("tokens",),
-    "input_dim": ("tokens",),
+    "input_dim": ("tokens", "give input_shape to Sequential"),
+    "from_logits": "leave it out: clnn sees whether the last layer has a softmax or a sigmoid",
     "padding_idx": ("padding",),
     "learning_rate": ("lr",),
-    "beta_1": ("beta1",),
-    "beta_2": ("beta2",),
+    **{f"beta_{i}": (f"beta{i}",) for i in (1, 2)},
     "betas": "give beta1 and beta2",
     "rho": ("alpha",),
     "amsgrad": "take clnn.AMSGrad",
@@ -80,11 +79,9 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
 }  # fmt: skip
 # Names of the package
 NAMES: dict[str, str] = {
-    "nn": "clnn itself: clnn.Dense, clnn.Conv2D, ...",
+    **dict.fromkeys(("nn", "keras"), "clnn itself: clnn.Dense, clnn.Conv2D, ..."),
     "Module": "clnn.Model, or clnn.Layer for a part of one",
-    "BatchNormalization": "clnn.BatchNorm",
-    "LayerNormalization": "clnn.LayerNorm",
-    "GroupNormalization": "clnn.GroupNorm",
+    **{f"{what}Normalization": f"clnn.{what}Norm" for what in ("Batch", "Layer", "Group", "RMS")},
     "LRN": "clnn.LocalResponseNorm",
     **dict.fromkeys(("ZeroPad", "ZeroPadding"), "clnn.Padding"),
     "Upsample": "clnn.UpSampling",
@@ -94,19 +91,14 @@ NAMES: dict[str, str] = {
     "GlobalMaxPooling": "clnn.GlobalMaxPool",
     "Dropout": "clnn.SpatialDropout",
     "ReLU": 'clnn.Activation("relu"), or activation="relu" of the layer before',
-    "Softmax": 'clnn.Activation("softmax")',
-    "Sigmoid": 'clnn.Activation("sigmoid")',
-    "Tanh": 'clnn.Activation("tanh")',
-    "GELU": 'clnn.Activation("gelu")',
-    "CrossEntropyLoss": 'loss="cross_entropy", clnn.losses.CrossEntropy',
-    "CategoricalCrossentropy": 'loss="cross_entropy", clnn.losses.CrossEntropy',
+    **{name: f'clnn.Activation("{name.lower()}")' for name in ("Softmax", "Sigmoid", "Tanh", "GELU", "ELU", "SELU")},
+    **dict.fromkeys(("CrossEntropyLoss", "CategoricalCrossentropy"), 'loss="cross_entropy", clnn.losses.CrossEntropy'),
     "SparseCategoricalCrossentropy": 'loss="cross_entropy", which takes class numbers',
     "NLLLoss": 'loss="log_likelihood"',
     **dict.fromkeys(("MSELoss", "MeanSquaredError"), 'loss="mse"'),
     "L1Loss": 'loss="mae"',
-    "BCELoss": 'loss="binary_cross_entropy"',
+    **dict.fromkeys(("BCELoss", "BinaryCrossentropy"), 'loss="binary_cross_entropy"'),
     "BCEWithLogitsLoss": 'loss="binary_cross_entropy", of a last layer without activation',
-    "BinaryCrossentropy": 'loss="binary_cross_entropy"',
     **dict.fromkeys(("CosineAnnealingLR", "CosineDecay"), "clnn.Cosine"),
     "OneCycleLR": "clnn.OneCycle",
     "StepLR": "clnn.StepDecay",
@@ -125,7 +117,13 @@ NAMES: dict[str, str] = {
     "save": "net.save(path)",
     "load_model": "clnn.load",
     "models": "clnn itself: clnn.Sequential, clnn.Model, clnn.load",
-    "utils": "clnn.data, for data sets and batches",
+    "utils": "clnn.data, for data sets and batches; losses take class numbers as they are, without to_categorical",
+    "initializers": 'an argument of layers: weight_init="he_normal"',
+    "regularizers": "an argument of optimizers: weight_decay (L2) or l1",
+    **dict.fromkeys(
+        ("RandomFlip", "RandomCrop", "RandomRotation", "RandomZoom"), "clnn.data.augment: flip, crop, affine"
+    ),
+    **dict.fromkeys(("Rescaling", "Normalization"), "NumPy's, before fit: x / 255, (x - x.mean(0)) / x.std(0)"),
     "datasets": "clnn.data",
     "to_categorical": "not needed: losses take class numbers as they are",
     "cuda": 'clnn.use("gpu"), and clnn.devices() says what there is',
@@ -146,10 +144,13 @@ METHODS: dict[str, str] = {
     "cpu": 'net.to("cpu")',
     "modules": "net.layers_inside()",
     "children": "net.layers",
-    "count_params": "net.summary() says it",
+    **dict.fromkeys(("count_params", "input_shape", "output_shape"), "net.summary() says it"),
     "get_weights": "net.state_dict()",
     "set_weights": "net.load_state_dict(arrays)",
-    "trainable_weights": "net.parameters()",
+    **dict.fromkeys(("weights", "trainable_weights", "trainable_variables"), "net.parameters()"),
+    "get_layer": "net.layers[0], or {layer.name: layer for layer in net.layers}[name]",
+    "export": "clnn.onnx.save(net, path)",
+    "load": "clnn.load(path)",
     "half": "clnn computes in float32 and float64",
 }
 # Methods and attributes of tensors; functions.py adds its own, as t.exp() is clnn.exp(t)
@@ -170,23 +171,15 @@ OF_TENSORS: dict[str, str] = {
 }
 # Losses, metrics and initialisers by the names that they are given by
 VALUES = {
-    "categorical_crossentropy": "cross_entropy",
-    "sparse_categorical_crossentropy": "cross_entropy",
+    **dict.fromkeys(("categorical_crossentropy", "sparse_categorical_crossentropy"), "cross_entropy"),
     "nll": "log_likelihood",
-    "bce": "binary_cross_entropy",
-    "bce_with_logits": "binary_cross_entropy",
-    "mean_squared_error": "mse",
-    "squared_error": "mse",
-    "mean_absolute_error": "mae",
-    "l1": "mae",
+    **dict.fromkeys(("bce", "bce_with_logits"), "binary_cross_entropy"),
+    **dict.fromkeys(("mean_squared_error", "squared_error"), "mse"),
+    **dict.fromkeys(("mean_absolute_error", "l1"), "mae"),
     "kl_div": "kl_divergence",
-    "acc": "accuracy",
-    "categorical_accuracy": "accuracy",
-    "sparse_categorical_accuracy": "accuracy",
-    "xavier_uniform": "glorot_uniform",
-    "xavier_normal": "glorot_normal",
-    "kaiming_uniform": "he_uniform",
-    "kaiming_normal": "he_normal",
+    **dict.fromkeys(("acc", "categorical_accuracy", "sparse_categorical_accuracy"), "accuracy"),
+    **{f"xavier_{kind}": f"glorot_{kind}" for kind in ("uniform", "normal")},
+    **{f"kaiming_{kind}": f"he_{kind}" for kind in ("uniform", "normal")},
 }
 PAGE = 'see "Coming from Keras or PyTorch" in clnn/README.md'
 
@@ -226,11 +219,11 @@ def refuse_unknown(who: str, known: Collection[str], options: dict[str, Any]) ->
     if wrong is None:
         return
     told = ARGUMENTS.get(wrong, ())
-    if isinstance(told, str):
-        raise ArgumentError(f"{who} takes no {wrong}: {told}; {PAGE}")
-    meant = next((name for name in told if name in known), None)
-    if meant is not None:
-        raise ArgumentError(f"{who} takes {meant}, not {wrong}; {PAGE}")
+    for meant in (told,) if isinstance(told, str) else told:
+        if " " in meant:
+            raise ArgumentError(f"{who} takes no {wrong}: {meant}; {PAGE}")
+        if meant in known:
+            raise ArgumentError(f"{who} takes {meant}, not {wrong}; {PAGE}")
     close = difflib.get_close_matches(wrong, known, 1)
     raise ArgumentError(
         f"{who} takes no {wrong}{f', perhaps {close[0]}' if close else ''}; it takes {', '.join(sorted(known))}"
@@ -252,6 +245,18 @@ def check_called(one: Any, base: Any) -> None:
         if first in ("", "epoch", "batch", "logs"):
             told = f"takes {taken}, and fit calls it with ({', '.join(wanted)})"
             raise ConfigurationError(f"{type(one).__name__}.{name} {told}")
+
+
+def check_order(what: str, function: Any) -> Any:
+    """The function, a loss or a metric. ConfigurationError where it takes (y_true, y_pred), Keras' order."""
+    try:
+        names = list(inspect.signature(function).parameters)
+    except (TypeError, ValueError):  # of some that are written in C
+        return function
+    if names and names[0] in ("y_true", "target", "targets", "label", "labels"):
+        told = f"and takes ({', '.join(names)}): turn them round, def {what}(output, {names[0]})"
+        raise ConfigurationError(f"a {what} of your own is called with (output, target), {told}; {PAGE}")
+    return function
 
 
 def unknown(what: str, given: Any, known: Collection[str], rest: str = "") -> str:

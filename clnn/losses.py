@@ -20,7 +20,7 @@ from .arrays import where
 from .checks import in_range, numbers, whole
 from .data.validate import check_labels
 from .errors import ClnnError, ConfigurationError, DataError, ShapeError
-from .foreign import unknown
+from .foreign import check_order, unknown
 from .ops.aggregate import reduce
 from .ops.array import Array
 from .ops.elementwise import binary
@@ -631,7 +631,7 @@ def find_loss(which: Any) -> Any:
                 "__call__: override that, with the name of one of clnn's losses, or derive the class from nothing, and its "
                 "__call__(output, target) is the loss"
             )
-        return which
+        return check_order("loss", which)
     if not isinstance(which, str) or which not in LOSSES:
         raise ConfigurationError(unknown("loss", which, LOSSES))
     return LOSSES[which]()

@@ -18,7 +18,7 @@ from . import notebook
 from .checks import check_count, numbers, whole
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
-from .foreign import unknown
+from .foreign import check_order, unknown
 from .losses import host_target
 from .ops.array import check_float, empty
 from .ops.loss import yes_above
@@ -92,12 +92,13 @@ def _target(output: Tensor, target: Any) -> Tensor:
 def find_metric(which: str | Metric) -> Metric:
     """A metric by name ("accuracy", "top_5"), or a function as it is."""
     if callable(which):
-        return which
+        return check_order("metric", which)
     if which == "accuracy":
         return accuracy
     if isinstance(which, str) and (match := re.fullmatch(r"top_(\d+)", which)):
         return top_k(int(match.group(1)))
-    raise ConfigurationError(unknown("metric", which, ["accuracy"], " and top_<k>, such as top_5"))
+    rest = " and top_<k>, such as top_5, or a function, as clnn.losses.mae; clnn.metrics.report has f1 and others"
+    raise ConfigurationError(unknown("metric", which, ["accuracy"], rest))
 
 
 def find_metrics(which: Sequence[str | Metric] | None) -> list[Metric]:

@@ -24,7 +24,7 @@ from .optim import Optimizer
 from .parameters import consolidate, count
 from .random import drawing_from
 from .runtime.device import Device
-from .runtime.devices.choice import resolve
+from .runtime.devices.choice import device, resolve
 from .runtime.lock import exclusive
 from .storage import storage_named, storing
 from .tape import no_grad
@@ -354,14 +354,11 @@ class Sequential(Model):
         self.layers = list(layers) if isinstance(layers, Iterable) else [layers]
         wrong = [layer for layer in self.layers if not isinstance(layer, Layer)]
         if not self.layers or wrong or isinstance(layers, Layer):
-            raise ConfigurationError(
-                f"Sequential takes a list of one or more layers{f', not {(wrong or self.layers)[0]!r}' if self.layers else ''}"
-            )
+            given = f", not {(wrong or self.layers)[0]!r}; inputs' shape goes to input_shape" if self.layers else ""
+            raise ConfigurationError(f"Sequential takes a list of one or more layers{given}")
         list(self.layers_inside())  # an error where they are nested too deep
         name_layers(self.layers)
         self.seed = seed
-        from .runtime.devices.choice import device
-
         self.dtype = np.dtype(dtype)
         if self.dtype not in (np.float32, np.float64):
             raise ConfigurationError(f"a model's dtype is float32 or float64, {dtype!r} was provided instead")

@@ -49,6 +49,9 @@ NET = clnn.Sequential([clnn.Dense(2)])
         (lambda: clnn.EarlyStopping(restore_best_weights=True), "EarlyStopping takes restore_best, not restore_best_w"),
         (lambda: clnn.Checkpoint("run", save_best_only=True), "Checkpoint takes best_only, not save_best_only"),
         (lambda: clnn.TensorBoard(log_dir="run"), "TensorBoard takes folder, not log_dir"),
+        (lambda: clnn.Dense(3, input_dim=4), "Dense takes no input_dim: give input_shape to Sequential"),
+        (lambda: clnn.Embedding(input_dim=9, output_dim=2), "Embedding takes tokens, not input_dim"),
+        (lambda: clnn.losses.CrossEntropy(from_logits=True), "CrossEntropy takes no from_logits: leave it out"),
         (lambda: NET.fit([[1.0]], [0], verbose=0), "fit takes progress, not verbose"),
         (lambda: NET.fit([[1.0]], [0], validation_data=None), "fit takes validation, not validation_data"),
         (lambda: NET.fit([[1.0]], [0], epoch=3), "fit takes no epoch, perhaps epochs"),
@@ -76,6 +79,11 @@ def test_arguments(make, told):
         (lambda: clnn.losses.find_loss(None), "there is no loss None; the known"),
         (lambda: clnn.optim.find_optimizer("adm"), "; 'adam' may be meant"),
         (lambda: clnn.metrics.find_metric("acc"), "the known ones are accuracy and top_<k>.*; 'accuracy' may be meant"),
+        (lambda: clnn.metrics.find_metric("mae"), r"or a function, as clnn.losses.mae; clnn.metrics.report has f1"),
+        (
+            lambda: clnn.Sequential([clnn.Input(3), clnn.Dense(2)]),
+            "not <.* from Input>; inputs' shape goes to input_shape",
+        ),
         (lambda: clnn.Dense(3, "ReLU"), "; 'relu' may be meant"),
         (lambda: clnn.Dense(3, clnn.relu), "; 'relu' may be meant"),
         (lambda: clnn.Dense(784, 100), "there is no activation 100; .*; sizes of inputs are found"),
@@ -87,6 +95,24 @@ def test_arguments(make, told):
 def test_values_by_name(make, told):
     with pytest.raises(clnn.ConfigurationError, match=told):
         make()
+
+
+class Swapped:
+    def __call__(self, targets, outputs):
+        return ((targets - outputs) ** 2).mean()
+
+
+@pytest.mark.parametrize(
+    "mine", [lambda y_true, y_pred: (y_true - y_pred).mean(), lambda target, output, power=2: target, Swapped()]
+)
+def test_a_loss_or_a_metric_in_the_order_of_keras(mine):
+    """The outputs come first here: a loss that weighs too much and too little apart learned the opposite."""
+    x, y = np.ones((4, 1)), np.ones((4, 2))
+    for options in ({"loss": mine}, {"loss": "mse", "metrics": [mine]}):
+        with pytest.raises(clnn.ConfigurationError, match=r"is called with \(output, target\), .*turn them round"):
+            NET.fit(x, y, optimizer="sgd", **options)
+    for right in (lambda y_pred, y_true: y_pred, max, clnn.losses.mse, lambda *both: both[0]):
+        assert clnn.losses.find_loss(right) is right and clnn.metrics.find_metric(right) is right
 
 
 def test_no_error_of_pythons_own_has_a_private_name():
@@ -110,7 +136,9 @@ def test_no_table_names_an_argument_that_is_taken(kind):
     "name, told",
     [
         ("Conv2d", "clnn.Conv2D"), ("ConvTranspose2d", "clnn.Conv2DTranspose"), ("MaxPooling2D", "clnn.MaxPool2D"),
-        ("BatchNorm2d", "clnn.BatchNorm;"), ("BatchNormalization", "clnn.BatchNorm"), ("nn", "clnn.Dense"),
+        ("BatchNorm2d", "clnn.BatchNorm;"), ("keras", "clnn.Dense"), ("RMSNormalization", "clnn.RMSNorm"), ("SELU", '"selu"'),
+        ("initializers", 'weight_init="he_normal"'), ("RandomFlip", "clnn.data.augment"), ("Rescaling", "x / 255"),
+        ("BatchNormalization", "clnn.BatchNorm"), ("nn", "clnn.Dense"),
         ("GlobalAveragePooling2D", "clnn.GlobalAvgPool;"), ("ZeroPadding2D", "clnn.Padding"),
         ("CrossEntropyLoss", "cross_entropy"),
         ("Module", "clnn.Model"), ("UpSampling2D", "clnn.UpSampling"), ("Dens", "did you mean clnn.Dense"),

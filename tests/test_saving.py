@@ -805,3 +805,25 @@ def test_save_takes_an_optimizer(wrong, device, tmp_path):
             net.save(tmp_path / "a", optimizer=one)
         own_loop(other, optimizer, np.ones((4, 3), np.float32), np.ones((4, 2), np.float32), 1)
     assert not (tmp_path / "a").exists()
+
+
+@pytest.mark.parametrize(
+    "name, remedy", [("a.onnx", "clnn.onnx.load"), ("a.keras", "clnn.interop"), ("a.PT", "interop")]
+)
+def test_files_of_other_libraries_are_told_how_they_come_in(device, tmp_path, name, remedy):
+    (tmp_path / name).write_bytes(b"PK\3\4" * 30)
+    with pytest.raises(clnn.CheckpointError, match=rf"{name} is no model file of clnn.*{remedy}"):
+        clnn.load(tmp_path / name)
+
+
+def test_save_writes_no_file_that_is_called_onnx(device, tmp_path):
+    """Its own format under that name was refused by `clnn serve`, `clnn predict` and every reader of ONNX."""
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+    with pytest.raises(clnn.CheckpointError, match=r"clnn.onnx.save\(net, path\) writes one"):
+        net.save(tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_not_said_to_be_missing(device, tmp_path):
+    with pytest.raises(clnn.CheckpointError, match="is no file, but a folder"):
+        clnn.load(tmp_path)

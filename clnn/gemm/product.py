@@ -102,8 +102,8 @@ class Product(NamedTuple):
 
     There are `batch` such products; `steps` lead from one A, B, C to the next (0: it is the same one for all).
 
-    `scale` holds alpha and beta (None: 1 and 0). `saved` (m, n) takes the value before the activation. With `derivative`
-    it is read instead: the product is multiplied by the activation's derivative there, and no activation is applied.
+    `scale` holds alpha and beta (None: 1 and 0). `saved` (m, n) takes the activation's derivative, where C does not tell it. With
+    `derivative` it is read: the product is multiplied by the derivative of `activation` there, and no activation is applied.
     `rows` says that A is `rows.source`, a whole data set, and which of its rows count; only `tile` can do that.
     `sums` = (D, scale) adds D (n) = alpha * column sums of B (k, n) + beta * D, B not transposed."""
 

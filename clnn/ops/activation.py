@@ -79,8 +79,8 @@ def activation_name(name: str | None) -> str:
 
 def end_with(y: Array, name: str, keep: bool) -> Array | None:
     """Record on `y`, an op's output, that its launch ends with the activation `name`. The op's backward closure then gets the
-    gradient at the activation's input. Returns the array in which the launch must keep the derivative, or None if that is one of
-    y or `keep` is false."""
+    gradient at the activation's input. Returns the array in which the launch must keep the derivative; None without `keep`, and
+    where y tells it."""
     y.made_by = name
     if name == "linear":
         return None

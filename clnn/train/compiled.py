@@ -66,8 +66,8 @@ class Compiled:
         for array, (shape, _) in zip(arrays, self.forms):
             if array.shape != shape:
                 raise ShapeError(
-                    f"this model was compiled for inputs of shape {shape}, and {array.shape} was given: compile it for another "
-                    "batch_size, or use predict"
+                    f"this model was compiled for inputs of shape {shape}, and {array.shape} was given: x[None] is a batch of "
+                    "one sample, compiled(batch_size=...) is for more, and predict takes any shape that the layers take"
                 )
         return arrays
 

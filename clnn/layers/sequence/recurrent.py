@@ -109,7 +109,8 @@ class _Recurrent(Layer):
     def build(self, *shapes: tuple[int, ...]) -> None:
         shape, gates = shapes[0], GATES[self.kind]
         if len(shape) != 2:
-            raise self.wrong_shape(f"an input is (batch, steps, features), and this one has the shape {(None, *shape)}")
+            why = "a recurrent layer before it needs return_sequences=True, and tokens need an Embedding"
+            raise self.wrong_shape(f"an input is (batch, steps, features), not {(None, *shape)}: {why}")
         self.w = self.parameter((shape[1], gates * self.units), self.weight_init)
         self.u = self.parameter((self.units, gates * self.units), self.recurrent_init)
         self.b = self.parameter((gates * self.units,), self._first_bias()) if self.use_bias else None
