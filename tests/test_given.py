@@ -872,6 +872,7 @@ def test_confusion_of_small_integers(device):
     [
         ({"callbacks": [clnn.EarlyStopping]}, "callbacks is a list of clnn.Callback objects"),
         ({"callbacks": [print]}, "callbacks is a list of clnn.Callback objects"),
+        ({"callbacks": [clnn.Cosine(0.1)]}, r"not Cosine\(lr=0.1, .*\); schedules go to lr"),
         ({"validation_split": "0.2"}, r"validation_split should be in \[0, 1\), '0.2'"),
         ({"loss": ["mse"]}, "there is no loss"), ({"loss": losses.MeanSquaredError}, "there is no loss"),
         ({"loss": {"loss": "nope"}}, "there is no loss"), ({"optimizer": ["sgd"]}, "there is no optimizer"),
