@@ -476,6 +476,7 @@ def load(path: str | Path) -> Any:
                 trained = sorted(model.named_parameters(), key=lambda named: not named[1].trainable)
                 if len({key.partition(".")[0] for key in kept}) == sum(p.trainable for _, p in trained):
                     saved["names"] = [name for name, _ in trained]
+            optimizer._given = tuple(p for p in model.parameters() if p.name in saved.get("names", ()))
             optimizer.load_state_dict({**saved, "arrays": kept})
         except (KeyError, TypeError, ValueError, CheckpointError) as error:  # ConfigurationError is a ValueError
             raise CheckpointError(f"{path}: the optimizer does not fit this version of clnn: {error}") from error

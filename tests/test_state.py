@@ -120,6 +120,78 @@ def test_an_error_before_the_backward_pass_loses_nothing(device, rng, wrong, opt
     assert nets[0].optimizer.steps == nets[1].optimizer.steps
 
 
+def another_head(net):
+    clnn.seed(5)
+    net.layers[-1] = clnn.Dense(2)
+    net.layers[-1].name = "head"
+    net(np.zeros((1, 3)))  # it draws its weights
+
+
+def a_layer_more(net):
+    clnn.seed(5)
+    net.layers.append(clnn.Dense(2))
+    net.layers[-1].name = "more"
+    net(np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize("rule", ["momentum", "nesterov ema", "adam"])
+@pytest.mark.parametrize("way", ["loaded", "copied", "loaded after"])
+@pytest.mark.parametrize("change", [another_head, a_layer_more])
+def test_a_layer_that_is_new_begins_anew_where_others_go_on(device, rng, tmp_path, rule, way, change):
+    """Also where a model was loaded or copied meanwhile: what the optimizer knew of the layer before is not the new one's."""
+    x, y = data(rng)
+    net = net_of()
+    net.fit(x, y, optimizer=RULES[rule](), epochs=2, **FIT)
+    if "after" in way:
+        change(net)
+        net.save(tmp_path / "net")
+        again = clnn.load(tmp_path / "net")
+    else:
+        net.save(tmp_path / "net")
+        again = clnn.load(tmp_path / "net") if way == "loaded" else copy.deepcopy(net)
+        change(net)
+        change(again)
+    for model in (net, again):
+        model.fit(x, y, optimizer=model.optimizer, epochs=2, **FIT)
+    assert_same(net, again)
+    again.save(tmp_path / "once more")
+    net, again = again, clnn.load(tmp_path / "once more")
+    for model in (net, again):
+        model.fit(x, y, optimizer=model.optimizer, epochs=2, **FIT)
+    assert_same(net, again)
+
+
+def test_what_waits_for_a_frozen_layer_is_not_for_the_one_in_its_place(device, rng, tmp_path):
+    x, y = data(rng)
+    net = net_of()
+    net.fit(x, y, optimizer=clnn.SGD(0.05, momentum=0.9), epochs=2, **FIT)
+    net.save(tmp_path / "net")
+    again = clnn.load(tmp_path / "net")
+    for model in (net, again):
+        model.layers[-1].trainable = False
+        model.fit(x, y, optimizer=model.optimizer, epochs=1, **FIT)
+        another_head(model)
+        model.fit(x, y, optimizer=model.optimizer, epochs=2, **FIT)
+    assert_same(net, again)
+
+
+@pytest.mark.parametrize("between", [False, True])
+def test_a_copy_of_an_optimizer_is_saved_with_its_state(device, rng, tmp_path, between):
+    """Also after it was trained with another model."""
+    x, y = data(rng)
+    net, one = net_of(), clnn.Adam(clnn.schedules.Exponential(0.01, 0.9))
+    net.fit(x, y, optimizer=one, epochs=2, **FIT)
+    if between:
+        net_of(4).fit(x, y, optimizer=one, epochs=1, **FIT)
+        net.fit(x, y, optimizer=one, epochs=0, **FIT)
+    net.save(tmp_path / "net", optimizer=copy.deepcopy(one))
+    again = clnn.load(tmp_path / "net")
+    assert again.optimizer.steps == one.steps == 6
+    for model, optimizer in ((net, one), (again, again.optimizer)):
+        model.fit(x, y, optimizer=optimizer, epochs=2, **FIT)
+    assert_same(net, again)
+
+
 @clnn.register
 class Gated(clnn.Layer):
     """Layers inside, and a parameter beside them; `depth` of them in each other."""

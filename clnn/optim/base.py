@@ -54,7 +54,7 @@ class _Left(NamedTuple):
     epochs: int = 0
     lr: Any = None
     schedule: dict[str, Any] | None = None  # the state of its schedule
-    waiting: dict[tuple[str, str], np.ndarray] = {}  # what was loaded for parameters that are frozen
+    waiting: dict[Any, np.ndarray] = {}  # what was loaded for parameters that are frozen
     passed: tuple[int, int] | None = None
 
 
@@ -312,6 +312,7 @@ class Optimizer(Watched):
         wanted = [p for p in given if p.trainable]
         if not wanted:
             raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
+        loaded = None if self._loaded is None else fitting(self._loaded, given, self._given)
         before, self._given = self._given, given
         if (
             self._runs is not None
@@ -328,7 +329,6 @@ class Optimizer(Watched):
                     f"optimizer.zero_grad() came when the optimizer did not know {p.name or 'a parameter'} yet, which still has "
                     "a gradient from before: call optimizer.zero_grad(net.parameters()) or net.zero_grad()"
                 )
-        loaded = fitting(self._loaded, given) if self._loaded is not None else None
         consolidate(wanted)
         kept, stores = self._kept, list(dict.fromkeys(p.store for p in wanted))
         if set(given).isdisjoint((*before, *kept.places)) and set(stores).isdisjoint(kept.stores):
@@ -343,7 +343,7 @@ class Optimizer(Watched):
         if loaded is not None:
             self._loaded, kept.waiting = None, loaded
             kept.clear()
-        kept.take_up(wanted, names_of(given), self._wanted())
+        kept.take_up(wanted, self._wanted())
 
     def has_met(self, parameters: Sequence[Parameter]) -> bool:
         """Whether it has stepped, or was loaded with, a model of these parameters."""
@@ -616,21 +616,21 @@ class Optimizer(Watched):
         given, listed, passed = self._given, list(dict.fromkeys((*self.parameters, *self._given))), self.passed
         steps, epochs, waiting = self._rates.steps, self.epochs, self._kept.waiting
         schedule = self.lr.state_dict() if isinstance(self.lr, Schedule) else None
-        if theirs and given and not any(p in theirs for p in given):  # another model than that of the last step
-            given = tuple(theirs)
-            left = self._left_with(given)
+        apart = not any(p in theirs for p in given)
+        left = self._left_with([*theirs]) if theirs and given and apart else None
+        if left is not None and (self._loaded is None or left.steps):  # another model than that of the last step
             listed, steps, epochs, waiting, passed = list(theirs), left.steps, left.epochs, left.waiting, left.passed
             schedule = schedule and left.schedule
         elif self._loaded is not None:  # no parameters were attached since
             found = {**self._loaded, **({"schedule": schedule} if schedule else {})}
-            return renamed(found, names_of(given or tuple(theirs)), theirs) if theirs and "names" in found else found
+            own = names_of([*theirs] if apart else given)
+            return renamed(found, own, theirs) if theirs and "names" in found else found
         elif theirs:  # without those of layers that are gone
             listed = [p for p in listed if p in theirs]
-        own, states, wanted = names_of(given), list(self.states), self._wanted()
-        called = own | theirs
+        called, states, wanted = theirs or names_of(given), list(self.states), self._wanted()
         arrays: dict[str, np.ndarray] = {}
         for index, p in enumerate(listed):
-            held = {name: waiting[own[p], name] for name in wanted if (own[p], name) in waiting}
+            held = {name: waiting[weakref.ref(p), name] for name in wanted if (weakref.ref(p), name) in waiting}
             held = self._kept.read(p, [name for name in wanted if name not in held]) | held
             keys = {name: f"{index}.{states.index(name) if name in states else name}" for name in wanted}
             arrays |= {keys[name]: held[name] for name in wanted if name in held}

@@ -28,8 +28,8 @@ class Kept(Restored):
         self.places: dict[Parameter, tuple[Store, int]] = {}  # of the parameters of this model
         self._elsewhere: dict[int, tuple[weakref.ref[Parameter], Store, int]] = {}  # of other models', by id
         self._blocks: weakref.WeakKeyDictionary[Store, dict[str, Block]] = weakref.WeakKeyDictionary()
-        # by name of parameter and buffer: loaded for parameters that have been frozen since
-        self.waiting: dict[tuple[str, str], np.ndarray] = {}
+        # by parameter and name of buffer: loaded for parameters that have been frozen since
+        self.waiting: dict[Any, np.ndarray] = {}
 
     # -- buffers ------------------------------------------------------------------------------------------------------
     def block(self, store: Store, name: str) -> Block:
@@ -124,11 +124,11 @@ class Kept(Restored):
         where = store.device  # not p's, which may have moved since
         return {name: where.read(view, np.empty(p.shape, p.dtype)) for name, view in views.items()}
 
-    def take_up(self, parameters: Iterable[Parameter], called: dict[Parameter, str], names: Sequence[str]) -> None:
+    def take_up(self, parameters: Iterable[Parameter], names: Sequence[str]) -> None:
         """Bring what waits for these parameters to them."""
         for p in parameters:
             for name in names:
-                array = self.waiting.pop((called[p], name), None)
+                array = self.waiting.pop((weakref.ref(p), name), None)
                 if array is not None:
                     if p.store.velocity_of is self:
                         self.separate(p.store)
@@ -148,10 +148,12 @@ def names_of(parameters: Sequence[Parameter]) -> dict[Parameter, str]:
     return {p: p.name if unique else str(i) for i, p in enumerate(parameters)}
 
 
-def fitting(state: dict[str, Any], parameters: Sequence[Parameter]) -> dict[tuple[str, str], np.ndarray]:
-    """The arrays of a state by names of parameters and of buffers, if it is one of these parameters."""
-    arrays, names = state["arrays"], names_of(parameters)
-    saved = state.get("names")
+def fitting(state: dict[str, Any], now: Sequence[Parameter], before: Sequence[Parameter]) -> dict[Any, np.ndarray]:
+    """The arrays of a state by parameters, as weak references, and names of buffers, if it is one of those of `now`; or, where
+    some of them have been replaced since it was loaded, of those `before`: what came in their place begins anew."""
+    arrays, saved, names = state["arrays"], state.get("names"), names_of(before)
+    if names.keys().isdisjoint(now) or {*names.values()} != {*(saved or ())}:
+        names = names_of(now)
     if saved is None:  # of an earlier version, which kept what was trainable, in order
         saved = [name for p, name in names.items() if p.trainable]
         count = len({key.partition(".")[0] for key in arrays})
@@ -165,16 +167,14 @@ def fitting(state: dict[str, Any], parameters: Sequence[Parameter]) -> dict[tupl
             f"{missing}; only the parameters have {extra}. Give net.parameters(), those that are frozen as well, or a new "
             "optimizer"
         )
-    shapes = {name: p.shape for p, name in names.items()}
-    found = {}
+    owners, found = {name: p for p, name in names.items()}, {}
     for key, array in arrays.items():
         index, _, which = key.partition(".")
-        name = saved[int(index)]
-        if shapes[name] != array.shape:
-            raise ConfigurationError(
-                f"the optimizer's state {key} has the shape {array.shape}, its parameter {name} {shapes[name]}"
-            )
-        found[name, state["states"][int(which)] if which.isdigit() else which] = array
+        p = owners[saved[int(index)]]
+        if p.shape != array.shape:
+            told = f"the optimizer's state {key} has the shape {array.shape}, its parameter {names[p]} {p.shape}"
+            raise ConfigurationError(told)
+        found[weakref.ref(p), state["states"][int(which)] if which.isdigit() else which] = array
     return found
 
 
