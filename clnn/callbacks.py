@@ -81,11 +81,8 @@ def better_when(who: str, monitor: str, mode: str | None) -> str:
 def monitored(who: str, monitor: str, logs: dict[str, float]) -> float:
     """The value of that name."""
     if monitor not in logs:
-        held_out = "; those of held-out samples need validation= or validation_split="
-        raise ConfigurationError(
-            f"{who}: nothing called {monitor!r} is measured, only {', '.join(logs)}"
-            f"{held_out if monitor.startswith('val_') else ''}"
-        )
+        more = "; those of held-out samples need validation= or validation_split=" if monitor.startswith("val_") else ""
+        raise ConfigurationError(f"{who}: nothing called {monitor!r} is measured, only {', '.join(logs)}{more}")
     return logs[monitor]
 
 
@@ -349,21 +346,23 @@ class GradientNorms(Callback):
         xs, y, sample_weight = self._data
         everything = model.parameters()
         parameters = [p for p in everything if p.trainable]
-        ignore = getattr(model.loss, "ignore_index", None)
-        counting = (lambda t: len(t)) if ignore is None else lambda t: np.count_nonzero(t != ignore)
+        counts = y != getattr(model.loss, "ignore_index", None)  # all, where none is ignored
+        states = [(one, one._copied_states()) for one in model.stateful_layers()]
         with gradients_aside(parameters), statistics_kept(everything), drawing_from(Generator(model.device, 0)):
             for start in range(0, len(y), self.batch_size):
                 part = slice(start, start + self.batch_size)
                 more = () if sample_weight is None else (sample_weight[part],)
                 target = tensor(y[part], None if y.dtype.kind in "iub" else model.dtype, model.device)
                 loss = model.loss(model(*[x[part] for x in xs]), target, *more)
-                loss.backward(np.full(loss.shape, counting(y[part]) / max(1, counting(y)), model.dtype))
+                loss.backward(np.full(loss.shape, counts[part].sum() / max(1, counts.sum()), model.dtype))
             for name, own in _by_layer(model).items():
                 for history, axes in ((self.history, (0, 1)), (self.weights, range(2, 9))):
                     there = [p for p in own if p.trainable and p.ndim in axes]
                     if there:  # on the host and in float64, where the square of a vanishing gradient is not 0
                         gradients = [0.0 if p.grad is None else p.grad.numpy().astype(np.float64) for p in there]
                         history.setdefault(name, []).append(math.hypot(*map(np.linalg.norm, map(np.ravel, gradients))))
+        for one, before in states:
+            one._take_states(before)
 
 
 def _by_layer(model: Layer) -> dict[str, list[Parameter]]:

@@ -259,6 +259,18 @@ def test_training_is_not_disturbed(device, rng, make, record):
     assert np.array_equal(found[0], found[1]) and np.array_equal(found[0], found[2])
 
 
+def test_training_of_stateful_layers_is_not_disturbed(device, rng):
+    """Their states are after a measurement as before it."""
+    x, y = rng.standard_normal((8, 3, 2)).astype(np.float32), rng.integers(0, 3, 8)
+    found = []
+    for callbacks in ([], [clnn.GradientNorms(batch_size=4)]):
+        net = net_on(device, clnn.SimpleRNN(5, stateful=True), clnn.Dense(3), input_shape=(3, 2))
+        how = {"optimizer": clnn.SGD(0.1), "batch_size": 4, "shuffle": False, "progress": False}
+        net.fit(x, y, loss="cross_entropy", epochs=4, callbacks=callbacks, **how)
+        found.append(weights(net))
+    assert np.array_equal(*found)
+
+
 @pytest.mark.parametrize("weighted", [False, True])
 def test_norms_are_numpys(device, rng, weighted):
     """Of all samples together, whatever the batch; a learning rate of 0 keeps the weights where they are."""
