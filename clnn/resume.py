@@ -50,14 +50,9 @@ class Checkpoint(Callback):
         self._under_way: dict[str, Any] = {}
 
     def begins(
-        self,
-        told: dict[str, Any],
-        history: dict[str, list[float]],
-        others: Sequence[Any],
-        source: Path | None,
-        done: int,
+        self, told: dict[str, Any], history: dict[str, list[float]], others: Sequence[Any], source: Path | None, done: int,
         world: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         """A fit begins, with these settings, and goes on from a file, of so many epochs, or None: said by `fit`."""
         try:
             here = self.folder.resolve()
@@ -116,10 +111,11 @@ class Checkpoint(Callback):
             return
         arrays: dict[str, np.ndarray] = {}
         callbacks: list[dict[str, Any]] = []
+        for i, one in enumerate(model.stateful_layers()):
+            arrays |= {f"carried.{i}.{j}": state.numpy() for j, state in enumerate(one.carried)}
         for one in self._under_way["others"]:
             if state := one.state_dict():
-                number = len(callbacks)
-                arrays |= {f"callback.{number}.{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
+                arrays |= {f"callback.{len(callbacks)}.{k}": v for k, v in state.items() if isinstance(v, np.ndarray)}
                 rest = {k: v for k, v in state.items() if not isinstance(v, np.ndarray)}
                 callbacks.append({"class": type(one).__name__, "state": rest})
         run = {
@@ -184,9 +180,8 @@ def told_of_fit(
     """What has to be the same where a fit goes on, as JSON gives it back. `measured`: the outputs' names, of which of them the
     accuracy is reported, and the metrics."""
     names, hits, metrics = measured
-    reported = {f"{name}_accuracy".removeprefix("_") for name, hit in zip(names, hits) if hit} | {
-        *map(metric_name, metrics)
-    }
+    reported = {f"{name}_accuracy".removeprefix("_") for name, hit in zip(names, hits) if hit}
+    reported.update(map(metric_name, metrics))
     if class_weight is not None and not isinstance(class_weight, str):
         class_weight = {str(int(label)): float(weight) for label, weight in class_weight.items()}
     told: dict[str, Any] = {"mini-batch": mini_batch, "shuffle": shuffle, "seed": seed}
@@ -268,6 +263,11 @@ class Resumed:
             was = first.get(name, value)  # a name stands for a schedule that the file has only a number of
             if value != was and not (isinstance(was, str) and isinstance(value, float)):  # a callback had set it
                 setattr(optimizer, name, value)
+        for i, one in enumerate(model.stateful_layers()):
+            carried = self._part(f"carried.{i}.")
+            one._reset_states(next(map(len, carried.values()), None))
+            for j, state in carried.items():
+                one.device.upload(np.ascontiguousarray(state), one._states_of(len(state))[int(j)].block)
         optimizer.load_state_dict({**self.header["optimizer"], "arrays": self._part("optimizer.")})
         history.update({name: [*map(float, values)] for name, values in self.run["history"].items()})
 

@@ -60,6 +60,31 @@ def same(one, two):
     assert net.optimizer.steps == other.optimizer.steps and net.optimizer.epochs == other.optimizer.epochs
 
 
+@pytest.mark.parametrize("kind", [clnn.LSTM, clnn.GRU])
+def test_states_that_layers_carry_on_are_those_of_the_checkpoint(device, rng, tmp_path, kind):
+    """In a new model, and in the one that went on after its last checkpoint."""
+    x, y = rng.random((8, 3, 2)).astype(np.float32), rng.integers(0, 3, 8)
+
+    def run(folder, net, epochs, callbacks=(), **options):
+        how = {"optimizer": clnn.Adam(0.05), "batch_size": 4, "shuffle": False, "progress": False}
+        saving = clnn.Checkpoint(tmp_path / folder)
+        history = net.fit(x, y, loss="cross_entropy", epochs=epochs, callbacks=[*callbacks, saving], **how, **options)
+        return net, history.history
+
+    def made():
+        return clnn.Sequential([kind(4, stateful=True), clnn.Dense(3)], input_shape=(3, 2), seed=1)
+
+    whole, crashed = run("whole", made(), 5), made()
+    with pytest.raises(Crash):
+        run("broken", crashed, 5, [CrashAfter(2)])
+    crashed.predict(x, batch_size=4)
+    (tmp_path / "again").mkdir()
+    for file in (tmp_path / "broken").iterdir():
+        (tmp_path / "again" / file.name).write_bytes(file.read_bytes())
+    same(whole, run("broken", crashed, 5, resume=tmp_path / "broken"))
+    same(whole, run("again", made(), 5, resume=tmp_path / "again"))
+
+
 @pytest.mark.parametrize(
     "optimizer",
     [

@@ -282,7 +282,7 @@ class SimpleRNN(_Recurrent):
     backpropagation through time; Williams and Peng 1990). All calls carry the state on, those of fit, evaluate and predict alike,
     and epochs too: a callback may call `reset_states()` in on_epoch_begin. Batches have one size (ShapeError for another;
     `reset_states(batch_size=8)` begins with one), so fit takes shuffle=False, samples in whole batches, and no validation
-    (ConfigurationError). States are neither saved nor copied.
+    (ConfigurationError). States are neither copied nor saved, but by a `Checkpoint`.
     """
 
 
