@@ -145,10 +145,10 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
     sum = sum * shrink + sum_of_lanes(part);
     top = high;
     for (int c = 0; c < DV; c += VW) {
-      T out = VLOAD(0, O + c) * shrink;
+      T out = (T)(0);
       global const real *value = V_OF(b, g) + (size_t)j0 * V_ROW + c;
       for (int j = 0; j < kn; j++, value += V_ROW) out += S[j] * VLOAD(0, value);
-      VSTORE(out, 0, O + c);
+      VSTORE(VLOAD(0, O + c) * shrink + out, 0, O + c);
     }
   }
   global real *to = o + AT_O(b, h) + (size_t)i * O_ROW;
@@ -387,6 +387,8 @@ kernel GROUP_SIZE void attention_backward_k(BACKWARD_ARGS, global real *dk, glob
 // ---- for GPUs ----------------------------------------------------------------------------------------------------------
 #define UNROLL _Pragma("unroll")
 #define LOAD(to, from, n) UNROLL for (int c_ = 0; c_ < (n); c_++) (to)[c_] = (from)[c_];
+// Sums of a span are in registers, those of all spans in memory (long sums: common.cl)
+#define EACH_SPAN_OF(from, until) int first = (from), end = (until); first < end; first += SPAN
 static inline real inner(const real *a, global const real *b) { real s = 0; UNROLL for (int c = 0; c < D; c++) s += a[c] * b[c]; return s; }
 static inline real dot_v(const real *a, global const real *b) { real s = 0; UNROLL for (int c = 0; c < DV; c++) s += a[c] * b[c]; return s; }
 
@@ -397,19 +399,26 @@ kernel void attention_forward(int batch, HEADS_ARGS, global real *o, global real
   if (b >= batch) return;
   real mine[D], out[DV], top = -INFINITY, sum = 0;
   global real *to = o + AT_O(b, h) + (size_t)i * O_ROW;
-  const int on = p.sa > 0 && lse[(size_t)bh * Tq + i] != INFINITY;  // some keys before this piece count: o is their mean
   LOAD(mine, Q_OF(b, h) + (size_t)i * Q_ROW, D)
-  UNROLL for (int c = 0; c < DV; c++) out[c] = on ? to[c] : 0;
-  if (on) { top = lse[(size_t)bh * Tq + i]; sum = 1; }
-  for (int j = p.sa; j < min(p.sb, KEYS_OF(i)); j++) {
-    const real s = inner(mine, K_OF(b, g) + (size_t)j * K_ROW) * scale + MASK_AT(b, h, i, j), high = fmax(top, s);
-    const real by = high == -INFINITY ? 0 : high, shrink = exp(top - by), e = exp(s - by);
-    global const real *value = V_OF(b, g) + (size_t)j * V_ROW;
-    UNROLL for (int c = 0; c < DV; c++) out[c] = out[c] * shrink + e * value[c];
-    sum = sum * shrink + e;
-    top = high;
+  if (p.sa > 0 && lse[(size_t)bh * Tq + i] != INFINITY) { top = lse[(size_t)bh * Tq + i]; sum = 1; }  // o is the mean of keys before
+  else UNROLL for (int c = 0; c < DV; c++) to[c] = 0;
+  for (EACH_SPAN_OF(p.sa, min(p.sb, KEYS_OF(i)))) {
+    const real before = top;
+    real part = 0;
+    UNROLL for (int c = 0; c < DV; c++) out[c] = 0;
+    for (IN_SPAN(j, first, end)) {
+      const real s = inner(mine, K_OF(b, g) + (size_t)j * K_ROW) * scale + MASK_AT(b, h, i, j), high = fmax(top, s);
+      const real by = high == -INFINITY ? 0 : high, shrink = exp(top - by), e = exp(s - by);
+      global const real *value = V_OF(b, g) + (size_t)j * V_ROW;
+      UNROLL for (int c = 0; c < DV; c++) out[c] = out[c] * shrink + e * value[c];
+      part = part * shrink + e;
+      top = high;
+    }
+    const real shrink = exp(before - (top == -INFINITY ? 0 : top));
+    UNROLL for (int c = 0; c < DV; c++) to[c] = to[c] * shrink + out[c];
+    sum = sum * shrink + part;
   }
-  UNROLL for (int c = 0; c < DV; c++) to[c] = TOO_SHORT ? (real)NAN : sum == 0 ? 0 : out[c] / sum;
+  UNROLL for (int c = 0; c < DV; c++) to[c] = TOO_SHORT ? (real)NAN : sum == 0 ? 0 : to[c] / sum;
   if (lse) lse[(size_t)bh * Tq + i] = sum == 0 ? INFINITY : top + log(sum);
 }
 #endif
@@ -424,15 +433,18 @@ kernel void attention_backward_q(BACKWARD_ARGS, global real *dq) {
   LOAD(mine, Q_OF(b, h) + (size_t)i * Q_ROW, D)
   LOAD(slope, dy + at, DV)
   global real *to = dq + (size_t)b * p.s4 + (size_t)h * p.s5 + (size_t)i * Q_ROW;
-  UNROLL for (int c = 0; c < D; c++) sum[c] = 0;
+  if (!p.sa) UNROLL for (int c = 0; c < D; c++) to[c] = 0;
   const real delta = dot_v(slope, o + at), log_sum = lse[(size_t)bh * Tq + i];
-  for (int j = p.sa; j < min(p.sb, KEYS_OF(i)); j++) {
-    global const real *key = K_OF(b, g) + (size_t)j * K_ROW;
-    const real e = exp(inner(mine, key) * scale + MASK_AT(b, h, i, j) - log_sum);
-    const real d = e * (dot_v(slope, V_OF(b, g) + (size_t)j * V_ROW) - delta);
-    UNROLL for (int c = 0; c < D; c++) sum[c] += d * key[c];
+  for (EACH_SPAN_OF(p.sa, min(p.sb, KEYS_OF(i)))) {
+    UNROLL for (int c = 0; c < D; c++) sum[c] = 0;
+    for (IN_SPAN(j, first, end)) {
+      global const real *key = K_OF(b, g) + (size_t)j * K_ROW;
+      const real e = exp(inner(mine, key) * scale + MASK_AT(b, h, i, j) - log_sum);
+      const real d = e * (dot_v(slope, V_OF(b, g) + (size_t)j * V_ROW) - delta);
+      UNROLL for (int c = 0; c < D; c++) sum[c] += d * key[c];
+    }
+    UNROLL for (int c = 0; c < D; c++) to[c] += sum[c] * scale;
   }
-  UNROLL for (int c = 0; c < D; c++) to[c] = p.sa ? to[c] + sum[c] * scale : sum[c] * scale;
 }
 #endif
 #ifdef FOR_K
@@ -443,10 +455,15 @@ kernel void attention_backward_k(BACKWARD_ARGS, global real *dk, global real *dv
   real key[D], value[DV], sum_k[D], sum_v[DV];
   LOAD(key, K_OF(b, g) + (size_t)j * K_ROW, D)
   LOAD(value, V_OF(b, g) + (size_t)j * V_ROW, DV)
-  UNROLL for (int c = 0; c < D; c++) sum_k[c] = 0;
-  UNROLL for (int c = 0; c < DV; c++) sum_v[c] = 0;
-  if (j < n)
-    for (int h = g * (H / G); h < (g + 1) * (H / G); h++) for (int i = max(p.sa, FIRST_FOR(j)); i < min(p.sb, Tq); i++) {
+  global real *to_k = dk + (size_t)b * p.s7 + (size_t)g * p.s8 + (size_t)j * K_ROW, *to_v = dv + (size_t)b * r.s0 + (size_t)g * r.s1 + (size_t)j * V_ROW;
+  if (!p.sa) {
+    UNROLL for (int c = 0; c < D; c++) to_k[c] = 0;
+    UNROLL for (int c = 0; c < DV; c++) to_v[c] = 0;
+  }
+  for (int h = g * (H / G); h < (j < n ? (g + 1) * (H / G) : 0); h++) for (EACH_SPAN_OF(max(p.sa, FIRST_FOR(j)), min(p.sb, Tq))) {
+    UNROLL for (int c = 0; c < D; c++) sum_k[c] = 0;
+    UNROLL for (int c = 0; c < DV; c++) sum_v[c] = 0;
+    for (IN_SPAN(i, first, end)) {
       global const real *query = Q_OF(b, h) + (size_t)i * Q_ROW, *slope = dy + AT_O(b, h) + (size_t)i * O_ROW;
       global const real *out = o + AT_O(b, h) + (size_t)i * O_ROW;
       const real e = exp(inner(key, query) * scale + MASK_AT(b, h, i, j) - lse[((size_t)b * H + h) * Tq + i]);
@@ -455,9 +472,9 @@ kernel void attention_backward_k(BACKWARD_ARGS, global real *dk, global real *dv
       UNROLL for (int c = 0; c < DV; c++) sum_v[c] += e * slope[c];
       UNROLL for (int c = 0; c < D; c++) sum_k[c] += e * delta * query[c];
     }
-  global real *to_k = dk + (size_t)b * p.s7 + (size_t)g * p.s8 + (size_t)j * K_ROW, *to_v = dv + (size_t)b * r.s0 + (size_t)g * r.s1 + (size_t)j * V_ROW;
-  UNROLL for (int c = 0; c < D; c++) to_k[c] = p.sa ? to_k[c] + sum_k[c] * scale : sum_k[c] * scale;
-  UNROLL for (int c = 0; c < DV; c++) to_v[c] = p.sa ? to_v[c] + sum_v[c] : sum_v[c];
+    UNROLL for (int c = 0; c < D; c++) to_k[c] += sum_k[c] * scale;
+    UNROLL for (int c = 0; c < DV; c++) to_v[c] += sum_v[c];
+  }
 }
 #endif
 #endif

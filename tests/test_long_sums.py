@@ -442,3 +442,28 @@ def test_norms_of_gradients_and_weights(form):
     (p * 0.0).sum().backward()
     clnn.SGD(1.0).step([p])
     check(p.numpy(), 1e-3)
+
+
+@pytest.mark.parametrize("queries", [1, 5])
+def test_attention_to_many_keys(form, queries):
+    """The first key counts most, and the others in two groups, whose sums go off where they are added one by one."""
+    n = 10**5
+    score = np.where(np.arange(n) % 2, -0.5, 0.5)
+    score[0] = 3
+    value = np.where(np.arange(n) % 2, V, float(np.float32(0.7)))
+    q, k, v = (parameter(x.reshape(1, 1, -1, 1)) for x in (np.ones(queries), score, value))
+    y = clnn.scaled_dot_product_attention(q, k, v, scale=1.0)
+    y.backward(np.ones(y.shape, np.float32))
+    p = np.exp(score) / np.exp(score).sum()
+    check(y.numpy(), np.full(y.shape, p @ value), 2 * BOUND)
+    check(q.grad.numpy(), np.full(q.shape, p * (value - p @ value) @ score), 2 * BOUND)
+
+
+def test_attention_from_many_queries(form):
+    n, x = 10**5, float(np.float32(0.3))
+    score, value = x * np.array([0.125, 0.75]), np.array([0.25, 1.0])
+    q, k, v = (parameter(a.reshape(1, 1, -1, 1)) for a in (np.full(n, x), score / x, value))
+    clnn.scaled_dot_product_attention(q, k, v, scale=1.0).backward(np.full((1, 1, n, 1), VALUE))
+    p = np.exp(score) / np.exp(score).sum()
+    check(v.grad.numpy().ravel(), n * V * p)
+    check(k.grad.numpy().ravel(), n * V * x * p * (value - p @ value))
