@@ -16,7 +16,8 @@ from test_cli import run
 
 import clnn
 from clnn.errors import ConfigurationError
-from clnn.runtime.program import read_source
+from clnn.runtime import program
+from clnn.runtime.program import Programs, read_source
 from clnn.tools.verify import report
 from clnn.tools.verify import run as parent
 from clnn.tools.verify.checks import Checks
@@ -54,6 +55,32 @@ def test_every_family_is_right(device, name):
     assert 0 < checks.share < 0.5 or not checks.count, (
         "nearly wrong: bounds should leave room for other devices' rounding"
     )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("family", "file", "right", "wrong", "case"),
+    [
+        ("sequence", "recurrent", "vf * c_before + vi * vg", "vf * c_before + vi", "LSTM"),
+        ("sequence", "recurrent", "d[1] = d[2] * q *", "d[1] = d[2] *", "GRU"),
+        ("sequence", "index", "at == r || at == r - n", "at == r + 1", "elements that are named more than once"),
+        ("sequence", "index", "y[k] = WHOLE(sum) + part", "y[k] = WHOLE(sum)", "running sums"),
+        ("sequence", "index", "*= after", "*= 1", "products"),
+        ("sequence", "elementwise", "!= 0 ? A_OF(i) : B_OF(i)", "!= 0 ? B_OF(i) : A_OF(i)", "choices"),
+        ("optimizer", "optimizer", "norm > most ? most / norm : 1", "1", "SGD"),
+    ],
+)  # fmt: skip
+def test_a_kernel_that_computes_wrongly_is_noticed(device, monkeypatch, family, file, right, wrong, case):
+    read, said = read_source, []
+    assert right in read(file)
+
+    def broken(name, seen=None):
+        return read(name, seen).replace(right, wrong)
+
+    monkeypatch.setattr(program, "read_source", broken)
+    monkeypatch.setitem(vars(device), "programs", Programs(device.context, device.has_fp64, device.pocl_version))
+    FAMILIES[family].run(Checks(device, lambda **what: said.append(what)))
+    assert any(case in what["wrong"] for what in said if "wrong" in what)
 
 
 def test_every_kernel_file_is_in_a_family():

@@ -396,13 +396,13 @@ def _try(index: str) -> None:
 
 def _product(device: Any, engine: str) -> str:
     """A small product, with an odd edge everywhere, against NumPy's: what is wrong with it, or ""."""
+    from unittest.mock import patch
+
     import numpy as np
 
     from ..gemm import Product, Shape, gemm
 
-    asked = os.environ.get("CLNN_GEMM")
-    os.environ["CLNN_GEMM"] = engine
-    try:
+    with patch.dict(os.environ, CLNN_GEMM=engine):
         generator = np.random.default_rng(0)
         m, n, k = 67, 45, 33
         a, b = (generator.standard_normal(shape).astype(np.float32) for shape in ((m, k), (k, n)))
@@ -412,10 +412,6 @@ def _product(device: Any, engine: str) -> str:
         gemm(device, Product(Shape(m, n, k), on_a, on_b, on_c))
         worst = np.abs(device.read(on_c, np.empty((m, n), np.float32)) - a @ b).max()
         return "" if worst < 1e-3 else f"a product is wrong by {worst:.2g}"
-    finally:
-        os.environ.pop("CLNN_GEMM")
-        if asked is not None:
-            os.environ["CLNN_GEMM"] = asked
 
 
 # -- folders ----------------------------------------------------------------------------------------------------------

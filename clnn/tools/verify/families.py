@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
+import operator
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 
 from ... import layers, losses, metrics, optim
-from ...arrays import argsort, sort, take_rows
+from ...arrays import argsort, cumsum, gather, prod, sort, take_rows, where
 from ...attention import scaled_dot_product_attention
 from ...data import augment
 from ...functions import log_softmax, softmax
@@ -19,7 +21,7 @@ from ...gemm import Product, Scale, Shape, clblast, clblast_problem, engine_name
 from ...ops.activation import FUNCTIONS
 from ...ops.half import pack
 from ...ops.random import Generator, dropout, spatial_dropout
-from ...ops.sequence.recurrent import Cell, recurrent
+from ...ops.sequence.recurrent import GATES, Cell, recurrent
 from ...ops.sequence.sampling import Draws
 from ...step import step
 from ...tape import no_grad
@@ -62,20 +64,16 @@ def elementwise(c: Checks) -> None:
         with np.errstate(all="ignore"):
             c.close("y", function(c.tensor(special), name), ref.FUNCTIONS[name](special))
     a, b = np.abs(c.normal(33, 1031)) + 0.1, np.abs(c.normal(1031)) + 0.1
-    two: dict[str, tuple[Any, Any, Any]] = {
-        "+": (lambda a, b: a + b, lambda a, b: 1, lambda a, b: 1),
-        "-": (lambda a, b: a - b, lambda a, b: 1, lambda a, b: -1),
-        "*": (lambda a, b: a * b, lambda a, b: b, lambda a, b: a),
-        "/": (lambda a, b: a / b, lambda a, b: 1 / b, lambda a, b: -a / b**2),
-        "**": (lambda a, b: a**b, lambda a, b: b * a ** (b - 1), lambda a, b: a**b * np.log(a)),
-        "maximum": (lambda a, b: of_two("maximum", a, b), lambda a, b: a > b, lambda a, b: a <= b),
-        "minimum": (lambda a, b: of_two("minimum", a, b), lambda a, b: a < b, lambda a, b: a >= b),
-    }
-    for name, (f, da, db) in two.items():
+    two: dict[str, Any] = {
+        "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "**": operator.pow,
+        "maximum": partial(of_two, "maximum"), "minimum": partial(of_two, "minimum"),
+    }  # fmt: skip
+    for name, f in two.items():
         g = {"maximum": np.maximum, "minimum": np.minimum}.get(name, f)
 
-        def back(dy: np.ndarray, a: np.ndarray, b: np.ndarray, da: Any = da, db: Any = db) -> Any:
-            return _summed(dy * da(a, b), a), _summed(dy * db(a, b), b)
+        def back(dy: np.ndarray, a: np.ndarray, b: np.ndarray, g: Any = g) -> Any:  # slopes by complex steps
+            slopes = (g(a + 1e-30j, b), a), (g(a, b + 1e-30j), b)
+            return tuple(_summed(dy * moved.imag * 1e30, x) for moved, x in slopes)
 
         c.op(f"{name} of (33, 1031) and (1031,)", f, _plain(g, back), a, b, rounding=128)
     for n in (1, 7, LARGE):
@@ -85,7 +83,7 @@ def elementwise(c: Checks) -> None:
             halves = packed.numpy().astype(np.float16)
         pack(packed)
         c.same("read again", packed, halves)
-    c.op("a + b of (7, 5) and (7, 1)", two["+"][0], _plain(np.add, lambda dy, a, b: (dy, _summed(dy, b))),
+    c.op("a + b of (7, 5) and (7, 1)", operator.add, _plain(np.add, lambda dy, a, b: (dy, _summed(dy, b))),
          c.normal(7, 5), c.normal(7, 1))  # fmt: skip
 
 
@@ -98,8 +96,7 @@ def reduction(c: Checks) -> None:
 def _reduced(c: Checks, x: np.ndarray, axis: int | None) -> None:
     count = x.size if axis is None else x.shape[axis]
 
-    def spread(v: np.ndarray) -> np.ndarray:
-        return v if axis is None else np.expand_dims(v, axis)
+    spread = partial(np.expand_dims, axis=() if axis is None else axis)
 
     def check(name: str, slope: Callable[[np.ndarray], Any], rounding: float = 32.0) -> None:
         over = f"{name} of {x.shape} over {axis}"
@@ -129,18 +126,6 @@ def softmaxes(c: Checks) -> None:
 
 
 # -- products ---------------------------------------------------------------------------------------------------------
-@contextlib.contextmanager
-def _engine(name: str) -> Iterator[None]:
-    before = os.environ.get("CLNN_GEMM")
-    os.environ["CLNN_GEMM"] = name
-    try:
-        yield
-    finally:
-        os.environ.pop("CLNN_GEMM")
-        if before is not None:
-            os.environ["CLNN_GEMM"] = before
-
-
 SHAPES = ((1, 1, 1), (1, 700, 300), (67, 45, 33), (129, 515, 785), (31, 7, 5003), (517, 259, 1031), (65, 1031, 1033))
 
 
@@ -161,7 +146,7 @@ def by_clblast(c: Checks) -> None:
 
 
 def _by_engine(c: Checks, engine: str) -> None:
-    with _engine(engine):
+    with patch.dict(os.environ, CLNN_GEMM=engine):
         for m, n, k in SHAPES:
             for ta, tb in ((False, False), (True, False), (False, True), (True, True)):
                 _product(c, engine, m, n, k, ta, tb)
@@ -496,41 +481,28 @@ def sequences(c: Checks) -> None:
             c.normal(b, h, t, d), c.normal(b, h, s, d), c.normal(b, h, s, dv), rounding=128,
         )  # fmt: skip
 
-    def over_time(z: np.ndarray, u: np.ndarray) -> np.ndarray:
-        found: list[np.ndarray] = []
-        for at in range(z.shape[1]):
-            found.append(np.tanh(z[:, at] + (found[-1] @ u if found else 0)))
-        return np.stack(found, 1)
-
-    def back_in_time(dy: np.ndarray, z: np.ndarray, u: np.ndarray) -> ref.Arrays:
-        y, dz, du, carried = over_time(z, u), np.zeros(z.shape), np.zeros(u.shape), np.zeros(z[:, 0].shape)
-        for at in range(z.shape[1])[::-1]:
-            dz[:, at] = (dy[:, at] + carried) * (1 - y[:, at] ** 2)
-            carried = dz[:, at] @ u.T
-            du += y[:, at - 1].T @ dz[:, at] if at else 0
-        return dz, du
-
-    cell = Cell("RNN", sequence=True)
-    for batch, steps, units in ((3, 9, 20), (11, 4, 37)):
+    for kind, batch, steps, units in (("RNN", 3, 9, 20), ("RNN", 11, 4, 37), ("LSTM", 3, 4, 20), ("GRU", 5, 3, 20)):
+        cell, columns = Cell(kind, sequence=True), GATES[kind] * units
         c.op(
-            f"{steps} steps of {batch} sequences, {units} units",
-            lambda z, u: apply(recurrent, z * 1.0, u, cell=cell)[:, : z.shape[1]] * 1.0,
-            _plain(over_time, back_in_time), c.normal(batch, steps, units), c.normal(units, units) / math.sqrt(units),
-            rounding=256,
+            f"{kind}, {steps} steps of {batch} sequences, {units} units",
+            lambda z, u, cell=cell: apply(recurrent, z * 1.0, u, cell=cell)[:, : z.shape[1]] * 1.0,
+            partial(ref.by_elements, partial(ref.recurrent, kind)),
+            c.normal(batch, steps, columns), c.normal(units, columns) / math.sqrt(units), rounding=256,
         )  # fmt: skip
     c.case("sorting")
     x = np.round(c.normal(3, 501) * 20)
     c.same("values", sort(c.tensor(x)), np.sort(x, -1))
     c.same("places", argsort(c.tensor(x)).astype("float32"), np.argsort(x, -1, kind="stable"))
-    index = c.rng.integers(0, 7, 301)
-
-    def gathered(dy: np.ndarray, x: np.ndarray) -> ref.Arrays:
-        dx = np.zeros(x.shape)
-        np.add.at(dx, index, dy)
-        return (dx,)
-
-    named = _plain(lambda x: x[index], gathered)
-    c.op("rows that are named more than once", lambda t: take_rows(t, index), named, c.normal(7, 37), rounding=256)
+    index, places = c.rng.integers(0, 7, 301), c.rng.integers(0, 7, (33, 5)).astype(np.int32)
+    for case, op, f, shape in (
+        ("rows that are named more than once", lambda t: take_rows(t, index), lambda x: x[index], (7, 37)),
+        ("elements that are named more than once", lambda t: gather(t, places, 0),
+         lambda x: np.take_along_axis(x, places, 0), (7, 5)),
+        ("running sums", lambda t: cumsum(t, 1), lambda x: x.cumsum(1), (3, 301, 2)),
+        ("products", lambda t: prod(t, 1), lambda x: x.prod(1), (5, 7, 3)),
+        ("choices", lambda t: where(t > 0.0, t, t * t), lambda x: np.where(x.real > 0, x, x * x), (7, 37)),
+    ):  # fmt: skip
+        c.op(case, op, partial(ref.by_elements, f), c.normal(*shape), rounding=256)
     z, u = np.round(2 * c.normal(50, 301), 1), c.rng.random((1, 50))
     order = np.argsort(-z, -1, kind="stable")
     for heat, k in ((0.0, None), (1.3, None), (0.7, 40)):
@@ -589,8 +561,7 @@ def losses_and_metrics(c: Checks) -> None:
     """Losses with their gradients, weights of samples, accuracies."""
     for rows, n in ((7, 3), (1001, 10), (33, 301)):
         values, labels = c.normal(rows, n), c.rng.integers(0, n, rows).astype(np.int32)
-        hot = np.eye(n)[labels]
-        weight = np.abs(c.normal(rows))
+        hot, weight = np.eye(n)[labels], np.abs(c.normal(rows))
         for name in losses.LOSSES:
             classes = name in ("cross_entropy", "log_likelihood")
             t = hot if classes else (c.rng.random((rows, n)) < 0.5).astype(float)
@@ -641,6 +612,7 @@ def optimizers(c: Checks) -> None:
         w, b = c.normal(*shape), c.normal(shape[1])
         on_w, on_b = c.parameter(w), c.parameter(b)
         reference = ref.Optimization(optimizer)
+        on_w.max_norm = reference.max_norm["w"] = 17.0
 
         def train(x: Tensor, d: Tensor, on_w: Any = on_w, on_b: Any = on_b, optimizer: Any = optimizer) -> None:
             (linear_layer(x, on_w, on_b, "linear") * d).sum().backward()
@@ -704,13 +676,10 @@ def doubles(c: Checks) -> None:
     if not c.device.has_fp64:
         c.say(note="this device has no float64")
         return
-    single, c.dtype, c.eps = (c.dtype, c.eps), np.dtype(np.float64), DIFFERENCES
-    try:
+    with patch.multiple(c, dtype=np.dtype(np.float64), eps=DIFFERENCES):
         linear(c)
         softmaxes(c)
         _convolution(c, (2, 3, 13, 11), 5, (3, 3), padding=1, act="tanh")
-    finally:
-        c.dtype, c.eps = single
 
 
 class Family(NamedTuple):

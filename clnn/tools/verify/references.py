@@ -102,6 +102,41 @@ def by_columns(f: Callable[[np.ndarray], np.ndarray], x: np.ndarray, dy: Any) ->
     return dx
 
 
+def by_elements(f: Callable[..., np.ndarray], *arrays: np.ndarray) -> tuple[np.ndarray, Backward]:
+    """f(*arrays), and the closure of its gradients, by complex steps of one element at a time (Squire and Trapp 1998)."""
+
+    def backward(dy: np.ndarray) -> Arrays:
+        found = tuple(np.empty(a.shape) for a in arrays)
+        for i, d in enumerate(found):
+            for at in np.ndindex(d.shape):
+                moved = [a + 0j for a in arrays]
+                moved[i][at] += 1e-30j
+                d[at] = (f(*moved).imag * dy).sum() * 1e30
+        return found
+
+    return f(*arrays), backward
+
+
+def recurrent(kind: str, z: np.ndarray, u: np.ndarray) -> np.ndarray:
+    """h after each step: z (batch, steps, gates units), u (units, gates units), as clnn/ops/sequence/recurrent.py has them."""
+    found: list[np.ndarray] = []
+    h = c = np.zeros((len(z), len(u)))
+    for x in z.swapaxes(0, 1):
+        y = h @ u
+        if kind == "RNN":
+            h = np.tanh(x + y)
+        elif kind == "LSTM":
+            i, f, g, o = np.split(x + y, 4, -1)
+            c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
+            h = _sigmoid(o) * np.tanh(c)
+        else:
+            (xz, xr, xh), (yz, yr, yh) = np.split(x, 3, -1), np.split(y, 3, -1)
+            new = np.tanh(xh + _sigmoid(xr + yr) * yh)
+            h = new + _sigmoid(xz + yz) * (h - new)
+        found.append(h)
+    return np.stack(found, 1)
+
+
 # -- rows -------------------------------------------------------------------------------------------------------------
 def softmax(x: np.ndarray) -> np.ndarray:
     """exp(x) / sum(exp(x)) over the last axis."""
