@@ -28,7 +28,7 @@ from .runtime.devices.choice import device, resolve
 from .runtime.lock import exclusive
 from .storage import storage_named, storing
 from .tape import no_grad
-from .tensor import Parameter, Tensor, tensor
+from .tensor import Parameter, Tensor, constant, tensor
 from .train.compiled import Compiled
 
 TAKEN = {f.__name__: frozenset([*inspect.signature(f).parameters][3:]) for f in (train.fit, train.evaluate)}
@@ -242,9 +242,10 @@ class Model(Layer):
             p.device, p.memory, p.store, p._grad, p._last = where, block, None, None, ""
         for layer in self.layers_inside():
             layer._device = where
+        for stateful in self.stateful_layers():
+            stateful.carried = [constant(one.numpy(), one.dtype, where) for one in stateful.carried]
         self.__dict__.pop("_evaluations", None)
-        if parameters:
-            consolidate(parameters)
+        consolidate(parameters)
         return self
 
     # -- files --------------------------------------------------------------------------------------------------------

@@ -462,6 +462,23 @@ def test_a_stateful_layer_goes_on_where_it_ended(device, rng, kind, tmp_path):
         net.reset_states(0)
 
 
+@pytest.mark.two_devices
+@pytest.mark.parametrize("kind", LAYERS)
+def test_states_move_with_their_model(device, other_device, rng, kind):
+    """Also where a fit follows."""
+    x, y = rng.standard_normal((3, 4, 5)).astype(np.float32), np.zeros((3, 2), np.float32)
+    found = []
+    for where in (device, other_device):
+        net = clnn.Sequential([LAYERS[kind](6, stateful=True), clnn.Dense(2)], input_shape=(4, 5), seed=1)
+        net.predict(x, batch_size=3)
+        net.to(where)
+        found.append([net.predict(x, batch_size=3)])
+        net.fit(x, y, loss="mse", optimizer=clnn.SGD(0.1), epochs=2, batch_size=3, shuffle=False, progress=False)
+        found[-1].append(net.predict(x, batch_size=3))
+    for here, there in zip(*found):
+        assert_close(there, here, 1e-5)
+
+
 @pytest.mark.parametrize("kind", LAYERS)
 def test_what_ends_with_an_error_carries_no_state_on(device, rng, kind):
     """Its first batches had moved it."""
