@@ -201,6 +201,19 @@ def test_a_history_is_gone_through_by_names(device):
     net = clnn.Sequential([clnn.Dense(2)], input_shape=3, seed=1)
     history = net.fit(np.ones((4, 3)), np.ones((4, 2)), loss="mse", optimizer="sgd", epochs=2, progress=False)
     assert list(history) == list(history.history) and "loss" in history and "val_loss" not in history
+    with pytest.raises(KeyError, match="val_loss: only loss, lr, seconds was measured"):
+        history["val_loss"]
+
+
+def test_images_without_an_axis_of_channels(device):
+    """As Keras' data sets of grey ones are."""
+    for layer, x in ((clnn.Conv2D(2, 3), np.ones((4, 8, 8))), (clnn.MaxPool1D(2), np.ones((4, 8)))):
+        with pytest.raises(clnn.ShapeError, match=r"not \(.*8\): x\[:, None\] gives it one channel"):
+            clnn.Sequential([layer]).predict(x)
+        clnn.Sequential([layer]).predict(x[:, None])
+    with pytest.raises(clnn.ShapeError) as error:
+        clnn.Sequential([clnn.Conv2D(2, 3)]).predict(np.ones((4, 1, 8, 8, 8)))
+    assert "one channel" not in str(error.value)
 
 
 @pytest.mark.parametrize("method", foreign.METHODS)

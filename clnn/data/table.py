@@ -90,9 +90,8 @@ def _read(path: Any, options: dict[str, Any]) -> Any:
     except TypeError as error:
         raise ConfigurationError(f"read_csv: {error}; options are those of pandas.read_csv") from error
     except (OSError, ValueError, pandas.errors.ParserWarning) as error:  # pandas' own are ValueErrors
-        raise DataError(
-            f"{path} cannot be read as CSV: {error}; sep=, encoding=, header= and the like say how it is written"
-        ) from error
+        how = "" if isinstance(error, OSError) else "; sep=, encoding=, header= and the like say how it is written"
+        raise DataError(f"{path} cannot be read as CSV: {error}{how}") from error
 
 
 def _twice(path: Any, at: int | None, options: dict[str, Any], there: Sequence[Any]) -> list[str]:

@@ -21,6 +21,8 @@ class History:
             self.history.setdefault(name, []).append(value)
 
     def __getitem__(self, name: str) -> list[float]:
+        if name not in self.history:
+            raise KeyError(f"{name}: only {', '.join(self.history) or 'nothing'} was measured")
         return self.history[name]
 
     def __iter__(self) -> Iterator[str]:

@@ -98,7 +98,8 @@ def check_axes(what: str, shape: Sequence[int], axes: int) -> None:
     """An input has a batch, channels and `axes` spatial axes."""
     if len(shape) != 2 + axes:
         names = ", ".join(("depth", "height", "width")[-axes:]) if axes > 1 else "length"
-        raise ShapeError(f"{what}: an input has the shape (batch, channels, {names}), and this one has {tuple(shape)}")
+        hint = ": x[:, None] gives it one channel" if len(shape) == 1 + axes else ""
+        raise ShapeError(f"{what}: an input has the shape (batch, channels, {names}), not {tuple(shape)}{hint}")
 
 
 def slide(
