@@ -43,9 +43,9 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
             return value if isinstance(value, Tensor) else numbers(value, "where's argument").item()
         return tensor(value, dtype, device) if like is None else tensor_like(value, like)
 
-    a, b = operand(a), operand(b)
-    y, backward = choose(condition, a, b)
-    return truths(on_tape(y, (a, b), lambda dy: backward(dy)), a, b)
+    p, q = operand(a), operand(b)
+    y, backward = choose(condition, p, q)
+    return truths(on_tape(y, (p, q), lambda dy: backward(dy)), a, b)
 
 
 def masked_fill(x: Any, mask: Any, value: float) -> Tensor:
@@ -398,7 +398,7 @@ def argmin(x: Any, axis: int | None = -1) -> Tensor:
 def cumsum(x: Any, axis: int = -1) -> Tensor:
     """y[k] = the sum of x[j] over j <= k along an axis."""
     x = tensor(x)
-    return apply(ops.cumulative_sum, x, axis=_axis("cumsum", axis, x.ndim))
+    return truths(apply(ops.cumulative_sum, x, axis=_axis("cumsum", axis, x.ndim)), x, means=True)
 
 
 def prod(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:

@@ -112,7 +112,7 @@ def padded(label: str, x: Tensor, amount: Any, mode: str, value: float) -> Tenso
     """x with `amount` more on either side."""
     amounts = [a if isinstance(a, tuple) else (a, a) for a in _spread(label, amount, x)]
     try:
-        return apply(resize.pad, x, amounts=amounts, mode=mode, value=value)
+        return truths(apply(resize.pad, x, amounts=amounts, mode=mode, value=value), x, value)
     except ShapeError as error:
         raise ShapeError(f"{label}: {error}") from None
 

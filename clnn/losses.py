@@ -91,14 +91,9 @@ class Loss(Watched):
         return output[:-1] if self.of_vectors else output[:1]
 
     def rows(
-        self,
-        output: Tensor,
-        target: Tensor,
-        weight: Tensor | None = None,
-        hits: bool = False,
-        record: Record | None = None,
+        self, output: Tensor, target: Tensor, weight: Tensor | None = None, hits: bool = False, record: Record | None = None,
         summed: bool = False,
-    ) -> tuple[Rows, Tensor]:
+    ) -> tuple[Rows, Tensor]:  # fmt: skip
         """The losses by row, and the tensor that their gradient is by; with `summed` the gradient of their sum."""
         name, source, folded = self.line(output)
         count = math.prod(self.shape(source.shape))
@@ -111,20 +106,10 @@ class Loss(Watched):
         factor = 1.0 / max(1, flat.shape[1]) if self.mean_over_outputs else 1.0
         taped = grad_enabled() and source.requires_grad
         found = rows(
-            name,
-            flat,
-            target,
-            weight,
-            factor=factor,
-            parameter=self.parameter_of(source),
-            gradient=taped,
-            hits=hits,
-            folded=folded,
-            record=record,
-            positions=count // source.shape[0] if source.shape and source.shape[0] else 1,
-            ignore=self.ignore,
-            summed=summed,
-        )
+            name, flat, target, weight, factor=factor, parameter=self.parameter_of(source), gradient=taped, hits=hits,
+            folded=folded, record=record, positions=count // source.shape[0] if source.shape and source.shape[0] else 1,
+            ignore=self.ignore, summed=summed,
+        )  # fmt: skip
         if flat is source:
             return found, source
         flat_backward = found.backward
@@ -368,11 +353,11 @@ class BinaryCrossEntropy(Loss):
     def line(self, output: Tensor) -> tuple[str, Tensor, bool]:
         weighted = "weighted_" if self.pos_weight is not None else ""
         if output.made_by == "sigmoid":
-            if output.activation or not output.requires_grad:
+            if (output.activation or " ")[0] == "sigmoid" or not output.requires_grad:
                 return f"{weighted}sigmoid_cross_entropy", output, True
             raise ConfigurationError(
-                "binary_cross_entropy: the sigmoid's output was reshaped or detached, or others joined it; apply the loss before "
-                "that, or to linear outputs"
+                "binary_cross_entropy: the sigmoid's output p was reshaped, detached, joined or computed with; apply the loss "
+                "before that, to linear outputs, or to clnn.log(p) - clnn.log(1 - p)"
             )
         self.check_activation(output.made_by)
         return f"{weighted}{self.name}", output, False
@@ -438,13 +423,13 @@ class CrossEntropy(Loss):
             return "softmax_cross_entropy", output.logits, False
         if output.made_by in ("softmax", "log_softmax"):
             raise ConfigurationError(
-                f"{self.name}: the {output.made_by}'s output was reshaped or detached, or others joined it; apply the loss "
-                "before that, or to linear outputs"
+                f"{self.name}: the {output.made_by}'s output p was reshaped, detached, joined or computed with; apply the loss "
+                "before that, to linear outputs, or to clnn.log(p)"
             )
         return "softmax_cross_entropy", output, False
 
     def check_activation(self, name: str) -> None:
-        if name not in ("", "linear", "softmax", "log_softmax"):
+        if name not in ("", "linear", "softmax", "log_softmax", "log"):
             raise ConfigurationError(
                 f"{self.name} takes the outputs of a linear or softmax last layer, not of {name!r}"
                 + ("; for a sigmoid there is binary_cross_entropy" if name == "sigmoid" else "")

@@ -207,9 +207,7 @@ def precision(matrix: Any, average: str | None = None) -> Any:
 
 def sensitivity(matrix: Any, average: str | None = None) -> Any:
     """TP / (TP + FN), also called recall: of what is of the class, how much was found. See `precision`.
-
-    0 for a class that never occurs.
-    """
+    0 for a class that never occurs."""
     return _rate("sensitivity", matrix, average)
 
 
@@ -218,9 +216,7 @@ recall = sensitivity
 
 def specificity(matrix: Any, average: str | None = None) -> Any:
     """TN / (TN + FP): of what is not of the class, how much was not taken for it. See `precision`.
-
-    0 for a class that all samples belong to.
-    """
+    0 for a class that all samples belong to."""
     return _rate("specificity", matrix, average)
 
 
@@ -270,9 +266,7 @@ class Report:
 
     def plot(self, path: str | None = None) -> Any:
         """The confusion matrix as a heat map with its numbers, each row relative to its class; saved to `path` if given.
-
-        Needs matplotlib.
-        """
+        Needs matplotlib."""
         plt = notebook.pyplot("Report.plot()")
         n = len(self.matrix)
         shares = _divide(self.matrix, self.support[:, None])

@@ -183,7 +183,7 @@ class Model(Layer):
         z = y.astype(np.float64)
         if last == "log_softmax":
             return np.exp(z).astype(y.dtype)
-        if last in ("", "linear") and loss in ("cross_entropy", "log_likelihood", "kl_divergence"):
+        if last in ("", "linear", "log") and loss in ("cross_entropy", "log_likelihood", "kl_divergence"):
             e = np.exp(z - z.max(-1, keepdims=True))
             return (e / e.sum(-1, keepdims=True)).astype(y.dtype)
         if last in ("", "linear") and loss == "binary_cross_entropy":

@@ -12,10 +12,8 @@ from .errors import CheckpointError, ClnnError, ConfigurationError
 
 REGISTRY: dict[str, Any] = {}
 VERSIONS: dict[Any, int] = {}  # of their configs
-LATER = {
-    "OnnxModel": "clnn.onnx.model",
-    "SyncBatchNorm": "clnn.distributed",
-}  # what registers itself once its module is imported
+# What registers itself once its module is imported
+LATER = {"OnnxModel": "clnn.onnx.model", "SyncBatchNorm": "clnn.distributed"}
 PLAIN = (bool, int, float, str, tuple)  # values of arguments that can be compared
 
 

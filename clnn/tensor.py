@@ -322,7 +322,7 @@ class Tensor(Array):
         >>> float(clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).mean())
         2.5
         """
-        return truths(apply(reduce, self, kind="mean", axis=axis, keepdims=keepdims), self, means=True)
+        return apply(reduce, self, kind="mean", axis=axis, keepdims=keepdims)
 
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The largest over an axis, several, or all of them, as `sum` takes them; NaN where one is. Those that
@@ -331,7 +331,7 @@ class Tensor(Array):
         >>> clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).max(axis=1, keepdims=True).shape
         (2, 1)
         """
-        return truths(apply(reduce, self, kind="max", axis=axis, keepdims=keepdims), self, means=True)
+        return apply(reduce, self, kind="max", axis=axis, keepdims=keepdims)
 
     def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The smallest over an axis, several, or all of them; otherwise as `max`.
@@ -339,7 +339,7 @@ class Tensor(Array):
         >>> float(clnn.tensor([[1.0, 2.0], [3.0, 4.0]]).min())
         1.0
         """
-        return truths(apply(reduce, self, kind="min", axis=axis, keepdims=keepdims), self, means=True)
+        return apply(reduce, self, kind="min", axis=axis, keepdims=keepdims)
 
     def argmax(self, axis: int | None = -1) -> Tensor:
         """Where along an axis, or with None among all elements, the largest is, as int32: the first of those that are equal, the
@@ -413,22 +413,9 @@ class Parameter(Tensor, Restored):
     """
 
     __slots__ = (
-        "name",
-        "learns",
-        "_trainable",
-        "_decays",
-        "_rate_factor",
-        "_max_norm",
-        "sink",
-        "uses",
-        "since",
-        "forward_uses",
-        "version",
-        "store",
-        "position",
-        "_grad",
-        "_last",
-    )
+        "name", "learns", "_trainable", "_decays", "_rate_factor", "_max_norm", "sink", "uses", "since", "forward_uses",
+        "version", "store", "position", "_grad", "_last",
+    )  # fmt: skip
 
     def __init__(
         self, block: Block, shape: Sequence[int], dtype: DType, device: Device, name: str = "", learns: bool = True
@@ -679,18 +666,23 @@ def apply(op: Callable[..., tuple[Array, Backward]], *inputs: Any, **options: An
     """Run an op, and take it on tape if one of its inputs leads to a trainable parameter."""
     y, backward = op(*inputs, **options)
     t = on_tape(y, inputs, backward, () if op in LINEAR else inputs)
-    return truths(t, inputs[0]) if op in (*LINEAR, take, gather) else t
+    return truths(t, *inputs, means=op in MEANS) if op in (*MOVES, *MEANS) else t
 
 
 def truths(y: Tensor, *of: Any, means: bool = False) -> Tensor:
-    """`y`, whose numbers are some of these, or `means` of them: a mask of masks (means are none), probabilities of such."""
-    made, *others = {MASK if _of_truths(x) else getattr(x, "made_by", "") for x in of}
-    if made in ("sigmoid", "softmax", None if means else MASK) and not others:
-        y.made_by = made
+    """`y`, whose numbers are some of these, or `means` of them: a mask of masks (means are none), and probabilities of such,
+    alone or with masks and with numbers on the host from 0 to 1. That they add up to more than 1 nobody looks."""
+    made = {MASK if _of_truths(x) else x.made_by if isinstance(x, Array) else "number" for x in of}
+    sure, known = made & {"sigmoid", "softmax"}, [np.asarray(x) for x in of if not isinstance(x, Array)]
+    if made == {MASK} and not means:
+        y.made_by = MASK
+    elif sure and made <= {*sure, MASK, "number"} and all(((x >= 0) & (x <= 1)).all() for x in known):
+        y.made_by = max(sure)
     return y
 
 
 LINEAR = (reshape, transpose, broadcast_to, take_slice, take_items)  # whose gradients depend on no values
+MOVES, MEANS = (*LINEAR, take, gather), (convert, reduce)
 
 
 def on_tape(
@@ -784,20 +776,22 @@ def elementwise(name: str, a: Any, b: Any) -> Tensor:
     y, backward = binary(name, p := _operand(a, like), q := _operand(b, like))
     if BINARY[name].gradient:
         t = on_tape(y, (p, q), backward, () if name in ("add", "subtract") else (p, q))
-        return truths(t, p, q) if name in ("multiply", "maximum", "minimum") else t
+        rest = name == "subtract" and not isinstance(a, Array) and np.all(np.equal(a, 1))  # 1 - p
+        looked_at = (b,) if rest else (a, b)[: BINARY[name].keeps]
+        return truths(t, *looked_at, means=name not in ("multiply", "maximum", "minimum"))
     y.made_by = MASK  # of a comparison, which has no gradient, and so no history
     return _wrap(y)
 
 
 def _matmul(a: Any, b: Any) -> Tensor:
-    like = a if isinstance(a, Tensor) else b
+    given, like = (a, b), a if isinstance(a, Tensor) else b
     a, b = _operand(a, like), _operand(b, like)
     if not isinstance(a, Tensor) or not isinstance(b, Tensor) or not a.shape or not b.shape:
         raise ShapeError("matmul takes arrays with at least one axis")
     row, column = a.ndim == 1, b.ndim == 1
     a = a.reshape(1, -1) if row else a
     b = b.reshape(-1, 1) if column else b
-    y = apply(matmul, a, b)
+    y = truths(apply(matmul, a, b), *given, means=True)
     rows, columns = () if row else y.shape[-2:-1], () if column else y.shape[-1:]
     return y.reshape(*y.shape[:-2], *rows, *columns) if row or column else y
 
@@ -822,8 +816,8 @@ def softmax_of(x: Any, log: bool = False) -> Tensor:
 
 def concat(tensors: Iterable[Any], axis: int = 0) -> Tensor:
     """Tensors joined along an axis; arrays among them become tensors of the first one's type."""
-    tensors = list(tensors)
-    like = next((t for t in tensors if isinstance(t, Tensor)), None)
-    tensors = [tensor(t) if like is None else tensor_like(t, like) for t in tensors]
+    given = list(tensors)
+    like = next((t for t in given if isinstance(t, Tensor)), None)
+    tensors = [tensor(t) if like is None else tensor_like(t, like) for t in given]
     y, backward = concatenate(tensors, axis)
-    return truths(on_tape(y, tensors, backward), *tensors)
+    return truths(on_tape(y, tensors, backward), *given)

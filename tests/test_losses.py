@@ -603,6 +603,22 @@ MOVED = {
     "pooled": lambda p: clnn.GlobalMaxPool()(clnn.stack([p, p], axis=2)),
     "averaged over windows": lambda p: clnn.avg_pool(clnn.UpSampling(2, "linear")(p.reshape(4, 3, 1)), 2)[:, :, 0],
     "averaged over bins": lambda p: clnn.AdaptiveAvgPool(1)(clnn.stack([p, p], axis=2)).reshape(4, 3),
+    "times 1": lambda p: p * 1.0,
+    "plus 0": lambda p: 0 + p,
+    "to the power of 1": lambda p: p**1,
+    "the others' others": lambda p: 1 - (np.ones(3) - p),
+    "mixed": lambda p: 0.3 * p + np.full(3, 0.7) * p,
+    "mixed by a product": lambda p: (np.array([[0.3, 0.7]]) @ clnn.stack([p, p], axis=1)).reshape(4, 3),
+    "mixed by gates": lambda p: (clnn.stack([p / p] * 5, axis=1) / 5 * clnn.stack([p] * 5, axis=1)).sum(1),
+    "half the sum": lambda p: (p + p) / 2,
+    "over their sum": lambda p: p / (p / p).mean(-1, keepdims=True),
+    "masked": lambda p: p * (p > -1),
+    "padded": lambda p: clnn.pad(p.reshape(4, 1, 3), 1)[:, 0, 1:-1],
+    "filled up": lambda p: clnn.concatenate([p, np.zeros((4, 1))], axis=1)[:, :3],
+    "filled where": lambda p: clnn.masked_fill(p, p < -2, 0.5),
+    "added up": lambda p: clnn.cumsum(clnn.stack([p, p], axis=1) / 2, axis=1)[:, 1],
+    "of two types": lambda p: p.astype("float32") * 1.0,
+    "dropped": lambda p: clnn.Dropout(1e-6)(p),
 }
 
 
@@ -615,9 +631,9 @@ def test_probabilities_that_were_moved_are_no_inputs_of_a_sigmoid_or_softmax(rng
     assert_close(found, -np.where(yes > 0, np.log(p), np.log(1 - p)).sum(1).mean(), 1e-5)
     column = clnn.metrics.accuracy(MOVED[how](clnn.sigmoid(clnn.tensor(z, np.float32)))[:, :1], yes[:, 0].astype(int))
     np.testing.assert_array_equal(column.numpy(), (z[:, 0] > 0) == yes[:, 0])
-    with pytest.raises(clnn.ConfigurationError, match="sigmoid's output was reshaped or detached, or others joined it"):
+    with pytest.raises(clnn.ConfigurationError, match="sigmoid's output p was reshaped, detached, joined or"):
         losses.binary_cross_entropy(MOVED[how](clnn.sigmoid(one)), yes)
-    with pytest.raises(clnn.ConfigurationError, match="softmax's output was reshaped or detached, or others joined it"):
+    with pytest.raises(clnn.ConfigurationError, match="softmax's output p was reshaped, detached, joined or"):
         losses.cross_entropy(MOVED[how](clnn.softmax(one)), labels)
     assert_close(
         losses.cross_entropy(MOVED[how](clnn.tanh(one) + 0.0), yes),
@@ -626,13 +642,63 @@ def test_probabilities_that_were_moved_are_no_inputs_of_a_sigmoid_or_softmax(rng
     )
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda p, x: p * x,
+        lambda p, x: p + x,
+        lambda p, x: 2 * p - 1,
+        lambda p, x: p - p,
+        lambda p, x: x / p,
+        lambda p, x: p @ x.T,
+    ],
+)
+def test_what_is_computed_with_more_than_probabilities_is_none(rng, device, how):
+    """A gate's product, a residual and the like are scores as before."""
+    x, yes = clnn.tensor(normal(rng, (4, 4)), np.float32), np.ones((4, 4))
+    z = how(clnn.sigmoid(x + 1.0), x)
+    scores = z.numpy().astype(np.float64)
+    assert_close(losses.binary_cross_entropy(z, yes), np.log1p(np.exp(-scores)).sum(1).mean(), 1e-5)
+    assert_close(losses.cross_entropy(z, yes), -(yes * log_softmax(scores)).sum(1).mean(), 1e-5)
+
+
+def test_a_mixtures_logarithm_is_what_losses_take(rng, device):
+    """As the errors say of probabilities that were computed with."""
+    z, labels = normal(rng, (2, 5, 3)), rng.integers(0, 3, 5)
+    yes = np.eye(3)[labels]
+    p = np.exp(log_softmax(z[0])) * 0.3 + np.exp(log_softmax(z[1])) * 0.7
+    want = -np.log(p[np.arange(5), labels]).mean()
+    a, b = parameter(z[0]), parameter(z[1])
+    mixed = lambda: clnn.softmax(a) * 0.3 + clnn.exp(clnn.log_softmax(b)) * 0.7  # noqa: E731
+    with pytest.raises(clnn.ConfigurationError, match=r"or to clnn.log\(p\)$"):
+        losses.cross_entropy(mixed(), labels)
+    for name in ("cross_entropy", "log_likelihood", "kl_divergence"):
+        loss = LOSSES[name]()(clnn.log(mixed()), labels if name != "kl_divergence" else yes.astype(np.float32))
+        assert_close(loss, want, 1e-5)
+        loss.backward()
+    gated = clnn.softmax(a) * clnn.sigmoid(b)
+    for name in ("cross_entropy", "kl_divergence", "log_likelihood", "binary_cross_entropy", "hinge"):
+        with pytest.raises(clnn.ConfigurationError, match="softmax"):
+            LOSSES[name]()(gated, yes.astype(np.float32))
+    with pytest.raises(clnn.ConfigurationError, match=r"clnn.log\(p\) - clnn.log\(1 - p\)$"):
+        losses.binary_cross_entropy(p := clnn.sigmoid(a) * 0.5 + 0.25, yes)
+    found, known = losses.binary_cross_entropy(clnn.log(p) - clnn.log(1 - p), yes), p.numpy().astype(np.float64)
+    assert_close(found, -np.where(yes > 0, np.log(known), np.log(1 - known)).sum(1).mean(), 1e-5)
+
+
+def test_one_column_of_a_softmax_says_yes_above_a_half(rng, device):
+    p, yes = clnn.softmax(clnn.tensor(normal(rng, (9, 2)), np.float32)), rng.integers(0, 2, 9)
+    for column in (p[:, 1], p[:, 1:], (p * np.array([0.0, 1.0])).sum(-1), clnn.sqrt(p**2)[:, 1], abs(p)[:, 1:]):
+        np.testing.assert_array_equal(clnn.metrics.accuracy(column, yes).numpy(), (p.numpy()[:, 1] > 0.5) == yes)
+
+
 def test_heads_that_are_joined_say_yes_above_a_half(rng, device):
     x, h = rng.standard_normal((6, 3)), clnn.Input((3,))
     heads = [clnn.Dense(1, "sigmoid")(h), clnn.Dense(1, "sigmoid")(h)]
     net = clnn.Model(h, clnn.Concatenate()(*heads))
     assert np.array_equal(net.predict_proba(x), net.predict(x))
     with pytest.raises(
-        clnn.ConfigurationError, match="others joined it; apply the loss before that, or to linear outputs"
+        clnn.ConfigurationError, match="joined or computed with; apply the loss before that, to linear outputs, or to"
     ):
         net.fit(x, x[:, :2] > 0, loss="binary_cross_entropy", optimizer="sgd", epochs=1, progress=False)
 
@@ -644,9 +710,9 @@ def test_wrong_last_layers(device):
         losses.cross_entropy(clnn.sigmoid(p), y)
     with pytest.raises(clnn.ConfigurationError, match="sigmoid or linear last layer, not of 'tanh'"):
         losses.binary_cross_entropy(clnn.tanh(p), y)
-    with pytest.raises(clnn.ConfigurationError, match="softmax's output was reshaped or detached"):
+    with pytest.raises(clnn.ConfigurationError, match="softmax's output p was reshaped"):
         losses.cross_entropy(clnn.softmax(p).reshape(4, 3), y)
-    with pytest.raises(clnn.ConfigurationError, match="sigmoid's output was reshaped or detached"):
+    with pytest.raises(clnn.ConfigurationError, match="sigmoid's output p was reshaped"):
         losses.binary_cross_entropy(clnn.sigmoid(p).reshape(4, 3), y)
 
 

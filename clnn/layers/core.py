@@ -12,7 +12,7 @@ from ..init import Initialiser, find_initialiser
 from ..ops.activation import activation_name
 from ..ops.random import dropout, gaussian_dropout, spatial_dropout
 from ..random import generator
-from ..tensor import Tensor, apply, function, linear_layer, softmax_of
+from ..tensor import Tensor, apply, function, linear_layer, softmax_of, truths
 from .base import Layer, register
 
 __all__ = ["Activation", "Dense", "Dropout", "Flatten", "GaussianDropout", "PReLU", "Reshape", "SpatialDropout"]
@@ -179,7 +179,7 @@ class Dropout(Layer):
         if self.rate == 0 or not self.trains():
             return x
         try:
-            return apply(self.op, x, rate=self.rate, generator=generator(x.device))
+            return truths(apply(self.op, x, rate=self.rate, generator=generator(x.device)), x, means=True)
         except ShapeError as error:
             raise self.wrong_shape(error) from None
 

@@ -9,7 +9,7 @@ from typing import Any
 from ..checks import check_count, sizes, whole, whole_numbers
 from ..errors import ConfigurationError, ShapeError
 from ..functions import split
-from ..tensor import Tensor, concat, elementwise, truths
+from ..tensor import Tensor, concat, elementwise
 from .base import Layer, register, with_mask
 
 
@@ -96,7 +96,7 @@ class Average(Elementwise):
     op = "add"
 
     def merged(self, inputs: Sequence[Tensor]) -> Tensor:
-        return truths(super().merged(inputs) / len(inputs), *inputs, means=True)
+        return super().merged(inputs) / len(inputs)
 
 
 @register

@@ -66,6 +66,9 @@ MATH = {
     "logical_not": Function("y", "1 where x is 0, else 0"),
 }
 FUNCTIONS = {**ACTIVATIONS, **MATH}
+# What activation's values functions of an activation's values still are: probabilities, for losses.
+KEPT = {(made, name): made for made in ("sigmoid", "softmax") for name in ("abs", "relu", "round", "sqrt", "square")}
+KEPT["log_softmax", "exp"] = "softmax"
 
 
 def activation_name(name: str | None) -> str:
@@ -99,7 +102,7 @@ def unary(x: Array, name: str) -> tuple[Array, Backward]:
     x.device.launch(
         "elementwise", "unary_forward", size, x.size, each, x.block, y.block, local=local, real=x.real, ACT=name, **vectors
     )  # fmt: skip
-    y.made_by = name
+    y.made_by = KEPT.get((x.made_by, name), name)
     y.activation = (name, (y if FUNCTIONS[name].saves == "y" else x).alias())
 
     def backward(dz: Array) -> Iterator[Flow]:

@@ -24,21 +24,22 @@ TYPES = {np.dtype(np.float32): "float", np.dtype(np.float64): "double", np.dtype
 
 
 class Binary(NamedTuple):
-    """A function of two variables: whether it has a gradient, what it is, and what it makes of int32, if it takes them."""
+    """Of two variables: whether it has a gradient, what it is, what int32 becomes, of how many probabilities it makes such."""
 
     gradient: bool
     formula: str
     of_ints: str = ""
+    keeps: int = 0
 
 
 BINARY = {
-    "add": Binary(True, "a + b", "int32"),
+    "add": Binary(True, "a + b", "int32", 2),
     "subtract": Binary(True, "a - b", "int32"),
-    "multiply": Binary(True, "a b", "int32"),
-    "divide": Binary(True, "a / b"),
-    "power": Binary(True, "a to the power of b"),
-    "maximum": Binary(True, "the larger of a and b, NaN if one is; equal ones share the gradient", "int32"),
-    "minimum": Binary(True, "the smaller of a and b, NaN if one is; equal ones share the gradient", "int32"),
+    "multiply": Binary(True, "a b", "int32", 2),
+    "divide": Binary(True, "a / b", keeps=1),
+    "power": Binary(True, "a to the power of b", keeps=1),
+    "maximum": Binary(True, "the larger of a and b, NaN if one is; equal ones share the gradient", "int32", 2),
+    "minimum": Binary(True, "the smaller of a and b, NaN if one is; equal ones share the gradient", "int32", 2),
     "arctan2": Binary(True, "the angle of the point (b, a), in radians from -pi to pi"),
     "logaddexp": Binary(True, "log(exp(a) + exp(b)), without overflow"),
     "remainder": Binary(True, "a - b floor(a / b), of b's sign, as Python's a % b; by 0 NaN, of int32 0", "int32"),

@@ -46,8 +46,8 @@ KERNELS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def yes_above(made_by: str) -> float:
-    """What one output alone has to exceed to say yes, class 1: a sigmoid's output 1/2, its input 0."""
-    return 0.5 if made_by == "sigmoid" else 0.0
+    """What one output alone has to exceed to say yes, class 1: a probability 1/2, a sigmoid's input 0."""
+    return 0.5 if made_by in ("sigmoid", "softmax") else 0.0
 
 
 def rows(
