@@ -982,6 +982,48 @@ def test_factors_and_biases_that_are_reshaped_learn(device, rng):
     assert learn(text, w=f(3), b=f(3), axes=np.array([1, 2])) == ({"w", "b"}, set())
 
 
+TABLES = {
+    "added": ("y = Add(h, p)", {"p": f(1, 5, 4)}, "wp"),
+    "added before": ("y = Add(p, h)", {"p": f(5, 4)}, "wp"),
+    "of zeros": ("y = Add(h, p)", {"p": np.zeros((1, 5, 4), np.float32)}, "wp"),
+    "sliced by the length": ("s = Shape<start = 1, end = 2>(x) q = Slice(p, a0, s, a1) y = Add(h, q)", {"p": f(1, 9, 4)}, "wp"),
+    "unsqueezed": ("q = Unsqueeze(p, a0) y = Add(h, q)", {"p": f(5, 4)}, "wp"),
+    "a mask": ("y = Add(h, p)", {"p": np.where(f(5, 4) > 0, 0, -np.inf).astype(np.float32)}, "w"),
+    "another mask": ("y = Add(h, p)", {"p": np.where(f(5, 4) > 0, 0, -100).astype(np.float32)}, "w"),
+    "a table of factors": ("y = Mul(h, p)", {"p": f(5, 4)}, "w"),
+    "a token": ("s = Shape<start = 0, end = 1>(x) k = Concat<axis = 0>(s, ones) t = Expand(p, k) y = Concat<axis = 1>(t, h)",
+                {"p": f(1, 1, 4)}, "wp"),
+    "a token that is tiled": ("s = Shape<start = 0, end = 1>(x) k = Concat<axis = 0>(s, ones) t = Tile(p, k) "
+                              "y = Concat<axis = 1>(h, t)", {"p": f(1, 1, 4)}, "wp"),
+    "a token and positions": ("s = Shape<start = 0, end = 1>(x) k = Concat<axis = 0>(s, ones) t = Expand(p, k) "
+                              "z = Concat<axis = 1>(t, h) y = Add(z, q)", {"p": f(1, 1, 4), "q": f(1, 6, 4)}, "wpq"),
+    "nothing": ("y = Concat<axis = 1>(h, p)", {"p": np.zeros((1, 0, 4), np.float32)}, "w"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_position_embeddings_and_class_tokens_learn(device, rng, name):
+    text, constants, wanted = TABLES[name]
+    text = f"net (float[N, T, 3] x) => (float[N, U, 4] y) {{ h = MatMul(x, w) {text} }}"
+    ints = {"a0": np.array([0]), "a1": np.array([1]), "ones": np.array([1, 1])}
+    constants = {"w": f(3, 4), **constants, **{key: value for key, value in ints.items() if key in text}}
+    assert learn(text, **constants)[0] == {*wanted}
+    net = clnn.onnx.load(proto(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}', **constants).SerializeToString())
+    x, before = f(1 if name == "nothing" else 2, 5, 3), net.state_dict()
+    y = net.predict(x)
+    if np.isfinite(y).all():
+        net.fit(x, y + f(1), loss="mse", optimizer="sgd", epochs=1, progress=False)
+        assert all(not np.array_equal(p.numpy(), before[key]) for key, p in net.named_parameters())
+
+
+def test_tables_that_are_computed_are_named_when_the_model_trains(device, rng):
+    text = "net (float[N, 5, 4] x) => (float[N, 5, 4] y) { q = Tanh(p) z = Add(x, q) n = Tanh(m) u = Add(z, n) y = Mul(u, w) }"
+    constants = {"p": f(5, 4), "m": np.where(f(5, 4) > 0, 0, 1).astype(np.float32), "w": f(4)}
+    net = clnn.onnx.load(proto(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}', **constants).SerializeToString())
+    with pytest.warns(UserWarning, match="weights that nodes make of p do not learn"):
+        net.fit(f(2, 5, 4), f(2, 5, 4), loss="mse", optimizer="sgd", epochs=1, progress=False)
+
+
 def test_weights_that_are_computed_are_named_when_the_model_trains(device, rng, tmp_path):
     text = "net (float[N, 3] x) => (float[N, 2] y) { v = Mul(w, g) n = Tanh(v) z = MatMul(x, n) y = Add(z, b) }"
     net = clnn.onnx.load(

@@ -38,24 +38,30 @@ WEIGHTS = {
     "InstanceNormalization": (1, 2), "GroupNormalization": (1, 2), "LayerNormalization": (1, 2), "RMSNormalization": (1,),
     "PRelu": (1,), "Gather": (0,), "LSTM": (1, 2, 3, 7), "GRU": (1, 2, 3), "RNN": (1, 2, 3), "Einsum": (0, 1),
 }  # fmt: skip
-VECTORS = ("Add", "Mul")  # whose constants along one axis do: biases and factors
+# Whose constants along one axis do: biases and factors; of Add tables do, too: position embeddings
+VECTORS = ("Add", "Mul")
 STATISTICS = {"BatchNormalization": (3, 4)}  # those of WEIGHTS that no optimizer touches
 KINDS = (*TYPES.values(),)
-MOVES = ("Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Cast", "Slice", "Split")
+MOVES = (
+    "Transpose", "Reshape", "Identity", "Squeeze", "Unsqueeze", "Flatten", "Concat", "Cast", "Slice", "Split", "Expand", "Tile",
+)  # fmt: skip
 
 
 class Rule(NamedTuple):
     """Which constants of floats are parameters: of how many elements at least, and whether all along one axis; and whether they
-    learn. Where one goes by several rules, the first counts."""
+    learn; `table`: along several axes, too, but no masks. Where one goes by several rules, the first counts."""
 
     least: int
     vector: bool
     learns: bool
+    table: bool = False
 
     def holds(self, array: np.ndarray) -> bool:
         """Whether that is one of them."""
-        along = max(array.shape, default=0) == array.size or not self.vector
-        return array.dtype.name in FLOATS and array.size >= self.least and along
+        if array.dtype.name not in FLOATS or array.size < self.least:
+            return False
+        table = self.table and array.ndim > 1 and not is_mask(array)
+        return table or not self.vector or max(array.shape, default=0) == array.size
 
 
 def made_of(graph: Graph, weights: Collection[str] = ()) -> dict[str, set[str]]:
@@ -87,6 +93,11 @@ def is_uniform(array: np.ndarray) -> bool:
     return bool(array.size and (array == array.flat[0]).all())
 
 
+def is_mask(array: np.ndarray) -> bool:
+    """Whether it holds two numbers, as masks do that are added to scores: 0 and -inf, or 0 and -100."""
+    return not is_uniform(array) and bool(((array == array.min()) | (array == array.max())).all())
+
+
 def is_literal(graph: Graph, name: str) -> bool:
     """Whether a constant is no parameter of the model that was exported: `save` names these by what they hold, and PyTorch has
     nodes for the ones and zeros of a normalisation without weights."""
@@ -109,7 +120,10 @@ def learned(graph: Graph) -> dict[str, bool]:
         if node.op in VECTORS:
             for at in range(2):  # one number is a bias after a product of one column, and arithmetic elsewhere
                 bias = node.op == "Add" and one_column(graph, makers.get(node.inputs[1 - at]), makers)
-                rules[at] = Rule(1 if bias else 2, True, True)
+                rules[at] = Rule(1 if bias else 2, True, True, node.op == "Add")
+        if node.op == "Concat" and node.outputs[0] not in made:  # class tokens; lists of numbers have one axis
+            rules = {at: Rule(2, True, True, True) for at in range(len(node.inputs))}
+            rules = {at: rule for at, rule in rules.items() if np.ndim(graph.constants.get(node.inputs[at], [[]])) > 1}
         of = [wanted[name] for name in node.outputs if name in wanted] if node.op in MOVES else []
         if of:
             rule = min(of) if node.outputs[0] in made else max(min(of), Rule(2, False, True))
@@ -119,7 +133,7 @@ def learned(graph: Graph) -> dict[str, bool]:
             array = graph.constants.get(name)
             if array is not None and rule.holds(array):
                 found[name] = found.get(name, True) and rule.learns
-            elif name and array is None and (node.op not in VECTORS or name in made):
+            elif name and array is None and (node.op != "Mul" or name in made):
                 wanted[name] = min(rule, wanted.get(name, rule))
     if graph.written:
         found = {n: True for n, array in graph.constants.items() if array.dtype.name in FLOATS} | found
@@ -147,13 +161,15 @@ def apart(graph: Graph) -> None:
 
 
 def left_out(graph: Graph, weights: Collection[str]) -> list[str]:
-    """The constants of which other nodes than MOVES make weights or biases, so that these do not learn; `weights` do."""
+    """The constants of which other nodes than MOVES make weights, biases and what is added to or joined with activations, so
+    that these do not learn; `weights` do."""
     made, found = made_of(graph, weights), set()
     for node in graph.every_node():
-        for at in WEIGHTS.get(node.op, ()) if not node.domain else ():
+        table = node.op in ("Add", "Concat") and node.outputs[0] not in made
+        for at in (range(len(node.inputs)) if table else WEIGHTS.get(node.op, ())) if not node.domain else ():
             name = node.inputs[at] if at < len(node.inputs) else ""
             if name in made and name not in graph.constants and at not in STATISTICS.get(node.op, ()):
-                rule = Rule(min(2, len(made[name])), False, True)  # beside others one number is arithmetic
+                rule = Rule(2 if table else min(2, len(made[name])), table, True, table)  # one number is arithmetic
                 constants = {one: graph.constants[one] for one in made[name] - {*weights}}
                 found |= {one for one, array in constants.items() if rule.holds(array) and not is_uniform(array)}
     return sorted(found)
@@ -325,7 +341,9 @@ class OnnxModel(Model):
     net(array, ...), or by the inputs' names net(x=array), returns arrays: the output, or of several a dict by their names. Given
     tensors it returns tensors, with a gradient, so that it can be a layer of another model. `inputs` and `outputs` say names,
     types and shapes, `graph` holds the nodes. Weights and biases are parameters, named as in the file: `fit`, `save`, `to` and
-    `trainable` do what they do elsewhere; running statistics of batch normalisations stay as they are in training.
+    `trainable` do what they do elsewhere; running statistics of batch normalisations stay as they are in training. So are
+    position embeddings and class tokens, constants that are added to activations or joined with them. What of these was fixed,
+    such as a table of sines, is frozen by its name: `net.weights["pe"].trainable = False`.
     """
 
     unwatched = Model.unwatched | {"_session", "_training", "_told", "_fixed"}
