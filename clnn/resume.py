@@ -8,7 +8,8 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from . import checkpoint, losses, optim, random, schedules
 from .callbacks import OUT_OF_TIME, Callback, better_when, monitored
 from .checkpoint import CheckpointWarning, settings
 from .checks import check_count, in_range
+from .data.validate import checksum
 from .errors import CheckpointError, ConfigurationError
 from .files import as_path
 from .layers.base import Layer
 from .metrics import metric_name
-from .registry import config_from
+from .registry import PLAIN, config_from
 from .runtime.watching.watch import structure_changed
 
 
@@ -127,6 +129,7 @@ class Checkpoint(Callback):
             "shuffling": random.host().bit_generator.state,
             "still": [path for path, one in [("", model), *model._walk("")] if not one._trainable],
             "parameters": {name: settings(p) for name, p in model.named_parameters()},
+            "arguments": _as_json({path: config for path, _, config in _arguments(model, model.loss)}),
         }  # fmt: skip
         model._write(self.folder / f"epoch-{epochs:06d}.safetensors", arrays, {"run": run}, model.optimizer)
         for old in saved_in(self.folder)[: -self.keep]:
@@ -163,6 +166,22 @@ def _told_of_optimizer(optimizer: Any) -> dict[str, Any] | None:
     return {"name": type(optimizer).__name__, "config": config_from(optimizer)}
 
 
+def _arguments(model: Any, loss: Any) -> Iterator[tuple[str, Any, dict[str, Any]]]:
+    """The layers and losses, by their names in errors, with the arguments that make each, which callbacks may change."""
+    for path, one in [("model", model), *((k, v) for k, v in model._walk("layer ") if isinstance(v, Layer))]:
+        yield path, one, {k: v for k, v in one.config().items() if not k.endswith("_init")}
+    for i, one in enumerate(losses.parts_of(loss)):
+        if isinstance(one, losses.Loss):
+            yield f"loss {i}", one, config_from(one)
+    if isinstance(loss, losses.Joint):
+        yield "the losses", loss, {"weights": tuple(loss.weights)}
+
+
+def _as_json(told: dict[str, Any]) -> dict[str, Any]:
+    """It as JSON gives it back, with names for what JSON cannot hold."""
+    return dict(json.loads(json.dumps(told, default=lambda one: getattr(one, "__name__", type(one).__name__))))
+
+
 def _count(samples: Any) -> int | str:
     """How many samples there are, or how many batches yields what gives them, as far as it says."""
     if isinstance(samples, tuple) and hasattr(samples, "xs"):
@@ -193,11 +212,10 @@ def told_of_fit(
         told |= {"losses": described, "loss_weights": [*map(float, loss.weights)]}
     told["frozen"] = sorted(name for name, p in model.named_parameters() if p.learns and not p.trainable)
     told |= {f"(rate_factor, decays, max_norm) of {name}": settings(p) for name, p in model.named_parameters()}
-    for path, one in [("model", model), *((k, v) for k, v in model._walk("layer ") if isinstance(v, Layer))]:
-        told[path] = [type(one).__name__, {k: v for k, v in one.config().items() if not k.endswith("_init")}]
-    told["sample_weight"] = "given" if sample_weight is not None else None
-    text = json.dumps(told, default=lambda one: getattr(one, "__name__", type(one).__name__))
-    return dict(json.loads(text))
+    told |= {path: [type(one).__name__, config] for path, one, config in _arguments(model, None)}
+    for what, one in (("samples", samples), ("validation", held_out)):
+        told[f"checksum of the {what}"] = checksum(chain(*one)) if hasattr(one, "xs") else None
+    return _as_json(told | {"sample_weight": "given" if sample_weight is not None else None})
 
 
 class Resumed:
@@ -226,8 +244,8 @@ class Resumed:
         self.stopped = self.run is not None and bool(self.run["stopped"])
 
     def put(
-        self, model: Any, optimizer: Any, told: dict[str, Any], history: dict[str, list[float]], callbacks: Sequence[Any],
-        ranks: int,
+        self, model: Any, loss: Any, optimizer: Any, told: dict[str, Any], history: dict[str, list[float]],
+        callbacks: Sequence[Any], ranks: int,
     ) -> None:  # fmt: skip
         """Give the model and the optimizer the state that was saved. ConfigurationError, before anything is changed, where fit's
         settings are others."""
@@ -258,6 +276,14 @@ class Resumed:
             for name, p in model.named_parameters():
                 p.rate_factor, p.decays, p.max_norm = self.run["parameters"][name]
             structure_changed()
+        was = self.run.get("arguments", {})  # by then, as callbacks had set them
+        for path, one, config in _arguments(model, loss):
+            for name, value in was.get(path, {}).items():
+                if value != _as_json(config).get(name) and isinstance(config.get(name), (*PLAIN, type(None))):
+                    setattr(one, name, tuple(value) if isinstance(value, list) else value)
+        now = _as_json({path: config for path, _, config in _arguments(model, loss)})
+        if left := [f"{path}, by then {was[path]}" for path in was if now.get(path) != was[path]]:
+            raise ConfigurationError(f"resume: nothing sets again what a callback had changed of {'; '.join(left)}")
         first = (self.run["settings"].get("optimizer") or {}).get("config", {})
         for name, value in (self.header["optimizer"].get("config") or {}).items():
             was = first.get(name, value)  # a name stands for a schedule that the file has only a number of

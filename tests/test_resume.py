@@ -207,6 +207,13 @@ CHANGES = {  # each of them before the crash, and then another one after it
         3: lambda m: setattr(m.layers[3].w, "decays", False),
     },
     "max_norm": {2: lambda m: setattr(m.layers[0], "max_norm", 0.5)},
+    "dropout": {1: lambda m: setattr(m.layers[1], "rate", 0.6), 4: lambda m: setattr(m.layers[1], "rate", 0.1)},
+    "activation": {1: lambda m: setattr(m.layers[0], "activation", None)},
+    "momentum": {2: lambda m: setattr(m.layers[2], "momentum", 0.5)},
+    "loss": {
+        1: lambda m: setattr(m.loss, "label_smoothing", 0.2),
+        4: lambda m: setattr(m.loss, "label_smoothing", 0.1),
+    },
     "clip_norm": {1: lambda m: setattr(m.optimizer, "clip_norm", None)},
     "schedule": {1: lambda m: setattr(m.optimizer, "lr", clnn.Cosine(0.2))},
     "another schedule": {
@@ -235,6 +242,52 @@ def test_what_a_callback_has_changed_goes_on(data, tmp_path, changes, rate):
     for one, other in zip(whole[0].parameters(), again[0].parameters()):
         assert (one.trainable, resume.settings(one)) == (other.trainable, resume.settings(other))
     assert [one.trainable for one in whole[0].layers] == [one.trainable for one in again[0].layers]
+
+
+@clnn.register
+class Factor(clnn.Layer):
+    """One whose argument is no attribute."""
+
+    def __init__(self, factor):
+        self.by = factor
+
+    def config(self):
+        return {"factor": self.by}
+
+    def forward(self, x):
+        return x * self.by
+
+
+def test_what_nothing_sets_again_is_refused(data, tmp_path):
+    def run(*callbacks):
+        net = clnn.Sequential([Factor(1.0), clnn.Dense(3)], input_shape=5, seed=1)
+        return fit(data, [*callbacks, clnn.Checkpoint(tmp_path)], net=net, resume=tmp_path)
+
+    with pytest.raises(Crash):
+        run(Changes({2: lambda m: setattr(m.layers[0], "by", 0.5)}), CrashAfter(3))
+    with pytest.raises(
+        clnn.ConfigurationError, match="nothing sets again .* of layer layers.0, by then .'factor': 0.5"
+    ):
+        run(Changes({}), CrashAfter(9))
+
+
+def test_weights_of_losses_that_a_callback_has_changed_go_on(tmp_path, rng):
+    a, x, y = clnn.Input((5,)), rng.random((24, 5)), rng.random((24, 1))
+
+    def run(name, *callbacks):
+        one = clnn.Dense(1, weight_init=0.2)
+        net = clnn.Model(a, {"one": one(a), "two": clnn.Dense(1, weight_init=0.1)(a)})
+        callbacks = [Changes({1: lambda m: setattr(m.loss, "weights", [0.0, 3.0])}), clnn.Checkpoint(name), *callbacks]
+        history = net.fit(
+            x, {"one": y, "two": y}, loss="mse", optimizer=clnn.SGD(0.1), seed=1, epochs=5, progress=False, resume=name,
+            callbacks=callbacks,
+        )  # fmt: skip
+        return net, history.history
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Crash):
+        run(tmp_path / "run", CrashAfter(3))
+    same(whole, run(tmp_path / "run"))
 
 
 class OwnSchedule(clnn.Schedule):
@@ -431,21 +484,28 @@ OTHERS = {  # what a run had, what it goes on with, and what is said
     "no validation": ({"validation": 5}, {}, "validation was 5 and is None"),
     "more validation": ({"validation": 5}, {"validation": 6}, "validation was 5 and is 6"),
     "batches of validation": ({"validation": 5}, {"validation": [5, 6]}, "validation was 5 and is '2 batches'"),
+    "other validation": (
+        {"validation": 5},
+        {"validation": 5, "moved": 1},
+        "checksum of the validation was [0-9]+ and is",
+    ),
+    "other samples": ({}, {"scale": 1.01}, "checksum of the samples was [0-9]+ and is"),
+    "other weights": ({"sample_weight": W}, {"sample_weight": W * 2}, "checksum of the samples was [0-9]+ and is"),
     "a metric": ({}, {"metrics": [size]}, r"metrics was \['accuracy'\] and is \['accuracy', 'size'\]"),
     "another metric": ({"metrics": ["top_2"]}, {"metrics": [size]}, "metrics was .*'top_2'.* and is .*'size'"),
     "no classes": ({}, {"loss": "mse", "labels": False}, r"metrics was \['accuracy'\] and is \[\]"),
 }
 
 
-def measured(folder, epochs, *, validation=None, labels=True, **options):
+def measured(folder, epochs, *, validation=None, labels=True, moved=0, scale=1, **options):
     """The history of a fit with what is measured, and by which weights."""
     r = np.random.default_rng(0)
-    x, y = r.random((24, 5), np.float32), r.integers(0, 3, 24)
+    x, y = r.random((24, 5), np.float32) * scale, r.integers(0, 3, 24)
     y = y if labels else r.random((24, 3), np.float32)
     if isinstance(validation, list):
         validation = [(x[:n], y[:n]) for n in validation]
     elif validation:
-        validation = x[:validation], y[:validation]
+        validation = x[moved : moved + validation], y[moved : moved + validation]
     options = {"loss": "cross_entropy", "optimizer": "adam", "seed": 1, "validation": validation} | options
     net = clnn.Sequential([clnn.Dense(3)], input_shape=5, seed=0)
     return net.fit(
@@ -484,6 +544,38 @@ def test_losses_of_several_outputs_are_the_same_where_a_run_goes_on(tmp_path):
     with pytest.raises(clnn.ConfigurationError, match="metrics was .* and is .*'two_size'"):
         run(2, loss="mse", loss_weights={"one": 1, "two": 2}, metrics={"two": [size]})
     assert len(run(2, loss="mse", loss_weights={"one": 1, "two": 2.0})["two_loss"]) == 2
+
+
+@pytest.mark.parametrize("how", ["sparse", "mapped", "strided", "many"])
+def test_samples_in_any_form_are_known_again(tmp_path, monkeypatch, how):
+    sparse = pytest.importorskip("scipy.sparse") if how == "sparse" else None
+    from clnn.data import mapped, validate
+
+    monkeypatch.setattr(mapped, "MAPPED_BYTES", 0)
+    x, y = np.random.default_rng(0).random((3000, 40)), np.arange(3000) % 3
+    if how == "many":
+        x = x[:, :1]
+        monkeypatch.setattr(validate, "STRETCH", 4)
+
+    def given(x):
+        if how == "mapped":
+            np.save(tmp_path / "x.npy", x)
+            return np.load(tmp_path / "x.npy", mmap_mode="r")
+        return sparse.csr_matrix(x) if sparse else x[:, ::-1] if how == "strided" else x
+
+    def run(x, epochs):
+        net = clnn.Sequential([clnn.Dense(3)], input_shape=x.shape[1], seed=0)
+        return net.fit(
+            given(x), y, loss="cross_entropy", optimizer="sgd", batch_size=1000, epochs=epochs, seed=1, progress=False,
+            callbacks=[clnn.Checkpoint(tmp_path / "run")], resume=tmp_path / "run",
+        )  # fmt: skip
+
+    run(x, 1)
+    assert len(run(x, 2)["loss"]) == 2
+    other = x.copy()
+    other[0, 0] += 1
+    with pytest.raises(clnn.ConfigurationError, match="checksum of the samples was"):
+        run(other, 3)
 
 
 def test_what_is_given_in_another_form_is_the_same(tmp_path):

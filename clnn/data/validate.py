@@ -1,5 +1,7 @@
 """Checks that find the first bad feature or label before it reaches a device, in one pass and little memory."""
 
+import math
+import zlib
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -8,6 +10,8 @@ import numpy as np
 from clnn.errors import DataError
 
 CHUNK = 1 << 16  # numbers looked at together: they and the answer stay in the processor's cache
+
+STRETCH = 1 << 22  # elements of a checksum that are looked at together
 
 
 def check_features(x: np.ndarray, name: str = "x") -> None:
@@ -58,3 +62,16 @@ def _first(array: np.ndarray, bad: Callable[[np.ndarray], np.ndarray]) -> tuple[
             return str([int(i) for i in index]), chunk[first]
         position += chunk.size
     return None
+
+
+def checksum(arrays: Iterable[Any]) -> int:
+    """A number that other values change: of all elements or, where they are over 2^30, of stretches of them. Rows may lie in
+    a file or be sparse; None is passed over."""
+    found = 0
+    for each in (one for one in arrays if one is not None):
+        matrix = getattr(each, "matrix", None)
+        for one in (each,) if matrix is None else (matrix.data, matrix.indices, matrix.indptr):
+            rows = max(1, STRETCH // max(1, math.prod(np.shape(one)[1:])))
+            for start in range(0, len(one), rows * max(1, len(one) // rows >> 8)):
+                found = zlib.crc32(np.ascontiguousarray(one[start : start + rows]).data, found)
+    return found

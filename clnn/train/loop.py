@@ -123,7 +123,7 @@ def fit(
             told = told_of_fit(stream or samples, size, bool(shuffle), seed, loss, optimizer, held, measured, *by)
         saved = None if resume is None else world.first(Resumed(resume) if world.rank == 0 else None)
         if saved:
-            saved.put(model, optimizer, told, history.history, callbacks, world.size)
+            saved.put(model, loss, optimizer, told, history.history, callbacks, world.size)
             done, last = saved.epochs, saved.epochs if saved.stopped else epochs
         run = _Run(
             model, loss, metrics, outputs, samples, held_out, optimizer, epochs, done, batch_size, shuffle, seed, record, world,
