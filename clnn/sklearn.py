@@ -42,7 +42,7 @@ from .checks import check_count, in_range, refuse_masked
 from .errors import CheckpointError, ConfigurationError, DataError, DeviceError, ShapeError
 from .layers.base import Layer
 from .layers.core import Dense
-from .losses import LOSSES
+from .losses import LOSSES, Hinge
 from .minimize import LBFGS
 from .model import Model, Sequential, load
 from .ops.random import Generator
@@ -251,13 +251,10 @@ class _Classifier(ClassifierMixin, _Estimator):
 
     def predict_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """The probability of each class (samples, classes), in the order of `classes_`; of each label, if they are several."""
-        p = self._outputs(X, self._probabilities)
+        p = self._outputs(X, Model.predict_proba)
         if self.multilabel_ or p.shape[1] > 1:
             return p
         return np.ones_like(p) if len(self.classes_) == 1 else np.hstack([1 - p, p])
-
-    def _probabilities(self, model: Model, x: Any) -> np.ndarray:
-        return model.predict_proba(x)
 
     def predict_log_proba(self, X: Any) -> np.ndarray:  # noqa: N803
         """The logarithm of `predict_proba`."""
@@ -266,13 +263,18 @@ class _Classifier(ClassifierMixin, _Estimator):
 
     def predict(self, X: Any) -> np.ndarray:  # noqa: N803
         """The most probable class of each sample; of several labels a 1 for each that is more probable than not."""
-        p = self.predict_proba(X)
-        return (p > 0.5).astype(np.int64) if self.multilabel_ else self.classes_[p.argmax(1)]
+        found = self._outputs(X, self._decided)
+        return found.astype(np.int64) if self.multilabel_ else self.classes_[np.minimum(found, len(self.classes_) - 1)]
+
+    def _decided(self, model: Model, x: Any) -> np.ndarray:
+        """Class numbers (samples,), or of several labels whether each is there; by a hinge loss no probabilities say so."""
+        if not self.multilabel_:
+            return model.predict_classes(x)
+        return model.predict(x) > 0 if isinstance(model.loss, Hinge) else model.predict_proba(x) > 0.5
 
     def _score(self, x: Any, y: np.ndarray) -> float:
         """What early stopping goes by, of targets as `_encoded` gives them: the accuracy."""
-        p = self._probabilities(self.model_, x)
-        return float(accuracy_score(y, p.argmax(1) if y.ndim == 1 else p > 0.5))
+        return float(accuracy_score(y if self.multilabel_ else y.reshape(-1), self._decided(self.model_, x)))
 
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:  # noqa: N803
         """One epoch more on these samples; the first call is told all `classes`."""

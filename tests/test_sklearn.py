@@ -184,6 +184,27 @@ def test_several_labels_a_sample(blobs):
         MLPClassifier().fit(x, np.stack([y, y + 1], 1))
 
 
+@pytest.mark.parametrize("loss", ["hinge", "squared_hinge", "binary_cross_entropy", "cross_entropy", "quadratic"])
+@pytest.mark.parametrize("names", [["no", "yes"], ["a", "b", "c"], "several labels", ["only"]], ids=str)
+def test_every_loss_of_classes_predicts(blobs, loss, names):
+    """A hinge loss says yes above 0, and has no probabilities."""
+    x, y = blobs
+    several = names == "several labels"
+    outputs = 3 if several else len(names) if len(names) > 2 or loss == "cross_entropy" else 1
+    if outputs == 1 and loss == "cross_entropy" or several and loss in ("cross_entropy", "quadratic"):
+        pytest.skip("it is for several classes")
+    given = np.eye(3, dtype=int)[y] if several else np.array(names)[y % len(names)]
+    layers = [clnn.Dense(outputs, "sigmoid")] if loss == "quadratic" else [clnn.Dense(8, "tanh"), clnn.Dense(outputs)]
+    kind = CLNNClassifier(clnn.Sequential(layers, input_shape=x.shape[1]), loss=loss, epochs=30, random_state=0)
+    kind = pickle.loads(pickle.dumps(kind.fit(x, given)))
+    found = kind.predict(x)
+    assert found.shape == given.shape and found.dtype.kind == given.dtype.kind
+    scores = kind.model_.predict(x)
+    yes = scores > (0.5 if loss == "quadratic" else 0)
+    which = scores.argmax(1) if outputs > 1 else np.minimum(yes[:, 0], len(names) - 1)
+    np.testing.assert_array_equal(found, yes if several else kind.classes_[which.astype(int)])
+
+
 @pytest.mark.parametrize("solver", ["adam", "sgd", "lbfgs"])
 def test_the_numbers_that_a_regressor_learns(solver):
     rng = np.random.default_rng(0)
