@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 import warnings
 from functools import partial
 
@@ -854,3 +855,26 @@ def test_a_length_that_cannot_be_changes_no_weight(device, rng, both):
         train(x, np.array([5, 6, 3]), y)
     for name, array in layer.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize("how", ["made", "copied", "pickled", "loaded"])
+def test_what_is_set_on_a_bidirectionals_layer_its_copy_gets(device, rng, tmp_path, how):
+    net = clnn.Sequential([clnn.Bidirectional(clnn.LSTM(3)), clnn.Dense(1)], input_shape=(5, 3))
+    net.save(tmp_path / "net.clnn")
+    again = {
+        "made": lambda: net,
+        "copied": lambda: copy.deepcopy(net),
+        "pickled": lambda: pickle.loads(pickle.dumps(net)),
+    }
+    one = again.get(how, lambda: clnn.load(tmp_path / "net.clnn"))()
+    assert [name for name, _ in one.named_parameters()] == [name for name, _ in net.named_parameters()]
+    both, x = one.layers[0], rng.random((4, 5, 3))
+    both.layer.trainable = False
+    assert not any(p.trainable for p in both.parameters()) and both.back.go_backwards
+    both.layer.trainable = True
+    assert all(p.trainable for p in both.parameters())
+    both.layer.dropout, both.layer.activation = 0.5, "relu"
+    assert (both.back.dropout, both.back.activation) == (0.5, "relu")
+    assert one is net or net.layers[0].back.dropout == 0.0
+    one.save(tmp_path / "again.clnn")
+    np.testing.assert_array_equal(clnn.load(tmp_path / "again.clnn").predict(x), one.predict(x))

@@ -76,23 +76,14 @@ class _Recurrent(Layer):
     )
     kind = "RNN"
     reads_mask = True
+    unwatched = Layer.unwatched | {"_tell"}
 
     def __init__(
-        self,
-        units: int,
-        activation: str | None = "tanh",
-        *,
-        use_bias: bool = True,
-        return_sequences: bool = False,
-        return_state: bool = False,
-        go_backwards: bool = False,
-        stateful: bool = False,
-        dropout: float = 0.0,
-        recurrent_dropout: float = 0.0,
-        weight_init: str | float | Initialiser = "glorot_uniform",
-        recurrent_init: str | float | Initialiser = "orthogonal",
-        bias_init: str | float | Initialiser = "zeros",
-    ) -> None:
+        self, units: int, activation: str | None = "tanh", *, use_bias: bool = True, return_sequences: bool = False,
+        return_state: bool = False, go_backwards: bool = False, stateful: bool = False, dropout: float = 0.0,
+        recurrent_dropout: float = 0.0, weight_init: str | float | Initialiser = "glorot_uniform",
+        recurrent_init: str | float | Initialiser = "orthogonal", bias_init: str | float | Initialiser = "zeros",
+    ) -> None:  # fmt: skip
         what = type(self).__name__
         self.units = check_count(f"{what}'s units", units)
         self.activation = activation_name(activation)
@@ -105,6 +96,12 @@ class _Recurrent(Layer):
         self.weight_init, self.recurrent_init, self.bias_init = weight_init, recurrent_init, bias_init
         for init in (weight_init, recurrent_init, bias_init):
             find_initialiser(init)
+
+    def __setattr__(self, key: str, value: Any) -> None:
+        super().__setattr__(key, value)
+        tell = self.__dict__.get("_tell")  # the copy that a Bidirectional has of it
+        if tell is not None and (key == "trainable" or key in self.config()) and key != "go_backwards":
+            tell(key, value)
 
     def build(self, *shapes: tuple[int, ...]) -> None:
         shape, gates = shapes[0], GATES[self.kind]
@@ -430,7 +427,8 @@ MERGES = {
 
 @register
 class Bidirectional(Layer):
-    """A recurrent layer beside a copy, with weights of its own, that reads the last step first (Schuster and Paliwal 1997).
+    """A recurrent layer beside a copy, with weights of its own, that reads the last step first (Schuster and Paliwal 1997). What
+    is set on the layer later (`trainable`, `dropout`, ...) the copy gets, too.
 
     x (batch, steps, features) -> (batch, steps, 2 units), or (batch, 2 units) of a layer without return_sequences. By
     `merge_mode` both outputs of a step stand side by side ("concat"), or it is their "sum", product ("mul") or mean ("ave"); with
@@ -454,6 +452,7 @@ class Bidirectional(Layer):
         self.layer, self.merge_mode = layer, merge_mode
         self.back = copy.deepcopy(layer)
         self.back.go_backwards = True
+        layer.__dict__["_tell"] = self.back.__setattr__
 
     @property
     def merge_mode(self) -> str | None:
