@@ -168,8 +168,7 @@ class Loss(Watched):
                 "give class numbers, integers, or weight samples by sample_weight"
             )
         elif target != output and target + (1,) != output:
-            which = "; class numbers are integers of that shape without the last axis"
-            classes = which if self.takes == "classes" else ""
+            classes = "; class numbers are integers of it without the last axis" if self.takes == "classes" else ""
             raise ShapeError(f"{self.name}: targets of shape {target} do not fit outputs of shape {output}{classes}")
 
     def check_values(self, target: np.ndarray, output: tuple[int, ...], name: str) -> None:
