@@ -832,6 +832,16 @@ RECURRENT = {
 
 
 @pytest.mark.parametrize("name", RECURRENT)
+def test_a_recurrent_layer_from_a_file_is_written_again(device, rng, tmp_path, name):
+    net = clnn.Sequential([RECURRENT[name](), clnn.Dense(1)], input_shape=(5, 3), seed=1)
+    clnn.onnx.save(net, tmp_path / "net.onnx")
+    clnn.onnx.save(clnn.onnx.load(tmp_path / "net.onnx"), tmp_path / "again.onnx", example=f(2, 5, 3))
+    again = clnn.onnx.load(tmp_path / "again.onnx")
+    for n in (1, 2, 4):
+        np.testing.assert_allclose(again(f(n, 5, 3)), net.predict(f(n, 5, 3)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", RECURRENT)
 def test_a_recurrent_layer_learns_from_a_file_as_it_did(device, rng, tmp_path, name, recwarn):
     """ONNX has two biases, and LSTM and RNN one here: the file's second one is zeros, which do not learn."""
     net = clnn.Sequential([RECURRENT[name](), clnn.Dense(1)], input_shape=(5, 3), seed=1)

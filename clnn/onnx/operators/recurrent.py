@@ -87,9 +87,8 @@ def weights(kind: str, dtype: Any, w: Any, u: Any, b: Any = None) -> list[Any]:
 
 
 def swapped(x: Tensor) -> Tensor:
-    """x with its first two axes in the other order."""
-    a, b, *rest = x.shape
-    return x.reshape((b, a, *rest)) if 1 in (a, b) else x.transpose(1, 0, *range(2, x.ndim))
+    """x with its first two axes in the other order; by the same op for any number of samples, for what is exported again."""
+    return x.transpose(1, 0, *range(2, x.ndim))
 
 
 def joined(parts: Sequence[Tensor], axis: int) -> Tensor:
