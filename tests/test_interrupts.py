@@ -70,7 +70,7 @@ def test_no_lock_stays_behind(kind):
             time.sleep(0.005)
 
     def others():
-        for each in (one, one._door):
+        for each in (one, one.door):
             assert each.acquire(timeout=10)
             each.release()
         free.append(True)

@@ -6,6 +6,8 @@ import gc
 import http.client
 import http.server
 import json
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -544,3 +546,22 @@ def test_a_web_server_answers_while_another_thread_trains(device, rng):
     for i, answer in found:
         np.testing.assert_allclose(np.float32(answer)[0], expected[i], rtol=1e-5, atol=1e-6)
     assert weights and all(same(alone, one) for one in weights)
+
+
+def test_a_daemon_thread_that_trains_lets_the_process_end():
+    """It was aborted most of the times, by C++'s terminate."""
+    code = """
+import threading, time, numpy as np, clnn
+begun = threading.Event()
+def train():
+    net = clnn.Sequential([clnn.Dense(256, "relu"), clnn.Dense(3)], input_shape=64)
+    seen = clnn.Lambda(on_epoch_end=lambda *_: begun.set())
+    how = {"loss": "cross_entropy", "optimizer": "sgd", "epochs": 10**6, "batch_size": 1000, "progress": False}
+    net.fit(np.ones((2000, 64)), np.zeros(2000, int), callbacks=[seen], **how)
+threading.Thread(target=train, daemon=True).start()
+begun.wait()
+time.sleep(0.3)  # so that it is in the middle of a step
+print("ended")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ended\n", "")

@@ -52,9 +52,12 @@ if hasattr(os, "register_at_fork"):
 
 @atexit.register
 def _finish_at_exit() -> None:
-    """Let work that is still enqueued end before the driver is torn down: a process of PoCL 3.1 was seen to crash there."""
+    """Let work that is still enqueued end before the driver is torn down: a process of PoCL 3.1 was seen to crash there. The lock
+    stays taken: Python ends daemon threads where they ask for its own, which within a call of the driver aborts the process."""
     for one in () if _forked else list(_every):
         if "_queue" in vars(one):
+            if one.lock.door.acquire(timeout=5.0):
+                one.lock.acquire(timeout=5.0)
             with contextlib.suppress(cl.Error):
                 one.queue.finish()
 

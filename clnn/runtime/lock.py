@@ -28,11 +28,11 @@ class FairLock(_thread.RLock):  # type: ignore[misc]  # final only in typeshed
     DeviceError. Ctrl-C, which comes after calls and where functions begin, leaves none taken: each `release` is one call of C.
     """
 
-    __slots__ = ("_door",)
+    __slots__ = ("door",)
     mine = _thread.RLock._is_owned  # type: ignore[attr-defined]
 
     def __init__(self) -> None:
-        self._door = _thread.RLock()
+        self.door = _thread.RLock()
 
     def __enter__(self) -> bool:  # type: ignore[override]
         mine = self.mine()
@@ -40,11 +40,11 @@ class FairLock(_thread.RLock):  # type: ignore[misc]  # final only in typeshed
             try:
                 if mine:
                     self.acquire()
-                elif not (self._door.acquire(False) and self.acquire(False)):
+                elif not (self.door.acquire(False) and self.acquire(False)):
                     self._wait()
             finally:
                 try:  # noqa: SIM105 - no call before it
-                    self._door.release()
+                    self.door.release()
                 except RuntimeError:  # it was not taken
                     pass
         except BaseException:
@@ -68,7 +68,7 @@ class FairLock(_thread.RLock):  # type: ignore[misc]  # final only in typeshed
                         "begins, with .to(device)"
                     )
                 _waiting[me] = self
-            with self._door:
+            with self.door:
                 self.acquire()
         finally:
             _waiting.pop(me, None)
