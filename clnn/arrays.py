@@ -67,7 +67,7 @@ def leaky_relu(x: Any, slope: Any = 0.01) -> Tensor:
     """x where x > 0, else slope x (Maas et al. 2013). A `slope` that is a tensor learns, as PReLU's does (He et al. 2015)."""
     if not isinstance(slope, Tensor) and slope == 0.01:
         return function(x, "leaky_relu")
-    x = tensor(x)
+    check_float("leaky_relu", x := tensor(x))
     return where(x < 0, x * slope, x)
 
 
@@ -75,7 +75,7 @@ def elu(x: Any, alpha: float = 1.0) -> Tensor:
     """x where x > 0, else alpha (exp(x) - 1) (Clevert et al. 2016)."""
     if alpha == 1:
         return function(x, "elu")
-    x = tensor(x)
+    check_float("elu", x := tensor(x))
     return where(x < 0, alpha * function(where(x < 0, x, 0.0), "expm1"), x)
 
 
@@ -217,7 +217,7 @@ def one_hot(labels: Any, classes: int) -> Tensor:
            [1., 0., 0.]], dtype=float32)
     """
     classes, labels = check_count("one_hot's classes", classes), tensor(labels)
-    if labels.dtype != np.int32:
+    if labels.dtype != np.int32 and labels.size:
         raise ShapeError(f"one_hot: labels are int32, not {labels.dtype}; convert with .astype('int32')")
     if labels.device.reads and labels.size:
         given = labels.numpy()
@@ -408,27 +408,34 @@ def prod(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
 
 def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """The variance over an axis, several, or all of them: the sum of (x - mean)^2 over n - ddof (PyTorch's `ddof` is 1)."""
-    x = tensor(x)
+    return _variance("var", tensor(x), axis, keepdims, ddof)
+
+
+def _variance(what: str, x: Tensor, axis: Any, keepdims: bool, ddof: int) -> Tensor:
+    """The variance, as `what` wants it."""
+    check_float(what, x)
     n = math.prod(x.shape[a] for a in normal_axes(x.ndim, axis))
     if n - ddof <= 0:
-        raise ShapeError(f"var over {n} elements with ddof={ddof}: an array of shape {x.shape} over axis {axis!r}")
+        raise ShapeError(f"{what} over {n} elements with ddof={ddof}: an array of shape {x.shape} over axis {axis!r}")
     return function(x - x.mean(axis, keepdims=True), "square").sum(axis, keepdims) / (n - ddof)
 
 
 def std(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tensor:
     """The standard deviation, the square root of `var`; where it is 0, so is the gradient."""
-    squared = var(x, axis, keepdims, ddof)
+    squared = _variance("std", tensor(x), axis, keepdims, ddof)
     flat = squared == 0  # where the root's derivative is infinite
     return where(flat, 0.0, function(where(flat, 1.0, squared), "sqrt"))
 
 
 def logsumexp(x: Any, axis: Any = None, keepdims: bool = False) -> Tensor:
-    """log(sum(exp(x))) over an axis, several, or all of them, without overflow."""
-    x = tensor(x)
+    """log(sum(exp(x))) over an axis, several, or all of them, without overflow; -inf over no elements."""
+    check_float("logsumexp", x := tensor(x))
+    axes = normal_axes(x.ndim, axis)
+    if not all(x.shape[a] for a in axes):
+        return function(x.sum(axis, keepdims), "log")
     top = x.detach().max(axis, keepdims=True)
     top = where(function(top, "isfinite"), top, 0.0)
     y = function(function(x - top, "exp").sum(axis, keepdims=True), "log") + top
-    axes = normal_axes(x.ndim, axis)
     return y if keepdims else y.reshape([s for a, s in enumerate(x.shape) if a not in axes])
 
 

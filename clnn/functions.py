@@ -30,7 +30,7 @@ def log_softmax(x: Any, axis: int = -1) -> Tensor:
 def _over(x: Any, axis: int, log: bool) -> Tensor:
     """softmax_of x with the axis moved to the end and back."""
     x = tensor(x)
-    at = _axis("softmax", axis, max(1, x.ndim))
+    at = _axis("log_softmax" if log else "softmax", axis, max(1, x.ndim))
     if at >= x.ndim - 1:
         return softmax_of(x, log)
     order = [*(a for a in range(x.ndim) if a != at), at]

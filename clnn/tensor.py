@@ -236,7 +236,10 @@ class Tensor(Array):
         Without `gradient` this must be a single number, such as a mean loss. The tape is used up: a second call needs a
         new forward pass. Until the optimizer has stepped, another loss's gradients are added.
         """
-        if self.node is None:
+        node = (
+            self.reshape(self.shape).node if self.node is None and self.requires_grad else self.node
+        )  # a parameter has none
+        if node is None:
             why = "made under no_grad(), or it" if not grad_enabled() else "it"
             raise ClnnError(f"backward(): this tensor has no history: {why} depends on no trainable parameter")
         if gradient is None:
@@ -246,7 +249,7 @@ class Tensor(Array):
             gradient = tensor(gradient, device=self.device, dtype=self.dtype)
             if gradient.shape != self.shape:
                 raise ShapeError(f"backward(): the gradient's shape {gradient.shape} is not the tensor's, {self.shape}")
-        backpropagate(self.node, gradient)
+        backpropagate(node, gradient)
 
     # -- arithmetic ---------------------------------------------------------------------------------------------------
     __add__ = __radd__ = _operator("add")
@@ -264,7 +267,7 @@ class Tensor(Array):
     __matmul__, __rmatmul__ = (lambda self, other: _matmul(self, other)), (lambda self, other: _matmul(other, self))
 
     def __pow__(self, other: Operand) -> Tensor:
-        if isinstance(other, (int, float)) and other == 2:
+        if isinstance(other, (int, float)) and other == 2 and self.dtype != np.int32:
             return apply(unary, self, name="square")
         return elementwise("power", self, other)
 

@@ -571,3 +571,31 @@ def test_what_was_bools_is_a_mask(rng, device, make):
     for given in (mask, make(mask), ~mask):
         np.testing.assert_array_equal(step(t, given).numpy(), x[np.asarray(given) != 0].astype(np.float32))
     np.testing.assert_array_equal(step(t, mask.astype(int)).numpy(), x[mask.astype(int)].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    "name, call",
+    [
+        ("var", clnn.var), ("std", clnn.std), ("logsumexp", clnn.logsumexp), ("argmin", clnn.argmin), ("cumsum", clnn.cumsum),
+        ("prod", clnn.prod), ("elu", lambda x: clnn.elu(x, 0.5)), ("leaky_relu", lambda x: clnn.leaky_relu(x, 0.5)),
+        ("power", lambda x: x**2), ("log_softmax", clnn.log_softmax), ("softmax", lambda x: clnn.softmax(x, 0)),
+    ],
+)  # fmt: skip
+def test_errors_name_the_function_that_was_called(device, name, call):
+    """Not one that it is made of: mean, max, multiply, expm1, square."""
+    with pytest.raises(clnn.ShapeError, match=rf"^{name} takes floats, not int32"):
+        call(clnn.tensor(np.ones((2, 3), np.int32)))
+
+
+def test_errors_of_statistics_and_axes_name_the_function_that_was_called(device):
+    with pytest.raises(clnn.ShapeError, match="^std over 1 elements with ddof=1"):
+        clnn.std(clnn.ones((2, 1)), 1, ddof=1)
+    with pytest.raises(clnn.ShapeError, match="^log_softmax is along one of 2 axes: axis 2"):
+        clnn.log_softmax(clnn.ones((2, 1)), 2)
+
+
+def test_functions_of_no_elements(device):
+    for labels in ([], np.zeros((2, 0)), clnn.zeros(0)):
+        assert clnn.one_hot(labels, 3).shape == (*np.shape(labels), 3)
+    assert clnn.logsumexp(clnn.zeros((2, 0)), 1).numpy().tolist() == [-np.inf, -np.inf]
+    assert clnn.logsumexp(clnn.zeros((0, 2)), 1, keepdims=True).shape == (0, 1)

@@ -397,3 +397,22 @@ def test_a_conversion_to_the_same_type_is_recorded(rng, device, recwarn):
         assert_close(y.numpy(), (x * w.numpy()).sum(dtype=np.float64), 16 * eps(np.float32))
         np.testing.assert_array_equal(gradient, x)
     assert not recwarn.list
+
+
+def test_backward_from_a_parameter_itself_adds_the_gradient(device, rng):
+    """As PyTorch has it; it was an error, which said that it depends on no parameter."""
+    p, given = parameter(rng.standard_normal((2, 3))), rng.standard_normal((2, 3)).astype(np.float32)
+    p.backward(given)
+    p.backward(clnn.tensor(given))
+    (3.0 * p).sum().backward()
+    np.testing.assert_allclose(p.grad.numpy(), 2 * given + 3, rtol=1e-6)
+    with pytest.raises(clnn.ShapeError, match=r"starts from one number, not from shape \(2, 3\)"):
+        p.backward()
+    with pytest.raises(clnn.ShapeError, match="the gradient's shape"):
+        p.backward(given[0])
+    p.trainable = False
+    with pytest.raises(clnn.ClnnError, match="depends on no trainable parameter"):
+        p.backward(given)
+    one = parameter(np.ones(1))
+    one.backward()
+    assert one.grad.numpy().tolist() == [1.0]
