@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib
 import io
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import numpy as np
 from .callbacks import Callback
 from .checks import check_count, in_range
 from .errors import ConfigurationError
-from .files import as_path, write_atomically
+from .files import as_path, check_place, refuse_device, write_atomically
 from .layers.base import Layer
+from .notebook import check_picture
 from .progress import in_notebook
 from .train.history import History
 
@@ -27,6 +29,15 @@ def leads(model: Any) -> bool:
     """Whether this is the rank that writes, of those that train together."""
     world = getattr(model.optimizer, "world", None)
     return world is None or world.rank == 0
+
+
+@contextlib.contextmanager
+def _writing(who: str, path: Path) -> Iterator[None]:
+    """An OSError within it as a ConfigurationError that says who cannot write where."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigurationError(f"{who}: {path} cannot be written: {error}") from error
 
 
 class CSVLog(Callback):
@@ -44,6 +55,7 @@ class CSVLog(Callback):
         self._text, self._whole = "", False  # the rows so far, and whether the file is those
         if self.append and os.path.exists(self.path):
             try:
+                refuse_device(self.path)
                 self._text = self.path.read_text(encoding="utf-8")
             except (OSError, UnicodeDecodeError) as error:
                 raise ConfigurationError(
@@ -75,15 +87,13 @@ class CSVLog(Callback):
 
     def _write(self, new: str = "") -> None:
         """All rows, or where the file has those before, the new ones."""
-        try:
+        with _writing("CSVLog", self.path):
             if not self._whole:
                 write_atomically(self.path, self._text.encode())
             elif new:
                 with open(self.path, "a", encoding="utf-8", newline="") as file:
                     file.write(new)
             self._whole = True
-        except OSError as error:
-            raise ConfigurationError(f"CSVLog: {self.path} cannot be written: {error}") from error
 
 
 def _line(cells: Iterable[Any]) -> str:
@@ -106,13 +116,9 @@ class TensorBoard(Callback):
     """
 
     def __init__(
-        self,
-        folder: str | Path,
-        histograms: int = 0,
-        images: Callable[[Any], dict[str, Any]] | None = None,
-        graph: bool = False,
-        every: int = 1,
-    ) -> None:
+        self, folder: str | Path, histograms: int = 0, images: Callable[[Any], dict[str, Any]] | None = None,
+        graph: bool = False, every: int = 1,
+    ) -> None:  # fmt: skip
         self.folder, self.graph, self.images = as_path(folder), bool(graph), images
         self.histograms = check_count("TensorBoard's histograms", histograms, 0)
         self.every = check_count("TensorBoard's every", every)
@@ -138,12 +144,14 @@ class TensorBoard(Callback):
         purge, self._done = self._done and self._done + 1, epoch + 1
         if not leads(model):
             return
+        pictures = self.images(model) if self.images is not None and self._done % self.every == 0 else {}
+        with _writing("TensorBoard", self.folder):
+            self._write(model, logs, pictures, purge)
+
+    def _write(self, model: Any, logs: dict[str, float], pictures: dict[str, Any], purge: int) -> None:
         if self._writer is None:
-            try:
-                own = f".{time.time_ns()}.{os.getpid()}.{next(_boards)}"  # in the order in which TensorBoard reads them
-                self._writer = self._library[0](str(self.folder), purge_step=purge or None, filename_suffix=own)
-            except OSError as error:
-                raise ConfigurationError(f"TensorBoard: {self.folder} cannot be written: {error}") from error
+            own = f".{time.time_ns()}.{os.getpid()}.{next(_boards)}"  # in the order in which TensorBoard reads them
+            self._writer = self._library[0](str(self.folder), purge_step=purge or None, filename_suffix=own)
             if self._nodes and not purge:
                 self._write_graph()
         for name, value in logs.items():
@@ -152,18 +160,17 @@ class TensorBoard(Callback):
         if self.histograms and self._done % self.histograms == 0:
             for name, p in model.named_parameters():
                 self._writer.add_histogram(name, p.numpy(), self._done)
-        if self.images is not None and self._done % self.every == 0:
-            for name, picture in self.images(model).items():
-                array = np.asarray(picture, np.float32)
-                if array.ndim not in (2, 3, 4) or (1, *array.shape)[-3] not in (1, 3, 4):
-                    raise ConfigurationError(
-                        f"TensorBoard's images: {name!r} has the shape {array.shape}; a picture is (height, width), (channels, "
-                        "height, width) or (n, channels, height, width), of 1, 3 or 4 channels"
-                    )
-                form = {2: "HW", 3: "CHW", 4: "NCHW"}[array.ndim]
-                self._writer.add_image(name, array, self._done, dataformats=form) if array.ndim < 4 else (
-                    self._writer.add_images(name, array, self._done)
+        for name, picture in pictures.items():
+            array = np.asarray(picture, np.float32)
+            if array.ndim not in (2, 3, 4) or (1, *array.shape)[-3] not in (1, 3, 4):
+                raise ConfigurationError(
+                    f"TensorBoard's images: {name!r} has the shape {array.shape}; a picture is (height, width), (channels, "
+                    "height, width) or (n, channels, height, width), of 1, 3 or 4 channels"
                 )
+            form = {2: "HW", 3: "CHW", 4: "NCHW"}[array.ndim]
+            self._writer.add_image(name, array, self._done, dataformats=form) if array.ndim < 4 else (
+                self._writer.add_images(name, array, self._done)
+            )
         self._writer.flush()
 
     def _write_graph(self) -> None:
@@ -175,7 +182,8 @@ class TensorBoard(Callback):
 
     def on_train_end(self, model: Any) -> None:
         if self._writer is not None:
-            self._writer.close()
+            with _writing("TensorBoard", self.folder):
+                self._writer.close()
             self._writer = None
 
 
@@ -231,10 +239,10 @@ class LivePlot(Callback):
             raise ConfigurationError(
                 'LivePlot shows its curves in a notebook: elsewhere give it a file, as in LivePlot("curves.png")'
             )
-        try:
-            import matplotlib.pyplot  # noqa: F401
-        except ImportError as error:
-            raise ConfigurationError("LivePlot needs Matplotlib: pip install matplotlib") from error
+        check_picture("LivePlot", self.path or "")
+        if self.path is not None:
+            with _writing("LivePlot", self.path):
+                check_place(self.path)
 
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         self._history.add(logs)
@@ -258,7 +266,8 @@ class LivePlot(Callback):
         figure = self._history.plot()
         try:
             if self.path is not None:
-                figure.savefig(self.path)
+                with _writing("LivePlot", self.path):
+                    figure.savefig(self.path)
             elif self._shown is None:
                 from IPython.display import display
 

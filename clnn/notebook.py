@@ -24,6 +24,14 @@ def pyplot(who: str) -> Any:
     return plt
 
 
+def check_picture(who: str, path: str | os.PathLike[str]) -> None:
+    """ConfigurationError without Matplotlib, and for a file whose ending says a format that it does not draw."""
+    known = pyplot(who).matplotlib.backend_bases.FigureCanvasBase.get_supported_filetypes()
+    if (ending := os.path.splitext(path)[1][1:].lower()) and ending not in known:
+        told = f"{who}: Matplotlib draws no .{ending}: give a file that ends in one of {', '.join(sorted(known))}"
+        raise ConfigurationError(told)
+
+
 def finished(figure: Any, path: str | os.PathLike[str] | None) -> Any:
     """The figure, laid out; where a path is given it is saved there, and closed."""
     figure.tight_layout()

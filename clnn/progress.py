@@ -36,13 +36,8 @@ class Progress:
                 from tqdm.auto import tqdm
             else:
                 from tqdm import tqdm
-            self.bar = tqdm(
-                total=epochs * steps,
-                unit="step",
-                disable=None if not notebook else False,
-                dynamic_ncols=True,
-                leave=True,
-            )
+            disable = False if notebook else None
+            self.bar = tqdm(total=epochs * steps, unit="step", disable=disable, dynamic_ncols=True, leave=True)
             if self.bar.disable:
                 self.bar = None
         if device is not None and (shown or log.isEnabledFor(logging.INFO)):

@@ -71,6 +71,17 @@ def test_output_that_nobody_reads(closed):
     assert (done.returncode, done.stderr) == (0 if closed == "from the start" else 141, "")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no file that is always full")
+@pytest.mark.parametrize("command", ["devices", "--help", "--version", "reproduce --list", "train --help"])
+def test_output_on_a_full_disk(command):
+    """A traceback, or with --help an exception that Python ignored."""
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "clnn", *command.split()], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode == 1 and re.fullmatch(r"clnn: the output cannot be written: .*No space.*\n", done.stderr)
+
+
 def test_devices_without_any_says_how_to_get_one(tmp_path):
     code, _, err = run("devices", **no_driver(tmp_path))
     assert code == 1 and "There is no OpenCL device" in err and "pocl-opencl-icd" in err
@@ -228,6 +239,13 @@ def test_a_file_that_cannot_be_written_is_found_out_before_anything_is_measured(
     for file in (str(tmp_path), ""):  # "" as of a shell's variable that is not set
         code, out, errors = run(*command.split(), file)
         assert (code, out) == (1, "") and f"{command.split()[-1]} {file!r} cannot be written" in errors
+
+
+@pytest.mark.parametrize("option", ["--plot", "--picture"])
+def test_bench_looks_at_the_ending_of_a_picture_before_it_measures(tmp_path, option):
+    pytest.importorskip("matplotlib")
+    code, out, errors = run("bench", "gemm", "--quick", option, str(tmp_path / "x.foo"))
+    assert (code, out) == (1, "") and re.fullmatch(rf"clnn: {option}: Matplotlib draws no .foo: .* png, .*\n", errors)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="it is a shell that closes it")

@@ -109,6 +109,21 @@ def test_png_with_every_filter(kind, bits, rng):
     assert np.array_equal(_decode_png(png(rows, 7, 10, bits, kind)), want)
 
 
+@pytest.mark.parametrize("most", [1, 15, 255, 256, 4095, 65535])
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_portable_graymap_of_any_depth(most, plain, tmp_path):
+    """Those of more than 8 bits were refused, with the advice to save them with 16."""
+    pytest.importorskip("PIL")
+    gray = np.zeros((20, 20))
+    gray[4:16, 8:12] = 1
+    values = (gray * most).astype(">u2" if most > 255 else "u1")
+    data = " ".join(map(str, values.flat)).encode() if plain else values.tobytes()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "x.pgm").write_bytes(b"P%d\n20 20\n%d\n" % (2 if plain else 5, most) + data)
+    np.testing.assert_allclose(read_digit(tmp_path / "a" / "x.pgm"), as_digit(gray).reshape(1, -1), atol=0.01)
+    np.testing.assert_allclose(clnn.data.ImageFolder(tmp_path, channels=1)[0][0], gray, atol=0.01)
+
+
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
 def test_png_as_pillow_reads_it(mode, rng, tmp_path):
     image = pytest.importorskip("PIL.Image")

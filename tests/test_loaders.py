@@ -1,7 +1,9 @@
 """CSV files by pandas and folders of images by Pillow: what comes of them, fit on them, and what is said where they are wrong."""
 
 import io
+import os
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -93,6 +95,12 @@ def test_a_table_that_is_wrong(csv, case):
         read_csv(csv(text), **options)
 
 
+def test_one_feature_by_its_name(csv):
+    """Its letters were taken for columns."""
+    table = read_csv(csv("ab,cd,y\n1,2,0\n3,4,1\n"), target="y", features="cd")
+    assert table.x.tolist() == [[2], [4]] and table.features == ["cd"]
+
+
 def test_columns_that_are_named_like_a_second_one(csv):
     """c.1 is what pandas calls a second c, and may be in the file."""
     text = "a,c,c.1\n1,2,3\n"
@@ -103,6 +111,29 @@ def test_columns_that_are_named_like_a_second_one(csv):
     for opened in (io.StringIO("a,c,c\n1,2,3\n"), io.BytesIO(b"a,c,c\n1,2,3\n")):
         with pytest.raises(clnn.DataError, match="the file has several columns called 'c'"):
             read_csv(opened, target="c")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/zero"), reason="no file without an end")
+@pytest.mark.parametrize("name", ["/dev/zero", "/dev/full"])
+@pytest.mark.parametrize(
+    "read",
+    [read_csv, clnn.data.read_digit, clnn.data.read_idx, lambda f: clnn.CSVLog(f, append=True).on_train_begin(None)],
+    ids=["csv", "digit", "idx", "log"],
+)
+def test_files_without_an_end_are_refused(read, name):
+    """They were read for ever."""
+    with pytest.raises(clnn.ClnnError, match=f"{name}.* it is a device, which may never end: give a file"):
+        read(name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_table_from_a_pipe(tmp_path):
+    """Where names of columns have to be looked at once more, it was waited for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("a,a.1,y\n1,2,0\n3,4,1\n"), daemon=True)
+    writer.start()
+    table = read_csv(tmp_path / "pipe", target="y")
+    assert table.x.tolist() == [[1, 2], [3, 4]] and table.features == ["a", "a.1"]
 
 
 def test_no_file_and_no_package(csv, tmp_path, monkeypatch):

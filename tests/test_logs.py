@@ -226,6 +226,35 @@ def test_fits_that_begin_in_the_same_second_have_files_of_their_own(device, tmp_
     assert files == sorted(files, key=lambda file: file.stat().st_mtime_ns)  # as TensorBoard reads them
 
 
+@pytest.mark.parametrize("at", ["add_scalar", "flush", "close"])
+def test_a_board_that_cannot_be_written_is_named(device, tmp_path, monkeypatch, at):
+    """As on a disk that is full, which was an OSError that named nothing."""
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    writer = dict.fromkeys(("add_scalar", "add_histogram", "flush", "close"), lambda *_: None) | {at: full}
+    monkeypatch.setattr(clnn.logs, "_library", lambda: (lambda *_, **__: types.SimpleNamespace(**writer), ""))
+    with pytest.raises(clnn.ConfigurationError, match=f"TensorBoard: {re.escape(str(tmp_path))} cannot be .*No space"):
+        fit(made(device), 1, [clnn.TensorBoard(tmp_path)])
+
+
+def test_pictures_of_curves_that_cannot_be_are_found_out_before_the_first_epoch(device, tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "folder.png").mkdir()
+    for file, why in (("x.foo", "Matplotlib draws no .foo: .* png,"), ("folder.png", "folder.png cannot be written")):
+        epochs = []
+        seen = clnn.Lambda(on_epoch_end=lambda *_, epochs=epochs: epochs.append(1))
+        with pytest.raises(clnn.ConfigurationError, match=f"LivePlot: .*{why}"):
+            fit(made(device), 1, [seen, clnn.LivePlot(tmp_path / file)])
+        assert not epochs
+    (tmp_path / "later").mkdir()
+    board = clnn.LivePlot(tmp_path / "later" / "x.png", seconds=0)
+    gone = clnn.Lambda(on_epoch_begin=lambda *_: (tmp_path / "later").rename(tmp_path / "elsewhere"))
+    with pytest.raises(clnn.ConfigurationError, match="LivePlot: .*x.png cannot be written"):
+        fit(made(device), 1, [board, gone])
+
+
 def test_a_board_without_a_writer_says_what_to_install(device, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboardX", None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import random
-from ..checks import check_count, is_sparse, leaves
+from ..checks import check_count, check_flag, is_sparse, leaves
 from ..errors import ConfigurationError, DataError, ShapeError
 from .folder import ImageFolder
 
@@ -47,7 +47,7 @@ class Batches:
         if not self.n:
             raise DataError("Batches: there are no samples")
         self.seed = seed if seed is None else check_count("seed", seed, 0)
-        self.shuffle, self.transform, self.takes = bool(shuffle), transform, _takes(transform)
+        self.shuffle, self.transform, self.takes = check_flag("shuffle", shuffle), transform, _takes(transform)
         self.epoch = 0
 
     def __len__(self) -> int:

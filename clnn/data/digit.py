@@ -13,6 +13,7 @@ import numpy as np
 from clnn.checks import check_count
 from clnn.data.validate import check_features
 from clnn.errors import ConfigurationError, DataError
+from clnn.files import refuse_device
 
 PAPER = 0.3  # of the darkest stroke: what is fainter is paper, shadow and noise
 MOST = 1 << 24  # pixels of an image file: more is no drawing of a digit, and would fill the memory
@@ -78,6 +79,7 @@ def read_digit(path: str | os.PathLike[str], size: int = 28, box: int | None = N
     Transparent parts are white. PNG is read without any package, other formats by Pillow where it is installed.
     """
     try:
+        refuse_device(path)
         data = Path(path).read_bytes()
     except OSError as error:
         raise DataError(f"{os.fspath(path)} cannot be read: {error.strerror or error}") from error
@@ -99,7 +101,7 @@ def _gray(data: bytes) -> np.ndarray:
 def _by_pillow(data: bytes) -> np.ndarray:
     """The pixels (height, width, 4) of any other image."""
     try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
+        from PIL import Image, UnidentifiedImageError
     except ImportError:
         raise DataError("it is no PNG, and to read other images pillow is needed: pip install pillow") from None
     import io
@@ -108,23 +110,26 @@ def _by_pillow(data: bytes) -> np.ndarray:
         image: Any = Image.open(io.BytesIO(data))
         if image.width * image.height > MOST:
             raise DataError(f"it has {image.width} x {image.height} pixels, and at most {MOST:,} are read")
-        image = ImageOps.exif_transpose(image)  # a photo says which side is up
-        return np.asarray(of_bytes(image).convert("RGBA"), np.float64) / 255
+        return np.asarray(upright(image).convert("RGBA"), np.float64) / 255
     except UnidentifiedImageError:
         raise DataError("it is no image of a format that Pillow knows") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise error if isinstance(error, DataError) else DataError(f"it is no image: {error}") from error
 
 
-def of_bytes(image: Any) -> Any:
-    """Pillow's image, with 8 bits for each channel: where it has others, Pillow would cut its values off at 255."""
-    if image.mode in ("I", "F"):
-        raise DataError(f"its pixels are of Pillow's mode {image.mode}, of any range: save it with 8 or 16 bits each")
-    if not image.mode.startswith("I;16"):
-        return image
-    from PIL import Image
+def upright(image: Any) -> Any:
+    """Pillow's image, as a photo says which side is up, with 8 bits for each channel: where it has others, Pillow would cut its
+    values off at 255."""
+    from PIL import Image, ImageOps
 
-    return Image.fromarray((np.asarray(image) / 257).round().astype(np.uint8))
+    turned: Any = ImageOps.exif_transpose(image)
+    if not turned.mode.startswith("I;16") and (turned.mode != "I" or image.format not in ("PPM", "PNG")):
+        if turned.mode in ("I", "F"):
+            raise DataError(
+                f"its pixels are of Pillow's mode {turned.mode}, of any range: save it with 8 or 16 bits each"
+            )
+        return turned
+    return Image.fromarray((np.asarray(turned) / 257).round().astype(np.uint8))
 
 
 def _decode_png(data: bytes) -> np.ndarray:

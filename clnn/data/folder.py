@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from clnn.checks import check_count
-from clnn.data.digit import of_bytes
+from clnn.data.digit import upright
 from clnn.errors import ConfigurationError, DataError
 
 SKIPPED = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders of images
@@ -109,7 +109,6 @@ class ImageFolder:
     def _pixels(self, image: Any) -> np.ndarray:
         """The pixels (channels, height, width) of an open image, in [0, 1]."""
         pillow = _pillow()
-        image = of_bytes(image)
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
@@ -141,11 +140,9 @@ def _pillow() -> Any:
 def _opened(path: Path, function: Any) -> Any:
     """What `function` makes of an image that is open and turned as it says. DataError where it cannot be read."""
     pillow = _pillow()
-    from PIL import ImageOps
-
     try:
         with pillow.open(path) as image:
-            return function(ImageOps.exif_transpose(image))
+            return function(upright(image))
     except DataError as error:
         raise DataError(f"{path}: {error}") from None
     except (OSError, ValueError, SyntaxError, EOFError, pillow.DecompressionBombError) as error:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import os
+import stat
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from clnn.errors import ConfigurationError, DataError
+from clnn.files import refuse_device
 
 # of pandas.read_csv's options those that say how a file is written
 FORM = ["sep", "delimiter", "skipinitialspace", "skiprows", "skip_blank_lines", "compression", "lineterminator", "quotechar",
@@ -43,10 +47,12 @@ def read_csv(
     decimal, na_values, ... DataError for values that are missing, columns that hold no numbers, labels that `classes` has not,
     lines that are too long, and files that are empty or cannot be read.
     """
+    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "the file"
+    if isinstance(path, (str, os.PathLike)) and os.path.exists(path) and stat.S_ISFIFO(os.stat(path).st_mode):
+        path = io.BytesIO(Path(path).read_bytes())  # a pipe gives it once
     at = path.tell() if hasattr(path, "seekable") and path.seekable() else None
     frame = _read(path, options)
-    name = os.fspath(path) if isinstance(path, (str, os.PathLike)) else "the file"
-    there = list(frame.columns)
+    there, features = list(frame.columns), [features] if isinstance(features, str) else features
     chosen = [column for column in there if column != target] if features is None else list(features)
     if unknown := [column for column in [*chosen, *([] if target is None else [target])] if column not in there]:
         raise DataError(f"{name} has no column {_told(unknown)}; its columns are {_told(there)}")
@@ -86,6 +92,7 @@ def _read(path: Any, options: dict[str, Any]) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", pandas.errors.ParserWarning)  # fields are lost
+            refuse_device(path)
             return pandas.read_csv(path, **{"index_col": False, "low_memory": False, **options})
     except TypeError as error:
         raise ConfigurationError(f"read_csv: {error}; options are those of pandas.read_csv") from error

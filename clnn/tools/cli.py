@@ -13,22 +13,24 @@ from .. import __version__
 from ..callbacks import Callback
 from ..errors import CheckpointError, ClnnError, ConfigurationError
 from ..files import as_path, check_place
+from ..notebook import check_picture
 
 # The activation of the last layer, by loss: the losses that class numbers go with.
 LAST = {
-    "cross_entropy": "softmax",
-    "log_likelihood": "softmax",
-    "binary_cross_entropy": "sigmoid",
-    "quadratic": "sigmoid",
-}
+    "cross_entropy": "softmax", "log_likelihood": "softmax", "binary_cross_entropy": "sigmoid", "quadratic": "sigmoid",
+}  # fmt: skip
 # What is good for each optimizer and data set where nothing else is asked for: (lr of SGD, of Adam, batch size, epochs)
 GOOD = {"digits": (0.05, 0.002, 10, 30), "mnist": (0.02, 0.001, 32, 10), "fashion_mnist": (0.02, 0.001, 32, 10)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; what comes back is the exit code."""
-    options = _parser().parse_args(arguments)
     try:
+        try:
+            options = _parser().parse_args(arguments)
+        except SystemExit:  # after --help and --version, and for what is none of the commands
+            print(end="", flush=True)
+            raise
         for name in ("save", "json", "plot", "picture", "ship"):  # files, written after hours of training or measuring
             if (file := getattr(options, name, None)) is not None:
                 try:
@@ -39,14 +41,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(end="", flush=True)
         return code
     except BrokenPipeError:  # whoever read the output, such as head, has enough of it
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # where Python writes the rest at its end
+        _drop_output()
         return 141  # as a shell says of who is ended by SIGPIPE
+    except OSError as error:
+        try:
+            print(end="", flush=True)
+        except OSError:  # it is the output's
+            _drop_output()
+            print(f"clnn: the output cannot be written: {error}", file=sys.stderr)
+            return 1
+        raise
     except ClnnError as error:
         print(f"clnn: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("clnn: interrupted", file=sys.stderr)
         return 130
+
+
+def _drop_output() -> None:
+    """Have Python write at its end nowhere what is left of the output."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -189,12 +204,9 @@ def _parser() -> argparse.ArgumentParser:
     add = command.add_argument
     add("model", metavar="MODEL", help="*.onnx, *.safetensors or *.clnn")
     add(
-        "--input",
-        action="append",
-        default=[],
-        metavar="NAME=FILE",
+        "--input", action="append", default=[], metavar="NAME=FILE",
         help="an array, .npy, or a number for the input of that name; FILE.npz alone has arrays for the inputs that it names",
-    )
+    )  # fmt: skip
     add("--shape", action="append", default=[], metavar="NAME=N,N,...", help="of an input that is made up, at random")
     add("--seed", type=int, default=0, metavar="N", help="of inputs that are made up (%(default)s)")
     add("--output", metavar="FOLDER", help="where to write the outputs, one .npy file each (nowhere)")
@@ -241,13 +253,10 @@ def _parser() -> argparse.ArgumentParser:
     add("--minutes", type=float, metavar="N", help="stop after that many; the next run goes on")
     add("--engine", choices=("tile", "clblast", "conv", "all"), default="all", help="what to tune (%(default)s)")
     add(
-        "--conv",
-        action="append",
-        default=[],
-        metavar="NxCxHxW,K,SIZE",
+        "--conv", action="append", default=[], metavar="NxCxHxW,K,SIZE",
         help="tune this convolution alone, of an input of that shape to K channels, forward and its gradients; behind it "
         "may stand ,STRIDE,PADDING,GROUPS; several --conv tune several",
-    )
+    )  # fmt: skip
     add("--show", action="store_true", help="print what is known of this device, and measure nothing")
     add("--forget", action="store_true", help="forget what was measured for this device first")
     add(
@@ -398,16 +407,9 @@ def train(options: argparse.Namespace) -> int:
     lines = [] if sys.stderr and sys.stderr.isatty() else [Lines(epochs)]
     began = time.perf_counter()
     net.fit(
-        x,
-        y,
-        loss=options.loss,
-        optimizer=optimizer,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=options.seed,
-        callbacks=lines,
+        x, y, loss=options.loss, optimizer=optimizer, epochs=epochs, batch_size=batch_size, seed=options.seed, callbacks=lines,
         progress=not lines,
-    )
+    )  # fmt: skip
     seconds = time.perf_counter() - began
     result = net.evaluate(x_test, y_test)
     print(f"\ntest loss {result['loss']:.4f}, test accuracy {result['accuracy']:.2%}, trained in {seconds:.1f} s")
@@ -457,6 +459,9 @@ def bench(options: argparse.Namespace) -> int:
             print(f"{name}\n{run.profile(name)['table']}")
         return 0
     rounds = options.rounds if options.rounds is not None else 3 if options.quick else 7
+    for option, file in (("--plot", options.plot), ("--picture", options.picture)):
+        if file:
+            check_picture(option, file)
     against = [name for name in options.against.split(",") if name]
     measured = run.Bench(against, rounds, options.quick, say=lambda text: print(text, file=sys.stderr, flush=True))
     run.run(options.workloads or run.DEFAULT, measured)

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigurationError
+from ...notebook import pyplot
 from .run import Bench
 from .workloads import PRODUCTS, QUICK_PRODUCTS
 
@@ -228,11 +228,6 @@ def _first_network() -> dict[str, list[float]]:
 
 
 def _pyplot(option: str) -> Any:
-    try:
-        import matplotlib
-
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise ConfigurationError(f"{option} needs matplotlib: pip install matplotlib") from error
+    plt = pyplot(option)
+    plt.switch_backend("Agg")
     return plt
