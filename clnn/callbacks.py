@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import OfConstructor, check_count, in_range, numbers
+from .checks import OfConstructor, check_count, check_flag, in_range, numbers
 from .errors import ConfigurationError, Diverged, ShapeError
 from .foreign import check_call
 from .layers.base import Layer, snake
@@ -134,14 +134,10 @@ class EarlyStopping(Callback):
     """
 
     def __init__(
-        self,
-        monitor: str = "val_loss",
-        patience: int = 10,
-        min_delta: float = 0.0,
-        restore_best: bool = True,
+        self, monitor: str = "val_loss", patience: int = 10, min_delta: float = 0.0, restore_best: bool = True,
         mode: str | None = None,
-    ) -> None:
-        self.monitor, self.restore_best = monitor, restore_best
+    ) -> None:  # fmt: skip
+        self.monitor, self.restore_best = monitor, check_flag("restore_best", restore_best)
         self.patience = check_count("EarlyStopping's patience", patience, 1)
         self.min_delta = in_range("EarlyStopping's min_delta", min_delta, 0.0, math.inf)
         self.mode = better_when("EarlyStopping", monitor, mode)

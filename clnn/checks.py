@@ -33,6 +33,13 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     return number
 
 
+def check_flag(name: str, value: Any) -> bool:
+    """`value` as a bool, where it is one, or None, 0 or 1: "no" is no truth."""
+    if value is not None and not isinstance(value, np.bool_) and value not in (False, True):
+        raise ConfigurationError(f"{name} is True or False, and {value!r} was given")
+    return bool(value)
+
+
 def in_range(name: str, value: Any, low: float, high: float, closed: str = "[)") -> float:
     """`value` as a float, if it lies in the range."""
     fits = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
@@ -98,10 +105,14 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
     if value.dtype.kind in "fiub":
         return value
     columns = columns_of(given)
-    if wrong := [f"{column!r} ({one.dtype})" for column, one in columns if one.dtype.kind not in "fiub"]:
+    if wrong := [(column, one, _no_number(one)) for column, one in columns if one.dtype.kind not in "fiub"]:
+        known = [one for one in wrong if one[2]]
+        listed = ", ".join(f"{column!r} ({one.dtype}{bad})" for column, one, bad in (known or wrong)[:9])
+        if not known:
+            raise DataError(f"{name} has numbers as objects in its columns {listed}: give them with .astype('float32')")
         raise DataError(
-            f"{name} should hold numbers, and of its columns {', '.join(wrong[:9])} hold none: leave them out, or make "
-            "numbers of them, for instance with pandas.get_dummies or scikit-learn's OneHotEncoder"
+            f"{name} should hold numbers, and its columns {listed} hold others: leave them out, or make numbers of them, for "
+            "instance with pandas.get_dummies or scikit-learn's OneHotEncoder, and fill in what is missing"
         )
     if columns:  # numbers of different kinds
         return np.column_stack([one for _, one in columns])
@@ -115,6 +126,12 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
     if kind.startswith(("str", "<U", "|S", "bytes")):
         remedy = "names of classes become numbers with names, y = numpy.unique(y, return_inverse=True); else " + remedy
     raise DataError(f"{name} should be an array of numbers, not of {kind}: {remedy}")
+
+
+def _no_number(column: np.ndarray) -> str:
+    """Of a column of objects the first that is no number, in words; of others their type says enough."""
+    others = (f", such as {one!r:.30}" for one in column.flat if not isinstance(one, (bool, int, float, np.number)))
+    return next(others, "") if column.dtype.kind == "O" else ", no numbers"
 
 
 def columns_of(frame: Any) -> list[tuple[Any, np.ndarray]]:

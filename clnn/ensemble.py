@@ -32,7 +32,7 @@ class Ensemble:
     """
 
     def __init__(self, models: Sequence[Model], how: str = "vote") -> None:
-        self.models = list(models)
+        self.models = [models] if isinstance(models, Model) else list(models)
         wrong = next((m for m in self.models if not isinstance(m, Model)), None)
         if not self.models or wrong is not None:
             raise ConfigurationError(

@@ -18,7 +18,7 @@ import numpy as np
 from . import checkpoint, losses, optim, random, schedules
 from .callbacks import OUT_OF_TIME, Callback, better_when, monitored
 from .checkpoint import CheckpointWarning, settings
-from .checks import check_count, in_range
+from .checks import check_count, check_flag, in_range
 from .data.validate import checksum
 from .errors import CheckpointError, ConfigurationError
 from .files import as_path
@@ -46,7 +46,7 @@ class Checkpoint(Callback):
     ) -> None:  # fmt: skip
         self.folder, self.every, self.keep = as_path(folder), check_count("every", every), check_count("keep", keep)
         self.minutes = None if minutes is None else in_range("minutes", minutes, 0.0, math.inf, "()")
-        self.best_only, self.monitor = bool(best_only), monitor
+        self.best_only, self.monitor = check_flag("best_only", best_only), monitor
         self.mode = better_when("Checkpoint", monitor, mode) if best_only else ""
         self.best: float | None = None
         self._under_way: dict[str, Any] = {}

@@ -49,6 +49,7 @@ from .optim import find_optimizer
 from .random import drawing_from
 from .runtime.devices.choice import device, use
 from .train import History, as_inputs, build_for, fit, loss_for
+from .train.loop import as_callbacks
 
 
 # -- spaces -----------------------------------------------------------------------------------------------------------
@@ -132,16 +133,9 @@ def random(
 
 
 def halving(
-    build: Any,
-    space: Space,
-    train: Any,
-    validation: Any,
-    *,
-    trials: int,
-    epochs: int | Sequence[int] = 1,
-    keep: float = 1 / 3,
-    **options: Any,
-) -> Results:
+    build: Any, space: Space, train: Any, validation: Any, *, trials: int, epochs: int | Sequence[int] = 1,
+    keep: float = 1 / 3, **options: Any,
+) -> Results:  # fmt: skip
     """Successive halving: random draws, of which the best `keep` go on in each rung, until one is left
     (Karnin et al. 2013, algorithm 1; Jamieson and Talwalkar 2016). `options`: those of `Search`.
 
@@ -407,7 +401,7 @@ class Trial(Callback):
     def fit(self, epochs: int) -> None:
         """Train on, and note the score."""
         own = {"epochs": epochs, "seed": self.seed, "progress": False, **self.options}
-        own["callbacks"] = [self, *own.get("callbacks", ())]
+        own["callbacks"] = [self, *as_callbacks(own.get("callbacks"))]
         with drawing_from(self.generator):
             found = fit(self.model, *self.search.train, validation=self.search.validation, **own)
         measured, name = found.history, f"val_{self.search.metric}"

@@ -96,3 +96,9 @@ def test_what_is_no_ensemble(device):
         net = clnn.Sequential([clnn.Dense(2, "tanh")], input_shape=1)
     with pytest.raises(clnn.ConfigurationError, match="no probabilities"):
         clnn.Ensemble([net]).predict_classes(X)
+
+
+def test_one_model_is_an_ensemble_of_one(device):
+    net = clnn.Sequential([clnn.Dense(3, "softmax")], input_shape=4, seed=0)
+    x = np.random.default_rng(0).random((5, 4))
+    np.testing.assert_array_equal(clnn.Ensemble(net).predict_classes(x), net.predict_classes(x))

@@ -749,3 +749,53 @@ def test_mini_batches_are_read_where_they_are(rng, device, monkeypatch, kind, re
         net.fit(x, target, loss=loss, optimizer=clnn.SGD(0.1), batch_size=16, epochs=3, record=record, progress=False)
         net.evaluate(x, target, loss=loss)
     net.predict(x)
+
+
+@pytest.mark.parametrize("value", ["batch", "no", 2, 0.5])
+def test_shuffle_is_a_truth_value(device, value):
+    """Keras' "batch" shuffled samples, and so did "no"."""
+    net = clnn.Sequential([clnn.Dense(3)], input_shape=4)
+    how = {"loss": "cross_entropy", "optimizer": "sgd"}
+    with pytest.raises(clnn.ConfigurationError, match=f"shuffle is True or False, and {value!r} was given"):
+        net.fit(np.ones((4, 4)), np.zeros(4, int), shuffle=value, **how)
+    with pytest.raises(clnn.ConfigurationError, match="shuffle is True or False"):
+        clnn.data.Batches(np.ones((4, 4)), shuffle=value)
+    for accepted in (None, 0, np.False_, np.True_, 1):
+        net.fit(np.ones((4, 4)), np.zeros(4, int), shuffle=accepted, **how)
+
+
+def test_a_monitor_where_a_truth_value_stands_is_an_error(tmp_path):
+    """It was taken for True, and val_loss was monitored."""
+    with pytest.raises(clnn.ConfigurationError, match="best_only is True or False, and 'val_accuracy' was given"):
+        clnn.Checkpoint(tmp_path, best_only="val_accuracy")
+    with pytest.raises(clnn.ConfigurationError, match="restore_best is True or False"):
+        clnn.EarlyStopping(restore_best="val_accuracy")
+
+
+@pytest.mark.parametrize(
+    "argument, said",
+    [
+        ("num_workers", "clnn.data.Batches"), ("lr", "give it to the optimizer"), ("validation_steps", "all validation samples"),
+        ("use_multiprocessing", "in threads"),
+    ],
+)  # fmt: skip
+def test_what_fit_takes_elsewhere_says_what_it_is_here(argument, said):
+    with pytest.raises(clnn.ConfigurationError, match=f"fit takes no {argument}: .*{said}"):
+        clnn.Sequential([clnn.Dense(3)], input_shape=4).fit(
+            np.ones((4, 4)), np.zeros(4, int), loss="mse", optimizer="sgd", **{argument: 1}
+        )
+
+
+@pytest.mark.parametrize("wrong", [5, clnn.EarlyStopping, "early"])
+def test_callbacks_that_are_none(device, wrong):
+    net = clnn.Sequential([clnn.Dense(3)], input_shape=4)
+    with pytest.raises(clnn.ConfigurationError, match="callbacks is a list of clnn.Callback objects, and .* is none"):
+        net.fit(np.ones((4, 4)), np.zeros(4, int), loss="cross_entropy", optimizer="sgd", callbacks=wrong)
+
+
+def test_a_world_is_what_init_gives(device):
+    net = clnn.Sequential([clnn.Dense(3)], input_shape=4)
+    with pytest.raises(
+        clnn.ConfigurationError, match=r"world is what clnn.distributed.init\(\) gives, and 2 was given"
+    ):
+        net.fit(np.ones((4, 4)), np.zeros(4, int), loss="cross_entropy", optimizer="sgd", world=2)

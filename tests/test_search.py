@@ -359,3 +359,16 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path):
     )
     done = subprocess.run([sys.executable, script], capture_output=True, encoding="utf-8", timeout=120)
     assert done.returncode == 1 and 'under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize("callbacks", [clnn.EarlyStopping(), None, [clnn.EarlyStopping()]], ids=["one", "none", "list"])
+def test_callbacks_of_a_trial_as_fit_takes_them(device, callbacks):
+    """One that was in no list was a TypeError."""
+
+    def build(lr=0.1):
+        net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+        return net, {"loss": "cross_entropy", "optimizer": clnn.SGD(lr), "callbacks": callbacks}
+
+    data = np.eye(3, dtype=np.float32), np.array([0, 1, 0])
+    (trial,) = clnn.search.grid(build, {"lr": [0.1]}, data, data).rows
+    assert not trial["failed"] and len(trial["scores"]) == 1

@@ -92,7 +92,8 @@ def test_a_frame_s_error_names_its_columns():
     pandas = pytest.importorskip("pandas")
     frame = pandas.DataFrame({"age": X[:, 0], "job": NAMES[Y], "born": pandas.Timestamp("2020-01-01"), "pay": 1.0})
     with pytest.raises(
-        clnn.DataError, match=r"of its columns 'job' \((object|str)\), 'born' \(datetime64\[\w+\]\) hold none"
+        clnn.DataError,
+        match=r"its columns 'job' \((object, such as '\w+'|str, no numbers)\), 'born' \(datetime64\[\w+\], no numbers\) hold",
     ):
         fit(frame, Y)
     frame = pandas.DataFrame(X, columns=list("abcdef"))
@@ -151,3 +152,18 @@ def test_channels_last_is_told():
         UserWarning, match=r"have 8 channels; clnn takes volumes as .*: give x.transpose\(0, 4, 1, 2, 3\)"
     ):
         volumes(np.zeros((1, 8, 9, 8, 1), np.float32))
+
+
+def test_columns_of_objects_say_what_is_in_them():
+    """It was advised to encode numbers in them as categories."""
+    pandas = pytest.importorskip("pandas")
+    net, frame = clnn.Sequential([clnn.Dense(2)], input_shape=2), pandas.DataFrame({"a": [1.0, 2.0], "b": [3, 4]})
+    mixed = frame.assign(b=frame["b"].astype(object))
+    with pytest.raises(
+        clnn.DataError, match=r"numbers as objects in its columns 'b' \(object\): .*astype\('float32'\)"
+    ):
+        net.predict(mixed)
+    assert net.predict(mixed.astype("float32")).tolist() == net.predict(frame).tolist()
+    for wrong in (None, "x"):
+        with pytest.raises(clnn.DataError, match=rf"its columns 'b' \(object, such as {wrong!r}\) hold others"):
+            net.predict(mixed.assign(b=pandas.Series([3, wrong], dtype=object), a=frame["a"].astype(object)))

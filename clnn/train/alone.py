@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..errors import ConfigurationError
 from .record import steps_of
 
 T = TypeVar("T")
@@ -70,6 +71,8 @@ class Alone:
 def together(world: Any, optimizer: Any) -> Iterator[Any]:
     """The ranks of a fit: those of `world`, else of the optimizer's, else one alone; meanwhile the optimizer works for them."""
     before, world = optimizer.world, world or optimizer.world
+    if world is not None and not hasattr(world, "stretches"):
+        raise ConfigurationError(f"world is what clnn.distributed.init() gives, and {world!r} was given")
     with world or Alone() as ranks:
         try:
             if world is not before:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from .. import random
 from ..callbacks import Callback
-from ..checks import check_count
+from ..checks import check_count, check_flag
 from ..data.mapped import MappedRows
 from ..data.sparse import SparseRows
 from ..errors import ConfigurationError, Diverged, ShapeError
@@ -104,7 +104,7 @@ def fit(
     optimizer, callbacks = find_optimizer(optimizer), as_callbacks(callbacks)
     with contextlib.ExitStack() as stack:
         world = stack.enter_context(together(world, optimizer))
-        epochs = check_count("epochs", epochs, 0)
+        epochs, shuffle = check_count("epochs", epochs, 0), check_flag("shuffle", shuffle)
         given = batch_size, steps_per_epoch, validation, validation_split, sample_weight, class_weight, world
         stream, held_stream = streams_of_fit(x, y, epochs, *given)
         if stream is not None:
@@ -120,7 +120,7 @@ def fit(
         if resume is not None or any(isinstance(one, Checkpoint) for one in callbacks):
             held, size = held_stream if held_out is None else held_out, batch_size * world.size
             measured, by = (outputs.names, counts_hits(loss, samples), metrics), (sample_weight, class_weight, model)
-            told = told_of_fit(stream or samples, size, bool(shuffle), seed, loss, optimizer, held, measured, *by)
+            told = told_of_fit(stream or samples, size, shuffle, seed, loss, optimizer, held, measured, *by)
         saved = None if resume is None else world.first(Resumed(resume) if world.rank == 0 else None)
         if saved:
             saved.put(model, loss, optimizer, told, history.history, callbacks, world.size)
@@ -335,7 +335,7 @@ def _training_step(
 
 def as_callbacks(callbacks: Any) -> list[Any]:
     """What `fit` calls as it goes, a list."""
-    found = list(callbacks or ()) if not isinstance(callbacks, Callback) else [callbacks]
+    found = list(callbacks or ()) if isinstance(callbacks or (), Iterable) else [callbacks]
     wrong = next((one for one in found if isinstance(one, type) or not hasattr(one, "on_data")), None)
     if wrong is not None:
         raise ConfigurationError(f"callbacks is a list of clnn.Callback objects, not {wrong!r}; schedules go to lr")
