@@ -70,8 +70,6 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "criterion": ("loss",),
     "initial_epoch": ("resume",),
     **dict.fromkeys(("workers", "num_workers"), "give clnn.data.Batches(x, y, workers=...) in place of x"),
-    **dict.fromkeys(("max_queue_size", "use_multiprocessing"), "leave it out: clnn.data.Batches makes batches in threads"),
-    **dict.fromkeys(("validation_steps", "validation_batch_size"), "leave it out: all validation samples are measured"),
     "lr": 'give it to the optimizer: optimizer=clnn.SGD(lr), in place of "sgd"',
     "data_format": "clnn takes images as (channels, height, width)",
     "input_shape": "give it to Sequential: Sequential(layers, input_shape=...)",
@@ -194,9 +192,8 @@ def check_call(kind: Any, given: tuple[Any, ...], options: dict[str, Any]) -> No
         raise ArgumentError(f"{kind.__name__} takes no arguments, and {[*given, *options]} were given")
     if known := arguments(kind):
         first = given[0] if given and "lr" in known else None  # Adam(net.parameters()), Adam(net)
-        if hasattr(first, "parameters") or (
-            isinstance(first, list) and any(hasattr(p, "requires_grad") for p in first)
-        ):
+        of_list = isinstance(first, list) and any(hasattr(p, "requires_grad") for p in first)
+        if hasattr(first, "parameters") or of_list:
             options = {"params": first}
         check_arguments(kind, options)
         bind(kind.__name__, kind.__init__, (kind, *given), options)

@@ -173,22 +173,10 @@ class Search:
     """
 
     def __init__(
-        self,
-        kind: str,
-        build: Callable[..., Any],
-        space: Space,
-        train: Any,
-        validation: Any,
-        sizes: list[int],
-        plan: list[int],
-        *,
-        metric: str = "accuracy",
-        maximise: bool | None = None,
-        seed: int = 0,
-        processes: int | str = 1,
-        file: str | Path | None = None,
-        progress: bool = True,
-    ) -> None:
+        self, kind: str, build: Callable[..., Any], space: Space, train: Any, validation: Any, sizes: list[int],
+        plan: list[int], *, metric: str = "accuracy", maximise: bool | None = None, seed: int = 0, processes: int | str = 1,
+        file: str | Path | None = None, progress: bool = True,
+    ) -> None:  # fmt: skip
         self.kind, self.build, self.name = kind, build, getattr(build, "__qualname__", repr(build))
         self.space = {name: _values(name, values) for name, values in space.items()}
         known = inspect.signature(build).parameters.values()

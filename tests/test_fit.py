@@ -775,8 +775,7 @@ def test_a_monitor_where_a_truth_value_stands_is_an_error(tmp_path):
 @pytest.mark.parametrize(
     "argument, said",
     [
-        ("num_workers", "clnn.data.Batches"), ("lr", "give it to the optimizer"), ("validation_steps", "all validation samples"),
-        ("use_multiprocessing", "in threads"),
+        ("num_workers", "clnn.data.Batches"), ("lr", "give it to the optimizer"),
     ],
 )  # fmt: skip
 def test_what_fit_takes_elsewhere_says_what_it_is_here(argument, said):
