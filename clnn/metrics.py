@@ -174,12 +174,9 @@ def _fractions(matrix: Any) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     wrong, missed = matrix.sum(axis=0) - true, matrix.sum(axis=1) - true  # false positives, false negatives
     rest = n - true - wrong - missed  # true negatives
     return {
-        "precision": (true, true + wrong),
-        "sensitivity": (true, true + missed),
-        "specificity": (rest, rest + wrong),
-        "f1": (2 * true, 2 * true + wrong + missed),
-        "accuracy": (true + rest, np.full(len(matrix), n)),
-    }
+        "precision": (true, true + wrong), "sensitivity": (true, true + missed), "specificity": (rest, rest + wrong),
+        "f1": (2 * true, 2 * true + wrong + missed), "accuracy": (true + rest, np.full(len(matrix), n)),
+    }  # fmt: skip
 
 
 def _divide(above: Any, below: Any) -> np.ndarray:

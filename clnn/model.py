@@ -345,13 +345,9 @@ class Sequential(Model):
     _numbered = True
 
     def __init__(
-        self,
-        layers: Sequence[Layer],
-        input_shape: int | Sequence[int] | None = None,
-        dtype: Any = "float32",
-        seed: int | None = None,
-        storage: str = "float32",
-    ) -> None:
+        self, layers: Sequence[Layer], input_shape: int | Sequence[int] | None = None, dtype: Any = "float32",
+        seed: int | None = None, storage: str = "float32",
+    ) -> None:  # fmt: skip
         self.layers = list(layers) if isinstance(layers, Iterable) else [layers]
         wrong = [layer for layer in self.layers if not isinstance(layer, Layer)]
         if not self.layers or wrong or isinstance(layers, Layer):

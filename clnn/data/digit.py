@@ -118,8 +118,7 @@ def _by_pillow(data: bytes) -> np.ndarray:
 
 
 def upright(image: Any) -> Any:
-    """Pillow's image, as a photo says which side is up, with 8 bits for each channel: where it has others, Pillow would cut its
-    values off at 255."""
+    """Pillow's image, turned as it says, in 8 bits for each channel: of others Pillow would cut values off at 255."""
     from PIL import Image, ImageOps
 
     turned: Any = ImageOps.exif_transpose(image)
@@ -155,9 +154,8 @@ def _decode_png(data: bytes) -> np.ndarray:
             elif name == b"IEND":
                 break
         if not 0 < width * height <= MOST or bits not in BITS.get(kind, ()):
-            raise DataError(
-                f"it is a PNG of {width} x {height} pixels, colour type {kind}, {bits} bits, which is not read"
-            )
+            form = f"{width} x {height} pixels, colour type {kind}, {bits} bits"
+            raise DataError(f"it is a PNG of {form}, which is not read")
         if interlaced:
             raise DataError("it is an interlaced PNG, which is not read: save it without interlacing")
         row = -(-width * CHANNELS[kind] * bits // 8)

@@ -234,12 +234,9 @@ class Layer(Watched):
 
     # -- parameters ---------------------------------------------------------------------------------------------------
     def parameter(
-        self,
-        shape: int | Sequence[int],
-        init: str | float | Initialiser = "glorot_uniform",
-        decays: bool | None = None,
+        self, shape: int | Sequence[int], init: str | float | Initialiser = "glorot_uniform", decays: bool | None = None,
         learns: bool = True,
-    ) -> Parameter:
+    ) -> Parameter:  # fmt: skip
         """A parameter of `shape`, filled by an initialiser. Assign it to an attribute, whose name it gets.
 
         Weight decay reaches parameters with two axes or more unless `decays` says otherwise. With `learns=False` it is

@@ -27,14 +27,9 @@ class Feed:
     """Samples, targets and weights on the device, `capacity` rows of them, and the batch that a step gathers."""
 
     def __init__(
-        self,
-        device: Device,
-        capacity: int,
-        xs: Sequence[np.ndarray],
-        ys: Sequence[np.ndarray],
-        weights: Sequence[np.ndarray | None],
-        ordered: bool,
-    ) -> None:
+        self, device: Device, capacity: int, xs: Sequence[np.ndarray], ys: Sequence[np.ndarray],
+        weights: Sequence[np.ndarray | None], ordered: bool,
+    ) -> None:  # fmt: skip
         self.device, self.capacity = device, capacity
         self.forms = [*map(form, (*xs, *ys, *weights))]
         self.blocks = [known and self.hold((capacity, *known[0]), known[1]) for known in self.forms]
