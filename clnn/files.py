@@ -59,15 +59,11 @@ def why_no_file(path: Path) -> str:
         return f"{path} cannot be read: {error}"
 
 
-class UnendingFile(OSError):
-    """A device, such as /dev/zero, of which a read never ends."""
-
-
 def refuse_device(path: Any) -> None:
-    """UnendingFile for a device; a pipe is none."""
+    """PermissionError for a device, such as /dev/zero, of which a read never ends; a pipe is none."""
     there = isinstance(path, (str, os.PathLike)) and os.path.exists(path)
     if there and stat.S_IFMT(os.stat(path).st_mode) in (stat.S_IFCHR, stat.S_IFBLK):
-        raise UnendingFile("it is a device, which may never end: give a file")
+        raise PermissionError("it is a device, which may never end: give a file")
 
 
 def cached(prefix: str) -> bool:

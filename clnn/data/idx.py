@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from clnn.errors import DataError
-from clnn.files import UnendingFile, refuse_device
+from clnn.files import refuse_device
 
 DTYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 MAX_RANK = 32  # the most dimensions that every NumPy can hold
@@ -32,7 +32,7 @@ def read_idx(path: str | os.PathLike[str], shape: tuple[int, ...] | None = None,
     try:
         refuse_device(path)
         return decode_idx(Path(path).read_bytes(), os.fspath(path), shape, sha256)
-    except (PermissionError, UnendingFile) as error:
+    except PermissionError as error:
         raise DataError(f"{os.fspath(path)} cannot be read: {error}") from error
     except DataError as error:
         raise DataError(f"{error}; replace the file by an undamaged copy") from error
