@@ -62,10 +62,8 @@ def _described(value: Any, numbers: dict[Layer, int]) -> Any:
         return [_described(item, numbers) for item in value]
     if isinstance(value, dict):
         return {key: _described(item, numbers) for key, item in value.items()}
-    if isinstance(value, np.generic):
-        return value.item()
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return value
+    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
+        return value.item() if isinstance(value, np.generic) else value
     raise CheckpointError(f"a config holds {value!r}, which JSON cannot; use numbers, strings, lists and layers")
 
 
@@ -85,11 +83,8 @@ def construct(description: Any, made: list[Layer] | None = None) -> Layer:
 
 
 def _constructed(value: Any, made: list[Layer]) -> Any:
-    if (
-        isinstance(value, dict)
-        and set(value) <= {"class", "config", "trainable", "version", "shared", "name"}
-        and "class" in value
-    ):
+    keys = {"class", "config", "trainable", "version", "shared", "name"}
+    if isinstance(value, dict) and "class" in value and set(value) <= keys:
         return construct(value, made)
     if isinstance(value, list):
         return [_constructed(item, made) for item in value]
@@ -190,11 +185,16 @@ def told(what: str, one: Any, described: Any, find: Callable[[Any], Any]) -> Any
     return described
 
 
+def model_path(path: str | bytes | Path) -> Path:
+    """Where a model is to be written."""
+    if (path := as_path(path)).suffix.lower() == ".onnx":
+        raise CheckpointError(f"{path} would be no ONNX file: clnn.onnx.save(net, path) writes one")
+    return path
+
+
 def write(path: str | bytes | Path, arrays: dict[str, np.ndarray], header: dict[str, Any]) -> None:
     """Write arrays and a JSON header, atomically."""
-    path = as_path(path)
-    if path.suffix.lower() == ".onnx":
-        raise CheckpointError(f"{path} would be no ONNX file: clnn.onnx.save(net, path) writes one")
+    path = model_path(path)
     text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     whole = {name: np.asarray(a, order="C") for name, a in arrays.items()}
     try:

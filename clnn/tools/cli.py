@@ -11,6 +11,7 @@ from typing import Any
 
 from .. import __version__
 from ..callbacks import Callback
+from ..checkpoint import model_path
 from ..errors import CheckpointError, ClnnError, ConfigurationError
 from ..files import as_path, check_place
 from ..notebook import check_picture
@@ -34,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in ("save", "json", "plot", "picture", "ship"):  # files, written after hours of training or measuring
             if (file := getattr(options, name, None)) is not None:
                 try:
-                    check_place(as_path(file))
+                    check_place((model_path if name == "save" else as_path)(file))
                 except (OSError, ValueError) as error:
                     raise CheckpointError(f"--{name} {file!r} cannot be written: {error}") from error
         code: int = options.run(options)
@@ -503,11 +504,8 @@ def _reproduce(options: argparse.Namespace) -> int:
             print(f"{name:24} {reproduce.described(one)}")
         return 0
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
-    print(
-        reproduce.reproduce(
-            options.experiments, options.seeds, options.output, options.against, say, options.all, options.epochs
-        )
-    )
+    given = (options.experiments, options.seeds, options.output, options.against, say, options.all, options.epochs)
+    print(reproduce.reproduce(*given))
     return 0
 
 
