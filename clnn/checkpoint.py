@@ -9,7 +9,6 @@ import dis
 import json
 import re
 import types
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as serialise
 
 from . import registry
-from .errors import CheckpointError
+from .errors import CheckpointError, warn
 from .files import as_path, why_no_file, write_atomically
 from .layers.base import Layer, snake
 from .tensor import Parameter, Tensor
@@ -127,11 +126,10 @@ def warn_of_attributes(model: Layer, twin: Layer) -> None:
         for name in sorted(read - stored - layer.config().keys() - Layer.unwatched):
             a, b = (vars(one).get(name) for one in (layer, others[path]))
             if a is not b and (parts := _parts(a)) and not _alike(parts, _parts(b)):
-                warnings.warn(
+                warn(
                     f"the file goes without {name} of {path or type(layer).__name__}, which is {a!r}, and {b!r} where the layer "
                     "is made anew: let __init__ take it and config() give it, or make it a parameter with learns=False",
                     CheckpointWarning,
-                    stacklevel=4,
                 )
 
 
@@ -165,11 +163,10 @@ def told(what: str, one: Any, described: Any, find: Callable[[Any], Any]) -> Any
     """`described`, after `find` was seen to make one like it of that; where it is None, a warning that the file goes without."""
     kind = getattr(one, "__name__", type(one).__name__)
     if described is None:
-        warnings.warn(
+        warn(
             f"the file goes without the {what} {kind}: decorate it (a function with a name, or a class) with @clnn.register to "
             f"have it there, or give the {what} again after loading",
             CheckpointWarning,
-            stacklevel=5,
         )
         return None
     try:

@@ -1,4 +1,4 @@
-"""Every exception that clnn raises on purpose.
+"""Every exception that clnn raises on purpose, and `warn`.
 
 ClnnError
 ├── DeviceError            no such device, or one that cannot do what was asked
@@ -15,6 +15,8 @@ ClnnError
 """
 
 import re
+import sys
+import warnings
 
 __all__ = [
     "ArgumentError",
@@ -100,3 +102,11 @@ class DistributedError(ClnnError):
 
 class Diverged(ClnnError):
     """The loss of a training step stopped being finite."""
+
+
+def warn(text: str, category: type[Warning] = UserWarning) -> None:
+    """A warning at the line that called clnn, however deep in it the reason was found."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in ("clnn", "contextlib"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, category, stacklevel=level)

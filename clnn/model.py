@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from . import checkpoint, generation, losses, notebook, optim, schedules, train
 from .checks import whole_numbers
-from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError
+from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError, warn
 from .foreign import METHODS, PAGE, refuse_unknown
 from .graph import Graph, told_of_parameters, traced
 from .layers.base import REGISTRY, Layer, first_pass, for_shapes, name_layers, register, through
@@ -265,11 +264,10 @@ class Model(Layer):
             raise ConfigurationError(f"optimizer is an optimizer that stepped this model, or None, and not {one!r}")
         if optimizer == "last":
             if others := [type(other).__name__ for other in optim.stepping(mine) if other is not one]:
-                warnings.warn(
+                warn(
                     f"the file goes without the state of {' and '.join(others)}, which stepped this model outside fit: "
                     "net.save(path, optimizer=optimizer) keeps it, optimizer=None says that it is not wanted",
                     checkpoint.CheckpointWarning,
-                    stacklevel=3,
                 )
         elif one is not None and not one.has_met(mine):
             raise ConfigurationError(

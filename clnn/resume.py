@@ -7,7 +7,6 @@ import math
 import os
 import re
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from itertools import chain
 from pathlib import Path
@@ -20,7 +19,7 @@ from .callbacks import OUT_OF_TIME, Callback, better_when, monitored
 from .checkpoint import CheckpointWarning, settings
 from .checks import check_count, check_flag, in_range
 from .data.validate import checksum
-from .errors import CheckpointError, ConfigurationError
+from .errors import CheckpointError, ConfigurationError, warn
 from .files import as_path
 from .layers.base import Layer
 from .metrics import metric_name
@@ -97,9 +96,9 @@ class Checkpoint(Callback):
             self._save(model, epoch + 1)
         except CheckpointError as error:
             good = saved_in(self.folder)
-            warnings.warn(
+            warn(
                 f"{error}; training goes on, and the last good checkpoint is {good[-1] if good else 'none'}",
-                CheckpointWarning, stacklevel=2,
+                CheckpointWarning,
             )  # fmt: skip
 
     def state_dict(self) -> dict[str, Any]:
@@ -239,7 +238,7 @@ class Resumed:
             except CheckpointError as error:
                 if file is files[0]:
                     raise
-                warnings.warn(f"{error}; the checkpoint before it is taken", CheckpointWarning, stacklevel=3)
+                warn(f"{error}; the checkpoint before it is taken", CheckpointWarning)
         self.epochs = 0 if self.run is None else int(self.run["epochs"])
         self.stopped = self.run is not None and bool(self.run["stopped"])
 

@@ -39,7 +39,7 @@ except ImportError as missing:
 
 from .callbacks import Callback
 from .checks import check_count, in_range, refuse_masked
-from .errors import CheckpointError, ConfigurationError, DataError, DeviceError, ShapeError
+from .errors import CheckpointError, ConfigurationError, DataError, DeviceError, ShapeError, warn
 from .layers.base import Layer
 from .layers.core import Dense
 from .losses import LOSSES, Hinge
@@ -510,10 +510,10 @@ class _Perceptron(_Estimator):
                 batch_size=batch, shuffle=self.shuffle, seed=seed, sample_weight=weight, callbacks=[watch], progress=False,
             )  # fmt: skip
         except KeyboardInterrupt:
-            warnings.warn("Training interrupted by user.", stacklevel=4)
+            warn("Training interrupted by user.")
         if epochs is None and watch.count <= self.n_iter_no_change and watch.epochs == most:
-            warnings.warn(f"Stochastic Optimizer: Maximum iterations ({most}) reached and the optimization hasn't converged yet.",
-                          ConvergenceWarning, stacklevel=4)  # fmt: skip
+            warn(f"Stochastic Optimizer: Maximum iterations ({most}) reached and the optimization hasn't converged yet.",
+                 ConvergenceWarning)  # fmt: skip
 
     def _by_lbfgs(self, x: Any, y: np.ndarray, weight: np.ndarray | None, most: int) -> None:
         """All samples at once; an iteration at a time, so that max_fun holds."""
@@ -544,7 +544,7 @@ class _Perceptron(_Estimator):
             if found.why != "steps":
                 break
         else:
-            warnings.warn(f"lbfgs failed to converge after {most} iteration(s)", ConvergenceWarning, stacklevel=5)
+            warn(f"lbfgs failed to converge after {most} iteration(s)", ConvergenceWarning)
         net.loss = loss
 
 

@@ -7,14 +7,13 @@ import functools
 import os
 import time
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Hashable, Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import ConfigurationError
+from .errors import ConfigurationError, warn
 from .ops.array import Array, empty
 from .ops.index import check_rows
 from .optim import Taking
@@ -212,11 +211,10 @@ class Step:
             self._watch = Watch([self.function, *(same.value for same in self.reads)])
             if self._watch.cut and not self._told:
                 self._told = True
-                warnings.warn(
+                warn(
                     f"from what the step {self.replays.name!r} reads more than {MOST:,} objects can be reached, and changes of "
                     "the others are seen late: pass what changes as an argument",
                     RecordingWarning,
-                    stacklevel=5,
                 )
         return self._watch
 
@@ -259,13 +257,12 @@ class Step:
         since = entry.replays - entry.checked - 1
         self.replays.restart(key, eager=not moved and not audit)
         if not moved:
-            warnings.warn(
+            warn(
                 f"the step {self.replays.name!r} no longer does what was recorded: {difference}. What it depends on is "
                 "nothing that clnn sees change (attributes, containers, closures and globals it does)"
                 + (f", and the last {since} replays, unchecked, may have been out of date" if since else "")
                 + f"; it {'is recorded anew' if audit else 'runs eagerly from here on'}. Pass what changes as an argument.",
                 RecordingWarning,
-                stacklevel=4,
             )
 
     def _audit(self, where: Device, key: Hashable, function: Callable[[StepContext], Any], recorded: Any) -> str | None:
@@ -408,10 +405,9 @@ class Step:
         """A warning, once, that what the step changes on the host stays as it is from now on."""
         if unread and not self._told_of:
             self._told_of = True
-            warnings.warn(
+            warn(
                 f"the step {self.replays.name!r} changes {' and '.join(unread)}, and replays do not: change it outside",
                 RecordingWarning,
-                stacklevel=8,
             )
 
     def clear(self) -> None:

@@ -151,3 +151,49 @@ def test_numpys_bools_and_floats_in_layers(device, tmp_path):
 def test_one_class_alone_is_refused(name):
     with pytest.raises(clnn.ConfigurationError, match='is always 1, so that nothing is learned; take "sigmoid"'):
         clnn.Dense(1, name)
+
+
+def _reads(tmp_path):
+    @clnn.step
+    def reads(x):
+        return x * float(x.sum())
+
+    for _ in range(3):
+        reads(np.ones(3))
+
+
+def _saves(tmp_path):
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3, seed=0)
+    net.fit(
+        np.ones((4, 3)),
+        np.ones((4, 2)),
+        loss=lambda y, t: ((y - t) ** 2).mean(),
+        optimizer="sgd",
+        epochs=1,
+        progress=False,
+    )
+    net.save(tmp_path / "net")
+
+
+def _takes_bytes(tmp_path):
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=64, seed=0)
+    net.predict(np.full((2, 64), 200, np.uint8))
+
+
+def _fits_bytes(tmp_path):
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=64, seed=0)
+    net.fit(np.full((2, 64), 200, np.uint8), [0, 1], loss="cross_entropy", optimizer="sgd", epochs=1, progress=False)
+
+
+def _has_channels_last(tmp_path):
+    clnn.Sequential([clnn.Conv2D(4, 3)], input_shape=(32, 32, 3))
+
+
+@pytest.mark.parametrize("do", [_reads, _saves, _takes_bytes, _fits_bytes, _has_channels_last])
+def test_warnings_show_the_line_that_called_clnn(do, tmp_path, device):
+    """Not one of clnn's, through whose locks, contexts and steps the calls went."""
+    with pytest.warns(UserWarning) as said:
+        do(tmp_path)
+    first = do.__code__.co_firstlineno
+    assert {one.filename for one in said} == {__file__}
+    assert all(first < one.lineno <= max(line for *_, line in do.__code__.co_lines() if line) for one in said)

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import threading
-import warnings
 from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from ..errors import DeviceError
+from ..errors import DeviceError, warn
 from ..files import cache_folder, write_atomically
 from ..runtime.device import Device, DType
 from .product import Product
@@ -193,10 +192,9 @@ def override(device: Device, dtype: str, kernels: dict[str, dict[str, int]]) -> 
             with _lock:
                 _library()[0].override_parameters(device.cl_device, kernel, PRECISIONS[dtype], values)
         except (RuntimeError, AttributeError) as error:  # another version of CLBlast, with other parameters
-            warnings.warn(
+            warn(
                 f"this CLBlast does not take the parameters measured for {kernel} ({error}); `clnn tune` finds new ones",
                 TuningWarning,
-                stacklevel=2,
             )
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..errors import warn
 from ..files import cache_folder, write_atomically
 from ..runtime.device import Device
 from . import clblast, tile
@@ -128,10 +128,9 @@ def read(path: Path, key: str) -> dict[str, Any]:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        warnings.warn(
+        warn(
             f"{path} cannot be used ({type(error).__name__}: {error}); `clnn tune` writes it anew",
             TuningWarning,
-            stacklevel=2,
         )
         return {}
 
@@ -167,13 +166,13 @@ def load(device: Device, shipped: bool = True) -> Known:
         for name, entry in found.get("classes", {}).items():
             choice, wrong = _choice(device, name, entry)
             if wrong:
-                warnings.warn(f"{path} says {wrong} for {name!r}, which is left out", TuningWarning, stacklevel=2)
+                warn(f"{path} says {wrong} for {name!r}, which is left out", TuningWarning)
             else:
                 there.classes[name] = choice
         for dtype, kernels in found.get("clblast", {}).items():
             wrong = clblast.parameters_problem(device, dtype, kernels)
             if wrong:
-                warnings.warn(f"{path} says for CLBlast: {wrong}; that is left out", TuningWarning, stacklevel=2)
+                warn(f"{path} says for CLBlast: {wrong}; that is left out", TuningWarning)
             else:
                 there.clblast[dtype] = kernels
         there.convolutions |= found.get("convolutions", {})

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import sys
-import warnings
 import weakref
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from .. import notebook
 from ..arrays import take
 from ..checks import numbers
-from ..errors import CheckpointError, ConfigurationError, DataError, ShapeError
+from ..errors import CheckpointError, ConfigurationError, DataError, ShapeError, warn
 from ..layers.base import Layer, Symbolic, register
 from ..model import Model, total
 from ..parameters import consolidate
@@ -477,9 +476,8 @@ class OnnxModel(Model):
         if grad_enabled() and not self._told:
             self._told = True
             if names := left_out(self.graph, self.weights):
-                warnings.warn(
+                warn(
                     f"{self.where}: weights that nodes make of {', '.join(names)} do not learn: export it with constants folded",
-                    stacklevel=2,
                 )
         size, counts = self.batch(), {len(x) if x.ndim else 0 for x in inputs}
         count = counts.pop() if len(counts) == 1 else 0

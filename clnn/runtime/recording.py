@@ -11,7 +11,6 @@ import contextlib
 import itertools
 import sys
 import time
-import warnings
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
@@ -20,7 +19,7 @@ from typing import Any
 
 import pyopencl as cl
 
-from ..errors import BuildError
+from ..errors import BuildError, warn
 from . import timing
 from .ahead import putting_off
 from .device import Device
@@ -178,11 +177,10 @@ class Recording:
         try:
             self.fused = fuse(self.device, self.launches, self.seconds)
         except BuildError as error:
-            warnings.warn(
+            warn(
                 f"a step's {len(self.launches)} launches do not become one kernel, and are replayed one by one, with the "
                 f"same results: {error}. CLNN_FUSE=0 says that this is meant.",
                 RecordingWarning,
-                stacklevel=6,
             )
 
     def _bind(self) -> None:
@@ -320,10 +318,9 @@ class Replays:
                 what = "runs eagerly, with the same results, while what it reads changes before every call"
             if not (moving and self.told):
                 self.told = self.told or moving
-                warnings.warn(
+                warn(
                     f"the step {self.name!r} {what}: {reason}. record=False says that this is meant.",
                     RecordingWarning,
-                    stacklevel=5,
                 )
             return False
         entry.result = result

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ from ..checks import columns_of, in_range, is_sparse, numbers, whole, whole_arra
 from ..data.mapped import MappedRows
 from ..data.sparse import SparseRows
 from ..data.validate import check_features
-from ..errors import ConfigurationError, DataError, ShapeError
+from ..errors import ConfigurationError, DataError, ShapeError, warn
 from ..layers.base import Layer, first_pass
 from ..losses import YES_ABOVE_0, Loss, host_target, parts_of
 from ..metrics import Metric, accuracy, metric_name
@@ -50,10 +49,9 @@ def as_inputs(x: Any, model: Layer, name: str = "x") -> list[Any]:
             array = np.ascontiguousarray(array, dtype)
         images = array.ndim > 2 or (array.ndim == 2 and array.shape[1] >= 64)  # a table may hold counts
         if images and getattr(value, "dtype", None) == np.uint8 and not tokens and array.size and array.max() > 1:
-            warnings.warn(
+            warn(
                 f"{label} holds bytes up to {array.max():g}, and networks learn from numbers near 1: give {label} / 255, or "
                 f"{label}.astype('float32') where the model scales them itself",
-                stacklevel=2,
             )
         try:
             check_features(array, label)

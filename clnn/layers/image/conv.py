@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
 from ...checks import check_count
-from ...errors import ConfigurationError, ShapeError
+from ...errors import ConfigurationError, ShapeError, warn
 from ...init import Initialiser, find_initialiser
 from ...ops.activation import activation_name
 from ...ops.array import Array
@@ -85,7 +84,7 @@ class _Convolution(Layer):
     def build(self, shape: tuple[int, ...]) -> None:
         check_axes(self.label, ("batch", *shape), self.axes)  # type: ignore[arg-type]
         if said := channels_last(shape):
-            warnings.warn(f"{self.label}: inputs of shape {shape} have {shape[0]} channels{said}", stacklevel=2)
+            warn(f"{self.label}: inputs of shape {shape} have {shape[0]} channels{said}")
         self.grouped(shape[0], shape)
         self.w = self.parameter(self.weight_shape(shape[0]), self.weight_init)
         self.b = self.parameter((self.channels,), self.bias_init) if self.bias else None

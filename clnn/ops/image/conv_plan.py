@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
@@ -16,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ...errors import ConfigurationError
+from ...errors import ConfigurationError, warn
 from ...gemm import tuning
 from ...runtime.device import Device, DType, ceil_div
 from .geometry import Geometry
@@ -445,7 +444,7 @@ def plan_for(device: Device, g: Geometry, dtype: DType, weights: bool = False) -
             known.plans[key] = measured
             if wrong:
                 text = f"{tuning.user_file()} says for {name(g, dtype, weights)!r}: {wrong}; it is left out"
-                warnings.warn(text, tuning.TuningWarning, stacklevel=2)
+                warn(text, tuning.TuningWarning)
     return next(iter(plans(device, g, dtype, weights, measured)), None)
 
 

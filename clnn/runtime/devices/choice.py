@@ -10,12 +10,11 @@ import contextlib
 import copyreg
 import os
 import threading
-import warnings
 from typing import Any
 
 import pyopencl as cl
 
-from ...errors import ArgumentError, DeviceError
+from ...errors import ArgumentError, DeviceError, warn
 from ..device import Device
 from .form import KINDS
 from .pocl import pinned_threads, why_none
@@ -178,7 +177,7 @@ class Using(contextlib.ContextDecorator):
 
     def __del__(self) -> None:
         if not self.taken:
-            warnings.warn('clnn.use() alone changes nothing: write "with clnn.use(...):"', stacklevel=2)
+            warn('clnn.use() alone changes nothing: write "with clnn.use(...):"')
 
 
 def use(which: str | Device) -> Using:

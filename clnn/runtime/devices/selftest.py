@@ -12,14 +12,13 @@ import hashlib
 import json
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from ...errors import DeviceError
+from ...errors import DeviceError, warn
 from ...files import cache_folder, write_atomically
 from ..memory import Block, Memory
 from ..timing import unseen
@@ -69,9 +68,7 @@ def check(device: Tested) -> int | None:
             return int(remembered["turns"])
     problem, turns, untested = run(device)
     if untested:
-        warnings.warn(
-            f"clnn could not test {device!r}, and uses it untested: {untested}", SelfTestWarning, stacklevel=2
-        )
+        warn(f"clnn could not test {device!r}, and uses it untested: {untested}", SelfTestWarning)
         return None
     if problem:
         raise DeviceError(
