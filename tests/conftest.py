@@ -9,6 +9,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import threading
 import time
@@ -38,6 +39,9 @@ from clnn.train import direct
 
 STARTED = time.monotonic()
 SEED = int(os.environ.get("CLNN_TEST_SEED") or secrets.randbits(32))
+# Tests press Ctrl-C, which a shell's background jobs ignore
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN and threading.current_thread() is threading.main_thread():
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def found_devices():
