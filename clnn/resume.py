@@ -99,7 +99,7 @@ class Checkpoint(Callback):
             warn(
                 f"{error}; training goes on, and the last good checkpoint is {good[-1] if good else 'none'}",
                 CheckpointWarning,
-            )  # fmt: skip
+            )
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best} if self.best_only else {}
