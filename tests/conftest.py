@@ -190,17 +190,8 @@ def cold(poisoned, monkeypatch):
     poisoned.off = True
     monkeypatch.setattr(Memory, "poisoned", False)
     monkeypatch.setattr(ahead, "wanted", lambda device: 1)
-    monkeypatch.setattr(ahead.Helpers, "compile", lambda self, missing: None)
-    made = Programs.__init__
-
-    def slow(self, *args):
-        made(self, *args)
-        self.slow = True
-
-    monkeypatch.setattr(Programs, "__init__", slow)
-    for one in clnn.devices():
-        if "programs" in vars(one):
-            monkeypatch.setattr(one.programs, "slow", True)
+    monkeypatch.setattr(ahead.Helpers, "compile", lambda self, missing, bundles: None)
+    monkeypatch.setattr(ahead, "bundles", lambda device: True)
 
 
 @pytest.fixture(autouse=bool(os.environ.get("CLNN_TEST_AHEAD")))

@@ -293,55 +293,57 @@ def helpers(device, tmp_path, monkeypatch):
     one.close()
 
 
-def a_job(device, number):
-    """A launch of a kernel, of a program that no other test builds."""
-    source = ahead.Source("elementwise", "fill", "float", (("UNUSED", number),))
+def compile_some(helpers, device, many):
+    """Have kernels compiled, each of a program that no other test builds, two to a text but the last one: the bundles. There
+    is one more before them, which this process would compile itself."""
+    sources = [ahead.Source("elementwise", "fill", "float", (("UNUSED", number),)) for number in range(many)]
     block = device.allocate(4 * 100)
-    return source._replace(name=""), {0: ahead.job_of(source, (128,), (64,), [100, block, 2.0])}
+    jobs = {one.program: {0: ahead.job_of(one, (128,), (64,), [100, block, 2.0])} for one in sources}
+    bundles = [tuple(one.program for one in sources[i : i + 2]) for i in range(0, many, 2)]
+    helpers.compile(jobs, [("own",), *bundles])
+    return bundles
 
 
 def kept(folder):
     """The kernels that PoCL finds compiled there."""
-    return [one for one in Path(folder).glob("??/*/*/*/*.so") if one.parent.parent.name == "fill"]
+    return [one for one in Path(folder).glob("??/*/*/*/*.so") if one.parent.parent.name.endswith("fill")]
 
 
 def test_a_helper_leaves_whole_programs_where_this_process_finds_them(helpers, device, tmp_path):
-    jobs = dict(a_job(device, n) for n in range(3))
-    helpers.compile(jobs)
+    bundles = compile_some(helpers, device, 3)
     until = time.monotonic() + 120
     while len(kept(tmp_path)) < 3 and time.monotonic() < until:
         time.sleep(0.05)
     assert len(kept(tmp_path)) == 3
-    for program in jobs:
-        helpers.wait(program)  # done: it comes back at once
+    for bundle in bundles:
+        helpers.wait(bundle)  # done: it comes back at once
     helpers.rest()
     assert len(helpers.processes) == 1, "it waits for more"
 
 
 def test_one_that_was_killed_is_not_waited_for(helpers, device):
-    jobs = dict(a_job(device, n) for n in range(4))
-    helpers.compile(jobs)
+    bundles = compile_some(helpers, device, 4)
     helpers.processes[0].kill()
     helpers.processes[0].wait()
-    for program in jobs:
-        helpers.wait(program)
+    for bundle in bundles:
+        helpers.wait(bundle)
     helpers.rest()
     assert helpers.processes == []
-    helpers.compile(jobs)
+    compile_some(helpers, device, 4)
     assert len(helpers.processes) == 1, "another one is started"
 
 
 def test_one_that_hangs_is_ended(helpers, device, monkeypatch):
     monkeypatch.setattr(ahead, "PATIENCE", 0.3)
-    helpers.compile(jobs := dict(a_job(device, n) for n in range(3)))
+    bundles = compile_some(helpers, device, 3)
     (process,) = helpers.processes
     while not helpers.at:
         helpers._listen(60)
     os.kill(process.pid, signal.SIGSTOP)
     began = time.monotonic()
-    for program in jobs:
-        helpers.at[helpers.numbers[program]] = process  # as if it had begun each
-        helpers.wait(program)
+    for bundle in bundles:
+        helpers.at[helpers.numbers[bundle]] = process  # as if it had begun each
+        helpers.wait(bundle)
     assert helpers.processes == [] and time.monotonic() - began < 10
 
 
@@ -349,7 +351,7 @@ def test_a_long_list_is_not_waited_with(helpers, device):
     helpers.start()
     os.kill(helpers.processes[0].pid, signal.SIGSTOP)  # it reads nothing
     began = time.monotonic()
-    helpers.compile(dict(a_job(device, n) for n in range(2000)))
+    compile_some(helpers, device, 2000)
     helpers.rest()
     assert time.monotonic() - began < 10
 
@@ -381,10 +383,10 @@ def test_they_end_with_their_device(device, tmp_path, monkeypatch, helpers):
 def test_without_a_place_for_them_there_are_none(helpers, device, tmp_path, monkeypatch):
     monkeypatch.setenv("POCL_CACHE_DIR", str(tmp_path / "file" / "folder"))
     (tmp_path / "file").write_text("")
-    helpers.compile(jobs := dict(a_job(device, n) for n in range(3)))
+    bundles = compile_some(helpers, device, 3)
     assert helpers.processes == []
-    for program in jobs:
-        helpers.wait(program)
+    for bundle in bundles:
+        helpers.wait(bundle)
     helpers.rest()
 
 

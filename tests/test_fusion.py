@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import clnn
-from clnn.runtime import fusion, recording
+from clnn.runtime import bundles, fusion, recording
 from clnn.runtime.program import kernel_folder, source_for
 
 LOSSES = [("quadratic", "sigmoid"), ("cross_entropy", "linear"), ("binary_cross_entropy", "sigmoid"), ("hinge", "tanh")]
@@ -198,7 +198,7 @@ def test_parts_share_no_name():
     for path in kernel_folder().glob("*.cl"):
         text = path.read_text()
         assert len(fusion.KERNEL.findall(text)) == len(re.findall(r"^kernel\b", text, re.MULTILINE)), path
-    _, others = fusion.names_in(source_for("elementwise", "float"))  # names that macros make, and macros that use those
+    _, others = bundles.names_in(source_for("elementwise", "float"))  # names that macros make, and macros that use those
     assert {"relu_f", "_cl_exp_df", "equal_da", "equal_int", "multiply_int", "put", "real2", "T"} <= others
 
 
@@ -217,7 +217,7 @@ shuffle2 sign signbit sin sincos sinh smoothstep sqrt step sub_sat add_sat tan t
 def test_no_function_has_the_name_of_a_built_in_one(real):
     """In PoCL those are macros: renamed, then forgotten at the end of a part, they would be missing in later ones."""
     for path in kernel_folder().glob("*.cl"):
-        _, others = fusion.names_in(source_for(path.stem, real))
+        _, others = bundles.names_in(source_for(path.stem, real))
         assert not others & {*BUILT_IN}, path
 
 

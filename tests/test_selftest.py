@@ -218,7 +218,7 @@ def test_a_device_that_cannot_be_tested_is_used_with_a_warning(other, cache, mon
         monkeypatch.setattr(multiprocessing.spawn, "get_executable", lambda: None)
     elif why == "no process":
         monkeypatch.setattr(
-            subprocess, "run", lambda *a, **k: (_ for _ in ()).throw(BlockingIOError("no more processes"))
+            subprocess, "Popen", lambda *a, **k: (_ for _ in ()).throw(BlockingIOError("no more processes"))
         )
     elif why == "another program":
         monkeypatch.setattr(multiprocessing.spawn, "get_executable", lambda: b"/bin/true")

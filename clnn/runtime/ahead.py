@@ -26,14 +26,17 @@ import numpy as np
 import pyopencl as cl
 
 from ..errors import ConfigurationError
+from .bundles import Bundles, Key
 from .devices.selftest import child, cores, environment
 from .memory import Block, host_available
-from .program import Source
+from .program import Source, kernel_folder
 from .timing import active
 
 MOST, ROOM = 4, 1 << 30  # helpers of a device, and bytes of free memory for each, of which it takes some 150 MB
 PATIENCE = 20.0  # seconds that this process waits for one program of a helper's, which then ends
 FEW = 3  # programs that are not worth one
+TOGETHER = 8  # programs in one text, at most
+TURNS = 2  # texts for each of several processes, at least: who is done early takes another one
 
 
 class Opened(Protocol):
@@ -56,12 +59,26 @@ def wanted(device: Opened) -> int:
     text = os.environ.get("CLNN_COMPILERS", "").strip()
     if text and not (text.isascii() and text.isdigit()):
         raise ConfigurationError(f"CLNN_COMPILERS is how many processes compile along, 0 or more, and {text!r} is not")
-    if device.kind != "cpu" or device.pocl_version == (0, 0) or os.name != "posix" or _kept_by() is None:
+    if device.kind != "cpu" or device.pocl_version == (0, 0) or os.name != "posix" or kept_by() is None:
         return 0
     return min(int(text) if text else cores() - 1, MOST)
 
 
-def _kept_by() -> Path | None:
+def notes(device: Opened) -> Bundles:
+    """What PoCL keeps compiled for a CPU; other drivers' programs are built one by one."""
+    ours = device.kind == "cpu" and device.pocl_version != (0, 0)
+    return Bundles(
+        kept_by() if ours else None,
+        lambda: (device.identity, *map(Path.read_text, sorted(kernel_folder().glob("*.cl")))),
+    )
+
+
+def bundles(device: Any) -> bool:
+    """Whether programs become one text on a device: where it is noted what is kept of them."""
+    return device.programs.bundles.folder is not None
+
+
+def kept_by() -> Path | None:
     """The folder where PoCL keeps programs; None where it keeps none."""
     if os.environ.get("POCL_KERNEL_CACHE", "1") == "0":
         return None
@@ -75,8 +92,8 @@ class Ahead:
     """The launches of a step that are put off, in order, until all of it is known or something is waited for. Each has its
     arguments as they were, so memory goes back to the pool and is given away as if it had been enqueued at once."""
 
-    def __init__(self, device: Any) -> None:
-        self.device = device
+    def __init__(self, device: Any, helpers: int) -> None:
+        self.device, self.helpers = device, helpers
         self.waiting: list[tuple[Callable[[], Any], tuple[Any, ...] | None]] = []
 
     def put_off(self, run: Callable[[], Any], job: tuple[Any, ...] | None = None) -> None:
@@ -93,25 +110,29 @@ class Ahead:
     def _run(self) -> None:
         waiting, self.waiting = self.waiting, []
         now, programs, helpers = self.device._now, self.device.programs, self.device.helpers
-        missing: dict[Source, dict[Any, Any]] = {}  # by program: a launch of each kernel and group in it
+        missing: dict[Key, dict[Any, Any]] = {}  # by program: a launch of each kernel and group in it
         for _, job in waiting:
             if job is not None and not programs.has(job[0]):
-                missing.setdefault(job[0]._replace(name=""), {}).setdefault((job[0], job[2]), job)
+                missing.setdefault(job[0].program, {}).setdefault((job[0], job[2]), job)
         now.ahead = None
         failed: BaseException | None = None
+        fresh: dict[Key, tuple[Key, ...]] = {}
+        try:
+            fresh = bundled([one for one in missing if not programs.bundles.keeps(one)], self.helpers)
+            helpers.compile(missing, [*dict.fromkeys(fresh.values())])
+        except BaseException as error:  # a signal's handler may raise anything
+            failed = error
         for run, job in waiting:
-            program = job and job[0]._replace(name="")
-            new = missing.pop(program, None) if program else None
+            new = missing.pop(job[0].program, None) if job is not None else None
             try:
-                if new is not None and not failed:
-                    if programs.slow and len(missing) >= FEW:
-                        helpers.compile(missing)
-                    helpers.wait(program)
+                if job is not None and new and not failed and not programs.has(job[0]) and job[0].program in fresh:
+                    helpers.wait(fresh[job[0].program])
+                    programs.load(fresh[job[0].program])
                 if job is None or not failed:
                     run()
-                if new is not None and not failed and programs.slow:  # machine code is made before the next build
+                if new and not failed and fresh:  # machine code is made before the next build
                     self.device.finish()
-            except BaseException as error:  # a signal's handler may raise anything
+            except BaseException as error:
                 failed = failed or error
         helpers.rest()
         now.ahead = self
@@ -140,6 +161,13 @@ def raw(value: Any) -> Any:
     return cl.Buffer.from_int_ptr(value.buffer.int_ptr, True) if isinstance(value, Block) else value
 
 
+def bundled(programs: Sequence[Key], helpers: int) -> dict[Key, tuple[Key, ...]]:
+    """The bundle for each program: neighbours in this order, shared out to this process and its helpers."""
+    most = -(-len(programs) // (TURNS * (1 + helpers))) if helpers else len(programs)
+    size = max(1, min(most, TOGETHER // 2 if helpers else TOGETHER))
+    return {one: tuple(programs[i - i % size : i - i % size + size]) for i, one in enumerate(programs)}
+
+
 def job_of(source: Source, size: Sequence[int], local: Sequence[int], values: Sequence[Any]) -> tuple[Any, ...]:
     """A launch in numbers and words: its kernel, its size and what each argument is, a buffer's bytes for a buffer."""
     args = tuple(
@@ -153,12 +181,12 @@ def job_of(source: Source, size: Sequence[int], local: Sequence[int], values: Se
 
 @contextlib.contextmanager
 def putting_off(device: Any) -> Iterator[None]:
-    """Launches inside are put off until its end, or until something is waited for, once a build has taken time."""
-    now = device._now
-    if now.ahead is not None or now.dry or now.recorder is not None or active.profiles or not wanted(device):
+    """Launches inside are put off until its end, or until something is waited for, where that lets programs be one text."""
+    now, helpers = device._now, wanted(device)
+    if now.ahead is not None or now.dry or now.recorder is not None or active.profiles or not bundles(device):
         yield
         return
-    now.ahead = ahead = Ahead(device)
+    now.ahead = ahead = Ahead(device, helpers)
     try:
         yield
     finally:
@@ -175,13 +203,13 @@ class Helpers:
     def __init__(self, device: Opened) -> None:
         self.device, self.processes, self.folders = device, list[Any](), list[str]()
         self.tried, self.begun = False, 0
-        self.numbers: dict[Source, int] = {}  # of the programs that they were told to compile
+        self.numbers: dict[tuple[Key, ...], int] = {}  # of the bundles that they were told to compile
         self.at: dict[int, Any] = {}  # by the number of one that is begun and not done: the process
         self.close = weakref.finalize(self, end, os.getpid(), self.processes, self.folders)
 
     def start_early(self) -> None:
         """Start them before anything is built, if PoCL has kept no program yet, so that all will be compiled."""
-        kept = _kept_by()
+        kept = kept_by()
         with contextlib.suppress(OSError):
             if kept and not (kept.is_dir() and any(len(name) == 2 for name in os.listdir(kept))):
                 self.start()
@@ -190,7 +218,7 @@ class Helpers:
         """Start them, once, if the device may have any; where that is not possible, there are none."""
         import subprocess  # here, because most processes start none
 
-        kept, command = _kept_by(), child("clnn.tools.compiler")
+        kept, command = kept_by(), child("clnn.tools.compiler")
         many = wanted(self.device) if kept and command and not self.tried else 0
         many = min(many, host_available(ROOM * MOST) // ROOM)
         self.tried = True
@@ -209,38 +237,41 @@ class Helpers:
                     )
                 )  # fmt: skip
 
-    def compile(self, missing: dict[Source, dict[Any, Any]]) -> None:
-        """Have them compile programs, of which this process needs the first one first: from the last one on."""
-        if self.numbers:
+    def compile(self, missing: dict[Key, dict[Any, Any]], bundles: Sequence[tuple[Key, ...]]) -> None:
+        """Have them compile bundles, of which this process needs the first one first: from the last one on. `missing`: the
+        launches of each program."""
+        bundles = bundles[1:]
+        if self.numbers or sum(map(len, bundles)) < FEW:
             return
         for process in [one for one in self.processes if one.poll() is not None]:
             self._forget(process)
         self.start()
-        programs = list(missing)
-        self.numbers = {program: number for number, program in enumerate(programs, self.begun)}
-        self.begun += len(programs)
-        backwards, many = programs[::-1], len(self.processes)
+        if not self.processes:
+            return
+        self.numbers = {bundle: number for number, bundle in enumerate(bundles, self.begun)}
+        self.begun += len(bundles)
+        backwards, many = bundles[::-1], len(self.processes)
         for i, process in enumerate(list(self.processes)):
-            some = {one: missing[one].values() for one in backwards[i::many]}
-            jobs = [[self.numbers[one], [[job[0]._asdict(), *job[1:]] for job in some[one]]] for one in some]
+            listed = {one: [job for program in one for job in missing[program].values()] for one in backwards[i::many]}
+            jobs = [[self.numbers[one], [[job[0]._asdict(), *job[1:]] for job in listed[one]]] for one in listed]
             list_of_them = Path(process.args[-2], f"{self.begun}.json")  # a pipe would take some only, and have us wait
             with contextlib.suppress(OSError):
                 list_of_them.write_text(json.dumps(jobs, default=str), encoding="utf-8")
                 self._tell(process, str(list_of_them))
 
-    def wait(self, program: Source) -> None:
-        """Until a program is compiled that one of them is about to finish; at once where none has begun it."""
+    def wait(self, bundle: tuple[Key, ...]) -> None:
+        """Until a bundle is compiled that one of them is about to finish; at once where none has begun it."""
         late = time.monotonic() + PATIENCE
         self._listen(0)
-        while process := self._compiles(program):
+        while process := self._compiles(bundle):
             self._listen(max(0, late - time.monotonic()))
-            if time.monotonic() > late and self._compiles(program) is process:
+            if time.monotonic() > late and self._compiles(bundle) is process:
                 process.kill()
                 self._forget(process)
 
-    def _compiles(self, program: Source) -> Any:
-        """The process that has begun a program and has not finished it, or None."""
-        process = self.at.get(self.numbers.get(program, -1))
+    def _compiles(self, bundle: tuple[Key, ...]) -> Any:
+        """The process that has begun a bundle and has not finished it, or None."""
+        process = self.at.get(self.numbers.get(bundle, -1))
         return process if process in self.processes else None
 
     def rest(self) -> None:

@@ -22,7 +22,7 @@ import pyopencl as cl
 
 from .. import notebook
 from ..errors import ClnnError, DeviceError, OutOfDeviceMemory
-from .ahead import Ahead, Helpers, job_of, raw
+from .ahead import Ahead, Helpers, job_of, notes, raw
 from .devices import form, pocl, selftest
 from .lock import FairLock, exclusive
 from .memory import SLACK, Arena, Block, Memory
@@ -190,10 +190,11 @@ class Device:
         check_not_forked()
         pocl.find_linker(self)
         self.helpers.start_early()
-        self._turns = selftest.check(self)
+        early: list[cl.Context] = []
+        self._turns = selftest.check(self, lambda: early.extend(pocl.early(self)))
         with pocl.pinned_threads():
             try:
-                return cl.Context([self.cl_device])
+                return early[0] if early else cl.Context([self.cl_device])
             except cl.Error as error:
                 raise DeviceError(f"{self!r} does not open: {error}; see `clnn doctor`") from error
 
@@ -291,7 +292,7 @@ class Device:
 
     @_opened
     def programs(self) -> Programs:
-        return Programs(self.context, self.has_fp64, self.pocl_version, self.helpers.start)
+        return Programs(self.context, self.has_fp64, self.pocl_version, notes(self))
 
     @_opened
     def helpers(self) -> Helpers:
@@ -544,7 +545,7 @@ class Device:
                 source, None, tuple(size), self._group(source, local) if free else tuple(local), values, flops
             )
             return
-        if (ahead := self.ahead) is not None and recorder is None and self.programs.slow:
+        if (ahead := self.ahead) is not None and recorder is None:
             how = source, types, tuple(size), tuple(local), [raw(value) for value in values], free
             ahead.put_off(partial(self._enqueue, *how), job_of(source, size, local, values))
             return

@@ -25,6 +25,7 @@ import pyopencl as cl
 
 from ..errors import ConfigurationError
 from ..files import cache_folder, cached, write_atomically
+from .bundles import ATTRIBUTE, FUNCTION, KERNEL, MACRO, apart
 from .device import Device
 from .memory import Block
 from .program import read_source, source_for
@@ -33,7 +34,7 @@ from .recorder import Launch, Temporary
 # Seconds, about, until a step is one kernel: where the driver has to compile it, with those for each of its parts; has compiled
 # it before; and where this process has it. Each launch takes SAVED less then, 5 to 20 us by measurements: an enqueued one costs
 # that, whatever it does.
-COMPILING, PART_OF_IT, LOADING, HAVING, SAVED = 0.7, 0.08, 0.12, 0.01, 1e-5
+COMPILING, PART_OF_IT, LOADING, HAVING, SAVED = 0.3, 0.08, 0.05, 0.01, 1e-5
 MOST_PARTS = 64  # launches of a step
 STEPS = 64  # at most, in one launch
 SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long
@@ -47,14 +48,6 @@ TURN = np.zeros(128, np.int32)  # the counters of kernels/fusion.cl
 LOCAL = re.compile(r"\blocal (real|int) \w+\[")
 GROUPS = re.compile(r"\b(barrier|get_local_id|get_group_id)\b")
 OF_SEVERAL = re.compile(r"^#if WIDTH > 1\b.*?(?=^#(?:else|endif))", re.MULTILINE | re.DOTALL)  # what WIDTH = 1 has not
-# What a file names: macros, types and functions; those that a macro makes are at its uses, with what it adds to a name
-MACRO = re.compile(r"^\s*#\s*define (\w+)(?:\((\w+)?.*?\))?((?:.*\\\n)*.*)", re.MULTILINE)
-TYPE = re.compile(r"^typedef\b.*\b(\w+);", re.MULTILINE)
-KERNEL = re.compile(r"^kernel\b[\s\S]*?\bvoid (\w+)\(", re.MULTILINE)
-ATTRIBUTE = re.compile(r"__attribute__\(\(.*?\)\) ?")
-FUNCTION = re.compile(r"^(?:static|INLINE|APART|kernel)\b[^(;{]*?\b(\w+)\(", re.MULTILINE)
-MADE = re.compile(r"\b(?:static inline|INLINE|APART|kernel) (?:\w+ )+(?:CAT\((\w+), (\w+)\)|(\w+)##(\w+)|(\w+))\(")
-MACRO_NAME = re.compile(r"^#define (\w+)", re.MULTILINE)
 # Local memory becomes the core's stack. A part that uses any is not inlined, or the stack frames of all would add up.
 # random.cl ends contraction for itself.
 PART = """
@@ -252,44 +245,12 @@ def part(file: str, kernel: str, real: str, name: str, defines: tuple[tuple[str,
     """The text of `kernel` as a function `name`. Everything that its file names is renamed, and no macro outlives it, so that
     parts may follow each other in one text."""
     text = source_for(file, real)
-    given = {"REAL": real, **dict(defines)}
-    macros, others = names_in(text)
-    for other in macros & others:  # a function here, and a macro where something else is compiled in
-        text = re.sub(rf"^(\s*#\s*define {other}\b)", rf"#undef {other}\n\1", text, flags=re.MULTILINE)
-    apart = "static __attribute__((noinline))" if LOCAL.search(text) else "static"
-    begin = [
-        PART,
-        f"#define kernel {apart}\n",
-        *(f"#define {key} {value}\n" for key, value in given.items() if key != "STACK"),
-    ]
+    alone = "static __attribute__((noinline))" if LOCAL.search(text) else "static"
     kernels = {**{other: f"{name}_{other}" for other in KERNEL.findall(text)}, kernel: name}
-    begin += [f"#define {other} {name}_{other}\n" for other in sorted(others - kernels.keys())]
-    begin += [
+    calls = [
         f"#define {old}(...) {new}(int item_x, int item_y, int item_z, __VA_ARGS__)\n" for old, new in kernels.items()
     ]
-    ends = macros | others | kernels.keys() | given.keys() | set(MACRO_NAME.findall(PART)) | {"kernel"}
-    return "".join(begin) + text + "\n" + "".join(f"#undef {one}\n" for one in sorted(ends))
-
-
-@lru_cache(maxsize=64)
-def names_in(text: str) -> tuple[set[str], set[str]]:
-    """The macros of a text, and its types and functions."""
-    text = ATTRIBUTE.sub("", text)
-    others, macros = {*TYPE.findall(text), *FUNCTION.findall(text)}, MACRO.findall(text)
-    makers: dict[str, set[str]] = {}  # macros that define functions, and what they add to the names that they are given
-    for name, parameter, body in macros:
-        for calls, added in [*makers.items()]:  # one that uses another
-            if parameter and re.search(rf"\b{calls}\({parameter}\b", body):
-                makers.setdefault(name, set()).update(added)
-        for first, more, second, most, plain in MADE.findall(body):
-            if parameter and (first or second or plain) == parameter:
-                makers.setdefault(name, set()).add(more + most)
-            else:
-                others.add(first + second + plain + more + most)
-    for name, added in makers.items():
-        for use in re.findall(rf"\b{name}\(\s*(\w+)", text):
-            others |= {kind + use + more for more in added for kind in ("", "_cl_")}  # PoCL's exp is a macro: _cl_exp
-    return {name for name, _, _ in macros}, others
+    return apart(text, name, {"REAL": real, **dict(defines)}, f"{PART}#define kernel {alone}\n{''.join(calls)}")
 
 
 def _call(name: str, size: tuple[int, ...], args: str, shares: int) -> tuple[int, str]:

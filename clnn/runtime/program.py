@@ -9,13 +9,14 @@ from __future__ import annotations
 import re
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import pyopencl as cl
 
 from ..errors import BuildError
+from .bundles import Bundles, Key
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 # An unsuffixed 0.5 in a formula is a float in float programs. (Oclgrind ignores -cl-single-precision-constant.)
@@ -31,7 +32,6 @@ KERNEL = re.compile(r"^kernel\b[^{;]*\{", re.MULTILINE)
 # Without a version newer compilers take OpenCL C 3, where a plain pointer may point anywhere and fits no function that is
 # overloaded by address space. No kernel needs more than 1.2.
 STANDARD = "-cl-std=CL1.2"
-SLOW = 0.07  # seconds of work for a program that the driver had not kept: PoCL takes 0.03 for one that it has, 0.11 for others
 _INCLUDE = re.compile(r'^\s*#include\s+"([^"]+)"\s*$')
 
 # Whoever wants to know what is built, such as a line of progress: told (what, None) before a program, and (what, seconds) after
@@ -84,42 +84,49 @@ class Source(NamedTuple):
     defines: tuple[tuple[str, Any], ...]
 
     @property
+    def program(self) -> Key:
+        """The program that it is in."""
+        return self.file, self.real, self.defines
+
+    @property
     def label(self) -> str:
         """In words: the file, the name, and what is compiled in."""
         return f"{self.file}.{self.name}{dict(self.defines) or ''}"
 
 
 class Programs:
-    """The built programs of one context, by (file, real, defines), and one reusable kernel each."""
+    """The built programs of one context, and one reusable kernel each."""
 
     def __init__(
-        self,
-        context: cl.Context,
-        has_fp64: bool,
-        pocl_version: tuple[int, int] = (0, 0),
-        when_slow: Callable[[], Any] = lambda: None,
+        self, context: cl.Context, has_fp64: bool, pocl_version: tuple[int, int] = (0, 0), notes: Bundles | None = None
     ) -> None:
         self.context, self.has_fp64 = context, has_fp64
         self._flush_here = pocl_version >= (4, 0)
         self._usual = [STANDARD, FLUSH]  # options of every program
-        self._programs: dict[tuple[Any, ...], cl.Program] = {}
+        self._programs: dict[Any, tuple[cl.Program, str]] = {}  # and what the names of its kernels begin with
+        self.bundles = notes or Bundles()
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
         self.begun = 0  # builds so far, with the one under way
-        self.slow, self.when_slow = False, when_slow  # whether one took so long that it was compiled; told once
         self.group_limits: dict[Source, int] = {}  # those asked for so far
 
-    def build(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
-        key = (file, real, defines)
-        program = self._programs.get(key)
-        if program is None:
-            self.begun += 1
-            options = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines)]
-            program = self._programs[key] = self._compile(file, options)
-        return program
+    def load(self, keys: Sequence[Key]) -> None:
+        """Build programs as one text, where that can be; others are built alone when they are needed."""
+        self.begun += len(keys)
+        self._programs = self.bundles.build(keys, self._text, self._built) | self._programs
+
+    def build(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> tuple[cl.Program, str]:
+        """A program, by the bundle that the driver keeps it in, and what the names of its kernels begin with there."""
+        key = file, real, defines
+        if key not in self._programs:
+            self.load(self.bundles.of(key))
+        if key not in self._programs:
+            self._programs[key] = self._compile(*key), ""
+            self.bundles.note([key])
+        return self._programs[key]
 
     def has(self, source: Source) -> bool:
         """Whether a kernel's program is built."""
-        return (source.file, source.real, source.defines) in self._programs
+        return source.program in self._programs
 
     def has_text(self, source: str) -> bool:
         """Whether `build_text` has built it."""
@@ -127,28 +134,29 @@ class Programs:
 
     def build_text(self, source: str) -> cl.Program:
         """A text that was made, of which kernels are made afresh. `BuildError` where the driver does not take it."""
-        program = self._programs.get((source,))
-        if program is None:
-            program = self._programs[source,] = self._built("a step as one kernel", source, [], not self._flush_here)
-        return program
+        if not self.has_text(source):
+            self._programs[source,] = self._built("a step as one kernel", source, [], not self._flush_here), ""
+        return self._programs[source,][0]
 
-    def _compile(self, file: str, options: list[str]) -> cl.Program:
-        source = source_for(file, "float" if "-DREAL=float" in options else "double")
-        here = self._flush_here and "-DSTACK=1" in options and "flush_denormals" in source
-        if here:
-            source = KERNEL.sub(lambda found: found.group() + FLUSH_HERE, source)
-        return self._built(f"kernels/{file}.cl", source, options, not here)
+    def _text(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> tuple[str, bool]:
+        """A program's text, and whether denormal numbers are flushed by the driver's option; else by its kernels."""
+        source = source_for(file, real)
+        if self._flush_here and ("STACK", 1) in defines and "flush_denormals" in source:
+            return KERNEL.sub(lambda found: found.group() + FLUSH_HERE, source), False
+        return source, True
+
+    def _compile(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> cl.Program:
+        source, flush = self._text(file, real, defines)
+        options = [f"-DREAL={real}", *(f"-D{name}={value}" for name, value in defines)]
+        return self._built(f"kernels/{file}.cl", source, options, flush)
 
     def _built(self, what: str, source: str, options: list[str], flush: bool) -> cl.Program:
-        named, began, worked = " ".join((what, *options)), time.perf_counter(), time.thread_time()
+        named, began = " ".join((what, *options)), time.perf_counter()
         for tell in listening:
             tell(named, None)
         program = self._made(what, source, options, flush)
         for tell in listening:
             tell(named, time.perf_counter() - began)
-        if time.thread_time() - worked > SLOW and not self.slow:
-            self.slow = True
-            self.when_slow()
         return program
 
     def _made(self, what: str, source: str, options: list[str], flush: bool) -> cl.Program:
@@ -185,7 +193,8 @@ class Programs:
         return True
 
     def _instance(self, source: Source) -> cl.Kernel:
-        kernel = cl.Kernel(self.build(source.file, source.real, source.defines), source.name)
+        program, begin = self.build(*source.program)
+        kernel = cl.Kernel(program, begin + source.name)
         self._note_limit(source, kernel)
         return kernel
 

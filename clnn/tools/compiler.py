@@ -24,8 +24,8 @@ SMALL = 1 << 15  # PoCL compiles kernels once more for grids above twice that al
 
 
 def main(identity: str, folder: str, kept: str) -> None:
-    """Compile the programs that are listed in the file which a line of the input names, until another line comes: move each from
-    `folder` into `kept`, and say by its number when it is begun and done."""
+    """Compile the bundles of programs that are listed in the file which a line of the input names, until another line comes: move
+    each from `folder` into `kept`, and say by its number when it is begun and done."""
     try:
         device = next(one for one in devices() if one.identity == identity)
         cl.Program(device.context, "kernel void nothing() {}").build()  # the compiler is loaded while no work has come
@@ -36,13 +36,16 @@ def main(identity: str, folder: str, kept: str) -> None:
                     return
                 unread += more
             *_, line, unread = unread.split(b"\n")
-            for program, kernels in json.loads(Path(os.fsdecode(line)).read_bytes()) if line else ():
-                print(json.dumps({"begun": program}), flush=True)
-                for source, *how in kernels:
-                    defines = tuple(map(tuple, source["defines"]))
-                    compile_one(device, Source(**{**source, "defines": defines}), *how)
+            for bundle, listed in json.loads(Path(os.fsdecode(line)).read_bytes()) if line else ():
+                print(json.dumps({"begun": bundle}), flush=True)
+                kernels = [
+                    (Source(**{**one, "defines": tuple(map(tuple, one["defines"]))}), *how) for one, *how in listed
+                ]
+                device.programs.load([*dict.fromkeys(source.program for source, *_ in kernels)])
+                for kernel in kernels:
+                    compile_one(device, *kernel)
                 move(Path(folder), Path(kept))
-                print(json.dumps({"done": program}), flush=True)
+                print(json.dumps({"done": bundle}), flush=True)
                 if select.select([0], [], [], 0)[0]:
                     break
     finally:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from typing import Any
 
+import pyopencl as cl
+
 from ...errors import DeviceError
 
 
@@ -48,3 +50,12 @@ def find_linker(device: Any) -> None:
             "binutils libc6-dev libgcc-12-dev), or take a PoCL from your system's packages"
         )
     os.environ["PATH"] = os.environ.get("PATH", "") + os.pathsep + scripts
+
+
+def early(device: Any) -> Iterator[cl.Context]:
+    """A context, with what PoCL loads for the first program of each, which takes it half a second; none on other platforms."""
+    if device.pocl_version != (0, 0):
+        with pinned_threads(), contextlib.suppress(cl.Error):
+            context = cl.Context([device.cl_device])
+            cl.Program(context, "kernel void nothing() {}").build()
+            yield context

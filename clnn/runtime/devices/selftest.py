@@ -12,7 +12,10 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Sequence
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,6 +29,7 @@ from ..timing import unseen
 SECONDS = 180  # that a self-test may take; a GPU's compiler takes some 20, a hung driver for ever
 TURNS = 100_000  # of the loop that is tried
 FACTOR = 1664525
+COMPILED = 3  # answers: it opens the device, it makes random numbers, and it begins with another test
 FEW_TURNS = 1 << 15  # a loop that ends earlier is a fault that no choice of kernels gets round
 # what the process runs: first of all it forgets the working folder, whose modules may have any name
 CHILD = r"import sys; sys.path[:] = sys.argv[1].split('\n'); from MODULE import main; main(*sys.argv[2:])"
@@ -53,7 +57,7 @@ class SelfTestWarning(UserWarning):
     """A device is used untested."""
 
 
-def check(device: Tested) -> int | None:
+def check(device: Tested, meanwhile: Callable[[], Any] = lambda: None) -> int | None:
     """The most turns that loops of a work-item can take in all (0: any number), None where that was not tested; a
     `DeviceError` if the device fails its self-test.
 
@@ -66,7 +70,7 @@ def check(device: Tested) -> int | None:
         remembered = json.loads(path.read_text(encoding="utf-8"))
         if remembered["passed"] == key:
             return int(remembered["turns"])
-    problem, turns, untested = run(device)
+    problem, turns, untested = run(device, meanwhile)
     if untested:
         warn(f"clnn could not test {device!r}, and uses it untested: {untested}", SelfTestWarning)
         return None
@@ -110,28 +114,40 @@ def environment(form: str) -> dict[str, str]:
     return found | {"CLNN_DEVICE_EXCLUDE": "", "CLNN_DEVICE_AS": form, "CLNN_COMPILERS": "0"}
 
 
-def run(device: Tested) -> tuple[str, int, str]:
-    """Test the device in a process of its own: (what is wrong or "", the most turns of its loops, why it was not tested)."""
+def run(device: Tested, meanwhile: Callable[[], Any] = lambda: None) -> tuple[str, int, str]:
+    """Test the device in a process of its own: (what is wrong or "", the most turns of its loops, why it was not tested).
+    `meanwhile()` is called once, when kernels were compiled there and have run."""
     import subprocess
 
-    command = child("clnn.tools.selftest")
+    command, answers, until = child("clnn.tools.selftest"), list[dict[str, Any]](), time.monotonic() + SECONDS
     if command is None:
         return "", 0, "this program has no Python interpreter of its own to do so"
     try:
-        done = subprocess.run(
+        with tempfile.TemporaryFile() as complaints, subprocess.Popen(
             [*command, device.identity], env={**environment(device.form), "CLNN_GEMM": "tile"},
-            stdin=subprocess.DEVNULL, capture_output=True, encoding="utf-8", errors="replace", timeout=SECONDS,
-        )  # fmt: skip
-        said, code, errors = done.stdout, done.returncode, done.stderr.strip().splitlines()[-3:]
-    except subprocess.TimeoutExpired as late:
-        said = late.stdout.decode(errors="replace") if isinstance(late.stdout, bytes) else late.stdout or ""
-        code, errors = None, []
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, encoding="utf-8", errors="replace",
+        ) as process:  # fmt: skip
+            timer = threading.Timer(SECONDS, process.kill)
+            timer.start()
+            try:
+                for line in process.stdout or ():
+                    answer = None
+                    with contextlib.suppress(ValueError):  # drivers print things of their own
+                        answer = json.loads(line)
+                    if isinstance(answer, dict):
+                        answers.append(answer)
+                        if len(answers) == COMPILED:
+                            meanwhile()
+            except BaseException:
+                process.kill()
+                raise
+            finally:
+                timer.cancel()
+            code = process.wait() if time.monotonic() < until else None
+            complaints.seek(0)
+            errors = complaints.read().decode(errors="replace").strip().splitlines()[-3:] if code is not None else []
     except OSError as error:  # no memory or no right to start a process
         return "", 0, str(error)
-    answers: list[dict[str, Any]] = []
-    for line in said.splitlines():  # drivers print things of their own
-        with contextlib.suppress(ValueError):
-            answers += [answer] if isinstance(answer := json.loads(line), dict) else []
     problems = [answer["wrong"].rstrip(".") for answer in answers if "wrong" in answer]
     if answers and "turns" in answers[-1]:
         return "; ".join(dict.fromkeys(problems)), answers[-1]["turns"], ""
