@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import os
 import time
 import types
 import weakref
@@ -23,7 +22,7 @@ from .runtime.memory import View
 from .runtime.recorder import AuditEnded, Recorder, StepContext
 from .runtime.recording import MOST_RECORDINGS, Entry, RecordingWarning, Replays
 from .runtime.watching.effects import Effects, saved
-from .runtime.watching.watch import KNOWN, MOST, Watch, structure_version
+from .runtime.watching.watch import KNOWN, MOST, Watch, chosen, structure_version
 from .tape import grad_enabled
 from .tensor import Tensor, host_array, origin
 
@@ -178,8 +177,7 @@ class Step:
     def key(self, where: Device, shape: Hashable) -> Hashable:
         """What must be the same for a recording to be replayed."""
         waiting = tuple(p for p in self._received if p.uses)  # those with gradients from earlier calls
-        chosen = [os.environ.get(name, "") for name in ("CLNN_GEMM", "CLNN_WINOGRAD")]
-        key = (where, shape, grad_enabled(), *chosen, waiting)
+        key = (where, shape, grad_enabled(), *chosen(), waiting)
         try:
             hash(key)
         except TypeError as error:

@@ -260,3 +260,23 @@ def test_answers_that_come_late_are_waited_for(device, rng, monkeypatch, soon):
         assert f.direct.patience == left
     check()
     assert f.direct.patience == 0
+
+
+def test_a_prediction_again_looks_at_the_environment(device, monkeypatch):
+    """What the last one was made by is used again only where it would be chosen again."""
+    net = clnn.Sequential([clnn.Dense(5, "relu"), clnn.Dense(2)], input_shape=3, seed=0)
+    x = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
+    expected = [net.predict(x) for _ in range(6)][-1]
+    (evaluation,) = net._evaluations.values()
+    assert evaluation.last is not None and evaluation.again(x) is not None
+    monkeypatch.setenv("CLNN_WINOGRAD", "0")
+    assert evaluation.again(x) is None
+    np.testing.assert_array_equal(net.predict(x), expected)
+    net.layers[0].trainable = False
+    assert evaluation.again(x) is None
+    for one in (np.full_like(x, np.nan), x[:1], x.astype(np.float64), np.repeat(x, 600, axis=0)):
+        assert evaluation.again(one) is None
+    with pytest.raises(clnn.DataError):
+        net.predict(np.full_like(x, np.nan))
+    assert len(net.predict(np.repeat(x, 600, axis=0))) == 1200 and evaluation.last is None
+    np.testing.assert_array_equal(net.predict(x), expected)

@@ -53,7 +53,7 @@ class Recording:
         self.calls: list[Callable[[], Any]] = []
         self.views: dict[Temporary, Any] = {}
         self.queue: cl.CommandQueue | None = None
-        self.last: cl.Event | None = None  # of the last replay that was one kernel
+        self.last: cl.Event | None = None  # of the last launch; a copy may have none
         self.fused: Fused | None = None
         self.replays = 0
         self.steps_to_come = 0  # steps that the caller still expects to run
@@ -125,9 +125,9 @@ class Recording:
         began = time.perf_counter()
         for call in self.calls:
             try:
-                call()
+                self.last = call()
             except cl.MemoryError as error:
-                self.device.once_more("a replayed step", call, error)
+                self.last = self.device.once_more("a replayed step", call, error)
         self.device.launches += len(self.calls)
         if timed:
             self.device.finish()

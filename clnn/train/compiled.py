@@ -14,11 +14,10 @@ from ..ops.array import block_of
 from ..ops.index import check_rows
 from ..runtime.recorder import StepContext
 from ..runtime.recording import Recording
-from ..runtime.watching.watch import structure_version
 from ..step import Step
 from ..tape import no_grad
 from ..tensor import Tensor
-from .direct import Direct, shared
+from .direct import Direct, Unchanged, shared
 from .inputs import as_inputs, build_for
 from .outputs import Outputs
 
@@ -50,7 +49,7 @@ class Compiled:
         for i in self.whole:
             self.model.check_whole(i, xs[i], f"input {i}")
         with self.device.lock:
-            if self._changed():
+            if not self.unchanged.holds():
                 self._prepare()
             return self._run(xs)
 
@@ -70,15 +69,6 @@ class Compiled:
                     "one sample, compiled(batch_size=...) is for more, and predict takes any shape that the layers take"
                 )
         return arrays
-
-    def _changed(self) -> bool:
-        """Whether something else than values of parameters has changed since it was compiled."""
-        return (
-            self.version != structure_version()
-            or self.model.device is not self.device
-            or any(p.block is not block for p, block in self.parameters)
-            or self.watch.changed()
-        )
 
     def _prepare(self) -> None:
         """Record the launches, and make one kernel of them where that can be."""
@@ -104,8 +94,7 @@ class Compiled:
             self.recording.fuse_now()
         for one, before in states.items():  # none of this was a call
             one._take_states(before)
-        self.watch, self.version = self.step.watched(), structure_version()
-        self.parameters = [(p, p.block) for p in model.parameters()]
+        self.unchanged = Unchanged(model, self.step)
 
     def _key(self) -> Any:
         return self.step.key(self.device, self.batch_size)

@@ -15,6 +15,8 @@ import pyopencl as cl
 from ..runtime.device import Device
 from ..runtime.memory import SLACK, Block
 from ..runtime.recording import Recording
+from ..runtime.watching.watch import structure_version
+from ..step import Step
 from ..tensor import Tensor
 
 SOON, PATIENCE = 2e-4, 8  # seconds, and how many answers in a row may come later before they are waited for at once
@@ -59,6 +61,23 @@ def take_over(context: cl.Context, block: Block, array: np.ndarray) -> None:
     block.buffer = cl.Buffer(context, flags, hostbuf=array)
 
 
+class Unchanged:
+    """What a recording of a model's outputs stands on, other than the values of its parameters."""
+
+    def __init__(self, model: Any, step: Step) -> None:
+        self.model, self.device, self.watch, self.version = model, model.device, step.watched(), structure_version()
+        self.parameters = [(p, p.block) for p in model.parameters()]
+
+    def holds(self) -> bool:
+        """Whether that is as it was."""
+        return (
+            self.version == structure_version()
+            and self.model.device is self.device
+            and all(p.block is block for p, block in self.parameters)
+            and not self.watch.changed()
+        )
+
+
 class Direct:
     """A recording between arrays of the host: `inputs`, whose memory was shared when it was made, and `outputs`."""
 
@@ -72,7 +91,7 @@ class Direct:
         recording.calls = []  # bound anew at the next replay
 
     def _look_for_a_while(self) -> None:
-        """Ask until a replay that is one kernel has ended, if that is soon: a thread that sleeps is woken late."""
+        """Ask until a replay has ended, if that is soon: a thread that sleeps is woken late."""
         event, until = self.recording.last, time.perf_counter() + SOON
         while (
             self.patience

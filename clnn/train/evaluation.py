@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,10 +18,11 @@ from ..ops.array import block_of
 from ..ops.index import check_rows
 from ..runtime.lock import exclusive, lock_of
 from ..runtime.recorder import StepContext
+from ..runtime.watching.watch import chosen
 from ..step import Step, copied
 from ..tape import no_grad
 from .alone import Alone
-from .direct import Direct, shared
+from .direct import Direct, Unchanged, shared
 from .feed import Feed
 from .inputs import Samples, as_inputs, build_for, checked, counts_hits
 from .outputs import OfOutput, Outputs
@@ -30,6 +31,14 @@ from .stream import inputs_of_batches, joined, one_pass, over, parts_of_batch, s
 
 EVALUATION_BATCH = 512
 CHUNK_BYTES = 32 << 20  # evaluation and prediction pass data through a buffer of about this size
+
+
+class Last(NamedTuple):
+    """What the last prediction of one batch was made by."""
+
+    form: Any  # shape and type of the samples, and what the environment says
+    direct: Direct
+    unchanged: Unchanged
 
 
 class Evaluation:
@@ -51,8 +60,7 @@ class Evaluation:
         self.record = record
         self.step: Step | None = None
         self.direct: Direct | None = None  # between arrays and the recording that was replayed last, of one batch
-        # Shape and type of the samples of that batch, if they were one array of floats
-        self.last: tuple[tuple[int, ...], Any] | None = None
+        self.last: Last | None = None  # that batch, if it was one array of floats
         self.moved = True  # whether the feed may be elsewhere than at its first row
 
     @exclusive("model.device.lock")
@@ -116,7 +124,7 @@ class Evaluation:
         return sums, further
 
     def _outputs(self, xs: Sequence[np.ndarray]) -> list[Any]:
-        samples, several, found = Samples([*xs], [], []), self.given.several, list[Any]()
+        samples, several, found, self.last = Samples([*xs], [], []), self.given.several, list[Any](), None
         if len(xs[0]) <= self.batch:
             alone = self._alone(samples)
             return [alone] if several else alone
@@ -131,7 +139,9 @@ class Evaluation:
         self._rewind()
         assert self.step is not None
         with no_grad():
-            key, forward, entry = self._verified(rows)
+            key, forward = self.step.key(device, (rows, True)), partial(self._forward, rows=rows, alone=True)
+            self.step.verify(device, key, forward)
+            entry = self.step.replays.entry(key)
             if entry is None or entry.recording is None or device.step is not None:
                 feed.load(*samples)
                 result, _ = self.step.run(device, key, forward)
@@ -141,38 +151,26 @@ class Evaluation:
                 self.direct = Direct(entry.recording, feed.inputs(rows), outs)
             x, *more = samples.xs
             plain = type(x) is np.ndarray and not more and not self.given.several and not self.model.takes_whole(0)
-            self.last = (x.shape, x.dtype) if plain else None
-            return self._replayed(key, forward, samples.xs)
+            plain = plain and x.dtype == self.model.dtype and not self.step.foreign
+            known = Last((x.shape, x.dtype, chosen()), self.direct, Unchanged(self.model, self.step))
+            self.last = known if plain else None
+            self.direct.put(samples.xs)
+            self.step.run(device, key, forward)
+            return self.direct.take()
 
     def again(self, x: np.ndarray) -> np.ndarray | None:
         """The output for samples like the last ones, which need only be finite; None where more has to be looked at."""
-        device, direct = self.model.device, self.direct
-        if self.last != (x.shape, x.dtype) or direct is None or direct.device is not device or not device.reads:
+        device, last = self.model.device, self.last
+        if last is None or last.form != (x.shape, x.dtype, chosen()) or not device.reads or device.step is not None:
             return None
-        if device.step is not None or x.dtype != self.model.dtype or not np.isfinite(x).all():
+        if not last.unchanged.holds() or not np.isfinite(x).all():
             return None
         self._rewind()
-        with no_grad():
-            key, forward, entry = self._verified(len(x))
-            if entry is None or entry.recording is not direct.recording:
-                return None
-            found = self._replayed(key, forward, [x])[0]
+        last.direct.put([x])
+        last.direct.recording.replay()
+        (found,) = last.direct.take()
         check_rows(device)
         return found
-
-    def _verified(self, rows: int) -> tuple[Any, Callable[[StepContext], Any], Any]:
-        """The step on one batch as it is recorded, if what was recorded is what it does: its key, its function, its entry."""
-        assert self.step is not None
-        device = self.model.device
-        key, forward = self.step.key(device, (rows, True)), partial(self._forward, rows=rows, alone=True)
-        self.step.verify(device, key, forward)
-        return key, forward, self.step.replays.entry(key)
-
-    def _replayed(self, key: Any, forward: Callable[[StepContext], Any], xs: Sequence[np.ndarray]) -> list[np.ndarray]:
-        assert self.step is not None and self.direct is not None
-        self.direct.put(xs)
-        self.step.run(self.model.device, key, forward)
-        return self.direct.take()
 
     def _chunks(self, samples: Samples):
         n, feed = len(samples.xs[0]), self._feed_for(samples)

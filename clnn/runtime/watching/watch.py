@@ -65,6 +65,11 @@ def structure_changed() -> None:
     _Structure.version += 1
 
 
+def chosen() -> tuple[str, ...]:
+    """What the environment says of how things are computed."""
+    return os.environ.get("CLNN_GEMM", ""), os.environ.get("CLNN_WINOGRAD", "")
+
+
 def structure_version() -> int:
     """How often `structure_changed` was called."""
     return _Structure.version
