@@ -198,7 +198,9 @@ def test_parts_share_no_name():
     for path in kernel_folder().glob("*.cl"):
         text = path.read_text()
         assert len(fusion.KERNEL.findall(text)) == len(re.findall(r"^kernel\b", text, re.MULTILINE)), path
-    _, others = bundles.names_in(source_for("elementwise", "float"))  # names that macros make, and macros that use those
+    _, others = bundles.names_in(
+        source_for("elementwise", "float")
+    )  # names that macros make, and macros that use those
     assert {"relu_f", "_cl_exp_df", "equal_da", "equal_int", "multiply_int", "put", "real2", "T"} <= others
 
 
