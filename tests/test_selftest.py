@@ -394,3 +394,16 @@ def test_long_loops_are_right_or_refused(device, rng, name):
         return
     expected = np.asarray(right(x.astype(np.float64)), np.float64)
     assert np.abs(np.asarray(got, np.float64) - expected).max() < 1e-4 * max(1, np.abs(expected).max())
+
+
+def test_what_the_tests_launch_is_one_text(device, monkeypatch):
+    """Each is listed until it waits for something, and nothing of it runs; what is missing there costs time, no more."""
+    before = device.launches
+    keys = tests.launched(device)
+    assert device._now.ahead is None and device.launches == before
+    assert {"reduce", "selftest", "gemm"} <= {file for file, *_ in keys}
+    monkeypatch.setitem(
+        vars(device), "programs", program.Programs(device.context, device.has_fp64, device.pocl_version)
+    )
+    device.programs.load(keys)
+    assert [wrong for test in tests.TESTS for wrong in test(device)] == []

@@ -29,7 +29,7 @@ from ..timing import unseen
 SECONDS = 180  # that a self-test may take; a GPU's compiler takes some 20, a hung driver for ever
 TURNS = 100_000  # of the loop that is tried
 FACTOR = 1664525
-COMPILED = 3  # answers: it opens the device, it makes random numbers, and it begins with another test
+COMPILED = 4  # answers: it opens the device, compiles, makes random numbers, and begins with another test
 FEW_TURNS = 1 << 15  # a loop that ends earlier is a fault that no choice of kernels gets round
 # what the process runs: first of all it forgets the working folder, whose modules may have any name
 CHILD = r"import sys; sys.path[:] = sys.argv[1].split('\n'); from MODULE import main; main(*sys.argv[2:])"
