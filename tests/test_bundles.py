@@ -125,4 +125,4 @@ def test_a_first_step_is_few_texts_and_a_second_process_finds_them(device, tmp_p
 
     first, second = trained(), trained()
     assert first == second, "the same texts, the same losses, and nothing new was compiled"
-    assert first[0] <= 6
+    assert first[0] <= 8

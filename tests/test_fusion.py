@@ -168,7 +168,7 @@ def test_what_is_compiled_already_pays_sooner(device, rng, fusing, monkeypatch, 
     assert len(fusing) == 1 and worths == [pytest.approx(2.0, rel=1e-3)] * len(worths)
     trained(device, x, y, "quadratic", "sigmoid")
     assert worths[-1] == pytest.approx(fusion.HAVING, rel=0.01)
-    monkeypatch.setattr(type(device.programs), "has_text", lambda *_: False)
+    monkeypatch.setattr(type(device.programs), "has", lambda *_: False)
     trained(device, x, y, "quadratic", "sigmoid")
     assert worths[-1] == pytest.approx(fusion.LOADING, rel=0.01)
     trained(device, x, y, "quadratic", "sigmoid", batch_size=12)

@@ -35,7 +35,7 @@ from .timing import active
 MOST, ROOM = 4, 1 << 30  # helpers of a device, and bytes of free memory for each, of which it takes some 150 MB
 PATIENCE = 20.0  # seconds that this process waits for one program of a helper's, which then ends
 FEW = 3  # programs that are not worth one
-TOGETHER = 8  # programs in one text, at most
+TOGETHER = 6  # programs in one text, at most
 TURNS = 2  # texts for each of several processes, at least: who is done early takes another one
 
 
@@ -112,7 +112,7 @@ class Ahead:
         now, programs, helpers = self.device._now, self.device.programs, self.device.helpers
         missing: dict[Key, dict[Any, Any]] = {}  # by program: a launch of each kernel and group in it
         for _, job in waiting:
-            if job is not None and not programs.has(job[0]):
+            if job is not None and not programs.has(job[0].program):
                 missing.setdefault(job[0].program, {}).setdefault((job[0], job[2]), job)
         now.ahead = None
         failed: BaseException | None = None
@@ -125,7 +125,13 @@ class Ahead:
         for run, job in waiting:
             new = missing.pop(job[0].program, None) if job is not None else None
             try:
-                if job is not None and new and not failed and not programs.has(job[0]) and job[0].program in fresh:
+                if (
+                    job is not None
+                    and new
+                    and not failed
+                    and not programs.has(job[0].program)
+                    and job[0].program in fresh
+                ):
                     helpers.wait(fresh[job[0].program])
                     programs.load(fresh[job[0].program])
                 if job is None or not failed:
@@ -164,7 +170,7 @@ def raw(value: Any) -> Any:
 def bundled(programs: Sequence[Key], helpers: int) -> dict[Key, tuple[Key, ...]]:
     """The bundle for each program: neighbours in this order, shared out to this process and its helpers."""
     most = -(-len(programs) // (TURNS * (1 + helpers))) if helpers else len(programs)
-    size = max(1, min(most, TOGETHER // 2 if helpers else TOGETHER))
+    size = max(1, min(most, TOGETHER))
     return {one: tuple(programs[i - i % size : i - i % size + size]) for i, one in enumerate(programs)}
 
 

@@ -47,17 +47,23 @@ def names_in(text: str) -> tuple[frozenset[str], frozenset[str]]:
     return frozenset(name for name, _, _ in macros), frozenset(others)
 
 
+@lru_cache(maxsize=64)
+def settled(text: str) -> str:
+    """A text in which what is a function here, and a macro where something else is compiled in, is forgotten before the macro."""
+    macros, others = names_in(text)
+    both = "|".join(sorted(macros & others))
+    return re.sub(rf"^(\s*#\s*define ({both})\b)", r"#undef \2\n\1", text, flags=re.MULTILINE) if both else text
+
+
 def apart(text: str, name: str, given: Mapping[str, Any], head: str = HEAD) -> str:
     """A program's text, in which all that it names begins with `name` and no macro outlives it, so that texts may follow each
     other in one. `head` stands before it, and what it defines is left to it; `given` are the program's defines."""
     macros, others = names_in(text)
-    for other in macros & others:  # a function here, and a macro where something else is compiled in
-        text = re.sub(rf"^(\s*#\s*define {other}\b)", rf"#undef {other}\n\1", text, flags=re.MULTILINE)
     own = set(MACRO_NAME.findall(head))
     begin = [head, *(f"#define {key} {value}\n" for key, value in given.items() if key not in own)]
     begin += [f"#define {other} {name}_{other}\n" for other in sorted(others - own)]
     ends = macros | others | own | given.keys()
-    return "".join(begin) + text + "\n" + "".join(f"#undef {one}\n" for one in sorted(ends))
+    return "".join(begin) + settled(text) + "\n" + "".join(f"#undef {one}\n" for one in sorted(ends))
 
 
 class Bundles:
@@ -99,8 +105,9 @@ class Bundles:
         """Programs in one text for each way to flush denormal numbers, each with what its names begin with; none of those that
         do not build so. `text(*key)` is a program's text and its way, `built` compiles."""
         found: dict[Key, Any] = {}
+        texts = {key: text(*key) for key in keys}
         for flush in (True, False):
-            some = {key: text(*key)[0] for key in keys if text(*key)[1] == flush}
+            some = {key: one for key, (one, way) in texts.items() if way == flush}
             if len(some) > 1:
                 parts = [apart(some[key], f"p{i}", {"REAL": key[1], **dict(key[2])}) for i, key in enumerate(some)]
                 files = "+".join(f"{file}.cl" for file, _, _ in some)

@@ -167,7 +167,7 @@ class Fused:
     @property
     def cost(self) -> float:
         """The seconds, about, that building it takes where it was built before; without end where it was not."""
-        if self.device.programs.has_text(self.text):
+        if self.device.programs.has((self.text,)):
             return HAVING
         return LOADING if cached(self._note().name) else math.inf
 

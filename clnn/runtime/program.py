@@ -106,6 +106,7 @@ class Programs:
         self._programs: dict[Any, tuple[cl.Program, str]] = {}  # and what the names of its kernels begin with
         self.bundles = notes or Bundles()
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
+        self._sources: dict[Any, str] = {}  # the texts of files, by real type
         self.begun = 0  # builds so far, with the one under way
         self.group_limits: dict[Source, int] = {}  # those asked for so far
 
@@ -124,23 +125,20 @@ class Programs:
             self.bundles.note([key])
         return self._programs[key]
 
-    def has(self, source: Source) -> bool:
-        """Whether a kernel's program is built."""
-        return source.program in self._programs
-
-    def has_text(self, source: str) -> bool:
-        """Whether `build_text` has built it."""
-        return (source,) in self._programs
+    def has(self, key: Any) -> bool:
+        """Whether a program is built, or (text,), a text that was made."""
+        return key in self._programs
 
     def build_text(self, source: str) -> cl.Program:
         """A text that was made, of which kernels are made afresh. `BuildError` where the driver does not take it."""
-        if not self.has_text(source):
+        if not self.has((source,)):
             self._programs[source,] = self._built("a step as one kernel", source, [], not self._flush_here), ""
         return self._programs[source,][0]
 
     def _text(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> tuple[str, bool]:
         """A program's text, and whether denormal numbers are flushed by the driver's option; else by its kernels."""
-        source = source_for(file, real)
+        place = kernel_folder(), file, real
+        source = self._sources.get(place) or self._sources.setdefault(place, source_for(file, real))
         if self._flush_here and ("STACK", 1) in defines and "flush_denormals" in source:
             return KERNEL.sub(lambda found: found.group() + FLUSH_HERE, source), False
         return source, True
