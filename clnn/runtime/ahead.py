@@ -66,11 +66,9 @@ def wanted(device: Opened) -> int:
 
 def notes(device: Opened) -> Bundles:
     """What PoCL keeps compiled for a CPU; other drivers' programs are built one by one."""
-    ours = device.kind == "cpu" and device.pocl_version != (0, 0)
-    return Bundles(
-        kept_by() if ours else None,
-        lambda: (device.identity, *map(Path.read_text, sorted(kernel_folder().glob("*.cl")))),
-    )
+    kept = kept_by() if device.kind == "cpu" and device.pocl_version != (0, 0) else None
+    kernels = sorted(kernel_folder().glob("*.cl"))
+    return Bundles(kept, lambda: (device.identity, *(file.read_text(encoding="utf-8") for file in kernels)))
 
 
 def bundles(device: Any) -> bool:
