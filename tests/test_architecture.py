@@ -128,7 +128,7 @@ WINGS = {
     "fused steps": (280, "runtime/fusion.py"),
     "half storage": (210, "ops/half.py", "storage.py"),
     "answers": (570, "train/evaluation.py", "train/compiled.py", "train/direct.py"),
-    "compiling ahead": (615, "runtime/ahead.py", "runtime/bundles.py", "tools/compiler.py", "tools/warm.py"),
+    "compiling ahead": (620, "runtime/ahead.py", "runtime/bundles.py", "tools/compiler.py", "tools/warm.py"),
     "threads": (110, "runtime/lock.py"),
     "watching": (711, "runtime/watching/*"),
     "finding devices": (575, "runtime/devices/*"),

@@ -74,7 +74,7 @@ def test_one_that_does_not_build_spoils_no_other(device):
         programs.build(*wrong)
 
 
-def test_notes(tmp_path):
+def test_notes(device, tmp_path):
     """They are of one device and the same kernels; a damaged line, and a folder that may not be written, cost no more."""
     one = Bundles(tmp_path, lambda: ("a device", "kernels"))
     assert not one.keeps(KEYS[0]) and one.of(KEYS[0]) == (KEYS[0],)
@@ -83,14 +83,18 @@ def test_notes(tmp_path):
     one.note(KEYS[2:])
     (file,) = tmp_path.iterdir()
     assert len(file.read_text().splitlines()) == 2
-    with file.open("a") as more:
-        more.write('[["half a li\n[1, 2]\n{"a": 3}\n\n')
+    with file.open("ab") as more:
+        more.write(b'[["half a li\n[1, 2]\n{"a": 3}\n\n\xff\xfe\n[[["a", 1, 2]]]\n' + b"[" * 99_999 + b"\n")
     again = Bundles(tmp_path, lambda: ("a device", "kernels"))
     assert [again.of(key) for key in KEYS] == [tuple(KEYS[:2]), tuple(KEYS[:2]), (KEYS[2],)]
     assert all(map(again.keeps, KEYS))
     for names in (("another device", "kernels"), ("a device", "other kernels")):
         other = Bundles(tmp_path, lambda names=names: names)
         assert not other.keeps(KEYS[0])
+    tmp_path.joinpath(file.name).write_text('[["no such file", "float", []], ["elementwise", "float", []]]')
+    damaged = Bundles(tmp_path, lambda: ("a device", "kernels"))
+    programs = Programs(device.context, device.has_fp64, device.pocl_version, damaged)
+    assert programs.build("elementwise", "float", ())[1] == "", "built alone"
     nowhere = Bundles(tmp_path / "none" / "there", lambda: ("a device",))
     nowhere.note(KEYS)
     assert nowhere.of(KEYS[0]) == tuple(KEYS), "this process knows"

@@ -83,12 +83,14 @@ class Bundles:
     def _known(self) -> dict[Key, tuple[Key, ...]]:
         """The text of each program: all that are in it."""
         found: dict[Key, tuple[Key, ...]] = {}
+        lines: list[str] = []
         with contextlib.suppress(OSError):  # none yet
-            for line in self._file.read_text(encoding="utf-8").splitlines() if self.folder is not None else ():
-                with contextlib.suppress(ValueError, TypeError):  # damaged
-                    read = json.loads(line)
-                    keys = tuple((str(file), str(real), tuple(map(tuple, defines))) for file, real, defines in read)
-                    found |= dict.fromkeys(keys, keys)
+            lines = self._file.read_text("utf-8", "replace").splitlines() if self.folder is not None else []
+        for line in lines:
+            with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged
+                read = json.loads(line)
+                keys = tuple((str(file), str(real), tuple(map(tuple, defines))) for file, real, defines in read)
+                found |= dict.fromkeys(keys, keys)
         return found
 
     def keeps(self, key: Key) -> bool:
@@ -105,13 +107,12 @@ class Bundles:
         """Programs in one text for each way to flush denormal numbers, each with what its names begin with; none of those that
         do not build so. `text(*key)` is a program's text and its way, `built` compiles."""
         found: dict[Key, Any] = {}
-        texts = {key: text(*key) for key in keys}
         for flush in (True, False):
-            some = {key: one for key, (one, way) in texts.items() if way == flush}
-            if len(some) > 1:
-                parts = [apart(some[key], f"p{i}", {"REAL": key[1], **dict(key[2])}) for i, key in enumerate(some)]
-                files = "+".join(f"{file}.cl" for file, _, _ in some)
-                with contextlib.suppress(BuildError):
+            with contextlib.suppress(BuildError):
+                some = {key: one for key in keys for one, way in (text(*key),) if way == flush}
+                if len(some) > 1:
+                    parts = [apart(some[key], f"p{i}", {"REAL": key[1], **dict(key[2])}) for i, key in enumerate(some)]
+                    files = "+".join(f"{file}.cl" for file, _, _ in some)
                     program = built(f"kernels/{files}", "".join(parts), [], flush)
                     found |= {key: (program, f"p{i}_") for i, key in enumerate(some)}
                     self.note([*some])
