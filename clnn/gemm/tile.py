@@ -67,11 +67,7 @@ def choose(device: Device, shape: Shape, measured: Measured = None, sums: bool =
         # a CPU's local memory is no nearer than its other, and a tile of 16 work-items costs as much for one row as for all
         if weights < 1 << 14 or n < 32 or device.max_group < SIDE * SIDE or device.kind == "cpu":
             return Tile(4, 1, vw)
-        if weights < 1 << 20 or np.dtype(dtype).itemsize > 4:  # doubles take two registers each
-            return Tile(4, 1, vw, 16, local=True)
-        # a work-item of Intel's has 128 registers of 32 bytes, those of eight neighbours: 8 x 2 would spill
-        intel = device.cl_device.vendor.startswith("Intel")
-        return Tile(8, 1, vw, 16, local=True) if intel else Tile(8, 2, vw, 8, local=True)
+        return local_tiles(device, dtype)[weights >= 1 << 20]
     if m < FEW and weights >= 1 << 13 and not (transpose_a or transpose_b or sums):
         return Tile(1, 1, vw, row=True)
     if measured:
@@ -80,6 +76,14 @@ def choose(device: Device, shape: Shape, measured: Measured = None, sums: bool =
     mr = 10 if vw * np.dtype(dtype).itemsize == 64 else 5  # of 32 registers, or of 16
     copies = weights >= 2048 if transpose_b else weights >= 1 << 15
     return Tile(mr, nv, vw, _depth(device, dtype, nv * vw) if copies else 0)
+
+
+def local_tiles(device: Device, dtype: DType) -> tuple[Tile, Tile]:
+    """Those of gemm_local, for products of middle size and for large ones."""
+    # doubles take two registers each; a work-item of Intel's has 128 of 32 bytes, those of eight neighbours: 8 x 2 would spill
+    small, intel = Tile(4, 1, 4, 16, local=True), device.cl_device.vendor.startswith("Intel")
+    large = Tile(8, 1, 4, 16, local=True) if intel else Tile(8, 2, 4, 8, local=True)
+    return small, small if np.dtype(dtype).itemsize > 4 else large
 
 
 def problem(device: Device, dtype: DType, tile: Any) -> str:
@@ -180,11 +184,11 @@ def _blocks(
     return min(found)[1:]
 
 
-def run(device: Device, p: Product, measured: Measured = None) -> None:
-    """One launch for the product and its whole epilogue; where K is split, a second one for the epilogue."""
+def run(device: Device, p: Product, measured: Measured | Tile = None) -> None:
+    """One launch for the product and its whole epilogue, by a Tile if one is given; where K is split, a second one for that."""
     m, n, k, dtype, transpose_a, transpose_b = p.shape
     real = device.real(dtype)
-    tile = choose(device, p.shape, measured, p.sums is not None)
+    tile = measured if isinstance(measured, Tile) else choose(device, p.shape, measured, p.sums is not None)
     if tile.kc and not tile.local and not copied_columns(device, dtype, tile.nv * tile.vw, tile.kc):
         tile = tile._replace(kc=0)  # an array of no elements ends the process where drivers go through SPIR-V
     epilogue = epilogue_defines(p.activation, p.scale, p.saved, p.derivative, p.bias)
@@ -194,9 +198,8 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
         defines["SUMS"] = 1
     if p.rows is not None:
         defines["FROM_SET"] = 1
-    in_registers = {"MR": tile.mr, "NV": tile.nv, "VW": tile.vw}
     if tile.local:
-        copied = {**in_registers, "KC": tile.kc, "LOCAL": 1}
+        copied = {"MR": tile.mr, "NV": tile.nv, "VW": tile.vw, "KC": tile.kc, "LOCAL": 1}
         if device.group_limit("gemm", "gemm_local", real, **defines, **copied) < SIDE * SIDE:  # registers are too few
             tile = Tile(4, 1, tile.vw)
     part = share(device, p.shape, tile, p.batch)
@@ -208,20 +211,16 @@ def run(device: Device, p: Product, measured: Measured = None) -> None:
     elif tile.kc:
         columns = copied_columns(device, dtype, tile.nv * tile.vw, tile.kc)
         defines.update(MC=MOST_ROWS, NC=columns, KC=tile.kc, COPY=1)
-    table, at = (p.scale.table, p.scale.at) if p.scale else (None, None)
     total, total_scale = p.sums if p.sums else (None, None)
-    if total_scale is not None:
-        table, at = (total_scale.table, total_scale.at) if p.scale is None else (table, at)
+    table, at = (p.scale or total_scale or (None, None))[:2]
     sizes = [
         m, n, k, *p.strides, *p.steps, part.j_first,
         p.scale.column if p.scale else 0, total_scale.column if total_scale else 0, part.rows, part.columns, part.depth,
         max(1, k) if k <= UNBROKEN else DEEP,
     ]  # fmt: skip
-    items, local = part.items, 1
-    if tile.local:
-        local = SIDE * SIDE
-        items *= local
-    elif not device.long_loops:
+    local = SIDE * SIDE if tile.local else 1
+    items = part.items * local
+    if not tile.local and not device.long_loops:
         defines["WIDTH"] = local = device.fitting(min(GROUP, device.group_width), "gemm", "gemm_tile", real, **defines)
         items = ceil_div(items, local) * local
     c, to = p.c, sizes
