@@ -86,6 +86,20 @@ def choose(engine, device, monkeypatch):
     monkeypatch.setenv("CLNN_GEMM", "tile")
     if engine == "gpu":
         monkeypatch.setattr(device, "kind", "gpu")
+    elif engine.startswith(
+        "winograd_gpu"
+    ):  # by that tile of gemm_local and in pieces, wherever the algorithm can do it
+        monkeypatch.setattr(device, "kind", "gpu")
+        if device.max_group < 256:
+            pytest.skip(f"groups of {device.max_group} work-items are too small for gemm_local")
+        monkeypatch.setenv("CLNN_WINOGRAD", "2")
+        monkeypatch.setattr(conv_plan, "WINOGRAD_CHANNELS", 1)
+        found, mr = conv_plan.plans, int(engine[-1])
+        monkeypatch.setattr(
+            conv_plan,
+            "plans",
+            lambda *how: [p._replace(cb=1, chunk=11) for p in found(*how) if p[:2] == ("winograd_gpu", mr)],
+        )
     elif engine.startswith("winograd"):  # the smallest tiles and nothing else, where the algorithm can do it
         as_a_cpu(device, monkeypatch)
         monkeypatch.setenv("CLNN_WINOGRAD", engine[-1])
@@ -110,14 +124,14 @@ def choose(engine, device, monkeypatch):
         monkeypatch.setattr(conv_plan, "SLAB_BYTES", 1 << (10 if engine == "scatter" else 12))  # channels in chunks
         if engine == "scatter":
             monkeypatch.setattr(conv_plan, "SCATTERED", 1 << 9)  # and not all outputs at once
-    for plan in (conv_plan.plan_forward, conv_plan.plan_weights):
+    for plan in (conv_plan.plan_forward, conv_plan.plan_weights, conv_plan.plan_gpu):
         plan.cache_clear()
 
 
 @pytest.fixture(autouse=True)
 def plans_anew():
     yield
-    for plan in (conv_plan.plan_forward, conv_plan.plan_weights):
+    for plan in (conv_plan.plan_forward, conv_plan.plan_weights, conv_plan.plan_gpu):
         plan.cache_clear()
 
 
@@ -253,6 +267,7 @@ def test_a_gpu_whose_groups_are_small(rng, device, monkeypatch, most):
     assert launched.count("conv_local") == (0 if wrong else 6)
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, "winograd_gpu4"], indirect=True)
 def test_an_input_gradient_goes_where_its_sink_says(rng, engine):
     """alpha * gradient + beta * what is there: SGD straight into an input that learns."""
     device = clnn.device()
@@ -327,6 +342,108 @@ def test_winograd(rng, device, engine, shape, monkeypatch):
     assert {"winograd", "winograd_gradients"} <= set(launched) or device.local_memory <= 1 << 16
 
 
+ON_GPU = ("winograd_gpu4", TILED[1])
+
+
+@pytest.mark.parametrize(
+    ("engine", "shape"),
+    [
+        pytest.param(
+            *one, marks=pytest.mark.platform("winograd_gpu") if one == ON_GPU else [pytest.mark.slow] * (i > 2)
+        )
+        for i, one in enumerate(itertools.product(("winograd_gpu4", "winograd_gpu8"), TILED))
+    ],
+    ids=str,
+)
+def test_winograd_on_a_gpu(rng, device, engine, shape, monkeypatch):
+    """In pieces that end within a row of tiles, an image and a group of work-items."""
+    choose(engine, device, monkeypatch)
+    launched = launches(device, monkeypatch)
+    check(rng, np.float32, *shape)
+    assert {"winograd_inputs", "winograd_outputs", "winograd_to_dw"} <= set(launched) and "conv_local" not in launched
+
+
+def test_one_piece_and_many_give_the_same(rng, device, monkeypatch):
+    """A piece's tiles are all that it writes."""
+    choose("winograd_gpu4", device, monkeypatch)
+    few, (n, space, c, k, *_) = conv_plan.plans, TILED[2]
+    x, w = normal(rng, (n, c, *space)), normal(rng, (k, c, 3, 3))
+    window = slide("test", x.shape, (3, 3), (1, 1), ((1, 1), (1, 1)))
+    found = []
+    for chunk in (1, 5, 64, 1 << 20):
+        monkeypatch.setattr(conv_plan, "plans", lambda *how, chunk=chunk: [p._replace(chunk=chunk) for p in few(*how)])
+        found.append(convolve(parameter(x), parameter(w), None, window).numpy())
+    for y in found[1:]:
+        np.testing.assert_array_equal(y, found[0])
+
+
+def geometry_of(n, channels, side, out=None):
+    window = slide("test", (n, channels, side, side), (3, 3), (1, 1), ((1, 1), (1, 1)))
+    return geometry(window, 1, channels, out or channels)
+
+
+def test_on_a_gpu_winograd_has_to_pay(device, monkeypatch):
+    """By the model: with channels and images enough, in groups that gemm_local takes, and unless CLNN_WINOGRAD=0."""
+    monkeypatch.setattr(device, "kind", "gpu")
+    monkeypatch.setattr(device, "max_group", 256)
+    monkeypatch.setenv("CLNN_WINOGRAD", "4")
+
+    def kernel(n, *sizes, weights=False, dtype=np.float32):
+        return conv_plan.plan_for(device, geometry_of(n, *sizes), np.dtype(dtype), n, weights).kernel
+
+    for weights in (False, True):
+        assert kernel(128, 256, 14, weights=weights) == kernel(32, 512, 7, weights=weights) == "winograd_gpu"
+        assert kernel(1, 256, 14, weights=weights) == kernel(128, 64, 56, weights=weights) == "local"
+        assert kernel(128, 4096, 14, weights=weights) == "local", "its weights take a gigabyte"
+    assert kernel(128, 512, 14, dtype=np.float64) == "winograd_gpu"
+    for name, value in (("max_group", 128), ("kind", "accelerator"), ("max_piece", 1 << 20)):
+        with monkeypatch.context() as patch:
+            patch.setattr(device, name, value)
+            assert device.long_loops or kernel(128, 256, 14) == "local", name
+    monkeypatch.setenv("CLNN_WINOGRAD", "0")
+    assert kernel(128, 256, 14) == "local"
+
+
+@pytest.mark.parametrize("room", [1 << 20, 1 << 26])
+def test_on_a_gpu_winograd_takes_no_more_than_its_room(device, monkeypatch, room):
+    """Whatever the sizes: of transformed weights, and of a piece's transformed inputs and outputs."""
+    monkeypatch.setattr(device, "kind", "gpu")
+    monkeypatch.setattr(device, "max_group", 256)
+    monkeypatch.setattr(conv_plan, "ROOM", room)
+    seen = 0
+    for c, k, groups, weights in itertools.product((8, 40, 300, 1000), (8, 50, 512), (1, 3), (False, True)):
+        g = geometry_of(1, c, 9, k)._replace(groups=groups)
+        for plan in conv_plan.plans(device, g, np.float32, weights):
+            if plan.kernel == "winograd_gpu":
+                seen += 1
+                assert 64 * groups * c * k <= room and 64 * groups * (c + k) * plan.chunk <= room and plan.chunk >= 128
+    assert seen
+
+
+def test_on_a_gpu_winograd_trains_recorded_and_not_to_the_same_bits(device, monkeypatch):
+    """And as plain sums do, but for rounding; remainders of a batch too."""
+    (x, y), _ = clnn.data.digits()
+    states, losses = [], []
+    for engine, record in (("gpu", True), ("winograd_gpu4", True), ("winograd_gpu4", False)):
+        with monkeypatch.context() as patch:
+            choose(engine, device, patch)
+            plans = conv_plan.plans
+            patch.setattr(conv_plan, "plans", lambda *how, plans=plans: [p._replace(chunk=40) for p in plans(*how)])
+            convolutions = [clnn.Conv2D(8, 3, "gelu"), clnn.Conv2D(9, 3, "relu", padding="same", bias=False)]
+            model = clnn.Sequential(
+                [clnn.Reshape((1, 8, 8)), *convolutions, clnn.GlobalAvgPool(), clnn.Dense(10)], input_shape=64, seed=1
+            )
+            history = model.fit(
+                x[:12], y[:12], loss="cross_entropy", optimizer=clnn.SGD(0.02, momentum=0.9), epochs=3, batch_size=5, seed=3,
+                record=record, progress=False,
+            )  # fmt: skip
+        states.append(model.state_dict())
+        losses.append(history["loss"])
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-4)
+    for name in states[1]:
+        np.testing.assert_array_equal(states[1][name], states[2][name], err_msg=name)
+
+
 def test_winograd_can_be_refused(device, monkeypatch):
     """CLNN_WINOGRAD says how large tiles may be; with 0 sums are plain ones."""
     needs_local_memory(device)
@@ -349,6 +466,7 @@ def test_winograd_can_be_refused(device, monkeypatch):
         pytest.param("scatter", SCATTERED[1], marks=pytest.mark.slow),
         pytest.param("winograd2", TILED[1], marks=pytest.mark.slow),
         pytest.param("winograd4", TILED[1], marks=pytest.mark.slow),
+        ("winograd_gpu4", TILED[1]),
     ],
     ids=str,
 )
@@ -423,6 +541,7 @@ def test_a_reach_that_no_plan_has_room_for(rng, device):
     check(rng, np.float32, 1, (60001,), 1, 1, (3,), (1,), 0, (30000,), 1)
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, "winograd_gpu4"], indirect=True)
 @pytest.mark.parametrize("activation", ["relu", "gelu"])
 def test_activations_are_fused(rng, engine, activation):
     """f(x * w + b), and the derivative in what follows: of both kinds, that read y and that read x."""
@@ -503,6 +622,7 @@ def test_no_samples(rng, engine):
     assert not w.grad.numpy().any() and not b.grad.numpy().any()
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, "winograd_gpu4"], indirect=True)
 def test_nan_spreads_over_its_window_alone(rng, engine):
     x, w = normal(rng, (2, 2, 8, 9)), normal(rng, (3, 2, 3, 3))
     x[1, 0, 4, 5] = np.nan
@@ -561,7 +681,7 @@ def test_a_saved_model_is_the_same(device, tmp_path):
     assert repr(again.layers) == repr(model.layers)
 
 
-@pytest.mark.parametrize("engine", ["planned", pytest.param("gpu", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ["planned", pytest.param("gpu", marks=pytest.mark.slow), "winograd_gpu4"])
 @pytest.mark.parametrize(
     "layer", [clnn.Conv2D(5, 3), clnn.Conv2D(5, 3, bias=False), clnn.Conv2DTranspose(5, 2, stride=2)], ids=repr
 )

@@ -1,4 +1,4 @@
-"""Convolution and its transpose over 1 to 3 spatial axes: kernels/conv.cl and winograd.cl, launched as conv_plan.py says.
+"""Convolution and its transpose over 1 to 3 spatial axes: kernels/conv*.cl and winograd*.cl, launched as conv_plan.py says.
 
 Arrays are (batch, channels, *space), weights (channels out, channels in / groups, *size).
 """
@@ -13,11 +13,12 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import DeviceError, ShapeError
-from ...gemm import Scale, epilogue_defines
+from ...gemm import Product, Scale, Shape, epilogue_defines, tile
 from ...runtime.device import Device, DType, ceil_div
 from ...runtime.memory import Block
 from ..activation import end_with
 from ..array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
+from ..elementwise import scale_add
 from ..reduce import sum_to
 from ..trace import op
 from .conv_plan import SIDE, Plan, by_lanes, limits, plan_for, run_of, tiles_of, winograd_sizes
@@ -29,6 +30,7 @@ LONGEST = 1024  # sums of blocks of positions that are added in a row (long sums
 PARTS = 2  # parts of the batch for each core, in gradients by weights
 
 
+SQUARE = 16  # elements of a tile that winograd_gpu has transformed, 4 x 4
 MANY = 1 << 18  # weights, from which on their gradients' channels are divided among work-items, too
 
 
@@ -113,8 +115,8 @@ def convolve(call: Call, y: Block, epilogue: Epilogue, flip: bool = False) -> No
         return
     g, flops, real = flipped(g) if flip else g, g.flops(n), call.real
     extra: dict[str, Any] = {"FLIP": 1} if flip else {}
-    plan = plan_for(device, g, dtype)
-    if plan is None:
+    plan = plan_for(device, g, dtype, n)
+    if plan.kernel == "local":
         extra |= epilogue.defines() | ({"UP": 1} if g.up != (1, 1, 1) else {})
         side = _side(device, real, **extra)
         device.check_turns(_turns(side) * g.c * g.taps, f"a convolution of {g.c:,} channels by {g.taps:,} taps")
@@ -127,6 +129,9 @@ def convolve(call: Call, y: Block, epilogue: Epilogue, flip: bool = False) -> No
         return
     if plan.kernel == "winograd":
         _by_winograd(call._replace(g=g), plan, y, epilogue, extra, flops)
+        return
+    if plan.kernel == "winograd_gpu":
+        _by_winograd_gpu(call._replace(g=g), plan, y, epilogue, extra)
         return
     limit = limits(device, dtype)
     vw, columns, scatter = limit.vw, plan.kernel == "columns", plan.kernel == "scatter"
@@ -176,11 +181,12 @@ def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None
     device, dtype, n, g, x, dy = call
     real, entries = call.real, g.c * g.taps
     extra: dict[str, Any] = {}
-    plan = plan_for(device, g, dtype, weights=True)
-    if plan is not None and plan.kernel == "winograd":
-        _gradients_by_winograd(call, plan, for_w, for_b)
+    plan = plan_for(device, g, dtype, n, weights=True)
+    if plan.kernel in ("winograd", "winograd_gpu"):
+        by = _gradients_by_winograd if plan.kernel == "winograd" else _gradients_by_winograd_gpu
+        by(call, plan, for_w, for_b)
         return
-    if plan is None:
+    if plan.kernel == "local":
         side = _side(device, real, WEIGHTS=1)
         kp, positions, wide = g.k, n * math.prod(g.out), EACH * side
         tiles = ceil_div(entries + 1, wide) * ceil_div(g.k, wide) * g.groups
@@ -216,7 +222,7 @@ def weight_gradients(call: Call, for_w: Sink | None, for_b: Sink | None) -> None
         if lanes:
             extra["LANES"] = 1
     columns, sinks = _sinks(for_w, for_b)
-    items = (entries + 1) * g.k if plan is None else ceil_div(entries + 1, 16)
+    items = (entries + 1) * g.k if plan.kernel == "local" else ceil_div(entries + 1, 16)
     device.launch(
         "conv", "conv_sum", (g.groups * items,), g.groups, g.k, entries, kp, parts, *columns, partial,
         *sinks, local=_one(device), real=real, SUM=1, **extra,
@@ -261,6 +267,69 @@ def _gradients_by_winograd(call: Call, plan: Plan, for_w: Sink | None, for_b: Si
         "winograd", "winograd_sum", (g.groups * (g.c + 1),), g.groups, g.c, g.k, parts, *columns, partial, *sinks,
         local=_one(device), SUM=1, **common,
     )  # fmt: skip
+
+
+# -- Winograd's algorithm on GPUs -------------------------------------------------------------------------------------
+def _launch(call: Call, name: str, size: tuple[int, int], *args: Any, **defines: Any) -> None:
+    """A kernel of winograd_gpu.cl, which is built for it alone."""
+    defines[name.removeprefix("winograd_").upper()] = 1
+    call.device.launch("winograd_gpu", name, size, *args, real=call.real, **defines)
+
+
+def _pieces(call: Call, plan: Plan) -> list[tuple[int, int]]:
+    """The tiles that are done at once: the first of them, and how many. Pieces are of about the same size, the largest first."""
+    every = call.n * tiles_of(call.g, plan.rb)
+    each = ceil_div(every, ceil_div(every, plan.chunk))
+    return [(first, min(each, every - first)) for first in range(0, every, each)]
+
+
+def _transformed(call: Call, channels: int, elements: int) -> Block:
+    """Room for so many elements of each channel, of tiles or of weights, in all groups."""
+    return call.device.allocate(call.bytes(SQUARE * call.g.groups * channels * elements))
+
+
+def _multiply(call: Call, plan: Plan, shape: Shape, a: Block, b: Block, c: Block, scale: Scale | None = None) -> None:
+    """The products of transformed arrays, one for each group and element of a tile."""
+    m, n, k, *_ = shape
+    by = next(one for one in tile.local_tiles(call.device, call.dtype) if one[:2] == plan[1:3])
+    batch, steps = SQUARE * call.g.groups, (m * k, k * n, m * n)
+    tile.run(call.device, Product(shape, a, b, c, batch=batch, steps=steps, scale=scale), by)
+
+
+def _by_winograd_gpu(call: Call, plan: Plan, y: Block, epilogue: Epilogue, flip: dict[str, Any]) -> None:
+    device, dtype, _, g, x, w = call
+    u = device.packed(
+        call.bytes(SQUARE * g.groups * g.c * g.k), "winograd_gpu", "winograd_weights", (g.k, g.groups * g.c),
+        g.groups, g.c, g.k, w, real=call.real, WEIGHTS=1, **flip,
+    )  # fmt: skip
+    pieces = _pieces(call, plan)
+    v, m = (_transformed(call, channels, pieces[0][1]) for channels in (g.c, g.k))
+    for first, count in pieces:
+        p, q = g.vectors(first, count, 0, 0, 0, epilogue.column)
+        _launch(call, "winograd_inputs", (count, g.groups * g.c), p, q, x, v)
+        _multiply(call, plan, Shape(g.k, count, g.c, dtype, transpose_a=True), u, v, m)
+        _launch(
+            call, "winograd_outputs", (count, g.groups * g.k), p, q, m, *epilogue.arguments(y), **epilogue.defines()
+        )
+
+
+def _gradients_by_winograd_gpu(call: Call, plan: Plan, for_w: Sink | None, for_b: Sink | None) -> None:
+    device, dtype, n, g, x, dy = call
+    if for_w is not None and for_w.scale is not None:
+        pieces = _pieces(call, plan)
+        v, d = (_transformed(call, channels, pieces[0][1]) for channels in (g.c, g.k))
+        e = _transformed(call, g.c, g.k)
+        for first, count in pieces:
+            p, q = g.vectors(first, count)
+            _launch(call, "winograd_inputs", (count, g.groups * g.c), p, q, x, v)
+            _launch(call, "winograd_from_dy", (count, g.groups * g.k), p, q, dy, d)
+            scale = Scale.constant(device, dtype, 1, first > 0)
+            _multiply(call, plan, Shape(g.k, g.c, count, dtype, transpose_b=True), d, v, e, scale=scale)
+        table, at, column, _ = for_w.scale
+        _launch(call, "winograd_to_dw", (g.c, g.groups * g.k), g.groups, g.c, g.k, column, e, for_w.out, table, at)
+    if for_b is not None and for_b.scale is not None:
+        every = Array(dy, (n, g.groups * g.k, math.prod(g.out)), dtype, device)
+        scale_add(sum_to(every, (1, g.groups * g.k, 1)), for_b.out, for_b.scale)
 
 
 # -- the ops ----------------------------------------------------------------------------------------------------------

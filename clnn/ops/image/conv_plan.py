@@ -1,4 +1,4 @@
-"""Plans for convolutions on CPUs: which kernel, registers and blocks, by a model of what loops cost or by measurement.
+"""Plans for convolutions: which kernel, registers and blocks, by a model of what loops cost or by measurement.
 
 They follow from layer sizes alone, so that the batch's size is never compiled in. A measured plan (`clnn tune`) counts only
 where it is one that would be made here for that geometry: any other might spill, or not fit.
@@ -7,6 +7,7 @@ where it is one that would be made here for that geometry: any other might spill
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import numpy as np
 
 from ...errors import ConfigurationError, warn
 from ...gemm import tuning
+from ...gemm.tile import Tile, local_tiles
 from ...runtime.device import Device, DType, ceil_div
 from .geometry import Geometry
 
@@ -56,13 +58,21 @@ LOADS = 0.6  # of a multiply-add, a load in conv_weights
 POINTER = 4  # a row in conv_weights, whose pointers move on
 TRANSPOSE, ADD = 14, 5  # a row, and an element, of a tile that winograd transforms
 BACK, BACK_ADD = 20, 4  # an output, and an element of a tile, that it transforms back
+# What the model of a GPU counts, in multiply-adds at its peak: one in the loop of conv_local, and one in that of gemm_local by
+# its tile, with the instructions beside them (kernels/README.md), and those that it does while it moves a byte: 6 to 40 by the
+# makers' figures. None was measured on a GPU, so Winograd's algorithm has to win by MARGIN.
+LOCAL_WORK, PRODUCT_WORK = 1.8, {(4, 1): 1.5, (8, 1): 1.4, (8, 2): 1.35}
+BYTE = 20
+MARGIN = 1.25
+ROOM = 64 << 20  # bytes of transformed weights, and as many of inputs and outputs, that winograd_gpu takes at most
 PLAIN = {"groups": 1, "stride": (1, 1, 1), "before": (0, 0, 0), "dilation": (1, 1, 1), "up": (1, 1, 1)}  # not in names
 
 
 # -- what a CPU's work-item does --------------------------------------------------------------------------------------
 class Plan(NamedTuple):
     """A kernel's registers KR x PV (or MR x NV), blocks of rb x cb outputs (for conv_scatter rb blocks of KR channels), and
-    channels copied at once."""
+    channels copied at once. Of winograd_gpu gemm_local's tile, the side of its own, the images from which on it pays, and tiles
+    that are transformed at once."""
 
     kernel: str
     r: int
@@ -386,12 +396,48 @@ def by_lanes(g: Geometry) -> bool:
     return g.k < FEW_CHANNELS
 
 
+# -- what a GPU does ---------------------------------------------------------------------------------------------------
+CONV_LOCAL = Plan("local", 4, 4, SIDE, SIDE, 1)  # conv_local, which does every convolution
+
+
+def _whole(n: int, side: int) -> int:
+    """n rounded up to whole tiles."""
+    return ceil_div(n, side) * side
+
+
+@lru_cache(maxsize=4096)
+def plan_gpu(
+    g: Geometry, weights: bool, size: int, room: int, tiles: tuple[Tile, ...], measured: Plan | None = None
+) -> tuple[Plan, ...]:
+    """conv_local, and winograd_gpu by each of some tiles where it can do it; the cheapest first. From how many images on a
+    `measured` plan pays is for its measurer to say."""
+    entries = _whole(g.c * g.taps + 1, 4 * SIDE) if weights else g.c * g.taps
+    local = LOCAL_WORK * entries * _whole(g.k, 4 * SIDE) * math.prod(g.out)
+    found = [(local, CONV_LOCAL)]
+    most = room // (16 * size * g.groups * (g.c + g.k)) // 128 * 128
+    fits = most > 0 and 16 * size * g.groups * g.c * g.k <= room
+    for r, v, vw, *_ in dict.fromkeys(tiles) if _suits_winograd(g) and fits else ():
+        high, wide = SIDE * r, SIDE * v * vw  # a tile of gemm_local
+        work = PRODUCT_WORK[r, v] * 16 * _whole(g.k, high) * (_whole(g.c, wide) if weights else g.c)
+        moved = BYTE * size * 32  # 16 elements for what is transformed, written and read
+        cost = tiles_of(g, 2) * (work + moved * (g.c + g.k))
+        least = math.ceil(moved * g.c * g.k / max(local / MARGIN - cost, local / 10))
+        least = max(least, ceil_div(4 * wide, tiles_of(g, 2)))  # what is multiplied past the last one is little
+        plan = Plan("winograd_gpu", r, v, 2, least, most)
+        if measured and measured == plan._replace(cb=max(1, measured.cb)):
+            plan = measured
+        found.append((MARGIN * cost, plan))
+    return _ranked(found, measured)
+
+
 def plans(device: Device, g: Geometry, dtype: DType, weights: bool, measured: Plan | None = None) -> tuple[Plan, ...]:
-    """The plans of a convolution, or of a gradient by `weights`: `measured` if it is one, then what the model finds best.
-    None where conv_local does it, which is written for GPUs."""
-    if not device.long_loops:
-        return ()
-    return (plan_weights if weights else plan_forward)(g, limits(device, dtype), measured)
+    """The plans of a convolution, or of a gradient by `weights`: `measured` if it is one, then what the model finds best; none
+    where no kernel of a CPU has room for it, and conv_local does it there, too."""
+    if device.long_loops:
+        return (plan_weights if weights else plan_forward)(g, limits(device, dtype), measured)
+    usable = device.kind == "gpu" and device.max_group >= SIDE * SIDE and largest_tile() >= 2
+    tiles = local_tiles(device, dtype) if usable else ()
+    return plan_gpu(g, weights, np.dtype(dtype).itemsize, min(ROOM, device.max_piece // 2), tiles, measured)
 
 
 # -- what was measured -------------------------------------------------------------------------------------------------
@@ -422,17 +468,19 @@ def measured_plan(device: Device, g: Geometry, dtype: DType, weights: bool, entr
 
 def shown(plan: Plan) -> str:
     """A plan in words."""
+    if plan == CONV_LOCAL:
+        return "conv_local"
     return f"{plan.kernel} {plan.r}x{plan.v} by {plan.rb}x{plan.cb}x{plan.chunk}"
 
 
 def _refused(entry: Any) -> bool:
     """Whether an entry holds a plan that CLNN_WINOGRAD rules out for now."""
     plan = stored_plan(entry)
-    return plan is not None and plan.kernel == "winograd" and plan.rb > largest_tile()
+    return plan is not None and plan.kernel in ("winograd", "winograd_gpu") and plan.rb > largest_tile()
 
 
-def plan_for(device: Device, g: Geometry, dtype: DType, weights: bool = False) -> Plan | None:
-    """The plan that was measured, or else the model's; None where conv_local does it."""
+def plan_for(device: Device, g: Geometry, dtype: DType, n: int, weights: bool = False) -> Plan:
+    """The plan for n images: the one that was measured, or else the model's."""
     known, key = tuning.known(device), (g, dtype, weights)
     measured = known.plans.get(key)
     if measured is None and known.convolutions and key not in known.plans:
@@ -445,13 +493,15 @@ def plan_for(device: Device, g: Geometry, dtype: DType, weights: bool = False) -
             if wrong:
                 text = f"{tuning.user_file()} says for {name(g, dtype, weights)!r}: {wrong}; it is left out"
                 warn(text, tuning.TuningWarning)
-    return next(iter(plans(device, g, dtype, weights, measured)), None)
+    plan = next(iter(plans(device, g, dtype, weights, measured)), CONV_LOCAL)
+    return CONV_LOCAL if plan.kernel == "winograd_gpu" and n < plan.cb else plan
 
 
 @contextlib.contextmanager
 def forced(device: Device, g: Geometry, dtype: DType, weights: bool, plan: Plan) -> Iterator[None]:
-    """That convolution goes by `plan`."""
+    """That convolution goes by `plan`, of however few images."""
     known, key = tuning.known(device), (g, dtype, weights)
+    plan = plan._replace(cb=1) if plan.kernel == "winograd_gpu" else plan
     known.plans[key] = plan
     try:
         yield

@@ -171,8 +171,7 @@ def _conv_plan(d: Device, c: nets.Convolution) -> str:
     l = c.layer
     window = slide("verify", c.shape, (l.kernel,) * 2, (l.stride,) * 2, ((l.padding,) * 2,) * 2)
     g = geometry(window, l.groups, c.shape[1] // l.groups, l.size // l.groups)
-    plan = plan_for(d, flipped(g) if c.way == "dx" else g, np.dtype(np.float32), c.way == "dw")
-    return shown(plan) if plan else "conv_local"
+    return shown(plan_for(d, flipped(g) if c.way == "dx" else g, np.dtype(np.float32), c.shape[0], c.way == "dw"))
 
 
 def _training(name: str) -> Callable[[Say, float], dict[str, Any]]:
