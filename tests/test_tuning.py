@@ -475,7 +475,28 @@ def test_a_plan_that_is_ruled_out_for_now(device, fresh, monkeypatch):
     g = tune_conv.geometry(c)
     for asked, used in (("0", False), ("4", True), ("0", False)):
         monkeypatch.setenv("CLNN_WINOGRAD", asked)
-        assert (conv_plan.plan_for(device, g, np.dtype(np.float32)).kernel == "winograd") is used
+        assert (conv_plan.plan_for(device, g, np.dtype(np.float32), 2).kernel == "winograd") is used
+
+
+@pytest.mark.parametrize("way", [0, 1, 2], ids=["forward", "dx", "dw"])
+def test_on_a_gpu_winograd_is_measured_beside_conv_local(device, fresh, monkeypatch, way):
+    """Where it is the faster one, it is used from the batch on that it was measured with, and refused by CLNN_WINOGRAD=0."""
+    monkeypatch.setattr(device, "kind", "gpu")
+    monkeypatch.setenv("CLNN_WINOGRAD", "4")
+    if device.max_group < 256:
+        pytest.skip(f"groups of {device.max_group} work-items are too small for gemm_local")
+    c = tune_conv.parse("5x16x9x9,16,3")[way]
+    model, *others = tune_conv.plans(device, c, "float32")
+    assert conv_plan.shown(model) == "conv_local"
+    assert {(p.kernel, p.cb) for p in others} == {("winograd_gpu", 5)} and {p.r for p in others} == {4, 8}
+    one = next(p for p in others if p.r == 4)
+    assert tune_conv.error_of(device, c, "float32", one) == ""
+    put_plan(fresh[0], device, c, list(one))
+    tuning.load(device)
+    used = lambda n: conv_plan.plan_for(device, tune_conv.geometry(c), np.dtype(np.float32), n, c.way == "dw").kernel  # noqa: E731
+    assert [used(n) for n in (4, 5, 50)] == ["local", "winograd_gpu", "winograd_gpu"]
+    monkeypatch.setenv("CLNN_WINOGRAD", "0")
+    assert used(50) == "local"
 
 
 def test_a_table_of_convolutions_that_is_none(device, fresh):

@@ -21,12 +21,8 @@ from ..runtime.device import Device, ValuesWanted
 from ..runtime.devices.choice import devices, use
 from ..tensor import tensor
 
-PHILOX = [
-    0x6627E8D5,
-    0xE169C58D,
-    0xBC57AC4C,
-    0x9B00DBD8,
-]  # of counter 0 and key 0: kat_vectors of the authors' Random123
+# Of counter 0 and key 0: kat_vectors of the authors' Random123
+PHILOX = [0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8]
 SEED, MANY, CRC = 0x85A308D3243F6A88, 4096, 0x7440EB27  # the CRC-32 of as many words as bytes, lowest first
 
 

@@ -19,12 +19,8 @@ from ...losses import YES_ABOVE_0
 from ...model import Model
 
 SIDES = {784: 28, 64: 8}  # pixels of MNIST's and of scikit-learn's digits, and of a side
-MAPS, SIDE, UNITS, LAYERS = (
-    32,
-    64,
-    512,
-    48,
-)  # the most of a layer's maps, pixels, units, and of layers that a page shows
+# The most of a layer's maps, pixels, units, and of layers that a page shows
+MAPS, SIDE, UNITS, LAYERS = 32, 64, 512, 48
 
 
 def load(path: str) -> Model:

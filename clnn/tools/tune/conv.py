@@ -67,10 +67,11 @@ def geometry(c: Convolution) -> Geometry:
 
 
 def plans(device: Device, c: Convolution, dtype: str, measured: Any = None) -> tuple[Plan, ...]:
-    """What may be tried, the model's choice first; or before it `measured`, an entry of a file, if it is valid here."""
+    """What may be tried, from this batch on, the model's choice first; or `measured`, an entry of a file, if it is valid here."""
     g, weights = geometry(c), c.way == "dw"
     plan, _ = conv_plan.measured_plan(device, g, np.dtype(dtype), weights, measured)
-    return conv_plan.plans(device, g, np.dtype(dtype), weights, plan)
+    every = conv_plan.plans(device, g, np.dtype(dtype), weights, plan)
+    return tuple(p._replace(cb=min(p.cb, c.shape[0])) if p.kernel == "winograd_gpu" else p for p in every)
 
 
 def named(device: Device, every: Iterable[Convolution], dtypes: Iterable[str]) -> dict[str, tuple[Convolution, str]]:

@@ -44,7 +44,9 @@ from . import conv
 
 Sizes = tuple[str, int, int, int]  # form, m, n, k
 # files of kernels/
-CONVOLUTION = ("conv_rows", "conv_columns", "conv_scatter", "conv_weights", "conv_lanes", "winograd")
+CONVOLUTION = (
+    "conv_rows", "conv_columns", "conv_scatter", "conv_weights", "conv_lanes", "conv_local", "winograd", "winograd_gpu",
+)  # fmt: skip
 GAIN = 1.03  # what a candidate must win by
 SECONDS = 0.003  # a timing takes about that long
 PATIENCE = 90  # seconds for one candidate, compiling included; CLBlast gets twice that
@@ -193,9 +195,7 @@ class Search:
             if clblast.parameters_problem(device, dtype, self.found["clblast"][dtype]):
                 del self.found["clblast"][dtype]
         for part, files in (("kernel", ("gemm",)), ("convolution kernel", CONVOLUTION)):
-            if self.found.get(part) != _digest(
-                *files
-            ):  # measured with another kernel: what was found is where to start
+            if self.found.get(part) != _digest(*files):  # of another kernel: what was found is where to start
                 done = self.found["done"].items()
                 left = {step: name for step, name in done if step.startswith("convolution ") != (files is CONVOLUTION)}
                 self.found.update({part: _digest(*files), "done": left})

@@ -18,8 +18,10 @@ from ...attention import scaled_dot_product_attention
 from ...data import augment
 from ...functions import log_softmax, softmax
 from ...gemm import Product, Scale, Shape, clblast, clblast_problem, engine_name, gemm
+from ...gemm.tile import local_tiles
 from ...ops.activation import FUNCTIONS
 from ...ops.half import pack
+from ...ops.image import conv_plan
 from ...ops.random import Generator, dropout, spatial_dropout
 from ...ops.sequence.recurrent import GATES, Cell, recurrent
 from ...ops.sequence.sampling import Draws
@@ -260,9 +262,13 @@ def convolutions(c: Checks) -> None:
 
 
 def winograd(c: Checks) -> None:
-    """3 x 3 with many channels: Winograd's kernels on CPUs."""
-    _convolution(c, (2, 32, 14, 14), 32, (3, 3), padding=1, act="relu")
-    _convolution(c, (3, 64, 9, 7), 48, (3, 3), padding=1)
+    """3 x 3 with many channels: Winograd's kernels, on GPUs by each tile of their products and in pieces."""
+    every = conv_plan.plans
+    for tile in [None] if c.device.long_loops else dict.fromkeys(local_tiles(c.device, c.dtype)):
+        only = lambda *how, t=tile: [p._replace(cb=1) for p in every(*how) if p[:3] == ("winograd_gpu", *t[:2])]  # noqa: E731
+        with patch.multiple(conv_plan, plans=only if tile else every, ROOM=1 << 19):
+            _convolution(c, (2, 32, 14, 14), 32, (3, 3), padding=1, act="relu")
+            _convolution(c, (5, 64, 9, 7), 48, (3, 3), padding=1)
 
 
 def transposed(c: Checks) -> None:
@@ -689,7 +695,7 @@ class Family(NamedTuple):
     files: tuple[str, ...]
 
 
-# On a CPU a plan chooses among them, on a GPU it is conv_local.
+# On a CPU a plan chooses among them, on a GPU it is conv_local, or winograd_gpu.
 CONVOLUTION = ("conv", "conv_rows", "conv_columns", "conv_scatter", "conv_weights", "conv_local")
 FAMILIES = {
     "elementwise": Family(elementwise, ("elementwise", "activation", "half")),
@@ -699,7 +705,7 @@ FAMILIES = {
     "clblast": Family(by_clblast, ("epilogue",)),
     "linear": Family(linear, ("gemm",)),
     "conv": Family(convolutions, CONVOLUTION),
-    "conv-3x3": Family(winograd, ("winograd",)),
+    "conv-3x3": Family(winograd, ("winograd", "winograd_gpu", "gemm")),
     "conv-transposed": Family(transposed, CONVOLUTION),
     "conv-grouped": Family(grouped, (*CONVOLUTION, "conv_lanes")),
     "conv-1d-3d": Family(other_axes, CONVOLUTION),
