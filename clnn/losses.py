@@ -49,6 +49,7 @@ class Loss(Watched):
     name = ""
     takes = "values"
     mean_over_outputs = of_vectors = False
+    of_logits = ""  # what is given of probabilities p, where it takes logits
     parameter = 0.0
     ignore: int | None = None
     between: tuple[float, float] | None = None  # where target values lie
@@ -71,6 +72,8 @@ class Loss(Watched):
         first multiplied by its `sample_weight`, one for each sample, (n,), or one for each loss. The divisor stays the number
         of losses, or with `ignore_index` of those that are not ignored."""
         reduction = self.reduction if reduction is None else reduction_of(reduction)
+        if self.of_logits:
+            refuse_probabilities(self.name, output, self.of_vectors, self.of_logits)
         output = tensor(output)
         target, weight = self.prepare(output, target), None
         if sample_weight is not None:
@@ -97,7 +100,10 @@ class Loss(Watched):
         """The losses by row, and the tensor that their gradient is by; with `summed` the gradient of their sum."""
         name, source, folded = self.line(output)
         count = math.prod(self.shape(source.shape))
-        flat = source if source.ndim == 2 else _as_rows(source, count)
+        flat: Array = source
+        if source.ndim != 2:  # the same memory as (rows, outputs), and the same activation, which losses fold in
+            flat = source.reshaped((count, source.size // max(1, count)))
+            flat.activation = source.activation
         if target.dtype == np.int32 and flat.shape[1] == 1 and name == "quadratic" and flat.made_by != "sigmoid":
             raise ConfigurationError(
                 "quadratic: class numbers say no (0) or yes (1) to one output where it is a sigmoid's; of other outputs give "
@@ -206,11 +212,16 @@ class Loss(Watched):
         return given if name is None else {"loss": name, **given} if given else name
 
 
-def _as_rows(x: Tensor, rows: int) -> Array:
-    """The same memory as (rows, outputs), and the same activation, so that losses fold it in as they do for two axes."""
-    flat = x.reshaped((rows, x.size // max(1, rows)))
-    flat.activation = x.activation
-    return flat
+def refuse_probabilities(name: str, output: Any, by_rows: bool, instead: str) -> None:
+    """ConfigurationError for an array that holds probabilities by its numbers, as `predict` gives them: it does not say so."""
+    p = numbers([] if isinstance(output, Tensor) else output, "the output")
+    may_be = p.size and p.min() >= 0 and p.max() <= 1 and (p % 1).any()
+    if may_be and (not by_rows or np.allclose(np.atleast_2d(p).sum(-1), 1, atol=1e-3)):
+        raise ConfigurationError(
+            f"{name}: the outputs are an array with numbers from {p.min():g} to {p.max():g}, probabilities it seems, which would "
+            "be taken for logits: give net(x) within clnn.no_grad(), which knows what it is, or call net.evaluate(x, y); else "
+            f"{instead} of probabilities p, and clnn.tensor(z) of logits z"
+        )
 
 
 def host_target(target: Any, dtype: Any, output: tuple[int, ...], name: str = "the target") -> np.ndarray:
@@ -311,7 +322,7 @@ class BinaryCrossEntropy(Loss):
     """
 
     between = (0.0, 1.0)
-    name = "binary_cross_entropy"
+    name, of_logits = "binary_cross_entropy", "clnn.log(p) - clnn.log(1 - p)"
     unwatched = frozenset(("_on_device",))
     _on_device: dict[Any, Tensor]
 
@@ -351,10 +362,12 @@ class BinaryCrossEntropy(Loss):
         weighted = "weighted_" if self.pos_weight is not None else ""
         if output.made_by == "sigmoid":
             if (output.activation or " ")[0] == "sigmoid" or not output.requires_grad:
+                if output.device.reads:
+                    self.check_values(np.nan_to_num(output.numpy()), output.shape, "the probabilities")
                 return f"{weighted}sigmoid_cross_entropy", output, True
             raise ConfigurationError(
                 "binary_cross_entropy: the sigmoid's output p was reshaped, detached, joined or computed with; apply the loss "
-                "before that, to linear outputs, or to clnn.log(p) - clnn.log(1 - p)"
+                f"before that, to linear outputs, or to {self.of_logits}"
             )
         self.check_activation(output.made_by)
         return f"{weighted}{self.name}", output, False
@@ -376,7 +389,7 @@ class CrossEntropy(Loss):
     PyTorch NaN). Accuracies are of the others, too.
     """
 
-    name, takes, of_vectors = "cross_entropy", "classes", True
+    name, takes, of_vectors, of_logits = "cross_entropy", "classes", True, "clnn.log(p)"
     between = (0.0, math.inf)
 
     def __init__(self, label_smoothing: float = 0.0, ignore_index: int | None = None, reduction: str = "mean") -> None:
@@ -421,7 +434,7 @@ class CrossEntropy(Loss):
         if output.made_by in ("softmax", "log_softmax"):
             raise ConfigurationError(
                 f"{self.name}: the {output.made_by}'s output p was reshaped, detached, joined or computed with; apply the loss "
-                "before that, to linear outputs, or to clnn.log(p)"
+                f"before that, to linear outputs, or to {self.of_logits}"
             )
         return "softmax_cross_entropy", output, False
 

@@ -19,7 +19,7 @@ from .checks import check_count, numbers, whole
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
 from .foreign import check_order, unknown
-from .losses import host_target
+from .losses import host_target, refuse_probabilities
 from .ops.array import check_float, empty
 from .ops.loss import yes_above
 from .ops.rows import by_groups
@@ -58,6 +58,8 @@ def accuracy(output: Any, target: Any) -> Tensor:
     One output alone is compared with 0.5 if it comes from a sigmoid, with 0 (the sigmoid's input) if not; its classes are 0
     and 1. DataError for class numbers on the host that are no class.
     """
+    if np.ndim(output) < 2 or np.shape(output)[-1] == 1:
+        refuse_probabilities("accuracy", output, False, "clnn.tensor(p - 0.5)")
     output = tensor(output)
     target = _target(output, target)
     return _per_row("accuracy", output, target, yes_above(output.made_by), after=True)

@@ -52,10 +52,6 @@ class Store(Restored):
             self._gradients = self._zeros()
         return self._gradients
 
-    def gradient_view(self, p: Parameter) -> Block:
-        """Where the gradient of one of its parameters is."""
-        return self.gradients().view(p.position, p.nbytes)
-
     def reclaim(self) -> None:
         """Gradients are to be written plainly: an optimizer whose velocities are there takes them away first."""
         if self.velocity_of is not None:

@@ -400,7 +400,9 @@ class Trial(Callback):
             raise ConfigurationError(
                 f"fit measured no {self.search.metric!r}, only {there}: let {self.search.name} return metrics="
             )
-        score = measured[name][_ended_with(own["callbacks"])]
+        stops = [one.best_epoch for one in own["callbacks"] if isinstance(one, EarlyStopping) and one.restore_best]
+        ended = next((epoch for epoch in reversed(stops) if epoch >= 0), -1)  # the epoch whose weights fit ended with
+        score = measured[name][ended]
         if not math.isfinite(score):
             raise Diverged(f"{name} was {score}")
         self.scores.append(score)
@@ -416,12 +418,6 @@ class Trial(Callback):
             "epochs": len(history.get("loss", ())), "seconds": self.seconds, "seed": self.seed, "failed": failed,
             "history": {name: [*values] for name, values in history.items()},
         }  # fmt: skip
-
-
-def _ended_with(callbacks: Sequence[Any]) -> int:
-    """The epoch whose weights a fit ended with: the last, where `EarlyStopping` did not put back those of another."""
-    stops = [one for one in callbacks if isinstance(one, EarlyStopping) and one.restore_best and one.best_epoch >= 0]
-    return stops[-1].best_epoch if stops else -1
 
 
 Trained = tuple[dict[str, Any], dict[str, np.ndarray]]  # a trial's row, and its weights

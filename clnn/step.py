@@ -377,8 +377,10 @@ class Step:
             if recorder is not None and effects is not None:
                 if effect := effects.found():
                     recorder.abort(effect)
-                if recorder.reason is None:
-                    self._tell_of(effects.unread)
+                if recorder.reason is None and effects.unread and not self._told_of:  # said once
+                    self._told_of = True
+                    changes = f"changes {' and '.join(effects.unread)}, and replays do not: change it outside"
+                    warn(f"the step {self.replays.name!r} {changes}", RecordingWarning)
             self._received |= dict.fromkeys(context.received)
             return result
 
@@ -398,15 +400,6 @@ class Step:
                     self.watched()
                 entry.version = self._version
         return result
-
-    def _tell_of(self, unread: list[str]) -> None:
-        """A warning, once, that what the step changes on the host stays as it is from now on."""
-        if unread and not self._told_of:
-            self._told_of = True
-            warn(
-                f"the step {self.replays.name!r} changes {' and '.join(unread)}, and replays do not: change it outside",
-                RecordingWarning,
-            )
 
     def clear(self) -> None:
         """Forget all recordings; the next calls make new ones."""

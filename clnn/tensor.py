@@ -459,7 +459,10 @@ class Parameter(Tensor, Restored):
     def gradient_block(self) -> Block:
         """Where gradients (or, under momentum, velocities) are; made at first need."""
         if self._grad is None:
-            self._grad = self.store.gradient_view(self) if self.store else self.device.memory.allocate(self.nbytes)
+            if self.store:
+                self._grad = self.store.gradients().view(self.position, self.nbytes)
+            else:
+                self._grad = self.device.memory.allocate(self.nbytes)
         return self._grad
 
     @property
@@ -780,8 +783,11 @@ def elementwise(name: str, a: Any, b: Any) -> Tensor:
     if BINARY[name].gradient:
         t = on_tape(y, (p, q), backward, () if name in ("add", "subtract") else (p, q))
         rest = name == "subtract" and not isinstance(a, Array) and np.all(np.equal(a, 1))  # 1 - p
-        looked_at = (b,) if rest else (a, b)[: BINARY[name].keeps]
-        return truths(t, *looked_at, means=name not in ("multiply", "maximum", "minimum"))
+        of = (b,) if rest else (a, b)[: BINARY[name].keeps]
+        if name == "multiply":  # by numbers from 0 on, or by one tensor's number, which a step may not read
+            given = (x if not isinstance(x, Array) or x.shape or x.made_by else 1 for x in of)
+            of = tuple(x if isinstance(x, Array) else np.minimum(x, 1) for x in given)
+        return truths(t, *of, means=name not in ("multiply", "maximum", "minimum"))
     y.made_by = MASK  # of a comparison, which has no gradient, and so no history
     return _wrap(y)
 

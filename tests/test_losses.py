@@ -611,6 +611,8 @@ MOVED = {
     "mixed by a product": lambda p: (np.array([[0.3, 0.7]]) @ clnn.stack([p, p], axis=1)).reshape(4, 3),
     "mixed by gates": lambda p: (clnn.stack([p / p] * 5, axis=1) / 5 * clnn.stack([p] * 5, axis=1)).sum(1),
     "half the sum": lambda p: (p + p) / 2,
+    "half of twice": lambda p: 0.5 * (p * np.full(3, 2.0)),
+    "mixed by tensors": lambda p: clnn.tensor(0.3) * p + p * parameter(np.array(0.7)).detach(),
     "over their sum": lambda p: p / (p / p).mean(-1, keepdims=True),
     "masked": lambda p: p * (p > -1),
     "padded": lambda p: clnn.pad(p.reshape(4, 1, 3), 1)[:, 0, 1:-1],
@@ -642,10 +644,52 @@ def test_probabilities_that_were_moved_are_no_inputs_of_a_sigmoid_or_softmax(rng
     )
 
 
+LOGITS = {"binary_cross_entropy": "log.p. - clnn.log.1 - p.", "cross_entropy": "log.p.", "kl_divergence": "log.p.",
+          "log_likelihood": "log.p."}  # fmt: skip
+
+
+@pytest.mark.parametrize("loss", LOGITS)
+def test_an_array_of_probabilities_is_not_taken_for_logits(rng, device, loss):
+    """`predict` gives arrays, which do not say what made them."""
+    x, y = rng.standard_normal((6, 4)), np.eye(3, dtype="float32")[rng.integers(0, 3, 6)]
+    end = "sigmoid" if loss == "binary_cross_entropy" else "softmax"
+    net = clnn.Sequential([clnn.Dense(3, end)], input_shape=4, seed=1)
+    p = net.predict(x)
+    for given in (p, p.astype(np.float64), p.tolist(), p[:1]):
+        with pytest.raises(clnn.ConfigurationError, match=f"{loss}: .*would be taken for logits.*; else clnn.{LOGITS[loss]} of"):
+            LOSSES[loss]()(given, y[: len(given)])
+    with clnn.no_grad():
+        want = LOSSES[loss]()(net(x), y)
+    said = clnn.log(clnn.tensor(p)) - (clnn.log(1 - clnn.tensor(p)) if end == "sigmoid" else 0.0)
+    assert_close(LOSSES[loss]()(said, y), want, 1e-5)
+    for z in (p - 1, 3 * p, np.eye(3, 3)[:, [0, 2, 1]], np.zeros((6, 3)), clnn.tensor(p)):
+        LOSSES[loss]()(z, y[: len(z)])
+
+
+def test_accuracy_of_an_array_of_one_probability_for_each_sample(rng, device):
+    x, y = rng.standard_normal((9, 4)), np.arange(9) % 2
+    net = clnn.Sequential([clnn.Dense(1, "sigmoid")], input_shape=4, seed=1)
+    for p in (net.predict(x), net.predict(x)[:, 0], net.predict(x).tolist()):
+        with pytest.raises(clnn.ConfigurationError, match="accuracy: .*net.evaluate.*; else clnn.tensor.p - 0.5. of prob"):
+            clnn.metrics.accuracy(p, y)
+    right = (net.predict_classes(x) == y).astype(np.float32)
+    np.testing.assert_array_equal(clnn.metrics.accuracy(clnn.tensor(net.predict(x) - 0.5), y).numpy(), right)
+    np.testing.assert_array_equal(clnn.metrics.accuracy(net.predict_classes(x)[:, None].astype("float32"), y).numpy(), right)
+
+
+def test_what_adds_up_to_more_than_1_is_no_probability(rng, device):
+    p, yes = clnn.sigmoid(clnn.tensor(np.full((3, 2), 1.0), np.float32)), np.ones((3, 2))
+    for wrong in (p + p, 2 * p, p * clnn.tensor(1.9), p + 0.9):
+        with pytest.raises(clnn.DataError, match=r"the probabilities go from 1\..* should lie in .0, 1."):
+            losses.binary_cross_entropy(wrong, yes)
+
+
 @pytest.mark.parametrize(
     "how",
     [
         lambda p, x: p * x,
+        lambda p, x: -3 * p,
+        lambda p, x: p * np.array([1.0, -1.0, 1.0, 1.0]),
         lambda p, x: p + x,
         lambda p, x: 2 * p - 1,
         lambda p, x: p - p,

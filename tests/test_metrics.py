@@ -15,7 +15,8 @@ def test_accuracy(rng, device, rows, n):
     y, labels = normal(rng, (rows, n)), rng.integers(0, max(2, n), rows)  # of one output: no and yes
     found = y.argmax(axis=1) if n > 1 else y[:, 0] > 0
     expected = (found == labels).astype(np.float32)
-    for output in (y.astype(np.float32), clnn.tensor(y, np.float32)):
+    arrays = [y.astype(np.float32)] * (y.size != 1)  # one number alone may be a probability
+    for output in (clnn.tensor(y, np.float32), *arrays):
         for target in (labels, clnn.tensor(labels)):
             got = accuracy(output, target).numpy()
             assert got.dtype == np.float32
