@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
+from ..verify.references import normalized, softmax
 from . import workloads
 from .workloads import CLASSES, SEED, Net, update
 
@@ -396,14 +397,12 @@ class Reference:
 
     def norm(self, x: Any, gamma: Any, beta: Any) -> Any:
         axes, scale = (0, 2, 3), gamma[:, None, None]
-        root = 1 / np.sqrt(x.var(axes, keepdims=True) + EPSILON)
-        z = (x - x.mean(axes, keepdims=True)) * root
+        z, back = normalized(x, axes, EPSILON)
 
         def backward(dy: Any) -> Iterator[tuple[Any, Any]]:
             yield gamma, (dy * z).sum(axes)
             yield beta, dy.sum(axes)
-            centred = dy - dy.mean(axes, keepdims=True) - z * (dy * z).mean(axes, keepdims=True)
-            yield x, scale * root * centred
+            yield x, back(scale * dy)
 
         return self.note(z * scale + beta[:, None, None], backward)
 
@@ -447,8 +446,7 @@ def reference_losses(net: ConvNet, epochs: int, dtype: Any = np.float64) -> list
         for rows in net.order(epoch).reshape(net.steps, net.batch):
             step, side = step + 1, Reference()
             z = read(net.layers, x[rows].astype(dtype), iter(parameters).__next__, side)
-            z = z - z.max(1, keepdims=True)
-            p = np.exp(z) / np.exp(z).sum(1, keepdims=True)
+            p = softmax(z)
             total -= np.log(p[picked, labels[rows]]).mean()
             p[picked, labels[rows]] -= 1
             found = side.gradients(p / net.batch)

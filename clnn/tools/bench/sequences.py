@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..verify.references import attention, normalized, softmax
 from .workloads import SEED
 
 LR, DECAY, EPSILON = 1e-3, 0.1, 1e-8  # of AdamW, whose decay is of what has two axes; the embedding's Adam has none
@@ -104,7 +105,9 @@ class Task(NamedTuple):
         if self.kind in GATES:
             return _recurrent(self.kind, *(a.astype(np.float64) for a in self.arrays()))
         if self.kind == "attention":
-            return list(map(np.stack, zip(*(_attention(*parts) for parts in zip(*self.heads())))))
+            *given, dy = (a.astype(np.float64) for a in self.arrays())
+            y, back = attention(*given, seen=np.tri(self.sizes[2]))
+            return [y, *back(dy)]
         parameters = [p.astype(np.float64) for p in self.arrays()]
         learns = parameters if self.kind == "gpt" else parameters[:1]
         moments = [(np.zeros_like(p), np.zeros_like(p)) for p in learns]
@@ -128,10 +131,6 @@ class Task(NamedTuple):
                 decayed = LR * DECAY * p if self.kind == "gpt" and p.ndim > 1 else 0
                 p -= LR * (m / (1 - 0.9 ** (i + 1))) / (np.sqrt(v / (1 - 0.999 ** (i + 1))) + EPSILON) + decayed
         return [np.array(losses)]
-
-    def heads(self) -> list[np.ndarray]:
-        """q, k, v and the gradient, one head of one sample after the other, in float64."""
-        return [a.reshape(-1, *self.sizes[2:]).astype(np.float64) for a in self.arrays()]
 
     def error(self, got: Sequence[Any]) -> float:
         """The largest error relative to the largest value of each result. Of a text (batch, tokens), after `FIRST`: how much
@@ -173,17 +172,6 @@ def gpt(task: Task, side: Any, weights: Sequence[Any], tokens: Any) -> Any:
 
 
 # -- float64 ----------------------------------------------------------------------------------------------------------
-def _attention(q: np.ndarray, k: np.ndarray, v: np.ndarray, dy: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Causal attention of one head, (steps, depth) each, and the gradients by q, k and v."""
-    scale = 1 / math.sqrt(q.shape[-1])
-    s = np.where(np.tri(len(q), dtype=bool), q @ k.T * scale, -np.inf)
-    p = np.exp(s - s.max(-1, keepdims=True))
-    p /= p.sum(-1, keepdims=True)
-    dp = dy @ v.T
-    ds = p * (dp - (p * dp).sum(-1, keepdims=True)) * scale
-    return p @ v, ds @ k, ds.T @ q, p.T @ dy
-
-
 def _recurrent(kind: str, x: Any, w: Any, u: Any, b: Any, *more: Any) -> list[np.ndarray]:
     """Of all steps the outputs; gradients by x, w, u, b, and a GRU's recurrent b. The last of `more` is the outputs' gradient."""
     (*recurrent_b, dy), units = more, u.shape[0]
@@ -229,8 +217,7 @@ def _recurrent(kind: str, x: Any, w: Any, u: Any, b: Any, *more: Any) -> list[np
 
 def cross_entropy(z: np.ndarray, labels: np.ndarray) -> tuple[float, np.ndarray]:
     """The mean loss of scores (n, letters), and its gradient."""
-    p = np.exp(z - z.max(1, keepdims=True))
-    p /= p.sum(1, keepdims=True)
+    p = softmax(z)
     at = np.arange(len(z)), labels
     loss = float(-np.log(p[at]).mean())
     p[at] -= 1
@@ -302,14 +289,12 @@ class Tape:
         return self.note(x.value @ table.value.T, backward)
 
     def norm(self, x: Value, gamma: Value, beta: Value) -> Value:
-        root = 1 / np.sqrt(x.value.var(-1, keepdims=True) + NORM)
-        z = (x.value - x.value.mean(-1, keepdims=True)) * root
+        z, back = normalized(x.value, (-1,), NORM)
 
         def backward(dy: np.ndarray) -> Iterator[tuple[Value, np.ndarray]]:
             yield gamma, (dy * z).sum((0, 1))
             yield beta, dy.sum((0, 1))
-            g = dy * gamma.value
-            yield x, root * (g - g.mean(-1, keepdims=True) - z * (g * z).mean(-1, keepdims=True))
+            yield x, back(dy * gamma.value)
 
         return self.note(z * gamma.value + beta.value, backward)
 
@@ -321,16 +306,7 @@ class Tape:
     def attend(self, q: Value, k: Value, v: Value, heads: int) -> Value:
         b, t, width = q.value.shape
 
-        def apart(a: np.ndarray) -> np.ndarray:
-            return a.reshape(b, t, heads, -1).swapaxes(1, 2).reshape(b * heads, t, -1)
-
-        def joined(parts: Sequence[np.ndarray]) -> np.ndarray:
-            return np.stack(parts).reshape(b, heads, t, -1).swapaxes(1, 2).reshape(b, t, width)
-
-        split = [apart(one.value) for one in (q, k, v)]
-
-        def backward(dy: np.ndarray) -> Iterator[tuple[Value, np.ndarray]]:
-            found = zip(*(_attention(*parts)[1:] for parts in zip(*split, apart(dy))))
-            yield from zip((q, k, v), map(joined, found))
-
-        return self.note(joined([_attention(*parts)[0] for parts in zip(*split, split[2])]), backward)
+        apart = lambda a: a.reshape(b, t, heads, -1).swapaxes(1, 2)  # noqa: E731
+        y, back = attention(*(apart(one.value) for one in (q, k, v)), seen=np.tri(t))
+        joined = lambda a: a.swapaxes(1, 2).reshape(b, t, width)  # noqa: E731
+        return self.note(joined(y), lambda dy: zip((q, k, v), map(joined, back(apart(dy)))))

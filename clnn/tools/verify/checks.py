@@ -97,13 +97,8 @@ class Checks:
 
     # -- ops and layers, there and back -------------------------------------------------------------------------------
     def op(
-        self,
-        case: str,
-        op: Callable[..., Tensor],
-        reference: Callable[..., Any],
-        *arrays: np.ndarray,
-        rounding: float = 32.0,
-    ) -> None:
+        self, case: str, op: Callable[..., Tensor], reference: Callable[..., Any], *arrays: np.ndarray, rounding: float = 32.0
+    ) -> None:  # fmt: skip
         """`op` of tensors against `reference` of arrays, which gives its result and the closure of its gradients."""
         self.case(case)
         inputs = [self.parameter(a) for a in arrays]

@@ -15,6 +15,7 @@ import numpy as np
 from ... import layers, losses, metrics, optim
 from ...arrays import argsort, cumsum, gather, prod, sort, take_rows, where
 from ...attention import scaled_dot_product_attention
+from ...cache import Cache
 from ...data import augment
 from ...functions import log_softmax, softmax
 from ...gemm import Product, Scale, Shape, clblast, clblast_problem, engine_name, gemm
@@ -213,14 +214,11 @@ def linear(c: Checks) -> None:
 
 
 def _dense(act: str) -> Forward:
-    def reference(x: np.ndarray, w: np.ndarray, b: np.ndarray) -> Any:
-        def backward(dy: np.ndarray) -> ref.Arrays:
-            d = dy * ref.derivative(act, x @ w + b)
-            return d @ w.T, x.T @ d, d.sum(0)
+    def backward(dy: np.ndarray, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> ref.Arrays:
+        d = dy * ref.derivative(act, x @ w + b)
+        return d @ w.T, x.T @ d, d.sum(0)
 
-        return ref.FUNCTIONS[act](x @ w + b), backward
-
-    return reference
+    return _plain(lambda x, w, b: ref.FUNCTIONS[act](x @ w + b), backward)
 
 
 # -- convolutions -----------------------------------------------------------------------------------------------------
@@ -401,8 +399,7 @@ def resizing(c: Checks) -> None:
 
 
 def _by_matrices(matrices: list[np.ndarray]) -> Forward:
-    back = lambda dy: (ref.along_axes(dy, [m.T for m in matrices]),)  # noqa: E731
-    return lambda x: (ref.along_axes(x, matrices), back)
+    return _plain(lambda x: ref.along_axes(x, matrices), lambda dy, x: (ref.along_axes(dy, [m.T for m in matrices]),))
 
 
 # -- random numbers, shapes, images -----------------------------------------------------------------------------------
@@ -462,38 +459,52 @@ def shapes(c: Checks) -> None:
     c.same("rows", take_rows(c.tensor(rows), index), rows[index])
 
 
-def attended(q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The output of attention and its probabilities, (batch, heads, queries, keys)."""
-    scores = q @ k.swapaxes(-1, -2) / math.sqrt(q.shape[-1])
-    if causal:
-        scores = np.where(np.tril(np.ones(scores.shape[-2:])) > 0, scores, -np.inf)
-    p = ref.softmax(scores)
-    return p @ v, p
+def _attention(c: Checks) -> None:
+    """Of every length, with masks, with heads of queries that share those of keys, and after keys of a cache."""
+    seen, bias = c.rng.random((2, 1, 70, 131)) < 0.7, c.normal(66, 131)
+    seen[:, :, 5] = False  # this query sees no key
+    for (h, g, t, s, d, dv), more, known in (
+        ((3, 3, 70, 131, 20, 33), {}, {}),
+        ((2, 2, 67, 67, 16, 16), {"causal": True}, {"seen": np.tri(67)}),
+        ((3, 3, 70, 131, 20, 33), {"mask": seen}, {"seen": seen}),
+        ((6, 2, 66, 131, 16, 20), {"mask": bias}, {"added": bias}),
+        ((6, 2, 66, 131, 16, 20), {"causal": True, "past": 40}, {"seen": np.tri(66, 131, 40)}),
+        ((4, 2, 3, 131, 16, 20), {"causal": True, "past": 99, "mask": bias[:3]},
+         {"seen": np.tri(3, 131, 99), "added": bias[:3]}),
+    ):  # fmt: skip
+        c.op(
+            f"attention, {t} queries of {s} keys, {h} heads of {g}, {', '.join(more) or 'all seen'}",
+            partial(scaled_dot_product_attention, **more), partial(ref.attention, **known),
+            c.normal(2, h, t, d), c.normal(2, g, s, d), c.normal(2, g, s, dv), rounding=128,
+        )  # fmt: skip
+    c.case("attention to the keys of a cache")
+    q, k, v = c.normal(2, 4, 20, 16), c.normal(2, 2, 20, 16), c.normal(2, 2, 20, 33)
+    cache, parts = Cache(c.device, 23), []
+    for start, stop in ((0, 13), (13, 14), (14, 20)):
+        with cache.open():
+            some = (c.tensor(a[:, :, start:stop]) for a in (q, k, v))
+            parts.append(scaled_dot_product_attention(*some, causal=True).numpy())
+        c.device.advance([(cache.past.block, stop - start)])
+    c.close("y", np.concatenate(parts, 2), ref.attention(q, k, v, seen=np.tri(20))[0], 128)
 
 
 def sequences(c: Checks) -> None:
     """Attention, recurrence over time, sorting, and gradients of indexing."""
-    for (b, h, t, s, d, dv), causal in (((2, 3, 70, 131, 20, 33), False), ((1, 2, 67, 67, 16, 16), True)):
-
-        def backward(dy: np.ndarray, q: np.ndarray, k: np.ndarray, v: np.ndarray, causal: bool = causal) -> ref.Arrays:
-            y, p = attended(q, k, v, causal)
-            ds = p * (dy @ v.swapaxes(-1, -2) - (dy * y).sum(-1, keepdims=True)) / math.sqrt(q.shape[-1])
-            return ds @ k, ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dy
-
+    _attention(c)
+    for kind, batch, steps, units, how in (
+        ("RNN", 3, 9, 20, ""), ("RNN", 11, 4, 37, ", masked"), ("LSTM", 3, 4, 20, ""), ("LSTM", 3, 4, 20, ", masked"),
+        ("GRU", 5, 3, 20, ""), ("GRU", 4, 4, 20, ", masked"), ("GRU", 4, 3, 20, ", reset before the product"),
+    ):  # fmt: skip
+        u, cell = c.normal(units, GATES[kind] * units) / math.sqrt(units), Cell(kind, sequence=True)
+        mask = c.rng.random((batch, steps)) < 0.7 if how == ", masked" else None
+        given = None if mask is None else c.tensor(mask)
         c.op(
-            f"attention, {t} queries of {s} keys" + (", causal" if causal else ""),
-            lambda q, k, v, causal=causal: scaled_dot_product_attention(q, k, v, causal=causal),
-            _plain(lambda q, k, v, causal=causal: attended(q, k, v, causal)[0], backward),
-            c.normal(b, h, t, d), c.normal(b, h, s, d), c.normal(b, h, s, dv), rounding=128,
-        )  # fmt: skip
-
-    for kind, batch, steps, units in (("RNN", 3, 9, 20), ("RNN", 11, 4, 37), ("LSTM", 3, 4, 20), ("GRU", 5, 3, 20)):
-        cell, columns = Cell(kind, sequence=True), GATES[kind] * units
-        c.op(
-            f"{kind}, {steps} steps of {batch} sequences, {units} units",
-            lambda z, u, cell=cell: apply(recurrent, z * 1.0, u, cell=cell)[:, : z.shape[1]] * 1.0,
-            partial(ref.by_elements, partial(ref.recurrent, kind)),
-            c.normal(batch, steps, columns), c.normal(units, columns) / math.sqrt(units), rounding=256,
+            f"{kind}, {steps} steps of {batch} sequences, {units} units{how}",
+            lambda z, u, *more, cell=cell, steps=steps, given=given: (
+                apply(recurrent, z * 1.0, u, None, (), given, None, *more, cell=cell)[:, :steps] * 1.0
+            ),
+            partial(ref.by_elements, partial(ref.recurrent, kind, mask)), c.normal(batch, steps, u.shape[1]),
+            *(np.split(u, [2 * units], 1) if how == ", reset before the product" else [u]), rounding=256,
         )  # fmt: skip
     c.case("sorting")
     x = np.round(c.normal(3, 501) * 20)
@@ -504,6 +515,8 @@ def sequences(c: Checks) -> None:
         ("rows that are named more than once", lambda t: take_rows(t, index), lambda x: x[index], (7, 37)),
         ("elements that are named more than once", lambda t: gather(t, places, 0),
          lambda x: np.take_along_axis(x, places, 0), (7, 5)),
+        ("tokens of which one is padding", lambda t: where((tensor(index) != 3).reshape(-1, 1), take_rows(t, index), 0.0),
+         lambda x: x[index] * (index != 3)[:, None], (7, 37)),
         ("running sums", lambda t: cumsum(t, 1), lambda x: x.cumsum(1), (3, 301, 2)),
         ("products", lambda t: prod(t, 1), lambda x: x.prod(1), (5, 7, 3)),
         ("choices", lambda t: where(t > 0.0, t, t * t), lambda x: np.where(x.real > 0, x, x * x), (7, 37)),

@@ -18,7 +18,7 @@ Backward = Callable[[np.ndarray], Arrays]
 
 
 # -- functions of one variable ----------------------------------------------------------------------------------------
-def _sigmoid(x: np.ndarray) -> np.ndarray:
+def sigmoid(x: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x))
 
 
@@ -33,7 +33,7 @@ def _erf(x: np.ndarray) -> np.ndarray:
 FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "linear": lambda x: x,
     "step": lambda x: np.where(np.isnan(x), x, np.heaviside(x, 0.0)),
-    "sigmoid": _sigmoid,
+    "sigmoid": sigmoid,
     "tanh": np.tanh,
     "relu": lambda x: np.maximum(x, 0),
     "leaky_relu": lambda x: np.where(x > 0, x, 0.01 * x),
@@ -44,7 +44,7 @@ FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "hard_sigmoid": lambda x: np.clip(x / 6 + 0.5, 0, 1),
     "hard_tanh": lambda x: np.clip(x, -1, 1),
     "hard_swish": lambda x: x * np.clip(x / 6 + 0.5, 0, 1),
-    "swish": lambda x: x * _sigmoid(x),
+    "swish": lambda x: x * sigmoid(x),
     "mish": lambda x: x * np.tanh(np.logaddexp(0, x)),
     "gelu": lambda x: x * (1 + _erf(x / math.sqrt(2))) / 2,
     "gelu_tanh": lambda x: x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
@@ -117,24 +117,46 @@ def by_elements(f: Callable[..., np.ndarray], *arrays: np.ndarray) -> tuple[np.n
     return f(*arrays), backward
 
 
-def recurrent(kind: str, z: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """h after each step: z (batch, steps, gates units), u (units, gates units), as clnn/ops/sequence/recurrent.py has them."""
+def recurrent(kind: str, mask: Any, z: np.ndarray, u: np.ndarray, u_h: np.ndarray | None = None) -> np.ndarray:
+    """h after each step: z (batch, steps, gates units), u (units, gates units), `mask` (batch, steps) or None, as
+    clnn/ops/sequence/recurrent.py has them; `u_h` is that of a GRU that resets h before the product."""
     found: list[np.ndarray] = []
     h = c = np.zeros((len(z), len(u)))
-    for x in z.swapaxes(0, 1):
-        y = h @ u
+    seen = np.ones(z.shape[:2]) if mask is None else mask
+    for x, now in zip(z.swapaxes(0, 1), seen.T[..., None]):
+        y, before = h @ u, (h, c)
         if kind == "RNN":
             h = np.tanh(x + y)
         elif kind == "LSTM":
             i, f, g, o = np.split(x + y, 4, -1)
-            c = _sigmoid(f) * c + _sigmoid(i) * np.tanh(g)
-            h = _sigmoid(o) * np.tanh(c)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
         else:
-            (xz, xr, xh), (yz, yr, yh) = np.split(x, 3, -1), np.split(y, 3, -1)
-            new = np.tanh(xh + _sigmoid(xr + yr) * yh)
-            h = new + _sigmoid(xz + yz) * (h - new)
+            (xz, xr, xh), (yz, yr, *yh) = np.split(x, 3, -1), np.split(y, 3 if u_h is None else 2, -1)
+            r = sigmoid(xr + yr)
+            new = np.tanh(xh + (r * yh[0] if u_h is None else (r * h) @ u_h))
+            h = new + sigmoid(xz + yz) * (h - new)
+        h, c = (np.where(now, after, old) for after, old in zip((h, c), before))
         found.append(h)
     return np.stack(found, 1)
+
+
+def attention(
+    q: np.ndarray, k: np.ndarray, v: np.ndarray, *, seen: Any = 1, added: Any = 0.0
+) -> tuple[np.ndarray, Backward]:
+    """softmax(q k^T / sqrt(depth) + added) v of (batch, heads, time, depth), over the keys whose `seen` is not 0; heads of q
+    share those of k and v in order, and a query that sees no key gives zeros."""
+    sharing, root = q.shape[1] // k.shape[1], math.sqrt(q.shape[-1])
+    each_k, each_v = (a.repeat(sharing, 1) for a in (k, v))
+    p = np.nan_to_num(softmax(np.where(seen, q @ each_k.swapaxes(-1, -2) / root + added, -np.inf)))
+    y = p @ each_v
+
+    def backward(dy: np.ndarray) -> Arrays:
+        ds = p * (dy @ each_v.swapaxes(-1, -2) - (dy * y).sum(-1, keepdims=True)) / root
+        by_head = ds.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dy
+        return ds @ each_k, *(d.reshape(len(d), -1, sharing, *d.shape[2:]).sum(2) for d in by_head)
+
+    return y, backward
 
 
 # -- rows -------------------------------------------------------------------------------------------------------------
