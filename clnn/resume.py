@@ -222,7 +222,8 @@ class Resumed:
 
     def __init__(self, path: str | Path) -> None:
         self.given = as_path(path)
-        files = [self.given] if os.path.isfile(self.given) else saved_in(self.given)
+        a_file = os.path.exists(self.given) and not os.path.isdir(self.given)
+        files = [self.given] if a_file else saved_in(self.given)
         self.run: dict[str, Any] | None = None
         self.file: Path | None = None
         self.arrays: dict[str, np.ndarray] = {}

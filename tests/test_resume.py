@@ -326,6 +326,16 @@ def test_a_file_is_a_model_too_and_so_many_are_kept(data, tmp_path):
     assert len(list(tmp_path.glob("*.set-aside"))) == 2
 
 
+def test_what_is_neither_a_file_nor_a_folder(tmp_path):
+    """A device or a pipe, which was taken for a folder without checkpoints: the run began anew."""
+    os.mkfifo(tmp_path / "pipe")
+    os.symlink("/dev/zero", tmp_path / "link")
+    for path in ("/dev/zero", "/dev/null", tmp_path / "pipe", tmp_path / "link"):
+        with pytest.raises(clnn.CheckpointError, match=f"{path} is no file, but a folder or a device"):
+            resume.Resumed(path)
+    assert resume.Resumed(tmp_path).run is resume.Resumed(tmp_path / "none").run is None
+
+
 def test_files_are_in_the_order_of_their_epochs(data, tmp_path):
     """Names grow by a digit at the millionth epoch."""
     checkpoint = clnn.Checkpoint(tmp_path)
