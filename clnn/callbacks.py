@@ -303,11 +303,10 @@ class GradientNorms(Callback):
             None if x is None else ([numbers(a, "x") for a in (x if isinstance(x, tuple) else (x,))], numbers(y, "y"))
         )
         if self.given and {len(a) for a in self.given[0]} != {len(self.given[1])}:
-            lengths = [len(a) for a in self.given[0]]
-            raise ShapeError(f"GradientNorms: x has {lengths} samples and y has {len(self.given[1])}")
+            raise ShapeError(f"GradientNorms: x has {[*map(len, self.given[0])]} samples and y has {len(self.given[1])}")
         self.history: dict[str, list[float]] = {}
         self.weights: dict[str, list[float]] = {}
-        self._data: tuple[Sequence[np.ndarray], np.ndarray, np.ndarray | None] | None = None
+        self._data: Any = None
 
     def on_data(self, model: Any, xs: Sequence[np.ndarray], y: Any, sample_weight: Any) -> None:
         if isinstance(y, (tuple, dict)):
@@ -338,15 +337,16 @@ class GradientNorms(Callback):
         self._data = None
 
     def _measure(self, model: Any) -> None:
-        assert self._data is not None
         xs, y, sample_weight = self._data
         everything = model.parameters()
         parameters = [p for p in everything if p.trainable]
         counts = y != getattr(model.loss, "ignore_index", None)  # all, where none is ignored
-        states = [(one, one._copied_states()) for one in model.stateful_layers()]
+        states = [(one, one.carried, one._copied_states()) for one in model.stateful_layers()]
         with gradients_aside(parameters), statistics_kept(everything), drawing_from(Generator(model.device, 0)):
             for start in range(0, len(y), self.batch_size):
                 part = slice(start, start + self.batch_size)
+                for one, *_ in states:  # which begins anew with sequences of another number
+                    one.carried = [state for state in one.carried if len(state) == len(y[part])]
                 more = () if sample_weight is None else (sample_weight[part],)
                 target = tensor(y[part], None if y.dtype.kind in "iub" else model.dtype, model.device)
                 loss = model.loss(model(*[x[part] for x in xs]), target, *more)
@@ -357,7 +357,8 @@ class GradientNorms(Callback):
                     if there:  # on the host and in float64, where the square of a vanishing gradient is not 0
                         gradients = [0.0 if p.grad is None else p.grad.numpy().astype(np.float64) for p in there]
                         history.setdefault(name, []).append(math.hypot(*map(np.linalg.norm, map(np.ravel, gradients))))
-        for one, before in states:
+        for one, carried, before in states:
+            one.carried = carried
             one._take_states(before)
 
 
