@@ -172,6 +172,23 @@ def test_a_folder_is_an_array_of_which_rows_are_read(photos):
     assert other[:2].shape == (2, 1, 3, 6) and other.y.tolist() == [2] * 3 + [0] * 9
 
 
+def test_one_photo_is_read_as_the_folder_reads_it(device, photos):
+    path, x = photos
+    read = clnn.data.read_image
+    for size, channels in ((None, 3), (7, 3), ((3, 6), 1)):
+        folder = ImageFolder(path, size, channels=channels)
+        for i in (0, 5):
+            found = read(str(folder.paths[i]), size, channels)
+            assert found.dtype == np.float32 and np.array_equal(found, folder[i])
+    net = clnn.Sequential([clnn.Flatten(), clnn.Dense(2)], input_shape=x.shape[1:], seed=0)
+    np.testing.assert_allclose(net.predict(read(folder.paths[2])[None]), net.predict(x)[2:3], rtol=1e-5)
+    for wrong, said in (((path / "none.png",), "none.png cannot be read as an image"), ((path,), "cannot be read as an"),
+                        ((folder.paths[0], 0), "size should be"), ((folder.paths[0], 3, 4), "channels is 1"),
+                        (("/dev/zero",), "/dev/zero cannot be read as an image")):  # fmt: skip
+        with pytest.raises((clnn.DataError, clnn.ConfigurationError), match=said):
+            read(*wrong)
+
+
 def test_fit_on_a_folder_that_streams(device, photos, monkeypatch):
     path, x = photos
     folder, results, read = ImageFolder(path), [], []

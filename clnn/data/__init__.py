@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from clnn.data.datasets import cifar10, digits, fashion_mnist, mnist
 from clnn.data.digit import as_digit, read_digit
-from clnn.data.folder import ImageFolder
+from clnn.data.folder import ImageFolder, read_image
 from clnn.data.idx import read_idx
 from clnn.data.table import Table, read_csv
 from clnn.data.text import shakespeare
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batches", "ImageFolder", "Table", "as_digit", "augment", "check_features", "check_labels", "cifar10", "digits",
-    "fashion_mnist", "mnist", "read_csv", "read_digit", "read_idx", "shakespeare",
+    "fashion_mnist", "mnist", "read_csv", "read_digit", "read_idx", "read_image", "shakespeare",
 ]  # fmt: skip
 
 

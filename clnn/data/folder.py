@@ -1,4 +1,4 @@
-"""`ImageFolder`: images in folders that name their classes, by Pillow, read when they are asked for."""
+"""`ImageFolder`: images in folders that name their classes, by Pillow, read when they are asked for; and `read_image`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 from clnn.checks import check_count
 from clnn.data.digit import upright
 from clnn.errors import ConfigurationError, DataError
+from clnn.files import as_path
 
 SKIPPED = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders of images
 
@@ -28,8 +29,8 @@ class ImageFolder:
     `Batches` stream what does not fit into memory; `numpy.asarray(photos)` is all of it. `y` has their class numbers, int32,
     `classes` the names of these, by default those of all folders in sorted order, and `paths` the files, in the order of
     class and name. `size`: (height, width), or one number for both, to which images are resized, by which proportions may change;
-    without it all have to be as large as the first one. `channels`: 3 for red, green and blue, 1 for grey. Transparent parts are
-    white, and a photo is turned as it says. It needs Pillow.
+    without it all have to be as large as the first one. `channels`: 3 for red, green and blue, 1 for grey. Each is what
+    `read_image` makes of it.
 
     DataError for a folder without images, files of which the name is no image's, images that cannot be read and, when they
     are, for images of another size.
@@ -41,10 +42,7 @@ class ImageFolder:
     ) -> None:  # fmt: skip
         known = set(_pillow().registered_extensions())
         root = Path(path)
-        if channels not in (1, 3):
-            raise ConfigurationError(
-                f"channels is 1 (grey) or 3 (red, green and blue), {channels!r} was provided instead"
-            )
+        wanted = _checked(size, channels)
         if not os.path.isdir(root):
             raise DataError(f"{root} is no folder: give the one in which each class has its folder of images")
         there = sorted(one.name for one in root.iterdir() if one.is_dir() and not one.name.startswith("."))
@@ -57,13 +55,10 @@ class ImageFolder:
         numbers: list[int] = []
         for name in there:
             every = {one.relative_to(root): one for one in (root / name).rglob("*") if _counts(one)}
-            found = [
-                every[one] for one in sorted(every, key=Path.as_posix) if not any(p.startswith(".") for p in one.parts)
-            ]
+            shown = [one for one in every if not any(part.startswith(".") for part in one.parts)]
+            found = [every[one] for one in sorted(shown, key=Path.as_posix)]
             if wrong := [one for one in found if one.suffix.lower() not in known]:
-                raise DataError(
-                    f"{wrong[0]} is no image that Pillow knows, by its name: move it out of the folder, or rename it"
-                )
+                raise DataError(f"{wrong[0]} is no image that Pillow knows, by its name: move it away or rename it")
             if not found:
                 raise DataError(f"{root / name} has no images: put some there, or remove the folder")
             self.paths += found
@@ -73,16 +68,8 @@ class ImageFolder:
         if loose := [one for one in root.iterdir() if _counts(one) and one.suffix.lower() in known]:
             raise DataError(f"{loose[0]} lies in no class's folder: move it into one")
         self.y = np.array(numbers, np.int32)
-        self.channels, self.resized, self.dtype, self.ndim = channels, size is not None, np.dtype(np.float32), 4
-        if size is None:
-            self.size = _opened(self.paths[0], lambda image: image.size[::-1])
-        else:
-            given = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
-            if len(given) != 2:
-                raise ConfigurationError(
-                    f"size is (height, width) or one number for both, {size!r} was provided instead"
-                )
-            self.size = tuple(check_count("size", one) for one in given)
+        self.channels, self.resized, self.dtype, self.ndim = channels, wanted, np.dtype(np.float32), 4
+        self.size = wanted or _opened(self.paths[0], lambda image: image.size[::-1])
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,7 +84,12 @@ class ImageFolder:
         which = np.arange(len(self))[rows]
         x = np.empty((which.size, *self.shape[1:]), np.float32)
         for image, row in zip(x, which.flat):
-            image[:] = _opened(self.paths[row], self._pixels)
+            found = read_image(self.paths[row], self.resized, self.channels)
+            if found.shape != image.shape:
+                own, first = (" x ".join(map(str, one.shape[1:])) for one in (found, image))
+                told = f"it has {own} pixels (height x width), and the first image {first}: give size=(height, width)"
+                raise DataError(f"{self.paths[row]}: {told}, to which all are resized")
+            image[:] = found
         return x.reshape(*which.shape, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -106,22 +98,35 @@ class ImageFolder:
     def __repr__(self) -> str:
         return f"<ImageFolder: {len(self)} images of {len(self.classes)} classes as {self.shape[1:]}>"
 
-    def _pixels(self, image: Any) -> np.ndarray:
-        """The pixels (channels, height, width) of an open image, in [0, 1]."""
-        pillow = _pillow()
+
+def read_image(path: str | os.PathLike[str], size: int | Sequence[int] | None = None, channels: int = 3) -> np.ndarray:
+    """An image file as `ImageFolder` reads it, (channels, height, width) of float32 in [0, 1], for a model that it trained:
+
+        net.predict(clnn.data.read_image("new.jpg", size=64)[None])
+
+    Transparent parts are white, and a photo is turned as it says. It needs Pillow. DataError for what cannot be read.
+    """
+    size, pillow = _checked(size, channels), _pillow()
+
+    def pixels(image: Any) -> np.ndarray:
         if image.mode in ("LA", "PA", "RGBA") or "transparency" in image.info:
             image = image.convert("RGBA")
             image = pillow.alpha_composite(pillow.new("RGBA", image.size, "white"), image)
-        image = image.convert("L" if self.channels == 1 else "RGB")
-        if self.resized:
-            image = image.resize(self.size[::-1], pillow.Resampling.BILINEAR)
-        elif image.size[::-1] != self.size:
-            raise DataError(
-                f"it has {image.height} x {image.width} pixels (height x width), and the first image {self.size[0]} x "
-                f"{self.size[1]}: give size=(height, width), to which all are resized"
-            )
-        pixels = np.asarray(image, np.float32).reshape(*self.size, self.channels)
-        return pixels.transpose(2, 0, 1) / np.float32(255)
+        image = image.convert("L" if channels == 1 else "RGB")
+        image = image if size is None else image.resize(size[::-1], pillow.Resampling.BILINEAR)
+        return np.asarray(image, np.float32).reshape(*image.size[::-1], channels).transpose(2, 0, 1) / np.float32(255)
+
+    return np.asarray(_opened(as_path(path), pixels))
+
+
+def _checked(size: Any, channels: Any) -> tuple[int, ...] | None:
+    """(height, width) of a size; ConfigurationError where that or the channels are none."""
+    if channels not in (1, 3):
+        raise ConfigurationError(f"channels is 1 (grey) or 3 (red, green and blue), {channels!r} was provided instead")
+    given = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
+    if len(given) != 2:
+        raise ConfigurationError(f"size is (height, width) or one number for both, {size!r} was provided instead")
+    return None if size is None else tuple(check_count("size", one) for one in given)
 
 
 def _counts(path: Path) -> bool:
@@ -133,7 +138,7 @@ def _pillow() -> Any:
     try:
         from PIL import Image
     except ImportError:
-        raise ConfigurationError("ImageFolder needs Pillow: pip install pillow") from None
+        raise ConfigurationError("reading images needs Pillow: pip install pillow") from None
     return Image
 
 

@@ -70,9 +70,8 @@ def read_csv(
     x = np.ascontiguousarray(frame[chosen].to_numpy(np.float32))
     if not np.isfinite(x).all():
         i, j = np.argwhere(~np.isfinite(x))[0]
-        raise DataError(
-            f"{name}, sample {i}: {chosen[j]!r} is {frame[chosen[j]].iloc[i]}, which is not finite in float32"
-        )
+        value = frame[chosen[j]].iloc[i]
+        raise DataError(f"{name}, sample {i}: {chosen[j]!r} is {value}, which is not finite in float32")
     if target is None:
         return Table(x, None, chosen, [])
     y, found = _targets(frame[target], classes, f"{name}, column {target!r}")
@@ -105,9 +104,8 @@ def _twice(path: Any, at: int | None, options: dict[str, Any], there: Sequence[A
     """The names that several columns have in the file: pandas calls the second c.1, which may be a name of its own, too."""
     import pandas
 
-    renamed = any(
-        isinstance(c, str) and c.rpartition(".")[0] in there and c.rpartition(".")[2].isdigit() for c in there
-    )
+    parts = [column.rpartition(".") for column in there if isinstance(column, str)]
+    renamed = any(stem in there and number.isdigit() for stem, _, number in parts)
     if not (renamed or "usecols" in options) or "names" in options or (hasattr(path, "read") and at is None):
         return []
     if at is not None:
@@ -124,8 +122,7 @@ def _twice(path: Any, at: int | None, options: dict[str, Any], there: Sequence[A
 
 def _check(frame: Any, name: str) -> None:
     """DataError for columns of other things than numbers, and for missing values."""
-    wrong = [column for column in frame if frame[column].dtype.kind not in "fiub"]
-    if wrong:
+    if wrong := [column for column in frame if frame[column].dtype.kind not in "fiub"]:
         first = frame[wrong[0]]
         texts = first[[isinstance(value, str) and not _is_number(value) for value in first]]
         example = f", such as {texts.iloc[0]!r} in sample {texts.index[0]}" if len(texts) else ""
@@ -167,10 +164,9 @@ def _targets(column: Any, classes: Sequence[Any] | None, name: str) -> tuple[np.
     number = {label: i for i, label in enumerate(found)}
     if len(number) != len(found):
         raise ConfigurationError(f"classes names one class twice: {_told(found)}")
-    if unknown := [label for label in labels if label not in number]:
-        raise DataError(
-            f"{name}: {unknown[0]!r} in sample {labels.index(unknown[0])} is none of classes {_told(found)}"
-        )
+    for sample, label in enumerate(labels):
+        if label not in number:
+            raise DataError(f"{name}: {label!r} in sample {sample} is none of classes {_told(found)}")
     return np.array([number[label] for label in labels], np.int32), found
 
 
