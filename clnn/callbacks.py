@@ -302,8 +302,9 @@ class GradientNorms(Callback):
         self.given = (
             None if x is None else ([numbers(a, "x") for a in (x if isinstance(x, tuple) else (x,))], numbers(y, "y"))
         )
-        if self.given and {len(a) for a in self.given[0]} != {len(self.given[1])}:
-            raise ShapeError(f"GradientNorms: x has {[*map(len, self.given[0])]} samples and y has {len(self.given[1])}")
+        lengths = [*map(len, self.given[0])] if self.given else []
+        if self.given and set(lengths) != {len(self.given[1])}:
+            raise ShapeError(f"GradientNorms: x has {lengths} samples and y has {len(self.given[1])}")
         self.history: dict[str, list[float]] = {}
         self.weights: dict[str, list[float]] = {}
         self._data: Any = None
@@ -338,8 +339,7 @@ class GradientNorms(Callback):
 
     def _measure(self, model: Any) -> None:
         xs, y, sample_weight = self._data
-        everything = model.parameters()
-        parameters = [p for p in everything if p.trainable]
+        parameters = [p for p in (everything := model.parameters()) if p.trainable]
         counts = y != getattr(model.loss, "ignore_index", None)  # all, where none is ignored
         states = [(one, one.carried, one._copied_states()) for one in model.stateful_layers()]
         with gradients_aside(parameters), statistics_kept(everything), drawing_from(Generator(model.device, 0)):

@@ -677,12 +677,12 @@ def apply(op: Callable[..., tuple[Array, Backward]], *inputs: Any, **options: An
 
 def truths(y: Tensor, *of: Any, means: bool = False) -> Tensor:
     """`y`, whose numbers are some of these, or `means` of them: a mask of masks (means are none), and probabilities of such,
-    alone or with masks and with numbers on the host from 0 to 1. That they add up to more than 1 nobody looks."""
-    made = {MASK if _of_truths(x) else x.made_by if isinstance(x, Array) else "number" for x in of}
+    alone or with masks, numbers from 0 on, and tensors of one number. That they add up to more than 1 nobody looks here."""
+    made = {MASK if _of_truths(x) else getattr(x, "made_by", "number") or ("" if x.shape else "number") for x in of}
     sure, known = made & {"sigmoid", "softmax"}, [np.asarray(x) for x in of if not isinstance(x, Array)]
     if made == {MASK} and not means:
         y.made_by = MASK
-    elif sure and made <= {*sure, MASK, "number"} and all(((x >= 0) & (x <= 1)).all() for x in known):
+    elif sure and made <= {*sure, MASK, "number"} and all((x >= 0).all() for x in known):
         y.made_by = max(sure)
     return y
 
@@ -783,11 +783,8 @@ def elementwise(name: str, a: Any, b: Any) -> Tensor:
     if BINARY[name].gradient:
         t = on_tape(y, (p, q), backward, () if name in ("add", "subtract") else (p, q))
         rest = name == "subtract" and not isinstance(a, Array) and np.all(np.equal(a, 1))  # 1 - p
-        of = (b,) if rest else (a, b)[: BINARY[name].keeps]
-        if name == "multiply":  # by numbers from 0 on, or by one tensor's number, which a step may not read
-            given = (x if not isinstance(x, Array) or x.shape or x.made_by else 1 for x in of)
-            of = tuple(x if isinstance(x, Array) else np.minimum(x, 1) for x in given)
-        return truths(t, *of, means=name not in ("multiply", "maximum", "minimum"))
+        looked_at = (b,) if rest else (a, b)[: BINARY[name].keeps]
+        return truths(t, *looked_at, means=name not in ("multiply", "maximum", "minimum"))
     y.made_by = MASK  # of a comparison, which has no gradient, and so no history
     return _wrap(y)
 

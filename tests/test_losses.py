@@ -656,7 +656,9 @@ def test_an_array_of_probabilities_is_not_taken_for_logits(rng, device, loss):
     net = clnn.Sequential([clnn.Dense(3, end)], input_shape=4, seed=1)
     p = net.predict(x)
     for given in (p, p.astype(np.float64), p.tolist(), p[:1]):
-        with pytest.raises(clnn.ConfigurationError, match=f"{loss}: .*would be taken for logits.*; else clnn.{LOGITS[loss]} of"):
+        with pytest.raises(
+            clnn.ConfigurationError, match=f"{loss}: .*would be taken for logits.*; else clnn.{LOGITS[loss]} of"
+        ):
             LOSSES[loss]()(given, y[: len(given)])
     with clnn.no_grad():
         want = LOSSES[loss]()(net(x), y)
@@ -670,11 +672,15 @@ def test_accuracy_of_an_array_of_one_probability_for_each_sample(rng, device):
     x, y = rng.standard_normal((9, 4)), np.arange(9) % 2
     net = clnn.Sequential([clnn.Dense(1, "sigmoid")], input_shape=4, seed=1)
     for p in (net.predict(x), net.predict(x)[:, 0], net.predict(x).tolist()):
-        with pytest.raises(clnn.ConfigurationError, match="accuracy: .*net.evaluate.*; else clnn.tensor.p - 0.5. of prob"):
+        with pytest.raises(
+            clnn.ConfigurationError, match="accuracy: .*net.evaluate.*; else clnn.tensor.p - 0.5. of prob"
+        ):
             clnn.metrics.accuracy(p, y)
     right = (net.predict_classes(x) == y).astype(np.float32)
     np.testing.assert_array_equal(clnn.metrics.accuracy(clnn.tensor(net.predict(x) - 0.5), y).numpy(), right)
-    np.testing.assert_array_equal(clnn.metrics.accuracy(net.predict_classes(x)[:, None].astype("float32"), y).numpy(), right)
+    np.testing.assert_array_equal(
+        clnn.metrics.accuracy(net.predict_classes(x)[:, None].astype("float32"), y).numpy(), right
+    )
 
 
 def test_what_adds_up_to_more_than_1_is_no_probability(rng, device):
