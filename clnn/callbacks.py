@@ -262,9 +262,9 @@ class LearningRate(Callback):
         self.function = function
 
     def on_train_begin(self, model: Any) -> None:
-        if callable(model.optimizer.lr):
+        if callable(rate := model.optimizer.lr):
             raise ConfigurationError(
-                f"LearningRate: the optimizer has the schedule {model.optimizer.lr!r}: give it a number, or leave this out"
+                f"LearningRate: the optimizer has the schedule {rate!r}: give a number, or leave this out"
             )
 
     def on_epoch_begin(self, model: Any, epoch: int) -> None:
@@ -339,7 +339,8 @@ class GradientNorms(Callback):
 
     def _measure(self, model: Any) -> None:
         xs, y, sample_weight = self._data
-        parameters = [p for p in (everything := model.parameters()) if p.trainable]
+        everything = model.parameters()
+        parameters = [p for p in everything if p.trainable]
         counts = y != getattr(model.loss, "ignore_index", None)  # all, where none is ignored
         states = [(one, one.carried, one._copied_states()) for one in model.stateful_layers()]
         with gradients_aside(parameters), statistics_kept(everything), drawing_from(Generator(model.device, 0)):

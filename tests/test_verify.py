@@ -70,7 +70,7 @@ def test_every_family_is_right(device, name):
         ("sequence", "attention", "(size_t)(j) * m.s3]", "(size_t)(j / 2) * m.s3]", "70 queries of 131 keys, 3 heads of 3, mask"),
         ("sequence", "attention", "(size_t)(i) * m.s2", "0", "66 queries of 131 keys, 6 heads of 2, mask"),
         ("sequence", "attention", "g = h / (H / G)", "g = h % G", "6 heads of 2"),
-        ("sequence", "attention", "h < (g + 1) * (H / G)", "h < g * (H / G) + 1", "gradient 1 of attention, 66 queries of 131 keys"),
+        ("sequence", "attention", "h < (g + 1) * (H / G)", "h < g * (H / G) + 1", "gradient 1 of attention, 66 queries"),
         ("sequence", "attention", "before = past ? past[0] : 0", "before = 0", "causal, past"),
         ("sequence", "index", "at = past[0] + row % time", "at = row % time", "the keys of a cache"),
         ("sequence", "elementwise", "condition[strided(i, shape, strides)]", "condition[i % 301]", "padding"),
