@@ -263,9 +263,7 @@ class LearningRate(Callback):
 
     def on_train_begin(self, model: Any) -> None:
         if callable(rate := model.optimizer.lr):
-            raise ConfigurationError(
-                f"LearningRate: the optimizer has the schedule {rate!r}: give a number, or leave this out"
-            )
+            raise ConfigurationError(f"LearningRate: the optimizer has the schedule {rate!r}: leave this out, or that")
 
     def on_epoch_begin(self, model: Any, epoch: int) -> None:
         model.optimizer.lr = in_range(f"LearningRate of epoch {epoch}", self.function(epoch), 0.0, math.inf)

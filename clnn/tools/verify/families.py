@@ -480,11 +480,10 @@ def _attention(c: Checks) -> None:
     c.case("attention to the keys of a cache")
     q, k, v = c.normal(2, 4, 20, 16), c.normal(2, 2, 20, 16), c.normal(2, 2, 20, 33)
     cache, parts = Cache(c.device, 23), []
-    for start, stop in ((0, 13), (13, 14), (14, 20)):
+    for at in (slice(13), slice(13, 14), slice(14, 20)):
         with cache.open():
-            some = (c.tensor(a[:, :, start:stop]) for a in (q, k, v))
-            parts.append(scaled_dot_product_attention(*some, causal=True).numpy())
-        c.device.advance([(cache.past.block, stop - start)])
+            parts.append(scaled_dot_product_attention(*(c.tensor(a[:, :, at]) for a in (q, k, v)), causal=True).numpy())
+        c.device.advance([(cache.past.block, parts[-1].shape[2])])
     c.close("y", np.concatenate(parts, 2), ref.attention(q, k, v, seen=np.tri(20))[0], 128)
 
 
