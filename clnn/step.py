@@ -35,19 +35,18 @@ class _Call(NamedTuple):
     """What the host has to do for a replay, as a call of the function did it."""
 
     steps: dict[Any, tuple[Any, int]]  # by optimizer: its parameters, and how many steps it takes
-    left: list[
-        tuple[Any, int, str]
-    ]  # parameters, the gradients they have received by the end, and where the last one went
+    left: list[tuple[Any, int, str]]  # parameters, their gradients received by the end, and where the last one went
     stores: list[Any]  # where those gradients are
-    checks: dict[Any, Callable[[Any, str], None]]  # by the memory of whole numbers: of those that an argument holds
+    checks: dict[int, Callable[[Any, str], None]]  # by an argument's place among arrays: of its whole numbers
 
     @staticmethod
-    def told_by(context: StepContext) -> _Call:
+    def told_by(context: StepContext, inputs: Iterable[Tensor]) -> _Call:
         steps: dict[Any, tuple[Any, int]] = {}
         for optimizer, parameters in context.stepped:
             steps[optimizer] = parameters, steps.get(optimizer, (None, 0))[1] + 1
         stores = dict.fromkeys(p.store for p in context.received if p.store is not None)
-        return _Call(steps, [(p, p.uses, p._last) for p in context.received], list(stores), context.checks)
+        checks = {place: context.checks[x.block] for place, x in enumerate(inputs) if x.block in context.checks}
+        return _Call(steps, [(p, p.uses, p._last) for p in context.received], list(stores), checks)
 
 
 NOTHING = _Call({}, [], [], {})
@@ -77,7 +76,7 @@ class Step:
         self.lends = False  # whether results stay where the next call overwrites them: its caller reads them before
         self._received: dict[Any, None] = {}  # the parameters that ever received gradients in it
         self._inputs: dict[Hashable, list[Tensor]] = {}
-        # arguments that were looked at, by themselves and by where they are copied to
+        # arguments that were looked at, by themselves, their step's key and their place
         self._looked = weakref.WeakValueDictionary[Any, Tensor]()
 
     def __get__(self, owner: Any, _: Any = None) -> Any:
@@ -130,23 +129,22 @@ class Step:
     ) -> Any:
         """One call, whose arrays are copied to where recordings read them."""
         key = self.key(where, shape)
-        inputs = self._inputs.get(key)
-        if inputs is None:
-            if len(self._inputs) >= 2 * MOST_RECORDINGS:  # recordings read their inputs, so both go together
+        inputs, entry = self._inputs.get(key), self.replays.entry(key)
+        if inputs is None or entry is None or entry.recording is None:  # the last call's may have been kept
+            if inputs is None and len(self._inputs) >= 2 * MOST_RECORDINGS:  # recordings read them, so both go together
                 self.clear()
             made_by = [one[-1] for one in shape if len(one) > 2]  # not those of other arguments
             inputs = [_tensor(empty(where, a.shape, a.dtype), by) for a, by in zip(arrays, made_by)]
             for one in inputs:
                 one.block.written_once = False
             self._inputs[key] = inputs
-        entry = self.replays.entry(key)
         checks = ((entry and entry.known) or NOTHING).checks
-        for array, fixed in zip(arrays, inputs):
-            if fixed.block in checks and self._looked.get((id(array), fixed.block)) is not array:
+        for place, (array, fixed) in enumerate(zip(arrays, inputs)):
+            if place in checks and self._looked.get((id(array), key, place)) is not array:
                 # a replay would only make its loss NaN; a tensor's numbers are waited for, once
-                checks[fixed.block](array.numpy() if isinstance(array, Tensor) else array, "an argument of the step")
+                checks[place](array.numpy() if isinstance(array, Tensor) else array, "an argument of the step")
                 if isinstance(array, Tensor):
-                    self._looked[id(array), fixed.block] = array
+                    self._looked[id(array), key, place] = array
             if isinstance(array, Tensor):
                 array.refuse_history("an argument of a step, which is a copy,")
                 if array.mask is not None:
@@ -162,11 +160,13 @@ class Step:
             else:
                 where.upload_soon(array, fixed.block)
         given = iter(inputs)
-        place = [next(given) if isinstance(v, (Tensor, np.ndarray)) else v for v in args]
+        unnamed = [next(given) if isinstance(v, (Tensor, np.ndarray)) else v for v in args]
         named = {k: next(given) if isinstance(v, (Tensor, np.ndarray)) else v for k, v in kwargs.items()}
 
         def function(_: StepContext) -> Any:
-            return self.function(*place, **named)
+            if where.recorder is not None:
+                where.recorder.given = {x.block: f"argument {place}" for place, x in enumerate(inputs)}
+            return self.function(*unnamed, **named)
 
         self.verify(where, key, function)
         result, fixed_result = self.run(where, key, function)
@@ -393,7 +393,7 @@ class Step:
                 raise
         entry = self.replays.entry(key)
         if entry is not None:
-            entry.known = _Call.told_by(touched[0])
+            entry.known = _Call.told_by(touched[0], self._inputs.get(key, ()))
             if self.replays.record:
                 if not entry.eager:
                     self._watch = None  # what the call itself has changed is no news
@@ -478,11 +478,11 @@ def copied(result: Any, blocks: set[Any] | None = None) -> Any:
 def step(function: Callable[..., Any] | None = None, *, record: bool = True) -> Any:
     """Make a function of tensors fast: its launches are noted and replayed.
 
-    The first call runs as written, the second and third are recorded and compared, later ones replay the launches with
-    new inputs: Python inside the function no longer runs. Arrays and tensors are passed as arguments; results come back as
-    tensors. A result read inside the function, random numbers drawn by Python or NumPy, an iterator that it takes from, a
-    number or a list that it changes and reads, work on another device, or a call that does something else than the last one,
-    leaves it eager, with a warning. `record=False` never records.
+    The first call runs as written, the second and third are recorded and compared, later ones replay the launches with new
+    inputs: Python inside the function no longer runs. Arrays and tensors are passed as arguments; results come back as
+    tensors without a history: `backward()` belongs inside. A result read inside the function, random numbers drawn by
+    Python or NumPy, an iterator that it takes from, a number or a list that it changes and reads, work on another device,
+    or a call that does something else than the last one, leaves it eager, with a warning. `record=False` never records.
 
     What the Python reads may change between calls: attributes of layers, losses, optimizers and other objects, lists, dicts
     and sets, closures, globals. The next call then does what the Python says, and is recorded anew if that is something

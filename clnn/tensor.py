@@ -236,12 +236,12 @@ class Tensor(Array):
         Without `gradient` this must be a single number, such as a mean loss. The tape is used up: a second call needs a
         new forward pass. Until the optimizer has stepped, another loss's gradients are added.
         """
-        node = (
-            self.reshape(self.shape).node if self.node is None and self.requires_grad else self.node
-        )  # a parameter has none
+        # a parameter has none
+        node = self.reshape(self.shape).node if self.node is None and self.requires_grad else self.node
         if node is None:
             why = "made under no_grad(), or it" if not grad_enabled() else "it"
-            raise ClnnError(f"backward(): this tensor has no history: {why} depends on no trainable parameter")
+            why += " depends on no trainable parameter, or a replayed step returned it: call backward() within the step"
+            raise ClnnError(f"backward(): this tensor has no history: {why}")
         if gradient is None:
             if self.size != 1:
                 raise ShapeError(f"backward() without a gradient starts from one number, not from shape {self.shape}")

@@ -144,6 +144,51 @@ def test_results_never_alias_an_input(device):
                 assert isinstance(result, clnn.Tensor) or np.all(result[1]["a"].numpy() == i)
 
 
+@pytest.mark.parametrize("record", [True, False])
+@pytest.mark.parametrize("keep", [lambda x: x, lambda x: x.reshape(4), lambda x: x.detach()])
+def test_arguments_that_the_function_keeps_stay_as_they_are(device, keep, record):
+    """The next call's were written into the same memory: the difference of an argument to the last one was 0."""
+    with clnn.use(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore", clnn.RecordingWarning)
+        state = {"first": None, "last": clnn.zeros(4)}
+
+        @clnn.step(record=record)
+        def difference(x):
+            if state["first"] is None:
+                state["first"] = keep(x)
+            y, state["last"] = x - state["last"] + 100 * state["first"], keep(x)
+            return y
+
+        found = [float(difference(np.full(4, value, np.float32)).mean()) for value in (2, 3, 7, 4, 5, 9)]
+        assert found == [202, 201, 204, 197, 201, 204]
+
+
+def test_a_first_argument_that_is_kept_is_part_of_the_recording(device):
+    with clnn.use(device):
+        state = {"first": None}
+
+        @clnn.step
+        def beside_the_first(x):
+            if state["first"] is None:
+                state["first"] = x
+            return state["first"] * 100 + x
+
+        assert [float(beside_the_first(np.full(1, i, np.float32)).sum()) for i in range(3, 10)] == [*range(303, 310)]
+        assert len(replays(beside_the_first)) == 1
+
+
+def test_histories_of_two_calls_do_not_share_an_argument(device):
+    """That of the first was taken back with the second's argument."""
+    with clnn.use(device):
+        p = clnn.tensor([1.0, 2.0], requires_grad=True)
+        loss = clnn.step(lambda x: (p * x).sum())
+        (loss(np.float32([1, 10])) + loss(np.float32([100, 1000]))).backward()
+        assert p.grad.numpy().tolist() == [101, 1010]
+        loss(np.float32([0, 0]))
+        with pytest.raises(clnn.ClnnError, match=r"a replayed step returned it: call backward\(\) within the step"):
+            loss(np.float32([1, 1])).backward()
+
+
 def test_many_shapes_at_once_read_their_own_inputs(device):
     with clnn.use(device):
         run = clnn.step(lambda x: x * 2.0)

@@ -77,6 +77,7 @@ class Recorder:
         self.launches: list[Launch] = []
         self.result: Any = None
         self.call = object()  # known to its temporaries, which would be in a cycle with the recorder itself
+        self.given: dict[Block, str] = {}  # the step's arguments, whose memory is another one in each call
         self.reason: str | None = None  # why this call cannot be replayed
 
     def abort(self, reason: str) -> None:
@@ -113,7 +114,7 @@ class Recorder:
             return value.tobytes()
         if isinstance(value, float):
             return value.hex()
-        return value.role if isinstance(value, Block) else value
+        return (self.given.get(value) or value.role) if isinstance(value, Block) else value
 
     def first_difference(self, other: Recorder) -> str | None:
         """In words, where two recordings of the same step differ; None where they are the same."""
