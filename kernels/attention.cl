@@ -2,10 +2,12 @@
 // running maximum and sum (Milakov and Gimelshein 2018; Dao et al. 2022). Memory is linear in the number of keys.
 //
 //             keys         A block of queries stays in local memory. Blocks of keys pass by: scores S of BQ x BK, then what
-//        +-----------+     they add to the output. The backward pass computes S anew from lse, the logarithm of each row's
-//   q    |  S  |     |     sum: one kernel by blocks of queries for dq, one by blocks of keys for dk and dv, so that nobody adds
-//        +-----------+     to what another writes. Where there are heads enough, a CPU's work-item has one whole, and adds to all
-//                          three from the same scores. Where causal blocks are cut by the diagonal, products leave most of S out.
+//        +-----------+     they add to the output. The backward pass computes S anew, and its exponentials from lse, each row's
+//   q    |  S  |     |     largest score, and behind those of all rows the logarithm of its sum (their sum would round it away
+//        +-----------+     where scores are large, as where a mask of -1e9 hides all): one kernel by blocks of queries for dq, one
+//                          by blocks of keys for dk and dv, so that nobody adds to what another writes. Where there are heads
+//                          enough, a CPU's work-item has one whole, and adds to all three from the same scores. Where causal
+//                          blocks are cut by the diagonal, products leave most of S out.
 //
 // With VW, for CPUs, a work-item has a block of BQ queries, or of BK keys, or a head. Else, for GPUs, it has one query, or one key, in
 // registers, and neighbours read the same keys, or queries, at the same time; where a driver ends long loops, a launch goes over a
@@ -31,6 +33,7 @@
 #define K_ROW p.s9
 #define V_ROW r.s2
 #define O_ROW r.s5
+#define SUMS ((size_t)batch * p.s0 * p.s2)   // of lse: where logarithms begin. Of a query that sees no key the largest score is infinite
 #ifdef MASK
 #define MASK_AT(b, h, i, j) mask[(size_t)(b) * m.s0 + (size_t)(h) * m.s1 + (size_t)(i) * m.s2 + (size_t)(j) * m.s3]
 #else
@@ -154,7 +157,7 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
   global real *to = o + AT_O(b, h) + (size_t)i * O_ROW;
   const real over = TOO_SHORT ? (real)NAN : sum == 0 ? 0 : 1 / sum;
   for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, O + c) * over, to + c, DV - c);
-  if (lse) lse[(size_t)bh * Tq + i] = sum == 0 ? INFINITY : top + log(sum);
+  if (lse) { lse[(size_t)bh * Tq + i] = sum == 0 ? INFINITY : top; lse[SUMS + (size_t)bh * Tq + i] = sum == 0 ? 0 : log(sum); }
 }
 #endif
 
@@ -227,7 +230,10 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
   }
   for (int c = 0; c < rows; c += VW) {
     const T all = VLOAD(0, sum + c);
-    if (lse) store_n(WHERE(all == 0, INFINITY, VLOAD(0, top + c) + log(all)), lse + (size_t)bh * Tq + i0 + c, rows - c);
+    if (lse) {
+      store_n(WHERE(all == 0, INFINITY, VLOAD(0, top + c)), lse + (size_t)bh * Tq + i0 + c, rows - c);
+      store_n(WHERE(all == 0, 0, log(all)), lse + SUMS + (size_t)bh * Tq + i0 + c, rows - c);
+    }
     VSTORE(TOO_SHORT ? (T)(NAN) : WHERE(all == 0, 0, 1 / all), 0, sum + c);
   }
   for (int i = 0; i < rows; i++) {
@@ -245,7 +251,7 @@ kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
   local real QT[D * BQ] __attribute__((aligned(64))), dOT[DV * BQ] __attribute__((aligned(64)));
   local real K[(BK + MR) * DP] __attribute__((aligned(64))), V[(BK + MR) * DVP] __attribute__((aligned(64)));
   local real S[BK * BQ] __attribute__((aligned(64))), dP[BK * BQ] __attribute__((aligned(64))), dQ[ROWS * DP] __attribute__((aligned(64)));
-  real logs[BQ] __attribute__((aligned(64))), delta[BQ] __attribute__((aligned(64)));
+  real tops[BQ] __attribute__((aligned(64))), logs[BQ] __attribute__((aligned(64))), delta[BQ] __attribute__((aligned(64)));
   const int blocks = (Tq + BQ - 1) / BQ, i0 = get_global_id(0) % blocks * BQ, bh = get_global_id(0) / blocks, h = bh % H, b = bh / H;
   if (b >= batch) return;
   const int rows = min(BQ, Tq - i0), g = h / (H / G), keys = KEYS_OF(i0 + rows - 1);
@@ -255,7 +261,8 @@ kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
   copy_transposed(dOT, BQ, dy + at, O_ROW, rows, DV);
   for (int i = 0; i < BQ; i++) {
     delta[i] = i < rows ? inner(o + at + (size_t)i * O_ROW, dy + at + (size_t)i * O_ROW, DV) : 0;
-    logs[i] = i < rows ? lse[(size_t)bh * Tq + i0 + i] : 0;
+    tops[i] = i < rows ? lse[(size_t)bh * Tq + i0 + i] : 0;
+    logs[i] = i < rows ? lse[SUMS + (size_t)bh * Tq + i0 + i] : 0;
   }
   zero(dQ, BQ * DP);
   for (int j0 = 0; j0 < keys; j0 += BK) {
@@ -266,9 +273,9 @@ kernel GROUP_SIZE void attention_backward_q(BACKWARD_ARGS, global real *dq) {
     multiply_by_key(dP, V, DVP, dOT, DV, kn, SEEN(i0, j0));
     for (int c = 0; c < rows; c += VW) {
       const int seen = HIDE(S + c, i0 + c, min(VW, rows - c));
-      const T log_sum = VLOAD(0, logs + c), less = VLOAD(0, delta + c);
+      const T top = VLOAD(0, tops + c), log_sum = VLOAD(0, logs + c), less = VLOAD(0, delta + c);
       for (int j = 0; j < seen; j++)
-        VSTORE(exp_of_negative(VLOAD(0, S + j * BQ + c) - log_sum) * (VLOAD(0, dP + j * BQ + c) - less), 0, dP + j * BQ + c);
+        VSTORE(exp_of_negative(VLOAD(0, S + j * BQ + c) - top - log_sum) * (VLOAD(0, dP + j * BQ + c) - less), 0, dP + j * BQ + c);
       none_from(dP + c, seen, kn);
     }
     multiply(dQ, DP, dP, 1, BQ, K, DP, rows, DP, kn, 1, -ALL, SEEN(i0, j0));
@@ -291,9 +298,10 @@ INLINE void multiply_by_query(local real *c, local const real *a, int lda, local
       multiply_pairs(c + i * BK + j, BK, a + i * lda, lda, 1, bT + j, BK, rows - i, WIDE, depth, 0, -ALL, ALL);
     }
 }
-// S becomes P = exp(S - lse), the probabilities, and dP scale P (dP - delta): of `rows` queries from i0, a row each, and BK keys from j0,
+// S becomes P = exp(S - top - log sum), the probabilities, and dP scale P (dP - delta): of `rows` queries from i0, a row each, and BK keys from j0,
 // of which the first kn count
-INLINE void slopes(local real *S, local real *dP, const real *logs, const real *delta, HEADS_ARGS, int b, int h, int i0, int rows, int j0, int kn) {
+INLINE void slopes(local real *S, local real *dP, const real *tops, const real *logs, const real *delta, HEADS_ARGS, int b, int h, int i0, int rows,
+                   int j0, int kn) {
   UNPACK
   const T lane = numbers();
   for (int i = 0; i < rows; i++) {
@@ -304,7 +312,7 @@ INLINE void slopes(local real *S, local real *dP, const real *logs, const real *
 #endif
     int c = 0;
     for (; c < seen; c += VW) {
-      T e = exp_of_negative(VLOAD(0, s + c) - logs[i]), slope = scale * e * (VLOAD(0, d + c) - delta[i]);
+      T e = exp_of_negative(VLOAD(0, s + c) - tops[i] - logs[i]), slope = scale * e * (VLOAD(0, d + c) - delta[i]);
       if (c + VW > seen) e = WHERE(lane < seen - c, e, 0), slope = WHERE(lane < seen - c, slope, 0);
       VSTORE(e, 0, s + c);
       VSTORE(slope, 0, d + c);
@@ -313,7 +321,7 @@ INLINE void slopes(local real *S, local real *dP, const real *logs, const real *
     zero(d + c, BK - c);
   }
 }
-#define SLOPES(S, dP, logs, delta) slopes(S, dP, logs, delta, p, r, m, q, k, v, mask, past, scale, b, h, i0, rows, j0, kn)
+#define SLOPES(S, dP, tops, logs, delta) slopes(S, dP, tops, logs, delta, p, r, m, q, k, v, mask, past, scale, b, h, i0, rows, j0, kn)
 
 // With FOR_Q a work-item has a head of keys, and the gradients of its queries too, which then need no scores of their own. `deltas` is
 // where it keeps, of each query, the sum of dO o.
@@ -327,7 +335,7 @@ kernel GROUP_SIZE void attention_backward_k(BACKWARD_ARGS, global real *dk, glob
   UNPACK
   local real Q[ROWS * DP] __attribute__((aligned(64))), KT[D * BK] __attribute__((aligned(64))), VT[DV * BK] __attribute__((aligned(64)));
   local real S[ROWS * BK] __attribute__((aligned(64))), dP[ROWS * BK] __attribute__((aligned(64))), dO[ROWS * DVP] __attribute__((aligned(64)));
-  real logs[BQ], delta[BQ];
+  real tops[BQ], logs[BQ], delta[BQ];
   local real dK[(BK + MR) * DP] __attribute__((aligned(64))), dV[(BK + MR) * DVP] __attribute__((aligned(64)));
 #ifdef FOR_Q
   local real K[BK * DP] __attribute__((aligned(64))), dQ[ROWS * DP] __attribute__((aligned(64)));
@@ -354,12 +362,13 @@ kernel GROUP_SIZE void attention_backward_k(BACKWARD_ARGS, global real *dk, glob
         rows_of(Q, DP, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
         rows_of(dO, DVP, dy + at, O_ROW, rows, DV);
         for (int i = 0; i < rows; i++) {
-          logs[i] = lse[row + i];
+          tops[i] = lse[row + i];
+          logs[i] = lse[SUMS + row + i];
           delta[i] = DELTA(row + i, inner(o + at + (size_t)i * O_ROW, dy + at + (size_t)i * O_ROW, DV));
         }
         multiply_by_query(S, Q, DP, KT, D, rows, seen);
         multiply_by_query(dP, dO, DVP, VT, DV, rows, seen);
-        SLOPES(S, dP, logs, delta);
+        SLOPES(S, dP, tops, logs, delta);
         multiply(dV, DVP, S, 1, BK, dO, DVP, BK, DVP, rows, 1, 1 - seen, ALL);
         multiply(dK, DP, dP, 1, BK, Q, DP, BK, DP, rows, 1, 1 - seen, ALL);
 #ifdef FOR_Q
@@ -400,8 +409,8 @@ kernel void attention_forward(int batch, HEADS_ARGS, global real *o, global real
   real mine[D], out[DV], top = -INFINITY, sum = 0;
   global real *to = o + AT_O(b, h) + (size_t)i * O_ROW;
   LOAD(mine, Q_OF(b, h) + (size_t)i * Q_ROW, D)
-  if (p.sa > 0 && lse[(size_t)bh * Tq + i] != INFINITY) { top = lse[(size_t)bh * Tq + i]; sum = 1; }  // o is the mean of keys before
-  else UNROLL for (int c = 0; c < DV; c++) to[c] = 0;
+  if (p.sa > 0 && lse[(size_t)bh * Tq + i] != INFINITY) { top = lse[(size_t)bh * Tq + i]; sum = exp(lse[SUMS + (size_t)bh * Tq + i]); }
+  UNROLL for (int c = 0; c < DV; c++) to[c] = sum == 0 ? 0 : to[c] * sum;  // the mean of keys before
   for (EACH_SPAN_OF(p.sa, min(p.sb, KEYS_OF(i)))) {
     const real before = top;
     real part = 0;
@@ -419,7 +428,7 @@ kernel void attention_forward(int batch, HEADS_ARGS, global real *o, global real
     sum = sum * shrink + part;
   }
   UNROLL for (int c = 0; c < DV; c++) to[c] = TOO_SHORT ? (real)NAN : sum == 0 ? 0 : to[c] / sum;
-  if (lse) lse[(size_t)bh * Tq + i] = sum == 0 ? INFINITY : top + log(sum);
+  if (lse) { lse[(size_t)bh * Tq + i] = sum == 0 ? INFINITY : top; lse[SUMS + (size_t)bh * Tq + i] = sum == 0 ? 0 : log(sum); }
 }
 #endif
 #define BACKWARD_ARGS int batch, HEADS_ARGS, global const real *restrict o, global const real *restrict lse, global const real *restrict dy
@@ -434,12 +443,12 @@ kernel void attention_backward_q(BACKWARD_ARGS, global real *dq) {
   LOAD(slope, dy + at, DV)
   global real *to = dq + (size_t)b * p.s4 + (size_t)h * p.s5 + (size_t)i * Q_ROW;
   if (!p.sa) UNROLL for (int c = 0; c < D; c++) to[c] = 0;
-  const real delta = dot_v(slope, o + at), log_sum = lse[(size_t)bh * Tq + i];
+  const real delta = dot_v(slope, o + at), top = lse[(size_t)bh * Tq + i], log_sum = lse[SUMS + (size_t)bh * Tq + i];
   for (EACH_SPAN_OF(p.sa, min(p.sb, KEYS_OF(i)))) {
     UNROLL for (int c = 0; c < D; c++) sum[c] = 0;
     for (IN_SPAN(j, first, end)) {
       global const real *key = K_OF(b, g) + (size_t)j * K_ROW;
-      const real e = exp(inner(mine, key) * scale + MASK_AT(b, h, i, j) - log_sum);
+      const real e = exp(inner(mine, key) * scale + MASK_AT(b, h, i, j) - top - log_sum);
       const real d = e * (dot_v(slope, V_OF(b, g) + (size_t)j * V_ROW) - delta);
       UNROLL for (int c = 0; c < D; c++) sum[c] += d * key[c];
     }
@@ -466,7 +475,8 @@ kernel void attention_backward_k(BACKWARD_ARGS, global real *dk, global real *dv
     for (IN_SPAN(i, first, end)) {
       global const real *query = Q_OF(b, h) + (size_t)i * Q_ROW, *slope = dy + AT_O(b, h) + (size_t)i * O_ROW;
       global const real *out = o + AT_O(b, h) + (size_t)i * O_ROW;
-      const real e = exp(inner(key, query) * scale + MASK_AT(b, h, i, j) - lse[((size_t)b * H + h) * Tq + i]);
+      const size_t row = ((size_t)b * H + h) * Tq + i;
+      const real e = exp(inner(key, query) * scale + MASK_AT(b, h, i, j) - lse[row] - lse[SUMS + row]);
       real delta = 0;
       UNROLL for (int c = 0; c < DV; c++) delta += slope[c] * (value[c] - out[c]);
       UNROLL for (int c = 0; c < DV; c++) sum_v[c] += e * slope[c];

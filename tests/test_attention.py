@@ -139,6 +139,25 @@ def test_pieces_of_keys_where_a_driver_ends_loops(rng, device, by_fours, name):
     assert device.launches - launches >= -(-most // 4)
 
 
+@pytest.mark.parametrize("pieces", [False, True])
+@pytest.mark.parametrize("hidden", [-1e9, -1e30])
+def test_gradients_where_a_number_hides_all_keys(request, rng, device, backward, hidden, pieces):
+    """Scores are rounded away, and so was the logarithm of how many there are: each key got the whole gradient."""
+    if pieces:
+        request.getfixturevalue("by_fours")
+    given, _ = arrays(rng, "small")
+    q, k, v = map(parameter, given)
+    dy = normal(rng, (2, 3, 5, 6), np.float32)
+    y = attend(q, k, v, np.full((5, 1), hidden, np.float32))
+    y.backward(dy)
+    even = np.full((2, 3, 5, 7), 1 / 7)
+    ds = even * (dy @ given[2].swapaxes(-1, -2) - (dy * (even @ given[2])).sum(-1, keepdims=True)) / 2
+    for found, wanted in ((y, even @ given[2]), (q.grad, ds @ given[1])):
+        assert_close(found.numpy(), wanted, 64 * eps(np.float32))
+    for found, wanted in ((k.grad, ds.swapaxes(-1, -2) @ given[0]), (v.grad, even.swapaxes(-1, -2) @ dy)):
+        assert_close(found.numpy(), wanted, 64 * eps(np.float32))
+
+
 COMPARED = {
     "greater": lambda t: t > 0,
     "of a comparison": lambda t: (t > 0) != 0.0,

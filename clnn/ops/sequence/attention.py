@@ -103,7 +103,7 @@ def attention(
         )
     device, real = q.device, q.real
     o = empty(device, (*q.shape[:-1], dv), q.dtype)
-    lse = empty(device, (b, heads, queries), q.dtype) if keep or device.most_turns else None
+    lse = empty(device, (2, b, heads, queries), q.dtype) if keep or device.most_turns else None
     lanes = device.vector_width(q.dtype)
     built: dict[str, Any] = {
         "D": d,
@@ -145,7 +145,7 @@ def attention(
         dq, dk, dv = empty_like(q), empty_like(k), empty_like(v)
         # a work-item for each head of keys
         if device.long_loops and keys and b * key_heads >= ENOUGH * device.compute_units:
-            deltas = empty_like(lse)
+            deltas = empty(device, lse.shape[1:], q.dtype)
             launch(
                 "attention_backward", key_heads, *saved, dk.block, dv.block, dq.block, deltas.block, FOR_Q=1, FOR_K=1
             )
