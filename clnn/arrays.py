@@ -65,10 +65,10 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
 
 def leaky_relu(x: Any, slope: Any = 0.01) -> Tensor:
     """x where x > 0, else slope x (Maas et al. 2013). A `slope` that is a tensor learns, as PReLU's does (He et al. 2015)."""
-    if not isinstance(slope, Tensor) and slope == 0.01:
+    if not isinstance(slope, Tensor) and np.ndim(slope) == 0 and slope == 0.01:
         return function(x, "leaky_relu")
     check_float("leaky_relu", x := tensor(x))
-    return where(x < 0, x * slope, x)
+    return where(x > 0, x, x * slope)
 
 
 def elu(x: Any, alpha: float = 1.0) -> Tensor:
@@ -76,7 +76,7 @@ def elu(x: Any, alpha: float = 1.0) -> Tensor:
     if alpha == 1:
         return function(x, "elu")
     check_float("elu", x := tensor(x))
-    return where(x < 0, alpha * function(where(x < 0, x, 0.0), "expm1"), x)
+    return where(x > 0, x, alpha * function(where(x > 0, 0.0, x), "expm1"))
 
 
 # -- shapes -----------------------------------------------------------------------------------------------------------

@@ -236,12 +236,16 @@ def test_derivatives_of_an_angle_at_the_origin(device):
 
 
 @pytest.mark.parametrize(
-    "name, at_zero", [("leaky_relu", 0.01), ("selu", 1.7580993408473766), ("elu", 1.0), ("relu", 0.0)]
-)
-def test_derivatives_at_zero(device, name, at_zero):
-    """PyTorch's convention: zero belongs to the left branch."""
+    "name, given, at_zero",
+    [
+        ("leaky_relu", (), 0.01), ("leaky_relu", (0.3,), 0.3), ("leaky_relu", (np.float32([0.2, 0.2, 0.2]),), 0.2),
+        ("selu", (), 1.7580993408473766), ("elu", (), 1.0), ("elu", (0.3,), 0.3), ("relu", (), 0.0),
+    ],
+)  # fmt: skip
+def test_derivatives_at_zero(device, name, given, at_zero):
+    """PyTorch's convention: zero belongs to the left branch. A slope or an alpha of one's own had it at the right."""
     x = parameter(np.zeros(3))
-    getattr(clnn, name)(x).backward(np.ones(3, np.float32))
+    getattr(clnn, name)(x, *given).backward(np.ones(3, np.float32))
     np.testing.assert_allclose(x.grad.numpy(), at_zero, rtol=1e-6)
 
 
