@@ -56,6 +56,8 @@ __all__ = ["CLNNClassifier", "CLNNRegressor", "MLPClassifier", "MLPRegressor"]
 
 REGRESSION = {"squared_error": "quadratic", "poisson": "poisson"}
 ACTIVATIONS = {"identity": "linear", "logistic": "sigmoid", "tanh": "tanh", "relu": "relu"}
+SOLVERS, RATES = ("adam", "sgd", "lbfgs"), ("constant", "invscaling", "adaptive")
+CHOICES = {"loss": REGRESSION, "activation": ACTIVATIONS, "solver": SOLVERS, "learning_rate": RATES}
 
 
 def _keep(estimator: Any, given: dict[str, Any]) -> None:
@@ -85,24 +87,12 @@ class _Estimator(BaseEstimator):
     loss_curve_: list[float]
     _numbers: int
 
-    # -- what each kind says of itself --------------------------------------------------------------------------------
-    def _begin(self, y: Any, first: bool, classes: Any) -> None:
-        """Learn from the targets what there is to predict."""
-        raise NotImplementedError
-
-    def _encoded(self, y: np.ndarray, outputs: int) -> np.ndarray:
-        """The targets as clnn's losses take them."""
-        raise NotImplementedError
-
-    def _build(self, features: int, dtype: Any, seed: int) -> Model:
-        raise NotImplementedError
-
-    def _loss(self, outputs: int) -> Any:
-        raise NotImplementedError
-
-    def _train(self, x: Any, y: np.ndarray, weight: np.ndarray | None, epochs: int | None, seed: int) -> None:
-        """Train `model_` for so many epochs, or with None for as many as the parameters say."""
-        raise NotImplementedError
+    # what each kind says of itself
+    _begin: Callable[[Any, bool, Any], None]  # learn from the targets what there is to predict
+    _encoded: Callable[[np.ndarray, int], np.ndarray]  # the targets as clnn's losses take them
+    _build: Callable[[int, Any, int], Model]
+    _loss: Callable[[int], Any]
+    _train: Callable[..., None]  # train `model_` for so many epochs, or with None for as many as the parameters say
 
     # -- fit ----------------------------------------------------------------------------------------------------------
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:  # noqa: N803 - the field's name
@@ -116,6 +106,9 @@ class _Estimator(BaseEstimator):
     def _fit(self, X: Any, y: Any, sample_weight: Any, first: bool, epochs: int | None, classes: Any = None) -> Any:  # noqa: N803
         for name, given in (("X", X), ("y", y), ("sample_weight", sample_weight)):
             refuse_masked(given, name)
+        for name, allowed in CHOICES.items() if isinstance(self, _Perceptron) else ():
+            if hasattr(self, name) and getattr(self, name) not in [*allowed]:
+                raise ConfigurationError(f"{name} is one of {', '.join(allowed)}, not {getattr(self, name)!r}")
         x, y = validate_data(
             self, X, y, accept_sparse="csr", dtype=(np.float64, np.float32), multi_output=True, reset=first,
             y_numeric=isinstance(self, RegressorMixin),
@@ -137,17 +130,34 @@ class _Estimator(BaseEstimator):
         seed = int(draws.randint(2**31 - 1))
         where = resolve(self.device)
         with use(where), drawing_from(Generator(where, seed)):  # a model may get its weights at its first call
+            names = ("model", "hidden_layer_sizes", "activation")
+            now = {n: v for n, v in vars(self).items() if n in names or n.startswith("model__")}
             if first:
                 made = self._build(x.shape[1], self._type(x, where), seed)
                 if not isinstance(made, Model):
                     raise ConfigurationError(f"{type(self).__name__}'s model should be a clnn model, not {made!r}")
                 self.model_, self.optimizer_, self.loss_curve_, self.n_iter_, self.t_ = made, None, [], 0, 0
+                self._made_of = now
+            was = getattr(self, "_made_of", now)  # pickles of before go without
+            for name in now:
+                if now[name] is not was.get(name) and not np.array_equal(now[name], was.get(name, ())):
+                    raise ConfigurationError(
+                        f"{name} is {now[name]!r}, and the model of the first fit goes on, made by {was.get(name)!r}: a fit "
+                        "with warm_start=False begins anew"
+                    )
             outputs = build_for(self.model_, [np.zeros((1, x.shape[1]), self.model_.dtype)]).shapes
             if len(outputs) != 1 or len(outputs[0]) != 1:
                 raise ShapeError(f"an estimator's model gives one row of outputs a sample, not shapes {outputs}")
             self.n_outputs_ = outputs[0][0]
             self._train(x, self._encoded(y, self.n_outputs_), weight, epochs, seed)
         return self
+
+    def _held_out(self, share: float, seed: int, x: Any, y: np.ndarray, weight: Any) -> tuple[Any, ...]:
+        """x, y and the weights to train on, and those of a share that is held out, of each class alike."""
+        classes = y if y.dtype == np.int32 else y[:, 0] if isinstance(self, _Classifier) and y.shape[1] == 1 else None
+        all_of = (x, y) if weight is None else (x, y, weight)
+        split = train_test_split(*all_of, test_size=share, stratify=classes, random_state=seed)
+        return (*split[::2], None)[:3], split[1::2]
 
     def _with_class_weight(self, y: np.ndarray, weight: np.ndarray | None) -> np.ndarray | None:
         how = getattr(self, "class_weight", None)
@@ -231,6 +241,9 @@ class _Classifier(ClassifierMixin, _Estimator):
                 f"warm_start wants the classes of the first call of fit, {self.classes_}, and y has {np.unique(y)} alone: "
                 "partial_fit takes some of them"
             )
+
+    def _loss(self, outputs: int) -> Any:
+        return "binary_cross_entropy" if outputs == 1 or self.multilabel_ else "cross_entropy"
 
     def _count(self) -> int:
         """The outputs that a model of this estimator's own has: one for yes or no, else one a class."""
@@ -342,9 +355,10 @@ class _Wrapped(_Estimator):
     many are needed) and `dtype`, and what `model__...` says: `CLNNClassifier(build, model__hidden=50)`, which grid searches
     may set.
     `loss`: None for cross_entropy, or binary_cross_entropy of one output a label; of numbers mse. `optimizer`, `epochs`,
-    `batch_size`, `shuffle`, `callbacks`: as `fit` of a model takes them. `validation_fraction` of the samples are held out, and
-    measured as val_loss. `class_weight` (of classifiers): a dict by class, or "balanced". `dtype`: the type of models that this
-    makes, "auto" for that of X on CPUs and float32 on GPUs. `device`: as `CLNN_DEVICE`; None for the one in use.
+    `batch_size`, `shuffle`, `callbacks`: as `fit` of a model takes them. `validation_fraction` of the samples, the same of each
+    class, are drawn by `random_state`, held out, and measured as val_loss. `class_weight` (of classifiers): a dict by class, or
+    "balanced". `dtype`: the type of models that this makes, "auto" for that of X on CPUs and float32 on GPUs. `device`: as
+    `CLNN_DEVICE`; None for the one in use.
 
     After fit: `model_`, `history_` (by name, of this fit), `loss_curve_` (of all), `n_iter_`, `n_outputs_`, `n_features_in_`.
     """
@@ -377,13 +391,15 @@ class _Wrapped(_Estimator):
         return cast(Model, build(**{n: v for n, v in told.items() if n in names and n not in given}, **given))
 
     def _train(self, x: Any, y: np.ndarray, weight: np.ndarray | None, epochs: int | None, seed: int) -> None:
-        if self.optimizer_ is None:
-            self.optimizer_ = copy.deepcopy(self.optimizer)
+        if self.optimizer_ is None or getattr(self, "_optimizer", self.optimizer) != self.optimizer:
+            self.optimizer_, self._optimizer = copy.deepcopy(self.optimizer), self.optimizer
+        fraction, held_out = in_range("validation_fraction", self.validation_fraction, 0.0, 1.0), None
+        if fraction and epochs is None:
+            (x, y, weight), held_out = self._held_out(fraction, seed, x, y, weight)
         history = self.model_.fit(
             x, y, loss=self.loss if self.loss is not None else self._loss(self.n_outputs_), optimizer=self.optimizer_,
             epochs=self.epochs if epochs is None else epochs, batch_size=self.batch_size, shuffle=self.shuffle, seed=seed,
-            callbacks=self.callbacks, validation_split=0.0 if epochs is not None else self.validation_fraction,
-            sample_weight=weight, progress=bool(self.verbose),
+            callbacks=self.callbacks, validation=held_out, sample_weight=weight, progress=bool(self.verbose),
         )  # fmt: skip
         self.optimizer_, self.history_ = self.model_.optimizer, history.history
         self.loss_curve_ += history["loss"]
@@ -406,9 +422,6 @@ class CLNNClassifier(_Classifier, _Wrapped):
         **model_arguments: Any,
     ) -> None:  # fmt: skip
         _keep(self, locals())
-
-    def _loss(self, outputs: int) -> Any:
-        return "binary_cross_entropy" if outputs == 1 or self.multilabel_ else "cross_entropy"
 
 
 class CLNNRegressor(_Regressor, _Wrapped):
@@ -436,15 +449,11 @@ class _Perceptron(_Estimator):
     """
 
     def _build(self, features: int, dtype: Any, seed: int) -> Model:
-        sizes = self.hidden_layer_sizes
-        sizes = list(sizes) if isinstance(sizes, (Sequence, np.ndarray)) else [sizes]
-        sizes = [check_count("hidden_layer_sizes", size) for size in sizes]
-        if self.activation not in ACTIVATIONS:
-            raise ConfigurationError(f"activation is one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
+        given = np.atleast_1d(np.asarray(self.hidden_layer_sizes, object))
+        sizes = [check_count("hidden_layer_sizes", size) for size in given]
         layers = [Dense(size, ACTIVATIONS[self.activation], weight_init="glorot_uniform") for size in sizes]
-        last = Dense(self._count(), weight_init="glorot_uniform")
         self.n_layers_ = len(sizes) + 2
-        return Sequential([*layers, last], features, dtype, seed=seed)
+        return Sequential([*layers, Dense(self._count(), weight_init="glorot_uniform")], features, dtype, seed=seed)
 
     @property
     def coefs_(self) -> list[np.ndarray]:
@@ -469,40 +478,33 @@ class _Perceptron(_Estimator):
         decay = in_range("alpha", self.alpha, 0.0, math.inf) / (batch * self._mean_weight)  # of a mini-batch's mean
         if self.solver == "adam":
             return Adam(self.learning_rate_init, self.beta_1, self.beta_2, self.epsilon, weight_decay=decay)
-        momentum = self.momentum
-        return SGD(self.learning_rate_init, momentum, bool(momentum and self.nesterovs_momentum), weight_decay=decay)
+        nesterov = bool(self.momentum and self.nesterovs_momentum)
+        return SGD(self.learning_rate_init, self.momentum, nesterov, weight_decay=decay)
 
     def _train(self, x: Any, y: np.ndarray, weight: np.ndarray | None, epochs: int | None, seed: int) -> None:
-        n = x.shape[0]
         if LOSSES[self._loss(self.n_outputs_)].mean_over_outputs:  # scikit-learn's gradient is that of the sum
-            weight = self.n_outputs_ * (np.ones(n) if weight is None else weight)
-        if self.solver not in ("adam", "sgd", "lbfgs"):
-            raise ConfigurationError(f"solver is adam, sgd or lbfgs, not {self.solver!r}")
-        if self.learning_rate not in ("constant", "invscaling", "adaptive"):
-            raise ConfigurationError(f"learning_rate is constant, invscaling or adaptive, not {self.learning_rate!r}")
+            weight = self.n_outputs_ * (np.ones(len(y)) if weight is None else weight)
         most = check_count("max_iter", self.max_iter)
-        first = self.optimizer_ is None
-        held_out: tuple[Any, np.ndarray] | None = None
+        held_out: tuple[Any, ...] | None = None
         if self.early_stopping and epochs is None:
             if self.solver == "lbfgs":
                 raise ConfigurationError("early_stopping is for the solvers sgd and adam")
             fraction = in_range("validation_fraction", self.validation_fraction, 0.0, 1.0, "()")
-            classes = (
-                y if y.dtype == np.int32 else y[:, 0] if isinstance(self, _Classifier) and y.shape[1] == 1 else None
-            )
-            all_of = (x, y) if weight is None else (x, y, weight)
-            split = train_test_split(*all_of, test_size=fraction, stratify=classes, random_state=seed)
-            (x, held_x, y, held_y), weight = split[:4], split[4] if weight is not None else None
-            held_out = held_x, held_y
-            n = x.shape[0]
+            (x, y, weight), held_out = self._held_out(fraction, seed, x, y, weight)
         if self.solver == "lbfgs":
             self._by_lbfgs(x, y, weight, most)
             return
+        n = x.shape[0]
         batch = min(200, n) if self.batch_size == "auto" else min(check_count("batch_size", self.batch_size), n)
-        if first:
-            self.optimizer_ = self._rule(batch)
-            self.best_loss_ = math.inf
+        rule = self._rule(batch)
+        told, was = rule.config(), getattr(self, "_told", {})
+        if type(rule) is not type(self.optimizer_):
+            self.optimizer_, self.best_loss_ = rule, math.inf
             self.validation_scores_, self.best_validation_score_ = None, None
+        for name, value in told.items():
+            if was.get(name, value) != value:  # set meanwhile, or of mini-batches of another size
+                setattr(self.optimizer_, name, value)
+        self._told = told
         watch = _Watch(self, n, held_out, self.learning_rate if self.solver == "sgd" else "constant")
         try:
             self.model_.fit(
@@ -551,12 +553,14 @@ class _Perceptron(_Estimator):
 class _Watch(Callback):
     """When an MLP stops: by `tol` and `n_iter_no_change` of the loss, or of the score of held-out samples; and its rate."""
 
-    def __init__(self, of: Any, samples: int, held_out: tuple[Any, np.ndarray] | None, rate: str) -> None:
+    def __init__(self, of: Any, samples: int, held_out: tuple[Any, ...] | None, rate: str) -> None:
         self.of, self.samples, self.held_out, self.rate = of, samples, held_out, rate
         self.count = self.epochs = 0
         self.best: dict[str, np.ndarray] | None = None
         if held_out:
             of.validation_scores_, of.best_validation_score_, of.best_loss_ = [], -math.inf, None
+        elif of.best_loss_ is None:  # early stopping has gone by scores, until now
+            of.best_loss_ = math.inf
 
     def on_epoch_end(self, model: Any, epoch: int, logs: dict[str, float]) -> None:
         of, loss = self.of, logs["loss"] / self.of._share()
@@ -567,7 +571,7 @@ class _Watch(Callback):
         if of.verbose:
             print(f"Iteration {of.n_iter_}, loss = {loss:.8f}")
         if self.held_out:
-            score = of._score(*self.held_out)
+            score = of._score(*self.held_out[:2])
             of.validation_scores_.append(score)
             if of.verbose:
                 print(f"Validation score: {score:f}")
@@ -616,9 +620,6 @@ class MLPClassifier(_Classifier, _Perceptron):
         """What makes probabilities of the outputs."""
         return "logistic" if self.multilabel_ or self.n_outputs_ == 1 else "softmax"
 
-    def _loss(self, outputs: int) -> Any:
-        return "binary_cross_entropy" if outputs == 1 or self.multilabel_ else "cross_entropy"
-
 
 class MLPRegressor(_Regressor, _Perceptron):
     __doc__ = _Perceptron.__doc__
@@ -635,8 +636,6 @@ class MLPRegressor(_Regressor, _Perceptron):
         _keep(self, locals())
 
     def _loss(self, outputs: int) -> Any:
-        if self.loss not in REGRESSION:
-            raise ConfigurationError(f"loss is one of {', '.join(REGRESSION)}, not {self.loss!r}")
         return REGRESSION[self.loss]
 
     def _numbers_of(self, model: Model, x: Any) -> np.ndarray:

@@ -389,3 +389,71 @@ def test_what_a_masked_array_hides_is_not_used(device, which):
     if net:
         with pytest.raises(ValueError, match="X is a masked array"):
             net.predict(given["X"])
+
+
+@pytest.mark.parametrize("kind", ["MLPClassifier", "MLPRegressor"])
+def test_decay_is_that_of_each_call_s_mini_batches(rng, device, kind):
+    """partial_fit on 4 samples, then on 50 and 7: alpha / n of each, as in scikit-learn."""
+    import sklearn.neural_network
+
+    import clnn.sklearn
+
+    if not device.has_fp64:
+        pytest.skip("compares in float64")
+    x, y = rng.normal(size=(50, 3)), rng.integers(0, 3, 50)
+    more = {"classes": [0, 1, 2]} if kind == "MLPClassifier" else {}
+    same = {"solver": "sgd", "momentum": 0.0, "learning_rate_init": 0.01, "alpha": 2.0, "hidden_layer_sizes": (4,)}
+    ours = getattr(clnn.sklearn, kind)(dtype="float64", random_state=0, **same).partial_fit(x[:4], y[:4], **more)
+    theirs = getattr(sklearn.neural_network, kind)(random_state=0, **same).partial_fit(x[:4], y[:4], **more)
+    for a, b in zip([*theirs.coefs_, *theirs.intercepts_], [*ours.coefs_, *ours.intercepts_], strict=True):
+        a[...] = b
+    for n in (50, 7):
+        ours.partial_fit(x[:n], y[:n]), theirs.partial_fit(x[:n], y[:n])
+    for a, b in zip(ours.coefs_, theirs.coefs_, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer", "ignore:lbfgs failed")
+def test_a_warm_start_goes_by_what_was_set_meanwhile(blobs):
+    x, y = blobs
+    one = MLPClassifier((4,), solver="sgd", learning_rate_init=0.1, max_iter=2, warm_start=True, random_state=0).fit(
+        x, y
+    )
+    assert one.set_params(learning_rate_init=0.02, momentum=0.5).fit(x, y).optimizer_.lr == 0.02
+    assert one.optimizer_.momentum == 0.5
+    for solver, kind in (("adam", clnn.Adam), ("lbfgs", clnn.LBFGS), ("adam", clnn.Adam), ("sgd", clnn.SGD)):
+        assert isinstance(one.set_params(solver=solver).fit(x, y).optimizer_, kind)
+    for changed in ({"hidden_layer_sizes": (6,)}, {"activation": "tanh"}):
+        with pytest.raises(ValueError, match=f"{[*changed][0]} is .*warm_start=False"):
+            clone(one).fit(x, y).set_params(**changed).fit(x, y)
+    one.set_params(hidden_layer_sizes=[4]).fit(x, y)
+
+    two = CLNNClassifier(epochs=1, optimizer=clnn.SGD(0.1), model__hidden=5, warm_start=True).fit(x, y)
+    again = pickle.loads(pickle.dumps(two)).fit(x, y)
+    assert again.optimizer_.lr == 0.1 and again.optimizer_.steps == 6
+    assert two.set_params(optimizer=clnn.SGD(0.02)).fit(x, y).optimizer_.lr == 0.02
+    with pytest.raises(ValueError, match="model__hidden is 7.* by 5"):
+        two.set_params(model__hidden=7).fit(x, y)
+    assert two.set_params(warm_start=False).fit(x, y).model_.layers[0].w.shape[1] == 7
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_what_is_held_out_has_every_class_in_its_share(blobs, weighted):
+    """Data that is sorted by class: of the last classes nothing was trained on."""
+    x, y = blobs[0][np.argsort(blobs[1])], np.sort(blobs[1])
+    seen = []
+    callbacks = [clnn.Lambda(on_data=lambda model, xs, y, sample_weight: seen.append(np.bincount(y)))]
+    one = CLNNClassifier(epochs=1, validation_fraction=1 / 3, callbacks=callbacks, random_state=0)
+    one.fit(x, y, np.linspace(1, 2, len(y)) if weighted else None)
+    np.testing.assert_allclose(seen[0], np.bincount(y) * 2 / 3, atol=1)
+    assert "val_loss" in one.history_
+
+
+@pytest.mark.filterwarnings("ignore:Stochastic Optimizer")
+@pytest.mark.parametrize("kind", [MLPClassifier, MLPRegressor])
+def test_early_stopping_then_partial_fit(blobs, kind):
+    x, y = blobs
+    one = kind(hidden_layer_sizes=(4,), early_stopping=True, max_iter=3, random_state=0).fit(
+        x, y, np.linspace(1, 2, len(y))
+    )
+    assert np.isfinite(one.partial_fit(x, y).loss_)
