@@ -36,7 +36,8 @@ class Checkpoint(Callback):
     often as that at most, in place of `every`. `keep`: of the last so many files the older ones are deleted. `best_only`: save
     only where `monitor` is better than it was ("min" or "max" by `mode`, as for `EarlyStopping`). Files are written whole or not
     at all; `clnn.load` reads each as a model. Where one cannot be written, a CheckpointWarning says so, the last good one stays,
-    and training goes on. ConfigurationError for a folder that holds another run, which `resume` was not given for.
+    and training goes on. Several of them, such as one with `best_only`, each have a folder, of which `resume` is one.
+    ConfigurationError for a folder that holds another run, which `resume` was not given for.
     """
 
     def __init__(
@@ -59,17 +60,15 @@ class Checkpoint(Callback):
             here = self.folder.resolve()
         except OSError as error:  # the working folder is gone
             raise ConfigurationError(f"Checkpoint: {self.folder} cannot be written: {error}") from None
-        mine = [one for one in others if isinstance(one, Checkpoint) and one.folder.resolve() == here]
-        if len(mine) > 1:
-            raise ConfigurationError(
-                f"two Checkpoints in {self.folder} would delete each other's files: give each its own"
-            )
+        if sum(isinstance(one, Checkpoint) and one.folder.resolve() == here for one in others) > 1:
+            raise ConfigurationError(f"two Checkpoints in {self.folder} delete each other's files: give each its own")
         self.best, files = None, saved_in(self.folder) if world.rank == 0 else []
         if files and (source is None or source.parent.resolve() != here):
-            raise ConfigurationError(
-                f"Checkpoint: {self.folder} holds a run already, up to {files[-1].name}: give fit resume={str(self.folder)!r} "
-                "to go on with it, or another folder"
-            )
+            last = {} if source is None else checkpoint.read(files[-1])[1].get("run", {}).get("settings", {})
+            if last.get("run") != told["run"]:  # which all Checkpoints of a run write
+                raise ConfigurationError(
+                    f"{self.folder} holds a run already, up to {files[-1].name}: give resume={str(self.folder)!r} or a new folder"
+                )
         for later in files:  # damaged, or of a future that this fit leaves
             if source is not None and _epochs(later) > done:
                 later.replace(later.with_suffix(".set-aside"))
@@ -202,7 +201,7 @@ def told_of_fit(
     reported.update(map(metric_name, metrics))
     if class_weight is not None and not isinstance(class_weight, str):
         class_weight = {str(int(label)): float(weight) for label, weight in class_weight.items()}
-    told: dict[str, Any] = {"mini-batch": mini_batch, "shuffle": shuffle, "seed": seed}
+    told: dict[str, Any] = {"mini-batch": mini_batch, "shuffle": shuffle, "seed": seed, "run": os.urandom(8).hex()}
     told["samples"] = f"{samples.steps} batches in an epoch" if hasattr(samples, "steps") else _count(samples)
     told |= {"loss": losses.describe(loss), "optimizer": _told_of_optimizer(optimizer), "metrics": sorted(reported)}
     told |= {"validation": None if held_out is None else _count(held_out), "class_weight": class_weight}
@@ -256,6 +255,7 @@ class Resumed:
                 )
             return
         self.knowing = [one for one in callbacks if _knows(one)]
+        told["run"] = self.run["settings"].get("run", told["run"])
         told = told | {"dtype": model.dtype.name, "callbacks": [type(one).__name__ for one in self.knowing]}
         was = {"frozen": sorted(self.header.get("frozen", ()))} | self.run["settings"]  # which older files go without
         was |= {"dtype": self.header["dtype"], "callbacks": [one["class"] for one in self.run["callbacks"]]}

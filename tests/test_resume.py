@@ -472,7 +472,7 @@ def test_what_does_not_fit_is_said(data, tmp_path):
         fit(data, [], resume=tmp_path / "rnu")
     with pytest.raises(TypeError, match="given by its path.* not by True"):
         fit(data, [], resume=True)
-    with pytest.raises(clnn.ConfigurationError, match="two Checkpoints in .*a would delete"):
+    with pytest.raises(clnn.ConfigurationError, match="two Checkpoints in .*a delete"):
         fit(data, [clnn.Checkpoint(tmp_path / "a"), clnn.Checkpoint(tmp_path / "b" / ".." / "a", best_only=True)])
 
 
@@ -646,3 +646,33 @@ def test_a_run_that_is_killed_again_and_again(tmp_path):
     for _ in range(20):
         run(killed, 0.15 * moments.random())
     assert run(killed) == [expected]
+
+
+@pytest.mark.parametrize("which", ["best", "all", "a file"])
+def test_several_checkpoints_of_one_run_go_on_from_any(data, tmp_path, which):
+    """The one that `resume` did not name held "a run already", so that such a fit was never gone on with."""
+
+    def both(folder):
+        best, every = folder / "best", folder / "all"
+        return [clnn.Checkpoint(best, best_only=True, monitor="lr", mode="max", keep=9), clnn.Checkpoint(every, keep=9)]
+
+    def rates(epoch):
+        return 0.1 * (epoch + 1)
+
+    whole = fit(data, [clnn.LearningRate(rates), *both(tmp_path / "whole")])
+    with pytest.raises(Crash):
+        fit(data, [clnn.LearningRate(rates), *both(tmp_path / "run"), CrashAfter(3)])
+    if which == "best":  # the other one is an epoch behind, as where the crash came between the two
+        (tmp_path / "run" / "all" / "epoch-000003.safetensors").unlink()
+    source = tmp_path / "run" / (which if which != "a file" else "all/epoch-000002.safetensors")
+    same(whole, fit(data, [clnn.LearningRate(rates), *both(tmp_path / "run")], resume=source))
+    for kept in ("best", "all"):
+        names = (
+            sorted(file.name for file in (tmp_path / run / kept).glob("*.safetensors")) for run in ("whole", "run")
+        )
+        assert {*next(names)} - {*next(names)} <= {"epoch-000003.safetensors"}
+    with pytest.raises(clnn.ConfigurationError, match="best holds a run already"):
+        fit(data, both(tmp_path / "run"))
+    fit(data, both(tmp_path / "other"), epochs=1)
+    with pytest.raises(clnn.ConfigurationError, match="best holds a run already"):
+        fit(data, both(tmp_path / "run"), resume=tmp_path / "other" / "all")
