@@ -663,6 +663,18 @@ def test_features_in_any_layout(layout):
         check_features(x)
 
 
+def test_features_that_a_type_cannot_hold_are_told_as_such(device):
+    """They were told to be inf, which they are not where they come from."""
+    net = clnn.Sequential([clnn.Dense(1)], input_shape=2)
+    with (
+        pytest.warns(RuntimeWarning, match="overflow"),
+        pytest.raises(DataError, match=r"is inf, as what exceeds 3.4e\+38"),
+    ):
+        net.predict(np.full((3, 2), 1e300))
+    with pytest.raises(DataError, match=r"is nan, and"):
+        net.predict(np.full((3, 2), np.nan))
+
+
 def test_features_without_dimensions_or_elements():
     check_features(np.zeros((0, 3), np.float32))
     check_features(np.float32(1))

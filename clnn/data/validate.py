@@ -27,8 +27,9 @@ def check_features(x: np.ndarray, name: str = "x") -> None:
         return
     if bad := _first(x, lambda chunk: ~np.isfinite(chunk)):
         where, value = bad
+        why = f", as what exceeds {np.finfo(x.dtype).max:.2g} is in {x.dtype}" if np.isinf(value) else ""
         raise DataError(
-            f"{name}{where} is {value}, and makes NaN of whatever depends on it, in training of every weight; "
+            f"{name}{where} is {value}{why}, and makes NaN of whatever depends on it, in training of every weight; "
             "remove such samples or fill the gaps in, e.g. with numpy.nan_to_num"
         )
 
