@@ -275,7 +275,7 @@ def test_an_input_gradient_goes_where_its_sink_says(rng, engine):
     window = slide("test", x.shape, (3, 3), (1, 1), paddings("padding", 1, 2), (1, 1))
     dy, before = normal(rng, (2, 4, *window.out)), normal(rng, x.shape)
     expected = reference_gradients(x, w, window, 1, dy)[0]
-    for alpha, beta in ((-0.5, 0.0), (0.25, 2.0)):
+    for alpha, beta in ((-0.5, 0.0), (0.25, 2.0), (1.0, 1.0)):  # the last in a column of its own
         _, backward = ops.conv(parameter(x), parameter(w), None, window)
         out = parameter(before)
         (_, write), *_ = backward(parameter(dy))
@@ -567,6 +567,7 @@ def test_activations_are_fused(rng, engine, activation):
     )
 
 
+@pytest.mark.parametrize("engine", [*ENGINES, "winograd_gpu4"], indirect=True)
 def test_a_tensor_used_twice_sums_its_gradients(rng, engine):
     window = slide("test", (2, 3, 6, 7), (3, 3), (1, 1), ((1, 1), (1, 1)))
     x, w = normal(rng, (2, 3, 6, 7)), normal(rng, (3, 3, 3, 3))
