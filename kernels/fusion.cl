@@ -6,6 +6,8 @@
 #define TAKEN 0                            // the next ticket, and how many are done; each in a cache line of its own
 #define DONE 32
 #define GONE 64                            // how many work-items have left this launch
+#define SEEN 96                            // in a trial of a device what they saw of each other, and that one gave up
+#define GAVE_UP 97
 #include "denormals.cl"
 
 int take(global int *turn) { return __sync_fetch_and_add(turn + TAKEN, 1); }
@@ -13,7 +15,14 @@ int take(global int *turn) { return __sync_fetch_and_add(turn + TAKEN, 1); }
 void done(global int *turn) { __sync_fetch_and_add(turn + DONE, 1); }
 
 void wait_for(global int *turn, int tickets) {
+#ifdef PATIENCE                            // a trial
+  int left = PATIENCE;
+#endif
   while (*(volatile global int *)(turn + DONE) < tickets) {
+#ifdef PATIENCE
+    if (!left--) turn[GAVE_UP] = 1;
+    if (*(volatile global int *)(turn + GAVE_UP)) return;
+#endif
 #if defined(__x86_64__) || defined(__i386__)
     __asm__ volatile("pause");
 #endif

@@ -545,7 +545,7 @@ def test_local_memory_is_the_stack_only_where_that_is_large_enough(device, monke
         ("glibc", 1 << 20, False),
         ("", 8 << 20, False),
     ]:
-        monkeypatch.setattr("clnn.runtime.device.libc_ver", lambda libc=libc: (libc, ""))
+        monkeypatch.setattr("clnn.runtime.devices.pocl.libc_ver", lambda libc=libc: (libc, ""))
         monkeypatch.setattr(resource, "getrlimit", lambda which, limit=limit: (limit, limit))
         assert asked(device) is (pocl and enough)
 

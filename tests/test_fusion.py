@@ -155,7 +155,7 @@ def test_what_is_compiled_already_pays_sooner(device, rng, fusing, monkeypatch, 
     """In this process after a few steps, in another one after some more, and before all of that only for very many."""
     monkeypatch.setenv("CLNN_CACHE_DIR", str(tmp_path))
     x, y = rng.random((60, 6), dtype=np.float32), rng.integers(0, 4, 60).astype(np.int32)
-    worths = []
+    worths, new = [], 2.0 * (1 if device.pocl_version > (0, 0) else fusion.OTHERS)
 
     def noted(device, launches):
         with monkeypatch.context() as really:
@@ -165,14 +165,14 @@ def test_what_is_compiled_already_pays_sooner(device, rng, fusing, monkeypatch, 
 
     monkeypatch.setattr(recording, "worth", noted)
     trained(device, x, y, "quadratic", "sigmoid")
-    assert len(fusing) == 1 and worths == [pytest.approx(2.0, rel=1e-3)] * len(worths)
+    assert len(fusing) == 1 and worths == [pytest.approx(new, rel=1e-3)] * len(worths)
     trained(device, x, y, "quadratic", "sigmoid")
     assert worths[-1] == pytest.approx(fusion.HAVING, rel=0.01)
     monkeypatch.setattr(type(device.programs), "has", lambda *_: False)
     trained(device, x, y, "quadratic", "sigmoid")
     assert worths[-1] == pytest.approx(fusion.LOADING, rel=0.01)
     trained(device, x, y, "quadratic", "sigmoid", batch_size=12)
-    assert worths[-1] == pytest.approx(2.0, rel=1e-3)
+    assert worths[-1] == pytest.approx(new, rel=1e-3)
 
 
 def test_long_launches_are_not_fused(device, rng, fusing, monkeypatch):
@@ -312,9 +312,52 @@ def test_a_driver_that_cannot_compile_it_costs_only_speed(device, rng, fusing, m
     assert not fusing and np.array_equal(replayed, eager)
 
 
+@pytest.mark.parametrize("workers", [1, 2, 7])
+def test_a_trial_tells_whether_work_items_can_wait_for_each_other(device, fusing, monkeypatch, workers):
+    """And ends where they cannot: where a driver runs several by turns in one thread, nobody ever says that he is done."""
+    trial = fusion.takes_turns.__wrapped__
+    monkeypatch.setattr(fusion, "cores", lambda device: workers)
+    assert trial(device)
+    monkeypatch.setattr(fusion, "PATIENCE", 1000)
+    monkeypatch.setattr(fusion, "STAGE", fusion.STAGE.replace("done(turn);", ""))
+    assert not trial(device)
+
+
+def test_a_device_that_fails_the_trial_or_has_no_stack_replays_one_by_one(device, rng, fusing, monkeypatch):
+    x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)
+    eager = trained(device, x, y, "hinge", "tanh", record=False)[0]
+    with monkeypatch.context() as now, pytest.warns(clnn.RecordingWarning, match="same results: on .* cannot wait for"):
+        now.setitem(vars(device), "pocl_version", (0, 0))  # PoCL is trusted
+        now.setattr(fusion, "takes_turns", lambda device: False)
+        assert np.array_equal(trained(device, x, y, "hinge", "tanh")[0], eager)
+    with monkeypatch.context() as now, pytest.warns(clnn.RecordingWarning, match="bytes of a thread's stack, and clnn"):
+        now.setattr(fusion, "FRAME", -1)
+        assert np.array_equal(trained(device, x, y, "hinge", "tanh")[0], eager)
+    assert not fusing
+
+
+def test_on_which_devices_steps_are_fused(device, monkeypatch):
+    monkeypatch.delenv("CLNN_FUSE", raising=False)
+    monkeypatch.setattr(fusion, "deep_stacks", lambda: True)
+
+    def fused(**facts):
+        with monkeypatch.context() as now:
+            for name, value in ({"kind": "cpu", "_turns": 0, "most_turns": 0} | facts).items():
+                now.setitem(vars(device), name, value)
+            return fusion.allowed(device)
+
+    old, new, other = {"pocl_version": (3, 0)}, {"pocl_version": (3, 1)}, {"pocl_version": (0, 0)}
+    assert not fused(**old) and fused(**new) and fused(**other)
+    assert not fused(kind="gpu", **other) and not fused(most_turns=65535, **other)
+    monkeypatch.setattr(fusion.threading, "stack_size", lambda: 1 << 18)
+    assert fused(**new) and not fused(**other)  # whose threads that wait compute along
+    monkeypatch.setattr(fusion, "deep_stacks", lambda: False)
+    assert not fused(**new) and not fused(**other)
+
+
 def test_denormal_numbers_are_zero_as_in_launches(device, fusing):
     if platform.machine() not in ("x86_64", "AMD64", "i686"):
-        pytest.skip("PoCL flushes denormal numbers on x86")
+        pytest.skip("drivers flush denormal numbers on x86")
     small = np.array([1e-38, 2e-38, 3e-38, 1.0], np.float32)  # the first is denormal, half of the second would be
     run = clnn.step(lambda a: a * 0.5)
     for _ in range(6):

@@ -14,7 +14,6 @@ import threading
 import weakref
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import cached_property, partial
-from platform import libc_ver
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
@@ -243,13 +242,8 @@ class Device:
     @cached_property
     def local_on_stack(self) -> bool:
         """Whether the local memory of a work-item that is a group of its own may be its stack (STACK in kernels/common.cl):
-        where PoCL's threads have at least 2 MiB of it, as with glibc; musl gives them 128 KiB, macOS 512."""
-        if self.kind != "cpu" or self.pocl_version == (0, 0) or libc_ver()[0] != "glibc":
-            return False
-        import resource  # not on Windows
-
-        most = resource.getrlimit(resource.RLIMIT_STACK)[0]
-        return most == resource.RLIM_INFINITY or most >= 1 << 21
+        where PoCL's threads have enough of it."""
+        return self.kind == "cpu" and self.pocl_version > (0, 0) and pocl.deep_stacks()
 
     @property
     def queue(self) -> cl.CommandQueue:

@@ -14,8 +14,9 @@ import hashlib
 import math
 import os
 import re
+import threading
 from collections.abc import Callable
-from functools import lru_cache
+from functools import lru_cache, reduce
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ from typing import Any
 import numpy as np
 import pyopencl as cl
 
-from ..errors import ConfigurationError
+from ..errors import BuildError, ConfigurationError
 from ..files import cache_folder, cached, write_atomically
 from .bundles import ATTRIBUTE, FUNCTION, KERNEL, MACRO, apart
 from .device import Device
+from .devices.pocl import deep_stacks
 from .memory import Block
 from .program import read_source, source_for
 from .recorder import Launch, Temporary
@@ -35,6 +37,7 @@ from .recorder import Launch, Temporary
 # it before; and where this process has it. Each launch takes SAVED less then, 5 to 20 us by measurements: an enqueued one costs
 # that, whatever it does.
 COMPILING, PART_OF_IT, LOADING, HAVING, SAVED = 0.3, 0.08, 0.05, 0.01, 1e-5
+OTHERS = 2.5  # times as long as PoCL other drivers, Intel's, compile
 MOST_PARTS = 64  # launches of a step
 STEPS = 64  # at most, in one launch
 SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long
@@ -44,6 +47,9 @@ SHORT = 150e-6
 KEPT = "step-"  # how the names of notes in the cache folder begin
 TICKETS = 8  # of a stage, for each core: more, and neighbouring items part; fewer, and some core waits
 TURN = np.zeros(128, np.int32)  # the counters of kernels/fusion.cl
+FRAME = 1 << 20  # bytes of stack that a kernel may take, where it says how many: threads have twice that
+TRIED = 64  # steps of a trial
+PATIENCE = 1 << 26  # looks at the counter, of a second or more, until a wait has failed there
 
 LOCAL = re.compile(r"\blocal (real|int) \w+\[")
 GROUPS = re.compile(r"\b(barrier|get_local_id|get_group_id)\b")
@@ -94,12 +100,33 @@ def always() -> bool:
 
 
 def allowed(device: Device) -> bool:
-    """Whether steps may be fused: on CPUs, by PoCL 3.1 or later (an older one might not survive the linking), whose
-    threads have the stack for it.
+    """Whether steps may be fused: on CPUs whose threads have the stack for it and end no loop early; not by PoCL before 3.1,
+    which might not survive the linking. On others than PoCL Python's threads compute along while they wait.
 
     `CLNN_FUSE=0` switches it off.
     """
-    return _wish() != "0" and device.local_on_stack and device.pocl_version >= (3, 1)
+    if _wish() == "0" or not device.long_loops or not deep_stacks():
+        return False
+    if device.pocl_version > (0, 0):
+        return device.pocl_version >= (3, 1)
+    return not 0 < threading.stack_size() < 2 * FRAME
+
+
+@lru_cache(maxsize=16)
+def takes_turns(device: Device) -> bool:
+    """Whether a device runs work-items so that one may wait for what another has begun: each in a thread, to its end. Else a
+    fused step would hang. A small one tells, whose waits end, and whose parts see whether those before them were done."""
+    seen, workers = "turn[SEEN] = (turn[SEEN] * 3 + t) % 10007;", 4 * cores(device)
+    stages = "".join(STAGE.format(start=i, end=i + 1, calls=seen) for i in range(2))
+    main = MAIN.format(arguments="", tickets=2, stages=stages, workers=workers)
+    text = f"#define PATIENCE {PATIENCE}\n{read_source('fusion')}{main}"
+    turn = device.memory.allocate(TURN.nbytes, pooled=False)
+    device.upload(TURN, turn, constant=True)
+    kernel = cl.Kernel(device.programs.build_text(text), "steps")
+    kernel.set_args(np.int32(TRIED), turn.buffer)
+    cl.enqueue_nd_range_kernel(device.queue, kernel, (workers,), (1,))
+    right = reduce(lambda x, t: (x * 3 + t) % 10007, range(2 * TRIED))
+    return bool(np.array_equal(device.read(turn, np.empty_like(TURN))[np.r_[:96:32, 96:98]], [0, 0, 0, right, 0]))
 
 
 def cores(device: Device) -> int:
@@ -152,7 +179,12 @@ class Fused:
     def build(self) -> Fused:
         """Compile it, and note that the driver has it from now on."""
         device = self.device
+        if not (device.pocl_version > (0, 0) or takes_turns(device)):
+            raise BuildError(f"on {device!r} a work-item cannot wait for another")
         self.kernel = cl.Kernel(device.programs.build_text(self.text), "steps")
+        frame = self.kernel.get_work_group_info(cl.kernel_work_group_info.PRIVATE_MEM_SIZE, device.cl_device)
+        if frame > FRAME:
+            raise BuildError(f"it takes {frame:,} bytes of a thread's stack, and clnn counts on {FRAME:,}")
         self.turn = device.memory.allocate(TURN.nbytes, pooled=False)
         device.upload(TURN, self.turn, constant=True)
         with contextlib.suppress(OSError):  # a read-only cache folder
@@ -275,6 +307,7 @@ def worth(device: Device, launches: list[Launch]) -> int:
     if always():
         return 1
     cost = COMPILING + PART_OF_IT * len({launch.source for launch in launches})
+    cost *= 1 if device.pocl_version > (0, 0) else OTHERS
     if Fused.possible(device, launches, 0.0) and cached(KEPT):
         cost = min(cost, Fused(device, launches, SECONDS).cost)
     return max(1, round(cost / (SAVED * max(1, len(launches)))))

@@ -1,4 +1,4 @@
-"""What PoCL needs when it starts: threads that stay where they are, and, pip's, a linker."""
+"""What PoCL needs: threads that stay where they are and have the stack for it, and, pip's, a linker."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from platform import libc_ver
 from typing import Any
 
 import pyopencl as cl
@@ -27,6 +28,16 @@ def pinned_threads() -> Iterator[None]:
         yield
     finally:
         del os.environ["POCL_AFFINITY"]
+
+
+def deep_stacks() -> bool:
+    """Whether threads have 2 MiB of stack or more, as with glibc; musl gives them 128 KiB, macOS 512."""
+    if libc_ver()[0] != "glibc":
+        return False
+    import resource  # not on Windows
+
+    most = resource.getrlimit(resource.RLIMIT_STACK)[0]
+    return most == resource.RLIM_INFINITY or most >= 1 << 21
 
 
 def why_none(platform: str) -> str:
