@@ -6,8 +6,10 @@ Arguments may be tensors, arrays, numbers or nested lists. All have gradients un
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -113,9 +115,7 @@ def stack(tensors: Iterable[Any], axis: int = 0) -> Tensor:
     tensors = list(tensors)
     shapes = [np.shape(t) if not isinstance(t, Tensor) else t.shape for t in tensors]
     if any(shape != shapes[0] for shape in shapes):
-        raise ShapeError(
-            f"stack joins arrays of one shape, not of {shapes}; concatenate joins along an axis that is there"
-        )
+        raise ShapeError(f"stack joins arrays of one shape, not of {shapes}; concatenate joins along an axis of theirs")
     if not tensors:
         raise ShapeError("stack needs at least one array")
     axis = _axis("stack", axis, len(shapes[0]) + 1)
@@ -171,16 +171,15 @@ def arange(start: float, stop: float | None = None, step: float = 1, dtype: Any 
     """start, start + step, ... below stop; from 0 with one argument. int32 where all three are integers, else float32."""
     if stop is None:
         start, stop = 0, start
-    given: list[Any] = [
-        numbers(v, "arange's argument").item() if whole(v) is None else whole(v) for v in (start, stop, step)
-    ]
+    ends = [numbers(v, "arange's argument") for v in (start, stop, step)]
+    if any(v.size != 1 for v in ends):
+        raise ShapeError(f"arange takes numbers, and arrays of shapes {[v.shape for v in ends]} were given")
+    given: list[Any] = [v.item() if whole(v) is None else whole(v) for v in ends]
     if given[2] == 0 or not all(map(math.isfinite, given)):
         raise ConfigurationError(f"arange takes finite numbers, and a step that is not 0; {given} were given")
     kind = np.dtype(dtype or (np.int32 if all(isinstance(v, int) for v in given) else np.float32))
     if kind not in FLOATS and (kind != np.int32 or not all(float(v).is_integer() for v in given)):
-        raise ShapeError(
-            f"arange makes float32, float64, or of whole numbers int32; {dtype!r} of {given} was asked for"
-        )
+        raise ShapeError(f"arange makes float32, float64, or int32 of whole numbers, and not {dtype!r} of {given}")
     where_, n = resolve(device), max(0, math.ceil((given[1] - given[0]) / given[2]))
     where_.real(kind)
     if kind == np.int32 and n and not all(-(2**31) <= end < 2**31 for end in (given[0], given[0] + (n - 1) * given[2])):
@@ -444,3 +443,17 @@ __all__ = [
     "masked_fill", "one_hot", "prod", "repeat", "roll", "scatter_add", "sort", "squeeze", "stack", "std", "take", "take_rows",
     "tile", "topk", "tril", "triu", "var", "where",
 ]  # fmt: skip
+
+
+@contextlib.contextmanager
+def _called(name: str) -> Iterator[None]:
+    """Errors of what is computed within it begin with that name, not with that of a part."""
+    try:
+        yield
+    except ShapeError as error:
+        if not re.search(rf"\b{name}\b", str(error)):
+            error.args = (re.sub(r"^(\w+: )?", f"{name}: ", str(error)),)
+        raise
+
+
+globals().update({name: _called(name)(globals()[name]) for name in __all__})

@@ -599,3 +599,23 @@ def test_functions_of_no_elements(device):
         assert clnn.one_hot(labels, 3).shape == (*np.shape(labels), 3)
     assert clnn.logsumexp(clnn.zeros((2, 0)), 1).numpy().tolist() == [-np.inf, -np.inf]
     assert clnn.logsumexp(clnn.zeros((0, 2)), 1, keepdims=True).shape == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda i, f: clnn.clip(i, 1.5), "^clip: int32 goes with int32, and 1.5 is none"),
+        (lambda i, f: clnn.clip(f, 0.0, i), "^clip: arrays of two types"),
+        (lambda i, f: clnn.masked_fill(i, i, 1.5), "^masked_fill: int32 goes with"),
+        (lambda i, f: clnn.leaky_relu(f, i), "^leaky_relu: arrays of two types"),
+        (lambda i, f: clnn.elu(f, f), "^elu: a tensor of shape"),
+        (lambda i, f: clnn.argmin(f, 7), "^argmin: axis 7 is out of range"),
+        (lambda i, f: clnn.std(f, axis=0.5), "^std: axis takes whole numbers, and 0.5"),
+        (lambda i, f: clnn.where(f, i, f), "^where: arrays of two types"),
+        (lambda i, f: clnn.arange(f), r"^arange takes numbers, and arrays of shapes \[\(\), \(2, 2\), \(\)\]"),
+    ],
+)
+def test_errors_have_the_name_that_was_called(device, call, said):
+    """And not that of a function that it is made of, such as less."""
+    with pytest.raises(clnn.ShapeError, match=said):
+        call(clnn.tensor([1, 2]), clnn.tensor([[1.0, 2.0], [3.0, 4.0]]))

@@ -158,9 +158,7 @@ def gather(x: Array, index: Array, axis: int = -1) -> tuple[Array, Backward]:
     """y[o, j, i] = x[o, index[o, j, i], i] along `axis`, as NumPy's take_along_axis; otherwise as `take`."""
     outer, n, inner, a = lines("gather", x, axis)
     if index.ndim != x.ndim or index.shape[:a] + index.shape[a + 1 :] != x.shape[:a] + x.shape[a + 1 :]:
-        raise ShapeError(
-            f"gather along axis {a}: an index of shape {index.shape} differs from {x.shape} along other axes"
-        )
+        raise ShapeError(f"gather along axis {a}: an index of shape {index.shape} differs from {x.shape} elsewhere")
     m, device = index.shape[a], x.device
     y = empty(device, index.shape, x.dtype)
     device.launch(

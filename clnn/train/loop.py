@@ -89,7 +89,7 @@ def fit(
     which is 32 for arrays, is then left out. An epoch is one pass, or `steps_per_epoch` batches, where what can be gone through
     again is begun anew at its end. Rows of one batch have one shape; another batch's may be longer or shorter, where the model
     takes that, as recurrent layers and attention do with sequences. `validation` may be such an iterable, too. Where fit
-    resumes, the batches that were trained on before are drawn and dropped, but for `Batches`, which knows their order.
+    resumes, those of before are drawn and dropped (`Batches` knows their order); whether they are the same is not checked.
     `world` (clnn.distributed.init()): its ranks, which are all to call this with the same samples, share out each mini-batch of
     `batch_size` times as many samples as there are ranks, and add up their gradients.
     `resume`: a folder, or a file, of `Checkpoint`: fit goes on where that was saved, up to `epochs` in all, and ends with the
