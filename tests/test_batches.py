@@ -723,3 +723,33 @@ def test_a_data_loader_of_pytorch(device):
     half = torch.utils.data.TensorDataset(torch.from_numpy(X).to(torch.bfloat16), torch.from_numpy(Y))
     with pytest.raises(clnn.DataError, match="x is no array of numbers.*BFloat16"):
         fit(device, torch.utils.data.DataLoader(half, batch_size=32))
+
+
+@pytest.mark.parametrize("sizes", [[35, 35], [30, 1, 39], [70]], ids=str)
+@pytest.mark.parametrize("parts", [1, 2, 3])
+def test_predict_takes_the_list_of_batches_that_fit_takes(device, sizes, parts):
+    """Of equal batches it was one array of inputs and targets, of others an error."""
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(2)], input_shape=1, seed=0)
+        a, b = clnn.Input((1,)), clnn.Input((1,))
+        two = clnn.Model((a, b), clnn.Dense(2)(clnn.Concatenate()(a, b)))
+    ends = np.cumsum(sizes)
+    x, other = X[:, :1], X[:, 1:2]
+    batches = [(x[e - n : e], other[e - n : e], W[e - n : e])[:parts] for n, e in zip(sizes, ends)]
+    np.testing.assert_allclose(net.predict(batches), net.predict(x), rtol=1e-6)
+    paired = [((x[e - n : e], other[e - n : e]), Y[e - n : e], W[e - n : e])[:parts] for n, e in zip(sizes, ends)]
+    np.testing.assert_allclose(two.predict(paired), two.predict((x, other)), rtol=1e-6)
+
+
+def test_samples_that_are_tuples_are_no_batches(device):
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(2)], input_shape=3, seed=0)
+        images = clnn.Sequential([clnn.Conv2D(2, 3)], input_shape=(3, 5, 4), seed=0)
+    x = X[:4, :3]
+    for rows in ([tuple(row) for row in x], [tuple(row.tolist()) for row in x], [*x]):
+        np.testing.assert_array_equal(net.predict(rows), net.predict(x))
+    a, b = clnn.Input((2,)), clnn.Input((2,))
+    two = clnn.Model((a, b), clnn.Concatenate()(a, b))
+    assert two.predict([((1, 2), (3, 4)), ((5, 6), (7, 8))]).tolist() == [[1, 2, 5, 6], [3, 4, 7, 8]]
+    x = np.resize(X, (4, 3, 5, 4))
+    np.testing.assert_array_equal(images.predict([tuple(image) for image in x]), images.predict(x))

@@ -255,24 +255,15 @@ def _same(one: Any) -> Any:
 
 
 def evaluate(
-    model: Any,
-    x: Any,
-    y: Any = None,
-    *,
-    loss: Any = None,
-    loss_weights: Any = None,
-    metrics: Any = None,
-    batch_size: int = EVALUATION_BATCH,
-    sample_weight: Any = None,
-) -> dict[str, float]:
+    model: Any, x: Any, y: Any = None, *, loss: Any = None, loss_weights: Any = None, metrics: Any = None,
+    batch_size: int = EVALUATION_BATCH, sample_weight: Any = None,
+) -> dict[str, float]:  # fmt: skip
     """The mean loss (by default the last fit's), the accuracy for class labels, and metrics, as a dict. Of several outputs each
     has its own, under its name. x may yield batches in place of arrays, which are taken as they come; see `fit`."""
     lock, batch_size = lock_of(model, "device.lock", "evaluate"), check_count("batch_size", batch_size)
     loss = loss if loss is not None else getattr(model, "loss", None)
     if not loss:
-        raise ConfigurationError(
-            'evaluate needs a loss: fit the model first, or give one, such as loss="cross_entropy"'
-        )
+        raise ConfigurationError('evaluate needs a loss: fit the model first, or give one, such as loss="mse"')
     passing = one_pass(x) if streams(x, y, "evaluate", sample_weight) else None
     if passing is not None:
         first = next(passing, None)
@@ -298,7 +289,7 @@ def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> Any:
                 with lock:
                     if (answer := one.again(x)) is not None:
                         return answer
-    if not yields_batches(x):
+    if not (yields_batches(x) or _lists_batches(x, model)):
         with lock:
             outputs, found = _predicted(model, as_inputs(x, model), batch_size)
     else:
@@ -310,6 +301,15 @@ def predict(model: Any, x: Any, *, batch_size: int = EVALUATION_BATCH) -> Any:
         if not found:
             raise DataError("x yields no batch")
     return outputs.together([*map(joined, zip(*found))]) if outputs.several else joined(found)
+
+
+def _lists_batches(x: Any, model: Any) -> bool:
+    """Whether x is a list of batches, (x, y) or (x, y, sample_weight) each, as fit takes one, and not of samples."""
+    shapes = model.__dict__.get("_input_shapes")
+    if not shapes or not isinstance(x, list) or not all(isinstance(one, tuple) and one for one in x):
+        return False
+    firsts = [(*one[0], None)[0] if shapes[1:] and isinstance(one[0], tuple) else one[0] for one in x]
+    return bool(x) and all(isinstance(one, dict) or getattr(one, "ndim", 0) == 1 + len(shapes[0]) for one in firsts)
 
 
 def _predicted(model: Any, xs: list[Any], batch_size: int) -> tuple[Outputs, list[Any]]:
