@@ -117,6 +117,7 @@ class KeptWeights:
                 device.copy(copy, p.block, p.nbytes)
             else:
                 p.device.upload(device.read(copy, np.empty(p.shape, p.dtype)), p.block)
+            p.version += 1
         self.copies, self._laid, self._blocks = {}, [], []
 
 

@@ -345,6 +345,9 @@ class Step:
         known = self._ready(entry)
         assert entry.recording is not None
         recording = entry.recording
+        for given in [*(one.parameters for one in self.descending), *(given for given, _ in known.steps.values())]:
+            for p in given:
+                p.version += 1
         with Taking(self.descending, times, known.steps):
             if recording.fused is not None:
                 recording.replay(times)
@@ -357,9 +360,6 @@ class Step:
             for p, uses, kind in known.left:
                 p.received(uses, kind)
                 p.forward_uses = 0
-            for parameters, _ in known.steps.values():
-                for p in parameters:
-                    p.version += 1
 
     def _call(
         self, where: Device, key: Hashable, entry: Entry | None, function: Callable[[StepContext], Any]

@@ -36,12 +36,12 @@ class _Now(threading.local):
 _now = _Now()
 
 
-def storage_named(name: Any, dtype: Any) -> str:
-    """One of STORAGES; ConfigurationError for another, or where the network computes in another type."""
+def storage_named(name: Any, dtype: Any, what: str = "storage") -> str:
+    """One of STORAGES; ConfigurationError for another, or where the network computes in another type. `what`: the argument."""
     if name not in STORAGES:
-        raise ConfigurationError(f"storage is {' or '.join(map(repr, STORAGES))}, {name!r} was provided instead")
+        raise ConfigurationError(f"{what} is {' or '.join(map(repr, STORAGES))}, {name!r} was provided instead")
     if name == "float16" and dtype != np.float32:
-        raise ConfigurationError(f"storage='float16' is for networks of float32, and this one is of {np.dtype(dtype)}")
+        raise ConfigurationError(f"{what}='float16' is for networks of float32, and this one is of {np.dtype(dtype)}")
     return str(name)
 
 

@@ -18,6 +18,8 @@
 //   KEEP    ACT's derivative at the value so far goes to SAVED: of activations whose derivative needs x
 //   ACT     f(...), unless TIMES_DERIVATIVE
 //   SUMS    beside it: D (N) = alpha * column sums of op(B) + beta * D, with a pair of its own (NN and TN only)
+// HALVES: B holds halves, not transposed; sums are of floats, as reading halves is in the core of OpenCL C and computing with them is
+// not. gemm_row and gemm_tile without COPY can do that.
 #ifndef MR
 #define MR 4   // rows of C in registers
 #endif
@@ -37,6 +39,14 @@
 
 #define NR (NV * VW)
 
+#ifdef HALVES
+#define B_REAL half
+#define B_LOAD(i, p) CAT(vload_half, VW)(i, p)
+#else
+#define B_REAL real
+#define B_LOAD(i, p) VLOAD(i, p)
+#endif
+
 #ifdef FROM_SET
 #define FROM_ARGS , global const int *order, global const int *state
 #define FROM_USED , order, state
@@ -46,7 +56,7 @@
 #endif
 // s: M N K, leading dimensions of A B C, steps from one A B C of a batch to the next, whether j runs first, the columns of the pairs for C
 // and for D, MC, NC, the depth of a part where K is split (else 0), and how deep to go at a time where nothing is copied
-#define ARGS int16 s, global const real *restrict A, global const real *restrict B, global real *C, global const real *bias, \
+#define ARGS int16 s, global const real *restrict A, global const B_REAL *restrict B, global real *C, global const real *bias, \
   global real *saved, global real *D, global const real2 *scale, global const int *at FROM_ARGS
 #define UNPACK                                                                                                        \
   const int M = s.s0, N = s.s1, K = s.s2, lda = s.s3, ldb = s.s4, ldc = s.s5, depth = s.se;                           \
@@ -156,37 +166,54 @@ kernel void gemm_sum(int16 s, int parts, global const real *partial, global real
 }
 
 #elif defined(ROW)
-// Rows of A, one by one, times up to NC columns of B as it is stored: eight rows of B at a time are added up in local memory, so
-// that B is read once, in runs of kilobytes. For few rows and a large B, of which each value counts only M times.
+// Where B is in memory, not in caches, its next eight rows are fetched meanwhile: processors foresee runs once they have begun, late
+// where these are of a few kilobytes.
+#define FAR (1 << 20)  // elements of B
+#ifdef STACK
+#define FETCH_ROWS(p) \
+  if (far) UNROLL for (int r = 8; r < 16; r++) __builtin_prefetch((const void *)(size_t)((p) + r * (size_t)ldb), 0, 3);
+#else
+#define FETCH_ROWS(p)
+#endif
+
+// MR rows of A, all there are, times up to NC columns of B as it is stored: eight rows of B at a time are added up in local memory,
+// so that B is read once, in runs of kilobytes. For few rows and a large B, of which each value counts only M times.
 kernel GROUP_SIZE void gemm_row(ARGS) {
   UNPACK
-  local real sums[NC] __attribute__((aligned(64)));
+  local real sums[MR * NC] __attribute__((aligned(64)));
   const int along = (N + s.sd - 1) / s.sd, g = get_global_id(0), tile = g % along, part = g / along;
   const int begin = part * depth, end = depth ? min(K, begin + depth) : K, j = tile * s.sd, n = min(N - j, s.sd);
   if (depth ? begin >= K : part > 0) return;
   C += (size_t)part * M * N;
-  for (int i = 0; i < M; i++) {
-    global const real *a = A + (size_t)FROM(i) * lda, *b = B + (size_t)begin * ldb + j;
-    for (int c = 0; c < n; c += VW) VSTORE((T)(0), 0, sums + c);
-    int k = begin;
-    for (; k + 8 <= end; k += 8, b += 8 * (size_t)ldb) {
-      const T a0 = (T)(a[k]), a1 = (T)(a[k + 1]), a2 = (T)(a[k + 2]), a3 = (T)(a[k + 3]);
-      const T a4 = (T)(a[k + 4]), a5 = (T)(a[k + 5]), a6 = (T)(a[k + 6]), a7 = (T)(a[k + 7]);
-      global const real *b1 = b + ldb, *b2 = b1 + ldb, *b3 = b2 + ldb, *b4 = b3 + ldb, *b5 = b4 + ldb, *b6 = b5 + ldb, *b7 = b6 + ldb;
-      for (int c = 0; c < n; c += VW) {
-        const T x = a0 * VLOAD(0, b + c) + a1 * VLOAD(0, b1 + c), y = a2 * VLOAD(0, b2 + c) + a3 * VLOAD(0, b3 + c);
-        const T z = a4 * VLOAD(0, b4 + c) + a5 * VLOAD(0, b5 + c), w = a6 * VLOAD(0, b6 + c) + a7 * VLOAD(0, b7 + c);
-        VSTORE(VLOAD(0, sums + c) + ((x + y) + (z + w)), 0, sums + c);
+  global const B_REAL *b = B + (size_t)begin * ldb + j;
+  const int far = (size_t)K * N > FAR;
+  for (int i = 0; i < MR; i++) for (int c = 0; c < n; c += VW) VSTORE((T)(0), 0, sums + i * NC + c);
+  int k = begin;
+  for (; k + 8 <= end; k += 8, b += 8 * (size_t)ldb) {
+    real a[MR][8];
+    UNROLL for (int i = 0; i < MR; i++) UNROLL for (int r = 0; r < 8; r++) a[i][r] = A[(size_t)FROM(i) * lda + k + r];
+    for (int c = 0; c < n; c += VW) {
+      FETCH_ROWS(b + c)
+      T bv[8];
+      UNROLL for (int r = 0; r < 8; r++) bv[r] = B_LOAD(0, b + r * (size_t)ldb + c);
+      UNROLL for (int i = 0; i < MR; i++) {
+        const T x = (T)(a[i][0]) * bv[0] + (T)(a[i][1]) * bv[1], y = (T)(a[i][2]) * bv[2] + (T)(a[i][3]) * bv[3];
+        const T z = (T)(a[i][4]) * bv[4] + (T)(a[i][5]) * bv[5], w = (T)(a[i][6]) * bv[6] + (T)(a[i][7]) * bv[7];
+        VSTORE(VLOAD(0, sums + i * NC + c) + ((x + y) + (z + w)), 0, sums + i * NC + c);
       }
     }
-    for (; k < end; k++, b += ldb)
-      for (int c = 0; c < n; c += VW) VSTORE(VLOAD(0, sums + c) + (T)(a[k]) * VLOAD(0, b + c), 0, sums + c);
+  }
+  for (; k < end; k++, b += ldb)
+    for (int i = 0; i < MR; i++) {
+      const T x = (T)(A[(size_t)FROM(i) * lda + k]);
+      for (int c = 0; c < n; c += VW) VSTORE(VLOAD(0, sums + i * NC + c) + x * B_LOAD(0, b + c), 0, sums + i * NC + c);
+    }
+  for (int i = 0; i < MR; i++)
     for (int c = 0; c < n; c += VW) {
       global real *o = C + (size_t)i * ldc + j + c;
-      const T x = VLOAD(0, sums + c);
+      const T x = VLOAD(0, sums + i * NC + c);
       store_n(depth ? x : epilogue(x, 0, 1, o, bias, saved, N, i, j + c, n - c, pair), o, n - c);
     }
-  }
 }
 
 #else
@@ -223,7 +250,7 @@ kernel GROUP_SIZE void gemm_row(ARGS) {
 #if TB
 #define B_VECTOR(v) gather(b + k, ldb, FIRST(v), n)
 #else
-#define B_VECTOR(v) VLOAD(0, b + FIRST(v))
+#define B_VECTOR(v) B_LOAD(0, b + FIRST(v))
 #endif
 #endif
 #if TB && !COPY
@@ -249,7 +276,7 @@ INLINE T gather(global const real *b, int ldb, int first, int n) {  // one value
 
 // t (MR, NR) = MR rows of A from i, times n columns of B, over kc values of k from k0. The last tile may have rows past
 // the end of A: they are read (every block has SLACK bytes after it), computed and discarded.
-APART void multiply(A_ARGS, B_SPACE const real *b, int ldb, int n, int kc, real *t C_ARGS) {
+APART void multiply(A_ARGS, B_SPACE const B_REAL *b, int ldb, int n, int kc, real *t C_ARGS) {
   A_ROWS
   T acc[MR][NV], bv[NV];
   UNROLL for (int r = 0; r < MR; r++) UNROLL for (int v = 0; v < NV; v++) acc[r][v] = (T)(0);
@@ -359,7 +386,7 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
 #if !COPY && TB
         global const real *from = B + (size_t)j * ldb + k0;
 #elif !COPY
-        global const real *from = B + (size_t)k0 * ldb + j;
+        global const B_REAL *from = B + (size_t)k0 * ldb + j;
 #endif
 #if COPY
 #define B_USED copy_b + (j - jb) * KC, NR, n, kc, t

@@ -126,8 +126,8 @@ def test_the_walk_sees_every_form_of_import(tmp_path, monkeypatch):
 # Core is what a reader climbs to see a network train. What makes it smaller, makes the number smaller, too.
 WINGS = {
     "fused steps": (313, "runtime/fusion.py"),
-    "half storage": (210, "ops/half.py", "storage.py"),
-    "answers": (570, "train/evaluation.py", "train/compiled.py", "train/direct.py"),
+    "halves": (268, "ops/half.py", "storage.py"),
+    "answers": (579, "train/evaluation.py", "train/compiled.py", "train/direct.py"),
     "compiling ahead": (620, "runtime/ahead.py", "runtime/bundles.py", "tools/compiler.py", "tools/warm.py"),
     "threads": (110, "runtime/lock.py"),
     "watching": (711, "runtime/watching/*"),
@@ -150,7 +150,7 @@ WINGS = {
     ),
     "graphs": (601, "graph.py", "layers/merge.py", "train/outputs.py"),
     "writing onnx": (1_900, "onnx/write.py", "onnx/writers/*"),
-    "onnx": (6_200, "onnx/*"),
+    "onnx": (6_123, "onnx/*"),
     "other libraries' names": (290, "foreign.py"),
     "scikit-learn": (650, "sklearn.py"),
     "running models": (380, "tools/run.py"),
@@ -159,12 +159,12 @@ WINGS = {
     "serve": (520, "tools/serve/*"),
     "tables and folders": (336, "data/table.py", "data/folder.py"),
     "batches": (501, "data/batches.py", "train/stream.py"),
-    "core": (6_688, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
-    "optimizers": (2_257, "optim/*", "schedules.py", "minimize.py"),
+    "core": (6_691, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
+    "optimizers": (2_258, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (747, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_300, "data/*"),
-    "tools": (8_560, "tools/*"),
-    "the rest": (4_449, "*"),
+    "tools": (8_562, "tools/*"),
+    "the rest": (4_453, "*"),
 }
 
 

@@ -336,7 +336,7 @@ def test_few_rows(rng, device, monkeypatch):
     monkeypatch.setattr(tile, "DEEP", 16)
     monkeypatch.setattr(tile, "SMALL", 8)
     monkeypatch.setattr(tile, "ALONE", 1)
-    monkeypatch.setattr(tile, "choose", lambda *_: tile.Tile(1, 1, 4, row=True))
+    monkeypatch.setattr(tile, "choose", lambda _, shape, *more: tile.Tile(shape.m, 1, 4, row=True))
     for m, n, k in ((1, 1, 1), (3, 64, 3), (1, 70, 6), (2, 200, 37), (3, 129, 100)):
         check(rng, device, np.float32, m, n, k, scale=(0.5, 2.0), bias=True, act="gelu", keep=True, padded=True)
         check(rng, device, np.float32, m, n, k, act="gelu", times=True, padded=True)

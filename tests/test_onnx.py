@@ -410,6 +410,26 @@ inside (float[T, N, 3] x, int64 which) => (float[T, D, N, 4] y)
 }"""
 
 
+def test_packed_weights_follow_averages_and_what_early_stopping_puts_back(device, rng, tmp_path):
+    layers = [clnn.Conv2D(16, 3, padding="same"), clnn.Conv2D(16, 3, padding="same"), clnn.Flatten(), clnn.Dense(3)]
+    with clnn.use(device):
+        clnn.onnx.save(clnn.Sequential(layers, input_shape=(3, 12, 12), seed=1), tmp_path / "net.onnx")
+        net = clnn.onnx.load(tmp_path / "net.onnx")
+        x, y, asked = rng.standard_normal((8, 3, 12, 12)).astype(np.float32), np.arange(8) % 3, []
+
+        def ask(*_):
+            asked.append(np.abs(net(x) - net.predict(x)).max())
+
+        sgd = clnn.SGD(0.05, ema=0.5)
+        callbacks = [clnn.Lambda(on_epoch_end=ask), clnn.EarlyStopping("loss", patience=2, min_delta=10.0)]
+        net.fit(x, y, loss="cross_entropy", optimizer=sgd, epochs=6, progress=False, callbacks=callbacks)
+        ask()
+        with sgd.averaged():
+            ask()
+        ask()
+    assert len(asked) == 6 and max(asked) < 1e-5
+
+
 def test_constants_inside_a_graph_inside_are_worked_out_once(device, rng):
     """Also those that a branch makes of others; the recordings of two branches and of several shapes keep apart."""
     shapes = {

@@ -63,7 +63,7 @@ def gemm(device: Device, p: Product) -> None:
         column_sums(device, n, k, p.b, p.sums, dtype)  # tile reads one table, and adds up each column in one loop
         p = p._replace(sums=None)
     measured = tuning.find(device, p.shape)
-    refused = k == 0 or p.rows or (p.batch > 1 and 0 in p.steps)  # by CLBlast
+    refused = k == 0 or p.halves or p.rows or (p.batch > 1 and 0 in p.steps)  # by CLBlast
     run = tile.run if refused or _engine(device, measured.engine) == "tile" else _unfused
     run(device, p, measured.tile)
 

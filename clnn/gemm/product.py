@@ -105,6 +105,7 @@ class Product(NamedTuple):
     `scale` holds alpha and beta (None: 1 and 0). `saved` (m, n) takes the activation's derivative, where C does not tell it. With
     `derivative` it is read: the product is multiplied by the derivative of `activation` there, and no activation is applied.
     `rows` says that A is `rows.source`, a whole data set, and which of its rows count; only `tile` can do that.
+    `halves` says that B, not transposed, holds halves: for a few rows of A; only `tile` can do that.
     `sums` = (D, scale) adds D (n) = alpha * column sums of B (k, n) + beta * D, B not transposed."""
 
     shape: Shape
@@ -123,6 +124,7 @@ class Product(NamedTuple):
     derivative: bool = False
     sums: tuple[Block, Scale] | None = None
     rows: RowsOf | None = None
+    halves: bool = False
 
     @property
     def strides(self) -> tuple[int, int, int]:

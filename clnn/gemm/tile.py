@@ -20,7 +20,7 @@ MOST_ROWS = 256  # of A that are copied together: with KC columns they fit a cor
 MOST_IN_PLACE = 512  # of A that a work-item reads where they are
 MOST_COLUMNS = 256  # of B that are copied together: runs of a kilobyte
 MOST_RUN = 1 << 14  # bytes of sums that gemm_row keeps: half a first-level cache
-FEW = 4  # fewer rows than this are done one by one, where B is large: a column of memory is slow to read
+FEW = 4  # fewer rows than this are done by gemm_row, where B is large: a column of memory is slow to read
 UNBROKEN = 1024  # K is gone through at once up to here, else in steps of DEEP, so that what is read again is near
 # Elements of B up to which gemm_row gives each core columns of its own, at least SHORT_RUN of them: caches need no long runs,
 # and no second launch adds up
@@ -57,19 +57,21 @@ class Share(NamedTuple):
     j_first: bool
 
 
-def choose(device: Device, shape: Shape, measured: Measured = None, sums: bool = False) -> Tile:
+def choose(device: Device, shape: Shape, measured: Measured = None, sums: bool = False, halves: bool = False) -> Tile:
     """The tile for a product, which may add `sums`: the `measured` one, where there is a choice and one was measured. It
     depends on layer sizes, not on the batch's, so that a remainder compiles nothing new (but for up to 3 samples and a large
-    layer)."""
+    layer, and for `halves`, in which B is)."""
     m, n, _, dtype, transpose_a, transpose_b = shape
     vw, weights = device.vector_width(dtype), shape.weights
+    if halves:
+        return Tile(m, 1, vw, row=device.long_loops)
     if not device.long_loops:
         # a CPU's local memory is no nearer than its other, and a tile of 16 work-items costs as much for one row as for all
         if weights < 1 << 14 or n < 32 or device.max_group < SIDE * SIDE or device.kind == "cpu":
             return Tile(4, 1, vw)
         return local_tiles(device, dtype)[weights >= 1 << 20]
     if m < FEW and weights >= 1 << 13 and not (transpose_a or transpose_b or sums):
-        return Tile(1, 1, vw, row=True)
+        return Tile(m, 1, vw, row=True)
     if measured:
         return Tile(*measured)
     nv = 1 if n <= vw else 2
@@ -130,7 +132,7 @@ def share(device: Device, shape: Shape, tile: Tile, count: int = 1) -> Share:
         enough, wanted = device.compute_units, work // SMALL if work >= ALONE else 1
         if tile.row:
             # Whole rows of B, as far as they fit, and several parts of K for each core: it waits for memory only
-            runs, wanted = ceil_div(n, run_columns(device, dtype)), n * k // (SMALL // 4)
+            runs, wanted = ceil_div(n, run_columns(device, dtype, tile.mr)), n * k // (SMALL // 4)
             if wanted >= enough and n * k <= IN_CACHE and n >= SHORT_RUN * enough:
                 runs = max(runs, enough)
             else:
@@ -156,9 +158,9 @@ def share(device: Device, shape: Shape, tile: Tile, count: int = 1) -> Share:
     return Share(rows, columns, depth, items * parts, parts, along <= down)
 
 
-def run_columns(device: Device, dtype: DType) -> int:
-    """How many columns gemm_row adds up at once: what fits a first-level cache, and local memory."""
-    return min(MOST_RUN, device.local_memory) // np.dtype(dtype).itemsize // 64 * 64
+def run_columns(device: Device, dtype: DType, rows: int) -> int:
+    """How many columns gemm_row adds up at once for so many rows: what fits a first-level cache, and local memory."""
+    return min(MOST_RUN, device.local_memory) // np.dtype(dtype).itemsize // rows // 16 * 16
 
 
 @lru_cache(maxsize=4096)
@@ -188,7 +190,7 @@ def run(device: Device, p: Product, measured: Measured | Tile = None) -> None:
     """One launch for the product and its whole epilogue, by a Tile if one is given; where K is split, a second one for that."""
     m, n, k, dtype, transpose_a, transpose_b = p.shape
     real = device.real(dtype)
-    tile = measured if isinstance(measured, Tile) else choose(device, p.shape, measured, p.sums is not None)
+    tile = measured if isinstance(measured, Tile) else choose(device, p.shape, measured, p.sums is not None, p.halves)
     if tile.kc and not tile.local and not copied_columns(device, dtype, tile.nv * tile.vw, tile.kc):
         tile = tile._replace(kc=0)  # an array of no elements ends the process where drivers go through SPIR-V
     epilogue = epilogue_defines(p.activation, p.scale, p.saved, p.derivative, p.bias)
@@ -196,8 +198,7 @@ def run(device: Device, p: Product, measured: Measured | Tile = None) -> None:
     if p.sums is not None:
         assert not transpose_b, "column sums are those of B as it is stored"
         defines["SUMS"] = 1
-    if p.rows is not None:
-        defines["FROM_SET"] = 1
+    defines |= {name: 1 for name, there in (("HALVES", p.halves), ("FROM_SET", p.rows)) if there}
     if tile.local:
         copied = {"MR": tile.mr, "NV": tile.nv, "VW": tile.vw, "KC": tile.kc, "LOCAL": 1}
         if device.group_limit("gemm", "gemm_local", real, **defines, **copied) < SIDE * SIDE:  # registers are too few
@@ -205,7 +206,7 @@ def run(device: Device, p: Product, measured: Measured | Tile = None) -> None:
     part = share(device, p.shape, tile, p.batch)
     defines |= {"MR": tile.mr, "NV": tile.nv, "VW": tile.vw}
     if tile.row:
-        defines.update(ROW=1, NC=run_columns(device, dtype))
+        defines.update(ROW=1, NC=run_columns(device, dtype, tile.mr))
     elif tile.local:
         defines.update(KC=tile.kc, LOCAL=1)
     elif tile.kc:

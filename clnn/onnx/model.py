@@ -461,7 +461,7 @@ class OnnxModel(Model):
         """The outputs for any number of samples, as `Model.predict` gives them; in batches of the file's size, if it has one."""
         return super().predict(x, batch_size=size if (size := self.batch()) > 1 else batch_size, **unknown)
 
-    def compiled(self, batch_size: int = 1) -> Any:
+    def compiled(self, batch_size: int = 1, weights: str = "float32") -> Any:
         """ConfigurationError: the shapes of inputs are known where it is called."""
         raise ConfigurationError(
             f"compiled() is for models of clnn's layers: call {self.where} with arrays, net(x), which replays what was recorded "

@@ -10,6 +10,7 @@ from ..gemm import Product, Shape, column_sums, engine_name, gemm
 from .activation import end_with
 from .array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
 from .elementwise import broadcast_shape
+from .half import halves_of
 from .reduce import sum_to
 from .shape import broadcast_to
 from .trace import op
@@ -36,12 +37,12 @@ def linear(
     saved = end_with(y, activation, keep)
     # a mini-batch of two axes is read in the data set, as A; with more axes a sample is several rows of the matrix
     rows = x.rows if x.ndim == 2 and not transposed and engine_name(device) == "tile" else None
-    source = x.block if rows is None else rows.source
+    source, halves = x.block if rows is None else rows.source, halves_of(w, m, transposed)
     gemm(
         device,
         Product(
-            Shape(m, n, k, dtype, transpose_b=transposed), source, w.block, y.block,
-            rows=rows, bias=block_of(b), activation=activation, saved=block_of(saved),
+            Shape(m, n, k, dtype, transpose_b=transposed and not halves), source, halves or w.block, y.block, rows=rows,
+            bias=block_of(b), activation=activation, saved=block_of(saved), halves=halves is not None,
         ),
     )  # fmt: skip
 

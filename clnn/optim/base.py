@@ -317,8 +317,7 @@ class Optimizer(Watched):
         if (
             self._runs is not None
             and self._loaded is None
-            and len(wanted) == len(self.parameters)
-            and all(a is b for a, b in zip(wanted, self.parameters))
+            and [*map(id, wanted)] == [*map(id, self.parameters)]
             and all(self._kept.places[p][0] is p.store for p in wanted)
         ):
             return
@@ -428,6 +427,8 @@ class Optimizer(Watched):
             for aside, w, average in swaps:
                 w.device.copy(w, aside, w.nbytes)
                 w.device.copy(average, w, w.nbytes)
+            for p in self.parameters:
+                p.version += 1
         self._put_aside = True
         try:
             yield
@@ -435,6 +436,8 @@ class Optimizer(Watched):
             with self._alone():
                 for aside, w, _ in swaps:
                     w.device.copy(aside, w, w.nbytes)
+                for p in self.parameters:
+                    p.version += 1
             self._put_aside = False
 
     # -- the step -----------------------------------------------------------------------------------------------------
@@ -452,8 +455,7 @@ class Optimizer(Watched):
             raise ConfigurationError("step() needs the parameters at its first call: optimizer.step(net.parameters())")
         if not any(p.uses for p in self.parameters):
             raise ClnnError("optimizer.step() without a gradient: call loss.backward() first")
-        for store in self._kept.stores:
-            _stepped[store] = weakref.ref(self)
+        _stepped.update(dict.fromkeys(self._kept.stores, weakref.ref(self)))
         with self._counted():
             self._apply(mean=True)
 
@@ -469,8 +471,8 @@ class Optimizer(Watched):
                 backpropagate(start, None)
                 self._apply(mean=False)
             finally:
-                for p in self.parameters:
-                    p.sink = None
+                for p in self.parameters:  # also where it broke off, some may have changed
+                    p.sink, p.version = None, p.version + 1
 
     @contextlib.contextmanager
     def _counted(self) -> Iterator[None]:
@@ -541,8 +543,7 @@ class Optimizer(Watched):
         loose = [p for p in self.parameters if not (p.sink and p.sink[1] == "straight")]
         if len(loose) < len(self.parameters):
             return runs(loose)
-        if self._runs is None:
-            self._runs = runs(self.parameters)
+        self._runs = self._runs or runs(self.parameters)
         return self._runs
 
     def _gradient(self, run: Run, clip: Block | None) -> tuple[dict[str, Any], list[Any]]:

@@ -11,10 +11,12 @@ from ..checks import check_count
 from ..errors import ConfigurationError, DataError, ShapeError
 from ..layers.base import Layer
 from ..ops.array import block_of
+from ..ops.half import HalfWeights, reading
 from ..ops.index import check_rows
 from ..runtime.recorder import StepContext
 from ..runtime.recording import Recording
 from ..step import Step
+from ..storage import storage_named
 from ..tape import no_grad
 from ..tensor import Tensor
 from .direct import Direct, Unchanged, shared
@@ -25,8 +27,9 @@ from .outputs import Outputs
 class Compiled:
     """A model that was compiled for batches of one size: `f = net.compiled(1)`, then `y = f(x)`. See `Model.compiled`."""
 
-    def __init__(self, model: Layer, batch_size: int = 1) -> None:
+    def __init__(self, model: Layer, batch_size: int = 1, weights: str = "float32") -> None:
         self.model, self.batch_size = model, check_count("batch_size", batch_size)
+        self.weights = storage_named(weights, model.dtype, "weights")
         shapes = getattr(model, "_input_shapes", None)
         if not model.built or shapes is None:
             raise ConfigurationError(
@@ -51,11 +54,13 @@ class Compiled:
         with self.device.lock:
             if not self.unchanged.holds():
                 self._prepare()
+            if self.halves is not None:
+                self.halves.renew()
             return self._run(xs)
 
     def __reduce__(self) -> Any:
         """A copy, here or in another process, is compiled there for the copy of its model."""
-        return type(self), (self.model, self.batch_size)
+        return type(self), (self.model, self.batch_size, self.weights)
 
     def _as_given(self, xs: Sequence[Any]) -> list[np.ndarray]:
         """The inputs as arrays of the model's types."""
@@ -82,9 +87,12 @@ class Compiled:
             shared(x)
             self.device.fill_zero(x.block)
         self.step = Step(self._forward, reads=[model])
+        self.halves = HalfWeights(model.parameters()) if self.weights == "float16" else None
         states = {one: one._copied_states() for one in model.stateful_layers()}
         for _ in range(3):
             result = self._call()
+        if self.halves is not None:
+            self.halves.renew()
         with no_grad():
             entry = self.step.replays.entry(self._key())
         self.recording: Recording | None = None
@@ -107,7 +115,8 @@ class Compiled:
             return self.step.run(self.device, key, self._forward)[0]
 
     def _forward(self, _: StepContext) -> Any:
-        outs = self.outputs.tensors(self.model(*self.inputs))
+        with reading(self.halves):
+            outs = self.outputs.tensors(self.model(*self.inputs))
         for out in outs:
             block_of(out)
         return self.outputs.together(outs)

@@ -245,7 +245,6 @@ class _Run:
         with self.device.lock:
             for p in self.step.given:  # gradients from elsewhere have no part in this
                 p.spent()
-                p.version += 1  # replays do not count versions
             now = build_for(self.model, self.samples.xs)
             if self.structure != structure_version():  # a callback has changed something
                 check_trains(self.model)

@@ -102,10 +102,10 @@ class Clnn:
 
         return lambda count: [result() for _ in range(count)], result
 
-    def compiled(self, net: Net) -> Any:
+    def compiled(self, net: Net, form: str) -> Any:
         """Outputs of `batch` samples as a server asks for them."""
         x = net.data()[0]
-        f = model_of(net).compiled(net.batch)
+        f = model_of(net).compiled(net.batch, "float16" if form == "halves" else "float32")
         return lambda count: [f(x) for _ in range(count)], lambda: f(x)
 
     def product(self, p: Product) -> Any:

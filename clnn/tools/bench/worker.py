@@ -145,8 +145,8 @@ def sequences(talk: Talk, side: Any, options: dict[str, Any]) -> None:
 
 def inference(talk: Talk, side: Any, options: dict[str, Any]) -> None:
     def task(values: list[Any]) -> tuple[Any, Any]:
-        net = Net.of(values)
-        run, result = side.compiled(net) if options["form"] == "compiled" else side.outputs(net)
+        net, form = Net.of(values), options["form"]
+        run, result = side.compiled(net, form) if form in ("compiled", "halves") else side.outputs(net)
 
         def error() -> float:
             want = reference_outputs(net)
