@@ -677,12 +677,12 @@ def apply(op: Callable[..., tuple[Array, Backward]], *inputs: Any, **options: An
 
 def truths(y: Tensor, *of: Any, means: bool = False) -> Tensor:
     """`y`, whose numbers are some of these, or `means` of them: a mask of masks (means are none), and probabilities of such,
-    alone or with masks, numbers from 0 on, and tensors of one number. That they add up to more than 1 nobody looks here."""
-    made = {MASK if _of_truths(x) else getattr(x, "made_by", "number") or ("" if x.shape else "number") for x in of}
+    alone or with masks and with numbers on the host from 0 to 1. That they add up to more than 1 nobody looks here."""
+    made = {MASK if _of_truths(x) else x.made_by if isinstance(x, Array) else "number" for x in of}
     sure, known = made & {"sigmoid", "softmax"}, [np.asarray(x) for x in of if not isinstance(x, Array)]
     if made == {MASK} and not means:
         y.made_by = MASK
-    elif sure and made <= {*sure, MASK, "number"} and all((x >= 0).all() for x in known):
+    elif sure and made <= {*sure, MASK, "number"} and all(((x >= 0) & (x <= 1)).all() for x in known):
         y.made_by = max(sure)
     return y
 

@@ -611,8 +611,6 @@ MOVED = {
     "mixed by a product": lambda p: (np.array([[0.3, 0.7]]) @ clnn.stack([p, p], axis=1)).reshape(4, 3),
     "mixed by gates": lambda p: (clnn.stack([p / p] * 5, axis=1) / 5 * clnn.stack([p] * 5, axis=1)).sum(1),
     "half the sum": lambda p: (p + p) / 2,
-    "half of twice": lambda p: 0.5 * (p * np.full(3, 2.0)),
-    "mixed by tensors": lambda p: clnn.tensor(0.3) * p + p * parameter(np.array(0.7)).detach(),
     "over their sum": lambda p: p / (p / p).mean(-1, keepdims=True),
     "masked": lambda p: p * (p > -1),
     "padded": lambda p: clnn.pad(p.reshape(4, 1, 3), 1)[:, 0, 1:-1],
@@ -685,7 +683,7 @@ def test_accuracy_of_an_array_of_one_probability_for_each_sample(rng, device):
 
 def test_what_adds_up_to_more_than_1_is_no_probability(rng, device):
     p, yes = clnn.sigmoid(clnn.tensor(np.full((3, 2), 1.0), np.float32)), np.ones((3, 2))
-    for wrong in (p + p, 2 * p, p * clnn.tensor(1.9), p + 0.9):
+    for wrong in (p + p, p / 0.6, p + 0.9):
         with pytest.raises(clnn.DataError, match=r"the probabilities go from 1\..* should lie in .0, 1."):
             losses.binary_cross_entropy(wrong, yes)
 
