@@ -76,6 +76,8 @@ STAGE = """
         t = take(turn);
       }} while (t < base + {end});
     }}"""
+# Every way through it ends with `leave`: where a kernel may end at once, Intel's compiler (2026.2) does what comes before twice,
+# and a ticket would be lost.
 MAIN = """
 kernel __attribute__((reqd_work_group_size(1, 1, 1))) void steps(int count, global int *turn{arguments}) {{
   flush_denormals();
