@@ -362,7 +362,7 @@ class BinaryCrossEntropy(Loss):
         weighted = "weighted_" if self.pos_weight is not None else ""
         if output.made_by == "sigmoid":
             if (output.activation or " ")[0] == "sigmoid" or not output.requires_grad:
-                if output.device.reads:
+                if not output.activation and output.device.reads:  # computed of a sigmoid's output
                     self.check_values(np.nan_to_num(output.numpy()), output.shape, "the probabilities")
                 return f"{weighted}sigmoid_cross_entropy", output, True
             raise ConfigurationError(
