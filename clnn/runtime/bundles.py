@@ -85,7 +85,7 @@ class Bundles:
         found: dict[Key, tuple[Key, ...]] = {}
         lines: list[str] = []
         with contextlib.suppress(OSError):  # none yet
-            lines = self._file.read_text("utf-8", "replace").splitlines() if self.folder is not None else []
+            lines = self._file.read_text(encoding="utf-8", errors="replace").splitlines() if self.folder else []
         for line in lines:
             with contextlib.suppress(ValueError, TypeError, RecursionError):  # damaged
                 read = json.loads(line)
