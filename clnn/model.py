@@ -25,6 +25,7 @@ from .random import drawing_from
 from .runtime.device import Device
 from .runtime.devices.choice import device, resolve
 from .runtime.lock import exclusive
+from .runtime.watching.watch import structure_changed
 from .storage import storage_named, storing
 from .tape import no_grad
 from .tensor import Parameter, Tensor, constant, tensor
@@ -241,13 +242,14 @@ class Model(Layer):
         blocks = [where.memory.allocate(p.nbytes) for p in parameters]
         for p, block in zip(parameters, blocks):
             where.upload(p.numpy(), block)
+        self.__dict__.pop("_evaluations", None)
+        structure_changed()  # before anything moves: Ctrl-C after that leaves no recording unlooked at
         for p, block in zip(parameters, blocks):  # none moves before all have found room
             p.device, p.memory, p.store, p._grad, p._last = where, block, None, None, ""
         for layer in self.layers_inside():
             layer._device = where
         for stateful in self.stateful_layers():
             stateful.carried = [constant(one.numpy(), one.dtype, where) for one in stateful.carried]
-        self.__dict__.pop("_evaluations", None)
         consolidate(parameters)
         return self
 
