@@ -163,7 +163,7 @@ WINGS = {
     "optimizers": (2_258, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (747, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_300, "data/*"),
-    "tools": (8_562, "tools/*"),
+    "tools": (8_578, "tools/*"),
     "the rest": (4_455, "*"),
 }
 

@@ -373,7 +373,7 @@ def test_unknown_names_list_the_known_ones():
         run.run(["chess"], run.Bench())
     with pytest.raises(ConfigurationError, match="rounds should be 1 or more, 0 was"):
         run.Bench(rounds=0)
-    with pytest.raises(ConfigurationError, match="--profile takes one of nielsen, mlp"):
+    with pytest.raises(ConfigurationError, match="--profile takes one of first-step, nielsen, mlp"):
         run.profile("gemm")
 
 
@@ -479,6 +479,13 @@ def test_plot(tmp_path):
     pytest.importorskip("matplotlib")
     report.plot(measured(), tmp_path / "speed.png")
     assert (tmp_path / "speed.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_profile_of_first_steps_lists_programs(monkeypatch):
+    monkeypatch.setattr(run, "FIRST_STEPS", ("nielsen",))
+    opening, head, *rows = run.profile("first-step")["table"].splitlines()
+    assert opening.startswith("opening the device:") and head.startswith("nielsen:")
+    assert any("kernels/gemm.cl" in row for row in rows)
 
 
 @pytest.mark.parametrize("name, net", [("mlp", SMALL["mlp"]), ("resnet", IMAGES)])

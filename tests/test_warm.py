@@ -14,7 +14,7 @@ def test_it_compiles_what_a_saved_model_needs(tmp_path, capsys):
     clnn.device().programs._programs.clear()  # as in a fresh process
     clnn.device().programs._kernels.clear()
     assert cli.main(["warm", str(tmp_path / "net.safetensors")]) == 0
-    head, *rows = capsys.readouterr().out.splitlines()
+    _, head, *rows = capsys.readouterr().out.splitlines()
     assert head.startswith(str(tmp_path)) and f"of which {len(rows)} programs" in head
     assert any("kernels/" in row for row in rows) and not program.listening
     told = []

@@ -12,6 +12,7 @@ import numpy as np
 from ..errors import ConfigurationError
 from ..model import Model, load
 from ..runtime import program
+from ..runtime.devices.choice import device
 from .bench import nets
 from .bench.own import train_epochs
 
@@ -27,6 +28,9 @@ def warm(names: Sequence[str]) -> int:
         raise ConfigurationError(
             f"{unknown[0]!r} is neither a file of a model (net.save) nor one of the workloads {', '.join(sorted(nets.ALL))}"
         )
+    began = time.perf_counter()
+    device().context  # noqa: B018
+    print(f"opening the device: {time.perf_counter() - began:.1f} s, with its self-test if that is due")
     for name in names or DEFAULT:
         began = time.perf_counter()
         with _noted() as builds:

@@ -38,6 +38,14 @@ PATIENCE = 600  # seconds that one answer may take
 PROCESSES = 4  # at least, from which a side's best is taken: where in memory a process lies can double its times
 LONG = 2.0  # seconds of a turn from which a side gets three rounds at most
 PACKAGE = Path(__file__).resolve().parents[2]
+CACHES = (
+    "POCL_CACHE_DIR",
+    "CLNN_CACHE_DIR",
+    "XDG_CACHE_HOME",
+    "HOME",
+    "CUDA_CACHE_PATH",
+)  # what names folders of caches
+FIRST_STEPS = ("nielsen", "mlp", "cnn")  # whose compiling is profiled
 # Peers get a package `clnn` without its __init__, so that they load no driver and import nothing of clnn's.
 BOOT = """import time; began = time.time()
 import json, sys, types
@@ -527,10 +535,9 @@ def _first_step(
     mine = PEERS[side.library].as_trained(net)[0] if own else net
     wanted = [w.reference_losses(mine, 1)] if mine != net else wanted
     with tempfile.TemporaryDirectory() as folder:
-        places = ("POCL_CACHE_DIR", "CLNN_CACHE_DIR", "XDG_CACHE_HOME", "HOME", "CUDA_CACHE_PATH")
         for caches in ("cold", "warm"):
             started = time.time()
-            worker = bench.start(side, "first-step", dict.fromkeys(places, folder), net=mine)
+            worker = bench.start(side, "first-step", dict.fromkeys(CACHES, folder), net=mine)
             try:
                 answer = worker.ask()
                 if problem := wrong_losses(answer["losses"], *wanted):
@@ -568,9 +575,18 @@ def memory(bench: Bench, name: str, net: w.Net | nets.ConvNet) -> None:
 
 
 def profile(name: str) -> dict[str, Any]:
-    """The launches of training steps: each with its seconds at best, and all as a table."""
+    """The launches of training steps: each with its seconds at best, and all as a table; of "first-step" the table alone, of what
+    compiling takes, by program, in one process that finds nothing kept."""
+    if name == "first-step":
+        with tempfile.TemporaryDirectory() as folder:
+            environ = {**os.environ, **dict.fromkeys(CACHES, folder), "CLNN_COMPILERS": "0"}
+            warm = [sys.executable, "-m", "clnn", "warm", *FIRST_STEPS]
+            done = subprocess.run(warm, env=environ, capture_output=True, text=True, encoding="utf-8")
+        if done.returncode:
+            raise ClnnError(f"the profile of first steps failed: {done.stderr.strip()}")
+        return {"table": done.stdout}
     if name not in nets.ALL:
-        raise ConfigurationError(f"--profile takes one of {', '.join(nets.ALL)}, not {name!r}")
+        raise ConfigurationError(f"--profile takes one of first-step, {', '.join(nets.ALL)}, not {name!r}")
     with contextlib.closing(Worker(UNFUSED, "profile", net=nets.ALL[name])) as worker:
         try:
             return worker.ask()
