@@ -131,7 +131,7 @@ WINGS = {
     "compiling ahead": (620, "runtime/ahead.py", "runtime/bundles.py", "tools/compiler.py", "tools/warm.py"),
     "threads": (110, "runtime/lock.py"),
     "watching": (711, "runtime/watching/*"),
-    "finding devices": (583, "runtime/devices/*"),
+    "finding devices": (587, "runtime/devices/*"),
     "shared memory": (230, "runtime/shared.py", "exchange.py"),
     "profiles": (490, "runtime/profile/*", "runtime/timing.py"),
     "other engines": (450, "gemm/tuning.py", "gemm/clblast.py"),

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -207,6 +208,17 @@ def test_whatever_a_driver_does_to_its_process_is_survived(other, cache, monkeyp
     says(monkeypatch, {"test": "sums"}, {"test": "matrix products"}, end=end)
     with pytest.raises(clnn.DeviceError, match=said):
         selftest.check(other)
+
+
+@pytest.mark.parametrize("tests", [2, 3, 5])
+def test_what_is_done_meanwhile_waits_for_kernels_that_ran(other, cache, monkeypatch, tests):
+    """Once, and not where the process ends before. It may complain as much as it likes, in a place without temporary files."""
+    monkeypatch.setattr(tempfile, "TemporaryFile", None)
+    said = [{"test": str(i)} for i in range(tests)]
+    says(monkeypatch, *said, {"turns": 5}, end="sys.stderr.write('complaint\\n' * 200_000)")
+    called = []
+    assert selftest.check(other, lambda: called.append(1)) == 5
+    assert called == [1] and tests + 1 >= selftest.COMPILED or not called and tests + 1 < selftest.COMPILED
 
 
 @pytest.mark.parametrize("why", ["frozen", "no interpreter", "no process", "another program", "an error of its own"])

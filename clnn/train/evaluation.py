@@ -151,9 +151,8 @@ class Evaluation:
                 self.direct = Direct(entry.recording, feed.inputs(rows), outs)
             x, *more = samples.xs
             plain = type(x) is np.ndarray and not more and not self.given.several and not self.model.takes_whole(0)
-            plain = plain and x.dtype == self.model.dtype and not self.step.foreign
-            known = Last((x.shape, x.dtype, chosen()), self.direct, Unchanged(self.model, self.step))
-            self.last = known if plain else None
+            if plain and x.dtype == self.model.dtype and not self.step.foreign:
+                self.last = Last((x.shape, x.dtype, chosen()), self.direct, Unchanged(self.model, self.step))
             self.direct.put(samples.xs)
             self.step.run(device, key, forward)
             return self.direct.take()

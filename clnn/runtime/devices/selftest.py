@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import sys
-import tempfile
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -120,14 +120,17 @@ def run(device: Tested, meanwhile: Callable[[], Any] = lambda: None) -> tuple[st
     import subprocess
 
     command, answers, until = child("clnn.tools.selftest"), list[dict[str, Any]](), time.monotonic() + SECONDS
+    errors = deque[str](maxlen=3)  # the last lines of them
     if command is None:
         return "", 0, "this program has no Python interpreter of its own to do so"
     try:
-        with tempfile.TemporaryFile() as complaints, subprocess.Popen(
+        with subprocess.Popen(
             [*command, device.identity], env={**environment(device.form), "CLNN_GEMM": "tile"},
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints, encoding="utf-8", errors="replace",
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8", errors="replace",
         ) as process:  # fmt: skip
+            listening = threading.Thread(target=errors.extend, args=(process.stderr,), daemon=True)
             timer = threading.Timer(SECONDS, process.kill)
+            listening.start()
             timer.start()
             try:
                 for line in process.stdout or ():
@@ -143,17 +146,16 @@ def run(device: Tested, meanwhile: Callable[[], Any] = lambda: None) -> tuple[st
                 raise
             finally:
                 timer.cancel()
+            listening.join()
             code = process.wait() if time.monotonic() < until else None
-            complaints.seek(0)
-            errors = complaints.read().decode(errors="replace").strip().splitlines()[-3:] if code is not None else []
     except OSError as error:  # no memory or no right to start a process
         return "", 0, str(error)
     problems = [answer["wrong"].rstrip(".") for answer in answers if "wrong" in answer]
     if answers and "turns" in answers[-1]:
         return "; ".join(dict.fromkeys(problems)), answers[-1]["turns"], ""
     how = f"gave no answer for {SECONDS} s" if code is None else f"ended with signal {-code}" if code < 0 else "failed"
-    if errors:
-        how += f" ({' '.join(errors)})"
+    if errors and code is not None:
+        how += f" ({' '.join(map(str.strip, errors))})"
     at = [answer["test"] for answer in answers if "test" in answer]
     if not at:
         return "", 0, f"the process that was to do so {how}"
