@@ -549,6 +549,20 @@ def test_batches_are_made_ahead_and_no_thread_stays():
     assert threading.active_count() == before
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_transform_that_runs_out_of_something_ends_no_pass(workers):
+    """Its StopIteration is not that of the batches, of which predict and evaluate would else take a part for all."""
+
+    def batches():
+        noise = iter(range(3))
+        return Batches(X, Y, 16, workers=workers, transform=lambda x, y: (x + next(noise), y))
+
+    net = clnn.Sequential([clnn.Dense(3)], input_shape=X.shape[1])
+    for use in (list, net.predict, lambda b: net.evaluate(b, loss="cross_entropy")):
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            use(batches())
+
+
 def test_a_transform_may_use_the_device_while_fit_does(device):
     def on_device(x, y):
         with clnn.use(device):

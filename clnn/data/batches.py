@@ -74,7 +74,8 @@ class Batches:
             rows = order[i * self.batch_size : (i + 1) * self.batch_size]
             return self._made(rows, lambda: np.random.default_rng((*seeds, i, 1)))
 
-        return map(made, range(start, len(self))) if not self.workers else self._ahead(made, start)
+        # a generator, in which a StopIteration of a transform's own is an error, where map() would end with it
+        return self._ahead(made, start) if self.workers else (made(i) for i in range(start, len(self)))
 
     def first(self) -> Any:
         """A batch to see what batches are like: it is of no pass, and draws from nobody's generator."""
@@ -118,10 +119,8 @@ def _held(part: Any) -> Any:
         return part.tocsr()
     if isinstance(part, (tuple, Mapping)):
         return _mapped(part, _held)
-    if isinstance(part, ImageFolder):
-        return part
-    if any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves(part)):
-        return part  # fit says what is wrong with a mask
+    if isinstance(part, ImageFolder) or any(isinstance(leaf, np.ma.MaskedArray) for leaf in leaves(part)):
+        return part  # which reads images when they are asked for; or fit says what is wrong with a mask
     return np.asarray(part)
 
 
