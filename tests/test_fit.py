@@ -419,6 +419,12 @@ def test_no_samples(device):
     with pytest.raises(clnn.DataError, match="no samples"):
         fit(net_on(device), np.zeros((0, 8), np.float32), np.zeros(0, np.int32))
     assert net_on(device).predict(np.zeros((0, 8), np.float32)).shape == (0, 3)
+    before = weights(net_on(device, clnn.Dense(2)))
+    for x, y in ((np.empty((0, 8)), np.empty(0, int)), ([], [])):
+        net = net_on(device, clnn.Dense(2))
+        with pytest.raises(clnn.DataError, match=r"^validation x has no samples: its shape is \(0"):
+            fit(net, np.ones((4, 8)), np.zeros(4, int), validation=(x, y))
+        assert np.array_equal(weights(net), before)
 
 
 class _Product(clnn.Layer):

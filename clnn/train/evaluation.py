@@ -111,8 +111,6 @@ class Evaluation:
     def _measured(self, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
         """Of each output the sums of losses, hits and targets that count, and those of further metrics times rows."""
         sums, further = np.zeros((len(samples.ys), 3)), np.zeros(len(self.metrics))
-        if len(samples.xs[0]) == 0:
-            raise DataError(f"x has no samples: its shape is {samples.xs[0].shape}")
         for rows in self._chunks(samples):
             plan = rows_by_step(rows, self.batch)
             for rows_now in plan:
@@ -270,7 +268,7 @@ def evaluate(
             raise DataError("x yields no batch")
         x, y, sample_weight = parts_of_batch(first, "batch 1")
     with lock:
-        xs = as_inputs(x, model)
+        xs = as_inputs(x, model, least=1)
         loss, found, outputs, samples = checked(model, xs, y, sample_weight, loss, loss_weights, metrics)
         evaluation = evaluation_of(model, "evaluate", outputs, loss, found, batch_size)
         if passing is None:

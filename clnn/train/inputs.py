@@ -22,9 +22,9 @@ from ..tensor import Tensor
 from .outputs import Outputs, as_columns, loss_for, metrics_for
 
 
-def as_inputs(x: Any, model: Layer, name: str = "x") -> list[Any]:
+def as_inputs(x: Any, model: Layer, name: str = "x", least: int = 0) -> list[Any]:
     """One array per input of the model, in the model's type or, where it takes whole numbers, int32, checked; of a sparse matrix
-    its `SparseRows`."""
+    its `SparseRows`. DataError for fewer than `least` samples, of which 1 is needed for a mean."""
     given: list[tuple[str, Any]] = by_input(x, model, name)
     found: list[Any] = []
     for i, (label, value) in enumerate(given):
@@ -61,6 +61,8 @@ def as_inputs(x: Any, model: Layer, name: str = "x") -> list[Any]:
     if any(len(a) != len(found[0]) for a in found):
         lengths = ", ".join(f"{label} has {len(a)}" for (label, _), a in zip(given, found))
         raise ShapeError(f"the inputs need the same number of samples: {lengths}")
+    if len(found[0]) < least:
+        raise DataError(f"{name} has no samples: its shape is {found[0].shape}")
     return found
 
 
@@ -317,10 +319,8 @@ def given_to_fit(
     """The loss, the metrics, the outputs, the samples to train on, and those that are held out: `validation`, or the fraction
     `split` from the end."""
     check_trains(model)
-    dtype, xs = model.dtype, as_inputs(x, model)
+    dtype, xs = model.dtype, as_inputs(x, model, least=1)
     n = len(xs[0])
-    if n == 0:
-        raise DataError(f"x has no samples: its shape is {xs[0].shape}")
     loss, metrics, outputs, samples = checked(model, xs, y, sample_weight, loss, loss_weights, metrics)
     held_out = None
     split = in_range("validation_split", split, 0.0, 1.0)
@@ -336,7 +336,7 @@ def given_to_fit(
             why = "validation is (x, y) or (x, y, sample_weight), several inputs are ((x1, x2), y); batches come as a list of"
             raise ConfigurationError(f"{why} such tuples, or from what yields them, such as clnn.data.Batches")
         x_val, y_val, w_val = (*validation, None)[:3]
-        x_val = as_inputs(x_val, model, "validation x")
+        x_val = as_inputs(x_val, model, "validation x", least=1)
         theirs = build_for(model, x_val)  # of longer sequences outputs may be longer, too
         held_out = as_samples(x_val, y_val, w_val, loss, theirs, dtype, "validation ")
     if class_weight is not None:

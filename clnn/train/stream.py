@@ -216,15 +216,13 @@ def checked_batches(
         of = f"{name}batch {number + 1}: "
         x, y, weight = parts_of_batch(batch, of[:-2])
         try:
-            xs = as_inputs(x, model)
+            xs = as_inputs(x, model, least=1)
             _check_form([xs], like)
             now = structure_version(), *map(form, xs)
             if now not in known:
                 known[now] = build_for(model, xs)
             of_these = known[now]
             found = as_samples(xs, y, weight, loss, of_these, model.dtype)
-            if not len(found.xs[0]):
-                raise DataError(f"x has no samples: its shape is {found.xs[0].shape}")
             if class_weight is not None:
                 found = weighted_by_class(found, class_weight, loss, of_these, model.dtype)
             _check_form(found, like)
