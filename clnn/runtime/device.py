@@ -20,7 +20,7 @@ import numpy as np
 import pyopencl as cl
 
 from .. import notebook
-from ..errors import ClnnError, DeviceError, OutOfDeviceMemory
+from ..errors import ClnnError, DeviceError
 from .ahead import Ahead, Helpers, job_of, notes, raw
 from .devices import form, pocl, selftest
 from .lock import FairLock, exclusive
@@ -295,7 +295,7 @@ class Device:
 
     @_opened
     def pacer(self) -> Pacer:
-        return Pacer(self.queue, self.no_memory)
+        return Pacer(self.queue, partial(self.waited, "work enqueued before"))
 
     @property
     def memory_in_use(self) -> int:
@@ -395,10 +395,7 @@ class Device:
             return
         if array.nbytes > SOON:
             self._help()
-            try:
-                event = cl.enqueue_copy(self.queue, block.buffer, array, is_blocking=True)
-            except cl.MemoryError as error:
-                raise self.no_memory("an upload", error) from error
+            event = self.waited("an upload", cl.enqueue_copy, self.queue, block.buffer, array, is_blocking=True)
             if active.profiles:
                 note(self, "upload", None, (), event, step=self.step, held=array.nbytes)
         else:
@@ -412,11 +409,7 @@ class Device:
             write() if (ahead := self.ahead) is None else ahead.put_off(write)
 
     def _write_soon(self, buffer: cl.Buffer, array: np.ndarray) -> None:
-        write = partial(cl.enqueue_copy, self.queue, buffer, array, is_blocking=False)
-        try:
-            event = write()
-        except cl.MemoryError as error:
-            event = self.once_more("an upload", write, error)
+        event = self.enqueued("an upload", cl.enqueue_copy, self.queue, buffer, array, is_blocking=False)
         self.pacer.hold(event)  # dropping the event would wait for it
         if active.profiles:
             note(self, "upload", None, (), event, step=self.step, held=array.nbytes)
@@ -432,10 +425,7 @@ class Device:
         if array.nbytes:
             self.check_blocks("reading back", (block,))
             self._help()
-            try:
-                event = cl.enqueue_copy(self.queue, array, block.buffer, is_blocking=True)
-            except cl.MemoryError as error:
-                raise self.no_memory("reading back", error) from error
+            event = self.waited("reading back", cl.enqueue_copy, self.queue, array, block.buffer, is_blocking=True)
             if active.profiles:
                 note(self, "read", None, (), event, step=self.step, held=array.nbytes)
         return array
@@ -559,11 +549,7 @@ class Device:
             kernel = self.programs.kernel(source, types)
             local = self._group(source, local) if free else local
             kernel.set_args(*[value.buffer if isinstance(value, Block) else value for value in values])
-            try:
-                event = cl.enqueue_nd_range_kernel(queue, kernel, size, local)
-            except cl.MemoryError as error:
-                run = partial(cl.enqueue_nd_range_kernel, queue, kernel, size, local)
-                event = self.once_more(name, run, error)
+            event = self.enqueued(name, cl.enqueue_nd_range_kernel, queue, kernel, size, local)
         except cl.Error as error:
             most, small = self.programs.group_limits.get(source, self.max_group), ""
             if math.prod(local) > most:  # Mesa's rusticl runs more than it says, so it is asked to
@@ -624,10 +610,7 @@ class Device:
             self.recorder.add_call(label, function, blocks, scalars, flops)
 
     def _enqueue_call(self, label: str, function: Call, arguments: tuple[Any, ...]) -> cl.Event | None:
-        try:
-            event = function(self.queue, *arguments)
-        except cl.MemoryError as error:
-            event = self.once_more(label, partial(function, self.queue, *arguments), error)
+        event: cl.Event | None = self.enqueued(label, function, self.queue, *arguments)
         self.launches += 1
         return event
 
@@ -665,12 +648,16 @@ class Device:
 
     def finish(self) -> None:
         """Wait for all work enqueued so far."""
-        try:
-            self.queue.finish()
-        except cl.MemoryError as error:
-            raise self.no_memory("work enqueued before", error) from error
+        self.waited("work enqueued before", self.queue.finish)
 
     # -- a driver without memory: those that allocate at first use say so late -----------------------------------------
+    def enqueued(self, what: str, enqueue: Callable[..., Any], *args: Any, **how: Any) -> Any:
+        """What `enqueue` returns, which enqueues work; see `once_more`."""
+        try:
+            return enqueue(*args, **how)
+        except cl.MemoryError as error:
+            return self.once_more(what, partial(enqueue, *args, **how), error)
+
     def once_more(self, what: str, enqueue: Callable[[], Any], error: cl.MemoryError) -> Any:
         """Enqueue what the driver had no memory for again, after it got back what the pool keeps; `OutOfDeviceMemory` if it
         still has none. Nothing that failed was run, so nothing is run twice."""
@@ -679,12 +666,15 @@ class Device:
             self.memory.free_held()
             return enqueue()
         except cl.Error:
-            raise self.no_memory(what, error) from error
+            raise self.memory.out_of_memory(what, f"the driver says: {error}") from error
 
-    def no_memory(self, what: str, error: cl.MemoryError) -> OutOfDeviceMemory:
-        """What is raised at once where the driver is waited for: it may have had no memory for anything before, so nothing is
-        tried again."""
-        return self.memory.out_of_memory(what, f"the driver says: {error}")
+    def waited(self, what: str, wait: Callable[..., Any], *args: Any, **how: Any) -> Any:
+        """What `wait` returns, which waits for the driver; `OutOfDeviceMemory` where that has none. It may have had none for
+        anything before, so nothing is tried again."""
+        try:
+            return wait(*args, **how)
+        except cl.MemoryError as error:
+            raise self.memory.out_of_memory(what, f"the driver says: {error}") from error
 
 
 def _copy(queue: cl.CommandQueue, source: cl.Buffer, target: cl.Buffer, nbytes: int) -> cl.Event:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pyopencl as cl
-
-from ..errors import OutOfDeviceMemory
 
 MOST_HELD = 1024  # uploads under way
 IN_FLIGHT = 0.050  # seconds of enqueued work, at most about that
@@ -17,8 +16,9 @@ MOST_BETWEEN = 256  # steps between markers: a driver keeps some hundred bytes f
 class Pacer:
     """Keeps the host from running more than about 50 ms ahead: a marker every few steps, waited for one later."""
 
-    def __init__(self, queue: cl.CommandQueue, no_memory: Callable[[str, cl.MemoryError], OutOfDeviceMemory]) -> None:
-        self.queue, self.no_memory = queue, no_memory
+    def __init__(self, queue: cl.CommandQueue, waited: Callable[[Callable[[], Any]], Any]) -> None:
+        """`waited` calls what waits for the device."""
+        self.queue, self.waited = queue, waited
         self.every, self.count = 1, 0
         self.marker: cl.Event | None = None
         self.held: list[cl.Event] = []  # uploads since the last marker, and those before it
@@ -29,14 +29,8 @@ class Pacer:
         """Keep an upload alive until a later marker has been waited for."""
         self.held.append(event)
         if len(self.held) >= MOST_HELD:
-            self._wait(event)
+            self.waited(event.wait)
             self.held.clear()
-
-    def _wait(self, event: cl.Event) -> None:
-        try:
-            event.wait()
-        except cl.MemoryError as error:
-            raise self.no_memory("work enqueued before", error) from error
 
     def step(self) -> None:
         """A step was enqueued."""
@@ -47,7 +41,7 @@ class Pacer:
         previous, self.marker = self.marker, cl.enqueue_marker(self.queue)
         self.queue.flush()
         if previous is not None:
-            self._wait(previous)
+            self.waited(previous.wait)
         self.held_before, self.held = self.held, []  # what goes here was enqueued before the marker that was waited for
         now = time.perf_counter()
         if now - self.last < IN_FLIGHT / 4:

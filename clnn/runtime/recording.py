@@ -14,7 +14,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
-from functools import cached_property, partial
+from functools import cached_property
 from typing import Any
 
 import pyopencl as cl
@@ -112,10 +112,7 @@ class Recording:
             self._replay_noted(times)
             return
         if self.fused is not None:
-            try:
-                self.last = self.fused.run(times)
-            except cl.MemoryError as error:
-                self.last = self.device.once_more("a replayed step", partial(self.fused.run, times), error)
+            self.last = self.device.enqueued("a replayed step", self.fused.run, times)
             self.device.launches += 1
             return
         self.replays += 1
@@ -142,10 +139,7 @@ class Recording:
         for step in [object() for _ in range(times)]:
             for launch, call in zip(self.launches, self.calls, strict=True):
                 before = cl.enqueue_marker(device.queue) if launch.function is not None else None
-                try:
-                    event = call()
-                except cl.MemoryError as error:
-                    event = device.once_more("a replayed step", call, error)
+                event = device.enqueued("a replayed step", call)
                 if launch.function is not None:
                     device.note_call(launch.label, launch.args, before, event, launch.flops, step)
                 else:
