@@ -7,7 +7,7 @@ from typing import Any
 
 from ..errors import ConfigurationError, ShapeError
 from ..ops.activation import ACTIVATIONS, activation_name
-from ..ops.elementwise import add
+from ..ops.elementwise import binary
 from ..registry import config_from
 from ..tensor import Tensor, apply, function
 from .base import Layer, name_layers, register, through
@@ -50,7 +50,7 @@ class Residual(Layer):
                 f"{beside.shape}; give a shortcut that ends in the body's shape"
             )
         if ACTIVATIONS[self.activation].saves == "y":
-            return apply(add, y, beside, activation=self.activation)
+            return apply(binary, "add", y, beside, activation=self.activation)
         return function(y + beside, self.activation)
 
     def config(self) -> dict[str, Any]:

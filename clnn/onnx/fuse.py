@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..ops.activation import ACTIVATIONS
-from ..ops.elementwise import add as add_op
+from ..ops.elementwise import binary
 from ..ops.norm import channel_affine, fold, layer_norm
 from ..tensor import Tensor, _wrap, constant, elementwise, function, linear_layer
 from .graph import Node
@@ -92,7 +92,7 @@ def _unary(c: Context, x: Any, *, activation: str, least: int = 0) -> Any:
 def _add(c: Context, a: Any, b: Any, *, activation: str) -> Any:
     a, b = both(c, a, b)
     if isinstance(a, Tensor) and isinstance(b, Tensor) and a.shape == b.shape:
-        return _wrap(add_op(a, b, activation)[0])
+        return _wrap(binary("add", a, b, activation)[0])
     return function(elementwise("add", a, b), activation)
 
 

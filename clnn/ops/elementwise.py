@@ -14,6 +14,7 @@ from ..gemm import Scale
 from ..runtime.device import Device, DType, int_vector
 from ..runtime.memory import Block
 from ..runtime.recorder import Argument
+from .activation import end_with
 from .array import Array, Backward, Flow, check_float, check_together, empty, empty_like, vector8
 from .reduce import sum_to
 from .rows import WORTH, divided
@@ -103,8 +104,9 @@ def _over_rows(
 
 
 @op
-def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backward]:
-    """y = f(a, b), elementwise; one of them may be a number. Of int32 BINARY says whether it takes them, and what it gives."""
+def binary(name: str, a: Array | float, b: Array | float, activation: str = "") -> tuple[Array, Backward]:
+    """y = f(a, b), elementwise; one of them may be a number. Of int32 BINARY says whether it takes them, and what it gives. Of
+    floats the launch may end with an `activation` whose derivative reads y."""
     extra: dict[str, Any] = {}
     first: tuple[Argument, ...]
     size: tuple[int, ...] = ()
@@ -122,7 +124,7 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
                 check_not_paired(name, a.shape, b.shape, shape)
             first, size, local, extra = _over_rows(a.device, shape, a, b)
     device, dtype = one.device, one.dtype
-    if dtype == np.int32 and BINARY[name].of_ints:
+    if dtype == np.int32 and BINARY[name].of_ints and not activation:
         dtype = np.dtype(BINARY[name].of_ints)
         extra["INTS"] = "int" if dtype == np.int32 else "real"
         if dtype == np.int32 and name in ("remainder", "floor_divide") and not isinstance(b, Array) and b == 0:
@@ -137,9 +139,12 @@ def binary(name: str, a: Array | float, b: Array | float) -> tuple[Array, Backwa
         return *first, *[x.block if isinstance(x, Array) else number(x) for x in (a, b)]
 
     size = size or (y.size,)
+    end: dict[str, Any] = {"ACT": activation} if activation not in ("", "linear") else {}
     device.launch(
-        "elementwise", "binary_forward", size, *operands(), y.block, local=local, real=one.real, OP=name, **extra
+        "elementwise", "binary_forward", size, *operands(), y.block, local=local, real=one.real, OP=name, **extra, **end
     )
+    if activation:
+        end_with(y, activation, keep=True)
 
     def backward(dy: Array) -> Iterator[Flow]:
         for letter, x in (("a", a), ("b", b)):
@@ -227,26 +232,3 @@ def scale_add(gradient: Array, out: Block, scale: Scale) -> None:
         "elementwise", "scale_add", (gradient.size,), gradient.size, gradient.block, out, scale.table, scale.at, scale.column,
         real=gradient.real,
     )  # fmt: skip
-
-
-@op
-def add(a: Array, b: Array, activation: str = "linear") -> tuple[Array, Backward]:
-    """y = f(a + b), elementwise over equal shapes, in one launch; f an activation whose derivative reads y."""
-    check_together("add", a, b)
-    check_float("add", a)
-    if a.shape != b.shape:
-        raise ShapeError(f"add: shapes {a.shape} and {b.shape} differ")
-    y = empty_like(a)
-    extra: dict[str, Any] = {} if activation == "linear" else {"ACT": activation}
-    a.device.launch(
-        "elementwise", "binary_forward", (y.size,), y.size, a.block, b.block, y.block, real=y.real, OP="add", **extra
-    )
-    y.made_by = activation
-    if extra:
-        y.activation = (activation, y.alias())
-
-    def backward(dz: Array) -> Iterator[Flow]:
-        yield a, dz
-        yield b, dz
-
-    return y, backward

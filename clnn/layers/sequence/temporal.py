@@ -6,7 +6,7 @@ from typing import Any
 
 from ...checks import check_count, in_range
 from ...init import Initialiser, find_initialiser
-from ...ops.elementwise import add
+from ...ops.elementwise import binary
 from ...ops.image.window import check_axes
 from ...ops.random import spatial_dropout
 from ...random import generator
@@ -58,4 +58,4 @@ class TemporalBlock(Layer):
             y = convolution(y)
             if self.dropout and self.trains():
                 y = apply(spatial_dropout, y, rate=self.dropout, generator=generator(x.device))
-        return apply(add, y, self.shortcut(x) if self.shortcut else x, activation="relu")
+        return apply(binary, "add", y, self.shortcut(x) if self.shortcut else x, activation="relu")

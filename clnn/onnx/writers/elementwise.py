@@ -132,7 +132,7 @@ def _binary(graph: Graph, op: Op) -> str:
     if name in ("equal", "less", "less_equal", "greater", "greater_equal"):
         return graph.as_floats(node(PAIRS[name], x, y), result)
     if name in PAIRS:
-        return node(PAIRS[name], x, y)
+        return activated(graph, node(PAIRS[name], x, y), op.given["activation"] or "linear", dtype)
     if name == "logaddexp":
         apart = node("Softplus", node("Neg", node("Abs", node("Sub", x, y))))
         equal = node("Add", x, graph.constant(math.log(2), dtype))
@@ -151,13 +151,6 @@ def _binary(graph: Graph, op: Op) -> str:
         return node("Where", node("Equal", y, zero), node("Div", x, y), down)
     why = "by 0 it is 0 here, and anything there" if whole and name != "arctan2" else "ONNX has no node for it"
     raise graph.refuse(op._replace(name=name), why)
-
-
-@writes("add")
-def _add(graph: Graph, op: Op) -> str:
-    a = op.given["a"]
-    y = graph.node("Add", graph.name(a), graph.name(op.given["b"]))
-    return activated(graph, y, op.given["activation"], graph.dtype(a))
 
 
 @writes("choose")
