@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import weakref
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -37,25 +38,19 @@ class Temporary:
         self.piece = self.offset = 0  # where it is in the arena
 
 
+@dataclass(eq=False, slots=True)
 class Launch:
     """One noted launch: a kernel or a call, and its arguments as blocks, temporaries and scalars."""
 
-    __slots__ = ("label", "source", "make", "kernel", "function", "size", "local", "args", "flops")
-
-    def __init__(
-        self,
-        label: str,
-        source: Source,
-        make: Make | None,
-        function: Call | None,
-        size: Size,
-        local: Size,
-        args: list[Argument | Temporary],
-        flops: int,
-    ) -> None:
-        self.label, self.source, self.make, self.function = label, source, make, function
-        self.kernel: cl.Kernel | None = None  # its own, made when it is bound: most recordings never are
-        self.size, self.local, self.args, self.flops = size, local, args, flops
+    label: str
+    source: Source
+    make: Make | None
+    function: Call | None
+    size: Size
+    local: Size
+    args: list[Argument | Temporary]
+    flops: int
+    kernel: cl.Kernel | None = None  # its own, made when it is bound: most recordings never are
 
     def bind(self, queue: cl.CommandQueue, resolve: Callable[[Any], Any]) -> Callable[[], Any]:
         """Set the arguments; what comes back runs the launch and takes nothing."""

@@ -14,6 +14,7 @@ import time
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -205,34 +206,21 @@ class Recording:
         self.calls = calls  # Ctrl-C before has all of it bound anew
 
 
+@dataclass(eq=False)
 class Entry:
     """What is known of a step under one key."""
 
-    __slots__ = (
-        "called",
-        "recorder",
-        "recording",
-        "result",
-        "eager",
-        "known",
-        "version",
-        "replays",
-        "checked",
-        "restarts",
-        "moving",
-    )
-
-    def __init__(self) -> None:
-        self.called = False
-        self.recorder: Recorder | None = None  # of the call before, or of the recording
-        self.recording: Recording | None = None
-        self.result: Any = None
-        self.eager = False
-        self.known: Any = None  # what the host has to do for a replay, as whoever owns the step knows it
-        self.version: Any = None  # of what the step's Python reads, when it last ran
-        self.replays = self.checked = 0
-        self.restarts = 0  # since an audit last found no change: recordings dropped because something read had changed
-        self.moving = False  # whether it is recorded although that changes from call to call
+    called: bool = False
+    eager: bool = False
+    recorder: Recorder | None = None  # of the call before, or of the recording
+    recording: Recording | None = None
+    result: Any = None
+    known: Any = None  # what the host has to do for a replay, as whoever owns the step knows it
+    version: Any = None  # of what the step's Python reads, when it last ran
+    replays: int = 0
+    checked: int = 0
+    restarts: int = 0  # since an audit last found no change: recordings dropped because something read had changed
+    moving: bool = False  # whether it is recorded although that changes from call to call
 
 
 class Replays:
@@ -252,9 +240,7 @@ class Replays:
 
     def restart(self, key: Hashable, eager: bool = False) -> None:
         """Forget the recording under `key`: the next calls make a new one, or `eager` ones none."""
-        restarts = self._entries[key].restarts
-        self._entries[key] = entry = Entry()
-        entry.restarts, entry.eager = restarts, eager
+        self._entries[key] = Entry(eager=eager, restarts=self._entries[key].restarts)
 
     def launches(self) -> list[list[str]]:
         """The labels of the launches of every finished recording."""
