@@ -27,7 +27,7 @@ from .lock import FairLock, exclusive
 from .memory import SLACK, Arena, Block, Memory
 from .pacer import Pacer
 from .program import Programs, Source
-from .recorder import Argument, AuditEnded, Call, Recorder, Size, StepContext
+from .recorder import Argument, AuditEnded, Call, Launch, Recorder, Size, StepContext
 from .timing import PROFILED, active, join, note
 
 T = TypeVar("T")
@@ -525,9 +525,8 @@ class Device:
         self.check_blocks(f"{file}.{name}", values, real)
         recorder = self.recorder
         if recorder is not None and recorder.audit:
-            recorder.add_kernel(
-                source, None, tuple(size), self._group(source, local) if free else tuple(local), values, flops
-            )
+            local = self._group(source, local) if free else tuple(local)
+            recorder.add(Launch(source.label, values, flops, source=source, size=tuple(size), local=local))
             return
         if (ahead := self.ahead) is not None and recorder is None:
             how = source, types, tuple(size), tuple(local), [raw(value) for value in values], free
@@ -535,7 +534,8 @@ class Device:
             return
         event, size, local = self._enqueue(source, types, tuple(size), tuple(local), values, free)
         if recorder is not None:
-            recorder.add_kernel(source, partial(self.programs.new_kernel, source, types), size, local, values, flops)
+            make = partial(self.programs.new_kernel, source, types)
+            recorder.add(Launch(source.label, values, flops, source=source, make=make, size=size, local=local))
         if active.profiles:
             note(self, source.label, size, values, event, flops=flops, real=real, step=self.step)
 
@@ -607,7 +607,7 @@ class Device:
             if active.profiles:
                 self.note_call(label, blocks, before, event, flops, self.step)
         if self.recorder is not None:
-            self.recorder.add_call(label, function, blocks, scalars, flops)
+            self.recorder.add(Launch(label, [*blocks, *scalars], flops, function))
 
     def _enqueue_call(self, label: str, function: Call, arguments: tuple[Any, ...]) -> cl.Event | None:
         event: cl.Event | None = self.enqueued(label, function, self.queue, *arguments)

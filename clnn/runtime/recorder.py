@@ -19,7 +19,6 @@ Argument = Block | np.ndarray | np.generic | float | None  # of a kernel: None i
 Defines = dict[str, Any]  # what a kernel is compiled with: numbers and words, by name
 NO_KERNEL = Source("", "", "", ())
 Call = Callable[..., cl.Event | None]  # takes a queue, buffers and numbers, and only enqueues work
-Make = Callable[[], cl.Kernel]
 Size = tuple[int, ...]
 
 
@@ -40,16 +39,16 @@ class Temporary:
 
 @dataclass(eq=False, slots=True)
 class Launch:
-    """One noted launch: a kernel or a call, and its arguments as blocks, temporaries and scalars."""
+    """One noted launch: a kernel or a call, and its arguments."""
 
     label: str
-    source: Source
-    make: Make | None
-    function: Call | None
-    size: Size
-    local: Size
-    args: list[Argument | Temporary]
+    args: list[Any]  # blocks, temporaries and scalars
     flops: int
+    function: Call | None = None
+    source: Source = NO_KERNEL
+    make: Callable[[], cl.Kernel] | None = None  # a kernel whose arguments stay bound; an audit's launches have none
+    size: Size = ()
+    local: Size = ()
     kernel: cl.Kernel | None = None  # its own, made when it is bound: most recordings never are
 
     def bind(self, queue: cl.CommandQueue, resolve: Callable[[Any], Any]) -> Callable[[], Any]:
@@ -81,18 +80,10 @@ class Recorder:
     def add_temporary(self, block: Block) -> None:
         block.ticket = Temporary(self.call, block)
 
-    def add_kernel(
-        self, source: Source, make: Make | None, size: Size, local: Size, values: list[Argument], flops: int
-    ) -> None:
-        """Note a launch of a kernel; `make` gives one whose arguments stay bound."""
-        args = [self._noted(value) for value in values]
-        self.launches.append(Launch(source.label, source, make, None, size, local, args, flops))
-
-    def add_call(
-        self, label: str, function: Call, blocks: tuple[Block, ...], scalars: tuple[int, ...], flops: int
-    ) -> None:
-        args = [*map(self._noted, blocks), *scalars]
-        self.launches.append(Launch(label, NO_KERNEL, None, function, (), (), args, flops))
+    def add(self, launch: Launch) -> None:
+        """Note a launch, with arguments as blocks and scalars."""
+        launch.args = [self._noted(value) for value in launch.args]
+        self.launches.append(launch)
 
     def _noted(self, value: Argument) -> Argument | Temporary:
         """A block as a temporary of this step, or itself (a strong reference: a replay may not outlive it)."""
