@@ -178,7 +178,7 @@ def test_a_limit_above_what_there_is(monkeypatch, text):
 def test_a_limit_for_the_hosts_memory_is_below_that_of_the_host(monkeypatch):
     """PoCL says less when less is free, which makes no error of a limit that was none before."""
     monkeypatch.setattr(FakeDevice, "host_unified_memory", True)
-    monkeypatch.setattr("clnn.runtime.memory._host_memory", lambda: 8000 * MIB)
+    monkeypatch.setattr("clnn.runtime.memory._host_bytes", lambda pages: 8000 * MIB)
     monkeypatch.setenv("CLNN_MEMORY_LIMIT", "7000M")
     assert memory_limit(FakeDevice) == 7000 * MIB
     monkeypatch.setenv("CLNN_MEMORY_LIMIT", "8001M")

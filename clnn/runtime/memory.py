@@ -114,7 +114,6 @@ class Memory:
         # drivers that allocate at first use do so at once
         self._allocator = cl_tools.ImmediateAllocator(device.usual_queue)
         self._pool = cl_tools.MemoryPool(self._allocator)
-        self._sizes: dict[int, int] = {}  # bytes asked for: bytes that the pool really takes
         self._in_use = self._plain_in_use = self.peak = 0
         # (bytes, whether of its own) of blocks that went since the last look
         self.freed: deque[tuple[int, bool]] = deque()
@@ -146,8 +145,9 @@ class Memory:
     def allocate(self, nbytes: int, pooled: bool = True) -> Block:
         """A block of at least `nbytes`. Pooled blocks are cheap; plain ones can have views."""
         self._device.ends_audit("memory that outlives the step was taken inside it")
-        pooled = pooled and self._rounded(nbytes) <= self.largest
-        size = self._rounded(nbytes) if pooled else self.align(nbytes + SLACK)
+        size = self._pool.alloc_size(self._pool.bin_number(nbytes + SLACK))  # what the pool really takes
+        pooled = pooled and size <= self.largest
+        size = size if pooled else self.align(nbytes + SLACK)
         self._make_room(nbytes, size)
         try:
             buffer: Any = self._pool.allocate(nbytes + SLACK) if pooled else self._plain(size)
@@ -176,12 +176,6 @@ class Memory:
     def fits(self, nbytes: int) -> bool:
         """Whether so many bytes can be one block: what is larger has to be cut into several."""
         return self.align(nbytes + SLACK) <= self.piece
-
-    def _rounded(self, nbytes: int) -> int:
-        size = self._sizes.get(nbytes)
-        if size is None:
-            size = self._sizes[nbytes] = self._pool.alloc_size(self._pool.bin_number(nbytes + SLACK))
-        return size
 
     def _make_room(self, nbytes: int, size: int) -> None:
         if size > self.largest:
@@ -230,7 +224,7 @@ def memory_limit(device: cl.Device) -> int:
     """
     most = total = device.global_mem_size
     if device.type & cl.device_type.CPU or device.host_unified_memory:
-        most, total = max(most, _host_memory()), min(total, host_available(total))
+        most, total = max(most, _host_bytes("SC_PHYS_PAGES")), min(total, host_available(total))
     text = os.environ.get("CLNN_MEMORY_LIMIT", "").strip()
     if not text:
         return int(total * 0.9)
@@ -254,19 +248,18 @@ def parse_size(text: str, whole: int = 0) -> int | None:
     return int(whole * number / 100) if unit == "%" else int(number * 1024 ** " kmgt".index(unit or " "))
 
 
-def _host_memory() -> int:
+def _host_bytes(pages: str) -> int:
+    """Bytes of the pages that the host counts by this name; 0 where it does not say."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 0
 
 
 def host_available(default: int) -> int:
     """Bytes that the host has free, with what it gives back on demand; `default` where it does not say."""
-    try:
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") + _page_cache()
-    except (ValueError, OSError, AttributeError):
-        return default
+    free = _host_bytes("SC_AVPHYS_PAGES")
+    return free + _page_cache() if free else default
 
 
 def _page_cache() -> int:
@@ -280,9 +273,8 @@ def _page_cache() -> int:
 
 
 def human(nbytes: int) -> str:
-    size = float(nbytes)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1024
-    raise AssertionError
+    """Bytes as people read them: 1.5 MiB."""
+    for unit, one in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if nbytes >= one:
+            return f"{nbytes / one:.1f} {unit}"
+    return f"{nbytes:.0f} bytes"
