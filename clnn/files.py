@@ -66,13 +66,6 @@ def refuse_device(path: Any) -> None:
         raise PermissionError("it is a device, which may never end: give a file")
 
 
-def cached(prefix: str) -> bool:
-    """Whether the cache folder, as far as it can be read, has a file whose name begins so."""
-    with contextlib.suppress(OSError):
-        return any(name.startswith(prefix) for name in os.listdir(cache_folder()))
-    return False
-
-
 def check_place(path: Path) -> None:
     """OSError where `write_atomically` could not write, as far as that is seen before: nothing is left behind."""
     part, file = _new_part(_place(path))

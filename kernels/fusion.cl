@@ -24,7 +24,7 @@ void wait_for(global int *turn, int tickets) {
     if (*(volatile global int *)(turn + GAVE_UP)) return;
 #endif
 #if defined(__x86_64__) || defined(__i386__)
-    __asm__ volatile("pause");
+    __builtin_ia32_pause();
 #endif
   }
   __sync_synchronize();                    // what others have written is read after this

@@ -33,6 +33,7 @@ import clnn
 from clnn.ops.index import missing_rows
 from clnn.runtime import ahead
 from clnn.runtime.devices.choice import find_device
+from clnn.runtime.fusion import Fused
 from clnn.runtime.memory import SLACK, Block, Memory
 from clnn.runtime.program import Programs
 from clnn.train import direct
@@ -204,7 +205,7 @@ def pytest_runtest_call(item):
     """A test marked `platform` has to launch kernels of every file that its mark names. Where `CLNN_TEST_NOTES` names a folder,
     it is noted there what each test that passes launches, for `.ci/mutants`."""
     mark, notes, launched = item.get_closest_marker("platform"), os.environ.get("CLNN_TEST_NOTES"), {}
-    kernel, new_kernel, build_text = Programs.kernel, Programs.new_kernel, Programs.build_text
+    kernel, new_kernel, build = Programs.kernel, Programs.new_kernel, Fused.build
     began = time.process_time()
 
     def noted_kernel(self, source, types):
@@ -215,15 +216,15 @@ def pytest_runtest_call(item):
         launched[source] = True
         return new_kernel(self, source, types)
 
-    def noted_text(self, *args):  # steps made one kernel
+    def noted_build(self, *args):  # steps made one kernel
         launched["fusion", "steps", "float", ()] = True
-        return build_text(self, *args)
+        return build(self, *args)
 
     with pytest.MonkeyPatch.context() as patch:
         if mark or notes:
             patch.setattr(Programs, "kernel", noted_kernel)
             patch.setattr(Programs, "new_kernel", noted_new_kernel)
-            patch.setattr(Programs, "build_text", noted_text)
+            patch.setattr(Fused, "build", noted_build)
         outcome = yield
     refused = outcome.excinfo and isinstance(outcome.excinfo[1], clnn.DeviceError) and str(outcome.excinfo[1])
     if refused and item.get_closest_marker("long") and "ends loops after" in refused:

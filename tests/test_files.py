@@ -261,9 +261,7 @@ def test_what_the_system_refuses_is_an_error_of_clnns(device, path, use):
 
 
 @posix
-def test_a_cache_folder_that_cannot_be_used_is_none_or_an_error(monkeypatch):
-    monkeypatch.setenv("CLNN_CACHE_DIR", REFUSED["too long"])
-    assert not files.cached("step-")
+def test_a_cache_folder_that_cannot_be_is_an_error(monkeypatch):
     monkeypatch.setenv("CLNN_CACHE_DIR", REFUSED["no such user"])
     with pytest.raises(clnn.ConfigurationError, match="CLNN_CACHE_DIR='~nobody-of-that-name/x'"):
         files.cache_folder()

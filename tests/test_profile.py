@@ -117,7 +117,7 @@ def test_steps_that_are_fused_run_launch_by_launch(device, monkeypatch):
     """Where they are fused at all; the results are the same bits, and the next replay is fused again."""
     monkeypatch.setattr("clnn.runtime.fusion.COMPILING", 0.0)
     monkeypatch.setattr("clnn.runtime.fusion.PART_OF_IT", 0.0)
-    monkeypatch.setattr("clnn.runtime.recording.TIMED", 1)
+    monkeypatch.setattr("clnn.runtime.fusing.TIMED", 1)
     net, same = network(), network()
     x, y = data()
     options = {"loss": "cross_entropy", "epochs": 8, "batch_size": 16, "seed": 1, "progress": False}

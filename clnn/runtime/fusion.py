@@ -4,7 +4,8 @@ The kernels of a recording (on a CPU, each work-item a group of its own) become 
 all in one text, with a kernel that calls them in order, with the recorded sizes as constants, in a loop over steps. One
 work-item per core runs it, and they share out each launch's items (kernels/fusion.cl). What moves from step to step is on
 the device already. The results are the same bits. Compiling takes a second or more, so a step has to be replayed often
-before it pays (`worth`), and its launches have to be short (`SHORT`).
+before it pays (`worth`), and its launches have to be short (`SHORT`). What was compiled is kept as a binary in the cache
+folder, from where a later process has it within milliseconds.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import contextlib
 import hashlib
 import math
 import os
+import platform
 import re
+import struct
 import threading
 from collections.abc import Callable
-from functools import lru_cache, reduce
+from functools import cached_property, lru_cache, reduce
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -25,18 +28,18 @@ import numpy as np
 import pyopencl as cl
 
 from ..errors import BuildError, ConfigurationError
-from ..files import cache_folder, cached, write_atomically
+from ..files import cache_folder, write_atomically
 from .bundles import ATTRIBUTE, FUNCTION, KERNEL, MACRO, apart
 from .device import Device
 from .devices.pocl import deep_stacks
 from .memory import Block
-from .program import read_source, source_for
+from .program import Source, kernel_folder, read_source, source_for
 from .recorder import Launch, Temporary
 
 # Seconds, about, until a step is one kernel: where the driver has to compile it, with those for each of its parts; has compiled
 # it before; and where this process has it. Each launch takes SAVED less then, 5 to 20 us by measurements: an enqueued one costs
 # that, whatever it does.
-COMPILING, PART_OF_IT, LOADING, HAVING, SAVED = 0.3, 0.08, 0.05, 0.01, 1e-5
+COMPILING, PART_OF_IT, LOADING, HAVING, SAVED = 0.3, 0.08, 0.01, 0.002, 1e-5
 OTHERS = 2.5  # times as long as PoCL other drivers, Intel's, compile
 MOST_PARTS = 64  # launches of a step
 STEPS = 64  # at most, in one launch
@@ -44,7 +47,12 @@ SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long
 # On average, of a launch of a step that is fused. With longer ones there is little to gain by not sleeping between them, and
 # something to lose where other processes want the same cores.
 SHORT = 150e-6
-KEPT = "step-"  # how the names of notes in the cache folder begin
+KEPT = struct.Struct(
+    "<32sd"
+)  # before a kept binary: the SHA-256 of what follows, and seconds of a step that is not fused
+# Versions of PoCL that were seen to give a fused step's binary, and other drivers. Of further ones each process builds the text,
+# which PoCL keeps too: some end the process when they are asked for the binary of a kernel that they run.
+GIVING, LOADING_TEXT = (0, 3, 5, 6), 0.07
 TICKETS = 8  # of a stage, for each core: more, and neighbouring items part; fewer, and some core waits
 TURN = np.zeros(128, np.int32)  # the counters of kernels/fusion.cl
 FRAME = 1 << 20  # bytes of stack that a kernel may take, where it says how many: threads have twice that
@@ -142,24 +150,19 @@ def most_steps(seconds: float) -> int:
 
 
 class Fused:
-    """The kernel of many steps, and the arguments it is bound to. A step takes about `seconds` before it is fused."""
+    """The kernel of many steps, and the arguments it is bound to."""
 
-    def __init__(self, device: Device, launches: list[Launch], seconds: float) -> None:
-        self.device = device
-        self.most = most_steps(seconds)
+    def __init__(self, device: Device, launches: list[Launch]) -> None:
+        self.device, self.launches = device, len(launches)
         self._names: dict[Any, str] = {}
         self._args: list[Any] = []
         self._parameters: list[str] = []
-        names: dict[Any, str] = {}  # of what is compiled: layers of the same kind share it
-        parts: list[str] = []
+        self._parts: dict[Source, str] = {}  # the names of what is compiled: layers of the same kind share it
         stages: list[tuple[int, list[str]]] = []  # tickets, and what is called for each
         shares = cores(device)
         for launch in launches:
-            file, kernel, real, defines = launch.source
-            written = [self._written(arg, real) for arg in launch.args]
-            name = names.setdefault(launch.source, f"part_{len(names)}")
-            if len(names) > len(parts):
-                parts.append(part(file, kernel, real, name, defines))
+            written = [self._written(arg, launch.source.real) for arg in launch.args]
+            name = self._parts.setdefault(launch.source, f"part_{len(self._parts)}")
             tickets, call = _call(name, launch.size, ", ".join(written), shares)
             if tickets == 1 and stages and stages[-1][0] == 1:
                 stages[-1][1].append(call)  # one core goes on
@@ -167,7 +170,7 @@ class Fused:
                 stages.append((tickets, [call]))
         ends = np.cumsum([tickets for tickets, _ in stages])
         self.workers = min(shares, max(tickets for tickets, _ in stages))
-        main = MAIN.format(
+        self._main = MAIN.format(
             arguments="".join(f", {one}" for one in self._parameters),
             tickets=ends[-1],
             stages="".join(
@@ -176,42 +179,92 @@ class Fused:
             ),
             workers=self.workers,
         )
-        self.text = "".join(parts) + read_source("fusion") + main
+        made = f"{device.identity} | {_processor()} | {_made_from(kernel_folder())} | {[*self._parts]} | {self._main}"
+        self.name = hashlib.sha256(made.encode()).hexdigest()[:32]
 
-    def build(self) -> Fused:
-        """Compile it, and note that the driver has it from now on."""
-        device = self.device
+    @property
+    def text(self) -> str:
+        """What is compiled."""
+        parts = "".join(part(*source[:3], name, source.defines) for source, name in self._parts.items())
+        return parts + read_source("fusion") + self._main
+
+    def build(self, seconds: float) -> Fused:
+        """Have it as a kernel: this process' own, that of the binary which was kept, or one compiled now. Without it a step takes
+        about so many `seconds`."""
+        device, made = self.device, self.device.programs.made
         if not (device.pocl_version > (0, 0) or takes_turns(device)):
             raise BuildError(f"on {device!r} a work-item cannot wait for another")
-        self.kernel = cl.Kernel(device.programs.build_text(self.text), "steps")
+        self.most = most_steps(seconds)
+        if self.name not in made:
+            kept = self._kept[1] if self._kept else b""
+            made[self.name] = self._program_of(kept) or self._compile(seconds), seconds
+        self.kernel = cl.Kernel(made[self.name][0], "steps")
         frame = self.kernel.get_work_group_info(cl.kernel_work_group_info.PRIVATE_MEM_SIZE, device.cl_device)
         if frame > FRAME:
             raise BuildError(f"it takes {frame:,} bytes of a thread's stack, and clnn counts on {FRAME:,}")
         self.turn = device.memory.allocate(TURN.nbytes, pooled=False)
         device.upload(TURN, self.turn, constant=True)
-        with contextlib.suppress(OSError):  # a read-only cache folder
-            write_atomically(self._note(), b"")
         return self
 
-    def _note(self) -> Path:
-        """The file that says that this has been compiled here."""
-        text = f"{self.device.identity} | {self.text}"
-        return cache_folder() / f"{KEPT}{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    @property
+    def _file(self) -> Path:
+        return cache_folder() / f"step-{self.name}"
+
+    @cached_property
+    def _kept(self) -> tuple[float, bytes] | None:
+        """The seconds of a step that was kept, and its binary. None for a file that is damaged, or another user's: it is
+        machine code, which may do anything."""
+        with contextlib.suppress(OSError, struct.error):
+            data, owner = self._file.read_bytes(), self._file.stat().st_uid
+            digest, seconds = KEPT.unpack_from(data)
+            if hashlib.sha256(data[len(digest) :]).digest() == digest and (os.name == "nt" or owner == os.geteuid()):
+                return seconds, data[KEPT.size :]
+        return None
+
+    def _program_of(self, binary: bytes) -> cl.Program | None:
+        """The program of a binary; None where there is none, or the driver does not take it."""
+        with contextlib.suppress(cl.Error):
+            program = cl.Program(self.device.context, [self.device.cl_device], [binary]) if binary else None
+            if program is not None:
+                program.build(self.device.programs.options_of_made)
+            return program
+        return None
+
+    def _compile(self, seconds: float) -> cl.Program:
+        """It compiled, and kept. Its machine code is in the binary; for the text, PoCL would make it again."""
+        program = self.device.programs.build_text(self.text)
+        gives = self.device.pocl_version[0] in GIVING
+        binaries: Any = program.get_info(cl.program_info.BINARIES) if gives else [b""]
+        data = struct.pack("<d", seconds) + binaries[0]
+        with contextlib.suppress(OSError):  # a read-only cache folder
+            write_atomically(self._file, hashlib.sha256(data).digest() + data)
+        return self._program_of(binaries[0]) or program
 
     @property
-    def cost(self) -> float:
-        """The seconds, about, that building it takes where it was built before; without end where it was not."""
-        if self.device.programs.has((self.text,)):
-            return HAVING
-        return LOADING if cached(self._note().name) else math.inf
+    def known(self) -> float | None:
+        """The seconds of a step before it was fused, where that was done already."""
+        there = self.device.programs.made.get(self.name)
+        return there[1] if there else self._kept[0] if self._kept else None
+
+    @property
+    def worth(self) -> int:
+        """Steps to come, or replays so far, from which it pays."""
+        if always():
+            return 1
+        if self.known is not None:
+            here = self.name in self.device.programs.made
+            cost = HAVING if here else LOADING if self._kept and self._kept[1] else LOADING_TEXT
+        else:
+            cost = COMPILING + PART_OF_IT * len(self._parts)
+            cost *= 1 if self.device.pocl_version > (0, 0) else OTHERS
+        return max(1, round(cost / (SAVED * self.launches)))
 
     @staticmethod
-    def possible(device: Device, launches: list[Launch], seconds: float) -> bool:
-        """Whether these launches can become one kernel, and are short enough to gain by it."""
+    def possible(device: Device, launches: list[Launch]) -> bool:
+        """Whether these launches can become one kernel."""
         return (
             allowed(device)
             and 0 < len(launches) <= MOST_PARTS
-            and (seconds <= SHORT * len(launches) or always())
             and all(launch.make is not None and _apart(launch) for launch in launches)
         )
 
@@ -274,6 +327,21 @@ def asks_for_groups(file: str, kernel: str, alone: bool) -> bool:
     return False
 
 
+@lru_cache(maxsize=1)
+def _processor() -> str:
+    """What the processor can do, where Linux says it: another machine with the same home folder may have another one."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:
+        return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return platform.processor()
+
+
+@lru_cache(maxsize=4)
+def _made_from(folder: Path) -> str:
+    """The digest of what texts are made from: the kernels in a folder, and the modules that put them together."""
+    files = [*sorted(folder.glob("*.cl")), *sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"\0".join(file.read_bytes() for file in files)).hexdigest()
+
+
 @lru_cache(maxsize=256)
 def part(file: str, kernel: str, real: str, name: str, defines: tuple[tuple[str, Any], ...]) -> str:
     """The text of `kernel` as a function `name`. Everything that its file names is renamed, and no macro outlives it, so that
@@ -298,18 +366,6 @@ def _call(name: str, size: tuple[int, ...], args: str, shares: int) -> tuple[int
     return -(-items // each), f"{loop} {name}({item}, {args});"
 
 
-def fuse(device: Device, launches: list[Launch], seconds: float) -> Fused | None:
-    """The launches as one kernel, or None where that cannot be. `BuildError` where the driver cannot compile them."""
-    return Fused(device, launches, seconds).build() if Fused.possible(device, launches, seconds) else None
-
-
-def worth(device: Device, launches: list[Launch]) -> int:
-    """Steps to come, or replays so far, from which making one kernel of these launches pays, as long as nobody knows how long
-    they take."""
-    if always():
-        return 1
-    cost = COMPILING + PART_OF_IT * len({launch.source for launch in launches})
-    cost *= 1 if device.pocl_version > (0, 0) else OTHERS
-    if Fused.possible(device, launches, 0.0) and cached(KEPT):
-        cost = min(cost, Fused(device, launches, SECONDS).cost)
-    return max(1, round(cost / (SAVED * max(1, len(launches)))))
+def fuse(one: Fused, seconds: float) -> Fused | None:
+    """Launches as one kernel, or None where they are long. `BuildError` where the driver cannot compile them."""
+    return one.build(seconds) if seconds <= SHORT * one.launches or always() else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -103,7 +104,11 @@ class Programs:
         self.context, self.has_fp64 = context, has_fp64
         self._flush_here = pocl_version >= (4, 0)
         self._usual = [STANDARD, FLUSH]  # options of every program
-        self._programs: dict[Any, tuple[cl.Program, str]] = {}  # and what the names of its kernels begin with
+        self._programs: dict[Key, tuple[cl.Program, str]] = {}  # and what the names of its kernels begin with
+        self.made: dict[
+            str, tuple[cl.Program, float]
+        ] = {}  # steps as one kernel, and the seconds that one takes without it
+        self.replays: Counter[str] = Counter()  # of steps that may become one, in this process
         self.bundles = notes or Bundles()
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}
         self._sources: dict[Any, str] = {}  # the texts of files, by real type
@@ -125,15 +130,21 @@ class Programs:
             self.bundles.note([key])
         return self._programs[key]
 
-    def has(self, key: Any) -> bool:
-        """Whether a program is built, or (text,), a text that was made."""
+    def has(self, key: Key) -> bool:
+        """Whether a program is built."""
         return key in self._programs
 
     def build_text(self, source: str) -> cl.Program:
-        """A text that was made, of which kernels are made afresh. `BuildError` where the driver does not take it."""
-        if not self.has((source,)):
-            self._programs[source,] = self._built("a step as one kernel", source, [], not self._flush_here), ""
-        return self._programs[source,][0]
+        """A text that was made. `BuildError` where the driver does not take it."""
+        return self._built("a step as one kernel", source, [], not self._flush_here)
+
+    @property
+    def options_of_made(self) -> list[str]:
+        """The options that such a text is built with."""
+        return self._options(not self._flush_here)
+
+    def _options(self, flush: bool) -> list[str]:
+        return [option for option in self._usual if flush or option != FLUSH]
 
     def _text(self, file: str, real: str, defines: tuple[tuple[str, Any], ...]) -> tuple[str, bool]:
         """A program's text, and whether denormal numbers are flushed by the driver's option; else by its kernels."""
@@ -173,15 +184,14 @@ class Programs:
 
     def _with_usual(self, build: Callable[[list[str]], cl.Program], flush: bool) -> cl.Program:
         """A program built with the usual options, as far as the driver takes them: it is asked when a build has failed."""
-        wanted = [option for option in self._usual if flush or option != FLUSH]
         try:
-            return build(wanted)
+            return build(self._options(flush))
         except (cl.Error, KeyError):  # pyopencl's cache ends in a KeyError where a driver refuses an option
             taken = [option for option in self._usual if self._takes(option)]
             if taken == self._usual:
                 raise
             self._usual = taken
-            return build([option for option in wanted if option in taken])
+            return build(self._options(flush))
 
     def _takes(self, option: str) -> bool:
         try:

@@ -15,7 +15,6 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import pyopencl as cl
@@ -24,14 +23,14 @@ from ..errors import BuildError, warn
 from . import timing
 from .ahead import putting_off
 from .device import Device
-from .fusion import Fused, always, fuse, worth
+from .fusing import TIMED, Fusing
+from .fusion import Fused
 from .memory import SLACK, Arena, Block
 from .profile import profile_of_debug
 from .recorder import Recorder, StepContext, Temporary
 from .timing import active, join, note
 
 MOST_RECORDINGS = 8  # a step keeps that many, least recently used goes
-TIMED = 10  # replays, of which the fastest says whether a step is worth fusing
 
 
 class RecordingWarning(UserWarning):
@@ -51,14 +50,13 @@ class Recording:
             self.sizes[t.piece] = max(self.sizes[t.piece], t.offset + t.nbytes)
         self.nbytes = sum(self.sizes)
         self.arena: Arena | None = None
-        self.calls: list[Callable[[], Any]] = []
+        self.calls: list[Callable[..., Any]] = []
         self.views: dict[Temporary, Any] = {}
         self.queue: cl.CommandQueue | None = None
         self.last: cl.Event | None = None  # of the last launch; a copy may have none
         self.fused: Fused | None = None
-        self.replays = 0
         self.steps_to_come = 0  # steps that the caller still expects to run
-        self.timed, self.seconds = 0, float("inf")  # replays timed so far, and the fastest of them
+        self.fusing = Fusing(device, self.launches)
 
     def _plan(self) -> list[Temporary]:
         """Pin what outlived the step; give every other temporary a place that no overlapping lifetime shares."""
@@ -107,6 +105,9 @@ class Recording:
         noted = timing.opened and active.profiles
         if noted:
             join(self.device)
+        timed = self.fused is None and not noted and self.fusing.due(self.steps_to_come)
+        if self.fusing.ready:
+            self._fuse()
         if not self.calls or self.arena is not current or self.queue is not self.device._queue:
             self._bind()
         if noted:
@@ -116,8 +117,6 @@ class Recording:
             self.last = self.device.enqueued("a replayed step", self.fused.run, times)
             self.device.launches += 1
             return
-        self.replays += 1
-        timed = self.timed < self.trials and max(self.replays, self.steps_to_come) >= self.worth
         if timed:
             self.device.finish()
         began = time.perf_counter()
@@ -129,16 +128,14 @@ class Recording:
         self.device.launches += len(self.calls)
         if timed:
             self.device.finish()
-            self.seconds = min(self.seconds, time.perf_counter() - began)
-            self.timed += 1
-            if self.timed == self.trials:
-                self._fuse()
+            self.fusing.took(time.perf_counter() - began)
 
     def _replay_noted(self, times: int) -> None:
         """Replay launch by launch, and tell the profiles of each when it ran."""
         device = self.device
+        calls = self.calls if self.fused is None else [one.bind(device.queue, self._resolve) for one in self.launches]
         for step in [object() for _ in range(times)]:
-            for launch, call in zip(self.launches, self.calls, strict=True):
+            for launch, call in zip(self.launches, calls, strict=True):
                 before = cl.enqueue_marker(device.queue) if launch.function is not None else None
                 event = device.enqueued("a replayed step", call)
                 if launch.function is not None:
@@ -148,29 +145,19 @@ class Recording:
                     note(
                         device, launch.label, launch.size, launch.args, event, flops=launch.flops, real=real, step=step
                     )
-        device.launches += times * len(self.calls)
-
-    @cached_property
-    def trials(self) -> int:
-        """Replays that are timed before they are made one kernel."""
-        return 1 if always() else TIMED
-
-    @cached_property
-    def worth(self) -> int:
-        """Steps to come, or replays, from which they are made one kernel."""
-        return worth(self.device, self.launches)
+        device.launches += times * len(calls)
 
     def fuse_now(self) -> None:
         """Make one kernel of the launches at once, whatever it costs, if that can be."""
-        self.steps_to_come = self.worth
-        for _ in range(TIMED):
-            self.replay()
-        self.steps_to_come = 0
+        self.fusing.worth = 0
+        for _ in range(TIMED + 1):  # replays that are timed, and one that it is made before
+            if self.fused is None and self.fusing.wanted:
+                self.replay()
 
     def _fuse(self) -> None:
-        self.arena, self.calls = None, []  # bound anew at the next replay
+        self.arena, self.calls = None, []  # bound anew
         try:
-            self.fused = fuse(self.device, self.launches, self.seconds)
+            self.fused = self.fusing.fuse()
         except BuildError as error:
             warn(
                 f"a step's {len(self.launches)} launches do not become one kernel, and are replayed one by one, with the "
@@ -191,19 +178,20 @@ class Recording:
             device.arena = weakref.ref(arena)
         self.arena = arena
         arena.users.add(self)
-        views = {t: arena.blocks[t.piece].buffer.get_sub_region(t.offset, t.nbytes + SLACK) for t in self.temporaries}
-
-        def resolve(arg: Any) -> Any:
-            if isinstance(arg, Temporary):
-                return views[arg]
-            return arg.buffer if isinstance(arg, Block) else arg
-
         self.queue = device.queue  # that of a profile is another one
-        self.views = views  # a kernel's argument keeps no buffer alive: without this, replays run on freed ones
-        calls = [launch.bind(self.queue, resolve) for launch in self.launches]
+        blocks = arena.blocks  # a kernel's argument keeps no buffer alive: without the views, replays run on freed ones
+        self.views = {t: blocks[t.piece].buffer.get_sub_region(t.offset, t.nbytes + SLACK) for t in self.temporaries}
         if self.fused is not None:
-            self.fused.bind(resolve)
-        self.calls = calls  # Ctrl-C before has all of it bound anew
+            self.fused.bind(self._resolve)
+            self.calls = [self.fused.run]
+        else:
+            self.calls = [launch.bind(self.queue, self._resolve) for launch in self.launches]
+
+    def _resolve(self, arg: Any) -> Any:
+        """An argument as kernels take it."""
+        if isinstance(arg, Temporary):
+            return self.views[arg]
+        return arg.buffer if isinstance(arg, Block) else arg
 
 
 @dataclass(eq=False)

@@ -1,0 +1,56 @@
+"""When a recorded step becomes one kernel: after so many replays that it pays, and some that are timed."""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+
+from .device import Device
+from .fusion import Fused, always, fuse
+from .recorder import Launch
+
+TIMED = 10  # replays, of which the fastest says whether a step is worth fusing
+
+
+class Fusing:
+    """What is known of a recording's launches: whether they can be one kernel, how long they take, and how often they ran."""
+
+    def __init__(self, device: Device, launches: list[Launch]) -> None:
+        self.device, self.launches = device, launches
+        self.wanted = True  # until that kernel is made, or cannot be
+        self.timed, self.seconds = 0, math.inf  # replays timed so far, and the fastest of them
+        self.ready = False  # to be made, before the next replay
+
+    @cached_property
+    def one(self) -> Fused | None:
+        """What the launches are as one kernel; None where that cannot be."""
+        return Fused(self.device, self.launches) if Fused.possible(self.device, self.launches) else None
+
+    @cached_property
+    def worth(self) -> int:
+        """Steps to come, or replays of this step in all of this process' recordings, from which they are made one kernel."""
+        return self.one.worth if self.one is not None else 0
+
+    def due(self, to_come: int) -> bool:
+        """Whether the next replay is timed, after which `to_come` follow. Not where it is known how long it takes."""
+        self.wanted = self.wanted and self.one is not None
+        if not self.wanted or self.ready or self.one is None:
+            return False
+        replays = self.device.programs.replays
+        replays[self.one.name] += 1
+        if max(replays[self.one.name], to_come) < self.worth:
+            return False
+        if self.one.known is not None:
+            self.seconds, self.ready = self.one.known, True
+        return not self.ready
+
+    def took(self, seconds: float) -> None:
+        """A replay was timed."""
+        self.timed, self.seconds = self.timed + 1, min(self.seconds, seconds)
+        self.ready = self.timed >= (1 if always() else TIMED)
+
+    def fuse(self) -> Fused | None:
+        """The launches as one kernel, or None where they are long. `BuildError` where the driver cannot compile them."""
+        self.wanted = self.ready = False
+        assert self.one is not None
+        return fuse(self.one, self.seconds)
