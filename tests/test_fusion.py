@@ -32,13 +32,13 @@ def fusing(device, monkeypatch):
         monkeypatch.setattr(fusion, cost, 0.0)
     monkeypatch.setattr(fusing_, "TIMED", 1)
     monkeypatch.setattr(fusion, "SHORT", 1.0)
-    made = []
+    made, fuse = [], fusing_.Fusing.fuse
 
-    def counted(*args):
-        made.append(fusion.fuse(*args))
+    def counted(self):
+        made.append(fuse(self))
         return made[-1]
 
-    monkeypatch.setattr(fusing_, "fuse", counted)
+    monkeypatch.setattr(fusing_.Fusing, "fuse", counted)
     return made
 
 
@@ -209,6 +209,22 @@ def test_a_kept_step_needs_no_compiler_and_no_trial(device, rng, fusing, monkeyp
     again = trained(device, x, y, "quadratic", "sigmoid")
     assert len(fusing) == 2 and fusing[1].most == fusing[0].most
     assert np.array_equal(again[0], eager[0]) and again[1:] == eager[1:]
+
+
+def test_that_a_step_is_long_is_not_believed_for_ever(device, rng, fusing, monkeypatch, elsewhere):
+    """It may have been timed while other programs took the processor."""
+    x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)
+    with monkeypatch.context() as now:
+        now.setattr(fusion, "always", lambda: True)
+        now.setattr(
+            fusing_.Fusing, "took", lambda self, seconds: setattr(self, "seconds", 1e9) or setattr(self, "ready", True)
+        )
+        trained(device, x, y, "quadratic", "sigmoid")
+    assert len(fusing) == 1 and fusing[0].known == 1e9 and not fusing[0].pays(1e9)
+    for _ in range(2):
+        trained(device, x, y, "quadratic", "sigmoid")
+        elsewhere()
+    assert len(fusing) == 3 and all(fusing) and all(one.most > 1 for one in fusing[1:])
 
 
 @pytest.mark.parametrize("change", ["cut", "empty", "another byte", "another's", "no binary", "missing"])

@@ -6,7 +6,7 @@ import math
 from functools import cached_property
 
 from .device import Device
-from .fusion import Fused, always, fuse
+from .fusion import Fused, always
 from .recorder import Launch
 
 TIMED = 10  # replays, of which the fastest says whether a step is worth fusing
@@ -32,7 +32,8 @@ class Fusing:
         return self.one.worth if self.one is not None else 0
 
     def due(self, to_come: int) -> bool:
-        """Whether the next replay is timed, after which `to_come` follow. Not where it is known how long it takes."""
+        """Whether the next replay is timed, after which `to_come` follow. Not where it is known to be short; that it is long
+        may have been said by a machine that had much else to do."""
         self.wanted = self.wanted and self.one is not None
         if not self.wanted or self.ready or self.one is None:
             return False
@@ -40,7 +41,7 @@ class Fusing:
         replays[self.one.name] += 1
         if max(replays[self.one.name], to_come) < self.worth:
             return False
-        if self.one.known is not None:
+        if self.one.known is not None and self.one.pays(self.one.known):
             self.seconds, self.ready = self.one.known, True
         return not self.ready
 
@@ -53,4 +54,4 @@ class Fusing:
         """The launches as one kernel, or None where they are long. `BuildError` where the driver cannot compile them."""
         self.wanted = self.ready = False
         assert self.one is not None
-        return fuse(self.one, self.seconds)
+        return self.one.build(self.seconds) if self.one.pays(self.seconds) else None

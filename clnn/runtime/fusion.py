@@ -246,6 +246,10 @@ class Fused:
         there = self.device.programs.made.get(self.name)
         return there[1] if there else self._kept[0] if self._kept else None
 
+    def pays(self, seconds: float) -> bool:
+        """Whether it gains by being fused, where it takes so long before."""
+        return seconds <= SHORT * self.launches or always()
+
     @property
     def worth(self) -> int:
         """Steps to come, or replays so far, from which it pays."""
@@ -364,8 +368,3 @@ def _call(name: str, size: tuple[int, ...], args: str, shares: int) -> tuple[int
     item = "i, 0, 0" if items == x else f"i % {x}, i / {x} % {y}, i / {x * y}"
     loop = f"for (int i = ticket * {each}; i < min({items}, (ticket + 1) * {each}); i++)"
     return -(-items // each), f"{loop} {name}({item}, {args});"
-
-
-def fuse(one: Fused, seconds: float) -> Fused | None:
-    """Launches as one kernel, or None where they are long. `BuildError` where the driver cannot compile them."""
-    return one.build(seconds) if seconds <= SHORT * one.launches or always() else None
