@@ -211,6 +211,19 @@ def test_a_kept_step_needs_no_compiler_and_no_trial(device, rng, fusing, monkeyp
     assert np.array_equal(again[0], eager[0]) and again[1:] == eager[1:]
 
 
+def test_the_steps_kept_last_are_kept(device, rng, fusing, monkeypatch, elsewhere, tmp_path):
+    for number in range(5):
+        (tmp_path / f"step-{number}").write_bytes(b"")
+        os.utime(tmp_path / f"step-{number}", (number, number))
+    (tmp_path / "digits.npz").write_bytes(b"no step")
+    monkeypatch.setattr(fusion, "MOST_KEPT", 3)
+    trained(
+        device, rng.random((60, 6), dtype=np.float32), rng.integers(0, 4, 60).astype(np.int32), "quadratic", "sigmoid"
+    )
+    (one,) = fusing
+    assert {file.name for file in tmp_path.glob("*[!k]")} == {"digits.npz", "step-3", "step-4", f"step-{one.name}"}
+
+
 def test_that_a_step_is_long_is_not_believed_for_ever(device, rng, fusing, monkeypatch, elsewhere):
     """It may have been timed while other programs took the processor."""
     x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)

@@ -47,6 +47,7 @@ SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long
 # On average, of a launch of a step that is fused. With longer ones there is little to gain by not sleeping between them, and
 # something to lose where other processes want the same cores.
 SHORT = 150e-6
+MOST_KEPT = 256  # files, of some 150 KB each: those written last
 KEPT = struct.Struct(
     "<32sd"
 )  # before a kept binary: the SHA-256 of what follows, and seconds of a step that is not fused
@@ -214,8 +215,8 @@ class Fused:
     def _kept(self) -> tuple[float, bytes] | None:
         """The seconds of a step that was kept, and its binary. None for a file that is damaged, or another user's: it is
         machine code, which may do anything."""
-        with contextlib.suppress(OSError, struct.error):
-            data, owner = self._file.read_bytes(), self._file.stat().st_uid
+        with contextlib.suppress(OSError, struct.error), open(self._file, "rb") as file:
+            data, owner = file.read(), os.fstat(file.fileno()).st_uid
             digest, seconds = KEPT.unpack_from(data)
             if hashlib.sha256(data[len(digest) :]).digest() == digest and (os.name == "nt" or owner == os.geteuid()):
                 return seconds, data[KEPT.size :]
@@ -238,6 +239,9 @@ class Fused:
         data = struct.pack("<d", seconds) + binaries[0]
         with contextlib.suppress(OSError):  # a read-only cache folder
             write_atomically(self._file, hashlib.sha256(data).digest() + data)
+            files = sorted(self._file.parent.glob("step-*"), key=os.path.getmtime)
+            for file in files[:-MOST_KEPT]:
+                file.unlink()
         return self._program_of(binaries[0]) or program
 
     @property
