@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dis
 import json
+import math
 import re
 import types
 from collections.abc import Callable
@@ -61,9 +62,10 @@ def _described(value: Any, numbers: dict[Layer, int]) -> Any:
         return [_described(item, numbers) for item in value]
     if isinstance(value, dict):
         return {key: _described(item, numbers) for key, item in value.items()}
-    if value is None or isinstance(value, (bool, int, float, str, np.generic)):
-        return value.item() if isinstance(value, np.generic) else value
-    raise CheckpointError(f"a config holds {value!r}, which JSON cannot; use numbers, strings, lists and layers")
+    value = value.item() if isinstance(value, np.generic) else value
+    if value is None or isinstance(value, (bool, int, str)) or (isinstance(value, float) and math.isfinite(value)):
+        return value
+    raise CheckpointError(f"a config holds {value!r}, which JSON cannot; use finite numbers, strings, lists and layers")
 
 
 def construct(description: Any, made: list[Layer] | None = None) -> Layer:
@@ -118,7 +120,7 @@ def warn_of_attributes(model: Layer, twin: Layer) -> None:
         if not isinstance(layer, Layer) or type(layer).__module__.startswith("clnn."):
             continue
         methods = [
-            f for base in type(layer).__mro__ for name, f in vars(base).items() if name not in ("__init__", "build")
+            f for one in type(layer).__mro__ for name, f in vars(one).items() if name not in ("__init__", "build")
         ]
         code = [i for f in methods if isinstance(f, types.FunctionType) for i in dis.get_instructions(f)]
         stored = {i.argval for i in code if i.opname == "STORE_ATTR"}
@@ -141,9 +143,8 @@ def _parts(value: Any) -> dict[str, Any] | None:
         inside = {key: _parts(item) for key, item in entries}
         if None in inside.values():
             return None
-        return {f"{key}.{name}": part for key, found in inside.items() for name, part in (found or {}).items()} | {
-            "": len(inside)
-        }
+        parts = {f"{key}.{name}": part for key, found in inside.items() for name, part in (found or {}).items()}
+        return parts | {"": len(inside)}
     if isinstance(value, Tensor) and not isinstance(value, Parameter):
         value = value.detach().numpy()
     numbers = isinstance(value, np.ndarray) and value.dtype.kind in "fiub"

@@ -160,8 +160,7 @@ class Model(Layer):
         return train.evaluate(self, x, y, **options)
 
     def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH, **unknown: Any) -> Any:
-        if unknown:
-            refuse_unknown("predict", ["batch_size"], unknown)
+        refuse_unknown("predict", ["batch_size"], unknown)
         return train.predict(self, x, batch_size=batch_size)
 
     def generate(self, prompt: Any, n: int, **options: Any) -> np.ndarray:

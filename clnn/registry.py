@@ -19,7 +19,8 @@ PLAIN = (bool, int, float, str, tuple)  # values of arguments that can be compar
 
 def register(cls: Any = None, *, version: int = 1) -> Any:
     """Let `clnn.load` make objects of this class again, by its name and `config()`: a layer, a model, a loss, an optimizer or
-    a schedule. A function that serves as a loss or as a learning rate is found again by its name.
+    a schedule. A function that serves as a loss or as a learning rate is found again by its name. ConfigurationError for a
+    name that a class of clnn's has in files.
 
     Where the arguments of a class change, give it the next `version`, and a static method `upgrade(config, version)` that
     makes of a config of an earlier version, which older files hold, one of this:
@@ -38,6 +39,11 @@ def register(cls: Any = None, *, version: int = 1) -> Any:
         raise ConfigurationError(
             f"{cls.__name__} of version {version} needs a static method upgrade(config, version) for files of version "
             f"{version - 1}"
+        )
+    owner = getattr(REGISTRY.get(cls.__name__), "__module__", LATER.get(cls.__name__, ""))
+    if owner.startswith("clnn.") and owner != cls.__module__:
+        raise ConfigurationError(
+            f"files call a class of clnn's {cls.__name__}, and would be read with yours in its place: give yours another name"
         )
     REGISTRY[cls.__name__], VERSIONS[cls] = cls, version
     return cls

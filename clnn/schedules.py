@@ -322,21 +322,19 @@ class WarmUp(Schedule):
 
 
 SCHEDULES: dict[str, type[Schedule]] = {
-    kind.__name__: kind
+    kind.__name__: registry.register(kind)
     for kind in (Constant, StepDecay, Exponential, Cosine, Linear, OneCycle, Piecewise, ReduceOnPlateau, WarmUp)
 }
 
 
 def describe(schedule: Any) -> dict[str, Any]:
     """A schedule as JSON: its class's name and its arguments."""
-    if SCHEDULES.get(type(schedule).__name__) is type(schedule):
-        return {"class": type(schedule).__name__, "config": schedule.config()}
     return registry.describe(schedule, registry.config_of(schedule))
 
 
 def is_known(rate: Any) -> bool:
     """Whether `describe` can tell what this is: one of clnn's, or registered."""
-    known = SCHEDULES.get(type(rate).__name__) is type(rate) or (callable(rate) and registry.is_registered(rate))
+    known = callable(rate) and registry.is_registered(rate)
     return known and all(is_known(one) for one in getattr(rate, "__dict__", {}).values() if isinstance(one, Schedule))
 
 

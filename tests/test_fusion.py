@@ -432,6 +432,8 @@ def test_it_can_be_switched_off(device, rng, fusing, monkeypatch):
     x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)
     trained(device, x, y, "quadratic", "sigmoid")
     assert not any(fusing)
+    monkeypatch.setenv("CLNN_FUSE", " ")  # as where it is not set
+    trained(device, x, y, "quadratic", "sigmoid")
     monkeypatch.setenv("CLNN_FUSE", "no")
     with pytest.raises(clnn.ConfigurationError, match="CLNN_FUSE='no'"):
         trained(device, x, y, "quadratic", "sigmoid")

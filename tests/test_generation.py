@@ -546,3 +546,6 @@ def test_shakespeare(monkeypatch, tmp_path):
     (tmp_path / "shakespeare" / "input.txt").write_bytes(b"To be")
     with pytest.raises(clnn.DataError, match="not the 1,115,394 characters"):
         clnn.data.shakespeare()
+    monkeypatch.setenv("CLNN_DATA_DIR", str(tmp_path / "none"))  # as for the other data sets
+    with pytest.raises(clnn.DataError, match="CLNN_DATA_DIR is .*none', which is not a folder"):
+        clnn.data.shakespeare()

@@ -368,6 +368,10 @@ def other_layer():
         (other_layer, r"a.w \(5, 4\), then \(5, 2\)"),
         (lambda: clnn.Sequential([Needs(3)]), "does not fit|missing"),
         (lambda: clnn.Sequential([Holds(np.zeros(5))]), "a config holds"),
+        (
+            lambda: clnn.Sequential([Holds(np.float32(np.inf))]),
+            "a config holds inf, which JSON cannot; use finite numbers",
+        ),
     ],
 )
 def test_what_could_not_be_loaded_is_refused_when_saving(device, rng, tmp_path, make, words):
@@ -827,3 +831,31 @@ def test_save_writes_no_file_that_is_called_onnx(device, tmp_path):
 def test_a_folder_is_not_said_to_be_missing(device, tmp_path):
     with pytest.raises(clnn.CheckpointError, match="is no file, but a folder"):
         clnn.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["Dense", "Sequential", "SyncBatchNorm", "Cosine"])
+def test_a_name_of_clnns_is_not_given_to_another_class(name):
+    """Else every file with clnn's would be read with the other."""
+    with pytest.raises(
+        clnn.ConfigurationError, match=f"files call a class of clnn's {name}, .*: give yours another name"
+    ):
+        clnn.register(type(name, (), {}))
+    mine = clnn.register(type("Mine", (), {}))
+    assert clnn.register(type("Mine", (), {"again": 1})) is not mine  # as a notebook's cell does that runs twice
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        (None, "a state is arrays by their names, as .* gives them, not None"),
+        ("net.safetensors", "by their names, as .* not 'net.safetensors'"),
+        ([("0.w", np.zeros((5, 2)))], "by their names"),
+        ({0: np.zeros(2)}, "missing are 0.b, 0.w; unknown are 0"),
+        ({"0.w": np.zeros((5, 2)), "0.b": np.zeros(2), "": np.zeros(2)}, "missing are none"),
+    ],
+)
+def test_what_is_no_state_of_a_model(device, state, words):
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(2)], input_shape=5)
+    with pytest.raises(clnn.CheckpointError, match=words):
+        net.load_state_dict(state)

@@ -207,7 +207,7 @@ def _load(source: Source) -> tuple[Pair, Pair]:
     return (x, y), (x_test, y_test)
 
 
-def _data_folder(name: str) -> Path | None:
+def data_folder(name: str) -> Path | None:
     """Returns the folder of a data set under CLNN_DATA_DIR, if that is set; it may not be there."""
     data_dir = os.environ.get("CLNN_DATA_DIR")
     if not data_dir:
@@ -219,7 +219,7 @@ def _data_folder(name: str) -> Path | None:
 
 def _locate(source: Source) -> list[Path]:
     """Returns where the files are, after downloading them if need be."""
-    if folder := _data_folder(source.folder):
+    if folder := data_folder(source.folder):
         found = {file.name: path for file in source.files if (path := _find(folder, file))}
         if found and len(found) < len(source.files):
             missing = ", ".join(file.name for file in source.files if file.name not in found)
@@ -276,7 +276,7 @@ def _load_records(source: RecordFiles) -> tuple[Pair, Pair]:
 
 def _read_records(source: RecordFiles, names: tuple[str, ...]) -> tuple[Path, list[bytes]]:
     """Returns the bytes of the files, and the folder or the archive that they are in."""
-    folder, cache = _data_folder(source.folder), cache_folder() / source.folder
+    folder, cache = data_folder(source.folder), cache_folder() / source.folder
     for place in (folder, folder and folder / source.inside):
         if place and (found := [name for name in names if os.path.isfile(place / name)]):
             if missing := set(names) - set(found):

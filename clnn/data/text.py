@@ -2,8 +2,8 @@
 
 import hashlib
 import os
-from pathlib import Path
 
+from clnn.data.datasets import data_folder
 from clnn.data.download import download, keep
 from clnn.errors import DataError
 from clnn.files import cache_folder
@@ -27,8 +27,8 @@ def shakespeare() -> str:
     downloaded, and for another file in its place.
     """
     cached = cache_folder() / "shakespeare" / "input.txt"
-    folder = os.environ.get("CLNN_DATA_DIR")
-    for path in ([Path(folder) / "shakespeare" / "input.txt"] if folder else []) + [cached]:
+    folder = data_folder("shakespeare")
+    for path in ([folder / "input.txt"] if folder else []) + [cached]:
         if os.path.isfile(path):
             try:
                 data = path.read_bytes()

@@ -406,11 +406,11 @@ class Layer(Watched):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy arrays into the parameters, in place; names and shapes must fit exactly, or nothing is changed."""
         mine = dict(self.named_parameters())
-        missing, extra = sorted(set(mine) - set(state)), sorted(set(state) - set(mine))
-        if missing or extra:
-            raise CheckpointError(
-                f"the names do not fit: missing are {', '.join(missing) or 'none'}; unknown are {', '.join(extra) or 'none'}"
-            )
+        if not hasattr(state, "items"):
+            raise CheckpointError(f"a state is arrays by their names, as state_dict() gives them, not {state!r:.60}")
+        missing, extra = (", ".join(sorted(map(str, {*a} - {*b}))) or "none" for a, b in ((mine, state), (state, mine)))
+        if {*mine} != {*state}:
+            raise CheckpointError(f"the names do not fit: missing are {missing}; unknown are {extra}")
         with np.errstate(over="ignore"):  # what becomes infinite is refused
             arrays = {name: np.asarray(numbers(value, name), mine[name].dtype) for name, value in state.items()}
         for name, p in mine.items():

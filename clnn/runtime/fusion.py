@@ -99,7 +99,7 @@ kernel __attribute__((reqd_work_group_size(1, 1, 1))) void steps(int count, glob
 
 
 def _wish() -> str:
-    wish = os.environ.get("CLNN_FUSE", "1").strip()
+    wish = os.environ.get("CLNN_FUSE", "").strip() or "1"
     if wish not in ("0", "1", "always"):
         raise ConfigurationError(f"CLNN_FUSE={wish!r} should be 1, 0 or always")
     return wish
