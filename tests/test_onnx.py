@@ -825,6 +825,28 @@ def test_sizes_by_scales_are_those_of_other_runtimes(device, op, size, scale, wa
     assert net(f(2, 1, size)).shape == net.predict(f(2, 1, size)).shape == (2, 1, wanted)
 
 
+@pytest.mark.parametrize("mode", ["nearest", "linear", "cubic"])
+def test_an_axis_that_is_scaled_to_nothing_has_no_elements(device, mode):
+    text = f'net (float[N, 1, 1] x) => (float[N, 1, M] y) {{ y = Resize<mode = "{mode}">(x, , s) }}'
+    scales = np.array([1, 1, 0.6], np.float32)
+    net = clnn.onnx.load(proto(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}', s=scales).SerializeToString())
+    assert net(f(2, 1, 1)).shape == (2, 1, 0)
+
+
+@pytest.mark.parametrize("kind", ["float", "double"])
+def test_inverses_of_hyperbolic_functions_of_large_and_of_small_numbers(device, kind):
+    if kind == "double" and not device.has_fp64:
+        pytest.skip("no float64")
+    text = f"net ({kind}[N] x) => ({kind}[N] c, {kind}[N] s) {{ c = Acosh(x) s = Asinh(x) }}"
+    net = clnn.onnx.load(proto(f'<ir_version: 8, opset_import: ["" : 18]>\n{text}').SerializeToString())
+    x = np.array([1, 1.001, 3, 9e3, 2e4, 1e8, 3e8, 1e20, 1e30, np.inf, 0.5, 0, -1, -3e4, -1e30, -np.inf])
+    x = x.astype("float32" if kind == "float" else "float64")
+    with np.errstate(invalid="ignore"):
+        wanted = {"c": np.arccosh(x.astype(np.float64)), "s": np.arcsinh(x.astype(np.float64))}
+    for name, y in net(x).items():
+        np.testing.assert_allclose(y, wanted[name], rtol=3e-6 if kind == "float" else 1e-14, err_msg=name)
+
+
 @pytest.mark.parametrize("units", [1, 3])
 @pytest.mark.parametrize("kind", ["SimpleRNN", "GRU", "LSTM"])
 def test_one_unit_learns_as_more_do(device, rng, tmp_path, kind, units):

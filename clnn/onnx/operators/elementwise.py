@@ -201,11 +201,18 @@ def right(x: Tensor) -> Tensor:
 
 def asinh(x: Tensor) -> Tensor:
     size = function(x, "abs")
-    big = size > 1e4  # where x x would lose, or overflow
+    big = size > 1e8  # where x x + 1 is x x
     safe = arrays.where(big, 1.0, size)
     near = function(safe + safe * safe / (function(safe * safe + 1.0, "sqrt") + 1.0), "log1p")
     far = function(arrays.where(big, size, 1.0), "log") + math.log(2.0)
     return function(x, "sign") * arrays.where(big, far, near)
+
+
+def acosh(x: Tensor) -> Tensor:
+    big = x > 1e8  # where x x - 1 is x x; below 1 both roots are NaN
+    less = arrays.where(big, 1.0, x) - 1.0
+    near = function(less + function(less, "sqrt") * function(less + 2.0, "sqrt"), "log1p")
+    return arrays.where(big, function(arrays.where(big, x, 1.0), "log") + math.log(2.0), near)
 
 
 for _name, _since, _run, _numpy in (
@@ -218,8 +225,7 @@ for _name, _since, _run, _numpy in (
     ("Asin", 7, lambda x: elementwise("arctan2", x, right(x)), None),
     ("Acos", 7, lambda x: elementwise("arctan2", right(x), x), None),
     ("Atan", 7, lambda x: elementwise("arctan2", x, 1.0), None),
-    ("Acosh", 9, lambda x: function((x - 1.0) + function((x - 1.0) * (x + 1.0), "sqrt"), "log1p"), None),
-    ("Atanh", 9, lambda x: _half(function(x, "log1p"), -function(-x, "log1p")), None),
+    ("Acosh", 9, acosh, None), ("Atanh", 9, lambda x: _half(function(x, "log1p"), -function(-x, "log1p")), None),
     ("Relu", 6, "relu", lambda x: np.maximum(x, 0) if x.dtype.kind in "iu" else np.where(x < 0, 0, x).astype(x.dtype)),
     ("Sigmoid", 6, "sigmoid", None), ("Tanh", 6, "tanh", None), ("Softplus", 1, "softplus", None),
     ("Softsign", 1, "softsign", None), ("Mish", 18, "mish", None), ("HardSwish", 14, "hard_swish", None),

@@ -319,7 +319,7 @@ def weights_of(
 def along(c: Context, x: Tensor, a: int, w: np.ndarray) -> Tensor:
     """x with axis `a` of n elements mapped to (out, n) weighted sums: a few rows each, or where these are many a product."""
     out, n = w.shape
-    used = (w != 0).sum(1).max() if w.size else 0
+    used = max(1, (w != 0).sum(1).max(initial=0))
     if used > 4:
         order = [*(i for i in range(x.ndim) if i != a), a]
         return (x.transpose(order) @ c.tensor(w.T.astype(x.dtype))).transpose([order.index(i) for i in range(x.ndim)])
@@ -331,7 +331,8 @@ def along(c: Context, x: Tensor, a: int, w: np.ndarray) -> Tensor:
         shape = [out if j == a else 1 for j in range(x.ndim)]
         rows = rows if (part == 1).all() else rows * c.tensor(part.reshape(shape).astype(x.dtype))
         found = rows if found is None else found + rows
-    return x * 0.0 if found is None else found
+    assert found is not None
+    return found
 
 
 @operator("Resize", 11, host=(1, 2, 3))
