@@ -19,7 +19,7 @@ KEYS = [("elementwise", "float", (("ONE", one),)) for one in range(3)]
 def test_texts_follow_each_other(device):
     """What one defines, names or makes is unknown to the next: twice the same file, and files that include others."""
     first, second = KEYS[0], ("reduce", "float", ())
-    programs = Programs(device.context, device.has_fp64, device.pocl_version)
+    programs = Programs(device.context, device.pocl_version)
     programs.load([first, second, KEYS[1]])
     (program, name), (same, other) = programs.build(*first), programs.build(*second)
     assert program is same and (name, other) == ("p0_", "p1_"), "they were built as one text"
@@ -56,7 +56,7 @@ def test_they_compute_the_same(device, monkeypatch, rng):
     state = rng.bit_generator.state
     alone = random_values(device, keys, rng)
     rng.bit_generator.state = state
-    programs = Programs(device.context, device.has_fp64, device.pocl_version)
+    programs = Programs(device.context, device.pocl_version)
     programs.load(keys)
     monkeypatch.setitem(vars(device), "programs", programs)
     together = random_values(device, keys, rng)
@@ -66,7 +66,7 @@ def test_they_compute_the_same(device, monkeypatch, rng):
 
 
 def test_one_that_does_not_build_spoils_no_other(device):
-    programs = Programs(device.context, device.has_fp64, device.pocl_version)
+    programs = Programs(device.context, device.pocl_version)
     wrong = ("elementwise", "floaty", ())
     programs.load([KEYS[0], wrong, KEYS[1]])
     assert programs.build(*KEYS[0])[1] == "", "each is built alone"
@@ -93,7 +93,7 @@ def test_notes(device, tmp_path):
         assert not other.keeps(KEYS[0])
     tmp_path.joinpath(file.name).write_text('[["no such file", "float", []], ["elementwise", "float", []]]')
     damaged = Bundles(tmp_path, lambda: ("a device", "kernels"))
-    programs = Programs(device.context, device.has_fp64, device.pocl_version, damaged)
+    programs = Programs(device.context, device.pocl_version, damaged)
     assert programs.build("elementwise", "float", ())[1] == "", "built alone"
     nowhere = Bundles(tmp_path / "none" / "there", lambda: ("a device",))
     nowhere.note(KEYS)

@@ -658,7 +658,7 @@ def test_a_kernel_that_runs_in_small_groups_only(device, monkeypatch, most, reco
         return enqueue(queue, kernel, size, local)
 
     monkeypatch.setattr(cl, "enqueue_nd_range_kernel", spy)
-    monkeypatch.setitem(vars(device), "programs", Programs(device.context, device.has_fp64))
+    monkeypatch.setitem(vars(device), "programs", Programs(device.context))
     x = np.arange(1000, dtype=np.float32)
 
     def step(x):

@@ -90,7 +90,7 @@ def test_built_once(device, monkeypatch):
     built = []
     compile_ = program.Programs._compile
     monkeypatch.setattr(program.Programs, "_compile", lambda self, *a: (built.append(a), compile_(self, *a))[1])
-    programs = program.Programs(device.context, device.has_fp64)
+    programs = program.Programs(device.context)
     monkeypatch.setattr(device, "programs", programs)
     for rows in (3, 5, 128, 1):
         x = clnn.ones((rows, 4))
@@ -131,11 +131,11 @@ def test_options_that_a_driver_refuses(device, monkeypatch):
     def run(programs):
         return programs.new_kernel(program.Source("elementwise", "fill", "float", ()), (np.int32, None, np.float32))
 
-    programs = program.Programs(device.context, device.has_fp64)
+    programs = program.Programs(device.context)
     assert run(programs).function_name == "fill"
     assert program.STANDARD in programs._usual
     monkeypatch.setattr(program, "STANDARD", "-cl-std=CL9.9")
-    programs = program.Programs(device.context, device.has_fp64)
+    programs = program.Programs(device.context)
     assert run(programs).function_name == "fill"
     assert not any("9.9" in option for option in programs._usual)
 

@@ -89,7 +89,7 @@ def test_a_kernel_that_computes_wrongly_is_noticed(device, monkeypatch, family, 
         return read(name, seen).replace(right, wrong)
 
     monkeypatch.setattr(program, "read_source", broken)
-    monkeypatch.setitem(vars(device), "programs", Programs(device.context, device.has_fp64, device.pocl_version))
+    monkeypatch.setitem(vars(device), "programs", Programs(device.context, device.pocl_version))
     FAMILIES[family].run(Checks(device, lambda **what: said.append(what)))
     assert any(case in what["wrong"] for what in said if "wrong" in what)
 

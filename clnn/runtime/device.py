@@ -286,7 +286,7 @@ class Device:
 
     @_opened
     def programs(self) -> Programs:
-        return Programs(self.context, self.has_fp64, self.pocl_version, notes(self))
+        return Programs(self.context, self.pocl_version, notes(self))
 
     @_opened
     def helpers(self) -> Helpers:

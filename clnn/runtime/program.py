@@ -99,10 +99,9 @@ class Programs:
     """The built programs of one context, and one reusable kernel each."""
 
     def __init__(
-        self, context: cl.Context, has_fp64: bool, pocl_version: tuple[int, int] = (0, 0), notes: Bundles | None = None
+        self, context: cl.Context, pocl_version: tuple[int, int] = (0, 0), notes: Bundles | None = None
     ) -> None:
-        self.context, self.has_fp64 = context, has_fp64
-        self._flush_here = pocl_version >= (4, 0)
+        self.context, self._flush_here = context, pocl_version >= (4, 0)
         self._usual = [STANDARD, FLUSH]  # options of every program
         self._programs: dict[Key, tuple[cl.Program, str]] = {}  # and what the names of its kernels begin with
         self.made: dict[
