@@ -55,14 +55,8 @@ def epilogue_defines(
 ) -> dict[str, Any]:
     """What kernels/gemm.cl and conv_epilogue.cl are built with for an epilogue. With `derivative` it is multiplied by the
     activation's derivative at `saved`, else `saved` is written."""
-    found: dict[str, Any] = {"ACT": activation}
-    there = {
-        "SCALED": scale,
-        "BIAS": bias,
-        "TIMES_DERIVATIVE": derivative or None,
-        "KEEP": None if derivative else saved,
-    }
-    return found | {name: 1 for name, part in there.items() if part is not None}
+    there = {"SCALED": scale, "BIAS": bias, "TIMES_DERIVATIVE" if derivative else "KEEP": saved}
+    return {"ACT": activation, **{name: 1 for name, part in there.items() if part is not None}}
 
 
 class RowsOf(NamedTuple):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
@@ -94,10 +93,7 @@ def problem(device: Device, dtype: DType, tile: Any) -> str:
     if not (isinstance(tile, (list, tuple)) and len(tile) == 4 and all(type(x) is int for x in tile)):
         return f"{tile!r} is no tile: it takes four whole numbers, mr, nv, vw and kc"
     (mr, nv, vw, kc), most = tile, device.vector_width(dtype)
-    ranges: dict[str, tuple[int, Sequence[int]]] = {
-        "mr": (mr, ROWS), "nv": (nv, VECTORS), "vw": (vw, WIDTHS), "kc": (kc, DEPTHS),
-    }  # fmt: skip
-    for name, (value, allowed) in ranges.items():
+    for name, value, allowed in zip(("mr", "nv", "vw", "kc"), tile, (ROWS, VECTORS, WIDTHS, DEPTHS)):
         if value not in allowed:
             return f"{name} = {value} should be one of {', '.join(map(str, allowed))}"
     if vw > most:
