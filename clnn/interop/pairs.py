@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..errors import CheckpointError, ClnnError, ConfigurationError
-from ..layers.base import Layer
+from ..layers.base import Layer, called
 from ..layers.sequence.attention import TransformerDecoderLayer
 
 Arrays = Sequence[np.ndarray]
@@ -184,7 +184,7 @@ def ours(model: Any) -> list[Here]:
         )
     if not model.built:
         raise ConfigurationError(
-            f"{model.name or type(model).__name__} is not built, so that it has no weights yet: give Sequential an "
+            f"{called(model)} is not built, so that it has no weights yet: give Sequential an "
             "input_shape, or call it once, before copying"
         )
     layers = named_layers(model)

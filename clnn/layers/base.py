@@ -83,6 +83,11 @@ def first_pass(layer: Layer, forms: Iterable[Sequence[Any]], tell: Callable[[Any
         return for_shapes(layer.device, forward)
 
 
+def called(layer: Layer) -> str:
+    """What messages call a layer: by its name, or by its class's."""
+    return layer.name or type(layer).__name__
+
+
 def name_layers(layers: Iterable[Layer]) -> None:
     """Give those without a name one by their class: dense_1, dense_2, ..."""
     kinds: dict[str, int] = {}
@@ -150,8 +155,7 @@ class Layer(Watched):
         for x in inputs:
             if isinstance(x, Tensor) and x.device is not self.device:  # a copy would end the tape
                 raise DeviceError(
-                    f"{self.name or type(self).__name__} is on {self.device!r} and its input on {x.device!r}; "
-                    "move one with .to(device)"
+                    f"{called(self)} is on {self.device!r} and its input on {x.device!r}; move one with .to(device)"
                 )
             if isinstance(x, Symbolic):
                 return x.through(self, inputs)
@@ -159,7 +163,7 @@ class Layer(Watched):
         masked = any(x.mask is not None for x in given)
         if masked and not (self.reads_mask or self.keeps_mask):
             raise ConfigurationError(
-                f"{self.name or type(self).__name__} would mix steps that a mask (Masking, Embedding's mask_zero) leaves out "
+                f"{called(self)} would mix steps that a mask (Masking, Embedding's mask_zero) leaves out "
                 "with those that count. Layers that know masks are recurrent, attend, or look at each step by itself, as Dense "
                 "does; others go behind a recurrent layer's last output. A class of your own says keeps_mask = True if its output"
                 " has the same steps, reads_mask = True if its forward heeds x.mask"
@@ -168,7 +172,7 @@ class Layer(Watched):
             self.ensure_built(*[x.shape[1:] for x in given])
             y = self.forward(*given)
         except OutOfDeviceMemory as error:
-            error.inside(self.name or type(self).__name__)
+            error.inside(called(self))
             raise
         return with_mask(y, given[0].mask) if masked and self.keeps_mask else y
 
@@ -194,7 +198,7 @@ class Layer(Watched):
         if isinstance(x, Tensor) and x.dtype == np.int32:
             return x
         if self.takes_whole(i) and not isinstance(x, Tensor):
-            return tensor(whole_array(x, self.name or type(self).__name__), np.int32, self.device)
+            return tensor(whole_array(x, called(self)), np.int32, self.device)
         return tensor(x, self.dtype, self.device)
 
     def with_next(self, following: Layer, x: Tensor) -> Tensor | None:
@@ -230,7 +234,7 @@ class Layer(Watched):
 
     def wrong_shape(self, error: Exception | str) -> ShapeError:
         """ShapeError with the text of that one, or with this text, and this layer's name in front."""
-        return ShapeError(f"{self.name or type(self).__name__}: {error}")
+        return ShapeError(f"{called(self)}: {error}")
 
     # -- parameters ---------------------------------------------------------------------------------------------------
     def parameter(
@@ -361,7 +365,7 @@ class Layer(Watched):
             value.trainable = value.trainable and self._trainable
         elif isinstance(before, Parameter) and value is not None:
             raise ConfigurationError(
-                f"{self.name or type(self).__name__}: {key} is a parameter, and a {type(value).__name__} in its place would "
+                f"{called(self)}: {key} is a parameter, and a {type(value).__name__} in its place would "
                 "neither be trained nor saved: give clnn.tensor(value, requires_grad=True), or copy values into it, "
                 f'net.load_state_dict({{**net.state_dict(), "...{key}": array}})'
             )
@@ -369,7 +373,7 @@ class Layer(Watched):
             value = as_argument(self, key, value)
             if key in self.shaping and value != before:
                 raise ConfigurationError(
-                    f"{self.name or type(self).__name__} made its parameters with {key}={before!r}, so that {value!r} comes "
+                    f"{called(self)} made its parameters with {key}={before!r}, so that {value!r} comes "
                     "too late: put a new layer in its place"
                 )
         if rebinds(self, key, value):

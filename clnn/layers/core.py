@@ -57,7 +57,7 @@ class Dense(Layer):
 
     def build(self, shape: tuple[int, ...]) -> None:
         if not shape:
-            raise ShapeError(f"{self.name or 'Dense'}: an input needs an axis of features besides the batch's")
+            raise self.wrong_shape("an input needs an axis of features besides the batch's")
         self.w = self.parameter((shape[-1], self.size), self.weight_init)
         self.w.max_norm = self.max_norm
         self.b = self.parameter((self.size,), self.bias_init) if self.bias else None
@@ -158,7 +158,7 @@ class Reshape(Layer):
         known = math.prod(s for s in self.shape if s != -1)
         size = math.prod(x.shape[1:])
         if (-1 in self.shape and (known < 1 or size % known)) or (-1 not in self.shape and known != size):
-            raise ShapeError(f"{self.name or 'Reshape'}: a sample of shape {x.shape[1:]} cannot become {self.shape}")
+            raise self.wrong_shape(f"a sample of shape {x.shape[1:]} cannot become {self.shape}")
         return x.reshape(x.shape[0], *[size // known if s == -1 else s for s in self.shape])
 
 

@@ -10,7 +10,7 @@ from ..checks import check_count, sizes, whole, whole_numbers
 from ..errors import ConfigurationError, ShapeError
 from ..functions import split
 from ..tensor import Tensor, concat, elementwise
-from .base import Layer, register, with_mask
+from .base import Layer, called, register, with_mask
 
 
 class Merge(Layer):
@@ -23,13 +23,13 @@ class Merge(Layer):
         return super().__call__(*(inputs[0] if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)) else inputs))
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        name, shapes = self.name or type(self).__name__, [x.shape for x in inputs]
+        name, shapes = called(self), [x.shape for x in inputs]
         if len(inputs) < 2 or len(inputs) > (self.most or len(inputs)):
             raise ConfigurationError(
                 f"{name} joins two tensors{'' if self.most else ' or more'}, and got {len(inputs)}"
             )
         if len({(len(shape), *shape[:1]) for shape in shapes}) > 1 or not shapes[0]:
-            raise ShapeError(f"{name}: tensors of shapes {shapes} have not the same number of axes and of samples")
+            raise self.wrong_shape(f"tensors of shapes {shapes} have not the same number of axes and of samples")
         masks = [x.mask for x in inputs if x.mask is not None]
         if any(mask is not masks[0] for mask in masks) or (masks and self.joins_steps(len(shapes[0]))):
             raise ConfigurationError(
@@ -55,9 +55,7 @@ class Elementwise(Merge):
     def merged(self, inputs: Sequence[Tensor]) -> Tensor:
         shapes = [x.shape for x in inputs]
         if any(len({*along} - {1}) > 1 for along in zip(*shapes)):
-            raise ShapeError(
-                f"{self.name or type(self).__name__}: tensors of shapes {shapes} have axes of different sizes"
-            )
+            raise self.wrong_shape(f"tensors of shapes {shapes} have axes of different sizes")
         return functools.reduce(functools.partial(elementwise, self.op), inputs)
 
 
@@ -116,9 +114,7 @@ class Concatenate(Merge):
 
     def merged(self, inputs: Sequence[Tensor]) -> Tensor:
         if self.axis + inputs[0].ndim == 0:
-            raise ShapeError(
-                f"{self.name or 'Concatenate'}: axis {self.axis} of tensors of shape {inputs[0].shape} is the batch's"
-            )
+            raise self.wrong_shape(f"axis {self.axis} of tensors of shape {inputs[0].shape} is the batch's")
         try:
             return concat(inputs, self.axis)
         except ShapeError as error:
@@ -140,7 +136,7 @@ class Split(Layer):
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if self.axis + x.ndim == 0:
-            raise ShapeError(f"{self.name or 'Split'}: axis {self.axis} of a tensor of shape {x.shape} is the batch's")
+            raise self.wrong_shape(f"axis {self.axis} of a tensor of shape {x.shape} is the batch's")
         try:
             return tuple(split(x, self.parts if isinstance(self.parts, int) else list(self.parts), self.axis))
         except ShapeError as error:

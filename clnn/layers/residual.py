@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import ConfigurationError, ShapeError
+from ..errors import ConfigurationError
 from ..ops.activation import ACTIVATIONS, activation_name
 from ..ops.elementwise import binary
 from ..registry import config_from
@@ -45,8 +45,8 @@ class Residual(Layer):
         y, beside = through(self.body, x), through(self.shortcut, x) if self.shortcut else x
         if y.shape != beside.shape:
             what = "the shortcut" if self.shortcut else "the input, without a shortcut,"
-            raise ShapeError(
-                f"{self.name or 'Residual'}: for an input of shape {x.shape} the body ends in {y.shape} and {what} in "
+            raise self.wrong_shape(
+                f"for an input of shape {x.shape} the body ends in {y.shape} and {what} in "
                 f"{beside.shape}; give a shortcut that ends in the body's shape"
             )
         if ACTIVATIONS[self.activation].saves == "y":

@@ -14,7 +14,7 @@ import numpy as np
 from ..checks import whole
 from ..errors import CheckpointError, ClnnError, ConfigurationError
 from ..files import as_path, write_atomically
-from ..layers.base import Layer
+from ..layers.base import Layer, called
 from ..tape import no_grad
 from .graph import FLOATS
 from .model import OnnxModel
@@ -62,7 +62,7 @@ def save(model: Layer, path: str | Path, opset: int = 18, *, example: Any = None
         raise ConfigurationError(f"clnn.onnx.save takes a layer or a model of clnn's, not {model!r}")
     if stateful := model.stateful_layers():
         raise ConfigurationError(
-            f"{stateful[0].name or type(stateful[0]).__name__} is stateful, and a run of an ONNX file begins anew: save one "
+            f"{called(stateful[0])} is stateful, and a run of an ONNX file begins anew: save one "
             "of the same weights with return_state=True, which takes states"
         )
     with model.device.lock, no_grad():

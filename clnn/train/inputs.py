@@ -13,7 +13,7 @@ from ..data.mapped import MappedRows
 from ..data.sparse import SparseRows
 from ..data.validate import check_features
 from ..errors import ConfigurationError, DataError, ShapeError, warn
-from ..layers.base import Layer, first_pass
+from ..layers.base import Layer, called, first_pass
 from ..losses import YES_ABOVE_0, Loss, host_target, parts_of
 from ..metrics import Metric, accuracy, metric_name
 from ..runtime.lock import exclusive
@@ -300,7 +300,7 @@ def as_samples(
 
 def check_trains(model: Any) -> None:
     """ConfigurationError where a layer is in eval mode, at the start of fit or after a callback."""
-    if resting := [one.name or type(one).__name__ for one in model.layers_inside() if not one.training]:
+    if resting := [called(one) for one in model.layers_inside() if not one.training]:
         raise ConfigurationError(f"fit trains, and {_listed(resting[:5])} is in eval mode: call net.train() first")
 
 

@@ -22,7 +22,7 @@ from ..data.mapped import MappedRows
 from ..data.sparse import SparseRows
 from ..errors import ConfigurationError, Diverged, ShapeError
 from ..foreign import check_called
-from ..layers.base import Layer, for_shapes
+from ..layers.base import Layer, called, for_shapes
 from ..losses import Loss, parts_of
 from ..ops.random import Generator
 from ..optim import Optimizer, find_optimizer
@@ -370,7 +370,7 @@ def _check_stateful(layer: Layer, left: int, shuffle: bool, validation: bool, ra
         (ranks > 1, "ranks share out each batch, so that states would be of other samples: train on one"),
     ):
         if wrong:
-            raise ConfigurationError(f"fit: {layer.name or type(layer).__name__} is stateful, and {what}")
+            raise ConfigurationError(f"fit: {called(layer)} is stateful, and {what}")
 
 
 @exclusive("device.lock")

@@ -25,7 +25,7 @@ from ...ops.image.window import (
 )  # fmt: skip
 from ...tape import grad_enabled
 from ...tensor import Tensor, on_tape
-from ..base import Layer, register
+from ..base import Layer, called, register
 from ..norm import BatchNorm
 
 __all__ = ["Conv1D", "Conv1DTranspose", "Conv2D", "Conv2DTranspose", "Conv3D", "Conv3DTranspose", "DepthwiseConv2D"]
@@ -67,24 +67,19 @@ class _Convolution(Layer):
         self.weight_init, self.bias_init = weight_init, bias_init
         find_initialiser(weight_init), find_initialiser(bias_init)
 
-    @property
-    def label(self) -> str:
-        """What messages call it."""
-        return self.name or type(self).__name__
-
     def grouped(self, inputs: int, shape: Sequence[int]) -> None:
         """Inputs and outputs are divisible by the groups."""
         for what, count in ((f"{inputs} input", inputs), (f"{self.channels} output", self.channels)):
             if count % self.groups:
                 raise ShapeError(
-                    f"{self.label}: {what} channels are not divisible by {self.groups} groups: {count} / {self.groups} = "
+                    f"{called(self)}: {what} channels are not divisible by {self.groups} groups: {count} / {self.groups} = "
                     f"{count / self.groups:g} (an input has the shape {tuple(shape)} without the batch)"
                 )
 
     def build(self, shape: tuple[int, ...]) -> None:
-        check_axes(self.label, ("batch", *shape), self.axes)  # type: ignore[arg-type]
+        check_axes(called(self), ("batch", *shape), self.axes)  # type: ignore[arg-type]
         if said := channels_last(shape):
-            warn(f"{self.label}: inputs of shape {shape} have {shape[0]} channels{said}")
+            warn(f"{called(self)}: inputs of shape {shape} have {shape[0]} channels{said}")
         self.grouped(shape[0], shape)
         self.w = self.parameter(self.weight_shape(shape[0]), self.weight_init)
         self.b = self.parameter((self.channels,), self.bias_init) if self.bias else None
@@ -95,7 +90,7 @@ class _Convolution(Layer):
 
     def window(self, shape: Sequence[int]) -> Window:
         """The windows over an input of `shape`."""
-        return slide(self.label, shape, self.kernel, self.stride, self.padding, self.dilation)
+        return slide(called(self), shape, self.kernel, self.stride, self.padding, self.dilation)
 
     op: Any = staticmethod(conv)
 
@@ -155,11 +150,11 @@ class _Transpose(_Convolution):
         return (inputs, self.channels // self.groups, *self.kernel)
 
     def window(self, shape: Sequence[int]) -> Window:
-        check_axes(self.label, shape, self.axes)
+        check_axes(called(self), shape, self.axes)
         inputs = tuple(shape[2:])
         if self.padding == "same":
             return slide(
-                self.label,
+                called(self),
                 (*shape[:2], *(n * s for n, s in zip(inputs, self.stride))),
                 self.kernel,
                 self.stride,
@@ -178,7 +173,7 @@ class _Transpose(_Convolution):
             size = (n - 1) * s + d * (k - 1) + 1 - before - after + extra  # type: ignore[operator]
             if size < 1:
                 raise ShapeError(
-                    f"{self.label}: an input of shape {tuple(shape)} gives no output: ({n} - 1) * {s} + {d} * ({k} - 1) + 1 - "
+                    f"{called(self)}: an input of shape {tuple(shape)} gives no output: ({n} - 1) * {s} + {d} * ({k} - 1) + 1 - "
                     f"{before} - {after} + {extra} = {size}; use less padding or larger inputs"
                 )
             space.append(size)
@@ -266,7 +261,7 @@ class DepthwiseConv2D(_Convolution):
         self.multiplier = check_count("DepthwiseConv2D's multiplier", multiplier)
 
     def build(self, shape: tuple[int, ...]) -> None:
-        check_axes(self.label, ("batch", *shape), self.axes)  # type: ignore[arg-type]
+        check_axes(called(self), ("batch", *shape), self.axes)  # type: ignore[arg-type]
         self.groups, self.channels = shape[0], shape[0] * self.multiplier
         super().build(shape)
 

@@ -12,7 +12,7 @@ from ...ops.image.pool import adaptive_pool
 from ...ops.image.window import per_axis, short, short_paddings
 from ...tape import grad_enabled
 from ...tensor import Tensor, on_tape, truths
-from ..base import Layer, register
+from ..base import Layer, called, register
 
 __all__ = [
     "AdaptiveAvgPool",
@@ -50,7 +50,7 @@ class _Pool(Layer):
         return {**super().config(), "size": short(self.size), "stride": stride, "padding": short_paddings(self.padding)}
 
     def forward(self, x: Tensor) -> Tensor:
-        label = self.name or type(self).__name__
+        label = called(self)
         return pooled(label, x, self.size, self.stride, self.padding, self.kind, self.ceil_mode, **self.options)
 
 

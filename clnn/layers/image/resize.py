@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from ...images import padded, padding_of, upsampled, upsampling
 from ...tensor import Tensor
-from ..base import Layer, register
+from ..base import Layer, called, register
 
 __all__ = ["Padding", "UpSampling"]
 
@@ -24,7 +24,7 @@ class UpSampling(Layer):
         self.factor, self.mode = upsampling("UpSampling", factor, mode)
 
     def forward(self, x: Tensor) -> Tensor:
-        return upsampled(self.name or type(self).__name__, x, self.factor, self.mode)
+        return upsampled(called(self), x, self.factor, self.mode)
 
 
 @register
@@ -42,4 +42,4 @@ class Padding(Layer):
         self.amount, self.mode, self.value = padding_of("Padding", amount, mode, value)
 
     def forward(self, x: Tensor) -> Tensor:
-        return padded(self.name or type(self).__name__, x, self.amount, self.mode, self.value)
+        return padded(called(self), x, self.amount, self.mode, self.value)

@@ -17,7 +17,7 @@ from ...ops.random import dropout as drop
 from ...ops.sequence.attention import check_mask
 from ...random import generator
 from ...tensor import Tensor, apply, linear_layer, ones, softmax_of, tensor, zeros
-from ..base import Layer, register
+from ..base import Layer, called, register
 from ..core import Dense, Dropout
 from ..norm import LayerNorm, RMSNorm
 
@@ -98,13 +98,13 @@ class MultiHeadAttention(_Masked):
             raise self.wrong_shape(f"inputs are (batch, time, size), and the shapes are {x.shape} and {source.shape}")
         if source is x and not self.causal and cache_in_use() is not None:
             raise ConfigurationError(
-                f"{self.name or type(self).__name__}: without causal=True what a step becomes depends on those after it, so that "
+                f"{called(self)}: without causal=True what a step becomes depends on those after it, so that "
                 "a cache of those before does not do"
             )
         if source.mask is not None:
             if mask is not None or (source is x and cache_in_use() is not None):
                 raise ConfigurationError(
-                    f"{self.name or 'MultiHeadAttention'}: the keys come with a mask of steps (Masking, Embedding's mask_zero), "
+                    f"{called(self)}: the keys come with a mask of steps (Masking, Embedding's mask_zero), "
                     "beside which no other mask is taken, nor a cache of earlier keys: give one mask that says all"
                 )
             none = zeros((1,), x.dtype, x.device)  # of a mask of steps any number but 0 counts

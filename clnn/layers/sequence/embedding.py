@@ -12,7 +12,7 @@ from ...errors import ConfigurationError, DataError, OutOfRangeError
 from ...init import Initialiser, find_initialiser, normal
 from ...ops.index import take
 from ...tensor import Tensor, apply, linear_layer, tensor
-from ..base import Layer, register, with_mask
+from ..base import Layer, called, register, with_mask
 
 __all__ = ["Embedding", "PositionalEmbedding", "SinusoidalPositions"]
 
@@ -81,7 +81,7 @@ class Embedding(Layer):
         if array.size and not 0 <= array.min() <= array.max() < self.tokens:
             at = np.argwhere((array < 0) | (array >= self.tokens))[0]
             raise DataError(
-                f"{name}{[*map(int, at)]} is {array[tuple(at)]}, and {self.name or 'Embedding'} has {self.tokens} tokens, 0 to "
+                f"{name}{[*map(int, at)]} is {array[tuple(at)]}, and {called(self)} has {self.tokens} tokens, 0 to "
                 f"{self.tokens - 1}"
             )
 
@@ -103,7 +103,7 @@ class _Positions(Layer):
 
     def check(self, x: Tensor) -> None:
         if (cache := cache_in_use()) is not None:
-            cache.limit(self.length, f"{self.name or type(self).__name__}(length={self.length})")
+            cache.limit(self.length, f"{called(self)}(length={self.length})")
         if x.ndim != 3 or x.shape[1] > self.length:
             raise self.wrong_shape(
                 f"an input has the axes (batch, time, size) and at most {self.length} steps, not the shape {x.shape}"
@@ -130,7 +130,7 @@ class PositionalEmbedding(_Positions):
         past = one_past(past, x.device).reshape(1)
         if x.device.reads and not 0 <= past.item() <= self.length - time:
             told = f"{time} steps after {past.item()} others are not among {self.length} places"
-            raise OutOfRangeError(f"{self.name or 'PositionalEmbedding'}: {told}")
+            raise OutOfRangeError(f"{called(self)}: {told}")
         return x + apply(
             take, self.w, index=past if time == 1 else arange(time, device=x.device) + past, from_end=False
         )

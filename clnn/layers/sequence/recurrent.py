@@ -24,7 +24,7 @@ from ...ops.shape import concatenate
 from ...random import generator
 from ...tape import grad_enabled
 from ...tensor import Tensor, apply, concat, constant, linear_layer, on_tape, ones, tensor, zeros
-from ..base import Layer, register, through, with_mask
+from ..base import Layer, called, register, through, with_mask
 
 __all__ = [
     "GRU", "LSTM", "Bidirectional", "GRUCell", "LSTMCell", "Masking", "SimpleRNN", "SimpleRNNCell", "TimeDistributed",
@@ -163,7 +163,7 @@ class _Recurrent(Layer):
         self._count(given[1:])
         if (self.dropout or self.recurrent_dropout) and self.trains():
             raise ConfigurationError(
-                f"{self.name or type(self).__name__}: a cell sees one step, and dropout masks are one for all steps of a "
+                f"{called(self)}: a cell sees one step, and dropout masks are one for all steps of a "
                 "sequence: give dropout=0 and recurrent_dropout=0, or call the layer with whole sequences"
             )
         out = self._run(x, given[1:], Cell(self.kind, state=True))
@@ -177,7 +177,7 @@ class _Recurrent(Layer):
         if (cache := cache_in_use()) is not None:
             if self.go_backwards or states or mask is not None:
                 raise ConfigurationError(
-                    f"{self.name or type(self).__name__} goes on from its own states where the steps before come from a cache: "
+                    f"{called(self)} goes on from its own states where the steps before come from a cache: "
                     "forwards, without states that are given, lengths or masks"
                 )
             memory = states = [cache.kept((batch, self.units), x.dtype, state=True) for _ in range(STATES[self.kind])]

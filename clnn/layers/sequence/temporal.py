@@ -11,7 +11,7 @@ from ...ops.image.window import check_axes
 from ...ops.random import spatial_dropout
 from ...random import generator
 from ...tensor import Tensor, apply
-from ..base import Layer, register
+from ..base import Layer, called, register
 from ..image.conv import Conv1D
 
 __all__ = ["TemporalBlock"]
@@ -47,7 +47,7 @@ class TemporalBlock(Layer):
         find_initialiser(weight_init)
 
     def build(self, shape: tuple[int, ...]) -> None:
-        check_axes(self.name or "TemporalBlock", ("batch", *shape), 1)  # type: ignore[arg-type]
+        check_axes(called(self), ("batch", *shape), 1)  # type: ignore[arg-type]
         how: dict[str, Any] = {"padding": "causal", "dilation": self.dilation, "weight_init": self.weight_init}
         self.body = [Conv1D(self.channels, self.kernel, "relu", **how) for _ in range(2)]
         self.shortcut = None if shape[0] == self.channels else Conv1D(self.channels, 1)
