@@ -216,7 +216,7 @@ class Tensor(Array):
 
     def __reduce__(self) -> Any:
         self.refuse_history("a copy or a pickle")
-        return _again, (self.numpy(), self.device, self.made_by)
+        return tensor, (self.numpy(), self.dtype, self.device), (None, {"made_by": self.made_by})
 
     def refuse_history(self, what: str, instead: str = "give it ") -> None:
         """An error if `what`, which takes no gradient back, would silently cut this tensor off from what it depends on."""
@@ -527,8 +527,9 @@ class Parameter(Tensor, Restored):
 
     def __reduce__(self) -> Any:
         """A copy learns as this one does; gradients and where they go stay behind."""
-        settings = {name: getattr(self, name) for name in COPIED}
-        return _parameter_again, (self.numpy(), self.device, settings)
+        settings = ("name", "learns", "_trainable", "decays", "rate_factor", "max_norm")
+        state = None, {name: getattr(self, name) for name in settings}
+        return tensor, (self.numpy(), self.dtype, self.device, True), state
 
     def next_sink(self) -> Sink:
         """Where the next gradient goes."""
@@ -544,24 +545,6 @@ class Parameter(Tensor, Restored):
         self._note()
         self.received(self.uses + 1, kind)
         return Sink(block, scale)
-
-
-COPIED = ("name", "learns", "_trainable", "decays", "rate_factor", "max_norm")
-
-
-def _again(array: np.ndarray, where: Device, made_by: str) -> Tensor:
-    """A tensor that was copied or pickled."""
-    y = tensor(array, array.dtype, where)
-    y.made_by = made_by
-    return y
-
-
-def _parameter_again(array: np.ndarray, where: Device, settings: dict[str, Any]) -> Any:
-    """A parameter that was copied or pickled."""
-    p = tensor(array, array.dtype, where, requires_grad=True)
-    for name, value in settings.items():
-        setattr(p, name, value)
-    return p
 
 
 # -- making tensors ---------------------------------------------------------------------------------------------------

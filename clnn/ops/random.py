@@ -18,13 +18,6 @@ from .rows import divided
 from .trace import op
 
 
-def _resumed(device: Device, state: Sequence[int]) -> Generator:
-    """A generator that was copied or pickled."""
-    one = Generator(device, 0)
-    one.set_state(state)
-    return one
-
-
 class Generator:
     """A stream of random numbers that lives on a device as (position, seed low, seed high): replays move on by themselves.
 
@@ -48,7 +41,7 @@ class Generator:
         self.device.upload(words, self.cell)
 
     def __reduce__(self) -> Any:
-        return _resumed, (self.device, self.state())
+        return Generator, (self.device, 0), self.state()
 
     def state(self) -> list[int]:
         """[position, seed low, seed high]"""
@@ -58,6 +51,8 @@ class Generator:
         """Go on from where `state()` was."""
         position, low, high = (int(v) for v in state)
         self.reseed(low | high << 32, position)
+
+    __setstate__ = set_state
 
     def draw(self, kernel: str, n: int, *args: Any, real: str) -> None:
         """Launch a kernel of random.cl over n elements and move on."""
