@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import secrets
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -121,21 +122,15 @@ def spatial_dropout(x: Array, rate: float, generator: Generator) -> tuple[Array,
 
     def scale(source: Array, sink: Sink) -> None:
         each, size, local, vectors = divided(x.device, x.dtype, planes, run)
-        arguments, how = sink.arguments(), sink.defines()
         x.device.launch(
-            "planes", "planes_scale", size, planes, run, each, factor.block, source.block, *arguments,
-            local=local, real=x.real, **vectors, **how,
+            "planes", "planes_scale", size, planes, run, each, factor.block, source.block, *sink.arguments(),
+            local=local, real=x.real, **vectors, **sink.defines(),
         )  # fmt: skip
 
-    if x.size:
-        scale(x, Sink(y.block))
+    scale(x, Sink(y.block))
 
     def backward(dy: Array) -> Iterator[Flow]:
-        def write(sink: Sink) -> None:
-            if x.size:
-                scale(dy, sink)
-
-        yield x, write
+        yield x, partial(scale, dy)
 
     return y, backward
 
