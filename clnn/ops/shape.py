@@ -150,11 +150,8 @@ def take_slice(x: Array, key: Any) -> tuple[Array, Backward]:
                 write(Sink(dx.block))
                 scale_add(dx, sink.out, sink.scale)
                 return
-            extra: dict[str, Any] = {"ACT": "linear"}
-            saved = None
-            if sink.derivative is not None:
-                extra["ACT"], saved = sink.derivative
-                extra["TIMES_DERIVATIVE"] = 1
+            name, saved = sink.derivative or ("linear", None)
+            extra: dict[str, Any] = {"ACT": name, **({} if saved is None else {"TIMES_DERIVATIVE": 1})}
             if sink.scale is not None and sink.scale.column == ours.column:
                 extra["ACCUMULATE"] = 1
             else:
