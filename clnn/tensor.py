@@ -17,7 +17,7 @@ from numpy.typing import DTypeLike
 from . import foreign, notebook
 from .checks import leaves, numbers, sizes, spread
 from .errors import ClnnError, ShapeError
-from .gemm import Scale
+from .gemm import Scale, constant_block
 from .ops.activation import FUNCTIONS, unary
 from .ops.aggregate import reduce
 from .ops.array import FLOATS, MASK, Array, Backward, Sink, empty, fill
@@ -621,9 +621,7 @@ def constant(value: Any, dtype: DTypeLike | None = None, device: str | Device | 
     if isinstance(value, Tensor):
         value.refuse_history("constant()")
     array, where = _host_array_for(value, dtype, device)
-    block = where.memory.allocate(array.nbytes)
-    where.upload(array, block, constant=True)
-    y = Tensor(block, array.shape, array.dtype, where)
+    y = Tensor(constant_block(where, array), array.shape, array.dtype, where)
     y.made_by = origin(value, array)
     return y
 
