@@ -15,9 +15,7 @@ from .rows import by_groups, group_of
 from .trace import op
 
 Axis = int | Sequence[int] | None  # one axis, several, or all
-CHUNK = (
-    1024  # elements that one work-item joins at most; another launch joins the chunks (long sums: kernels/common.cl)
-)
+CHUNK = 1024  # elements that a work-item joins at most; another launch joins the chunks (long sums: kernels/common.cl)
 
 
 def normal_axes(ndim: int, axis: Axis) -> tuple[int, ...]:

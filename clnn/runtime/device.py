@@ -226,7 +226,7 @@ class Device:
         width = max(4, min(16, self.lanes))
         if (0, 0) < self.pocl_version < (3, 1):
             width = min(width, 8)
-        return width if dtype != np.float64 else max(2, width // 2)
+        return width if dtype != np.float64 else width // 2
 
     @property
     def registers(self) -> int:
@@ -478,10 +478,8 @@ class Device:
     def advance(self, cells: Sequence[tuple[Block, int]]) -> None:
         """Add to int32 counters, each given with its amount, four in a launch that reads nothing else."""
         for start in range(0, len(cells), 4):
-            some = cells[start : start + 4]
-            blocks: list[Block | None] = [block for block, _ in some] + [None] * (4 - len(some))
-            amounts = np.array([by for _, by in some] + [0] * (4 - len(some)), np.int32)
-            self.launch("state", "advance", (1,), *blocks, amounts, local=(1,))
+            blocks, amounts = zip(*[*cells[start : start + 4], *[(None, 0)] * 4][:4])
+            self.launch("state", "advance", (1,), *blocks, np.array(amounts, np.int32), local=(1,))
 
     # -- work ---------------------------------------------------------------------------------------------------------
     @exclusive("lock")
@@ -718,11 +716,8 @@ def _argument_types(args: Sequence[Argument], real: str) -> tuple[tuple[type[np.
         elif isinstance(value, (float, np.floating)):
             types.append(scalar)
             value = float(value)
-        elif isinstance(value, np.ndarray) and value.dtype in (
-            np.int32,
-            scalar,
-        ):  # a short vector is passed as its bytes
-            types.append(None)
+        elif isinstance(value, np.ndarray) and value.dtype in (np.int32, scalar):
+            types.append(None)  # a short vector is passed as its bytes
         else:
             raise DeviceError(
                 f"a kernel of {real} takes buffers, numbers and short vectors of int32 or {real}, and was given {value!r}"

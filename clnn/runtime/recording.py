@@ -272,12 +272,11 @@ class Replays:
 
     def _note(self, device: Device, entry: Entry, recorder: Recorder, result: Any) -> bool:
         reason, recorder.result = recorder.reason, result
-        if reason is None and entry.recorder is None:
-            entry.recorder = recorder
-            return False
-        if reason is None and entry.recorder is not None:
-            reason = entry.recorder.first_difference(recorder)
-        entry.recorder = recorder
+        before, entry.recorder = entry.recorder, recorder
+        if reason is None:
+            if before is None:
+                return False
+            reason = before.first_difference(recorder)
         if reason is not None:
             entry.recorder, moving = None, entry.moving
             entry.eager, entry.called, entry.moving = not moving, not moving, False
