@@ -324,8 +324,6 @@ def given_to_fit(
     loss, metrics, outputs, samples = checked(model, xs, y, sample_weight, loss, loss_weights, metrics)
     held_out = None
     split = in_range("validation_split", split, 0.0, 1.0)
-    if validation is not None and split:
-        raise ConfigurationError("give validation or validation_split, not both")
     if split:
         kept = n - max(1, round(n * split))
         if kept < 1:

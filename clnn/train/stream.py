@@ -274,14 +274,14 @@ def streams_of_fit(
 ) -> tuple[Stream | None, Any]:  # fmt: skip
     """The batches to train on, and what yields those that are held out; None for arrays."""
     held_out = None
+    if validation is not None and split:
+        raise ConfigurationError("give validation or validation_split, not both")
     if yields_batches(validation):
         if hasattr(validation, "__next__") and epochs > 1:
             raise ConfigurationError(
                 "validation can be gone through only once, and there are several epochs: give arrays, or what begins anew, "
                 "such as clnn.data.Batches"
             )
-        if split:
-            raise ConfigurationError("give validation or validation_split, not both")
         held_out = validation
     if not streams(x, y, "fit", sample_weight):
         if steps is not None:
