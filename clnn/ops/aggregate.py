@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 
 from ..errors import ShapeError
-from .array import Array, Backward, Flow, check_float, empty, empty_like, fill
+from .array import Array, Backward, Flow, check_float, empty_like
 from .elementwise import binary
 from .reduce import Axis, normal_axes, reduced
 from .shape import broadcast_to, transpose
@@ -21,19 +21,14 @@ def reduce(x: Array, kind: str, axis: Axis = None, keepdims: bool = False) -> tu
     count = math.prod(x.shape[a] for a in axes)
     kept = tuple(1 if i in axes else s for i, s in enumerate(x.shape))
     shape = kept if keepdims else tuple(s for i, s in enumerate(x.shape) if i not in axes)
-    if count == 0:
-        if kind not in ("sum", "prod"):
-            raise ShapeError(f"{kind} over no elements: an array of shape {x.shape} over axes {axes}")
-        y = fill(empty(x.device, kept, x.dtype), float(kind == "prod"))
-    elif not axes:
-        y = x
-    else:
-        y = reduced(x, "sum" if kind == "mean" else kind, axes, 1.0 / count if kind == "mean" else 1.0)
-    y = y.reshaped(shape)
+    if count == 0 and kind not in ("sum", "prod"):
+        raise ShapeError(f"{kind} over no elements: an array of shape {x.shape} over axes {axes}")
+    mean = kind == "mean"
+    y = reduced(x, "sum" if mean else kind, axes, 1.0 / count if mean else 1.0).reshaped(shape)
 
     def backward(dy: Array) -> Iterator[Flow]:
         dy = dy.reshaped(kept)
-        if kind == "mean":
+        if mean:
             dy = binary("multiply", dy, 1.0 / count)[0]
         if kind == "prod":
             yield x, _of_product(x, axes, dy)

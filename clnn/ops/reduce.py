@@ -43,7 +43,9 @@ def lines(what: str, x: Array, axis: int, others: str = "") -> tuple[int, int, i
 
 
 def _one(x: Array, kind: str, outer: int, n: int, inner: int, scale: float) -> Array:
-    """x as (outer, n, inner), joined over n, times scale."""
+    """x as (outer, n, inner), joined over n, times scale; no elements make 0, and 1 as a product."""
+    if n == 0:
+        return fill(empty(x.device, (outer * inner,), x.dtype), float(kind == "prod"))
     extra: dict[str, Any] = {} if kind == "sum" else {kind.upper(): 1}
     while True:
         chunks = -(-n // CHUNK)
@@ -81,8 +83,6 @@ def sum_to(x: Array, shape: tuple[int, ...]) -> Array:
         return x
     lead = x.ndim - len(shape)
     axes = tuple(range(lead)) + tuple(lead + i for i, s in enumerate(shape) if s == 1 and x.shape[lead + i] != 1)
-    if x.size == 0:
-        return fill(empty(x.device, shape, x.dtype), 0.0)
     return reduced(x, "sum", axes).reshaped(shape)
 
 
