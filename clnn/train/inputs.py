@@ -33,11 +33,9 @@ def as_inputs(x: Any, model: Layer, name: str = "x", least: int = 0) -> list[Any
                 f"{label} has a mask of steps, which does not go along: put Masking or Embedding(mask_zero=True) into the model"
             )
         tokens = model.takes_whole(i)
-        if is_sparse(value) and not tokens:
-            found.append(SparseRows(value, model.dtype, label))
-            continue
-        if not tokens and MappedRows.wanted(value, model.dtype):
-            found.append(MappedRows(value, model.dtype, label))
+        kind = SparseRows if is_sparse(value) else MappedRows if MappedRows.wanted(value, model.dtype) else None
+        if kind is not None and not tokens:
+            found.append(kind(value, model.dtype, label))
             continue
         array = whole_array(value, label) if tokens else numbers(value, label)
         dtype = np.dtype(np.int32) if tokens else model.dtype
@@ -45,8 +43,7 @@ def as_inputs(x: Any, model: Layer, name: str = "x", least: int = 0) -> list[Any
             raise DataError(f"{label} should be an array of numbers with one row a sample, not one number")
         if tokens:
             model.check_whole(i, array, label)
-        if array.dtype != dtype or not array.flags.c_contiguous:
-            array = np.ascontiguousarray(array, dtype)
+        array = np.ascontiguousarray(array, dtype)
         images = array.ndim > 2 or (array.ndim == 2 and array.shape[1] >= 64)  # a table may hold counts
         if images and getattr(value, "dtype", None) == np.uint8 and not tokens and array.size and array.max() > 1:
             warn(
