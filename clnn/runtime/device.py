@@ -394,10 +394,7 @@ class Device:
             self._now.late.append(partial(self.upload, array.copy(), block))
             return
         if array.nbytes > SOON:
-            self._help()
-            event = self.waited("an upload", cl.enqueue_copy, self.queue, block.buffer, array, is_blocking=True)
-            if active.profiles:
-                note(self, "upload", None, (), event, step=self.step, held=array.nbytes)
+            self._copy_at_once("an upload", "upload", block.buffer, array, array.nbytes)
         else:
             self.upload_soon(array, block)
 
@@ -424,10 +421,7 @@ class Device:
             raise ValuesWanted
         if array.nbytes:
             self.check_blocks("reading back", (block,))
-            self._help()
-            event = self.waited("reading back", cl.enqueue_copy, self.queue, array, block.buffer, is_blocking=True)
-            if active.profiles:
-                note(self, "read", None, (), event, step=self.step, held=array.nbytes)
+            self._copy_at_once("reading back", "read", array, block.buffer, array.nbytes)
         return array
 
     @property
@@ -435,11 +429,14 @@ class Device:
         """Whether values may be read back now: not where a step is recorded, nor where only shapes are computed."""
         return self.recorder is None and not self._now.dry
 
-    def _help(self) -> None:
-        """Before a copy that waits for everything before it. Intel's runtime leaves one core to the host's thread, which
-        computes along while it waits in clFinish, and idles while it waits for a copy of a queue that is under way."""
+    def _copy_at_once(self, what: str, label: str, target: Any, source: Any, nbytes: int) -> None:
+        """Copy between host and device, waiting for everything before. Intel's runtime leaves one core to the host's thread,
+        which computes along while it waits in clFinish, and idles while it waits for a copy of a queue that is under way."""
         if self.platform.startswith("Intel") and self.kind == "cpu":
             self.finish()
+        event = self.waited(what, cl.enqueue_copy, self.queue, target, source, is_blocking=True)
+        if active.profiles:
+            note(self, label, None, (), event, step=self.step, held=nbytes)
 
     @contextlib.contextmanager
     def dry(self, dry: bool = True) -> Iterator[list[Callable[[], Any]] | None]:
