@@ -14,27 +14,27 @@ from .errors import ShapeError
 from .foreign import OF_TENSORS
 from .images import *  # noqa: F403
 from .named import *  # noqa: F403
-from .tensor import Tensor, concat, softmax_of, tensor
+from .tensor import Tensor, concat, function, tensor
 
 
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) over an axis."""
-    return _over(x, axis, False)
+    return _over(x, axis, "softmax")
 
 
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """log(softmax(x)) over an axis."""
-    return _over(x, axis, True)
+    return _over(x, axis, "log_softmax")
 
 
-def _over(x: Any, axis: int, log: bool) -> Tensor:
-    """softmax_of x with the axis moved to the end and back."""
+def _over(x: Any, axis: int, name: str) -> Tensor:
+    """The function of x with the axis moved to the end and back."""
     x = tensor(x)
-    at = _axis("log_softmax" if log else "softmax", axis, max(1, x.ndim))
+    at = _axis(name, axis, max(1, x.ndim))
     if at >= x.ndim - 1:
-        return softmax_of(x, log)
+        return function(x, name)
     order = [*(a for a in range(x.ndim) if a != at), at]
-    return softmax_of(x.transpose(order), log).transpose([order.index(a) for a in range(x.ndim)])
+    return function(x.transpose(order), name).transpose([order.index(a) for a in range(x.ndim)])
 
 
 def split(x: Any, parts: int | Sequence[int], axis: int = 0) -> list[Tensor]:

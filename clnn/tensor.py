@@ -18,7 +18,7 @@ from . import foreign, notebook
 from .checks import leaves, numbers, sizes, spread
 from .errors import ClnnError, ShapeError
 from .gemm import Scale, constant_block
-from .ops.activation import FUNCTIONS, unary
+from .ops.activation import FUNCTIONS, SOFTMAX, unary
 from .ops.aggregate import reduce
 from .ops.array import FLOATS, MASK, Array, Backward, Sink, empty, fill
 from .ops.elementwise import BINARY, binary, convert
@@ -785,8 +785,10 @@ def _matmul(a: Any, b: Any) -> Tensor:
 
 # -- functions of tensors ---------------------------------------------------------------------------------------------
 def function(x: Any, name: str) -> Tensor:
-    """A function of one variable by its name in clnn/ops/activation.py."""
+    """A function by its name in clnn/ops/activation.py: of one variable, or of the last axis (SOFTMAX)."""
     x = tensor(x)
+    if name in SOFTMAX:
+        return apply(softmax, x, log=name == "log_softmax")
     return x if name == "linear" else apply(unary, x, name=name)
 
 
@@ -794,11 +796,6 @@ def linear_layer(x: Tensor, w: Tensor, b: Tensor | None, activation: str, transp
     """f(x w + b), or with `transposed` f(x w^T), fused; see clnn/ops/linear.py."""
     y, backward = linear(x, w, b, activation, keep=grad_enabled(), transposed=transposed)
     return on_tape(y, (x, w) if b is None else (x, w, b), backward, (w,) if x.requires_grad else ())
-
-
-def softmax_of(x: Any, log: bool = False) -> Tensor:
-    """Softmax or log-softmax over the last axis."""
-    return apply(softmax, tensor(x), log=log)
 
 
 def concat(tensors: Iterable[Any], axis: int = 0) -> Tensor:

@@ -10,7 +10,7 @@ import clnn
 from clnn import losses
 from clnn.losses import LOSSES, CrossEntropy, Huber, find_loss
 from clnn.ops.array import Array
-from clnn.tensor import linear_layer, softmax_of
+from clnn.tensor import function, linear_layer
 from clnn.tools.verify import references
 
 
@@ -255,13 +255,13 @@ def test_sigmoid_of_an_input(rng, device):
     )
 
 
-@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("last", ["softmax", "log_softmax"])
 @pytest.mark.parametrize("name", ["cross_entropy", "log_likelihood", "kl_divergence"])
-def test_softmax_is_applied_once(rng, device, name, log):
+def test_softmax_is_applied_once(rng, device, name, last):
     x, w, labels = normal(rng, (6, 5)), normal(rng, (5, 4)), rng.integers(0, 4, 6)
     check_op(
         rng,
-        lambda w: LOSSES[name]()(softmax_of(clnn.tensor(x, np.float32) @ w, log=log), labels),
+        lambda w: LOSSES[name]()(function(clnn.tensor(x, np.float32) @ w, last), labels),
         lambda w: mean(ROWS["cross_entropy"])(x @ w, np.eye(4)[labels]),
         w,
         rounding=64,

@@ -17,11 +17,11 @@ import numpy as np
 from .. import layers
 from ..errors import CheckpointError, ClnnError, ConfigurationError
 from ..layers.base import Layer
-from ..layers.core import SOFTMAX
 from ..layers.image.conv import _Convolution
 from ..layers.norm import _Norm
 from ..layers.sequence.attention import _Block
 from ..layers.sequence.recurrent import _Cell, _Recurrent
+from ..ops.activation import SOFTMAX
 from .pairs import Here, Pair, Part, Report, Stored, Unit, flat, named_layers, natural, ours, same_settings, wrong_kind
 
 DIMENSIONS = {1: "1d", 2: "2d", 3: "3d"}

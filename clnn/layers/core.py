@@ -9,15 +9,13 @@ from ..arrays import elu, leaky_relu
 from ..checks import check_count, in_range, whole_numbers
 from ..errors import ConfigurationError, ShapeError
 from ..init import Initialiser, find_initialiser
-from ..ops.activation import activation_name
+from ..ops.activation import SOFTMAX, activation_name
 from ..ops.random import dropout, gaussian_dropout, spatial_dropout
 from ..random import generator
-from ..tensor import Tensor, apply, function, linear_layer, softmax_of, truths
+from ..tensor import Tensor, apply, function, linear_layer, truths
 from .base import Layer, register
 
 __all__ = ["Activation", "Dense", "Dropout", "Flatten", "GaussianDropout", "PReLU", "Reshape", "SpatialDropout"]
-
-SOFTMAX = ("softmax", "log_softmax")
 
 
 @register
@@ -68,7 +66,7 @@ class Dense(Layer):
             y = linear_layer(x, self.w, self.b, "linear" if softmax else self.activation)
         except ShapeError as error:
             raise self.wrong_shape(error) from None
-        return softmax_of(y, log=self.activation == "log_softmax") if softmax else y
+        return function(y, self.activation) if softmax else y
 
     @property
     def max_norm(self) -> float | None:
@@ -98,8 +96,6 @@ class Activation(Layer):
         self.alpha = None if alpha is None else in_range("alpha", alpha, -math.inf, math.inf, "()")
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.activation in SOFTMAX:
-            return softmax_of(x, log=self.activation == "log_softmax")
         if self.slope is not None:
             return leaky_relu(x, self.slope)
         return function(x, self.activation) if self.alpha is None else elu(x, self.alpha)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..checks import check_count, in_range, whole
 from ..errors import ConfigurationError, ShapeError
-from ..ops.activation import activation_name
+from ..ops.activation import SOFTMAX, activation_name
 from ..ops.array import Array
 from ..ops.norm import (
     batch_norm,
@@ -24,7 +24,6 @@ from ..registry import config_from
 from ..tape import grad_enabled
 from ..tensor import Parameter, Tensor, function, on_tape
 from .base import Layer, register
-from .core import SOFTMAX
 
 __all__ = ["BatchNorm", "GroupNorm", "InstanceNorm", "LayerNorm", "LocalResponseNorm", "RMSNorm"]
 

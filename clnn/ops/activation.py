@@ -43,6 +43,7 @@ ACTIVATIONS = {
     "gelu_tanh": Function("x", "GELU with Phi approximated by a tanh (Hendrycks and Gimpel 2016)"),
 }
 ALIASES = {"silu": "swish", "identity": "linear", "none": "linear"}
+SOFTMAX = ("softmax", "log_softmax")  # activations that look at a whole row
 
 MATH = {
     "exp": Function("y", "exp(x)"),
@@ -75,7 +76,7 @@ def activation_name(name: str | None) -> str:
     """The registered name that `name` means; None is linear."""
     found = ALIASES.get(name or "linear", name or "linear")
     if found not in ACTIVATIONS:
-        known = sorted([*ACTIVATIONS, *ALIASES, "softmax", "log_softmax"])
+        known = sorted([*ACTIVATIONS, *ALIASES, *SOFTMAX])
         raise ConfigurationError(unknown("activation", name, known))
     return found
 

@@ -16,7 +16,7 @@ from ...ops.activation import activation_name
 from ...ops.random import dropout as drop
 from ...ops.sequence.attention import check_mask
 from ...random import generator
-from ...tensor import Tensor, apply, linear_layer, ones, softmax_of, tensor, zeros
+from ...tensor import Tensor, apply, function, linear_layer, ones, tensor, zeros
 from ..base import Layer, called, register
 from ..core import Dense, Dropout
 from ..norm import LayerNorm, RMSNorm
@@ -137,7 +137,7 @@ class MultiHeadAttention(_Masked):
             scores = where(tril(ones(scores.shape[-2:], scores.dtype, scores.device)), scores, -math.inf)
         # a query that sees no key gives zeros, as without dropout
         none = scores.detach().max(-1, keepdims=True) == -math.inf
-        p = where(none, 0.0, softmax_of(where(none, 0.0, scores)))
+        p = where(none, 0.0, function(where(none, 0.0, scores), "softmax"))
         p = apply(drop, p, rate=self.dropout, generator=generator(self.device))
         return (p @ v).transpose(0, 2, 1, 3)
 

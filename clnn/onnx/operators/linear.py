@@ -9,7 +9,7 @@ import numpy as np
 
 from ... import arrays, functions
 from ...errors import ShapeError
-from ...tensor import Tensor, function, linear_layer, softmax_of
+from ...tensor import Tensor, function, linear_layer
 from ..registry import Context, operator
 
 LETTERS = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -56,8 +56,8 @@ def over_rest(x: Tensor, axis: int) -> Tensor:
 
 operator("Softmax", 13)(lambda x, *, axis=-1: functions.softmax(x, axis))
 operator("LogSoftmax", 13)(lambda x, *, axis=-1: functions.log_softmax(x, axis))
-operator("Softmax", 1)(lambda x, *, axis=1: softmax_of(over_rest(x, axis)).reshape(x.shape))
-operator("LogSoftmax", 1)(lambda x, *, axis=1: softmax_of(over_rest(x, axis), True).reshape(x.shape))
+operator("Softmax", 1)(lambda x, *, axis=1: function(over_rest(x, axis), "softmax").reshape(x.shape))
+operator("LogSoftmax", 1)(lambda x, *, axis=1: function(over_rest(x, axis), "log_softmax").reshape(x.shape))
 
 
 @operator("LpNormalization", 1)
