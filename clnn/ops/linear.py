@@ -38,13 +38,11 @@ def linear(
     # a mini-batch of two axes is read in the data set, as A; with more axes a sample is several rows of the matrix
     rows = x.rows if x.ndim == 2 and not transposed and engine_name(device) == "tile" else None
     source, halves = x.block if rows is None else rows.source, halves_of(w, m, transposed)
-    gemm(
-        device,
-        Product(
-            Shape(m, n, k, dtype, transpose_b=transposed and not halves), source, halves or w.block, y.block, rows=rows,
-            bias=block_of(b), activation=activation, saved=block_of(saved), halves=halves is not None,
-        ),
+    forward = Product(
+        Shape(m, n, k, dtype, transpose_b=transposed and not halves), source, halves or w.block, y.block, rows=rows,
+        bias=block_of(b), activation=activation, saved=block_of(saved), halves=halves is not None,
     )  # fmt: skip
+    gemm(device, forward)
 
     def backward(dz: Array) -> Iterator[Flow]:
         # the rows that the backward pass reads are this batch's once the counters have moved on: not within a forward pass
@@ -53,13 +51,11 @@ def linear(
 
         def write_dx(sink: Sink) -> None:
             name, before = sink.derivative or ("linear", None)
-            gemm(
-                device,
-                Product(
-                    Shape(m, k, n, dtype, transpose_b=not transposed), dz.block, w.block, sink.out,
-                    scale=sink.scale, activation=name, saved=block_of(before), derivative=before is not None,
-                ),
+            dx = Product(
+                Shape(m, k, n, dtype, transpose_b=not transposed), dz.block, w.block, sink.out,
+                scale=sink.scale, activation=name, saved=block_of(before), derivative=before is not None,
             )  # fmt: skip
+            gemm(device, dx)
 
         def write_dw_db(for_w: Sink | None, for_b: Sink | None = None) -> None:
             sums = None

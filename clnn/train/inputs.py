@@ -286,12 +286,9 @@ def as_samples(
         for i, (each, one, shape) in enumerate(zip(given, losses, outputs.shapes))
     ]
     what, by_output = f"{of}sample_weight", outputs.several and isinstance(sample_weight, (tuple, list, Mapping))
-    weights = [
-        as_weights(each, target, one, dtype, outputs.label(what, i) if by_output else what)
-        for i, (each, target, one) in enumerate(
-            zip(outputs.each(what, sample_weight, None) if by_output else [sample_weight] * len(ys), ys, losses)
-        )
-    ]
+    of_each = outputs.each(what, sample_weight, None) if by_output else [sample_weight] * len(ys)
+    labels = [outputs.label(what, i) if by_output else what for i in range(len(ys))]
+    weights = [as_weights(w, y, one, dtype, label) for w, y, one, label in zip(of_each, ys, losses, labels)]
     return Samples(xs, ys, weights)
 
 
@@ -358,13 +355,8 @@ def checked(
     samples = as_samples(xs, y, sample_weight, loss, outputs, model.dtype)
     found = metrics_for(outputs, metrics)
     for each, last, one, shape, target in zip(found, outputs.made_by, parts_of(loss), outputs.shapes, samples.ys):
-        if (
-            getattr(one, "name", "") == "binary_cross_entropy"
-            and shape == (1,)
-            and target.dtype != np.int32
-            and accuracy not in each
-            and ((target == 0) | (target == 1)).all()
-        ):
+        floats = getattr(one, "name", "") == "binary_cross_entropy" and shape == (1,) and target.dtype != np.int32
+        if floats and accuracy not in each and ((target == 0) | (target == 1)).all():
             each.append(accuracy)  # no and yes as floats or bools: as with class numbers
         check_accuracy(each, last, one, shape, target)
     return loss, as_columns(outputs, found), outputs, samples
