@@ -82,15 +82,11 @@ def rows(
     device.check_turns(5 * n // width + (3 * count if record is not None else 0), f"{name} over {n:,} outputs")
     losses, hit = empty(device, (count,), y.dtype), empty(device, (count,), np.int32) if hits else None
     dy = empty_like(y) if gradient else None
-    defines: dict[str, Any] = {"LABELS": 1} if labels else {}
+    kernel, defines = KERNELS.get(name, ("elementwise_loss", {"LOSS": name}))
+    flags = {"LABELS": labels, "VECTORS": device.long_loops, "SUM": summed, "RECORD": record is not None}
+    defines = defines | {flag: 1 for flag, there in flags.items() if there}
     if labels and n == 1:
         defines["YES"] = yes_above(y.made_by)
-    kernel, more = KERNELS.get(name, ("elementwise_loss", {"LOSS": name}))
-    defines |= more
-    if device.long_loops:
-        defines["VECTORS"] = 1
-    if summed:
-        defines["SUM"] = 1
     saved = None
     if gradient and not folded and y.activation:
         defines["ACT"], saved = y.activation
@@ -98,7 +94,6 @@ def rows(
     size, local = (count,), None
     if record is not None:
         assert count <= device.group_width, "the rows of a recorded loss are in one work-group"
-        defines["RECORD"] = 1
         if device.long_loops:
             defines["SERIAL"], size, local = 1, (1,), (1,)
     # targets and weights are read in the data set where both are there, else each from its own memory
