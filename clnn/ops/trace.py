@@ -19,7 +19,6 @@ class _Now(threading.local):
 
 
 _now = _Now()
-_threads: list[int] = []  # those that follow: while there is none, nobody asks further
 
 
 def op(function: Op) -> Op:
@@ -27,7 +26,7 @@ def op(function: Op) -> Op:
 
     @functools.wraps(function)
     def run(*inputs: Any, **options: Any) -> Any:
-        follower = _now.follower if _threads else None
+        follower = _now.follower
         if follower is None:
             return function(*inputs, **options)
         _now.follower = None
@@ -43,9 +42,7 @@ def op(function: Op) -> Op:
 def following(follower: Follower) -> Iterator[None]:
     """Within it this thread calls `follower(op, inputs, options)` instead of each op; it runs the op, and returns its result."""
     before, _now.follower = _now.follower, follower
-    _threads.append(threading.get_ident())
     try:
         yield
     finally:
-        _threads.remove(threading.get_ident())
         _now.follower = before

@@ -629,8 +629,7 @@ class Device:
 
     @exclusive("lock")
     def group_limit(self, file: str, name: str, real: str = "float", **defines: Any) -> int:
-        """The most work-items of a group that a kernel takes as it is compiled: of one that takes many registers some devices
-        allow less than they say."""
+        """The most work-items of a group that a kernel takes as it is compiled, which may be fewer than the device says."""
         if self._now.dry:
             return self.max_group
         return min(self.max_group, self.programs.group_limit(Source(file, name, real, tuple(sorted(defines.items())))))
