@@ -366,12 +366,10 @@ def _by_layer(model: Layer) -> dict[str, list[Parameter]]:
     """The parameters that each layer has of its own, by its name, or by where it is in the model."""
     names = {"": model.name or snake(type(model).__name__)}
     found: dict[str, list[Parameter]] = {}
-    seen: set[int] = set()
     for path, value in model._walk(""):
         if isinstance(value, Layer):
             names[path] = value.name if value.name and value.name not in names.values() else path
-        elif id(value) not in seen:
-            seen.add(id(value))
+        else:
             owner = max((place for place in names if not place or path.startswith(f"{place}.")), key=len)
             found.setdefault(names[owner], []).append(value)
     return found

@@ -262,11 +262,7 @@ class Layer(Watched):
 
     def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
         """(name, parameter) of this layer and the layers inside, each parameter once."""
-        seen: set[int] = set()
-        for name, value in self._walk(prefix):
-            if isinstance(value, Parameter) and id(value) not in seen:
-                seen.add(id(value))
-                yield name, value
+        yield from ((name, value) for name, value in self._walk(prefix) if isinstance(value, Parameter))
 
     def parameters(self) -> list[Parameter]:
         """All parameters of this layer and the layers inside."""
@@ -298,7 +294,7 @@ class Layer(Watched):
         return [one for one in self.layers_inside() if hasattr(one, "_reset_states") and one.stateful]  # type: ignore[attr-defined]
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Any]]:
-        """Every parameter and layer below, depth first, with its dotted name; a layer that is in several places once.
+        """Every parameter and layer below, depth first, with its dotted name; what is in several places once.
 
         They are found in all attributes, whatever their names, and in lists, tuples and dicts of those.
         """
@@ -308,7 +304,8 @@ class Layer(Watched):
             name, value = next(entries, (None, None))
             if name is None:
                 waiting.pop()
-            elif isinstance(value, Parameter):
+            elif isinstance(value, Parameter) and id(value) not in seen:
+                seen.add(id(value))
                 yield name, value
             elif isinstance(value, (Layer, dict, list, tuple)) and id(value) not in seen:
                 seen.add(id(value))
