@@ -31,7 +31,7 @@ class MappedRows:
         mapped = isinstance(value, np.memmap) and value.ndim and value.nbytes >= MAPPED_BYTES
         return bool(mapped and (value.dtype != dtype or not value.flags.c_contiguous))
 
-    def part(self, rows: slice) -> MappedRows:
+    def part(self, rows: Any) -> MappedRows:
         """Some rows, still in the file."""
         return MappedRows(self.array[rows], self.dtype, self.name, checked=True)
 

@@ -25,7 +25,7 @@ class SparseRows:
         check_features(self.matrix.data, f"{name}'s stored values")
         self.shape, self.ndim = self.matrix.shape, 2
 
-    def part(self, rows: slice) -> SparseRows:
+    def part(self, rows: Any) -> SparseRows:
         """Some rows, still sparse."""
         return SparseRows(self.matrix[rows], self.dtype, "x")
 

@@ -172,7 +172,7 @@ class Evaluation:
     def _chunks(self, samples: Samples):
         n, feed = len(samples.xs[0]), self._feed_for(samples)
         for start in range(0, n, feed.capacity):
-            feed.load(*(samples if n <= feed.capacity else samples.rows(slice(start, start + feed.capacity))))
+            feed.load(*(samples if n <= feed.capacity else samples.part(slice(start, start + feed.capacity))))
             self._rewind()
             yield min(n - start, feed.capacity)
 

@@ -264,13 +264,8 @@ class Samples(NamedTuple):
     ys: list[np.ndarray]
     weights: list[np.ndarray | None]
 
-    def rows(self, which: Any) -> Samples:
-        """Those of some samples, as arrays."""
-        weights = [None if w is None else w[which] for w in self.weights]
-        return Samples([x[which] for x in self.xs], [y[which] for y in self.ys], weights)
-
-    def part(self, rows: slice) -> Samples:
-        """Those of some samples, where inputs that are sparse or in a file stay so."""
+    def part(self, rows: Any) -> Samples:
+        """Those of some samples, by a slice or by numbers; inputs that are sparse or in a file stay so."""
         xs = [x.part(rows) if isinstance(x, (SparseRows, MappedRows)) else x[rows] for x in self.xs]
         return Samples(xs, [y[rows] for y in self.ys], [None if w is None else w[rows] for w in self.weights])
 

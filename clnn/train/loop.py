@@ -268,7 +268,7 @@ class _Run:
                 self.feed.rewind(part)
             else:
                 in_order = not self.shuffle and self.world.size == 1
-                self.feed.load(*self.samples.rows(slice(start, start + self.capacity) if in_order else part))
+                self.feed.load(*self.samples.part(slice(start, start + self.capacity) if in_order else part))
                 self.feed.rewind(step=done)
             for rows, count, share in within(self.stretches, start, start + len(part)):
                 self.steps(rows, share, count, (self.epochs - epoch) * count, bar, called_back)
