@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import whole
+from ..checks import in_range, whole
 from ..errors import ConfigurationError, ShapeError
 from ..runtime.device import Device, DType
 from .array import Array, Backward, Flow, Sink, check_float, empty, empty_like, fill
@@ -88,8 +88,7 @@ class Generator:
 
 def _check_dropout(x: Array, rate: float) -> None:
     check_float("dropout", x)
-    if not 0 <= rate < 1:
-        raise ConfigurationError(f"dropout's rate should be in [0, 1), {rate} was provided instead")
+    in_range("dropout's rate", rate, 0.0, 1.0)
 
 
 @op

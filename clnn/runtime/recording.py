@@ -48,7 +48,6 @@ class Recording:
         for t in self.temporaries:
             self.sizes += [0] * (t.piece + 1 - len(self.sizes))
             self.sizes[t.piece] = max(self.sizes[t.piece], t.offset + t.nbytes)
-        self.nbytes = sum(self.sizes)
         self.arena: Arena | None = None
         self.calls: list[Callable[..., Any]] = []
         self.views: dict[Temporary, Any] = {}
