@@ -159,7 +159,7 @@ WINGS = {
     "serve": (520, "tools/serve/*"),
     "tables and folders": (336, "data/table.py", "data/folder.py"),
     "batches": (501, "data/batches.py", "train/stream.py"),
-    "core": (6_630, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
+    "core": (6_526, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
     "optimizers": (2_258, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (747, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_300, "data/*"),
