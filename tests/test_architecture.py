@@ -132,7 +132,7 @@ WINGS = {
     "threads": (110, "runtime/lock.py"),
     "watching": (711, "runtime/watching/*"),
     "finding devices": (587, "runtime/devices/*"),
-    "shared memory": (230, "runtime/shared.py", "exchange.py"),
+    "shared memory": (270, "runtime/shared.py", "runtime/pages.py", "exchange.py"),
     "profiles": (490, "runtime/profile/*", "runtime/timing.py"),
     "other engines": (450, "gemm/tuning.py", "gemm/clblast.py"),
     "norms": (700, "ops/norm.py", "layers/norm.py"),

@@ -1,6 +1,9 @@
 """Device memory: counted, returned, limited."""
 
 import gc
+import pathlib
+import re
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,6 +12,7 @@ import pytest
 from helpers import parameter
 
 import clnn
+from clnn.runtime import pages
 from clnn.runtime.memory import ALIGNMENT, Memory, human, memory_limit
 from clnn.runtime.recording import Recording
 
@@ -379,3 +383,70 @@ def test_an_allocation_that_fails_is_tried_again_without_the_pools_reserve(devic
     late.calls, late.failures = 0, 2
     with pytest.raises(clnn.OutOfDeviceMemory, match="2.0 MiB asked for .*the driver says: .*MEM_OBJECT_ALLOCATION"):
         memory.allocate(2 * MIB, pooled=False)
+
+
+def mapping_of(block):
+    """The flags of the memory that a block of PoCL's is in, as Linux tells them."""
+    array, _ = cl.enqueue_map_buffer(
+        block.device.queue, block.buffer, cl.map_flags.READ, 0, (block.nbytes,), np.uint8, is_blocking=True
+    )
+    middle = array.__array_interface__["data"][0] + block.nbytes // 2
+    array.base.release(block.device.queue)
+    block.device.finish()
+    inside = False
+    for line in pathlib.Path("/proc/self/smaps").read_text().splitlines():
+        if bounds := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(bounds[1], 16) <= middle < int(bounds[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []
+
+
+@pytest.mark.parametrize("pooled", [True, False])
+def test_large_blocks_have_large_pages_where_linux_gives_them(device, pooled):
+    if not device.memory._pages._queue:
+        pytest.skip("they are not to be asked for here")
+    device.memory.free_held()
+    large, small = device.memory.allocate(pages.LARGE * 3, pooled), device.memory.allocate(1 << 20, pooled)
+    assert "hg" in mapping_of(large)
+    x = np.arange(pages.LARGE * 3 // 4, dtype=np.float32)
+    device.upload(x, large)
+    assert np.array_equal(device.read(large, np.empty_like(x)), x) and small.nbytes == 1 << 20
+    again = device.memory.allocate(pages.LARGE * 3, pooled)
+    assert "hg" in mapping_of(again)
+
+
+@pytest.mark.parametrize(
+    ("setting", "asks"),
+    [
+        ("always [madvise] never", True),
+        ("[always] madvise never", False),
+        ("always madvise [never]", False),
+        (None, False),
+    ],
+)
+def test_large_pages_are_asked_for_where_that_is_the_way(device, monkeypatch, tmp_path, setting, asks):
+    monkeypatch.setattr(pages, "SETTING", tmp_path / "enabled")
+    if setting is not None:
+        pages.SETTING.write_text(setting + "\n")
+    cpu = bool(device.cl_device.type & cl.device_type.CPU) and device.pocl_version > (0, 0)
+    of = pages.LargePages(device.context, device.cl_device)
+    assert (of._queue is not None) is (asks and cpu and sys.platform == "linux")
+    of.ask(device.memory.allocate(pages.LARGE).buffer, pages.LARGE)
+
+
+def test_what_cannot_be_mapped_stays_as_it_is(device, monkeypatch):
+    """A driver may refuse to map a buffer, or to let it go again."""
+    if not device.memory._pages._queue:
+        pytest.skip("they are not to be asked for here")
+    device.memory.free_held()
+
+    def refuses(*args, **options):
+        raise cl.MemoryError("no room")
+
+    monkeypatch.setattr(pages.cl, "enqueue_map_buffer", refuses)
+    block = device.memory.allocate(pages.LARGE + 12345)
+    monkeypatch.undo()
+    x = np.arange(1000, dtype=np.float32)
+    device.upload(x, block)
+    assert np.array_equal(device.read(block, np.empty_like(x)), x)

@@ -19,6 +19,7 @@ import pyopencl.tools as cl_tools
 
 from ..errors import ClnnError, ConfigurationError, OutOfDeviceMemory
 from .lock import FairLock, exclusive
+from .pages import LARGE, LargePages
 
 MOST_BYTES = 4 * (2**31 - 2**16)  # of what is cut into pieces: kernels count an array's elements in 31 bits
 numbers = itertools.count()  # of blocks: those made later have larger ones
@@ -114,6 +115,7 @@ class Memory:
         # drivers that allocate at first use do so at once
         self._allocator = cl_tools.ImmediateAllocator(device.usual_queue)
         self._pool = cl_tools.MemoryPool(self._allocator)
+        self._pages = LargePages(device.usual_queue.context, device.cl_device)
         self._in_use = self._plain_in_use = self.peak = 0
         # (bytes, whether of its own) of blocks that went since the last look
         self.freed: deque[tuple[int, bool]] = deque()
@@ -149,10 +151,14 @@ class Memory:
         pooled = pooled and size <= self.largest
         size = size if pooled else self.align(nbytes + SLACK)
         self._make_room(nbytes, size)
+        large = nbytes >= LARGE
+        before = self.held if large else 0
         try:
             buffer: Any = self._pool.allocate(nbytes + SLACK) if pooled else self._plain(size)
         except (cl.MemoryError, cl.RuntimeError) as error:
             raise self.out_of_memory(nbytes, f"the driver says: {error}") from error
+        if large and (self.held > before or not pooled):  # from the driver
+            self._pages.ask(buffer, nbytes)
         if self._device.timers:  # what the allocator has enqueued is in the usual queue, and a profile's is in use
             self._device.usual_queue.finish()
         if self.poisoned:
