@@ -1,7 +1,8 @@
 """Large pages for large blocks on CPUs: one of 4 KB has to be looked up, and faults at its first use, as one of 2 MB does.
 
 Linux gives them to everybody ("always"), to nobody, or to those who ask ("madvise"), as NumPy does for its arrays. Without
-them a product with 200 MB of weights took 2 to 37% longer, by where in memory they came to lie, and a first upload twice as long.
+them a first upload took twice as long, and in some processes, by where in memory it came to lie, a product with 200 MB of weights
+a third longer.
 """
 
 from __future__ import annotations
