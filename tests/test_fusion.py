@@ -439,7 +439,7 @@ def test_it_can_be_switched_off(device, rng, fusing, monkeypatch):
         trained(device, x, y, "quadratic", "sigmoid")
 
 
-def test_a_driver_that_cannot_compile_it_costs_only_speed(device, rng, fusing, monkeypatch):
+def test_a_driver_that_cannot_compile_it_costs_only_speed(device, rng, fusing, monkeypatch, elsewhere):
     def refuses(*args):
         raise clnn.BuildError("no room")
 
