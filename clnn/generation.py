@@ -156,7 +156,7 @@ def _write(model: Any, given: list[Any], n: int, window: int | None, how: _How, 
     if cache and start <= most and n:
         end = _Writer.of(model, most, True, [tokens, *rest]).write(whole, end, min(total, most + 1), how)
     if end < total:
-        writer = _Writer.of(model, most, False, [tokens, *rest])
+        writer = _Writer.of(model, most, False, [tokens[:, -most:], *rest])
         while end < most:  # a longer sequence each time
             end = writer.write(whole, end, end + 1, how)
         writer.write(whole, end, total, how)

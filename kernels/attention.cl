@@ -124,19 +124,37 @@ INLINE void rows_of(local real *to, int wide, global const real *from, int step,
 }
 // Of a query that sees no key, nothing is subtracted
 #define FINITE(x) WHERE((x) == -INFINITY, 0, (x))
+// Long sums are of spans of keys (common.cl): what a span adds to o and sum is added to what those before it left in `all` and
+// all_sum when their largest score was all_top. Where `more` come, it is kept there, and o and sum begin anew.
+#define SPAN_OF_KEYS (16 * BK)
+INLINE void join(local real *o, real *sum, const real *top, local real *all, real *all_sum, real *all_top, int rows, int more) {
+  for (int i = 0; i < rows; i++) {
+    const real less = all_sum[i] == 0 ? 0 : exp(all_top[i] - top[i]), whole = sum[i] + all_sum[i] * less;
+    for (int c = 0; c < DVP; c += VW) {
+      const T joined = VLOAD(0, o + i * DVP + c) + VLOAD(0, all + i * DVP + c) * less;
+      VSTORE(more ? joined : (T)(0), 0, all + i * DVP + c);
+      VSTORE(more ? (T)(0) : joined, 0, o + i * DVP + c);
+    }
+    all_sum[i] = whole;
+    all_top[i] = top[i];
+    sum[i] = more ? 0 : whole;
+  }
+}
 
 #if defined(FORWARD) && defined(FEW)
 // One query a work-item, for the steps of `generate`
 kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, global real *lse) {
   UNPACK
-  local real S[BK] __attribute__((aligned(64))), O[DVP] __attribute__((aligned(64)));
+  local real S[BK] __attribute__((aligned(64))), O[DVP] __attribute__((aligned(64))), all[DVP] __attribute__((aligned(64)));
   const int i = get_global_id(0) % Tq, bh = get_global_id(0) / Tq, h = bh % H, b = bh / H, g = h / (H / G), keys = KEYS_OF(i);
   if (b >= batch) return;
   global const real *mine = Q_OF(b, h) + (size_t)i * Q_ROW;
-  real top = -INFINITY, sum = 0;
+  real top = -INFINITY, sum = 0, all_top = 0, all_sum = 0;
   zero(O, DVP);
+  zero(all, DVP);
   for (int j0 = 0; j0 < keys; j0 += BK) {
     const int kn = min(BK, keys - j0);
+    if (j0 && j0 % SPAN_OF_KEYS == 0) join(O, &sum, &top, all, &all_sum, &all_top, 1, 1);
     for (int j = 0; j < kn; j++) {
       S[j] = inner(mine, K_OF(b, g) + (size_t)(j0 + j) * K_ROW, D) * scale + MASK_AT(b, h, i, j0 + j);
     }
@@ -154,6 +172,7 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
       VSTORE(VLOAD(0, O + c) * shrink + out, 0, O + c);
     }
   }
+  join(O, &sum, &top, all, &all_sum, &all_top, 1, 0);
   global real *to = o + AT_O(b, h) + (size_t)i * O_ROW;
   const real over = TOO_SHORT ? (real)NAN : sum == 0 ? 0 : 1 / sum;
   for (int c = 0; c < DV; c += VW) store_n(VLOAD(0, O + c) * over, to + c, DV - c);
@@ -199,16 +218,21 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
   UNPACK
   local real QT[D * BQ] __attribute__((aligned(64))), K[(BK + MR) * DP] __attribute__((aligned(64)));
   local real S[BK * BQ] __attribute__((aligned(64))), V[BK * DVP] __attribute__((aligned(64))), O[ROWS * DVP] __attribute__((aligned(64)));
+  local real all[ROWS * DVP] __attribute__((aligned(64)));
   real top[BQ] __attribute__((aligned(64))), sum[BQ] __attribute__((aligned(64))), shrink[BQ] __attribute__((aligned(64)));
+  real all_top[BQ], all_sum[BQ];
   const int blocks = (Tq + BQ - 1) / BQ, i0 = get_global_id(0) % blocks * BQ, bh = get_global_id(0) / blocks, h = bh % H, b = bh / H;
   if (b >= batch) return;
   const int rows = min(BQ, Tq - i0), g = h / (H / G), keys = KEYS_OF(i0 + rows - 1);
   copy_transposed(QT, BQ, Q_OF(b, h) + (size_t)i0 * Q_ROW, Q_ROW, rows, D);
   for (int c = 0; c < D * BQ; c += VW) VSTORE(VLOAD(0, QT + c) * scale, 0, QT + c);
   zero(O, BQ * DVP);
+  if (keys > SPAN_OF_KEYS) zero(all, BQ * DVP);
   for (int c = 0; c < BQ; c += VW) { VSTORE((T)(-INFINITY), 0, top + c); VSTORE((T)(0), 0, sum + c); }
+  for (int i = 0; i < BQ; i++) all_sum[i] = 0;
   for (int j0 = 0; j0 < keys; j0 += BK) {
     const int kn = min(BK, keys - j0);
+    if (j0 && j0 % SPAN_OF_KEYS == 0) join(O, sum, top, all, all_sum, all_top, rows, 1);
     rows_of(K, DP, K_OF(b, g) + (size_t)j0 * K_ROW, K_ROW, kn, D);
     rows_of(V, DVP, V_OF(b, g) + (size_t)j0 * V_ROW, V_ROW, kn, DV);
     multiply_by_key(S, K, DP, QT, D, kn, SEEN(i0, j0));
@@ -228,6 +252,7 @@ kernel GROUP_SIZE void attention_forward(int batch, HEADS_ARGS, global real *o, 
       if (shrink[i] != 1) for (int c = 0; c < DVP; c += VW) VSTORE(VLOAD(0, O + i * DVP + c) * shrink[i], 0, O + i * DVP + c);
     multiply(O, DVP, S, 1, BQ, V, DVP, rows, DVP, kn, 1, -ALL, SEEN(i0, j0));
   }
+  if (keys > SPAN_OF_KEYS) join(O, sum, top, all, all_sum, all_top, rows, 0);
   for (int c = 0; c < rows; c += VW) {
     const T all = VLOAD(0, sum + c);
     if (lse) {

@@ -58,7 +58,8 @@ static inline int first_of(global const int *keys, int m, int r) {
   while (low < high) { const int middle = (low + high) / 2; if (keys[middle] < r) low = middle + 1; else high = middle; }
   return low;
 }
-// dx[o, r, i] = the sum of dy[o, j, i] over those j whose number is r: from first to last in the sorted order
+// dx[o, r, i] = the sum of dy[o, j, i] over those j whose number is r: from first to last in the sorted order. A launch adds those
+// from `begin` to `end` of that order, where a driver ends long loops: all but the first add to what is there.
 static inline T sum_of_equals(int first, int last, int i, int inner, global const int *at, global const real *dy) {
   TOTAL(T, sum);
   for (int from = first; from < last; from += SPAN) {
@@ -68,12 +69,13 @@ static inline T sum_of_equals(int first, int last, int i, int inner, global cons
   }
   return WHOLE(sum);
 }
-kernel void take_backward(int outer, int n, int inner, int m, int each, global const int *keys, global const int *order,
-                          global const real *dy, SINK_ARGS) {
-  const real2 pair = PAIR;
+kernel void take_backward(int outer, int n, int inner, int m, int begin, int end, int each, global const int *keys,
+                          global const int *order, global const real *dy, SINK_ARGS) {
+  real2 pair = PAIR;
+  if (begin) pair.y = 1;
 #ifdef VW
-  for (int row = get_global_id(0) * each, end = min(outer * n, row + each); row < end; row++) {
-    const int first = first_of(keys, m, row % n), last = first_of(keys, m, row % n + 1);
+  for (int row = get_global_id(0) * each, until = min(outer * n, row + each); row < until; row++) {
+    const int first = max(begin, first_of(keys, m, row % n)), last = min(end, first_of(keys, m, row % n + 1));
     for (int i = 0; i < inner; i += VW) {
       const size_t to = (size_t)row * inner + i;
       write_lanes(sum_of_equals(first, last, i, inner, order, dy + (size_t)(row / n) * m * inner), saved + to, dx + to, inner - i, pair);
@@ -83,7 +85,7 @@ kernel void take_backward(int outer, int n, int inner, int m, int each, global c
   const int row = get_global_id(0) / inner, i = get_global_id(0) % inner;
   if (row >= outer * n) return;
   const size_t to = (size_t)row * inner + i;
-  const int first = first_of(keys, m, row % n), last = first_of(keys, m, row % n + 1);
+  const int first = max(begin, first_of(keys, m, row % n)), last = min(end, first_of(keys, m, row % n + 1));
   write_lanes(sum_of_equals(first, last, i, inner, order, dy + (size_t)(row / n) * m * inner), saved + to, dx + to, 1, pair);
 #endif
 }
@@ -102,22 +104,25 @@ kernel void gather(int outer, int n, int inner, int m, global const ELEMENT *x, 
 }
 #endif
 #ifdef GATHER_BACKWARD
-// dx[o, r, i] = the sum of dy[o, j, i] over those j whose index[o, j, i] is r
-kernel void gather_backward(int outer, int n, int inner, int m, global const int *index, global const real *dy, SINK_ARGS) {
+// dx[o, r, i] = the sum of dy[o, j, i] over those j, from `begin` to `end` as above, whose index[o, j, i] is r
+kernel void gather_backward(int outer, int n, int inner, int m, int begin, int end, global const int *index, global const real *dy,
+                            SINK_ARGS) {
   const int to = get_global_id(0);
   if (to >= outer * n * inner) return;
   const int o = to / inner / n, r = to / inner % n;
-  const size_t from = (size_t)o * m * inner + to % inner;
+  const size_t from = ((size_t)o * m + begin) * inner + to % inner;
+  real2 pair = PAIR;
+  if (begin) pair.y = 1;
   TOTAL(real, sum);
-  for (EACH_SPAN(first, m)) {
+  for (EACH_SPAN(first, end - begin)) {
     real part = 0;
-    for (IN_SPAN(j, first, m)) {
+    for (IN_SPAN(j, first, end - begin)) {
       const int at = index[from + (size_t)j * inner];
       part += at == r || at == r - n ? dy[from + (size_t)j * inner] : 0;
     }
     ADD_TO(real, sum, part)
   }
-  write_lanes(WHOLE(sum), saved + to, dx + to, 1, PAIR);
+  write_lanes(WHOLE(sum), saved + to, dx + to, 1, pair);
 }
 #endif
 

@@ -313,6 +313,16 @@ def by_hand(net, prompt, n, window=None, temperature=1.0, top_k=None, top_p=None
     return whole[:, -n:]
 
 
+@pytest.mark.parametrize("window", [3, 8])
+def test_a_window_sees_the_end_of_a_prompt_that_is_longer_than_the_places(rng, device, window):
+    net, prompts, how = GPT(clnn.PositionalEmbedding(8), 1), rng.integers(0, 11, (2, 13)), {"temperature": 0.0}
+    for given in (prompts, prompts[:, :8], prompts[:, :9]):
+        found = clnn.generate(net, given, 4, window=window, **how)
+        assert found.tolist() == by_hand(net, given, 4, window=window, **how).tolist()
+    both = clnn.generate(net, [prompts[0], prompts[1, :2]], 4, window=window, **how)
+    assert both[0].tolist() == clnn.generate(net, prompts[0], 4, window=window, **how).tolist()
+
+
 @pytest.mark.parametrize(
     "name",
     [pytest.param(n, marks=[pytest.mark.platform("index", "attention")] if "groups" in n else []) for n in MODELS],

@@ -435,19 +435,20 @@ def test_numbers_beyond_the_type_there(device, torch):
         assert torch.isfinite(there.weight).all() and there.weight.max() > 0.99 * most
 
 
-def test_layers_inside_that_have_no_parameters_yet(device, torch):
-    there, block = (
-        torch.nn.TransformerEncoderLayer(4, 2, 6, batch_first=True),
-        clnn.TransformerEncoderLayer(2, 6, "relu"),
-    )
-    block.norm_first = False
-    block.ensure_built((5, 4))
+@pytest.mark.parametrize("kind", ["Encoder", "Decoder"])
+def test_layers_inside_that_have_no_parameters_yet(device, torch, kind):
+    there = getattr(torch.nn, f"Transformer{kind}Layer")(4, 2, 6, batch_first=True)
+    block = getattr(clnn, f"Transformer{kind}Layer")(2, 6, "relu", norm_first=False)
+    shapes = [(5, 4)] * (1 + (kind == "Decoder"))
+    block.ensure_built(*shapes)
     for copy in (lambda: clnn.interop.from_torch(there, block), lambda: clnn.interop.to_torch(block, there)):
         with pytest.raises(clnn.ConfigurationError, match="layers without parameters as yet .*widen.*call it once"):
             copy()
-    block(clnn.tensor(np.zeros((1, 5, 4), np.float32)))
+    block(*[np.zeros((1, *shape), np.float32) for shape in shapes])
     clnn.interop.from_torch(there, block)
 
+
+def test_a_layer_that_no_pass_has_reached(device, torch):
     class Half(clnn.Model):
         def __init__(self):
             self.used, self.waiting = clnn.Dense(3), clnn.Dense(3)

@@ -194,13 +194,13 @@ def ours(model: Any) -> list[Here]:
         while owner not in layers:  # it is in a list
             owner = owner.rpartition(".")[0]
         parts[owner][name[len(owner) + bool(owner) :]] = p
-    names = [name for name in layers if parts[name]]
+    order = [*layers]
     for block, layer in layers.items():  # attention to the context comes before the dense layers elsewhere
         if isinstance(layer, TransformerDecoderLayer):
             inside = f"{block}." if block else ""
-            at = names.index(f"{inside}attention")
-            names.remove(f"{inside}to_context")
-            names.insert(at + 1, f"{inside}to_context")
+            order.remove(f"{inside}to_context")
+            order.insert(order.index(f"{inside}attention") + 1, f"{inside}to_context")
+    names = [name for name in order if parts[name]]
     found = [Here(name, layers[name], parts[name]) for name in names]
     if not found and (waiting := unbuilt(model)):
         raise ConfigurationError(f"{type(model).__name__} {waiting}")

@@ -91,18 +91,24 @@ def sort(x: Array, descending: bool = False, limit: int | None = None, from_end:
     return keys, at
 
 
+def _pieces(device: Device, m: int) -> list[tuple[int, int]]:
+    """Where launches begin and end that add m numbers: one, but where a driver ends their loops."""
+    most = device.most_turns // 2 or max(1, m)
+    return [(begin, min(m, begin + most)) for begin in range(0, max(1, m), most)]
+
+
 def _scatter(
     device: Device, dy: Array, index: Array, outer: int, n: int, inner: int, sink: Sink, from_end: bool = True
 ) -> None:
     """Into the sink, for each row r of n, the sum of those rows of dy (outer, m, inner) whose number is r."""
     m = index.size
-    device.check_turns(2 * m, f"sums over {m:,} numbers of rows")
     keys, at = sort(Array(index.block, (1, m), np.int32, device), limit=n, from_end=from_end)
     each, size, local, vectors = divided(device, dy.dtype, outer * n, inner)
-    device.launch(
-        "index", "take_backward", size, outer, n, inner, m, each, keys.block, at.block, dy.block, *sink.arguments(),
-        local=local, real=dy.real, TAKE_BACKWARD=1, **vectors, **sink.defines(),
-    )  # fmt: skip
+    for piece in _pieces(device, m):
+        device.launch(
+            "index", "take_backward", size, outer, n, inner, m, *piece, each, keys.block, at.block, dy.block, *sink.arguments(),
+            local=local, real=dy.real, TAKE_BACKWARD=1, **vectors, **sink.defines(),
+        )  # fmt: skip
 
 
 @op
@@ -169,11 +175,11 @@ def gather(x: Array, index: Array, axis: int = -1) -> tuple[Array, Backward]:
 
     def backward(dy: Array) -> Iterator[Flow]:
         def write(sink: Sink) -> None:
-            device.check_turns(m + m // 64 + 3, f"the gradient of gather from {m:,} places")
-            device.launch(
-                "index", "gather_backward", (x.size,), outer, n, inner, m, kept.block, dy.block, *sink.arguments(),
-                real=dy.real, GATHER_BACKWARD=1, **sink.defines(),
-            )  # fmt: skip
+            for piece in _pieces(device, m):
+                device.launch(
+                    "index", "gather_backward", (x.size,), outer, n, inner, m, *piece, kept.block, dy.block, *sink.arguments(),
+                    real=dy.real, GATHER_BACKWARD=1, **sink.defines(),
+                )  # fmt: skip
 
         yield x, write
 

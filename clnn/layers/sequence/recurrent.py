@@ -501,8 +501,7 @@ class TimeDistributed(Layer):
             raise ConfigurationError(f"TimeDistributed takes a layer, {layer!r} was provided instead")
         self.layer = layer
 
-    def forward(self, *inputs: Tensor) -> Tensor:
-        (x,) = inputs
+    def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 3 or (x.mask is not None and x.mask.ndim != 2):
             masked = "" if x.mask is None else f", and a mask of steps (batch, steps), not {x.mask.shape}"
             raise self.wrong_shape(f"an input is (batch, steps, ...), and this one has the shape {x.shape}{masked}")
