@@ -257,10 +257,7 @@ def take(x: Any, index: Any, axis: int = 0) -> Tensor:
 
 def take_rows(x: Any, index: Any) -> Tensor:
     """x[index] for whole numbers of any shape that name rows of x: `take` along the first axis."""
-    x = tensor(x)
-    if not x.shape:
-        raise ShapeError("take_rows: a tensor without axes has no rows")
-    return apply(ops.take, x, index=_index("take_rows", index, x.shape[0], x))
+    return take(x, index)
 
 
 def gather(x: Any, index: Any, axis: int = -1) -> Tensor:

@@ -75,6 +75,7 @@ class _Recurrent(Layer):
         ("units", "use_bias", "unit_forget_bias", "reset_after", "weight_init", "recurrent_init", "bias_init")
     )
     kind = "RNN"
+    recurrent_b: Tensor | None = None  # a GRU's
     reads_mask = True
     unwatched = Layer.unwatched | {"_tell"}
 
@@ -114,9 +115,6 @@ class _Recurrent(Layer):
 
     def _first_bias(self) -> str | float | Initialiser:
         return self.bias_init
-
-    def _recurrent_bias(self) -> Tensor | None:
-        return None
 
     def _recurrent_weights(self) -> tuple[Tensor, Tensor | None]:
         """`u` and `u_h` of the op."""
@@ -245,7 +243,7 @@ class _Recurrent(Layer):
             activation=self.activation, recurrent_activation=getattr(self, "recurrent_activation", "sigmoid")
         )
         z = linear_layer(x, self.w, self.b, "linear")
-        bias = self._recurrent_bias()
+        bias = self.recurrent_b
         u, u_h = self._recurrent_weights()
         inputs = (z, u, *(t for t in (bias, u_h) if t is not None), *states)
         keep = grad_enabled() and any(t.requires_grad for t in inputs)
@@ -362,9 +360,6 @@ class GRU(_Gated):
         super().build(*shapes)
         second = self.use_bias and self.reset_after
         self.recurrent_b = self.parameter((3 * self.units,), self.bias_init) if second else None
-
-    def _recurrent_bias(self) -> Tensor | None:
-        return self.recurrent_b
 
     def _recurrent_weights(self) -> tuple[Tensor, Tensor | None]:
         if self.reset_after:
