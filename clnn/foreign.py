@@ -6,12 +6,14 @@ import difflib
 import inspect
 import re
 from collections.abc import Callable, Collection
+from textwrap import shorten
 from typing import Any
 
 from .checks import arguments
 from .errors import ArgumentError, ConfigurationError
 
 _FOUND = "leave it out: clnn finds it from the input"
+_RATE = 'give it to the optimizer: optimizer=clnn.SGD(lr), in place of "sgd"'
 # Arguments of layers, losses, optimizers, callbacks and fit: names here, of which the first that is taken is meant; what to do
 ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     **dict.fromkeys(("units", "out_features", "pool_size", "embedding_dim", "output_dim"), ("size",)),
@@ -26,9 +28,9 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "target_shape": ("shape",),
     **dict.fromkeys(("use_bias", "bias"), ("bias", "use_bias")),
     **dict.fromkeys(("kernel_initializer", "embeddings_initializer"), ("weight_init",)),
-    "bias_initializer": ("bias_init",),
-    "recurrent_initializer": ("recurrent_init",),
+    **{f"{name}_initializer": (f"{name}_init",) for name in ("bias", "recurrent")},
     **dict.fromkeys(("kernel_regularizer", "bias_regularizer"), "give the optimizer weight_decay (L2) or l1"),
+    **dict.fromkeys(("lmbda", "lambda_"), "give the optimizer weight_decay, which is the book's lmbda / len(x)"),
     "kernel_constraint": ("max_norm",),
     "nonlinearity": ("activation",),
     "hidden_size": ("units",),
@@ -47,7 +49,7 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "input_dim": ("tokens", "give input_shape to Sequential"),
     "from_logits": "leave it out: clnn sees whether the last layer has a softmax or a sigmoid",
     "padding_idx": ("padding",),
-    "learning_rate": ("lr",),
+    **dict.fromkeys(("learning_rate", "eta"), ("lr", _RATE)),
     **{f"beta_{i}": (f"beta{i}",) for i in (1, 2)},
     "betas": "give beta1 and beta2",
     "rho": ("alpha",),
@@ -65,12 +67,12 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "write_graph": ("graph",),
     "schedule": ("function",),
     "verbose": ("progress",),
-    "validation_data": ("validation",),
+    **dict.fromkeys(("validation_data", "evaluation_data", "test_data"), ("validation",)),
     **dict.fromkeys(("nb_epoch", "num_epochs"), ("epochs",)),
-    "criterion": ("loss",),
+    **dict.fromkeys(("criterion", "cost"), ("loss",)),
     "initial_epoch": ("resume",),
     **dict.fromkeys(("workers", "num_workers"), "give clnn.data.Batches(x, y, workers=...) in place of x"),
-    "lr": 'give it to the optimizer: optimizer=clnn.SGD(lr), in place of "sgd"',
+    "lr": _RATE,
     "data_format": "clnn takes images as (channels, height, width)",
     "input_shape": "give it to Sequential: Sequential(layers, input_shape=...)",
     "trainable": "set layer.trainable = False",
@@ -118,17 +120,12 @@ NAMES: dict[str, str] = {
     "save": "net.save(path)",
     "load_model": "clnn.load",
     "models": "clnn itself: clnn.Sequential, clnn.Model, clnn.load",
-    "utils": "clnn.data, for data sets and batches; losses take class numbers as they are, without to_categorical",
+    **dict.fromkeys(("utils", "datasets", "to_categorical"), "clnn.data (losses take class numbers as they are)"),
     "initializers": 'an argument of layers: weight_init="he_normal"',
     "regularizers": "an argument of optimizers: weight_decay (L2) or l1",
-    **dict.fromkeys(
-        ("RandomFlip", "RandomCrop", "RandomRotation", "RandomZoom"), "clnn.data.augment: flip, crop, affine"
-    ),
+    **dict.fromkeys(("RandomFlip", "RandomCrop", "RandomRotation", "RandomZoom"), "a function of clnn.data.augment"),
     **dict.fromkeys(("Rescaling", "Normalization"), "NumPy's, before fit: x / 255, (x - x.mean(0)) / x.std(0)"),
-    "datasets": "clnn.data",
-    "to_categorical": "not needed: losses take class numbers as they are",
-    "cuda": 'clnn.use("gpu"), and clnn.devices() says what there is',
-    "is_available": "clnn.devices()",
+    **dict.fromkeys(("cuda", "is_available"), 'clnn.use("gpu"), and clnn.devices() says what there is'),
     "functional": "clnn itself: clnn.relu, clnn.softmax, ...",
     "LeakyReLU": 'clnn.Activation("leaky_relu")',
     "randn": "clnn.tensor(numpy.random.randn(...))",
@@ -203,6 +200,8 @@ def bind(name: str, function: Callable[..., Any], given: tuple[Any, ...], option
     """ArgumentError, with this name, where the function cannot be called like this."""
     try:
         inspect.signature(function).bind(*given, **options)
+    except ValueError:  # of some that are written in C
+        return
     except TypeError as error:
         raise ArgumentError(f"{name}: {error}") from None
 
@@ -256,6 +255,7 @@ def check_order(what: str, function: Any) -> Any:
     if names and names[0] in ("y_true", "target", "targets", "label", "labels"):
         told = f"and takes ({', '.join(names)}): turn them round, def {what}(output, {names[0]})"
         raise ConfigurationError(f"a {what} of your own is called with (output, target), {told}; {PAGE}")
+    bind(f"a {what} of your own is called with (output, target)", function, (None, None), {})
     return function
 
 
@@ -267,7 +267,7 @@ def unknown(what: str, given: Any, known: Collection[str], rest: str = "") -> st
     hint = f"; {close[0]!r} may be meant" if close else ""
     if isinstance(given, int):  # Dense(784, 100)
         hint = "; sizes of inputs are found: a layer is told its output's alone"
-    return f"there is no {what} {given!r}; the known ones are {', '.join(known)}{rest}{hint}"
+    return f"there is no {what} {shorten(repr(given), 90)}; the known ones are {', '.join(known)}{rest}{hint}"
 
 
 def of_tensor(name: str) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from .checks import in_range
 from .errors import ConfigurationError
-from .foreign import unknown
+from .foreign import bind, unknown
 from .ops.array import Array, empty, fill
 from .ops.random import Generator
 
@@ -123,18 +123,13 @@ INITIALISERS: dict[str, Initialiser] = {
 
 
 def find_initialiser(which: str | float | Initialiser) -> Initialiser:
-    """An initialiser by name, a number for a constant, or a function as it is."""
+    """An initialiser by name, a number for a constant, or a function of (shape, generator, dtype) that returns an array."""
     if callable(which):
+        bind("an initialiser is called with (shape, generator, dtype)", which, ((), None, None), {})
         return which
     if isinstance(which, (int, float, np.number)) and not isinstance(which, bool) and math.isfinite(which):
         return constant(float(which))
     if not isinstance(which, str) or which not in INITIALISERS:
-        raise ConfigurationError(
-            unknown(
-                "initialiser",
-                which,
-                sorted(INITIALISERS),
-                ", a finite number, and a function of (shape, generator, dtype)",
-            )
-        )
+        rest = ", a finite number, and a function of (shape, generator, dtype) that returns an array: lambda *_: array"
+        raise ConfigurationError(unknown("initialiser", which, sorted(INITIALISERS), rest))
     return INITIALISERS[which]

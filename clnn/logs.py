@@ -254,7 +254,7 @@ class LivePlot(Callback):
         return {"history": self._history.history}
 
     def load_state_dict(self, state: dict[str, Any], model: Any) -> None:
-        self._history.history = {name: [*values] for name, values in state["history"].items()}
+        self._history = History({name: [*values] for name, values in state["history"].items()})
 
     def on_train_end(self, model: Any) -> None:
         if getattr(self, "_late", False) and leads(model):

@@ -354,7 +354,8 @@ class Sequential(Model):
         self.layers = list(layers) if isinstance(layers, Iterable) else [layers]
         wrong = [layer for layer in self.layers if not isinstance(layer, Layer)]
         if not self.layers or wrong or isinstance(layers, Layer):
-            given = f", not {(wrong or self.layers)[0]!r}; inputs' shape goes to input_shape" if self.layers else ""
+            rest = "inputs' shape goes to input_shape, a function into the forward(x) of a clnn.Layer"
+            given = f", not {(wrong or self.layers)[0]!r}; {rest}" if self.layers else ""
             raise ConfigurationError(f"Sequential takes a list of one or more layers{given}")
         list(self.layers_inside())  # an error where they are nested too deep
         name_layers(self.layers)

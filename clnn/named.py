@@ -26,7 +26,7 @@ def _of_two(name: str) -> Callable[[Any, Any], Tensor]:
     def call(a: Any, b: Any) -> Tensor:
         return elementwise(name, a, b)
 
-    call.__doc__ = f"{BINARY[name].formula[0].upper()}{BINARY[name].formula[1:]}; elementwise, with broadcasting."
+    call.__doc__ = f"{BINARY[name].formula}; elementwise, with broadcasting."
     return call
 
 

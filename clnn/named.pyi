@@ -150,37 +150,37 @@ def logical_not(x: Operand) -> Tensor:
     """1 where x is 0, else 0, elementwise."""
 
 def add(a: Operand, b: Operand) -> Tensor:
-    """A + b; elementwise, with broadcasting."""
+    """a + b; elementwise, with broadcasting."""
 
 def subtract(a: Operand, b: Operand) -> Tensor:
-    """A - b; elementwise, with broadcasting."""
+    """a - b; elementwise, with broadcasting."""
 
 def multiply(a: Operand, b: Operand) -> Tensor:
-    """A b; elementwise, with broadcasting."""
+    """a b; elementwise, with broadcasting."""
 
 def divide(a: Operand, b: Operand) -> Tensor:
-    """A / b; elementwise, with broadcasting."""
+    """a / b; elementwise, with broadcasting."""
 
 def power(a: Operand, b: Operand) -> Tensor:
-    """A to the power of b; elementwise, with broadcasting."""
+    """a to the power of b; elementwise, with broadcasting."""
 
 def maximum(a: Operand, b: Operand) -> Tensor:
-    """The larger of a and b, NaN if one is; equal ones share the gradient; elementwise, with broadcasting."""
+    """the larger of a and b, NaN if one is; equal ones share the gradient; elementwise, with broadcasting."""
 
 def minimum(a: Operand, b: Operand) -> Tensor:
-    """The smaller of a and b, NaN if one is; equal ones share the gradient; elementwise, with broadcasting."""
+    """the smaller of a and b, NaN if one is; equal ones share the gradient; elementwise, with broadcasting."""
 
 def arctan2(a: Operand, b: Operand) -> Tensor:
-    """The angle of the point (b, a), in radians from -pi to pi; elementwise, with broadcasting."""
+    """the angle of the point (b, a), in radians from -pi to pi; elementwise, with broadcasting."""
 
 def logaddexp(a: Operand, b: Operand) -> Tensor:
-    """Log(exp(a) + exp(b)), without overflow; elementwise, with broadcasting."""
+    """log(exp(a) + exp(b)), without overflow; elementwise, with broadcasting."""
 
 def remainder(a: Operand, b: Operand) -> Tensor:
-    """A - b floor(a / b), of b's sign, as Python's a % b; by 0 NaN, of int32 0; elementwise, with broadcasting."""
+    """a - b floor(a / b), of b's sign, as Python's a % b; by 0 NaN, of int32 0; elementwise, with broadcasting."""
 
 def floor_divide(a: Operand, b: Operand) -> Tensor:
-    """Floor(a / b), with derivative 0; by 0 infinite or NaN, of int32 0; elementwise, with broadcasting."""
+    """floor(a / b), with derivative 0; by 0 infinite or NaN, of int32 0; elementwise, with broadcasting."""
 
 def equal(a: Operand, b: Operand) -> Tensor:
     """1 where a = b, else 0; elementwise, with broadcasting."""

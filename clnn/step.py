@@ -182,7 +182,7 @@ class Step:
             hash(key)
         except TypeError as error:
             raise ConfigurationError(
-                f"the arguments of a step are tensors, arrays, and values that can be hashed: {error}"
+                f"the arguments of a step are tensors, arrays (np.array(...) of a list), and values that can be hashed: {error}"
             ) from error
         return key
 

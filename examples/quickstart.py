@@ -1,4 +1,4 @@
-"""A network that reads handwritten digits, in six lines: python examples/quickstart.py"""
+"""A network that reads handwritten digits, in five lines: python examples/quickstart.py"""
 
 import clnn
 

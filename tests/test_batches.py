@@ -638,7 +638,11 @@ BAD = {
         "ended after 3 batches, 3 of 4 in epoch 1; len.. says that there are more",
     ),
     "longer than len": (lambda: Again(2), {}, "yields more batches than the 2 that len"),
-    "batch_size": (lambda: Batches(X, Y), {"batch_size": 8}, "do not go with batch_size"),
+    "batch_size": (
+        lambda: [*zip(X, Y)],
+        {"batch_size": 8},
+        r"do not go with batch_size: .*map\(np.array, zip\(\*pairs\)\)$",
+    ),
     "split": (lambda: Batches(X, Y), {"validation_split": 0.2}, "do not go with validation_split"),
     "weights": (lambda: Batches(X, Y), {"sample_weight": W}, "sample_weight comes with batches"),
     "validation once": (lambda: Batches(X, Y), {"validation": generated()}, "validation can be gone through only once"),

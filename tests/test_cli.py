@@ -13,6 +13,7 @@ import pytest
 
 import clnn
 from clnn.tools import cli
+from clnn.tools.bench.run import WORKLOADS
 
 
 def run(*arguments, **variables):
@@ -333,6 +334,18 @@ def test_ctrl_c_is_exit_code_130():
 
 
 # -- help --------------------------------------------------------------------------------------------------------------
+def test_every_workload_is_named_by_help_and_on_the_benchs_page(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["bench", "--help"])
+    told = re.sub(r"-\s+", "-", capsys.readouterr().out)
+    page = (Path(clnn.__file__).parent / "tools/bench/README.md").read_text(encoding="utf-8")
+    for name in WORKLOADS:
+        assert (
+            re.search(rf"(?<![\w-]){name}(?![\w-])", told)
+            and f"`{name}`" in page.split("\nWorkloads: ")[1].split(". ")[0]
+        )
+
+
 def test_version_and_help(capsys):
     assert run("--version")[:2] == (0, f"clnn {clnn.__version__}\n")
     for arguments in (["--help"], ["devices", "--help"], ["doctor", "--help"], ["train", "--help"]):

@@ -10,6 +10,7 @@ import pytest
 
 import clnn
 from clnn import foreign
+from clnn.ops.elementwise import BINARY
 
 KINDS = [getattr(clnn, name) for name in clnn.__all__ if isinstance(getattr(clnn, name), type)]
 KINDS = [kind for kind in KINDS if issubclass(kind, (clnn.Layer, clnn.Optimizer, clnn.Schedule))]
@@ -55,6 +56,13 @@ NET = clnn.Sequential([clnn.Dense(2)])
         (lambda: NET.fit([[1.0]], [0], verbose=0), "fit takes progress, not verbose"),
         (lambda: NET.fit([[1.0]], [0], validation_data=None), "fit takes validation, not validation_data"),
         (lambda: NET.fit([[1.0]], [0], epoch=3), "fit takes no epoch, perhaps epochs"),
+        (lambda: clnn.SGD(eta=3.0), "SGD takes lr, not eta"),
+        (lambda: NET.fit([[1.0]], [0], eta=3.0), r"fit takes no eta: .* optimizer=clnn.SGD\(lr\)"),
+        (lambda: clnn.SGD(0.1, lmbda=5.0), r"SGD takes no lmbda: .* weight_decay, .* lmbda / len\(x\)"),
+        (lambda: NET.fit([[1.0]], [0], lmbda=5.0), r"fit takes no lmbda: .* weight_decay, .* lmbda / len\(x\)"),
+        (lambda: NET.fit([[1.0]], [0], cost="mse"), "fit takes loss, not cost"),
+        (lambda: NET.fit([[1.0]], [0], test_data=None), "fit takes validation, not test_data"),
+        (lambda: NET.fit([[1.0]], [0], mini_batch_size=10), "fit takes no mini_batch_size, perhaps batch_size"),
         (lambda: NET.predict([[1.0]], verbose=0), "predict takes no verbose; it takes batch_size"),
         (lambda: NET.evaluate([[1.0]], [0], verbose=0), "evaluate takes no verbose; it takes batch_size, loss"),
     ],
@@ -90,6 +98,12 @@ def test_arguments(make, told):
         (lambda: clnn.Dense(3, weight_init="xavier_uniform_"), "; 'glorot_uniform' may be meant"),
         (lambda: clnn.Dense(3, weight_init="HeNormal"), ", a finite number.*; 'he_normal' may be meant"),
         (lambda: clnn.Dense(3, weight_init="nothing like it"), "initialiser 'nothing like it'; the known"),
+        (
+            lambda: clnn.Dense(9, weight_init=np.ones((30, 9))),
+            r"^.{,120}; the known.* returns an array: lambda \*_: array$",
+        ),
+        (lambda: clnn.Dense(3, lambda z: z * z), r"; one of your own is a clnn.Layer behind it, whose forward\(x\)"),
+        (lambda: clnn.Sequential([clnn.Dense(3), lambda z: z]), r"a function into the forward\(x\) of a clnn.Layer"),
     ],
 )
 def test_values_by_name(make, told):
@@ -111,6 +125,10 @@ def test_a_loss_or_a_metric_in_the_order_of_keras(mine):
     for options in ({"loss": mine}, {"loss": "mse", "metrics": [mine]}):
         with pytest.raises(clnn.ConfigurationError, match=r"is called with \(output, target\), .*turn them round"):
             NET.fit(x, y, optimizer="sgd", **options)
+    for wrong in (lambda y: y.mean(), Swapped, lambda y, t, power: y):
+        for options in ({"loss": wrong}, {"loss": "mse", "metrics": [wrong]}):
+            with pytest.raises(clnn.ArgumentError, match=r"of your own is called with \(output, target\): "):
+                NET.fit(x, y, optimizer="sgd", **options)
     for right in (lambda y_pred, y_true: y_pred, max, clnn.losses.mse, lambda *both: both[0]):
         assert clnn.losses.find_loss(right) is right and clnn.metrics.find_metric(right) is right
 
@@ -118,6 +136,12 @@ def test_a_loss_or_a_metric_in_the_order_of_keras(mine):
 def test_no_error_of_pythons_own_has_a_private_name():
     public = [kind for name in clnn.__all__ if isinstance(kind := getattr(clnn, name), type)]
     assert not [kind for kind in public if kind.__init__.__qualname__.startswith("_")]
+
+
+def test_a_formula_is_told_as_it_stands_in_its_table():
+    """`a + b` began with a capital A in help(clnn.add), which is no name of an argument."""
+    for name, one in BINARY.items():
+        assert getattr(clnn, name).__doc__ == f"{one.formula}; elementwise, with broadcasting."
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
@@ -203,6 +227,14 @@ def test_a_history_is_gone_through_by_names(device):
     assert list(history) == list(history.history) and "loss" in history and "val_loss" not in history
     with pytest.raises(KeyError, match="val_loss: only loss, lr, seconds was measured"):
         history["val_loss"]
+    again = pickle.loads(pickle.dumps(history))
+    for one in (history, again, copy.deepcopy(history)):
+        assert isinstance(one, clnn.History) and one == dict(one) == dict(history.items()) == history.history
+        assert {*one.keys()} == {"loss", "lr", "seconds"} and one.get("val_loss") is None and len(one["loss"]) == 2
+    again.add({"loss": 0.0})
+    assert (
+        len(again["loss"]) == 3 and len(history["loss"]) == 2 and str(again).startswith("<History of 3 epochs: loss 0")
+    )
 
 
 def test_images_without_an_axis_of_channels(device):

@@ -808,7 +808,7 @@ def test_a_name_that_begins_as_those_of_validation_do(device):
     [
         ("accuracy", "metrics is a list"), (off, "metrics is a list"), ([None], "no metric None"), ([5], "no metric 5"),
         ([lambda y, t: y, lambda y, t: t], "a metric called '<lambda>' would be reported as another is"),
-        ([type("loss", (), {"__call__": off, "__name__": "loss"})()], "a metric called 'loss'"),
+        ([type("loss", (), {"__call__": lambda self, y, t: y, "__name__": "loss"})()], "a metric called 'loss'"),
         ([named("val_loss")], "a metric called 'val_loss' would be reported as another is"),
         ([named("val_lr")], "'val_lr'"), ([named("val_accuracy")], "'val_accuracy'"),
         ([named("val_off"), off], "'val_off'"), (["top_2", named("val_top_2")], "'val_top_2'"),
@@ -871,7 +871,7 @@ def test_confusion_of_small_integers(device):
     ("options", "says"),
     [
         ({"callbacks": [clnn.EarlyStopping]}, "callbacks is a list of clnn.Callback objects"),
-        ({"callbacks": [print]}, "callbacks is a list of clnn.Callback objects"),
+        ({"callbacks": [print]}, "callbacks is a list of clnn.Callback objects.*functions to clnn.Lambda"),
         ({"callbacks": [clnn.Cosine(0.1)]}, r"not Cosine\(lr=0.1, .*\); schedules go to lr"),
         ({"validation_split": "0.2"}, r"validation_split should be in \[0, 1\), '0.2'"),
         ({"loss": ["mse"]}, "there is no loss"), ({"loss": losses.MeanSquaredError}, "there is no loss"),
@@ -887,6 +887,37 @@ def test_confusion_of_small_integers(device):
 def test_options_of_fit_that_are_none(device, options, says):
     with pytest.raises(clnn.ConfigurationError, match=says):
         fitted(head(2), np.ones((3, 3)), np.ones((3, 2)), **{"loss": "mse", **options})
+
+
+@pytest.mark.parametrize(
+    ("loss", "says"),
+    [
+        (lambda y, t: (y - t) ** 2, r"the samples' mean, not a tensor of shape \(3, 2\)"),
+        (lambda y, t: np.float32(1), "the samples' mean, not float32"),
+        (lambda y, t: None, "not NoneType"),
+    ],
+)
+def test_what_a_loss_of_your_own_returns(device, loss, says):
+    with pytest.raises(clnn.ShapeError, match=f"^a loss of your own returns a tensor of one number, .*{says}$"):
+        fitted(head(2), np.ones((3, 3)), np.ones((3, 2)), loss)
+
+
+class ByNumPy(clnn.Layer):
+    def forward(self, x):
+        return np.asarray(x) * 2
+
+
+def test_a_forward_that_returns_an_array_of_numpy(device):
+    """What came before such a layer was not trained, and nothing said so."""
+    x, y = np.ones((4, 3)), np.ones((4, 2))
+    with pytest.raises(
+        clnn.ConfigurationError, match="by_num_py_1: forward returned an array of NumPy, and no gradient"
+    ):
+        fitted(clnn.Sequential([clnn.Dense(2), ByNumPy(), clnn.Dense(2)], input_shape=3), x, y, "mse")
+    first = clnn.Sequential([ByNumPy(), clnn.Dense(2)], input_shape=3)  # where nothing learns before it
+    fitted(first, x, y, "mse", record=False)
+    with clnn.no_grad():  # nor where nothing learns
+        assert np.array_equal(ByNumPy()(first.layers[1](x)), 2 * first.layers[1](x).numpy())
 
 
 def test_one_callback_and_none(device):

@@ -110,3 +110,16 @@ def test_seeded_layers_are_the_same(device):
 def test_distributions_that_are_none_are_refused(make, given, named):
     with pytest.raises(clnn.ConfigurationError, match=named):
         make(*given)
+
+
+def test_a_function_of_other_arguments_is_no_initialiser():
+    for wrong in (lambda shape: np.zeros(shape), lambda shape, rng: np.zeros(shape), lambda: 0.0):
+        with pytest.raises(
+            clnn.ArgumentError, match=r"an initialiser is called with \(shape, generator, dtype\): too many"
+        ):
+            clnn.Dense(3, weight_init=wrong)
+    w = np.arange(6.0).reshape(2, 3)
+    for right in (lambda *_: w, lambda shape, generator, dtype, scale=1: w.tolist(), find_initialiser("ones")):
+        assert clnn.Sequential([clnn.Dense(3, weight_init=right)], input_shape=2).layers[0].w.shape == (2, 3)
+    net = clnn.Sequential([clnn.Dense(3, weight_init=lambda *_: w)], input_shape=2)
+    assert np.array_equal(net.layers[0].w, w)

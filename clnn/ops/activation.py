@@ -77,7 +77,8 @@ def activation_name(name: str | None) -> str:
     found = ALIASES.get(name or "linear", name or "linear")
     if found not in ACTIVATIONS:
         known = sorted([*ACTIVATIONS, *ALIASES, *SOFTMAX])
-        raise ConfigurationError(unknown("activation", name, known))
+        own = "; one of your own is a clnn.Layer behind it, whose forward(x) returns f(x)" if callable(name) else ""
+        raise ConfigurationError(unknown("activation", name, known, own))
     return found
 
 

@@ -183,8 +183,8 @@ def _parser() -> argparse.ArgumentParser:
         "workloads",
         nargs="*",
         metavar="WORKLOAD",
-        help="gemm, conv, nielsen, mlp, mlp1, cnn, lenet, resnet, mobilenet, predict-1, inference, deep, optimizer, "
-        "short, first-step, memory (gemm nielsen mlp inference optimizer memory)",
+        help="gemm, conv, nielsen, mlp, mlp1, cnn, lenet, resnet, mobilenet, gpt, generate, attention, lstm, gru, embedding, "
+        "predict-1, inference, deep, optimizer, short, first-step, memory (gemm nielsen mlp inference optimizer memory)",
     )
     add("--against", default="", metavar="A,B,...", help="numpy, sklearn, torch, jax, tinygrad: those installed run")
     add("--rounds", type=int, metavar="N", help="of each side (7)")

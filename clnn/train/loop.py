@@ -337,7 +337,8 @@ def as_callbacks(callbacks: Any) -> list[Any]:
     found = list(callbacks or ()) if isinstance(callbacks or (), Iterable) else [callbacks]
     wrong = next((one for one in found if isinstance(one, type) or not hasattr(one, "on_data")), None)
     if wrong is not None:
-        raise ConfigurationError(f"callbacks is a list of clnn.Callback objects, not {wrong!r}; schedules go to lr")
+        rest = "schedules go to lr, functions to clnn.Lambda"
+        raise ConfigurationError(f"callbacks is a list of clnn.Callback objects, not {wrong!r}; {rest}")
     for one in found:
         named = [name for name in dir(one) if name.startswith("on_") and not hasattr(Callback, name)]
         if unknown := [name for name in named if callable(getattr(one, name))]:

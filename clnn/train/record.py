@@ -171,7 +171,8 @@ def record_loss(
                 )
             losses, hit, kept = one(output, y), None, None
             if not isinstance(losses, Tensor) or losses.size != 1:
-                raise ShapeError("a loss of your own should return a tensor of one number, the mean over samples")
+                kind = f"a tensor of shape {losses.shape}" if isinstance(losses, Tensor) else type(losses).__name__
+                raise ShapeError(f"a loss of your own returns a tensor of one number, the samples' mean, not {kind}")
             if not results.outputs.several and share is None:
                 start = losses.node
             elif losses.requires_grad:

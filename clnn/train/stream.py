@@ -288,7 +288,7 @@ def streams_of_fit(
             raise ConfigurationError("steps_per_epoch is for an x that yields batches; arrays are gone through whole")
         return None, held_out
     wrong = {
-        "batch_size": batch_size is not None and "how many samples are in a batch, is up to what yields it",
+        "batch_size": batch_size is not None and "each has its own; pairs (x, y): x, y = map(np.array, zip(*pairs))",
         "validation_split": split and "there is no end to take it from; give validation=",
         "class_weight": isinstance(class_weight, str)
         and class_weight == "balanced"
