@@ -144,7 +144,7 @@ METHODS: dict[str, str] = {
     "children": "net.layers",
     **dict.fromkeys(("count_params", "input_shape", "output_shape"), "net.summary() says it"),
     "get_weights": "net.state_dict()",
-    "set_weights": "net.load_state_dict(arrays)",
+    "set_weights": "net.load_state_dict(dict(zip(net.state_dict(), arrays)))",
     **dict.fromkeys(("weights", "trainable_weights", "trainable_variables"), "net.parameters()"),
     "get_layer": "net.layers[0], or {layer.name: layer for layer in net.layers}[name]",
     "export": "clnn.onnx.save(net, path)",

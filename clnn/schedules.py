@@ -30,13 +30,15 @@ class Schedule(Watched):
     """
 
     epochs: float | None = None  # that it spans; None: all of fit's
+    steps_per_epoch: int | None = None
+    _per: int | None = None
+    _total: int | None = None  # steps in all, where fit has said so
+    _moved = 0  # what its own clock is ahead of the optimizer's steps
 
     def __init__(self, epochs: float | None = None, steps_per_epoch: int | None = None) -> None:
         self.epochs = None if epochs is None else in_range("epochs", epochs, 0.0, math.inf, "()")
-        self.steps_per_epoch = None if steps_per_epoch is None else check_count("steps_per_epoch", steps_per_epoch, 1)
-        self._per: int | None = self.steps_per_epoch
-        self._total: int | None = None  # steps in all, where fit has said so
-        self._moved = 0  # what its own clock is ahead of the optimizer's steps
+        per = None if steps_per_epoch is None else check_count("steps_per_epoch", steps_per_epoch, 1)
+        self.steps_per_epoch = self._per = per
 
     def rate(self, t: int) -> float:
         """The learning rate of step t = 0, 1, ..."""

@@ -868,3 +868,16 @@ def test_a_step_leaves_the_gradient_as_it_is(device, name, penalty):
         (p * p).sum().backward()
         optimizer.step([p])
         np.testing.assert_allclose(p.grad.numpy(), 2 * w, rtol=1e-6)
+
+
+def test_an_optimizer_without_a_rule_is_refused(device):
+    """It trained nothing, and said nothing."""
+    mine = type("Mine", (clnn.Optimizer,), {})
+    for optimizer in (clnn.Optimizer(0.1), mine(0.1)):
+        net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+        with pytest.raises(clnn.ConfigurationError, match="^(Mine|Optimizer) has no rule: derive it from one that has"):
+            net.fit(np.ones((4, 3)), np.ones((4, 2)), loss="mse", optimizer=optimizer, progress=False)
+        net(np.ones((4, 3))).sum().backward()
+        with pytest.raises(clnn.ConfigurationError, match="has no rule"):
+            optimizer.step(net.parameters())
+    net.fit(np.ones((4, 3)), np.ones((4, 2)), loss="mse", optimizer=type("Mine", (clnn.SGD,), {})(0.1), progress=False)

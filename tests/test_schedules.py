@@ -19,6 +19,26 @@ def cosine(a, b, share):
     return b + (a - b) * (1 + math.cos(math.pi * share)) / 2
 
 
+class Halving(clnn.Schedule):
+    """As its base asks for it: the arguments are attributes, and there is a rate."""
+
+    def __init__(self, lr):
+        self.lr = lr
+
+    def rate(self, t):
+        return self.lr * 0.5 ** (t // 5)
+
+
+def test_a_schedule_of_your_own_needs_no_more_than_its_docstring_says(device):
+    x, y = np.ones((20, 3), np.float32), np.ones((20, 2), np.float32)
+    for lr, first in ((Halving(0.4), 0.4), (clnn.WarmUp(Halving(0.4), epochs=0.4), 0.2)):
+        optimizer = clnn.SGD(lr)
+        net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+        history = net.fit(x, y, loss="mse", optimizer=optimizer, batch_size=4, epochs=2, progress=False)
+        assert history["lr"] == [0.4, 0.2] and (optimizer.rate(0), optimizer.rate(5)) == (first, 0.2)
+    assert repr(Halving(0.4)) == "Halving(lr=0.4)" and Halving(0.1).state_dict() == {"clock": [None, None, 0]}
+
+
 RATES = {  # name: a schedule in steps, and the rate of step t in a second spelling
     "constant": (lambda: clnn.schedules.Constant(0.3), lambda t: 0.3),
     "step": (lambda: clnn.StepDecay(0.8, 3, 0.5, 1), lambda t: [0.8, 0.4, 0.2, 0.1, 0.05, 0.025, 0.0125][t // 3]),

@@ -611,3 +611,16 @@ def test_two_devices_on_any_machine():
     environment.pop("CLNN_DEVICE", None)
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "passed" in done.stdout and "skipped" not in done.stdout, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("make", [list, tuple, lambda arrays: None, lambda arrays: "net.npz", iter])
+def test_a_state_that_is_no_dict_is_refused(device, make):
+    """A list was an unhashable type, and a path's letters were unknown names."""
+    net = clnn.Sequential([clnn.Dense(3), clnn.Dense(2)], input_shape=4)
+    arrays = [p.numpy() + 1 for p in net.parameters()]
+    with pytest.raises(
+        clnn.CheckpointError, match=r"a state is arrays by their names, .*dict\(zip\(net.state_dict\(\), arrays"
+    ):
+        net.load_state_dict(make(arrays))
+    net.load_state_dict(dict(zip(net.state_dict(), arrays)))  # as that says
+    assert all(np.array_equal(p, array) for p, array in zip(net.parameters(), arrays))

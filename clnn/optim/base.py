@@ -155,12 +155,8 @@ class Optimizer(Watched):
         self._dropped = 0  # when zero_grad was last called, in the order of the tape
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if (
-            not name.startswith("_")
-            and name not in SETTABLE
-            and type(self).__module__.startswith(__package__)  # of your own may have any
-        ):
-            kind: Any = type(self)
+        kind: Any = type(self)  # one of your own may have any settings
+        if not name.startswith("_") and name not in SETTABLE and kind.__module__.startswith(__package__):
             if name in vars(self):
                 value = as_argument(self, name, value)
             elif name not in arguments(kind) and not hasattr(kind, name):
@@ -184,9 +180,8 @@ class Optimizer(Watched):
 
     def _set_within_step(self, name: str, value: Any) -> None:
         """What the table of rates is made of changes where launches are recorded, which do not show it."""
-        for device in (
-            {store.device for store in self._kept.stores} if self._ready and rebinds(self, name, value) else ()
-        ):
+        stores = self._kept.stores if self._ready and rebinds(self, name, value) else ()
+        for device in {store.device for store in stores}:
             if device.recorder is not None:
                 device.recorder.abort(
                     f"the optimizer's {name} is set inside the step, and a replay sets nothing: set it outside, such as in a "
@@ -266,9 +261,8 @@ class Optimizer(Watched):
         if self._put_aside:
             raise ClnnError("a step within optimizer.averaged() would train the averages: leave the with block first")
         rates = self._rates
-        if (
-            rates.left < times or rates.read is not None
-        ):  # only where needed: a call is dear beside a replay of a few us
+        # only where needed: a call is dear beside a replay of a few us
+        if rates.left < times or rates.read is not None:
             self.reserve(times)
         rates.row += times
         rates.left -= times
@@ -569,6 +563,10 @@ class Optimizer(Watched):
 
     def _update(self, run: Run, clip: Block | None = None) -> None:
         """Launch the rule over a run."""
+        if not self.rule:
+            raise ConfigurationError(
+                f"{type(self).__name__} has no rule: derive it from one that has, such as clnn.SGD"
+            )
         store = run.store
         device = store.device
         shared = store.velocity_of is self._kept
