@@ -911,7 +911,7 @@ def test_a_forward_that_returns_an_array_of_numpy(device):
     """What came before such a layer was not trained, and nothing said so."""
     x, y = np.ones((4, 3)), np.ones((4, 2))
     with pytest.raises(
-        clnn.ConfigurationError, match="by_num_py_1: forward returned an array of NumPy, and no gradient"
+        clnn.ConfigurationError, match="by_num_py_1: forward returned an array of NumPy, which takes no gradient"
     ):
         fitted(clnn.Sequential([clnn.Dense(2), ByNumPy(), clnn.Dense(2)], input_shape=3), x, y, "mse")
     first = clnn.Sequential([ByNumPy(), clnn.Dense(2)], input_shape=3)  # where nothing learns before it

@@ -128,7 +128,7 @@ def test_wrong_operands(device):
     with pytest.raises(clnn.ShapeError, match="at most 8 axes"):
         clnn.ones((1,) * 9) + clnn.ones((2,) + (1,) * 8)
     with pytest.raises(
-        clnn.ShapeError, match=r"add: arrays of two types, float32 and int32; .*class numbers by clnn.one_hot\("
+        clnn.ShapeError, match=r"add: arrays of two types, float32 and int32; .*classes by clnn.one_hot\("
     ):
         clnn.ones((2,)) + clnn.tensor(np.ones(2, int))
     with pytest.raises(clnn.ShapeError, match="divide takes floats"):

@@ -175,10 +175,8 @@ class Layer(Watched):
             error.inside(called(self))
             raise
         if isinstance(y, np.ndarray) and grad_enabled() and any(x.requires_grad for x in given):
-            raise ConfigurationError(
-                f"{self.name or type(self).__name__}: forward returned an array of NumPy, and no gradient would reach what is "
-                "before it: compute with clnn's functions, such as clnn.exp(x), or return clnn.tensor(y) where that is meant"
-            )
+            told = "forward returned an array of NumPy, which takes no gradient back: use clnn's functions, or clnn.tensor(y)"
+            raise ConfigurationError(f"{self.name or type(self).__name__}: {told}")
         return with_mask(y, given[0].mask) if masked and self.keeps_mask else y
 
     def input_names(self) -> dict[str, bool] | None:

@@ -22,11 +22,10 @@ __all__ = ["Activation", "Dense", "Dropout", "Flatten", "GaussianDropout", "PReL
 class Dense(Layer):
     """y = f(x w + b): x (..., in), w (in, size), b (size,) -> y (..., size), acting on the last axis.
 
-    `activation` is a name of clnn/ops/activation.py, "softmax" or "log_softmax"; initialisers are names of clnn/init.py, a
-    number, or a function of (shape, generator, dtype) that returns an array: `weight_init=lambda *_: array`.
-    `max_norm` c ends each step of an optimizer by scaling the weights into each unit, a column of w, to length c where they
-    are longer: w[:, j] *= min(1, c / |w[:, j]|); the bias stays (Srebro and Shraibman 2005; Hinton et al. 2012, with c = 3
-    or 4 beside dropout). ConfigurationError unless it is above 0.
+    `activation` is a name of clnn/ops/activation.py, "softmax" or "log_softmax"; initialisers are names of clnn/init.py, numbers,
+    or functions of (shape, generator, dtype) that return arrays: `lambda *_: array`. `max_norm` c ends each step of an optimizer
+    by scaling the weights into each unit to length c where they are longer: w[:, j] *= min(1, c / |w[:, j]|); the bias stays
+    (Srebro and Shraibman 2005; Hinton et al. 2012, with c = 3 or 4 beside dropout). ConfigurationError unless it is above 0.
     """
 
     shaping = frozenset(("size", "bias", "weight_init", "bias_init"))

@@ -132,9 +132,8 @@ def check_together(what: str, *arrays: Array | None) -> None:
                 f"{what}: arrays on two devices, {there[0].device!r} and {x.device!r}; move one with .to(device)"
             )
         if x.dtype != there[0].dtype:
-            types = f"{there[0].dtype} and {x.dtype}"
-            hint = ", class numbers by clnn.one_hot(labels, classes)" if "int32" in types else ""
-            raise ShapeError(f"{what}: arrays of two types, {types}; convert one by .astype(){hint}")
+            types = f"{there[0].dtype} and {x.dtype}; convert one by .astype(), classes by clnn.one_hot()"
+            raise ShapeError(f"{what}: arrays of two types, {types}")
 
 
 def check_float(what: str, x: Array) -> None:
