@@ -411,9 +411,8 @@ class Layer(Watched):
         """Copy arrays into the parameters, in place; names and shapes must fit exactly, or nothing is changed."""
         mine = dict(self.named_parameters())
         if not hasattr(state, "items"):
-            told = (
-                f"a state is arrays by their names, as state_dict() gives them, not {' '.join(repr(state).split()):.60}"
-            )
+            shown = " ".join(repr(state).split())
+            told = f"a state is arrays by their names, as state_dict() gives them, not {shown:.60}"
             raise CheckpointError(f"{told}; of a list make dict(zip(net.state_dict(), arrays))")
         missing, extra = (", ".join(sorted(map(str, {*a} - {*b}))) or "none" for a, b in ((mine, state), (state, mine)))
         if {*mine} != {*state}:
