@@ -1,6 +1,6 @@
 // Random numbers from counters: Philox 4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
-// A generator is (position, seed low, seed high) on the device; draw `stream` of a step gives numbers 4 i to 4 i + 3 the counter
-// (i, stream, position, 0) and the seed as key. The same bits come out on every device.
+// A generator is (position, seed low, seed high) on the device; a draw (stream, ahead) gives numbers 4 i to 4 i + 3 the counter
+// (i, stream, position + ahead, 0) and the seed as key. The same bits come out on every device.
 // A work-item makes EACH numbers. On CPUs 32: eight counters side by side in vectors, since scalar rounds cost twenty times as
 // much. Elsewhere 4, of one counter, read and written at once: neighbours do so side by side.
 #include "common.cl"
@@ -58,8 +58,9 @@ static inline void philox(words *x, words *y, words *z, words *w, uint low, uint
 }
 
 // v[0] to v[EACH - 1]: the numbers from EACH i on
-static inline void bits(int i, int stream, global const int *generator, uint *v) {
-  words x = (words)(COUNTERS * (uint)i) + OFFSETS, y = (words)((uint)stream), z = (words)((uint)generator[0]), w = (words)(0u);
+static inline void bits(int i, int2 draw, global const int *generator, uint *v) {
+  words x = (words)(COUNTERS * (uint)i) + OFFSETS, y = (words)((uint)draw.x), z = (words)((uint)generator[0] + (uint)draw.y),
+    w = (words)(0u);
   philox(&x, &y, &z, &w, (uint)generator[1], (uint)generator[2]);
   uint t[4][COUNTERS];
   STORE(x, t[0]); STORE(y, t[1]); STORE(z, t[2]); STORE(w, t[3]);
@@ -75,17 +76,17 @@ static inline void put(RN x, global real *y, int n) {  // the first n of LANES
   VSTORE(x, 0, t);
   for (int l = 0; l < n; l++) y[l] = t[l];
 }
-#define PARTS const int first = EACH * (int)get_global_id(0); uint v[EACH]; bits(get_global_id(0), stream, generator, v); \
+#define PARTS const int first = EACH * (int)get_global_id(0); uint v[EACH]; bits(get_global_id(0), draw, generator, v); \
   for (int part = 0, at = first; part < EACH / LANES && at < n; part++, at += LANES)
 
-kernel void random_bits(int n, int stream, global const int *generator, global uint *y) {
+kernel void random_bits(int n, int2 draw, global const int *generator, global uint *y) {
   const int first = EACH * (int)get_global_id(0);
   uint v[EACH];
-  bits(get_global_id(0), stream, generator, v);
+  bits(get_global_id(0), draw, generator, v);
   for (int l = 0; l < EACH && first + l < n; l++) y[first + l] = v[l];
 }
 
-kernel void uniform(int n, int stream, global const int *generator, global real *y, real low, real high) {
+kernel void uniform(int n, int2 draw, global const int *generator, global real *y, real low, real high) {
   PARTS {
     const RN u = (RN)(low) + (RN)(high - low) * unit(v, part);
     put(select((RN)(nextafter(high, low)), u, u < (RN)(high)), y + at, n - at);   // where rounding came up to high
@@ -93,7 +94,7 @@ kernel void uniform(int n, int stream, global const int *generator, global real 
 }
 
 // Box and Muller 1958: two normals from two uniforms, the first in (0, 1]
-kernel void normal(int n, int stream, global const int *generator, global real *y, real mean, real deviation) {
+kernel void normal(int n, int2 draw, global const int *generator, global real *y, real mean, real deviation) {
   PARTS {
     RN u = unit(v, part);
     const HALF radius = sqrt(-2 * log(1 - u.even)), turn = 2 * u.odd;
@@ -104,7 +105,7 @@ kernel void normal(int n, int stream, global const int *generator, global real *
 }
 
 // y = x / keep with probability keep, else 0; mask says which
-kernel void dropout_forward(int n, int stream, global const int *generator, global const real *x, global real *y,
+kernel void dropout_forward(int n, int2 draw, global const int *generator, global const real *x, global real *y,
                             global uchar *mask, real keep) {
   PARTS {
     const CAT(int, LANES) kept =

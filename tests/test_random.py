@@ -1,6 +1,7 @@
 """Random numbers: Philox's known answers, the same bits everywhere, distributions, dropout, seeds."""
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -336,3 +337,50 @@ def test_seed(device):
     for wrong in (-1, 1.5, None, 1 << 64):
         with pytest.raises(clnn.ConfigurationError, match="a seed is an integer"):
             clnn.seed(wrong)
+
+
+@pytest.mark.parametrize("seed", [5, None])
+def test_a_step_draws_what_is_drawn_outside(device, rng, seed):
+    """Layers that are built in it, every dropout of each call, replays too, and a fit inside, which begins anew with its seed."""
+    x, y = normal(rng, (24, 6), np.float32), np.arange(24) % 3
+    options = {"epochs": 2, "batch_size": 8, "shuffle": False, "progress": False}
+    made = {}
+    for inside in (False, True):
+        clnn.seed(1)
+        layers = [clnn.Dense(5), clnn.Dropout(0.3), clnn.Dense(4), clnn.Dropout(0.3), clnn.Dense(3)]
+        net, optimizer = clnn.Sequential(layers, seed=3), clnn.SGD(0.1)
+
+        def train(x, y, net=net, optimizer=optimizer, dropout=layers[1]):
+            clnn.losses.cross_entropy(net(x), y).backward()
+            optimizer.step(net.parameters())
+            return dropout(x)
+
+        def fit(net=net, dropout=layers[1]):
+            dropout(clnn.ones((3,)))
+            net.fit(x, y, loss="cross_entropy", optimizer="sgd", seed=seed, **options)
+            return random.generator(device).bits(4), dropout(clnn.ones((9,)))
+
+        train, fit = (clnn.step(train), clnn.step(fit)) if inside else (train, fit)
+        drawn = [train(x, y.astype(np.int32)).numpy() for _ in range(6)]
+        bits, dropped = fit()
+        made[inside] = [*drawn, bits, dropped.numpy(), *net.state_dict().values(), random.generator(device).state()]
+    for a, b in zip(made[False], made[True]):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_seeding_and_copying_inside_a_step(device):
+    """What the step has drawn before neither moves a new seed on nor is missing in a copy."""
+
+    @clnn.step
+    def draw():
+        own = Generator(device, 3)
+        first = own.bits(4), own.bits(4)
+        other = pickle.loads(pickle.dumps(own))
+        again = own.bits(4), other.bits(4)
+        own.reseed(3)
+        return first, again, (own.bits(4), own.bits(4)), own
+
+    first, again, seeded, own = draw()
+    np.testing.assert_array_equal(*again)
+    np.testing.assert_array_equal(first, seeded)
+    assert (again[0] != first[0]).any() and (again[0] != first[1]).any() and own.state()[0] == 2

@@ -25,11 +25,12 @@ class Generator:
     The same seed gives the same bits on every device; uniform numbers are equal, normal ones within 4 ulp.
     """
 
-    def __init__(self, device: Device, seed: int | None = None) -> None:
-        self.device = device
+    def __init__(self, device: Device, seed: int | None = None, position: int = 0, by_step: bool = False) -> None:
+        """`by_step`: a step moves on by one, whatever it draws, so that fit can begin at any step. Else each draw does."""
+        self.device, self.by_step = device, by_step
         self.cell = device.memory.allocate(12)
         self.each = 32 if device.long_loops else 4  # numbers that a work-item makes, see kernels/random.cl
-        self.reseed(seed)
+        self.reseed(seed, position)
 
     def reseed(self, seed: int | None = None, position: int = 0) -> None:
         """Start again from `seed` (None: from the system's entropy), in place: recordings follow."""
@@ -39,13 +40,18 @@ class Generator:
             raise ConfigurationError(f"a seed is an integer of 0 or more, below 2**64, and {seed!r} was given")
         seed = int(seed)
         words = np.array([position, seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF], np.uint32)
+        if step := self.device.step:  # what it has drawn moves on another position
+            step.forget(self.cell)
         self.device.upload(words, self.cell)
 
     def __reduce__(self) -> Any:
-        return Generator, (self.device, 0), self.state()
+        position, low, high = self.state()
+        return Generator, (self.device, low | high << 32, position, self.by_step)
 
     def state(self) -> list[int]:
         """[position, seed low, seed high]"""
+        if step := self.device.step:
+            self.device.advance(step.forget(self.cell))
         return [int(v) for v in self.device.read(self.cell, np.empty(3, np.uint32))]
 
     def set_state(self, state: Sequence[int]) -> None:
@@ -53,15 +59,12 @@ class Generator:
         position, low, high = (int(v) for v in state)
         self.reseed(low | high << 32, position)
 
-    __setstate__ = set_state
-
     def draw(self, kernel: str, n: int, *args: Any, real: str) -> None:
         """Launch a kernel of random.cl over n elements and move on."""
-        step = self.device.step
-        stream = step.draw(self.cell) if step else 0
-        self.device.launch(
-            "random", kernel, (-(-n // self.each),), n, stream, self.cell, *args, real=real, EACH=self.each
-        )
+        step, size = self.device.step, (-(-n // self.each),)
+        number = step.draw(self.cell, self.by_step) if step else 0
+        draw = np.array((number, 0) if self.by_step else (0, number), np.int32)
+        self.device.launch("random", kernel, size, n, draw, self.cell, *args, real=real, EACH=self.each)
         if not step:
             self.device.advance([(self.cell, 1)])
 

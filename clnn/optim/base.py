@@ -479,10 +479,11 @@ class Optimizer(Watched):
                 f"{' and '.join(repr(d) for d in dict.fromkeys(s.device for s in self._kept.stores))}, whose work it would not "
                 "record: give the parameters of each device an optimizer and a step of their own, with tensors on it as arguments"
             )
-        if context is not None and self in context.prepared:
+        if context is not None:
             self._kept.stores[0].device.advance(context.take_cells())  # the counters that fit's loss has not moved on
-            yield
-            return
+            if self in context.prepared:
+                yield
+                return
         self.prepare()
         try:
             for device, cell in {(s.device, self._rates.on(s)[1]): None for s in self._kept.stores}:

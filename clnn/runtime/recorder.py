@@ -150,7 +150,7 @@ class StepContext:
 
     def __init__(self) -> None:
         self.cells: dict[Block, int] = {}
-        self.draws: dict[Block, int] = {}
+        self.draws: dict[Block, int] = {}  # by generator's counter: the number of the last draw since it was advanced
         self.checks: dict[Block, Callable[[Any, str], None]] = {}
         self.prepared: list[Any] = []  # fit's optimizers, one step each, whose counters have moved on already
         self.moved = False  # whether fit's counters have moved on to the next mini-batch
@@ -166,15 +166,17 @@ class StepContext:
         if not block.written_once:
             self.checks[block] = how
 
-    def draw(self, cell: Block) -> int:
-        """The number of this draw from the generator whose position is in `cell`: 0, 1, ... within the step."""
-        number = self.draws.get(cell, 0)
-        self.draws[cell] = number + 1
-        self.advance(cell)
+    def draw(self, cell: Block, by_step: bool) -> int:
+        """How many draws the generator whose position is in `cell` has to move on by; if `by_step`, by one for all of them."""
+        number = self.draws[cell] = self.draws.get(cell, -1) + 1
+        self.advance(cell, 1 if by_step else number + 1)
         return number
+
+    def forget(self, cell: Block) -> list[tuple[Block, int]]:
+        """`take_cells` of one alone, if it is to be advanced."""
+        self.draws.pop(cell, None)
+        return [(cell, self.cells.pop(cell))] if cell in self.cells else []
 
     def take_cells(self) -> list[tuple[Block, int]]:
         """The counters still to be advanced, and by how much: whoever takes them advances them."""
-        taken = list(self.cells.items())
-        self.cells.clear()
-        return taken
+        return [one for cell in [*self.cells] for one in self.forget(cell)]

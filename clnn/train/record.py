@@ -143,9 +143,7 @@ def record_loss(
     reads the new ones (rates). Any function of two tensors serves as a loss.
     """
     device, n, start, losses = feed.device, ys[0].shape[0], None, None
-    cells = context.take_cells()
-    for cell, by in cells[2:]:
-        context.advance(cell, by)
+    cells = [one for cell in [*context.cells][:2] if cell not in context.draws for one in context.forget(cell)]
     flows: list[tuple[Tensor, Any, Any]] = []  # where gradients start, what gives them, and the factor
     for i, (one, output, y, w) in enumerate(zip(parts_of(loss), outputs, ys, ws)):
         record = Record(results.main[i], feed.state, cells[:2])
