@@ -7,23 +7,11 @@ net.fit(x, y, loss="cross_entropy", optimizer=clnn.SGD(0.05, momentum=0.9), epoc
 print(net.evaluate(x_test, y_test))
 """
 
+import functools
 import importlib
 from typing import TYPE_CHECKING
 
-from . import (
-    callbacks,
-    data,
-    errors,
-    functions,
-    init,
-    layers,
-    losses,
-    metrics,
-    minimize,
-    optim,
-    schedules,
-    search,
-)
+from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules, search
 from .arrays import *  # noqa: F403 - each file by itself: type checkers do not follow two stars in a row
 from .attention import *  # noqa: F403
 from .callbacks import Callback, EarlyStopping, GradientNorms, Lambda, LearningRate, TerminateOnNaN, TimeBudget
@@ -42,9 +30,9 @@ from .errors import (
     OutOfDeviceMemory,
     OutOfRangeError,
     ShapeError,
-)
+)  # fmt: skip
 from .exchange import from_dlpack, from_pyopencl
-from .foreign import meant_by
+from .foreign import missing
 from .functions import *  # noqa: F403
 from .generation import generate
 from .graph import Input
@@ -82,84 +70,17 @@ from .train import History, evaluate, fit, predict
 __version__ = "0.1.0"
 
 __all__ = [
-    "ArgumentError",
-    "BuildError",
-    "CSVLog",
-    "Callback",
-    "Checkpoint",
-    "CheckpointError",
-    "CheckpointWarning",
-    "ClnnError",
-    "ConfigurationError",
-    "Cosine",
-    "DataError",
-    "Device",
-    "DeviceError",
-    "DistributedError",
-    "Diverged",
-    "EarlyStopping",
-    "Ensemble",
-    "GradientNorms",
-    "HessianFree",
-    "History",
-    "Input",
-    "LBFGS",
-    "Lambda",
-    "LearningRate",
-    "LivePlot",
-    "Model",
-    "OneCycle",
-    "OutOfDeviceMemory",
-    "OutOfRangeError",
-    "Parameter",
-    "RecordingWarning",
-    "ReduceOnPlateau",
-    "Schedule",
-    "Sequential",
-    "ShapeError",
-    "StepDecay",
-    "Tensor",
-    "TensorBoard",
-    "TerminateOnNaN",
-    "TimeBudget",
-    "WarmUp",
-    "callbacks",
-    "constant",
-    "data",
-    "device",
-    "devices",
-    "distributed",
-    "errors",
-    "evaluate",
-    "fit",
-    "from_dlpack",
-    "from_pyopencl",
-    "functions",
-    "generate",
-    "grad_enabled",
-    "init",
-    "interop",
-    "layers",
-    "load",
-    "looking",
-    "losses",
-    "metrics",
-    "minimize",
-    "no_grad",
-    "ones",
-    "onnx",
-    "optim",
-    "predict",
-    "profile",
-    "schedules",
-    "search",
-    "seed",
-    "sklearn",
-    "step",
-    "tensor",
-    "use",
-    "zeros",
-]
+    "ArgumentError", "BuildError", "CSVLog", "Callback", "Checkpoint", "CheckpointError", "CheckpointWarning",
+    "ClnnError", "ConfigurationError", "Cosine", "DataError", "Device", "DeviceError", "DistributedError",
+    "Diverged", "EarlyStopping", "Ensemble", "GradientNorms", "HessianFree", "History", "Input", "LBFGS", "Lambda",
+    "LearningRate", "LivePlot", "Model", "OneCycle", "OutOfDeviceMemory", "OutOfRangeError", "Parameter",
+    "RecordingWarning", "ReduceOnPlateau", "Schedule", "Sequential", "ShapeError", "StepDecay", "Tensor",
+    "TensorBoard", "TerminateOnNaN", "TimeBudget", "WarmUp", "callbacks", "constant", "data", "device", "devices",
+    "distributed", "errors", "evaluate", "fit", "from_dlpack", "from_pyopencl", "functions", "generate",
+    "grad_enabled", "init", "interop", "layers", "load", "looking", "losses", "metrics", "minimize", "no_grad",
+    "ones", "onnx", "optim", "predict", "profile", "schedules", "search", "seed", "sklearn", "step", "tensor",
+    "use", "zeros",
+]  # fmt: skip
 __all__ += layers.__all__
 __all__ += functions.__all__
 __all__ += optim.__all__
@@ -177,4 +98,7 @@ else:  # which would take it for a promise of any name
         if name in ("Constant", "Exponential", "Linear", "Piecewise"):
             also = ", and the layer of that name elsewhere is clnn.Dense" if name == "Linear" else ""
             raise AttributeError(f"clnn.{name} is a learning-rate schedule, clnn.schedules.{name}{also}")
-        raise AttributeError(f"module 'clnn' has no attribute {name!r}{meant_by(name, __all__, Tensor)}")
+        return missing("clnn", __all__, __all__, Tensor, name)
+
+    for _room in (callbacks, init, layers, losses, metrics, optim, schedules):
+        vars(_room)["__getattr__"] = functools.partial(missing, _room.__name__, vars(_room), __all__, Tensor)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from .checks import OfConstructor, check_count, check_flag, in_range, numbers
+from .checks import check_count, check_flag, in_range, numbers
 from .errors import ConfigurationError, Diverged, ShapeError
-from .foreign import check_call
+from .foreign import Called
 from .layers.base import Layer, snake
 from .losses import host_target
 from .ops.random import Generator
@@ -24,19 +24,12 @@ from .runtime.memory import Block
 from .tensor import Parameter, tensor
 
 
-class Callback:
+class Callback(Called):
     """Override what you need. `model.stop_training = True` ends fit after the current epoch.
 
     `state_dict()` is what a `Checkpoint` keeps of it, and `load_state_dict` is given when fit resumes: by name, arrays and what
     JSON can hold.
     """
-
-    __signature__ = OfConstructor()
-
-    def __new__(cls, *given: Any, **options: Any) -> Any:
-        if given or options:
-            check_call(cls, given, options)
-        return super().__new__(cls)
 
     def state_dict(self) -> dict[str, Any]:
         """What it knows between two epochs."""

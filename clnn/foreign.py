@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Collection
 from textwrap import shorten
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from .checks import arguments
+from .checks import OfConstructor, arguments
 from .errors import ArgumentError, ConfigurationError
 
+F = TypeVar("F", bound=Callable[..., Any])
 _FOUND = "leave it out: clnn finds it from the input"
 _RATE = 'give it to the optimizer: optimizer=clnn.SGD(lr), in place of "sgd"'
 # Arguments of layers, losses, optimizers, callbacks and fit: names here, of which the first that is taken is meant; what to do
 ARGUMENTS: dict[str, tuple[str, ...] | str] = {
-    **dict.fromkeys(("units", "out_features", "pool_size", "embedding_dim", "output_dim"), ("size",)),
+    **dict.fromkeys(("units", "out_features", "pool_size", "embedding_dim", "output_dim", "image_size"), ("size",)),
     **dict.fromkeys(("in_features", "in_channels", "num_features", "num_channels", "input_size"), _FOUND),
     **dict.fromkeys(("filters", "out_channels"), ("channels",)),
     "normalized_shape": ("axis",),
@@ -71,7 +73,10 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     **dict.fromkeys(("nb_epoch", "num_epochs"), ("epochs",)),
     **dict.fromkeys(("criterion", "cost"), ("loss",)),
     "initial_epoch": ("resume",),
-    **dict.fromkeys(("workers", "num_workers"), "give clnn.data.Batches(x, y, workers=...) in place of x"),
+    **dict.fromkeys(("workers", "num_workers"), ("workers", "give clnn.data.Batches(x, y, workers=...) in place of x")),
+    "batch": ("batch_size",),
+    "dim": ("axis",),
+    "keepdim": ("keepdims",),
     "lr": _RATE,
     "data_format": "clnn takes images as (channels, height, width)",
     "input_shape": "give it to Sequential: Sequential(layers, input_shape=...)",
@@ -127,11 +132,12 @@ NAMES: dict[str, str] = {
     **dict.fromkeys(("Rescaling", "Normalization"), "NumPy's, before fit: x / 255, (x - x.mean(0)) / x.std(0)"),
     **dict.fromkeys(("cuda", "is_available"), 'clnn.use("gpu"), and clnn.devices() says what there is'),
     "functional": "clnn itself: clnn.relu, clnn.softmax, ...",
+    "lr_scheduler": "clnn.schedules, an optimizer's rate: clnn.Adam(clnn.Cosine(0.001))",
     "LeakyReLU": 'clnn.Activation("leaky_relu")',
     "randn": "clnn.tensor(numpy.random.randn(...))",
 }
-# Methods of models
-METHODS: dict[str, str] = {
+# Methods and attributes of models and layers
+OF_LAYERS: dict[str, str] = {
     "compile": "give loss=, optimizer= and metrics= to fit",
     "add": "give Sequential all layers in one list",
     "train_on_batch": "write a step: @clnn.step, loss.backward(), optimizer.step(net.parameters())",
@@ -140,16 +146,23 @@ METHODS: dict[str, str] = {
     "load_weights": "clnn.load(path), or net.load_state_dict(arrays)",
     "cuda": 'net.to("gpu")',
     "cpu": 'net.to("cpu")',
-    "modules": "net.layers_inside()",
+    **dict.fromkeys(("modules", "named_modules"), "net.layers_inside()"),
     "children": "net.layers",
     **dict.fromkeys(("count_params", "input_shape", "output_shape"), "net.summary() says it"),
-    "get_weights": "net.state_dict()",
-    "set_weights": "net.load_state_dict(dict(zip(net.state_dict(), arrays)))",
-    **dict.fromkeys(("weights", "trainable_weights", "trainable_variables"), "net.parameters()"),
+    **dict.fromkeys(
+        ("get_weights", "set_weights"), "net.state_dict(), and net.load_state_dict(dict(zip(net.state_dict(), arrays)))"
+    ),
+    **dict.fromkeys(("weights", "variables", "trainable_weights", "trainable_variables"), "net.parameters()"),
+    **dict.fromkeys(("weight", "kernel", "embeddings"), "layer.w; of layers with several matrices layer.parameters()"),
+    **dict.fromkeys(("add_weight", "register_buffer"), "layer.parameter(shape), in build(); learns=False for a buffer"),
+    **dict.fromkeys(("requires_grad_", "freeze"), "layer.trainable = False"),
+    "backward": "of the loss: clnn.losses.mse(net(x), y).backward()",
+    "history": "what fit returns",
+    "predict_on_batch": "net.predict(x), or net.compiled(batch_size)",
     "get_layer": "net.layers[0], or {layer.name: layer for layer in net.layers}[name]",
     "export": "clnn.onnx.save(net, path)",
     "load": "clnn.load(path)",
-    "half": "clnn computes in float32 and float64",
+    **dict.fromkeys(("half", "float", "double"), "give dtype to Sequential: clnn computes in float32 and float64"),
 }
 # Methods and attributes of tensors; functions.py adds its own, as t.exp() is clnn.exp(t)
 OF_TENSORS: dict[str, str] = {
@@ -159,6 +172,12 @@ OF_TENSORS: dict[str, str] = {
     **dict.fromkeys(("float", "double", "int", "long"), "t.astype(...)"),
     **dict.fromkeys(("dot", "matmul", "mm"), "a @ b"),
     "unsqueeze": "clnn.expand_dims(t, axis)",
+    **dict.fromkeys(("dim", "numel"), "t.ndim, t.size"),
+    "expand": "t.broadcast_to(shape)",
+    "contiguous": "t itself: tensors always are",
+    "norm": "clnn.sqrt((t * t).sum())",
+    "requires_grad_": "of parameters, as clnn.tensor(value, requires_grad=True) makes them",
+    **dict.fromkeys(("add_", "sub_", "mul_", "div_", "copy_", "zero_", "fill_"), "a new one: t = t + 1"),
     "clamp": "clnn.clip(t, low, high)",
     "any": "t.max()",
     "all": "t.min()",
@@ -179,7 +198,60 @@ VALUES = {
     **{f"xavier_{kind}": f"glorot_{kind}" for kind in ("uniform", "normal")},
     **{f"kaiming_{kind}": f"he_{kind}" for kind in ("uniform", "normal")},
 }
+# Methods and attributes by the name of their class, or of one that it is derived from
+OF: dict[str, dict[str, str]] = {
+    "Layer": OF_LAYERS,
+    "Tensor": OF_TENSORS,
+    "Optimizer": {
+        "param_groups": "optimizer.lr = 0.01 sets the rate, p.rate_factor = 0.1 that of a parameter",
+        "state": "optimizer.state_dict()",
+        "iterations": "optimizer.steps",
+        **dict.fromkeys(("apply_gradients", "minimize"), "loss.backward(); optimizer.step(net.parameters())"),
+    },
+    "Schedule": dict.fromkeys(("step", "get_last_lr"), "it is an optimizer's rate and goes by its steps: clnn.Adam(schedule)"),
+    "Callback": dict.fromkeys(("model", "params", "set_model", "set_params"), "each method is given the model"),
+    "Loss": {"backward": "of what it returns: loss(output, target).backward()"},
+}  # fmt: skip
 PAGE = 'see "Coming from Keras or PyTorch" in clnn/README.md'
+
+
+class Read:
+    """What says, where an attribute is read by the name that it has elsewhere, what that is here."""
+
+    __slots__ = ()
+    if not TYPE_CHECKING:  # which would take it for a promise of any name
+
+        def __getattr__(self, name: str) -> Any:
+            if name[0] != "_":  # for which Python and NumPy look
+                told = [kind[name] for base in type(self).__mro__ if name in (kind := OF.get(base.__name__, {}))]
+                told += [f"that is .{one}" for one in ARGUMENTS.get(name, ()) if one in getattr(self, "__dict__", ())]
+                if told and not hasattr(type(self), name):
+                    raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}: {told[0]}; {PAGE}")
+            return object.__getattribute__(self, name)  # Python's own error, or that of a property
+
+
+class Called(Read):
+    """What says so, too, where its constructor is called with such names."""
+
+    __slots__ = ()
+    __signature__ = OfConstructor()
+
+    def __new__(cls, *given: Any, **options: Any) -> Any:
+        if given or options:
+            check_call(cls, given, options)
+        return super().__new__(cls)
+
+
+def by_names(function: F) -> F:
+    """The function, which says of an argument of another name what it is called here."""
+    known = inspect.signature(function).parameters
+
+    @functools.wraps(function)
+    def call(*given: Any, **options: Any) -> Any:
+        refuse_unknown(function.__name__, known, options)
+        return function(*given, **options)
+
+    return call  # type: ignore[return-value]
 
 
 def check_call(kind: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -192,7 +264,7 @@ def check_call(kind: Any, given: tuple[Any, ...], options: dict[str, Any]) -> No
         of_list = isinstance(first, list) and any(hasattr(p, "requires_grad") for p in first)
         if hasattr(first, "parameters") or of_list:
             options = {"params": first}
-        check_arguments(kind, options)
+        refuse_unknown(kind.__name__, known, options)
         bind(kind.__name__, kind.__init__, (kind, *given), options)
 
 
@@ -204,12 +276,6 @@ def bind(name: str, function: Callable[..., Any], given: tuple[Any, ...], option
         return
     except TypeError as error:
         raise ArgumentError(f"{name}: {error}") from None
-
-
-def check_arguments(kind: Any, options: dict[str, Any]) -> None:
-    """ArgumentError for an option that a class of clnn's does not take, with the name it has here."""
-    if known := arguments(kind):
-        refuse_unknown(kind.__name__, known, options)
 
 
 def refuse_unknown(who: str, known: Collection[str], options: dict[str, Any]) -> None:
@@ -270,13 +336,16 @@ def unknown(what: str, given: Any, known: Collection[str], rest: str = "") -> st
     return f"there is no {what} {shorten(repr(given), 90)}; the known ones are {', '.join(known)}{rest}{hint}"
 
 
-def of_tensor(name: str) -> str:
-    """What to say of a method that tensors do not have, or nothing."""
-    return f": that is {OF_TENSORS[name]}; {PAGE}" if name in OF_TENSORS else ""
+def missing(room: str, own: Any, known: Any, methods: Any, name: str) -> Any:
+    """AttributeError for a name that a module does not have; `own`: those that it has, `known`: those of the package."""
+    told = "" if name[0] == "_" else meant_by(room, [one for one in own if one[0] != "_"], known, methods, name)
+    raise AttributeError(f"module {room!r} has no attribute {name!r}{told}")
 
 
-def meant_by(name: str, known: Any, methods: Any) -> str:
-    """What to say of a name that the package does not have, or nothing; `methods`: a class that may have it as one."""
+def meant_by(room: str, own: Any, known: Any, methods: Any, name: str) -> str:
+    """What to say of it, or nothing; `methods`: a class that may have it as one."""
+    if own is not known and (name in known or VALUES.get(name) in own):
+        return f": that is {f'clnn.{name}' if name in known else f'{room}.{VALUES[name]}'}"
     if name in NAMES:
         return f": that is {NAMES[name]}; {PAGE}"
     stem, axes = (name[:-2], name[-2]) if name[-2:].lower() in ("1d", "2d", "3d") else (name, "")
@@ -286,5 +355,6 @@ def meant_by(name: str, known: Any, methods: Any) -> str:
             return f": that is {own}; {PAGE}"
     if callable(getattr(methods, name, None)) and not name.startswith("_"):
         return f": that is t.{name}(), of a tensor"
-    close = difflib.get_close_matches(name, known, 1)
-    return f": did you mean clnn.{close[0]}?" if close else ""
+    close = [f"{room}.{one}" for one in difflib.get_close_matches(name, own, 1)]
+    close += [f"clnn.{one}" for one in difflib.get_close_matches(name, known, 1)]
+    return f": did you mean {close[0]}?" if close else ""

@@ -11,17 +11,19 @@ from .arrays import _axis
 from .attention import *  # noqa: F403
 from .checks import whole, whole_numbers
 from .errors import ShapeError
-from .foreign import OF_TENSORS
+from .foreign import OF_TENSORS, by_names
 from .images import *  # noqa: F403
 from .named import *  # noqa: F403
 from .tensor import Tensor, concat, function, tensor
 
 
+@by_names
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) over an axis."""
     return _over(x, axis, "softmax")
 
 
+@by_names
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """log(softmax(x)) over an axis."""
     return _over(x, axis, "log_softmax")

@@ -13,7 +13,7 @@ import numpy as np
 from . import checkpoint, generation, losses, notebook, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError, warn
-from .foreign import METHODS, PAGE, refuse_unknown
+from .foreign import refuse_unknown
 from .graph import Graph, told_of_parameters, traced
 from .layers.base import REGISTRY, Layer, first_pass, for_shapes, name_layers, register, through
 from .losses import YES_ABOVE_0, find_loss
@@ -88,11 +88,6 @@ class Model(Layer):
                 "have your forward() call Sequential([...], storage='float16') for layers that follow each other"
             )
         self._storage = name
-
-    def __getattr__(self, name: str) -> Any:
-        if name in METHODS:
-            raise AttributeError(f"{type(self).__name__} has no {name}(): {METHODS[name]}; {PAGE}")
-        return object.__getattribute__(self, name)  # Python's own error
 
     def forward(self, *inputs: Any) -> Any:
         if self.graph is None:

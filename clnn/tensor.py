@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from numbers import Number
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -89,7 +89,7 @@ def _in_place(self: Any, *_: Any) -> Any:
     )
 
 
-class Tensor(Array):
+class Tensor(Array, foreign.Read):
     """An array of float32, or float64 where that was asked for (or int32, for labels), on a device.
 
     Made by `clnn.tensor(array)`; `numpy()`, `float(t)` and `np.asarray(t)` bring it back, and wait for the device.
@@ -177,12 +177,6 @@ class Tensor(Array):
             why = f"a tensor of shape {self.shape} is neither true nor false"
             raise ShapeError(f"{why}: take its .max() or .min(), or compare tensors by `is`")
         return bool(self.item())
-
-    if not TYPE_CHECKING:  # which would take it for a promise of any name
-
-        def __getattr__(self, name: str) -> Any:
-            told = foreign.of_tensor(name) if name[0] != "_" else ""  # for which Python and NumPy look
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{told}")
 
     def __format__(self, spec: str) -> str:
         return format(self.numpy(), spec) if spec else str(self)  # of a tensor without axes, as of NumPy's arrays
@@ -310,6 +304,7 @@ class Tensor(Array):
         return bool(equal.size and equal.max()) if isinstance(equal, Tensor) else False
 
     # -- reductions and shapes ----------------------------------------------------------------------------------------
+    @foreign.by_names
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The sum over an axis, several, or all of them (None); `keepdims` leaves them with length 1. ShapeError for an axis
         that there is not. The error grows with log n (kernels/common.cl).
@@ -319,6 +314,7 @@ class Tensor(Array):
         """
         return apply(reduce, self, kind="sum", axis=axis, keepdims=keepdims)
 
+    @foreign.by_names
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The mean over an axis, several, or all of them, as `sum` takes them. ShapeError over no elements.
 
@@ -327,6 +323,7 @@ class Tensor(Array):
         """
         return apply(reduce, self, kind="mean", axis=axis, keepdims=keepdims)
 
+    @foreign.by_names
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The largest over an axis, several, or all of them, as `sum` takes them; NaN where one is. Those that
         are equal share the gradient. ShapeError over no elements.
@@ -336,6 +333,7 @@ class Tensor(Array):
         """
         return apply(reduce, self, kind="max", axis=axis, keepdims=keepdims)
 
+    @foreign.by_names
     def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The smallest over an axis, several, or all of them; otherwise as `max`.
 
@@ -344,6 +342,7 @@ class Tensor(Array):
         """
         return apply(reduce, self, kind="min", axis=axis, keepdims=keepdims)
 
+    @foreign.by_names
     def argmax(self, axis: int | None = -1) -> Tensor:
         """Where along an axis, or with None among all elements, the largest is, as int32: the first of those that are equal, the
         first NaN where there is one. It has no gradient.
@@ -798,6 +797,7 @@ def linear_layer(x: Tensor, w: Tensor, b: Tensor | None, activation: str, transp
     return on_tape(y, (x, w) if b is None else (x, w, b), backward, (w,) if x.requires_grad else ())
 
 
+@foreign.by_names
 def concat(tensors: Iterable[Any], axis: int = 0) -> Tensor:
     """Tensors joined along an axis; arrays among them become tensors of the first one's type."""
     given = list(tensors)

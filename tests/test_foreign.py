@@ -151,7 +151,7 @@ def test_no_table_names_an_argument_that_is_taken(kind):
     for name in foreign.ARGUMENTS:
         if known and name not in known:
             with pytest.raises(clnn.ArgumentError, match=name) as error:
-                foreign.check_arguments(kind, {name: 1})
+                foreign.refuse_unknown(kind.__name__, known, {name: 1})
             if " takes " in str(error.value) and ", not " in str(error.value):
                 assert str(error.value).split(" takes ")[1].split(",")[0] in known
 
@@ -193,7 +193,7 @@ def test_every_name_that_is_advised_exists():
 def test_methods_of_tensors(device, name, told):
     for t in (clnn.tensor([[1.0, 2.0]]), clnn.tensor([1.0], requires_grad=True)):
         if not hasattr(type(t), name):
-            with pytest.raises(AttributeError, match=f"has no attribute '{name}': that is {re.escape(told)}"):
+            with pytest.raises(AttributeError, match=f"has no attribute '{name}': {re.escape(told)}"):
                 getattr(t, name)
             assert not hasattr(t, name) and getattr(t, name, 7) == 7
 
@@ -248,12 +248,115 @@ def test_images_without_an_axis_of_channels(device):
     assert "one channel" not in str(error.value)
 
 
-@pytest.mark.parametrize("method", foreign.METHODS)
-def test_methods_of_models(method):
-    for net in (clnn.Sequential([clnn.Dense(2)]), type("Mine", (clnn.Model,), {})()):
-        with pytest.raises(AttributeError, match=rf"has no {method}\(\)"):
-            getattr(net, method)
-        assert not hasattr(net, method) and getattr(net, method, None) is None
+class OwnModel(clnn.Model):
+    def __init__(self):
+        self.made = {}
+
+    @property
+    def broken(self):
+        return self.made.weights  # an error of its own, which is to be seen
+
+
+class OwnCallback(clnn.Callback):
+    def on_epoch_end(self, model, epoch, logs):
+        self.model.stop_training = True
+
+
+@pytest.mark.parametrize(
+    "kind, make",
+    [
+        ("Layer", lambda: clnn.Sequential([clnn.Dense(2)])), ("Layer", OwnModel), ("Layer", lambda: clnn.Dense(2)),
+        ("Optimizer", lambda: clnn.Adam(0.1)), ("Schedule", lambda: clnn.Cosine(0.1)), ("Callback", OwnCallback),
+        ("Loss", clnn.losses.CrossEntropy), ("Callback", lambda: clnn.EarlyStopping()),
+    ],
+)  # fmt: skip
+def test_attributes(kind, make):
+    for name, told in foreign.OF[kind].items():
+        one = make()
+        if not hasattr(type(one), name):
+            with pytest.raises(AttributeError, match=rf"has no attribute '{name}': {re.escape(told)}; see"):
+                getattr(one, name)
+            assert not hasattr(one, name) and getattr(one, name, 7) == 7
+            if kind != "Optimizer":  # which takes no attributes of others
+                setattr(one, name, 8)
+                assert getattr(one, name) == 8
+        for again in (copy.copy(make()), copy.deepcopy(make()), pickle.loads(pickle.dumps(make()))):
+            assert not hasattr(again, "nothing_like_this") and type(again) is type(one)
+
+
+def test_attributes_that_arguments_have_made(device):
+    layer = clnn.Conv2D(3, 5, stride=2)
+    for name, have in {
+        "filters": "channels",
+        "kernel_size": "kernel",
+        "strides": "stride",
+        "out_channels": "channels",
+    }.items():
+        with pytest.raises(AttributeError, match=f"'Conv2D' object has no attribute '{name}': that is .{have};"):
+            getattr(layer, name)
+    with pytest.raises(AttributeError, match=r"'Adam' object has no attribute 'learning_rate': that is .lr;"):
+        clnn.Adam(0.1).learning_rate
+    for name in ("out_features", "nothing", "_x", "__x__"):  # that it has no size
+        with pytest.raises(AttributeError, match=f"^'Conv2D' object has no attribute '{name}'$"):
+            getattr(layer, name)
+    with pytest.raises(AttributeError, match="'dict' object has no attribute 'weights'"):
+        OwnModel().broken
+
+
+def test_callbacks_that_ask_for_the_model_as_in_keras(rng):
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+    with pytest.raises(
+        AttributeError, match="'OwnCallback' object has no attribute 'model': each method is given the mod"
+    ):
+        net.fit(
+            rng.random((4, 3)),
+            [0, 1, 0, 1],
+            loss="cross_entropy",
+            optimizer="sgd",
+            callbacks=[OwnCallback()],
+            progress=False,
+        )
+
+
+@pytest.mark.parametrize(
+    "call, told",
+    [
+        (lambda t: t.sum(dim=0), "sum takes axis, not dim;"), (lambda t: t.argmax(dim=0), "argmax takes axis, not dim;"),
+        (lambda t: t.mean(0, keepdim=True), "mean takes keepdims, not keepdim"), (lambda t: t.max(axes=0), "perhaps axis"),
+        (lambda t: clnn.softmax(t, dim=-1), "softmax takes axis, not dim"), (lambda t: t.min(zzz=0), "min takes no zzz"),
+        (lambda t: clnn.concatenate([t, t], dim=0), "concat takes axis, not dim"),
+        (lambda t: clnn.data.Batches(t, batch=2), "Batches takes batch_size, not batch;"),
+        (lambda t: clnn.data.Batches(t, num_workers=2), "Batches takes workers, not num_workers;"),
+        (lambda t: clnn.data.ImageFolder(".", image_size=2), "ImageFolder takes size, not image_size;"),
+        (lambda t: clnn.data.ImageFolder(classes=[]), "ImageFolder: missing a required argument: 'path'"),
+    ],
+)  # fmt: skip
+def test_arguments_of_methods_and_of_what_holds_data(device, call, told):
+    with pytest.raises(clnn.ArgumentError, match=told):
+        call(clnn.tensor([[1.0, 2.0]]))
+
+
+@pytest.mark.parametrize(
+    "room, name, told",
+    [
+        ("losses", "MSELoss", 'that is loss="mse"; see'), ("losses", "mean_squared_error", "that is clnn.losses.mse"),
+        ("metrics", "Accuracy", "did you mean clnn.metrics.accuracy"), ("metrics", "acc", "that is clnn.metrics.accuracy"),
+        ("optim", "lr_scheduler", "clnn.schedules"), ("schedules", "StepLR", "clnn.StepDecay"),
+        ("layers", "Conv2d", "that is clnn.Conv2D;"), ("callbacks", "ModelCheckpoint", "clnn.Checkpoint"),
+        ("data", "DataLoader", "clnn.data.Batches"), ("data", "Batch", "did you mean clnn.data.Batches"),
+        ("optim", "Cosine", "that is clnn.Cosine"), ("init", "uniforms", "did you mean clnn.init.uniform"),
+    ],
+)  # fmt: skip
+def test_names_of_its_modules(room, name, told):
+    room = getattr(clnn, room)
+    with pytest.raises(
+        AttributeError, match=rf"^module '{room.__name__}' has no attribute '{name}'.*{re.escape(told)}"
+    ):
+        getattr(room, name)
+    for other in (name, "__wrapped__", "_x"):
+        assert not hasattr(room, other) and getattr(room, other, 7) == 7
+    with pytest.raises(ImportError):
+        exec(f"from {room.__name__} import {name}")
 
 
 def test_other_attributes_are_as_ever():

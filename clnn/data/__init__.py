@@ -10,6 +10,7 @@ from clnn.data.idx import read_idx
 from clnn.data.table import Table, read_csv
 from clnn.data.text import shakespeare
 from clnn.data.validate import check_features, check_labels
+from clnn.foreign import missing
 
 if TYPE_CHECKING:
     from clnn.data import augment
@@ -26,4 +27,4 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module("clnn.data.augment")
     if name == "Batches":
         return importlib.import_module("clnn.data.batches").Batches
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return missing(__name__, __all__, (), None, name)

@@ -13,10 +13,11 @@ import numpy as np
 from .. import random
 from ..checks import check_count, check_flag, is_sparse, leaves
 from ..errors import ConfigurationError, DataError, ShapeError
+from ..foreign import Called
 from .folder import ImageFolder
 
 
-class Batches:
+class Batches(Called):
     """The samples x with their targets y as batches (x, y), or with `sample_weight` as (x, y, weight), anew at each pass.
 
         batches = clnn.data.Batches(x, y, 64, transform=lambda x, y, rng: (x + rng.normal(0, 0.1, x.shape), y), seed=1)
@@ -132,12 +133,10 @@ def _mapped(part: Any, function: Callable[[Any], Any]) -> Any:
     return function(part)
 
 
-def _leaves(part: Any) -> Iterator[Any]:
-    if isinstance(part, (tuple, Mapping)):
-        for one in part.values() if isinstance(part, Mapping) else part:
-            yield from _leaves(one)
-    else:
-        yield part
+def _leaves(part: Any) -> list[Any]:
+    found: list[Any] = []
+    _mapped(part, found.append)
+    return found
 
 
 def _length(array: Any) -> int:

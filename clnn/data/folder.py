@@ -13,11 +13,12 @@ from clnn.checks import check_count
 from clnn.data.digit import upright
 from clnn.errors import ConfigurationError, DataError
 from clnn.files import as_path
+from clnn.foreign import Called
 
 SKIPPED = ("thumbs.db", "desktop.ini")  # what Windows leaves in folders of images
 
 
-class ImageFolder:
+class ImageFolder(Called):
     """The images in the folders of `path`, each of which is a class: `path/cat/1.jpg`, `path/dog/old/2.png`.
 
         photos = clnn.data.ImageFolder("photos", size=64)

@@ -27,8 +27,7 @@ from typing import Any
 
 import numpy as np
 
-from ...checks import OfConstructor
-from ...foreign import check_call
+from ...foreign import Called
 from .values import MISSING, PLAIN, bytes_of, has_bytes, refill, state_of
 
 SMALL = 1000  # entries of a container: larger ones are left to audits
@@ -81,18 +80,11 @@ class Restored:
     __slots__ = ()
 
 
-class Watched(Restored):
+class Watched(Called, Restored):
     """What steps read on the host: layers, losses, optimizers, schedules. Everything that they hold is watched.
 
     One that `tells` calls `structure_changed()` when an attribute is rebound; of others the attributes are compared.
     """
-
-    __signature__ = OfConstructor()
-
-    def __new__(cls, *given: Any, **options: Any) -> Any:
-        if given or options:
-            check_call(cls, given, options)
-        return super().__new__(cls)
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -313,7 +305,8 @@ class Watch:
         for entries in (getattr(value, "__dict__", None), _slots(value) or None):
             if entries is None:
                 continue
-            every = len(entries) <= SMALL and (known or hasattr(type(value), "__getattr__"))
+            reads = getattr(type(value), "__getattr__", None)
+            every = len(entries) <= SMALL and (known or (reads is not None and package(reads) not in OURS))
             self._owners.append((value, entries, set(entries) if every else set()))
             self._waiting += entries.values() if every else ()
         self._methods(type(value))
