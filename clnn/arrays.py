@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_count, numbers, sizes, whole, whole_numbers
+from .checks import check_count, numbers, several, shape_of, sizes, whole, whole_numbers
 from .errors import ConfigurationError, OutOfRangeError, ShapeError
 from .ops import index as ops
 from .ops.aggregate import reduce
@@ -36,12 +36,12 @@ def where(condition: Any, a: Any, b: Any) -> Tensor:
     like = next((t for t in (a, b) if isinstance(t, Tensor)), None)
     device = like.device if like is not None else condition.device if isinstance(condition, Tensor) else None
     dtype = None if like is None else like.dtype
-    if all(np.ndim(value) == 0 for value in (a, b)) and any(isinstance(value, float) for value in (a, b)):
+    if not shape_of(a) and not shape_of(b) and any(isinstance(value, float) for value in (a, b)):
         dtype = dtype or np.dtype(np.float32)  # numbers are no arrays to upload, which would end a recording
     condition = tensor(condition, device=device)
 
     def operand(value: Any) -> Any:
-        if isinstance(value, Tensor) or (np.ndim(value) == 0 and dtype is not None):
+        if isinstance(value, Tensor) or (not shape_of(value) and dtype is not None):
             return value if isinstance(value, Tensor) else numbers(value, "where's argument").item()
         return tensor(value, dtype, device) if like is None else tensor_like(value, like)
 
@@ -67,7 +67,7 @@ def clip(x: Any, low: float | None = None, high: float | None = None) -> Tensor:
 
 def leaky_relu(x: Any, slope: Any = 0.01) -> Tensor:
     """x where x > 0, else slope x (Maas et al. 2013). A `slope` that is a tensor learns, as PReLU's does (He et al. 2015)."""
-    if not isinstance(slope, Tensor) and np.ndim(slope) == 0 and slope == 0.01:
+    if not isinstance(slope, Tensor) and not shape_of(slope) and slope == 0.01:
         return function(x, "leaky_relu")
     check_float("leaky_relu", x := tensor(x))
     return where(x > 0, x, x * slope)
@@ -112,8 +112,8 @@ def stack(tensors: Iterable[Any], axis: int = 0) -> Tensor:
     array([[1., 3.],
            [2., 4.]], dtype=float32)
     """
-    tensors = list(tensors)
-    shapes = [np.shape(t) if not isinstance(t, Tensor) else t.shape for t in tensors]
+    tensors = several("stack", tensors)
+    shapes = [*map(shape_of, tensors)]
     if any(shape != shapes[0] for shape in shapes):
         raise ShapeError(f"stack joins arrays of one shape, not of {shapes}; concatenate joins along an axis of theirs")
     if not tensors:

@@ -134,6 +134,19 @@ def _no_number(column: np.ndarray) -> str:
     return next(others, "") if column.dtype.kind == "O" else ", no numbers"
 
 
+def shape_of(value: Any, name: str = "an operand") -> tuple[int, ...]:
+    """The shape of a tensor, an array, a list or a number. DataError for what is no array of numbers."""
+    return tuple(value.shape) if hasattr(value, "shape") else numbers(value, name).shape
+
+
+def several(what: str, arrays: Any) -> list[Any]:
+    """A list of the arrays that are given as one. ShapeError for what is none."""
+    try:
+        return list(arrays)
+    except TypeError:
+        raise ShapeError(f"{what} takes a list of arrays, and {arrays!r} was given") from None
+
+
 def columns_of(frame: Any) -> list[tuple[Any, np.ndarray]]:
     """The names of a data frame's columns, and each as an array; of anything else none."""
     columns = getattr(frame, "columns", None)

@@ -70,6 +70,7 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "schedule": ("function",),
     "verbose": ("progress",),
     **dict.fromkeys(("validation_data", "evaluation_data", "test_data"), ("validation",)),
+    "validation_steps": "give as many batches, validation=list(itertools.islice(batches, 100))",
     **dict.fromkeys(("nb_epoch", "num_epochs"), ("epochs",)),
     **dict.fromkeys(("criterion", "cost"), ("loss",)),
     "initial_epoch": ("resume",),
@@ -149,9 +150,8 @@ OF_LAYERS: dict[str, str] = {
     **dict.fromkeys(("modules", "named_modules"), "net.layers_inside()"),
     "children": "net.layers",
     **dict.fromkeys(("count_params", "input_shape", "output_shape"), "net.summary() says it"),
-    **dict.fromkeys(
-        ("get_weights", "set_weights"), "net.state_dict(), and net.load_state_dict(dict(zip(net.state_dict(), arrays)))"
-    ),
+    "get_weights": "net.state_dict()",
+    "set_weights": "net.load_state_dict(dict(zip(net.state_dict(), arrays)))",
     **dict.fromkeys(("weights", "variables", "trainable_weights", "trainable_variables"), "net.parameters()"),
     **dict.fromkeys(("weight", "kernel", "embeddings"), "layer.w; of layers with several matrices layer.parameters()"),
     **dict.fromkeys(("add_weight", "register_buffer"), "layer.parameter(shape), in build(); learns=False for a buffer"),

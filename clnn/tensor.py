@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from . import foreign, notebook
-from .checks import leaves, numbers, sizes, spread
+from .checks import leaves, numbers, several, shape_of, sizes, spread
 from .errors import ClnnError, ShapeError
 from .gemm import Scale, constant_block
 from .ops.activation import FUNCTIONS, SOFTMAX, unary
@@ -739,7 +739,7 @@ def _operand(value: Any, like: Tensor) -> Any:
     if isinstance(value, Tensor):
         return value
     value = float(value) if isinstance(value, (Decimal, Fraction)) else value
-    if isinstance(value, (int, float)) or np.ndim(value) == 0:
+    if isinstance(value, (int, float)) or not shape_of(value):
         number = value if isinstance(value, (int, float)) else numbers(value, "an operand").item()
         return number if like.dtype == np.int32 else float(number)
     return tensor_like(value, like)
@@ -800,7 +800,7 @@ def linear_layer(x: Tensor, w: Tensor, b: Tensor | None, activation: str, transp
 @foreign.by_names
 def concat(tensors: Iterable[Any], axis: int = 0) -> Tensor:
     """Tensors joined along an axis; arrays among them become tensors of the first one's type."""
-    given = list(tensors)
+    given = several("concatenate", tensors)
     like = next((t for t in given if isinstance(t, Tensor)), None)
     tensors = [tensor(t) if like is None else tensor_like(t, like) for t in given]
     y, backward = concatenate(tensors, axis)

@@ -406,3 +406,28 @@ def test_numpy_changes_no_tensor_and_does_not_pass_for_it(device):
     np.add.at(x, 0, t[1])
     x -= t
     assert x.tolist() == [[3, 4], [0, 0]]
+
+
+RAGGED = [[1.0], [2.0, 3.0]]
+
+
+@pytest.mark.parametrize(
+    "call, told",
+    [
+        (lambda t: t + RAGGED, "an operand is no array of numbers"), (lambda t: RAGGED - t, "an operand is no array"),
+        (lambda t: t @ RAGGED, "an operand is no array"), (lambda t: t < RAGGED, "an operand is no array"),
+        (lambda t: clnn.maximum(t, RAGGED), "an operand is no array"), (lambda t: clnn.power(RAGGED, t), "an operand is no"),
+        (lambda t: clnn.where(t > 0, RAGGED, t), "an operand"), (lambda t: clnn.stack([RAGGED, RAGGED]), "an operand"),
+        (lambda t: clnn.leaky_relu(t, RAGGED), "an operand"), (lambda t: t[[[0], [1, 2]]], "an index is no array of numbers"),
+        (lambda t: clnn.where(RAGGED, t, t), "no array of numbers"), (lambda t: clnn.clip(t, RAGGED), "an operand"),
+        (lambda t: clnn.concatenate(1.5), "concatenate takes a list of arrays, and 1.5 was given"),
+        (lambda t: clnn.concatenate(None), "concatenate takes a list of arrays, and None"),
+        (lambda t: clnn.concatenate(t.sum()), "concatenate takes a list of arrays"),
+        (lambda t: clnn.stack(7), "stack takes a list of arrays, and 7 was given"),
+        (lambda t: clnn.scaled_dot_product_attention(*[np.ones((1, 2, 3, 4), np.int32)] * 3), "^scaled_dot_product_attention"),
+    ],
+)  # fmt: skip
+def test_what_is_no_array_is_told_by_clnn(device, call, told):
+    """Lists of different lengths, and numbers in place of lists, were errors of NumPy's and Python's own."""
+    with pytest.raises((clnn.DataError, clnn.ShapeError), match=told):
+        call(clnn.tensor([[1.0, 2.0], [3.0, 4.0]]))

@@ -687,6 +687,9 @@ def test_what_else_is_refused(device):
     net, _ = fit(device, X, Y)
     for call, words in (
         (lambda: fit(device, Batches(X, Y), Y), "x yields batches, a Batches, and y is given too"),
+        (lambda: fit(device, [(X[:40], Y[:40]), (X[40:], Y[40:])], Y), "x yields batches, a list, and y is given too"),
+        (lambda: made(device).evaluate([(X, Y)], Y, loss="mse"), "x yields batches, a list, and y is given too"),
+        (lambda: fit(device, X, Y, validation_steps=3), "no validation_steps: give as many .*islice"),
         (lambda: fit(device, X, Y, steps_per_epoch=3), "steps_per_epoch is for an x that yields batches"),
         (
             lambda: fit(device, Batches(X, Y), class_weight="balanced"),
@@ -771,3 +774,39 @@ def test_samples_that_are_tuples_are_no_batches(device):
     assert two.predict([((1, 2), (3, 4)), ((5, 6), (7, 8))]).tolist() == [[1, 2, 5, 6], [3, 4, 7, 8]]
     x = np.resize(X, (4, 3, 5, 4))
     np.testing.assert_array_equal(images.predict([tuple(image) for image in x]), images.predict(x))
+
+
+def test_batches_without_an_end_are_told(device, monkeypatch):
+    """It is said while they come: nothing else tells why fit, evaluate or predict does not return."""
+    monkeypatch.setattr(stream, "MOST_UNTOLD", 5)
+
+    class Ended(Exception):
+        pass
+
+    def batches(number=20, end=True):
+        for _ in range(number):
+            yield X[:8], Y[:8]
+        if end:
+            raise Ended
+
+    class Endless:
+        def __iter__(self):
+            return batches()
+
+    net = made(device)
+    calls = (
+        lambda: fit(device, X, Y, net=net, epochs=1, validation=batches()),
+        lambda: fit(device, X, Y, net=net, epochs=2, validation=Endless()),
+        lambda: net.evaluate(batches(), loss="cross_entropy"),
+        lambda: net.predict(batches()),
+    )
+    for call in calls:
+        with (
+            pytest.warns(UserWarning, match=r"5 batches have come, and a (generator|Endless) .*islice"),
+            pytest.raises(Ended),
+        ):
+            call()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        net.evaluate(batches(5, end=False), loss="cross_entropy")
+        net.evaluate([*batches(9, end=False)], loss="cross_entropy")

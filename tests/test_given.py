@@ -189,6 +189,36 @@ def test_validation_that_is_none(device, validation, error, says):
 
 
 @pytest.mark.parametrize(
+    "weight, place",
+    [
+        ([1, 1, 0, -2], r"sample_weight\[3\] is -2"),
+        ([-np.inf, 1, 1, 1], "sample_weight"),
+        ([-0.5] * 4, r"\[0\] is -0.5"),
+    ],
+)
+def test_negative_sample_weights(device, weight, place):
+    """As class_weight's are: the model would be driven away from these targets, to a loss without a bound."""
+    x, y, net = np.ones((4, 3)), [0, 1, 0, 1], head(2)
+    for call in (
+        lambda: fitted(net, x, y, "cross_entropy", sample_weight=weight),
+        lambda: fitted(net, x, y, "cross_entropy", validation=(x, y, weight)),
+        lambda: net.evaluate(x, y, loss="cross_entropy", sample_weight=weight),
+        lambda: fitted(net, [(x, y, weight)], None, "cross_entropy", batch_size=None),
+    ):
+        with pytest.raises(clnn.DataError, match=place):
+            call()
+    with pytest.raises(clnn.DataError, match=r"sample_weight\[1, 0\] is -1: weights are 0"):
+        fitted(
+            clnn.Sequential([clnn.Dense(2)]),
+            np.ones((2, 3, 4)),
+            [[0, 1, 0]] * 2,
+            "cross_entropy",
+            sample_weight=[[1] * 3, [-1] * 3],
+        )
+    fitted(net, x, y, "cross_entropy", sample_weight=[0, 0, -0.0, 1])
+
+
+@pytest.mark.parametrize(
     "bad",
     [np.ones((4, 1)), np.ones(3), 1.0, np.ones(4, complex), ["1"] * 4, MASKED[:, 0], [1.0, np.nan, 1, 1], [None] * 4],
 )

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..checks import refuse_masked, whole
+from ..checks import numbers, whole
 from ..errors import OutOfRangeError, ShapeError
 from ..gemm import Scale, constant_block
 from ..runtime.device import Device, DType, int_vector
@@ -248,9 +248,8 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
     for k in key if isinstance(key, tuple) else (key,):
         if isinstance(k, (bool, np.bool_)):
             raise ShapeError(f"an axis is not indexed by {k!r}: a mask has the shape of the axes that it chooses from")
-        refuse_masked(k, "an index")
         of_host = isinstance(k, list) or (hasattr(k, "__array__") and not isinstance(k, Array))
-        part = np.asarray(k) if of_host else k
+        part = numbers(k, "an index") if of_host else k
         if isinstance(k, Array) and (k.dtype != np.int32 or k.made_by == MASK):
             part = _on_host(k)
             if not np.isin(part, (0, 1)).all():

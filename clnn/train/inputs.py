@@ -175,6 +175,9 @@ def as_weights(
     if weight.shape not in fitting:
         raise ShapeError(f"{name} has the shape {weight.shape}; {len(y)} samples need {' or '.join(map(str, fitting))}")
     check_features(weight, name)
+    if (wrong := np.argwhere(weight < 0)).size:
+        place = f"{name}[{', '.join(map(str, wrong[0]))}] is {weight[(*wrong[0],)]:g}"
+        raise DataError(f"{place}: weights are 0, which leaves a sample out, or more; a loss of your own may take any")
     return weight
 
 

@@ -42,7 +42,7 @@ from .history import History
 from .inputs import Samples, build_for, check_trains, counts_hits, given_to_fit
 from .outputs import Outputs
 from .record import Results, record_loss, record_metrics
-from .stream import Stream, held_out_batches, over, parts_of_batch, streams_of_fit
+from .stream import Stream, held_out_batches, one_pass, over, parts_of_batch, streams_of_fit
 
 AUDITS = 0.005  # share of fit's time for audits of the step after callbacks (step.py), where all code is clnn's
 
@@ -163,7 +163,11 @@ def fit(
                         raise
                     break
                 if evaluation:
-                    held = evaluation.run(held_out, world) if held_out else over(evaluation, held_stream, "validation ")
+                    held = (
+                        evaluation.run(held_out, world)
+                        if held_out
+                        else over(evaluation, one_pass(held_stream), "validation ")
+                    )
                     logs |= {f"val_{key}": value for key, value in held.items()}
                 run.observe(logs)  # before callbacks, which may save the model
                 logs["seconds"] = time.perf_counter() - began

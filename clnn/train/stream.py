@@ -11,13 +11,14 @@ import numpy as np
 
 from ..checks import check_count, is_sparse
 from ..data.batches import Batches
-from ..errors import ConfigurationError, DataError, ShapeError
+from ..errors import ConfigurationError, DataError, ShapeError, warn
 from ..runtime.watching.watch import structure_version
 from ..tensor import Tensor
 from .alone import Alone
 from .feed import Feed, form
 from .inputs import Samples, as_inputs, as_samples, build_for, by_input, weighted_by_class
 
+MOST_UNTOLD = 10_000  # batches that are measured or predicted before it is said that there may be no end
 MOST_FORMS = 64  # of rows, such as lengths of sequences, for which an epoch keeps its recordings
 ARRAYS = ("__array__", "__array_interface__", "__dlpack__", "__getitem__")
 
@@ -39,7 +40,8 @@ def streams(x: Any, y: Any, what: str, sample_weight: Any = None) -> bool:
         raise ConfigurationError(
             f"{what} needs targets: give y, or as x an iterable of batches (x, y), such as clnn.data.Batches(x, y)"
         )
-    if yields_batches(x):
+    listed = isinstance(x, list) and x and all(isinstance(one, tuple) and len(one) in (2, 3) for one in x)
+    if yields_batches(x) or (listed and len({part.shape for part in x[0][:2] if hasattr(part, "shape")}) == 2):
         raise ConfigurationError(
             f"x yields batches, a {type(x).__name__}, and y is given too: targets come with the batches"
         )
@@ -159,19 +161,14 @@ class Stream:
             self._in_pass += 1
             return batch
         epoch, done = divmod(self._taken, self.steps)
-        told = (
-            "it can be gone through only once: give what begins anew, such as clnn.data.Batches, or fewer"
-            if self.once
-            else (
-                "it began anew and yielded nothing"
-                if not self._in_pass
-                else "len() says that there are more: give steps_per_epoch"
-            )
-        )
-        raise DataError(
-            f"{self.name} ended after {self._taken} batches, {done} of {self.steps} in epoch {epoch + 1}; {told}"
-            + (" epochs or steps_per_epoch" if self.once else "")
-        )
+        told = "len() says that there are more: give steps_per_epoch"
+        if self.once:
+            told = "it can be gone through only once: give what begins anew, such as clnn.data.Batches, or fewer epochs"
+            told += " or steps_per_epoch"
+        elif not self._in_pass:
+            told = "it began anew and yielded nothing"
+        where = f"{done} of {self.steps} in epoch {epoch + 1}"
+        raise DataError(f"{self.name} ended after {self._taken} batches, {where}; {told}")
 
     def _begin_pass(self) -> None:
         if isinstance(self.source, Batches):
@@ -183,8 +180,14 @@ class Stream:
 
 
 def one_pass(source: Any) -> Iterator[Any]:
-    """All batches of a source once, those of `Batches` in the order of the samples."""
-    return source.in_order() if isinstance(source, Batches) else iter(source)
+    """All batches of a source once, those of `Batches` in the order of the samples. A warning where one goes on and on."""
+    for number, batch in enumerate(source.in_order() if isinstance(source, Batches) else source):
+        if number == MOST_UNTOLD and not hasattr(source, "__len__"):
+            warn(
+                f"{number:,} batches have come, and a {type(source).__name__} does not say how many there are. If it is endless, "
+                "stop this, and give as many as are wanted: list(itertools.islice(batches, 100))"
+            )
+        yield batch
 
 
 def parts_of_batch(batch: Any, name: str) -> tuple[Any, Any, Any]:
@@ -200,14 +203,9 @@ def parts_of_batch(batch: Any, name: str) -> tuple[Any, Any, Any]:
 
 
 def checked_batches(
-    batches: Iterable[Any],
-    model: Any,
-    loss: Any,
-    outputs: Any,
-    name: str,
-    like: Samples | None = None,
+    batches: Iterable[Any], model: Any, loss: Any, outputs: Any, name: str, like: Samples | None = None,
     class_weight: Any = None,
-) -> Iterator[Samples]:
+) -> Iterator[Samples]:  # fmt: skip
     """Each batch as samples that fit the model and the loss. Where `like` is given they have its axes and types; how many samples
     and how many steps in time there are is free, as far as the model takes that."""
     # the outputs by form of inputs
@@ -320,10 +318,10 @@ def held_out_batches(held_out: Any, validation: Any, split: Any, model: Any, x: 
 
 
 def over(evaluation: Any, source: Any, name: str = "") -> dict[str, float]:
-    """The mean loss and metrics that an `Evaluation` finds over the batches of a source. The device is free while the next is
+    """The mean loss and metrics that an `Evaluation` finds over batches, `one_pass` of them. The device is free while the next is
     made: another thread may need it for that."""
     rows, sums, further = 0, 0.0, 0.0
-    for samples in checked_batches(one_pass(source), evaluation.model, evaluation.loss, evaluation.given, name):
+    for samples in checked_batches(source, evaluation.model, evaluation.loss, evaluation.given, name):
         more = evaluation.sums(samples)
         rows, sums, further = rows + len(samples.xs[0]), sums + more[0], further + more[1]
     if not rows:

@@ -79,7 +79,7 @@ def attention(
     do not count: for caches. A query that sees no key gives zeros. `keep`: a gradient will be asked for.
     """
     check_together("attention", q, k, v, mask)
-    check_float("attention", q)
+    check_float("scaled_dot_product_attention", q)
     if not q.ndim == k.ndim == v.ndim == 4:
         raise ShapeError(
             f"attention takes q, k and v of 4 axes, and their shapes are {q.shape}, {k.shape} and {v.shape}"
