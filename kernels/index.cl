@@ -147,14 +147,30 @@ kernel void cumulate(int outer, int n, int inner, int reverse, int begin, int un
 #endif
 
 #ifdef PRODUCT_BACKWARD
-// dx[o, k, i] = dy[o, i] times the product of x[o, j, i] over j other than k, without a division, which zeros forbid
-kernel void product_backward(int outer, int n, int inner, global const real *x, global const real *dy, global real *dx) {
+// dx[o, k, i] = dy[o, i] times the product of x[o, j, i] over j other than k, without a division, which zeros forbid. A part of it
+// is a number below 1 times 2^power: it neither overflows nor becomes 0 before the others have come.
+kernel void product_backward(int outer, int n, int inner, global const real *x, global const real *dy, global real *dx,
+                             global int *powers) {
   const int line = get_global_id(0);
   if (line >= outer * inner) return;
   const size_t from = (size_t)(line / inner) * n * inner + line % inner;
-  real before = dy[line], after = 1;
-  for (int j = 0; j < n; j++) { dx[from + (size_t)j * inner] = before; before *= x[from + (size_t)j * inner]; }
-  for (int j = n - 1; j >= 0; j--) { dx[from + (size_t)j * inner] *= after; after *= x[from + (size_t)j * inner]; }
+  int power, more;
+  real part = frexp(dy[line], &power);
+  for (int j = 0; j < n; j++) {
+    const size_t k = from + (size_t)j * inner;
+    dx[k] = part;
+    powers[k] = power;
+    part = frexp(part * x[k], &more);
+    power += more;
+  }
+  part = 1;
+  power = 0;
+  for (int j = n - 1; j >= 0; j--) {
+    const size_t k = from + (size_t)j * inner;
+    dx[k] = ldexp(dx[k] * part, powers[k] + power);
+    part = frexp(part * x[k], &more);
+    power += more;
+  }
 }
 #endif
 

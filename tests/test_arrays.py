@@ -637,3 +637,21 @@ def test_errors_have_the_name_that_was_called(device, call, said):
     """And not that of a function that it is made of, such as less."""
     with pytest.raises(clnn.ShapeError, match=said):
         call(clnn.tensor([1, 2]), clnn.tensor([[1.0, 2.0], [3.0, 4.0]]))
+
+
+@pytest.mark.parametrize("values", [
+    [0.0, 1e30, 1e30, 1e30], [1e30, 1e30, 0.0, 1e-30], [1e20, 1e20, 1e20, 0.0, 0.0], [1e-20] * 3 + [1e20] * 3,
+    [1e30, -1e30, 1e-30, 1e-30], [5.0], [0.0, 0.0], [2.0, 3.0],
+])  # fmt: skip
+@pytest.mark.parametrize("dy", [1.0, -3e30])
+def test_the_gradient_of_a_product_that_overflows_on_the_way(device, dtype, values, dy):
+    """0 times infinity would be NaN, and what has become 0 stays 0: other elements bring a product back into range."""
+    x = parameter(np.array([values, values[::-1]], dtype).T, dtype)
+    clnn.prod(x, 0).backward(np.array([dy, 1.0], dtype))
+    wide = np.array([values, values[::-1]], np.longdouble).T
+    others = np.stack([np.prod(np.delete(wide, k, 0), 0) for k in range(len(values))]) * np.array([dy, 1.0])
+    with np.errstate(over="ignore"):
+        expected = others.astype(dtype)
+    same = np.isinf(expected)
+    np.testing.assert_array_equal(x.grad.numpy()[same], expected[same])
+    assert_close(x.grad.numpy()[~same], expected[~same], 2 * len(values) * eps(dtype) * np.abs(expected[~same]))

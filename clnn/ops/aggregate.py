@@ -50,6 +50,7 @@ def _of_product(x: Array, axes: Sequence[int], dy: Array) -> Array:
     x.device.check_turns(2 * n + 2, f"the gradient of a product of {n:,} elements")
     dx = empty_like(last)
     x.device.launch(
-        "index", "product_backward", (dy.size,), dy.size, n, 1, last.block, dy.block, dx.block, real=x.real, PRODUCT_BACKWARD=1
+        "index", "product_backward", (dy.size,), dy.size, n, 1, last.block, dy.block, dx.block,
+        x.device.allocate(4 * last.size), real=x.real, PRODUCT_BACKWARD=1,
     )  # fmt: skip
     return transpose(dx, [order.index(a) for a in range(x.ndim)])[0]
