@@ -881,3 +881,48 @@ def test_an_optimizer_without_a_rule_is_refused(device):
         with pytest.raises(clnn.ConfigurationError, match="has no rule"):
             optimizer.step(net.parameters())
     net.fit(np.ones((4, 3)), np.ones((4, 2)), loss="mse", optimizer=type("Mine", (clnn.SGD,), {})(0.1), progress=False)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: clnn.SGD(0.1, momentum=0.9), lambda: clnn.Adam(0.1, ema=0.9, clip_norm=0.1), lambda: clnn.LAMB(0.1),
+    ],
+)  # fmt: skip
+def test_a_step_without_memory_changes_no_weight(device, monkeypatch, make):
+    """Of two models one had made its step and the other had not, which nobody saw; the same step is taken again."""
+
+    def begun():
+        nets = [clnn.Sequential([clnn.Dense(3)], input_shape=n, seed=n) for n in (4, 3)]
+        clnn.losses.mse(nets[1](nets[0](np.ones((2, 4)))), np.zeros((2, 3))).backward()
+        return make(), [*nets[0].parameters(), *nets[1].parameters()]
+
+    def values(parameters):
+        return [p.numpy() for p in parameters]
+
+    optimizer, parameters = begun()
+    optimizer.step(parameters)
+    expected, allocate, failed = values(parameters), type(device.memory).allocate, 0
+    for left in range(20):
+        optimizer, parameters = begun()
+        before, taken = values(parameters), iter(range(left))
+
+        def some(memory, *given, taken=taken, **options):
+            if next(taken, None) is None:
+                raise clnn.OutOfDeviceMemory("none left")
+            return allocate(memory, *given, **options)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(type(device.memory), "allocate", some)
+            try:
+                optimizer.step(parameters)
+                break
+            except clnn.OutOfDeviceMemory:
+                failed += 1
+        for a, b in zip(before, values(parameters)):
+            np.testing.assert_array_equal(a, b)
+        optimizer.step(parameters)
+        assert optimizer.steps == 1
+        for a, b in zip(expected, values(parameters)):
+            np.testing.assert_array_equal(a, b)
+    assert 2 < failed < 20

@@ -19,9 +19,10 @@ The life of an optimizer, in the order in which `fit` (train/loop.py) and record
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -502,8 +503,8 @@ class Optimizer(Watched):
             self._ranks.combine(self.parameters, mean)
         plan = self._plan()
         clip = None if self.clip_norm is None else clip_factor(plan, self.clip_norm, self.clip_value)
-        for run in plan:
-            self._update(run, clip)
+        for update in [self._update(run, clip) for run in plan]:  # all memory is there before the first weight changes
+            update()
         for p in self.parameters:
             if p.max_norm is not None:
                 limit_columns(p, () if self.ema is None else (*self._rates.on(p), self._kept.part(p, "average")))
@@ -562,8 +563,8 @@ class Optimizer(Watched):
         factor = {} if run.rate_factor == 1.0 else {"FACTOR": f"((real){run.rate_factor!r})"}
         return {**factor, **({} if self.ema is None else {"EMA": 1})}
 
-    def _update(self, run: Run, clip: Block | None = None) -> None:
-        """Launch the rule over a run."""
+    def _update(self, run: Run, clip: Block | None = None) -> Callable[[], None]:
+        """What launches the rule over a run."""
         if not self.rule:
             raise ConfigurationError(
                 f"{type(self).__name__} has no rule: derive it from one that has, such as clnn.SGD"
@@ -582,7 +583,8 @@ class Optimizer(Watched):
         kept = [run.part(self._kept.block(store, name)) for name in states]
         average = [] if self.ema is None else [run.part(self._kept.block(store, "average"))]
         per = grid.vector * store.dtype.itemsize  # bytes of a vector
-        device.launch(
+        return functools.partial(
+            device.launch,
             "optimizer", "update", (grid.groups(run.elements) * grid.width,), run.elements // grid.vector, run.decays // per,
             run.part(store.gradients()), run.part(store.block), *self._rates.on(store), *kept, *arguments, *average,
             local=(grid.width,), real=device.real(store.dtype), **grid.defines(), **defines,

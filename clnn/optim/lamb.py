@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -67,7 +68,7 @@ class LAMB(Adam):
             known[key] = tables[0], len(chunks), tables[1], len(parameters)
         return known[key]
 
-    def _update(self, run: Run, clip: Block | None = None) -> None:
+    def _update(self, run: Run, clip: Block | None = None) -> Callable[[], None]:
         store, size = run.store, run.store.dtype.itemsize
         device = store.device
         grid = Grid.over(device, store.dtype, sums=True)
@@ -87,11 +88,14 @@ class LAMB(Adam):
         average = [] if self.ema is None else [run.part(self._kept.block(store, "average"))]
         w, g, rates = run.part(store.block), run.part(store.gradients()), self._rates.on(store)
         partial, ratios = device.allocate(2 * count * size), device.allocate(groups * size)
-        launch(
-            "lamb_moments", count, chunks, g, w, *rates, *moments, *arguments, self.weight_decay, partial, LAMB_MOMENTS=1,
-            **penalties,
-        )  # fmt: skip
-        launch("lamb_ratios", groups, parameters, partial, ratios, LAMB_RATIOS=1)
-        launch(
-            "lamb", count, chunks, ratios, w, *rates, *moments, self.weight_decay, *average, LAMB=1, **self._common(run)
-        )
+
+        def update() -> None:
+            launch(
+                "lamb_moments", count, chunks, g, w, *rates, *moments, *arguments, self.weight_decay, partial, LAMB_MOMENTS=1,
+                **penalties,
+            )  # fmt: skip
+            launch("lamb_ratios", groups, parameters, partial, ratios, LAMB_RATIOS=1)
+            numbers = w, *rates, *moments, self.weight_decay
+            launch("lamb", count, chunks, ratios, *numbers, *average, LAMB=1, **self._common(run))
+
+        return update

@@ -206,7 +206,7 @@ class Clnn:
 
         def step(_: Any) -> None:
             for one in adam._plan():
-                adam._update(one)
+                adam._update(one)()
 
         def run(count: int) -> None:
             for _ in range(count):
