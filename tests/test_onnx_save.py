@@ -756,3 +756,26 @@ def test_a_layer_comes_back(name, device, rng, tmp_path):
             np.testing.assert_allclose(a, b, rtol=0, atol=2e-6 * max(1, np.abs(b).max()))
         else:
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("use", ["predict", "fit", "evaluate"])
+def test_a_loaded_file_with_free_axes_is_saved_by_the_shapes_that_it_was_used_with(device, rng, tmp_path, use):
+    """Else an example is asked for, with the axes that are free."""
+    text = (
+        "small (float[n, t, 4] x) => (float[n, t, 2] y) <float[4, 2] w = {1, 2, 3, 4, 5, 6, 7, 8}> { y = MatMul(x, w) }"
+    )
+    file = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["" : 17]> {text}').SerializeToString()
+    net, path, x = clnn.onnx.load(file), tmp_path / "again.onnx", rng.normal(size=(2, 5, 4)).astype(np.float32)
+    with pytest.raises(
+        clnn.ConfigurationError, match=r"not known yet: x: float32 \(n, t, 4\) of its file: give one, .*example=x"
+    ):
+        clnn.onnx.save(net, path)
+    if use == "predict":
+        net.predict(x)
+    elif use == "fit":
+        net.fit(x, np.zeros((2, 5, 2)), loss="mse", optimizer="sgd", progress=False)
+    else:
+        net.evaluate(x, np.zeros((2, 5, 2)), loss="mse")
+    clnn.onnx.save(net, path)
+    longer = rng.normal(size=(3, 7, 4)).astype(np.float32)
+    np.testing.assert_allclose(clnn.onnx.load(path)(longer), net(longer), rtol=1e-6)

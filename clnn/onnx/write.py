@@ -94,10 +94,13 @@ def _forms(model: Layer, example: Any) -> list[tuple[tuple[int, ...], Any]]:
         v.shape is None or not all(isinstance(size, int) for size in v.shape[1:]) for v in model.inputs
     ):
         return [(tuple(v.shape[1:]), model.dtype if v.type in FLOATS else np.dtype(np.int32)) for v in model.inputs]  # type: ignore
+    if isinstance(model, OnnxModel) and (last := model.__dict__.get("_output_shape")):
+        return list(last[0][2])  # its shapes are free: those of the last fit, predict or evaluate
     shapes = getattr(model, "_input_shapes", None)
     if not model.built or not shapes:
+        free = f": {', '.join(map(str, model.inputs))} of its file" if isinstance(model, OnnxModel) else ""
         raise ConfigurationError(
-            f"the shapes of {type(model).__name__}'s inputs are not known yet: give one, clnn.onnx.save(model, path, "
+            f"the shapes of {type(model).__name__}'s inputs are not known yet{free}: give one, clnn.onnx.save(model, path, "
             "example=x), x an array with a batch, or a tuple of arrays where it takes several"
         )
     types = getattr(model, "_input_types", None) or [model.dtype] * len(shapes)
