@@ -72,4 +72,6 @@ __all__ += named.__all__
 __all__ += arrays.__all__
 __all__ += attention.__all__
 __all__ += images.__all__
+for name in ("sum", "mean", "max", "min", "argmax"):  # which are told that dim is axis
+    setattr(Tensor, name, by_names(getattr(Tensor, name)))
 OF_TENSORS.update({name: f"clnn.{name}(t)" for name in __all__ if name not in OF_TENSORS})  # they are methods elsewhere

@@ -304,7 +304,6 @@ class Tensor(Array, foreign.Read):
         return bool(equal.size and equal.max()) if isinstance(equal, Tensor) else False
 
     # -- reductions and shapes ----------------------------------------------------------------------------------------
-    @foreign.by_names
     def sum(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The sum over an axis, several, or all of them (None); `keepdims` leaves them with length 1. ShapeError for an axis
         that there is not. The error grows with log n (kernels/common.cl).
@@ -314,7 +313,6 @@ class Tensor(Array, foreign.Read):
         """
         return apply(reduce, self, kind="sum", axis=axis, keepdims=keepdims)
 
-    @foreign.by_names
     def mean(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The mean over an axis, several, or all of them, as `sum` takes them. ShapeError over no elements.
 
@@ -323,7 +321,6 @@ class Tensor(Array, foreign.Read):
         """
         return apply(reduce, self, kind="mean", axis=axis, keepdims=keepdims)
 
-    @foreign.by_names
     def max(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The largest over an axis, several, or all of them, as `sum` takes them; NaN where one is. Those that
         are equal share the gradient. ShapeError over no elements.
@@ -333,7 +330,6 @@ class Tensor(Array, foreign.Read):
         """
         return apply(reduce, self, kind="max", axis=axis, keepdims=keepdims)
 
-    @foreign.by_names
     def min(self, axis: Axis = None, keepdims: bool = False) -> Tensor:
         """The smallest over an axis, several, or all of them; otherwise as `max`.
 
@@ -342,7 +338,6 @@ class Tensor(Array, foreign.Read):
         """
         return apply(reduce, self, kind="min", axis=axis, keepdims=keepdims)
 
-    @foreign.by_names
     def argmax(self, axis: int | None = -1) -> Tensor:
         """Where along an axis, or with None among all elements, the largest is, as int32: the first of those that are equal, the
         first NaN where there is one. It has no gradient.

@@ -227,8 +227,7 @@ class _Run:
         self.results = Results(self.device, len(self.plan), model.dtype, outputs, loss, counts, metrics)
         self.record, self.structure = record, structure_version()
         self.train_by(Feed(self.device, self.capacity, *samples, ordered=self.resident), given)
-        # with a seed a generator of its own, where an uninterrupted run would be: another fit, in a thread or a callback, neither
-        # draws from it nor moves it on
+        # with a seed a generator of its own, where an uninterrupted run would be: no other fit draws from it
         self.draws = None if seed is None else Generator(self.device, seed, position, by_step=True)
         with random.drawing_from(self.draws):
             world.reseed(self.device)
