@@ -285,8 +285,7 @@ class Replays:
             if not (moving and self.told):
                 self.told = self.told or moving
                 warn(
-                    f"the step {self.name!r} {what}: {reason}. record=False says that this is meant.",
-                    RecordingWarning,
+                    f"the step {self.name!r} {what}: {reason}. record=False says that this is meant.", RecordingWarning
                 )
             return False
         entry.result = result

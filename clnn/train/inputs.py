@@ -201,9 +201,7 @@ def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: A
     for label, value in () if balanced else class_weight.items():
         number = int(label) if isinstance(label, (bool, np.bool_)) else whole(label)
         if number is None or not 0 <= number < classes:
-            raise ConfigurationError(
-                f"class_weight names the class {label!r}, and the {classes} classes are numbered 0 to {classes - 1}"
-            )
+            raise ConfigurationError(f"class_weight names the class {label!r}, and classes are 0 to {classes - 1}")
         weights[number] = in_range(f"class_weight's {number}", value, 0.0, math.inf)
     by_loss = _by_loss(y, loss)
     if y.dtype != np.int32 and y.size != math.prod(by_loss) * outputs:

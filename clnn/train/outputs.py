@@ -30,9 +30,7 @@ class Outputs(NamedTuple):
         names = [*y] if kind is dict else [f"output_{i + 1}" for i in range(len(found))] if kind is tuple else [""]
         wrong = [one for one in found if not isinstance(one, Tensor)] + [n for n in names if not isinstance(n, str)]
         if not wrong and any(not t.shape for t in found):
-            raise ConfigurationError(
-                "forward() returned a tensor without axes; the first axis of an output is that of the samples"
-            )
+            raise ConfigurationError("forward() returned a tensor without axes: the first is that of the samples")
         if wrong or not found:
             inside = "" if kind is Tensor or not wrong else f" with a {type(wrong[0]).__name__} in it"
             raise ConfigurationError(
