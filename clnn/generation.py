@@ -199,9 +199,10 @@ class _Writer:
         if key not in kept:
             outputs = build_for(model, inputs)
             if outputs.several or len(outputs.shapes[0]) != 2:
+                told = ("a tuple or dict of " if outputs.several else "") + ", ".join(map(str, outputs.shapes))
                 raise ShapeError(
-                    f"generate: the model gives {', '.join(map(str, outputs.shapes))} for a sequence, and what is wanted is one "
-                    "output (time, tokens): the scores of each step, such as those of recurrent layers with return_sequences=True"
+                    f"generate: the model gives {told} for a sequence, and what is wanted is one tensor (time, tokens): the "
+                    "scores of each step, such as those of recurrent layers with return_sequences=True"
                 )
             while len(kept) >= 4:
                 kept.pop(next(iter(kept)))

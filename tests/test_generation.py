@@ -208,15 +208,18 @@ def test_within_a_step_nothing_is_generated(device, first):
     assert net.generate([1, 2], 3).shape == (3,)
 
 
-@pytest.mark.parametrize("outputs", [1, 2])
+@pytest.mark.parametrize("outputs", ["last", "tuple", "dict"])
 def test_outputs_that_are_no_scores_of_each_step(device, outputs):
     tokens = clnn.Input((5,), "int32")
-    y = clnn.LSTM(4, return_sequences=outputs > 1)(clnn.Embedding(9, 8)(tokens))
-    net = clnn.Model(tokens, [clnn.Dense(9)(y) for _ in range(outputs)] if outputs > 1 else clnn.Dense(9)(y))
+    y = clnn.LSTM(4, return_sequences=outputs != "last")(clnn.Embedding(9, 8)(tokens))
+    make, told = {
+        "last": (lambda: clnn.Dense(9)(y), r"gives \(9,\)"),
+        "tuple": (lambda: [clnn.Dense(9)(y), clnn.Dense(9)(y)], r"gives a tuple or dict of \(2, 9\), \(2, 9\)"),
+        "dict": (lambda: {"scores": clnn.Dense(9)(y)}, r"gives a tuple or dict of \(2, 9\)"),
+    }[outputs]
+    net = clnn.Model(tokens, make())
     for cache in (True, False):
-        with pytest.raises(
-            clnn.ShapeError, match=r"gives (\(9,\)|\(2, 9\), \(2, 9\)) for a sequence.*return_sequences"
-        ):
+        with pytest.raises(clnn.ShapeError, match=told + " for a sequence.*one tensor.*return_sequences"):
             net.generate([1, 2], 3, cache=cache)
 
 
