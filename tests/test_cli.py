@@ -243,6 +243,12 @@ def test_a_file_that_cannot_be_written_is_found_out_before_anything_is_measured(
         assert (code, out) == (1, "") and f"{command.split()[-1]} {file!r} cannot be written" in errors
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="where root may not write either")
+def test_reproduce_looks_at_its_folder_before_it_trains():
+    code, out, errors = run("reproduce", "network", "--output", "/proc/nowhere")
+    assert (code, out) == (1, "") and re.fullmatch("clnn: a file .* cannot be read or written: .*/proc/.*\n", errors)
+
+
 @pytest.mark.parametrize("option", ["--plot", "--picture"])
 def test_bench_looks_at_the_ending_of_a_picture_before_it_measures(tmp_path, option):
     pytest.importorskip("matplotlib")

@@ -245,7 +245,7 @@ def test_predict_says_what_it_cannot_read(tmp_path, capsys, device):
     clnn.Sequential([clnn.Dense(10)], input_shape=5).save(tmp_path / "small.safetensors")
     for arguments, said in (
         (["small.safetensors", "x.png"], "takes inputs of shape (5,), and digits have 28 x 28 pixels"),
-        (["net.onnx", "x.png"], "clnn run"),
+        (["net.onnx", "x.png"], "net.onnx --input x.npy"),
         (["nowhere.safetensors", "x.png"], "nowhere.safetensors"),
     ):
         assert cli.main(["predict", *(str(tmp_path / one) for one in arguments)]) == 1

@@ -18,6 +18,7 @@ import clnn
 from clnn.errors import ConfigurationError
 from clnn.runtime import program
 from clnn.runtime.program import Programs, read_source
+from clnn.tools import cli
 from clnn.tools.verify import report
 from clnn.tools.verify import run as parent
 from clnn.tools.verify.checks import Checks
@@ -208,6 +209,19 @@ def test_a_file_that_cannot_be_written(tmp_path):
     (tmp_path / "file").touch()
     code, out, err = run("verify", "softmax", "--json", str(tmp_path / "file" / "found.json"))
     assert (code, out) == (1, "") and "cannot be written" in err
+
+
+def test_a_tilde_that_no_shell_has_expanded_is_the_home(tmp_path, monkeypatch):
+    """As in --json=~/found.json, which was written into a folder of the name ~."""
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path / "home"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(parent, "verify", lambda *_: {"families": {}})
+    monkeypatch.setattr(parent, "faults", lambda found: [])
+    monkeypatch.setattr(report, "text", lambda found: "")
+    assert cli.main(["verify", "softmax", "--json=~/found.json"]) == 0
+    assert (tmp_path / "home" / "found.json").is_file() and not list((tmp_path / "here").iterdir())
 
 
 def test_no_device(tmp_path):

@@ -51,7 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _drop_output()
             print(f"clnn: the output cannot be written: {error}", file=sys.stderr)
             return 1
-        raise
+        print(f"clnn: a file or a folder cannot be read or written: {error}", file=sys.stderr)
+        return 1
     except ClnnError as error:
         print(f"clnn: {error}", file=sys.stderr)
         return 1
@@ -296,8 +297,6 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     """Check families and measure, print the text, and write what was asked for."""
-    from pathlib import Path
-
     from ..files import write_atomically
     from .verify import report, run
 
@@ -309,10 +308,7 @@ def _verify(options: argparse.Namespace) -> int:
     found = run.verify(options.families, options.minutes, options.limit, say)
     print(report.text(found))
     if options.json:
-        try:
-            write_atomically(Path(options.json), report.as_json(found).encode())
-        except OSError as error:
-            raise ConfigurationError(f"--json {options.json!r} cannot be written: {error}") from None
+        write_atomically(as_path(options.json), report.as_json(found).encode())
     return 1 if run.faults(found) else 0
 
 
@@ -450,8 +446,6 @@ def _predict(options: argparse.Namespace) -> int:
 # -- bench ------------------------------------------------------------------------------------------------------------
 def bench(options: argparse.Namespace) -> int:
     """Measure, print a table, and write what was asked for."""
-    from pathlib import Path
-
     from ..files import write_atomically
     from .bench import report, run
 
@@ -471,11 +465,11 @@ def bench(options: argparse.Namespace) -> int:
     for line in (*report.summary(measured), *measured.notes):
         print(line)
     if options.json:
-        write_atomically(Path(options.json), report.as_json(measured).encode())
+        write_atomically(as_path(options.json), report.as_json(measured).encode())
     if options.plot:
-        report.plot(measured, Path(options.plot))
+        report.plot(measured, as_path(options.plot))
     if options.picture:
-        report.picture(measured, Path(options.picture))
+        report.picture(measured, as_path(options.picture))
     return 0
 
 

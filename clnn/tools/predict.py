@@ -17,7 +17,9 @@ SHOWN = 3  # classes of each picture
 def predict(file: str, pictures: Sequence[str]) -> list[str]:
     """A line for each picture: what it is read as, and the most likely classes with their probabilities."""
     if Path(file).suffix == ".onnx":
-        raise ConfigurationError(f"{file} is an ONNX file, which clnn run answers arrays by: clnn run {file} x.npy")
+        raise ConfigurationError(
+            f"{file} is an ONNX file, which clnn run answers arrays by: clnn run {file} --input x.npy"
+        )
     net = model.load(file)
     shapes = net._input_shapes
     pixels = math.prod(shapes[0]) if len(shapes) == 1 else 0

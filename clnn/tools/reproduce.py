@@ -24,7 +24,7 @@ from ..data.augment import expand
 from ..data.datasets import mnist
 from ..ensemble import elect
 from ..errors import CheckpointError, ConfigurationError, DataError, Diverged
-from ..files import write_atomically
+from ..files import as_path, check_place, write_atomically
 from ..init import normal, scaled
 from ..layers import Activation, Conv2D, Dense, Dropout, Flatten, Layer, MaxPool2D, Reshape, register
 from ..model import Sequential, load
@@ -506,7 +506,8 @@ def reproduce(
             raise ConfigurationError(f"{name} should be 1 or more, {value} was provided instead")
     if against not in ("", "numpy"):
         raise ConfigurationError(f"there is no {against!r} to run against; the only one is numpy")
-    wanted, runs = chosen(names, everything), Runs(Path(folder))
+    wanted, runs = chosen(names, everything), Runs(as_path(folder))
+    check_place(runs.path)  # before hours of training
     if left := [name for name in chosen((), True) if not names and name not in wanted]:
         say(f"left out, since they take hours: {', '.join(left)}; name them, or give --all")
     data, plans = mnist(validation=10000, scale=256), planned(wanted, epochs)
@@ -523,8 +524,8 @@ def reproduce(
             say(f"{title} ...")
             runs.add(title, title, "0", baseline(title, data))
     text = table(runs, plans, seeds)
-    write_atomically(Path(folder) / "table.md", (text + "\n").encode())
-    draw(runs, plans, seeds, Path(folder), say)
+    write_atomically(runs.path.with_name("table.md"), (text + "\n").encode())
+    draw(runs, plans, seeds, runs.path.parent, say)
     return text
 
 

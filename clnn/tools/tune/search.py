@@ -30,6 +30,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ...errors import ClnnError, ConfigurationError
+from ...files import as_path
 from ...gemm import Product, Scale, Shape, clblast, clblast_problem, gemm, tile, tuning
 from ...gemm.tuning import Choice
 from ...ops.image import conv_plan
@@ -694,7 +695,7 @@ def tune(
     if search.found["convolutions"]:
         print(table_of_plans(search.found["convolutions"]))
     if ship:
-        export(search, Path(ship))
+        export(search, as_path(ship))
         say(f"added to {ship}")
     return 0 if done else 3
 
