@@ -76,8 +76,9 @@ def check_place(path: Path) -> None:
 def _place(path: Path) -> Path:
     """Where a file is written, in a folder that is there and swept."""
     path = Path(os.path.realpath(path))
-    if os.path.lexists(path) and not path.is_file():  # of links, the realpath is one where they go in a circle
-        raise OSError(f"{path} is there, and is no regular file")
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(os.lstat(path).st_mode):  # of links, the realpath is one where they go in a circle
+            raise OSError(f"{path} is there, and is no regular file")
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path.parent)
     return path
