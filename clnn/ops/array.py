@@ -134,8 +134,10 @@ def check_together(what: str, *arrays: Array | None) -> None:
             raise ShapeError(f"{what}: arrays of two types, {types}")
 
 
-def check_float(what: str, x: Array) -> None:
-    """ShapeError unless its elements are floats."""
+def check_float(what: str, x: Array, *others: Array | None) -> None:
+    """ShapeError unless its elements are floats, and those of the others of the same type."""
+    if others:
+        check_together(what, x, *others)
     if x.dtype not in FLOATS:
         raise ShapeError(f"{what} takes floats, not {x.dtype}; convert with .astype('float32')")
 

@@ -181,8 +181,7 @@ def choose(condition: Array, a: Array | float, b: Array | float) -> tuple[Array,
                 f"where: arrays on two devices, {condition.device!r} and {x.device!r}; move one with .to(device)"
             )
         shape = broadcast_shape("where", shape, x.shape)
-    like = arrays[0] if arrays else None
-    dtype = like.dtype if like is not None else np.dtype(np.float32)
+    dtype = arrays[0].dtype if arrays else np.dtype(np.float32)
     y = empty(condition.device, shape, dtype)
 
     def launch(out: Array, a: Array | float, b: Array | float) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from ..errors import ShapeError
 from ..gemm import Product, Shape, column_sums, engine_name, gemm
 from .activation import end_with
-from .array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
+from .array import Array, Backward, Flow, Sink, block_of, check_float, empty
 from .elementwise import broadcast_shape
 from .half import halves_of
 from .reduce import sum_to
@@ -24,8 +24,7 @@ def linear(
 
     With `keep` the derivative of an activation is kept, where y does not tell it; inference goes without.
     """
-    check_together("linear", x, w, b)
-    check_float("linear", x)
+    check_float("linear", x, w, b)
     assert b is None or not transposed
     k, n = w.shape[::-1] if transposed else w.shape
     if x.ndim < 1 or x.shape[-1] != k:
@@ -86,8 +85,7 @@ def _broadcast(x: Array, leading: tuple[int, ...], step: int) -> tuple[Array, in
 @op
 def matmul(a: Array, b: Array) -> tuple[Array, Backward]:
     """y = a b: (..., m, k) and (..., k, n) -> (..., m, n), in one launch; leading axes are broadcast, as NumPy has it."""
-    check_together("matmul", a, b)
-    check_float("matmul", a)
+    check_float("matmul", a, b)
     pairs = zip(a.shape[-3::-1], b.shape[-3::-1])
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2] or any(p != q and 1 not in (p, q) for p, q in pairs):
         raise ShapeError(f"matmul: shapes {a.shape} and {b.shape} do not fit: (..., m, k) times (..., k, n)")

@@ -109,8 +109,7 @@ def _pair(sink: Sink | None) -> tuple[Argument, ...]:
 
 def _check(what: str, x: Array, **vectors: Array | None) -> tuple[int, int, int]:
     """x as (batch, channels, space); vectors have a value for each channel."""
-    check_together(what, x, *vectors.values())
-    check_float(what, x)
+    check_float(what, x, *vectors.values())
     if x.ndim < 2:
         raise ShapeError(
             f"{what}: an input has the axes (batch, channels, *space), and this one has the shape {x.shape}"
@@ -273,8 +272,7 @@ def _over_last(
     what: str, x: Array, gamma: Array | None, beta: Array | None, axes: int, activation: str, epsilon: float, keep: bool,
     **kind: int,
 ) -> tuple[Array, Backward]:  # fmt: skip
-    check_together(what, x, gamma, beta)
-    check_float(what, x)
+    check_float(what, x, gamma, beta)
     if not 0 < axes <= x.ndim:
         raise ShapeError(f"{what} over the last {axes} axes of an input of shape {x.shape}, which has {x.ndim}")
     shape = x.shape[x.ndim - axes :]

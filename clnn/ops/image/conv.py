@@ -17,7 +17,7 @@ from ...gemm import Product, Scale, Shape, epilogue_defines, tile
 from ...runtime.device import Device, DType, ceil_div
 from ...runtime.memory import Block
 from ..activation import end_with
-from ..array import Array, Backward, Flow, Sink, block_of, check_float, check_together, empty
+from ..array import Array, Backward, Flow, Sink, block_of, check_float, empty
 from ..elementwise import scale_add
 from ..reduce import sum_to
 from ..trace import op
@@ -391,8 +391,7 @@ def _convolution(
     transposed: bool,
 ) -> tuple[Array, Backward]:
     """Both: of a transposed one the forward pass is the other's gradient by inputs, and the reverse."""
-    check_together(what, x, w, b)
-    check_float(what, x)
+    check_float(what, x, w, b)
     if 0 in x.shape[2:]:
         raise ShapeError(f"{what} over no elements: the input's shape is {x.shape}")
     n, k, c = x.shape[0], w.shape[0] // groups, w.shape[1]

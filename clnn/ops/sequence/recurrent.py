@@ -10,7 +10,7 @@ from ...gemm import Product, Shape, column_sums, gemm
 from ...runtime.device import Device, DType, int_vector
 from ...runtime.memory import Block
 from ..activation import ACTIVATIONS
-from ..array import Array, Backward, Flow, Sink, check_float, check_together, empty
+from ..array import Array, Backward, Flow, Sink, check_float, empty
 from ..elementwise import TYPES
 from ..trace import op
 
@@ -118,8 +118,7 @@ def recurrent(
     ShapeError for no steps, and for states or a mask of another shape.
     """
     what = {"RNN": "SimpleRNN"}.get(cell.kind, cell.kind)
-    check_together(what, z, u, bias, *states, drop, u_h)
-    check_float(what, z)
+    check_float(what, z, u, bias, *states, drop, u_h)
     batch, steps, columns = z.shape
     units, device, dtype = u.shape[0], z.device, z.dtype
     if steps == 0:
