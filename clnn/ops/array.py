@@ -128,7 +128,8 @@ def check_together(what: str, *arrays: Array | None) -> None:
     there = [x for x in arrays if x is not None]
     for x in there[1:]:
         if x.device is not there[0].device:
-            raise DeviceError(f"{what}: arrays on two devices, {there[0].device!r} and {x.device!r}; move one by .to()")
+            where = f"{there[0].device!r} and {x.device!r}"
+            raise DeviceError(f"{what}: arrays on two devices, {where}; move one with .to(device)")
         if x.dtype != there[0].dtype:
             types = f"{there[0].dtype} and {x.dtype}; convert one by .astype(), classes by clnn.one_hot()"
             raise ShapeError(f"{what}: arrays of two types, {types}")
