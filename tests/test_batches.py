@@ -496,6 +496,31 @@ def test_a_further_fit_that_is_interrupted_takes_the_same_batches(device, tmp_pa
     assert same(whole, run("parts", 4))
 
 
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_a_pass_without_a_seed_goes_on_in_its_order(device, tmp_path, shuffle):
+    """Epochs of two batches of three: the rest of a pass comes after the checkpoint, or in the next fit."""
+    seen = []
+
+    def noisy(x, y, rng):
+        return x + (seen.append(x[0, 0]), np.float32(rng.normal()))[1], y
+
+    def run(folder, epochs, seed, optimizer=None, **options):
+        clnn.seed(seed)
+        batches, optimizer = Batches(X, Y, 32, transform=noisy, shuffle=shuffle, workers=0), optimizer or clnn.SGD(0.01)
+        options |= {"callbacks": [clnn.Checkpoint(tmp_path / folder)], "resume": tmp_path / folder}
+        return fit(device, batches, epochs=epochs, steps_per_epoch=2, optimizer=optimizer, seed=None, **options)
+
+    whole = run("whole", 6, 1)
+    for epochs, seed in ((0, 1), (1, 2), (4, 3)):
+        run("parts", epochs, seed)
+    assert same(whole, run("parts", 6, 4))
+    seen.clear()
+    optimizer = clnn.SGD(0.01)
+    net, _ = run("one", 1, 1, optimizer)
+    run("two", 1, 2, optimizer, net=net)
+    assert len({*seen[1:3], seen[4]}) == 3  # of one pass; the first of each fit only shows the form
+
+
 # -- Batches alone ---------------------------------------------------------------------------------------------------------
 def test_passes_have_orders_of_their_own_and_repeat_by_seed():
     def passes(**options):

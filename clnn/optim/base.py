@@ -56,7 +56,7 @@ class _Left(NamedTuple):
     lr: Any = None
     schedule: dict[str, Any] | None = None  # the state of its schedule
     waiting: dict[Any, np.ndarray] = {}  # what was loaded for parameters that are frozen
-    passed: tuple[int, int] | None = None
+    passed: tuple[int, ...] | None = None
 
 
 class Taking:
@@ -140,7 +140,7 @@ class Optimizer(Watched):
         self.clip_value = None if clip_value is None else in_range("clip_value", clip_value, 0.0, math.inf, "()")
         self.ema = None if ema is None else in_range("ema", ema, 0.0, 1.0)
         self.epochs = 0  # trained so far by fit, which orders its samples by this number
-        self.passed: tuple[int, int] | None = None  # where `Batches` are; None: a pass for each epoch
+        self.passed: tuple[int, ...] | None = None  # where `Batches` are; None: a pass for each epoch
         self._ready = True
 
     def _begin(self) -> None:
@@ -234,8 +234,8 @@ class Optimizer(Watched):
             self.lr.bind(*self._fit)
             self._rates.left = 0
 
-    def end_epoch(self, passed: tuple[int, int] | None = None) -> None:
-        """fit has trained an epoch; `passed`: how many batches of `Batches` are over, and how many a pass has."""
+    def end_epoch(self, passed: tuple[int, ...] | None = None) -> None:
+        """fit has trained an epoch; `passed`: how many batches of `Batches` are over, how many a pass has, and their seed."""
         self.epochs, self.passed = self.epochs + 1, passed
 
     def observe(self, loss: float) -> None:
@@ -662,7 +662,7 @@ class Optimizer(Watched):
         for store in self._kept.stores:
             self._left[store] = _Left(self.steps, self.epochs, waiting={}, passed=self.passed)
         self._rates.steps, self._rates.left, self.epochs = int(state["steps"]), 0, int(state["epochs"])
-        self.passed = (int(state["passed"][0]), int(state["passed"][1])) if "passed" in state else None
+        self.passed = tuple(map(int, state["passed"])) if "passed" in state else None
         if isinstance(self.lr, Schedule) and "schedule" in state:
             self.lr.load_state_dict(state["schedule"])
         known = ("steps", "epochs", "names", "states", "rule", "arrays", "schedule", "passed")

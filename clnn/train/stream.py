@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .. import random
 from ..checks import check_count, is_sparse
 from ..data.batches import Batches
 from ..errors import ConfigurationError, DataError, ShapeError, warn
@@ -87,23 +88,29 @@ class Stream:
         that, where passes were of another length, or an epoch is a whole one; of other sources the batches of those that a fit
         before has trained, which this one resumes, are drawn and dropped."""
         if isinstance(self.source, Batches):
-            taken, length = optimizer.passed or (optimizer.epochs, 1)
+            taken, length, *seeds = optimizer.passed or (optimizer.epochs, 1)
+            if not self.whole and self.source.seed is None and self.seed is None:  # epochs may end within a pass
+                self.seed = seeds[0] if seeds else int(random.host().integers(2**62))
             self._passes, self._in_pass = divmod(taken, length)
             if self._in_pass and (self.whole or length != len(self.source)):
                 self._passes, self._in_pass = self._passes + 1, 0
             self._before = self._passes * len(self.source) + self._in_pass
+            optimizer.passed = self.passed()
         for _ in range(0 if isinstance(self.source, Batches) else resumed):
             for _ in self.epoch():
                 pass
 
-    def passed(self) -> tuple[int, int] | None:
-        """How many batches of `Batches` are over, and how many a pass has."""
-        return (self._before + self._taken, len(self.source)) if isinstance(self.source, Batches) else None
+    def passed(self) -> tuple[int, ...] | None:
+        """How many batches of `Batches` are over, how many a pass has, and the seed of fit that orders them, if there is one."""
+        seed = () if self.seed is None else (self.seed,)
+        return (self._before + self._taken, len(self.source), *seed) if isinstance(self.source, Batches) else None
 
     def epoch(self) -> Iterator[Any]:
         """The batches of the next epoch."""
         for _ in range(self.steps):
-            yield self._next()
+            batch = self._waiting.pop() if self._waiting else self._drawn()
+            self._taken += 1
+            yield batch
         if self.whole and self._passing is not None:
             rest, self._passing, self._in_pass = self._passing, None, 0
             if next(rest, self) is not self:
@@ -140,11 +147,6 @@ class Stream:
             run.train_by(Feed(run.device, len(batch.xs[0]), *batch, ordered=False), given)
         if len(self._forms) > MOST_FORMS:
             del self._forms[next(iter(self._forms))]
-
-    def _next(self) -> Any:
-        batch = self._waiting.pop() if self._waiting else self._drawn()
-        self._taken += 1
-        return batch
 
     def _drawn(self) -> Any:
         for _ in range(2):
