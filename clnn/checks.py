@@ -41,18 +41,16 @@ def check_flag(name: str, value: Any) -> bool:
 
 
 def in_range(name: str, value: Any, low: float, high: float, closed: str = "[)") -> float:
-    """`value` as a float, if it lies in the range."""
-    fits = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    fits = (
-        fits
-        and (low <= value if closed[0] == "[" else low < value)
-        and (value <= high if closed[1] == "]" else value < high)
-    )
+    """`value` as a float, if it lies in the range; also of an array without axes, as `np.where` gives it."""
+    number = value.item() if getattr(value, "ndim", None) == 0 else value
+    fits = isinstance(number, (int, float, np.number)) and not isinstance(number, bool)
+    fits = fits and (low <= number if closed[0] == "[" else low < number)
+    fits = fits and (number <= high if closed[1] == "]" else number < high)
     if not fits:
         raise ConfigurationError(
             f"{name} should be in {closed[0]}{low:g}, {high:g}{closed[1]}, {value!r} was provided instead"
         )
-    return float(value)
+    return float(number)
 
 
 def sizes(what: str, value: Any) -> tuple[int, ...]:
@@ -125,6 +123,8 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
     remedy = "convert it, for instance with .astype('float32') or, in pandas, .to_numpy('float32')"
     if kind.startswith(("str", "<U", "|S", "bytes")):
         remedy = "names of classes become numbers with names, y = numpy.unique(y, return_inverse=True); else " + remedy
+    if value.dtype.names or value.dtype.kind == "c":
+        remedy = "make columns, of fields with numpy.lib.recfunctions.structured_to_unstructured, of parts as [z.real, z.imag]"
     raise DataError(f"{name} should be an array of numbers, not of {kind}: {remedy}")
 
 

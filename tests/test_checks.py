@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import clnn
-from clnn.checks import check_count, numbers, whole, whole_numbers
+from clnn.checks import check_count, in_range, numbers, whole, whole_numbers
 
 same_bits = np.testing.assert_array_equal
 INTS = [int, np.int64, np.int32, np.uint8, lambda v: np.array(v)]
@@ -24,6 +24,25 @@ def test_what_is_no_whole_number(bad):
     assert whole(bad) is None
     with pytest.raises(clnn.ShapeError, match="sizes takes whole numbers, and .* was given"):
         whole_numbers("sizes", bad)
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, np.longdouble, np.array, clnn.tensor])
+def test_numbers_of_every_kind_lie_in_a_range(device, kind):
+    assert in_range("x", kind(0.5), 0.0, 1.0) == 0.5 and type(in_range("x", kind(0.5), 0.0, 1.0)) is float
+    with pytest.raises(clnn.ConfigurationError, match=r"x should be in \[0, 1\)"):
+        in_range("x", kind(1.0), 0.0, 1.0)
+    net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
+    rates = clnn.SGD(lambda step: kind(0.25) if step < 2 else kind(0.5))  # np.where, say, gives an array without axes
+    history = net.fit(np.ones((2, 3)), np.zeros((2, 2)), loss="mse", optimizer=rates, epochs=3, progress=False)
+    assert history["lr"] == [0.25, 0.25, 0.5]
+
+
+@pytest.mark.parametrize(
+    "bad", [True, np.array(True), np.complex64(0), np.array([0.5]), np.array("0"), "0", None, np.array(None)]
+)
+def test_what_is_no_number_lies_in_no_range(bad):
+    with pytest.raises(clnn.ConfigurationError, match=r"x should be in \[0, 1\)"):
+        in_range("x", bad, 0.0, 1.0)
 
 
 @pytest.mark.parametrize("kind", INTS[1:], ids=["int64", "int32", "uint8", "0-d array"])
@@ -123,6 +142,9 @@ def test_arrays_that_hold_no_numbers(bad):
     with pytest.raises(clnn.DataError, match="the weights"):
         numbers(bad, "the weights")
     assert numbers(np.ma.array([1.0, 2.0]), "x").tolist() == [1.0, 2.0]  # nothing is masked
+    if getattr(bad, "dtype", np.dtype(float)).kind in "Vc":  # of which .astype("float32") makes no columns
+        with pytest.raises(clnn.DataError, match="make columns, of fields .* of parts"):
+            numbers(bad, "x")
 
 
 @pytest.mark.parametrize(
