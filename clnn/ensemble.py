@@ -33,10 +33,10 @@ class Ensemble:
 
     def __init__(self, models: Sequence[Model], how: str = "vote") -> None:
         self.models = [models] if isinstance(models, Model) else list(models)
-        wrong = next((m for m in self.models if not isinstance(m, Model)), None)
-        if not self.models or wrong is not None:
+        wrong = [m for m in self.models if not isinstance(m, Model)]
+        if not self.models or wrong:
             raise ConfigurationError(
-                f"Ensemble takes a list of one or more models{f', not {wrong!r}' if wrong is not None else ''}"
+                f"Ensemble takes a list of one or more models{f', not {wrong[0]!r}' if wrong else ''}"
             )
         if how not in ("vote", "mean"):
             raise ConfigurationError(f'how should be "vote" or "mean", {how!r} was provided instead')

@@ -45,10 +45,10 @@ class Symbol(Symbolic):
         return f"<{self.dtype} of shape {self.shape} from {of}>"
 
     def through(self, layer: Layer, inputs: Sequence[Any]) -> Any:
-        wrong = next((x for x in inputs if not isinstance(x, Symbol)), None)
-        if wrong is not None:
+        wrong = [type(x).__name__ for x in inputs if not isinstance(x, Symbol)]
+        if wrong:
             raise ConfigurationError(
-                f"{layer!r} is given an Input and a {type(wrong).__name__} together; what is the same in each batch belongs into "
+                f"{layer!r} is given an Input and a {wrong[0]} together; what is the same in each batch belongs into "
                 "a layer of your own"
             )
         floats = {x.dtype for x in inputs} - {np.dtype(np.int32)}

@@ -30,7 +30,7 @@ class Progress:
         self.waiting = 0
         self.every, self.unsaid, self.shown = -(-epochs // MOST_LINES), "", shown
         self.stepped = threading.Event()
-        if shown:
+        if shown and sys.stderr is not None:  # which programs without a console go without
             notebook = in_notebook()
             if notebook:
                 from tqdm.auto import tqdm

@@ -227,7 +227,7 @@ class Search:
         kind: Any = {1: Worker, "mpi": Ranks}.get(self.processes, Processes)
         with (
             contextlib.closing(kind(self)) as workers,
-            tqdm(total=sum(self.sizes), unit="trial", disable=None if self.progress else True) as bar,
+            tqdm(total=sum(self.sizes), unit="trial", disable=None if self.progress and sys.stderr else True) as bar,
         ):
             for rung, size in enumerate(self.sizes):
                 if rung:  # a trial that failed has no score for the rung before

@@ -413,6 +413,7 @@ def test_second_mirror_after_a_first_nobody_answers_at(server, monkeypatch):
 
 def test_downloads_go_by_the_proxies_of_now(server, monkeypatch):
     monkeypatch.setattr(datasets, "MNIST", small(f"{server.url}/a/"))
+    monkeypatch.setattr("sys.stderr", None)  # as without a console, where no bar can be shown
     serve(server, "a")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", "")

@@ -76,7 +76,7 @@ def test_networks_vote(device, rng):
 
 
 def test_what_is_no_ensemble(device):
-    for wrong, words in (([], "one or more models"), ([clnn.Dense(3)], r"not Dense\(3\)")):
+    for wrong, words in (([], "one or more models"), ([clnn.Dense(3)], r"not Dense\(3\)"), ([None], "not None")):
         with pytest.raises(clnn.ConfigurationError, match=words):
             clnn.Ensemble(wrong)
     two, three = Known([[0.5, 0.5]]), Known([[0.5, 0.5, 0.0]])

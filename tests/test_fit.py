@@ -791,7 +791,7 @@ def test_what_fit_takes_elsewhere_says_what_it_is_here(argument, said):
         )
 
 
-@pytest.mark.parametrize("wrong", [5, clnn.EarlyStopping, "early"])
+@pytest.mark.parametrize("wrong", [5, clnn.EarlyStopping, "early", [None], [clnn.EarlyStopping("loss"), None]])
 def test_callbacks_that_are_none(device, wrong):
     net = clnn.Sequential([clnn.Dense(3)], input_shape=4)
     with pytest.raises(clnn.ConfigurationError, match="callbacks is a list of clnn.Callback objects, not "):

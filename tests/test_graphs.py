@@ -590,6 +590,7 @@ NO_GRAPH = {
     "no outputs": (lambda a, b, d: clnn.Model(a), "Model's outputs should be"),
     "no layer": (lambda a, b, d: clnn.Model(a, a), "with no layer in between"),
     "a number": (lambda a, b, d: 2 * a, "given an Input and a int together"),
+    "nothing beside": (lambda a, b, d: clnn.Add()(a, None), "given an Input and a NoneType together"),
     "an array beside": (lambda a, b, d: clnn.Add()(a, np.ones((2, 5))), "given an Input and a ndarray together"),
     "a function": (lambda a, b, d: clnn.tanh(a), "an Input has no values"),
     "concatenate": (lambda a, b, d: clnn.concatenate([a, b]), "an Input has no values"),

@@ -310,6 +310,12 @@ def test_a_line_an_epoch_where_there_is_no_terminal(device, capsys):
     assert capsys.readouterr().err == ""
 
 
+def test_programs_without_a_console_train_in_silence(device, monkeypatch):
+    """Such as those of pythonw.exe, and what is started with 2>&-."""
+    monkeypatch.setattr("sys.stderr", None)
+    assert len(fit(made(device), 2, progress=True)["loss"]) == 2
+
+
 def test_lines_go_to_logging_where_somebody_listens(device, caplog, capsys):
     with caplog.at_level(logging.INFO, logger="clnn"):
         fit(made(device), 2, progress=True)

@@ -128,6 +128,11 @@ def test_epochs_of_a_trial_can_be_searched(device):
     assert {row["arguments"]["epochs"]: row["epochs"] for row in found.rows} == {1: 1, 3: 3}
 
 
+def test_a_search_without_a_console(device, monkeypatch):
+    monkeypatch.setattr("sys.stderr", None)
+    assert len(search.grid(build, {"lr": [0.1]}, TRAIN, VALIDATION, epochs=1, progress=True).rows) == 1
+
+
 def test_metrics_of_ones_own(device):
     def distance(output, target):
         return clnn.metrics.accuracy(output, target) * -1 + 1

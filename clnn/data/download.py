@@ -1,5 +1,6 @@
 """Fetches a file from the first mirror that has a good copy."""
 
+import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -48,11 +49,9 @@ def _read(url: str) -> bytes:
     data = bytearray()
     request, title = Request(url, headers={"User-Agent": "clnn"}), url.rsplit("/", 1)[-1]
     with (
-        build_opener().open(
-            request, timeout=TIMEOUT
-        ) as response,  # by the proxies of now: urlopen keeps the first it saw
+        build_opener().open(request, timeout=TIMEOUT) as response,  # urlopen keeps the proxies that it saw first
         # disable=None: no bar where the output is not a terminal
-        tqdm(desc=title, total=response.length, unit="B", unit_scale=True, disable=None) as bar,
+        tqdm(desc=title, total=response.length, unit="B", unit_scale=True, disable=None if sys.stderr else True) as bar,
     ):
         while chunk := response.read(1 << 16):
             data += chunk

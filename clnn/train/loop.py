@@ -337,10 +337,10 @@ def _training_step(
 def as_callbacks(callbacks: Any) -> list[Any]:
     """What `fit` calls as it goes, a list."""
     found = list(callbacks or ()) if isinstance(callbacks or (), Iterable) else [callbacks]
-    wrong = next((one for one in found if isinstance(one, type) or not hasattr(one, "on_data")), None)
-    if wrong is not None:
+    wrong = [one for one in found if isinstance(one, type) or not hasattr(one, "on_data")]
+    if wrong:
         rest = "schedules go to lr, functions to clnn.Lambda"
-        raise ConfigurationError(f"callbacks is a list of clnn.Callback objects, not {wrong!r}; {rest}")
+        raise ConfigurationError(f"callbacks is a list of clnn.Callback objects, not {wrong[0]!r}; {rest}")
     for one in found:
         named = [name for name in dir(one) if name.startswith("on_") and not hasattr(Callback, name)]
         if unknown := [name for name in named if callable(getattr(one, name))]:
