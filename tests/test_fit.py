@@ -192,6 +192,18 @@ def test_the_budget_decides_what_is_streamed(device, blobs, monkeypatch):
     assert not resident and rows == 100
 
 
+def test_what_is_measured_goes_through_in_the_memory_that_is_left(device, blobs, monkeypatch):
+    """All samples at once do not: a few batches do, of the size that was asked for."""
+    x, y = (np.concatenate([one] * 5) for one in blobs)
+    net, other = net_on(device), net_on(device)
+    outputs, measured = net.predict(x, batch_size=64), net.evaluate(x, y, loss="cross_entropy", batch_size=64)
+    gc.collect()
+    monkeypatch.setattr(device.memory, "limit", device.memory.in_use + 20_000)
+    assert np.array_equal(other.predict(x, batch_size=64), outputs)
+    assert other.evaluate(x, y, loss="cross_entropy", batch_size=64) == pytest.approx(measured, rel=1e-6)
+    assert [one.batch for one in other._evaluations.values()] == [64, 64]
+
+
 def test_sample_and_class_weights_multiply_losses(device, blobs):
     x, y = blobs
     weight = np.linspace(0, 2, len(y)).astype(np.float32)

@@ -55,6 +55,7 @@ class Evaluation:
     ) -> None:
         self.model, self.given, self.loss, self.metrics = model, outputs, loss, list(metrics)
         self.asked = self.batch = batch
+        self.room, self.one_by_one = CHUNK_BYTES, False  # bytes that go through at once, and whether a batch does
         self.feed: Feed | None = None
         self.results: Results | None = None
         self.record = record
@@ -95,8 +96,8 @@ class Evaluation:
         return found
 
     def _in_batches_that_fit(self, n: int, passes: Callable[[], Any]) -> Any:
-        """What `passes()` returns. Where memory does not do for a batch, it goes on in smaller ones, with the same results:
-        who trained in small batches has not chosen those of an evaluation. Stateful layers are after an error as before it."""
+        """What `passes()` returns. Where memory does not do, fewer batches go through at once, then smaller ones, with the same
+        results: who trained in small batches has not chosen those of an evaluation. Stateful layers are after it as before."""
         states = {one: one._copied_states() for one in self.model.stateful_layers()}
         while True:
             try:
@@ -106,7 +107,8 @@ class Evaluation:
                     one._take_states(before)
                 if not isinstance(error, OutOfDeviceMemory) or min(self.batch, n) <= 1:
                     raise
-                self.batch, self.feed, self.step = min(self.batch, n) // 2, None, None
+                self.batch = min(self.batch, n) // 2 if self.one_by_one else self.batch
+                self.room, self.feed, self.step = self.room // 4, None, None
 
     def _measured(self, samples: Samples) -> tuple[np.ndarray, np.ndarray]:
         """Of each output the sums of losses, hits and targets that count, and those of further metrics times rows."""
@@ -181,8 +183,9 @@ class Evaluation:
         n, feed = len(samples.xs[0]), self.feed
         if feed is not None and n <= self.batch and feed.fits(n, *samples):
             return feed
-        room, row = min(CHUNK_BYTES, self.model.device.memory.piece // 2), sum(Feed.row_bytes(*samples))
+        room, row = min(self.room, self.model.device.memory.piece // 2), sum(Feed.row_bytes(*samples))
         most = max(1, room // row // self.batch) * self.batch
+        self.one_by_one = min(n, most) <= self.batch
         if feed is None or not feed.fits(min(n, most), *samples):
             capacity = min(most, 1 << max(0, n - 1).bit_length())
             device = self.model.device
