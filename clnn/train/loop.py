@@ -82,7 +82,7 @@ def fit(
     "balanced" gives class c, of n_c of the n samples, the weight n / (classes n_c). A step's mean loss divides by the number of
     its targets, less those that the loss ignores (`CrossEntropy(ignore_index=...)`); the history's is the mean over all such
     targets of the epoch. With `seed`, shuffling and dropout repeat from run to run. `record=False` keeps every step eager.
-    A second fit with the same optimizer object goes on where the first ended. Callbacks leave the arrays as they are: samples that
+    A second fit with the same optimizer object goes on where the first ended. Callbacks leave arrays as they are: samples that
     fit into the device's memory are read at the beginning, others and those that are held out in each epoch.
     In place of arrays, x may yield batches, (x, y) or (x, y, sample_weight): `clnn.data.Batches`, a DataLoader of PyTorch, any
     iterable, or with `steps_per_epoch` a generator. Their order, and how many samples are in each, is theirs; `batch_size`,
