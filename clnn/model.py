@@ -385,7 +385,12 @@ class Sequential(Model):
             x, found = tensor(np.zeros((1, *shape)), kind, self.device), []
             for layer in self.layers:
                 x = layer(x)
-                found.append(x.shape[1:] if isinstance(x, Tensor) else tuple(t.shape[1:] for t in x))
+                parts = [*x.values()] if isinstance(x, dict) else [*x] if isinstance(x, (tuple, list)) else [x]
+                if not all(hasattr(one, "shape") for one in parts):
+                    raise ConfigurationError(
+                        f"{layer.name}: forward() returned {type(x).__name__} and no tensor; does it end with return?"
+                    )
+                found.append(x.shape[1:] if hasattr(x, "shape") else tuple(t.shape[1:] for t in parts))
             return found
 
         with drawing_from(generator), no_grad():

@@ -950,6 +950,18 @@ def test_a_forward_that_returns_an_array_of_numpy(device):
         assert np.array_equal(ByNumPy()(first.layers[1](x)), 2 * first.layers[1](x).numpy())
 
 
+@pytest.mark.parametrize("returned", [None, 2.0, "x", (None, 1.0)])
+def test_a_forward_that_returns_no_tensor(device, returned):
+    """Where `return` was forgotten, "'NoneType' object is not iterable" was all that was said."""
+    layer = type("Mine", (clnn.Layer,), {"forward": lambda self, x: returned})
+    kind = type(returned).__name__
+    for layers in ([layer()], [clnn.Dense(2), layer(), clnn.Dense(2)]):
+        with pytest.raises(
+            clnn.ConfigurationError, match=rf"mine_1: forward\(\) returned {kind} and no tensor; .*return"
+        ):
+            clnn.Sequential(layers, input_shape=3)
+
+
 def test_one_callback_and_none(device):
     seen = []
     one = clnn.Callback()
