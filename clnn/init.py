@@ -109,9 +109,7 @@ INITIALISERS: dict[str, Initialiser] = {
     "nielsen_old": normal(),  # N(0, 1), Nielsen chapter 1
     "nielsen_new": scaled(lambda n_in, n_out: 1.0 / n_in, "normal"),  # N(0, 1/in), Nielsen chapter 3
     "series": scaled(_glorot, "normal"),  # the series, part 13
-    "series_by_inputs": scaled(
-        lambda n_in, n_out: 1.0 / n_in**2, "normal"
-    ),  # gaussians times 1/in, the series, part 14
+    "series_by_inputs": scaled(lambda n_in, n_out: 1.0 / n_in**2, "normal"),  # times 1/in: the series, part 14
     "glorot_uniform": scaled(_glorot, "uniform"),  # Glorot and Bengio 2010, eq. 16
     "glorot_normal": scaled(_glorot, "normal"),
     "he_uniform": scaled(lambda n_in, n_out: 2.0 / n_in, "uniform"),  # He et al. 2015, eq. 10

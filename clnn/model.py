@@ -68,9 +68,8 @@ class Model(Layer):
         if fresh:
             self._device, self.dtype = self.layers[0].device, self.layers[0].dtype
             self.graph.place(self._device, self.dtype)
-            first_pass(
-                self.graph, self.graph.inputs.values(), lambda _: None, self.graph.forward
-            )  # masks come with tensors
+            # masks come with tensors
+            first_pass(self.graph, self.graph.inputs.values(), lambda _: None, self.graph.forward)
             self.ensure_built(*[tuple(shape) for shape, _ in self.graph.inputs.values()])
             consolidate(self.parameters())
         self.storage = storage
@@ -387,9 +386,8 @@ class Sequential(Model):
                 x = layer(x)
                 parts = [*x.values()] if isinstance(x, dict) else [*x] if isinstance(x, (tuple, list)) else [x]
                 if not all(hasattr(one, "shape") for one in parts):
-                    raise ConfigurationError(
-                        f"{layer.name}: forward() returned {type(x).__name__} and no tensor; does it end with return?"
-                    )
+                    told = f"forward() returned {type(x).__name__} and no tensor; does it end with return?"
+                    raise ConfigurationError(f"{layer.name}: {told}")
                 found.append(x.shape[1:] if hasattr(x, "shape") else tuple(t.shape[1:] for t in parts))
             return found
 
