@@ -482,10 +482,8 @@ def _begin(search: Search) -> int:
 def _begin_rank(search: Search) -> None:
     from .distributed import device_of  # which most searches do without
 
-    names = (
-        "MPI_LOCALRANKID",
-        "OMPI_COMM_WORLD_LOCAL_RANK",
-    )  # asking MPI takes all ranks, and the first one waits for results
+    # asking MPI takes all ranks, and the first one waits for results
+    names = ("MPI_LOCALRANKID", "OMPI_COMM_WORLD_LOCAL_RANK")
     one = device_of(int(next((os.environ[name] for name in names if name in os.environ), 0)))
     search.device = f"{one.platform_index}:{one.device_index}"
     _begin(search)
