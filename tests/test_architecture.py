@@ -160,7 +160,7 @@ WINGS = {
     "tables and folders": (337, "data/table.py", "data/folder.py"),
     "batches": (500, "data/batches.py", "train/stream.py"),
     "core": (6_526, "runtime/*", "gemm/*", "ops/*", "layers/*", "train/*", "tensor.py", "tape.py"),
-    "optimizers": (2_258, "optim/*", "schedules.py", "minimize.py"),
+    "optimizers": (2_263, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (740, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_301, "data/*"),
     "tools": (8_578, "tools/*"),

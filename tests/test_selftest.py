@@ -414,8 +414,6 @@ def test_what_the_tests_launch_is_one_text(device, monkeypatch):
     keys = tests.launched(device)
     assert device._now.ahead is None and device.launches == before
     assert {"reduce", "selftest", "gemm"} <= {file for file, *_ in keys}
-    monkeypatch.setitem(
-        vars(device), "programs", program.Programs(device.context, device.has_fp64, device.pocl_version)
-    )
+    monkeypatch.setitem(vars(device), "programs", program.Programs(device.context, device.pocl_version))
     device.programs.load(keys)
     assert [wrong for test in tests.TESTS for wrong in test(device)] == []

@@ -29,7 +29,7 @@ def fit(x, y, outputs=3, loss="cross_entropy", activation=None, **options):
         (Y[:, None], r"y is a column of int64: for class numbers give y.ravel\(\)$"),
         (Y[:, None].astype("float32"), r"y is a column of float32: for class numbers give y.ravel\(\).astype"),
         (Y[:, None] > 0, r"y is a column of bool: for class numbers give y.ravel\(\).astype"),
-        (Y.astype(complex), "not of complex128: convert it"),
+        (Y.astype(complex), "not of complex128: make columns"),
         (Y.astype("datetime64[D]"), "not of datetime64.D.: convert it"),
     ],
     ids=["str", "list", "object", "column of str", "bytes", "bool", "float", "halves", "column", "column of float",
