@@ -163,7 +163,7 @@ WINGS = {
     "optimizers": (2_263, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (740, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_301, "data/*"),
-    "tools": (8_578, "tools/*"),
+    "tools": (8_590, "tools/*"),
     "the rest": (4_385, "*"),
 }
 

@@ -374,7 +374,7 @@ def test_unknown_names_list_the_known_ones():
     with pytest.raises(ConfigurationError, match="rounds should be 1 or more, 0 was"):
         run.Bench(rounds=0)
     with pytest.raises(ConfigurationError, match="--profile takes one of first-step, nielsen, mlp"):
-        run.profile("gemm")
+        run.profile("chess")
 
 
 def test_a_peer_that_is_not_installed_is_named_with_the_remedy(monkeypatch):
@@ -496,6 +496,22 @@ def test_a_profile_lists_launches(monkeypatch, name, net):
     assert "GFLOP/s" in found["table"] and all(
         one["launch"].partition("{")[0] in found["table"] for one in found["launches"]
     )
+
+
+def test_a_profile_lists_the_launches_of_answers_and_of_products(monkeypatch):
+    """One table for each size, with the rate of each product in it."""
+    monkeypatch.setitem(w.INFERENCE, "deep", [SMALL["mlp"]._replace(batch=batch, steps=1) for batch in (1, 7)])
+    found = run.profile("deep")
+    assert found["table"].startswith("batch 1\n") and "\nbatch 7\n" in found["table"]
+    assert sum("gemm" in one["launch"] for one in found["launches"]) >= 2
+    assert all(one["runs"] and 0 <= one["seconds"] < 10 for one in found["launches"])
+    shapes = [w.Product("TN", 7, 5, 30), w.Product("NN", 3, 4, 5)]
+    monkeypatch.setattr(w, "QUICK_PRODUCTS", shapes)
+    found = run.profile("gemm")
+    assert [line for line in found["table"].splitlines() if line in {p.name for p in shapes}] == [
+        p.name for p in shapes
+    ]
+    assert all("gemm.gemm_" in part for part in found["table"].split("NN 3x4x5"))
 
 
 def test_a_device_that_is_not_there_is_an_error(monkeypatch):

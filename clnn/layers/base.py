@@ -176,7 +176,7 @@ class Layer(Watched):
             raise
         if isinstance(y, np.ndarray) and grad_enabled() and any(x.requires_grad for x in given):
             told = "forward returned an array of NumPy, which takes no gradient back: use clnn's functions, or clnn.tensor(y)"
-            raise ConfigurationError(f"{self.name or type(self).__name__}: {told}")
+            raise ConfigurationError(f"{called(self)}: {told}")
         return with_mask(y, given[0].mask) if masked and self.keeps_mask else y
 
     def input_names(self) -> dict[str, bool] | None:

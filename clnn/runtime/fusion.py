@@ -50,7 +50,7 @@ SHORT = 150e-6
 MOST_KEPT = 256  # files, of some 150 KB each: those written last
 KEPT = struct.Struct(
     "<32sd"
-)  # before a kept binary: the SHA-256 of what follows, and seconds of a step that is not fused
+)  # before a binary: the SHA-256 of what follows, and the seconds of a step that is not fused
 # Versions of PoCL that were seen to give a fused step's binary, and other drivers. Of further ones each process builds the text,
 # which PoCL keeps too: some end the process when they are asked for the binary of a kernel that they run.
 GIVING, LOADING_TEXT = (0, 3, 5, 6), 0.07
@@ -199,6 +199,7 @@ class Fused:
         if self.name not in made:
             kept = self._kept[1] if self._kept else b""
             made[self.name] = self._program_of(kept) or self._compile(seconds), seconds
+        vars(self).pop("_kept", None)  # the binary's bytes
         self.kernel = cl.Kernel(made[self.name][0], "steps")
         frame = self.kernel.get_work_group_info(cl.kernel_work_group_info.PRIVATE_MEM_SIZE, device.cl_device)
         if frame > FRAME:

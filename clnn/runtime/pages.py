@@ -1,8 +1,8 @@
 """Large pages for large blocks on CPUs: one of 4 KB has to be looked up, and faults at its first use, as one of 2 MB does.
 
 Linux gives them to everybody ("always"), to nobody, or to those who ask ("madvise"), as NumPy does for its arrays. Without
-them a first upload took twice as long, and in some processes, by where in memory it came to lie, a product with 200 MB of weights
-a third longer.
+them a first upload of 16 MB took twice as long, and in two of seven processes, by where in memory it came to lie, a product with
+200 MB of weights a third longer.
 """
 
 from __future__ import annotations

@@ -104,9 +104,8 @@ class Programs:
         self.context, self._flush_here = context, pocl_version >= (4, 0)
         self._usual = [STANDARD, FLUSH]  # options of every program
         self._programs: dict[Key, tuple[cl.Program, str]] = {}  # and what the names of its kernels begin with
-        self.made: dict[
-            str, tuple[cl.Program, float]
-        ] = {}  # steps as one kernel, and the seconds that one takes without it
+        # steps as one kernel, and the seconds that one takes without it
+        self.made: dict[str, tuple[cl.Program, float]] = {}
         self.replays: Counter[str] = Counter()  # of steps that may become one, in this process
         self.bundles = notes or Bundles()
         self._kernels: dict[tuple[Any, ...], cl.Kernel] = {}

@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--json", metavar="FILE", help="write all that was measured")
     add("--plot", metavar="FILE", help="draw it (needs matplotlib)")
     add("--picture", metavar="FILE", help="draw README's picture: a training curve, and a training step on each side")
-    add("--profile", action="store_true", help="list the launches of a training step with their times instead")
+    add("--profile", action="store_true", help="list the launches of steps, predictions or products instead")
     command.set_defaults(run=bench)
 
     command = commands.add_parser(
@@ -451,7 +451,7 @@ def bench(options: argparse.Namespace) -> int:
 
     if options.profile:
         for name in options.workloads or ["mlp"]:
-            print(f"{name}\n{run.profile(name)['table']}")
+            print(f"{name}\n{run.profile(name)['table'].rstrip()}")
         return 0
     rounds = options.rounds if options.rounds is not None else 3 if options.quick else 7
     for option, file in (("--plot", options.plot), ("--picture", options.picture)):

@@ -146,7 +146,7 @@ def run(device: Tested, meanwhile: Callable[[], Any] = lambda: None) -> tuple[st
                 raise
             finally:
                 timer.cancel()
-            listening.join()
+            listening.join(10)  # a process that it started may live on, and hold the pipe
             code = process.wait() if time.monotonic() < until else None
     except OSError as error:  # no memory or no right to start a process
         return "", 0, str(error)

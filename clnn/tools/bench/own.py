@@ -30,6 +30,8 @@ from .own_sequences import sequence
 from .sequences import Task
 from .workloads import SEED, Net, Product
 
+CALLS = 20  # of a profile
+
 FOR_EVER = 10**9  # epochs
 STEADY = 1 << 22  # multiply-adds of a recorded step in which small products repeat, as a training step has several
 
@@ -241,10 +243,14 @@ def train_epochs(net: Net | ConvNet, epochs: int) -> None:
         Clnn().train(net, {}, after)
 
 
-def profile(net: Net | ConvNet) -> Profile:
-    """The launches of training steps."""
+def profile(kind: str, what: Any) -> Profile:
+    """The launches of training "steps" or of "answers" of a net, or of a "product"."""
+    if kind == "steps":
+        run = lambda _: train_epochs(what._replace(steps=min(what.steps, 40)), 3)  # noqa: E731
+    else:
+        run, _ = (Clnn().product if kind == "product" else Clnn().outputs)(what)
     with Profile() as found:
-        train_epochs(net._replace(steps=min(net.steps, 40)), 3)
+        run(CALLS)
     return found
 
 

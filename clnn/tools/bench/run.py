@@ -575,8 +575,8 @@ def memory(bench: Bench, name: str, net: w.Net | nets.ConvNet) -> None:
 
 
 def profile(name: str) -> dict[str, Any]:
-    """The launches of training steps: each with its seconds at best, and all as a table; of "first-step" the table alone, of what
-    compiling takes, by program, in one process that finds nothing kept."""
+    """The launches of training steps, predictions or products: each with its seconds at best, and all as a table; of "first-step"
+    the table alone, of what compiling takes, by program, in one process that finds nothing kept."""
     if name == "first-step":
         with tempfile.TemporaryDirectory() as folder:
             environ = {**os.environ, **dict.fromkeys(CACHES, folder), "CLNN_COMPILERS": "0"}
@@ -585,10 +585,18 @@ def profile(name: str) -> dict[str, Any]:
         if done.returncode:
             raise ClnnError(f"the profile of first steps failed: {done.stderr.strip()}")
         return {"table": done.stdout}
-    if name not in nets.ALL:
-        raise ConfigurationError(f"--profile takes one of first-step, {', '.join(nets.ALL)}, not {name!r}")
-    with contextlib.closing(Worker(UNFUSED, "profile", net=nets.ALL[name])) as worker:
-        try:
-            return worker.ask()
-        except Failed as error:
-            raise ClnnError(f"the profile of {name} failed: {error}") from None
+    asked = {one: [("", "steps", net)] for one, net in nets.ALL.items()}
+    asked |= {one: [(f"batch {net.batch}\n", "answers", net) for net in some] for one, some in w.INFERENCE.items()}
+    asked["gemm"] = [(f"{p.name}\n", "product", p) for p in w.QUICK_PRODUCTS]
+    if name not in asked:
+        raise ConfigurationError(f"--profile takes one of first-step, {', '.join(asked)}, not {name!r}")
+    found: dict[str, Any] = {"launches": [], "table": ""}
+    for title, kind, what in asked[name]:
+        with contextlib.closing(Worker(UNFUSED, "profile", of=kind, what=what)) as worker:
+            try:
+                answer = worker.ask()
+            except Failed as error:
+                raise ClnnError(f"the profile of {name} failed: {error}") from None
+        found["launches"] += answer["launches"]
+        found["table"] += f"{title}{answer['table']}\n"
+    return found

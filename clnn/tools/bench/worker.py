@@ -210,7 +210,8 @@ def memory(talk: Talk, side: Any, options: dict[str, Any]) -> None:
 def profile(talk: Talk, side: Any, options: dict[str, Any]) -> None:
     from .own import profile
 
-    found = profile(net_of(options["net"]))
+    what = Product(*options["what"]) if options["of"] == "product" else net_of(options["what"])
+    found = profile(options["of"], what)
     launches = [{"launch": r.launch, "size": r.size, "seconds": r.minimum, "runs": r.runs} for r in found.rows]
     talk.answer(launches=launches, table=found.table())
 

@@ -83,9 +83,8 @@ NETS = {
 INFERENCE = {
     "predict-1": [NETS["mlp"]._replace(batch=1, steps=1)],
     "inference": [NETS["mlp"]._replace(batch=batch, steps=1) for batch in (1, 256)],
-    "deep": [
-        Net((10000, 5000, 1000, 10), "relu", "cross_entropy", "sgd", 0.0, batch, 1) for batch in (1, 256)
-    ],  # the series, part 3
+    # the series, part 3
+    "deep": [Net((10000, 5000, 1000, 10), "relu", "cross_entropy", "sgd", 0.0, batch, 1) for batch in (1, 256)],
 }
 
 
