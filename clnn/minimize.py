@@ -18,7 +18,7 @@ from .errors import ConfigurationError, Diverged, OutOfDeviceMemory
 from .ops.array import FLOATS
 from .parameters import consolidate, runs
 from .step import copied
-from .tensor import Parameter, Tensor, concat, tensor
+from .tensor import Parameter, Tensor, concat, refuse_averaged, tensor
 
 DECREASE = (
     1e-4  # c1: the share of the promised decrease that a step has to bring (Nocedal and Wright 2006, section 3.1)
@@ -76,6 +76,7 @@ class Objective:
                     f"{p.device!r} beside {self.dtype} on {self.device!r}: build the model with one device= and dtype=, or "
                     "minimize over the parameters of one at a time"
                 )
+        refuse_averaged(self.parameters, "minimize()")
         consolidate(self.parameters)
         self.evaluations = self.size = 0
         self._weights: list[Tensor] = []  # a run each, of the stores themselves

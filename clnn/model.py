@@ -28,7 +28,7 @@ from .runtime.lock import exclusive
 from .runtime.watching.watch import structure_changed
 from .storage import storage_named, storing
 from .tape import no_grad
-from .tensor import Parameter, Tensor, constant, tensor
+from .tensor import Parameter, Tensor, constant, refuse_averaged, tensor
 from .train.compiled import Compiled
 
 TAKEN = {f.__name__: frozenset([*inspect.signature(f).parameters][3:]) for f in (train.fit, train.evaluate)}
@@ -231,7 +231,7 @@ class Model(Layer):
         keep of the parameters."""
         where = resolve(device)
         where.real(self.dtype)
-        parameters = self.parameters()
+        refuse_averaged(parameters := self.parameters(), "to()")
         blocks = [where.memory.allocate(p.nbytes) for p in parameters]
         for p, block in zip(parameters, blocks):
             where.upload(p.numpy(), block)

@@ -541,6 +541,16 @@ class Parameter(Tensor, Restored):
         return Sink(block, scale)
 
 
+AVERAGED: set[Parameter] = set()  # those that have their averages now, within `Optimizer.averaged`
+
+
+def refuse_averaged(parameters: Iterable[Parameter], what: str) -> None:
+    """ClnnError where averages stand in the place of some weights, which come back: what `what` does would be lost."""
+    if AVERAGED and not AVERAGED.isdisjoint(parameters):
+        why = "the averages are in place already, and the weights come back when it ends"
+        raise ClnnError(f"{what} within optimizer.averaged(): {why}; leave the with block first")
+
+
 # -- making tensors ---------------------------------------------------------------------------------------------------
 def tensor(
     value: Any, dtype: DTypeLike | None = None, device: str | Device | None = None, requires_grad: bool = False

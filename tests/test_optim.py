@@ -574,6 +574,53 @@ def test_averages_are_put_in_place_and_taken_out_again(rng, device):
     task.run(step, 3)
 
 
+def test_what_would_change_the_averages_is_refused_and_what_reads_them_is_not(tmp_path, rng, device):
+    """By whatever does it: what it did would be lost without a word when the weights come back."""
+    x, y = rng.random((8, 4)), rng.integers(0, 3, 8)
+    net = clnn.Sequential([clnn.Dense(3)], input_shape=4, seed=0)
+    given = {"loss": "cross_entropy", "progress": False}
+    run = clnn.Checkpoint(tmp_path / "run")
+    net.fit(x, y, optimizer=(mine := clnn.SGD(0.5, ema=0.5)), callbacks=[run], seed=1, **given)
+    other, state = clnn.Adam(), {name: 2 * array for name, array in net.state_dict().items()}
+
+    @clnn.step
+    def step(x, y):
+        clnn.losses.cross_entropy(net(x), y).backward()
+        other.step(net.parameters())
+
+    inputs = clnn.tensor(x), clnn.tensor(y)
+    step(*inputs)
+    weights = net.state_dict()
+    parameters = net.parameters()
+    changing = {
+        "fit": lambda: net.fit(x, y, optimizer=other, **given),
+        "fit by name": lambda: net.fit(x, y, optimizer="sgd", **given),
+        "resume": lambda: net.fit(x, y, optimizer=clnn.SGD(0.5, ema=0.5), epochs=2, seed=1, resume=run.folder, **given),
+        "step": lambda: step(*inputs),
+        "load": lambda: net.load_state_dict(state),
+        "minimize": lambda: clnn.LBFGS().minimize(lambda: clnn.losses.cross_entropy(net(inputs[0]), inputs[1]), parameters, 2),
+        "to": lambda: net.to(device),
+        "averages of another": lambda: clnn.SGD(ema=0.5).averaged(parameters).__enter__(),
+    }
+    with mine.averaged():
+        averages, steps = net.state_dict(), (mine.steps, other.steps)
+        for name, change in changing.items():
+            with pytest.raises(clnn.ClnnError, match=r"within optimizer.averaged\(\).*leave the with block"):
+                change()
+            assert (mine.steps, other.steps) == steps and net.optimizer is mine, name
+        net.evaluate(x, y, loss="cross_entropy")
+        net.save(tmp_path / "net.safetensors")
+        for name, array in net.state_dict().items():
+            np.testing.assert_array_equal(array, averages[name])
+        apart = clnn.Sequential([clnn.Dense(2)], input_shape=4)  # another model trains within it
+        apart.fit(x, y % 2, optimizer=clnn.SGD(0.1), **given)
+    for name, array in net.state_dict().items():
+        np.testing.assert_array_equal(array, weights[name])
+    step(*inputs)
+    net.load_state_dict(state)
+    np.testing.assert_array_equal(clnn.load(tmp_path / "net.safetensors").state_dict()["0.w"], averages["0.w"])
+
+
 def test_averages_begin_with_the_first_weights(rng, device):
     task = Task(rng, clnn.Adam(ema=0.9))
     first = task.net.w.numpy()

@@ -25,7 +25,7 @@ from ..runtime.watching.effects import saved
 from ..runtime.watching.watch import Watch, Watched, rebinds, structure_changed
 from ..storage import Keeper
 from ..tape import grad_enabled, no_grad
-from ..tensor import Parameter, Tensor, tensor, tensors_made
+from ..tensor import Parameter, Tensor, refuse_averaged, tensor, tensors_made
 
 MOST_NESTED = 64  # layers in layers: each takes up to a dozen calls of Python's thousand
 _building = threading.local()
@@ -410,6 +410,7 @@ class Layer(Watched):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Copy arrays into the parameters, in place; names and shapes must fit exactly, or nothing is changed."""
         mine = dict(self.named_parameters())
+        refuse_averaged(mine.values(), "load_state_dict()")
         if not hasattr(state, "items"):
             shown = " ".join(repr(state).split())
             told = f"a state is arrays by their names, as state_dict() gives them, not {shown:.60}"

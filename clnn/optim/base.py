@@ -40,7 +40,7 @@ from ..runtime.watching.watch import Watched, rebinds, structure_changed, struct
 from ..schedules import Schedule, find_rate, is_known
 from ..schedules import describe as describe_rate
 from ..tape import Node, backpropagate, moment
-from ..tensor import Parameter, Place
+from ..tensor import AVERAGED, Parameter, Place, refuse_averaged
 from .kept import Kept, fitting, names_of, renamed
 from .limits import Grid, clip_factor, limit_columns
 from .rates import Rate, Rates
@@ -152,7 +152,6 @@ class Optimizer(Watched):
         self._runs: list[Run] | None = None
         self._left: weakref.WeakKeyDictionary[Store, _Left] = weakref.WeakKeyDictionary()  # with other models
         self._loaded: dict[str, Any] | None = None  # a state that the next parameters take up
-        self._put_aside = False  # within `averaged`
         self._dropped = 0  # when zero_grad was last called, in the order of the tape
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -259,8 +258,7 @@ class Optimizer(Watched):
 
     def prepare(self, times: int = 1) -> None:
         """On the host, before `times` steps: move on in the table, and fill it where it runs out."""
-        if self._put_aside:
-            raise ClnnError("a step within optimizer.averaged() would train the averages: leave the with block first")
+        refuse_averaged(self.parameters, "a step")
         rates = self._rates
         # only where needed: a call is dear beside a replay of a few us
         if rates.left < times or rates.read is not None:
@@ -399,8 +397,8 @@ class Optimizer(Watched):
     def averaged(self, parameters: Sequence[Parameter] | None = None) -> Iterator[None]:
         """`with optimizer.averaged():` puts the averages of the weights (`ema=`) in their place: to evaluate, or to save.
 
-        Afterwards, also after an exception, the weights are back. Give the parameters where no step was taken yet, as
-        after `clnn.load`: `net.optimizer.averaged(net.parameters())`.
+        Afterwards, also after an exception, the weights are back; ClnnError for what would change them within. Give the
+        parameters where no step was taken yet, as after `clnn.load`: `net.optimizer.averaged(net.parameters())`.
         """
         if self.ema is None:
             raise ConfigurationError(
@@ -412,28 +410,28 @@ class Optimizer(Watched):
             raise ConfigurationError(
                 "averaged() needs the parameters where no step was taken: averaged(net.parameters())"
             )
-        if self._put_aside:
-            raise ClnnError("averaged() within averaged(): the averages are in place already")
+        mine = self.parameters
+        refuse_averaged(mine, "averaged()")
         swaps = []
-        for run in runs(self.parameters):
+        for run in runs(mine):
             w, average = run.part(run.store.block), run.part(self._kept.block(run.store, "average"))
             swaps.append((run.store.device.memory.allocate(w.nbytes, pooled=False), w, average))
         with self._alone():
             for aside, w, average in swaps:
                 w.device.copy(w, aside, w.nbytes)
                 w.device.copy(average, w, w.nbytes)
-            for p in self.parameters:
+            for p in mine:
                 p.version += 1
-        self._put_aside = True
+        AVERAGED.update(mine)
         try:
             yield
         finally:
             with self._alone():
                 for aside, w, _ in swaps:
                     w.device.copy(aside, w, w.nbytes)
-                for p in self.parameters:
+                for p in mine:
                     p.version += 1
-            self._put_aside = False
+            AVERAGED.difference_update(mine)
 
     # -- the step -----------------------------------------------------------------------------------------------------
     def step(self, parameters: Sequence[Parameter] | None = None) -> None:

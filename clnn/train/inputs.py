@@ -18,7 +18,7 @@ from ..losses import YES_ABOVE_0, Loss, host_target, parts_of
 from ..metrics import Metric, accuracy, metric_name
 from ..runtime.lock import exclusive
 from ..runtime.watching.watch import Watch, structure_changed, structure_version
-from ..tensor import Tensor
+from ..tensor import Tensor, refuse_averaged
 from .outputs import Outputs, as_columns, loss_for, metrics_for
 
 
@@ -295,20 +295,13 @@ def check_trains(model: Any) -> None:
 
 
 def given_to_fit(
-    model: Layer,
-    x: Any,
-    y: Any,
-    loss: Any,
-    loss_weights: Any,
-    metrics: Any,
-    sample_weight: Any,
-    class_weight: Any,
-    validation: Any,
-    split: float,
-) -> tuple[Any, list[Any], Outputs, Samples, Samples | None]:
+    model: Layer, x: Any, y: Any, loss: Any, loss_weights: Any, metrics: Any, sample_weight: Any, class_weight: Any,
+    validation: Any, split: float,
+) -> tuple[Any, list[Any], Outputs, Samples, Samples | None]:  # fmt: skip
     """The loss, the metrics, the outputs, the samples to train on, and those that are held out: `validation`, or the fraction
     `split` from the end."""
     check_trains(model)
+    refuse_averaged(model.parameters(), "fit()")
     dtype, xs = model.dtype, as_inputs(x, model, least=1)
     n = len(xs[0])
     loss, metrics, outputs, samples = checked(model, xs, y, sample_weight, loss, loss_weights, metrics)

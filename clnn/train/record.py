@@ -124,17 +124,9 @@ def _ones(x: Tensor, _: Any) -> Iterator[tuple[Tensor, Array]]:
 
 
 def record_loss(
-    loss: Any,
-    outputs: Sequence[Tensor],
-    ys: Sequence[Tensor],
-    ws: Sequence[Tensor | None],
-    feed: Feed,
-    results: Results,
-    batch: int,
-    context: StepContext,
-    share: float | None = None,
-    world: Any = None,
-) -> Node | None:
+    loss: Any, outputs: Sequence[Tensor], ys: Sequence[Tensor], ws: Sequence[Tensor | None], feed: Feed, results: Results,
+    batch: int, context: StepContext, share: float | None = None, world: Any = None,
+) -> Node | None:  # fmt: skip
     """Compute the loss of each output, record it with the hits, move the counters on, and say where backpropagation starts.
 
     Where several ranks of a `world` train together, gradients are those of this rank's `share` of the mean over all of them.
