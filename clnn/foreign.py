@@ -106,8 +106,8 @@ NAMES: dict[str, str] = {
     "NLLLoss": 'loss="log_likelihood"',
     **dict.fromkeys(("MSELoss", "MeanSquaredError"), 'loss="mse"'),
     "L1Loss": 'loss="mae"',
-    **dict.fromkeys(("BCELoss", "BinaryCrossentropy"), 'loss="binary_cross_entropy"'),
-    "BCEWithLogitsLoss": 'loss="binary_cross_entropy", of a last layer without activation',
+    **dict.fromkeys(("BCELoss", "BinaryCrossentropy"), 'loss="binary_cross_entropy", the sum over outputs'),
+    "BCEWithLogitsLoss": 'loss="binary_cross_entropy", the sum over outputs, of a last layer without activation',
     **dict.fromkeys(("CosineAnnealingLR", "CosineDecay"), "clnn.Cosine"),
     "OneCycleLR": "clnn.OneCycle",
     "StepLR": "clnn.StepDecay",
@@ -135,6 +135,7 @@ NAMES: dict[str, str] = {
     "functional": "clnn itself: clnn.relu, clnn.softmax, ...",
     "lr_scheduler": "clnn.schedules, an optimizer's rate: clnn.Adam(clnn.Cosine(0.001))",
     "LeakyReLU": 'clnn.Activation("leaky_relu")',
+    **dict.fromkeys(("grad", "autograd", "GradientTape", "hessian"), "loss.backward(), p.grad; it goes once"),
     "randn": "clnn.tensor(numpy.random.randn(...))",
 }
 # Methods and attributes of models and layers
@@ -145,8 +146,7 @@ OF_LAYERS: dict[str, str] = {
     "fit_generator": "give fit arrays, or call a @clnn.step for each batch",
     "save_weights": "net.save(path), or safetensors of net.state_dict()",
     "load_weights": "clnn.load(path), or net.load_state_dict(arrays)",
-    "cuda": 'net.to("gpu")',
-    "cpu": 'net.to("cpu")',
+    **{name: f'net.to("{kind}")' for name, kind in (("cuda", "gpu"), ("cpu", "cpu"))},
     **dict.fromkeys(("modules", "named_modules"), "net.layers_inside()"),
     "children": "net.layers",
     **dict.fromkeys(("count_params", "input_shape", "output_shape"), "net.summary() says it"),
@@ -164,6 +164,7 @@ OF_LAYERS: dict[str, str] = {
     "load": "clnn.load(path)",
     **dict.fromkeys(("half", "float", "double"), "give dtype to Sequential: clnn computes in float32 and float64"),
 }
+_NEW = "a new one: t = t + 1; values go into parameters by net.load_state_dict({**net.state_dict(), name: array})"
 # Methods and attributes of tensors; functions.py adds its own, as t.exp() is clnn.exp(t)
 OF_TENSORS: dict[str, str] = {
     **dict.fromkeys(("view", "flatten", "ravel"), "t.reshape(...), t.reshape(-1)"),
@@ -176,15 +177,14 @@ OF_TENSORS: dict[str, str] = {
     "expand": "t.broadcast_to(shape)",
     "contiguous": "t itself: tensors always are",
     "norm": "clnn.sqrt((t * t).sum())",
-    "requires_grad_": "of parameters, as clnn.tensor(value, requires_grad=True) makes them",
-    **dict.fromkeys(("add_", "sub_", "mul_", "div_", "copy_", "zero_", "fill_"), "a new one: t = t + 1"),
+    **dict.fromkeys(("add_", "sub_", "mul_", "div_", "copy_", "zero_", "fill_", "assign", "assign_sub"), _NEW),
     "clamp": "clnn.clip(t, low, high)",
     "any": "t.max()",
     "all": "t.min()",
     "cpu": "t.numpy()",
     "tolist": "t.numpy().tolist()",
     "data": "t.numpy(), or t.detach()",
-    "grad": "of parameters, as clnn.tensor(value, requires_grad=True) makes them",
+    **dict.fromkeys(("grad", "requires_grad_"), "of parameters, as clnn.tensor(value, requires_grad=True) makes them"),
 }
 # Losses, metrics and initialisers by the names that they are given by
 VALUES = {

@@ -121,7 +121,8 @@ INITIALISERS: dict[str, Initialiser] = {
 
 
 def find_initialiser(which: str | float | Initialiser) -> Initialiser:
-    """An initialiser by name, a number for a constant, or a function of (shape, generator, dtype) that returns an array."""
+    """An initialiser by name, a number for a constant, or a function of (shape, generator, dtype) that returns an array: one of
+    NumPy's, or what generator.normal(shape, mean, deviation, dtype) or .uniform(shape, low, high, dtype) draws."""
     if callable(which):
         bind("an initialiser is called with (shape, generator, dtype)", which, ((), None, None), {})
         return which

@@ -182,7 +182,7 @@ class Step:
             hash(key)
         except TypeError as error:
             raise ConfigurationError(
-                f"the arguments of a step are tensors, arrays (np.array(...) of a list), and values that can be hashed: {error}"
+                f"a step takes tensors, arrays, each by itself (step(*arrays) of a list), and values that can be hashed: {error}"
             ) from error
         return key
 
@@ -458,11 +458,11 @@ def _tensor(x: Array, made_by: str = "") -> Tensor:
 
 
 def copied(result: Any, blocks: set[Any] | None = None) -> Any:
-    """Results in memory of their own, so that no later call writes into them: all, or those that are in `blocks` or in a
-    store of parameters."""
+    """Results without a history, in memory of their own, so that no later call writes into them: all, or those that are in
+    `blocks` or in a store of parameters."""
     if isinstance(result, Tensor):
         if blocks is not None and result.block not in blocks and not isinstance(result.block, View):
-            return result
+            return result.detach() if result.requires_grad else result
         fresh = _tensor(empty(result.device, result.shape, result.dtype), result.made_by)
         result.device.copy(result.block, fresh.block, result.nbytes)
         fresh.mask = copied(result.mask, blocks)

@@ -22,7 +22,7 @@ from .ops.activation import FUNCTIONS, SOFTMAX, unary
 from .ops.aggregate import reduce
 from .ops.array import FLOATS, MASK, Array, Backward, Sink, empty, fill
 from .ops.elementwise import BINARY, binary, convert
-from .ops.index import check_rows, gather, is_basic, take, take_items
+from .ops.index import arange, check_rows, gather, is_basic, take, take_items
 from .ops.linear import linear, matmul
 from .ops.reduce import Axis, argmax
 from .ops.shape import broadcast_to, concatenate, reshape, take_slice, transpose
@@ -234,7 +234,7 @@ class Tensor(Array, foreign.Read):
         node = self.reshape(self.shape).node if self.node is None and self.requires_grad else self.node
         if node is None:
             why = "made under no_grad(), or it" if not grad_enabled() else "it"
-            why += " depends on no trainable parameter, or a replayed step returned it: call backward() within the step"
+            why += " depends on no trainable parameter, or a step returned it: call backward() within the step"
             raise ClnnError(f"backward(): this tensor has no history: {why}")
         if gradient is None:
             if self.size != 1:
@@ -641,10 +641,10 @@ def ones(shape: int | Sequence[int], dtype: DTypeLike = np.float32, device: str 
 
 
 def _filled(what: str, shape: Any, value: int, dtype: DTypeLike | None, device: str | Device | None) -> Tensor:
-    shape, where = sizes(what, shape), resolve(device)
-    if np.dtype(dtype) in FLOATS:
-        return _wrap(fill(empty(where, shape, np.dtype(dtype)), value))
-    return tensor(np.full(shape, value), dtype, where)
+    shape, kind = sizes(what, shape), host_array(value, np.float32 if dtype is None else dtype).dtype
+    if kind == np.int32:  # not uploaded, as a step could not be recorded then
+        return _wrap(arange(resolve(device), int(np.prod(shape)), value, 0, kind)).reshape(shape)
+    return _wrap(fill(empty(resolve(device), shape, kind), value))
 
 
 def _wrap(y: Array) -> Tensor:

@@ -164,7 +164,8 @@ def test_no_table_names_an_argument_that_is_taken(kind):
         ("initializers", 'weight_init="he_normal"'), ("RandomFlip", "clnn.data.augment"), ("Rescaling", "x / 255"),
         ("BatchNormalization", "clnn.BatchNorm"), ("nn", "clnn.Dense"),
         ("GlobalAveragePooling2D", "clnn.GlobalAvgPool;"), ("ZeroPadding2D", "clnn.Padding"),
-        ("CrossEntropyLoss", "cross_entropy"),
+        ("CrossEntropyLoss", "cross_entropy"), ("BCELoss", "the sum over"), ("BCEWithLogitsLoss", "the sum over outputs, of a"),
+        ("grad", r"loss.backward\(\)"), ("GradientTape", r"p.grad; it goes once"),
         ("Module", "clnn.Model"), ("UpSampling2D", "clnn.UpSampling"), ("Dens", "did you mean clnn.Dense"),
         ("Linear", "clnn.Dense"),
         ("Dropout2d", "clnn.SpatialDropout"), ("AdaptiveAvgPool2d", "clnn.AdaptiveAvgPool;"),
@@ -196,6 +197,11 @@ def test_methods_of_tensors(device, name, told):
             with pytest.raises(AttributeError, match=f"has no attribute '{name}': {re.escape(told)}"):
                 getattr(t, name)
             assert not hasattr(t, name) and getattr(t, name, 7) == 7
+
+
+def test_how_values_get_into_a_parameter(device):
+    with pytest.raises(AttributeError, match=r"assign_sub.*into parameters by net.load_state_dict"):
+        clnn.tensor([1.0], requires_grad=True).assign_sub
 
 
 def test_other_attributes_of_tensors_are_as_ever(device):

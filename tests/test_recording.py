@@ -177,16 +177,56 @@ def test_a_first_argument_that_is_kept_is_part_of_the_recording(device):
         assert len(replays(beside_the_first)) == 1
 
 
-def test_histories_of_two_calls_do_not_share_an_argument(device):
-    """That of the first was taken back with the second's argument."""
+@pytest.mark.parametrize("record", [True, False])
+def test_results_have_no_history_from_the_first_call_on(device, record):
+    """A state that goes into the next call was refused at the second one, and backward() outside at the fourth."""
     with clnn.use(device):
         p = clnn.tensor([1.0, 2.0], requires_grad=True)
-        loss = clnn.step(lambda x: (p * x).sum())
-        (loss(np.float32([1, 10])) + loss(np.float32([100, 1000]))).backward()
-        assert p.grad.numpy().tolist() == [101, 1010]
-        loss(np.float32([0, 0]))
-        with pytest.raises(clnn.ClnnError, match=r"a replayed step returned it: call backward\(\) within the step"):
-            loss(np.float32([1, 1])).backward()
+
+        @clnn.step(record=record)
+        def run(x, state):
+            loss = (p * x * state).sum()
+            loss.backward()
+            return {"loss": loss, "states": (p * state, [p])}
+
+        state = clnn.tensor([1.0, 1.0])
+        for i in range(6):
+            p.zero_grad()
+            out = run(np.float32([1, 10]), state)
+            state = out["states"][0]
+            assert state.numpy().tolist() == [1, 2 ** (i + 1)] and p.grad.numpy().tolist() == [1, 10 * 2**i]
+            assert not (state.requires_grad or out["states"][1][0].requires_grad)
+            with pytest.raises(clnn.ClnnError, match=r"a step returned it: call backward\(\) within the step"):
+                out["loss"].backward()
+
+
+def test_a_list_of_arrays_as_an_argument_is_told_how_they_go_in(device):
+    with clnn.use(device):
+        run, arrays = clnn.step(lambda *x: sum(one.sum() for one in x)), [np.ones(3, np.float32)] * 2
+        for given in (arrays, (*arrays,), {"x": arrays[0]}):
+            with pytest.raises(clnn.errors.ConfigurationError, match=r"each by itself \(step\(\*arrays\)"):
+                run(given)
+        assert float(run(*arrays)) == 6
+
+
+def test_whole_zeros_and_ones_within_a_step_are_recorded(device, recwarn):
+    """They were uploaded, so that a step which makes its first tokens or states of them was never recorded."""
+    with clnn.use(device):
+        table, rows = clnn.tensor([[1.0, 2.0], [10.0, 20.0]]), [(3,), (2, 1), (0,), ()]
+
+        @clnn.step
+        def run(x):
+            made = [f(shape, "int32") for f in (clnn.zeros, clnn.ones) for shape in rows]
+            return sum(clnn.take_rows(table, one).sum() for one in made) * x, made
+
+        for i in range(12):
+            total, made = run(np.float32([i]))
+            assert total.numpy().tolist() == [i * 6 * 33] and [one.shape for one in made] == 2 * rows
+            assert {one.dtype for one in made} == {np.dtype(np.int32)} and sum(one.numpy().sum() for one in made) == 6
+        assert not list(recwarn)
+        assert clnn.zeros(2, dtype=None).dtype == np.float32  # as a tensor's
+        with pytest.raises(clnn.ShapeError, match="float32, float64 or int32, and int64 as bool"):
+            clnn.ones(2, bool)
 
 
 def test_many_shapes_at_once_read_their_own_inputs(device):

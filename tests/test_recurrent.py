@@ -618,13 +618,17 @@ def test_a_loop_of_cells_is_the_layer(device, rng, tmp_path, kind):
 @pytest.mark.parametrize("kind", CELLS)
 def test_what_cells_refuse(device, kind):
     cell, n = CELLS[kind](5), STATES[kind]
+    name = f"^{type(cell).__name__}"
     cell(np.zeros((2, 4)))
     for bad, words in (
         ((np.zeros((2, 3, 4)),), "batch, features"),
         ((np.zeros(4),), "batch, features"),
-        ((np.zeros((2, 3)),), "steps, 4"),
-        ((np.zeros((2, 4)), *[np.zeros((3, 5))] * n), "a state h of shape"),
-        ((np.zeros((2, 4)), *[np.zeros((2, 5))] * (3 - n)), "states were given"),
+        ((np.zeros((2, 3)),), rf"{name}: an input is \(batch, 4\) here, and this one has the shape \(2, 3\)"),
+        ((np.zeros((2, 4)), *[np.zeros((3, 5))] * n), f"{name}: a state h of shape"),
+        (
+            (np.zeros((2, 4)), *[np.zeros((2, 5))] * (3 - n)),
+            rf"one by one \(x, h{', c' * (n - 1)}\).*states were given",
+        ),
     ):
         with pytest.raises(clnn.ShapeError, match=words):
             cell(*bad)

@@ -416,3 +416,45 @@ def test_backward_from_a_parameter_itself_adds_the_gradient(device, rng):
     one = parameter(np.ones(1))
     one.backward()
     assert one.grad.numpy().tolist() == [1.0]
+
+
+def test_a_loss_of_derivatives_by_inputs_takes_differences(device, rng):
+    """As the manual has it, in a model of one's own of float64: the loss, and its gradient by the weights."""
+    if not device.has_fp64:
+        pytest.skip("without float64")
+
+    class Net(clnn.Model):
+        def build(self, shape):
+            self.a, self.b = self.parameter((1, 3), "normal"), self.parameter((3, 1), "normal")
+
+        def forward(self, x):
+            return clnn.tanh(x @ self.a) @ self.b
+
+    def wanted(a, b):
+        t = np.tanh(x @ a)
+        return np.mean(((-2 * t * (1 - t * t) * a * a) @ b) ** 2)
+
+    with clnn.use(device):
+        net, x, h = Net(), np.linspace(-1, 1, 9)[:, None], 1e-4
+        net.place(device, "float64")
+
+        @clnn.step
+        def loss(x):
+            u_xx = (net(x + h) - 2 * net(x) + net(x - h)) / h**2
+            value = (u_xx**2).mean()
+            value.backward()
+            return value
+
+        net(x)
+        for _ in range(4):
+            net.zero_grad()
+            value = loss(x)
+        a, b = net.a.numpy(), net.b.numpy()
+        assert value.dtype == np.float64
+        np.testing.assert_allclose(float(value), wanted(a, b), rtol=1e-6)
+        for i in range(3):
+            e = 1e-5 * np.eye(3)[i][None]
+            slopes = wanted(a + e, b) - wanted(a - e, b), wanted(a, b + e.T) - wanted(a, b - e.T)
+            np.testing.assert_allclose(
+                [net.a.grad.numpy()[0, i], net.b.grad.numpy()[i, 0]], np.array(slopes) / 2e-5, rtol=1e-4, atol=1e-6
+            )

@@ -44,7 +44,7 @@ class Compiled:
         """The outputs for these inputs, an array for each, as `predict` gives them. ShapeError where one has another shape."""
         xs: Sequence[Any] = given
         if len(xs) != len(self.forms):
-            raise ShapeError(f"the model takes {len(self.forms)} inputs, an array each, and {len(xs)} were given")
+            raise ShapeError(f"the model takes {len(self.forms)} inputs one by one, f(*x), and {len(xs)} were given")
         for x, (shape, dtype) in zip(xs, self.forms):
             if type(x) is not np.ndarray or x.shape != shape or x.dtype != dtype:
                 xs = self._as_given(xs)

@@ -122,7 +122,7 @@ class _Recurrent(Layer):
 
     def forward(self, *inputs: Tensor) -> Any:
         x, *rest = inputs
-        self._check(x)
+        self._check(x, "batch", "steps")
         given, mask = _masked(self, x, rest.pop() if rest and rest[-1].ndim == 1 else None)
         self._count(rest)
         y = self.over(given, rest, mask)
@@ -130,18 +130,17 @@ class _Recurrent(Layer):
             with_mask(_sequence_of(y), x.mask[:, ::-1] if self.go_backwards else x.mask)
         return y
 
-    def _check(self, x: Tensor) -> None:
-        if x.ndim != 3 or x.shape[2] != self.w.shape[0]:
-            raise self.wrong_shape(
-                f"an input is (batch, steps, {self.w.shape[0]}) here, and this one has the shape {x.shape}"
-            )
+    def _check(self, x: Tensor, *axes: str) -> None:
+        if x.ndim != len(axes) + 1 or x.shape[-1] != self.w.shape[0]:
+            fit = ", ".join((*axes, str(self.w.shape[0])))
+            raise self.wrong_shape(f"an input is ({fit}) here, and this one has the shape {x.shape}")
 
     def _count(self, states: Sequence[Tensor]) -> None:
         if len(states) not in (0, STATES[self.kind]):
             names = ("h", "c")[: STATES[self.kind]]
             raise self.wrong_shape(
-                f"beside x go the states {', '.join(names)}, each (batch, units), or none, and lengths (batch,); "
-                f"{len(states)} states were given"
+                f"beside x go the states one by one ({', '.join(('x', *names))}), each (batch, units), or none, and lengths "
+                f"(batch,); {len(states)} states were given"
             )
 
     def cell(self, x: Any, *states: Any) -> Any:
@@ -157,7 +156,7 @@ class _Recurrent(Layer):
             raise self.wrong_shape(f"an input of a step is (batch, features), not of shape {given[0].shape}")
         x = given[0].reshape(given[0].shape[0], 1, *given[0].shape[1:])
         self.ensure_built(x.shape[1:])
-        self._check(x)
+        self._check(given[0], "batch")
         self._count(given[1:])
         if (self.dropout or self.recurrent_dropout) and self.trains():
             raise ConfigurationError(
@@ -468,7 +467,7 @@ class Bidirectional(Layer):
 
     def forward(self, *inputs: Tensor) -> Any:
         x, *rest = inputs
-        self.layer._check(x)
+        self.layer._check(x, "batch", "steps")
         given, mask = _masked(self, x, rest.pop() if rest and rest[-1].ndim == 1 else None)
         half = [rest[: len(rest) // 2], rest[len(rest) // 2 :]]
         for states in half:

@@ -122,16 +122,14 @@ def recurrent(
     batch, steps, columns = z.shape
     units, device, dtype = u.shape[0], z.device, z.dtype
     if steps == 0:
-        raise ShapeError(f"{what}: sequences of no steps; an input is (batch, steps, features), with a step or more")
+        raise ShapeError("sequences of no steps; an input is (batch, steps, features), with a step or more")
     for name, state in zip(("h", "c"), states):
         if state.shape != (batch, units):
             raise ShapeError(
-                f"{what}: a state {name} of shape {state.shape} does not fit; it is (batch, units), {(batch, units)} here"
+                f"a state {name} of shape {state.shape} does not fit; it is (batch, units), {(batch, units)} here"
             )
     if mask is not None and mask.shape != (batch, steps):
-        raise ShapeError(
-            f"{what}: a mask of shape {mask.shape} does not fit; it is (batch, steps), {(batch, steps)} here"
-        )
+        raise ShapeError(f"a mask of shape {mask.shape} does not fit; it is (batch, steps), {(batch, steps)} here")
     rows, depth = (steps if cell.sequence else 0) + cell.rows, steps if keep else min(steps, 2)
     y = empty(device, (batch, rows, units), dtype)
     lstm = cell.kind == "LSTM"
