@@ -486,6 +486,44 @@ def test_slopes_along_another_axis(device):
     close(net.predict(x), model.predict(x, verbose=0), np.float32)
 
 
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "SimpleRNN"])
+@pytest.mark.parametrize("both", [False, True])
+def test_a_mask_that_keras_does_not_turn_is_refused(rng, device, kind, both):
+    """Where nothing reads it behind, or steps stay in their order, numbers are those of Keras, whichever steps are masked."""
+    x = rng.normal(0, 1, (9, 6, 3)).astype(np.float32) * (rng.random((9, 6, 1)) < 0.6)
+
+    def models(there, here):
+        back = {"return_sequences": True, "go_backwards": not both}
+        first = getattr(K, kind)(3, **back), getattr(clnn, kind)(3, **back)
+        if both:
+            first = K.Bidirectional(first[0]), clnn.Bidirectional(first[1])
+        return (
+            keras.Sequential([keras.Input((6, 3)), K.Masking(), first[0], *there]),
+            clnn.Sequential([clnn.Masking(), first[1], *here], (6, 3)),
+        )
+
+    model, net = models([K.Dense(2)], [clnn.Dense(2)])
+    clnn.interop.from_keras(model, net)
+    kept = x.any(2) if both else x.any(2)[:, ::-1] | True
+    close(net.predict(x)[kept], model.predict(x, verbose=0)[kept], np.float32)
+    for wrapped in (False, True):
+        there, here = getattr(K, kind)(2), getattr(clnn, kind)(2)
+        model, net = models(
+            [K.Bidirectional(there) if wrapped else there], [clnn.Bidirectional(here) if wrapped else here]
+        )
+        if both:
+            clnn.interop.from_keras(model, net)
+            close(net.predict(x), model.predict(x, verbose=0), np.float32)
+            continue
+        before = net.state_dict()
+        with pytest.raises(clnn.CheckpointError, match="gives its steps backwards.*ignore="):
+            clnn.interop.from_keras(model, net)
+        assert all((array == before[name]).all() for name, array in net.state_dict().items())
+        clnn.interop.from_keras(model, net, ignore=(model.layers[1].name,))
+        model = keras.Sequential([keras.Input((6, 3)), *model.layers[1:]])  # without masks
+        clnn.interop.from_keras(model, clnn.Sequential(net.layers[1:], (6, 3)))
+
+
 def test_masked_steps_of_both_ways_are_noted(device):
     wrapped = K.Bidirectional(K.LSTM(2, return_sequences=True))
     here = clnn.Bidirectional(clnn.LSTM(2, return_sequences=True))

@@ -93,15 +93,8 @@ def layout(here: Here, unit: Unit) -> list[Part]:
         if many and many != [{1: len(alpha)}.get(axis or 0) if unit.seen.how == "images" else axis]:
             return []
         read, write, how = _rows(Part((), ()), unit)[2:]
-        return [
-            Part(
-                ("slope",),
-                ("alpha",),
-                lambda a: [read(a)[0].reshape(shape)],
-                lambda a: [write(a)[0].reshape(alpha)],
-                how,
-            )
-        ]
+        inward, outward = lambda a: [read(a)[0].reshape(shape)], lambda a: [write(a)[0].reshape(alpha)]
+        return [Part(("slope",), ("alpha",), inward, outward, how)]
     if isinstance(layer, layers.Embedding):
         return [Part(("w",), ("embeddings",))]
     if len(unit.arrays) != len(here.parameters):
@@ -406,6 +399,8 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
     """CheckpointError where a layer does not compute what its twin there does, for all that an attribute says."""
     following = dict(zip(*[[*flat(model)][i:] for i in (0, 1)]))
     masked = any(type(m).__name__ == "Masking" or getattr(m, "mask_zero", False) for m, _ in leaves(source))
+    reading = [one for one in leaves(source) if {"LSTM", "GRU", "SimpleRNN", "MultiHeadAttention"} & {*_kinds(one[0])}]
+    behind = {id(m): after.name for (m, within), (after, _) in zip(reading, reading[1:]) if within is None}
     both_ways, layers_here = {id(one): within for one, within in leaves(source)}, named_layers(model)
     for unit, here, _ in found:
         kind = next((name for name in unit.kinds if name in TWINS), "")
@@ -419,6 +414,11 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
         if not kind or unit.name in ignore:
             continue
         _check_axes(unit, here)
+        if masked and id(m) in behind and getattr(m, "go_backwards", False) and m.return_sequences:
+            raise CheckpointError(
+                f"{unit} gives its steps backwards and Keras leaves their mask as it is, so that {behind[id(m)]} passes others over: "
+                f"here the mask is turned, too; nothing was copied. Go on all the same with ignore=({unit.name!r},)"
+            )
         names = COMPARED
         try:
             twin = TWINS[kind](m)
