@@ -10,6 +10,7 @@ import json
 import math
 import re
 import types
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -196,7 +197,7 @@ def write(path: str | bytes | Path, arrays: dict[str, np.ndarray], header: dict[
     text = json.dumps({"format": FORMAT, **header}, allow_nan=False)
     whole = {name: np.asarray(a, order="C") for name, a in arrays.items()}
     try:
-        write_atomically(path, serialise(whole, {"clnn": text}))
+        write_atomically(path, serialise(whole, {"clnn": text, "sum": _sum(text)}))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be written: {error}") from error
 
@@ -210,7 +211,9 @@ def read(path: str | bytes | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        header = json.loads(metadata["clnn"], object_pairs_hook=_unique)
+        header = json.loads(text := metadata["clnn"], object_pairs_hook=_unique)
+        if metadata.get("sum", _sum(text)) != _sum(text):  # which older files go without
+            raise ValueError("its header was changed since; without 'sum' beside it, it is read as it is")
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         remedy = OTHERS.get(path.suffix.lower(), "restore it from a copy")
         if isinstance(error, KeyError):
@@ -221,6 +224,10 @@ def read(path: str | bytes | Path) -> tuple[dict[str, np.ndarray], dict[str, Any
             f"{path} has the format {header.get('format')!r}; this version of clnn reads {FORMAT}; update clnn"
         )
     return arrays, header
+
+
+def _sum(text: str) -> str:
+    return f"{zlib.crc32(text.encode()):08x}"
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

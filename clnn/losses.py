@@ -156,14 +156,11 @@ class Loss(Watched):
         """Whether targets of that shape and type go with outputs of that shape (both with the batch)."""
         if dtype == np.int32:
             if len(output) < 2 or target != output[:-1] or (len(output) > 2 and not self.of_vectors):
-                raise ShapeError(
-                    f"{self.name}: class numbers of shape {target} do not fit outputs of shape {output}; "
-                    + (
-                        "they need the outputs' shape without the last axis, which is that of the classes"
-                        if self.of_vectors
-                        else "they need the shape (n,) and outputs (n, classes); values are floats of the outputs' shape"
-                    )
-                )
+                need = "the shape (n,) and outputs (n, classes); values are floats of the outputs' shape"
+                if self.of_vectors:
+                    need = "the outputs' shape without the last axis, which is that of the classes"
+                told = f"class numbers of shape {target} do not fit outputs of shape {output}; they need {need}"
+                raise ShapeError(f"{self.name}: {told}")
             if self.takes == "numbers":
                 raise ShapeError(
                     f"{self.name}: integers of shape {target} would be class numbers; give floats to regress on"
@@ -203,11 +200,8 @@ class Loss(Watched):
 
     def config(self) -> Any:
         """What `find_loss` makes this loss of again; of a class of your own, the arguments that do."""
-        given = {
-            name: value
-            for name, value in registry.config_from(self).items()
-            if name not in PLAIN or value != PLAIN[name]
-        }
+        config = registry.config_from(self)
+        given = {name: value for name, value in config.items() if name not in PLAIN or value != PLAIN[name]}
         name = NAMES.get(type(self))
         return given if name is None else {"loss": name, **given} if given else name
 

@@ -2,6 +2,7 @@
 
 import errno
 import functools
+import json
 import os
 import random
 import subprocess
@@ -384,6 +385,48 @@ def test_a_damaged_newest_file_gives_way_to_the_one_before(data, tmp_path):
         file.write_bytes(b"nothing")
     with pytest.raises(clnn.CheckpointError), pytest.warns(clnn.CheckpointWarning):
         fit(data, [clnn.Checkpoint(tmp_path)], resume=tmp_path)
+
+
+def changed(value):
+    """A JSON value with each of its parts taken out, or of another kind, one at a time."""
+    keys = value if isinstance(value, dict) else range(len(value)) if isinstance(value, list) else ()
+    for key in keys:
+        yield [*value[:key], *value[key + 1 :]] if isinstance(value, list) else {k: value[k] for k in value if k != key}
+        parts = [{"text": 1} if value[key] is None else None, *changed(value[key])]
+        for part in parts:
+            copied = value.copy()
+            copied[key] = part
+            yield copied
+
+
+def test_a_header_that_was_changed_is_refused_before_anything_is(data, tmp_path):
+    """Whatever was: what a fit would have to look at are hundreds of keys, of optimizers, schedules and callbacks too."""
+    fit(data, [clnn.Checkpoint(tmp_path / "run"), clnn.EarlyStopping("loss", patience=9)], 1, clnn.Adam(clnn.Cosine(0.1)))
+    *_, file = resume.saved_in(tmp_path / "run")
+    whole, other = file.read_bytes(), tmp_path / "other.safetensors"
+    size = int.from_bytes(whole[:8], "little")
+    outer = json.loads(whole[8 : 8 + size])
+    header, metadata = json.loads(outer["__metadata__"]["clnn"]), outer["__metadata__"]
+
+    def write(inner, **rest):
+        text = json.dumps({**outer, "__metadata__": {**rest, "clnn": json.dumps(inner)}}).encode()
+        other.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + size :])
+
+    net = net_of(1)
+    before = net.state_dict()
+    tried = [*changed(header)]
+    assert len(tried) > 300
+    for number, inner in enumerate(tried):
+        write(inner, sum=metadata["sum"])
+        with pytest.raises(clnn.CheckpointError, match=r"its header was changed since.*restore it from a copy"):
+            resume.Resumed(other) if number % 50 else fit(data, [], 2, net=net, resume=other)
+    assert all((array == before[name]).all() for name, array in net.state_dict().items())
+    with pytest.raises(clnn.CheckpointError, match="its header was changed since"):
+        clnn.load(other)
+    write(header | {"frozen": []})  # as older files are
+    clnn.load(other)
+    write(header, sum=metadata["sum"])
+    clnn.load(other)
 
 
 def test_a_full_disk_leaves_the_last_good_one(data, tmp_path, monkeypatch):

@@ -396,7 +396,7 @@ def test_damaged_schedules_in_files_are_refused(device, task, tmp_path, damage):
         saved["schedule"]["clock"] = [0, 1]
     else:
         saved["schedule"]["rate"] = -1.0
-    header["__metadata__"]["clnn"] = json.dumps(inner)
+    header["__metadata__"] = {"clnn": json.dumps(inner)}
     text = json.dumps(header).encode()
     path.write_bytes(struct.pack("<Q", len(text)) + text + data[8 + size :])
     with clnn.use(device), pytest.raises(clnn.CheckpointError, match="optimizer"):
