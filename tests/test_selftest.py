@@ -120,6 +120,14 @@ def test_loops_that_a_driver_ends_are_counted(device, other, monkeypatch, compil
     assert other.most_turns == min(turns, device.most_turns or turns)
 
 
+@pytest.mark.parametrize("said", ["no", "false", "2"])
+def test_what_is_neither_yes_nor_no_is_an_error(device, monkeypatch, said):
+    """It was as if nothing was said, and the device was tested."""
+    monkeypatch.setenv("CLNN_SELF_TEST", said)
+    with pytest.raises(clnn.ConfigurationError, match=f"CLNN_SELF_TEST='{said}' should be 0, .* or 1"):
+        selftest.check(device)
+
+
 @pytest.mark.parametrize("wrong", ["i < min(n, 100)", "i < n + 1"])
 def test_loops_that_a_driver_gets_wrong_are_a_fault(device, other, monkeypatch, compiles, wrong):
     if device.most_turns and "100" not in wrong:

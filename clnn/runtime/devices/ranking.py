@@ -31,13 +31,10 @@ def unit_lanes(device: Device) -> int:
     are."""
     if device.kind != "gpu":
         return 1
-    cl_device = device.cl_device
-    maker = next((word for word in UNIT_LANES if re.search(rf"\b{word}\b", cl_device.vendor, re.IGNORECASE)), "")
+    one = device.cl_device
+    maker = next((word for word in UNIT_LANES if re.search(rf"\b{word}\b", one.vendor, re.IGNORECASE)), "")
     with contextlib.suppress(cl.Error, AttributeError):
-        if (
-            maker == "nvidia"
-            and (cl_device.compute_capability_major_nv, cl_device.compute_capability_minor_nv) in NARROW
-        ):
+        if maker == "nvidia" and (one.compute_capability_major_nv, one.compute_capability_minor_nv) in NARROW:
             return 64
     return UNIT_LANES.get(maker, OTHER_LANES)
 

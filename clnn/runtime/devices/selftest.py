@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...errors import DeviceError, warn
+from ...errors import ConfigurationError, DeviceError, warn
 from ...files import cache_folder, write_atomically
 from ..memory import Block, Memory
 from ..timing import unseen
@@ -63,7 +63,10 @@ def check(device: Tested, meanwhile: Callable[[], Any] = lambda: None) -> int | 
 
     `CLNN_SELF_TEST=0` has devices used untested. Oclgrind is: it checks kernels, slowly, and is no driver of a device.
     """
-    if os.environ.get("CLNN_SELF_TEST", "").strip() == "0" or device.platform == "Oclgrind":
+    said = os.environ.get("CLNN_SELF_TEST", "").strip() or "1"
+    if said not in ("0", "1"):
+        raise ConfigurationError(f"CLNN_SELF_TEST={said!r} should be 0, for devices that are used untested, or 1")
+    if said == "0" or device.platform == "Oclgrind":
         return None
     path, key = _place(device)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or a damaged one
