@@ -44,8 +44,9 @@ def scaled_dot_product_attention(
     past: an int32 tensor of one number, how many keys come before the first query: query i then sees the keys up to past + i
         if `causal`, and none at past + queries or beyond. For caches.
     In a pass over the next steps alone (`generate`), those before come from the cache if `causal`.
-    A query that sees no key gives zeros. ShapeError for shapes that do not fit, and for depths above 256; OutOfRangeError for a
-    `past` with which there are more queries than keys, where it can be seen: in a recorded step the output is NaN then.
+    A query that sees no key gives zeros. NaN in a key or a value that a mask hides reaches the output, as in PyTorch. ShapeError
+    for shapes that do not fit, and for depths above 256; OutOfRangeError for a `past` with which there are more queries than
+    keys, where it can be seen: in a recorded step the output is NaN then.
 
     Source: Vaswani et al. 2017; without the matrix, Milakov and Gimelshein 2018, Dao et al. 2022.
     """

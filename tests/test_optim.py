@@ -598,7 +598,9 @@ def test_what_would_change_the_averages_is_refused_and_what_reads_them_is_not(tm
         "resume": lambda: net.fit(x, y, optimizer=clnn.SGD(0.5, ema=0.5), epochs=2, seed=1, resume=run.folder, **given),
         "step": lambda: step(*inputs),
         "load": lambda: net.load_state_dict(state),
-        "minimize": lambda: clnn.LBFGS().minimize(lambda: clnn.losses.cross_entropy(net(inputs[0]), inputs[1]), parameters, 2),
+        "minimize": lambda: clnn.LBFGS().minimize(
+            lambda: clnn.losses.cross_entropy(net(inputs[0]), inputs[1]), parameters, 2
+        ),
         "to": lambda: net.to(device),
         "averages of another": lambda: clnn.SGD(ema=0.5).averaged(parameters).__enter__(),
     }

@@ -401,7 +401,8 @@ def changed(value):
 
 def test_a_header_that_was_changed_is_refused_before_anything_is(data, tmp_path):
     """Whatever was: what a fit would have to look at are hundreds of keys, of optimizers, schedules and callbacks too."""
-    fit(data, [clnn.Checkpoint(tmp_path / "run"), clnn.EarlyStopping("loss", patience=9)], 1, clnn.Adam(clnn.Cosine(0.1)))
+    callbacks = [clnn.Checkpoint(tmp_path / "run"), clnn.EarlyStopping("loss", patience=9)]
+    fit(data, callbacks, 1, clnn.Adam(clnn.Cosine(0.1)))
     *_, file = resume.saved_in(tmp_path / "run")
     whole, other = file.read_bytes(), tmp_path / "other.safetensors"
     size = int.from_bytes(whole[:8], "little")

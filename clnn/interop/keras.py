@@ -416,8 +416,8 @@ def check_settings(source: Any, ignore: Sequence[str], found: Sequence[Pair], mo
         _check_axes(unit, here)
         if masked and id(m) in behind and getattr(m, "go_backwards", False) and m.return_sequences:
             raise CheckpointError(
-                f"{unit} gives its steps backwards and Keras leaves their mask as it is, so that {behind[id(m)]} passes others over: "
-                f"here the mask is turned, too; nothing was copied. Go on all the same with ignore=({unit.name!r},)"
+                f"{unit} gives its steps backwards and Keras leaves their mask as it is, so that {behind[id(m)]} passes others "
+                f"over: here the mask is turned, too; nothing was copied. Go on all the same with ignore=({unit.name!r},)"
             )
         names = COMPARED
         try:
