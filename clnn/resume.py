@@ -95,10 +95,8 @@ class Checkpoint(Callback):
             self._save(model, epoch + 1)
         except CheckpointError as error:
             good = saved_in(self.folder)
-            warn(
-                f"{error}; training goes on, and the last good checkpoint is {good[-1] if good else 'none'}",
-                CheckpointWarning,
-            )
+            last = good[-1] if good else "none"
+            warn(f"{error}; training goes on, and the last good checkpoint is {last}", CheckpointWarning)
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self.best} if self.best_only else {}
