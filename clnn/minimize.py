@@ -62,7 +62,7 @@ class Objective:
             raise ConfigurationError("minimize() needs parameters as net.parameters() gives them: a list of Parameter")
         self.closure, self.parameters = closure, [p for p in given if p.trainable]
         if not self.parameters:
-            raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
+            raise ConfigurationError("no trainable parameter: not built, frozen, or in no attribute of a layer")
         self.device, self.dtype = self.parameters[0].device, self.parameters[0].dtype
         for p in self.parameters:
             if p.max_norm is not None:

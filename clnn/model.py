@@ -313,10 +313,10 @@ class Model(Layer):
     _input_shapes: Any = None
     _input_types: Any = None  # where they are not the model's
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
         if not self.built:
             self._note_types([isinstance(x, Tensor) and x.dtype == np.int32 for x in inputs])
-        return super().__call__(*inputs)
+        return super().__call__(*inputs, **named)
 
     def _note_types(self, whole: list[bool]) -> None:
         whole = [one or self.takes_whole(i) for i, one in enumerate(whole)]

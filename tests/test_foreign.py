@@ -407,6 +407,20 @@ def test_callbacks_of_another_signature(name, function, fits, rng):
             net.fit(rng.random((4, 3)), [0, 1, 0, 1], callbacks=[one], **given)
 
 
+def test_tensors_by_name_as_in_keras(device):
+    x = np.ones((2, 3), np.float32)
+    net = clnn.Sequential([clnn.Dropout(0.5)], input_shape=3)
+    for call in (
+        lambda: clnn.Dropout(0.5)(x, training=True),
+        lambda: net(x, training=False),
+        lambda: clnn.Dense(2)(inputs=x),
+        lambda: clnn.Concatenate()([x, x], mask=x),
+        lambda: clnn.Dense(2)(clnn.Input((3,)), training=True),
+    ):
+        with pytest.raises(clnn.ConfigurationError, match=r"none by name, \w+=: for training .* net.eval"):
+            call()
+
+
 def test_a_class_of_ones_own_takes_what_it_likes():
     class Mine(clnn.Layer):
         def __init__(self, units, learning_rate=1.0):

@@ -151,7 +151,12 @@ class Layer(Watched):
         }  # fmt: skip
 
     # -- calling ------------------------------------------------------------------------------------------------------
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        if named:
+            raise ConfigurationError(
+                f"{called(self)} takes tensors one by one, as its forward() has them, and none by name, {', '.join(named)}=: for "
+                "training there are net.train() and net.eval(), and what is no tensor belongs into an attribute"
+            )
         for x in inputs:
             if isinstance(x, Tensor) and x.device is not self.device:  # a copy would end the tape
                 raise DeviceError(

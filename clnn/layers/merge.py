@@ -19,8 +19,9 @@ class Merge(Layer):
     reads_mask = True
     most: int | None = None  # tensors
 
-    def __call__(self, *inputs: Any) -> Any:
-        return super().__call__(*(inputs[0] if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)) else inputs))
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        given = inputs[0] if len(inputs) == 1 and isinstance(inputs[0], (list, tuple)) else inputs
+        return super().__call__(*given, **named)
 
     def forward(self, *inputs: Tensor) -> Tensor:
         name, shapes = called(self), [x.shape for x in inputs]

@@ -304,7 +304,7 @@ class Optimizer(Watched):
             )
         wanted = [p for p in given if p.trainable]
         if not wanted:
-            raise ConfigurationError("there is no trainable parameter to optimize; is the model built, and not frozen?")
+            raise ConfigurationError("no trainable parameter: not built, frozen, or in no attribute of a layer")
         loaded = None if self._loaded is None else fitting(self._loaded, given, self._given)
         before, self._given = self._given, given
         if (
