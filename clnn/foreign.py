@@ -346,8 +346,8 @@ def meant_by(room: str, own: Any, known: Any, methods: Any, name: str) -> str:
     """What to say of it, or nothing; `methods`: a class that may have it as one."""
     if own is not known and (name in known or VALUES.get(name) in own):
         return f": that is {f'clnn.{name}' if name in known else f'{room}.{VALUES[name]}'}"
-    if name in NAMES:
-        return f": that is {NAMES[name]}; {PAGE}"
+    if (plain := name.removesuffix("_")) in NAMES:
+        return f": that is {NAMES[plain]}; {PAGE}"
     stem, axes = (name[:-2], name[-2]) if name[-2:].lower() in ("1d", "2d", "3d") else (name, "")
     if axes:  # Conv2d, MaxPooling2D, BatchNorm2d
         one = f"clnn.Conv{axes}DTranspose" if stem == "ConvTranspose" else NAMES.get(stem, f"clnn.{stem}")

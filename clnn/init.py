@@ -15,7 +15,7 @@ import numpy as np
 
 from .checks import in_range
 from .errors import ConfigurationError
-from .foreign import bind, unknown
+from .foreign import NAMES, VALUES, bind, unknown
 from .ops.array import Array, empty, fill
 from .ops.random import Generator
 
@@ -118,6 +118,9 @@ INITIALISERS: dict[str, Initialiser] = {
     "lecun_normal": scaled(lambda n_in, n_out: 1.0 / n_in, "normal"),
     "orthogonal": orthogonal(),
 }
+for _name in (*INITIALISERS, *VALUES):  # which elsewhere are functions or classes
+    if "_" in _name and (_known := VALUES.get(_name, _name)) in INITIALISERS:
+        NAMES |= dict.fromkeys((_name, _name.title().replace("_", "")), f'an argument, weight_init="{_known}"')
 
 
 def find_initialiser(which: str | float | Initialiser) -> Initialiser:

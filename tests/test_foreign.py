@@ -351,6 +351,8 @@ def test_arguments_of_methods_and_of_what_holds_data(device, call, told):
         ("layers", "Conv2d", "that is clnn.Conv2D;"), ("callbacks", "ModelCheckpoint", "clnn.Checkpoint"),
         ("data", "DataLoader", "clnn.data.Batches"), ("data", "Batch", "did you mean clnn.data.Batches"),
         ("optim", "Cosine", "that is clnn.Cosine"), ("init", "uniforms", "did you mean clnn.init.uniform"),
+        ("init", "he_normal", 'weight_init="he_normal"'), ("init", "xavier_uniform_", 'weight_init="glorot_uniform"'),
+        ("init", "HeUniform", 'weight_init="he_uniform"'), ("init", "nielsen_new", 'weight_init="nielsen_new"'),
     ],
 )  # fmt: skip
 def test_names_of_its_modules(room, name, told):
