@@ -416,7 +416,7 @@ WRONG = {
     "key, shapes": (lambda t: t[[0, 1], [0, 1, 2]], "do not broadcast"),
     "key, too many": (lambda t: t[[0], [0], [0], [0]], "too many parts"),
     "key, mask": (lambda t: t[np.ones((3, 3), bool)], "a mask of shape"),
-    "key, tensor": (lambda t: t[t], "a mask, of 0 and 1"),
+    "key, tensor": (lambda t: t[t], "a mask of 0 and 1"),
 }  # fmt: skip
 
 

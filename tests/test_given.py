@@ -155,7 +155,7 @@ def test_class_weight_where_targets_are_no_classes(device):
         fitted(head(3), x, np.array([[1, 1, 0], [0, 1, 0], [0, 0, 0]]), "binary_cross_entropy", class_weight={0: 2})
     with pytest.raises(clnn.DataError, match="y.1. = .0.5. name no single class"):
         fitted(head(1), x, np.array([0, 0.5, 1]), "binary_cross_entropy", class_weight={0: 2})
-    with pytest.raises(clnn.ConfigurationError, match="needs a loss of clnn's over classes"):
+    with pytest.raises(clnn.ConfigurationError, match="needs a loss of clnn's over classes; its others"):
         fitted(head(1), x, np.array([0.0, 1.0, 2.0]), "mse", class_weight={0: 2})
 
 
@@ -842,7 +842,7 @@ def test_a_name_that_begins_as_those_of_validation_do(device):
         ([named("val_loss")], "a metric called 'val_loss' would be reported as another is"),
         ([named("val_lr")], "'val_lr'"), ([named("val_accuracy")], "'val_accuracy'"),
         ([named("val_off"), off], "'val_off'"), (["top_2", named("val_top_2")], "'val_top_2'"),
-        ([lambda y, t: 1.0], "should return a float32 tensor"), ([lambda y, t: np.ones(3)], "should return a float32 tensor"),
+        ([lambda y, t: 1.0], "should return a float32 tensor"), ([lambda y, t: np.ones(3)], "NumPy's go into a callback"),
         ([lambda y, t: y.argmax()], "should return a float32 tensor.*a == b, is one of floats"),
         ([lambda y, t: y[:2]], "should return a float32 tensor with a value for each sample"),
     ],

@@ -229,6 +229,47 @@ def test_whole_zeros_and_ones_within_a_step_are_recorded(device, recwarn):
             clnn.ones(2, bool)
 
 
+@pytest.mark.parametrize(
+    "shape, axes", [((3, 4), (0, 1)), ((2, 5, 3), (0, 2)), ((4, 2, 3), (1, 2)), ((2, 3, 1, 4), (0, 1, 3))]
+)
+def test_several_index_tensors_within_a_step_are_recorded(device, rng, recwarn, shape, axes):
+    """x[i, j] of two arguments was read back, so that a step which takes scores by rows and classes was never recorded."""
+    with clnn.use(device):
+        x = rng.standard_normal(shape).astype(np.float32)
+        p = clnn.tensor(x, requires_grad=True)
+
+        def key(numbers):
+            given = iter(numbers)
+            return tuple(next(given) if axis in axes else slice(None, None, -1) for axis in range(len(shape)))
+
+        @clnn.step
+        def run(w, *numbers):
+            p.zero_grad()
+            y = p[key(numbers)]
+            (y * w).sum().backward()
+            return y, p.grad
+
+        sizes = [(2, 3), (3,), (2, 1)][: len(axes)]
+        for _ in range(6):
+            numbers = [
+                rng.integers(-shape[axis], shape[axis], size).astype(np.int32) for axis, size in zip(axes, sizes)
+            ]
+            wanted, slopes = x[key(numbers)], np.zeros_like(x)
+            w = rng.standard_normal(wanted.shape).astype(np.float32)
+            np.add.at(slopes, key(numbers), w)
+            y, gradient = run(w, *numbers)
+            np.testing.assert_array_equal(y.numpy(), wanted)
+            np.testing.assert_allclose(gradient.numpy(), slopes, rtol=1e-5, atol=1e-5)
+        assert not list(recwarn)
+        for place, axis in enumerate(axes):  # one that is not there, though the element that it would name is, is none
+            for bad in (shape[axis], -shape[axis] - 1, 2**31 - 1, -(2**31)):
+                wrong = [np.zeros_like(one) if i != place else np.full_like(one, bad) for i, one in enumerate(numbers)]
+                y, _ = run(w, *wrong)
+                assert np.isnan(y.numpy()).all()
+                with pytest.raises(clnn.OutOfRangeError, match="none of"):
+                    y.reshape(-1)[0].item()
+
+
 def test_many_shapes_at_once_read_their_own_inputs(device):
     with clnn.use(device):
         run = clnn.step(lambda x: x * 2.0)

@@ -15,7 +15,7 @@ from ..runtime.device import Device, DType, int_vector
 from ..runtime.lock import exclusive
 from ..runtime.memory import Block
 from .array import MASK, Array, Backward, Flow, Sink, check_float, check_together, empty, empty_like
-from .elementwise import TYPES
+from .elementwise import TYPES, binary, choose
 from .reduce import lines
 from .rows import divided
 from .shape import one_for_each_axis, reshape, take_slice, transpose
@@ -226,15 +226,25 @@ def _on_host(x: Array) -> np.ndarray:
     return x.device.read(x.block, np.empty(x.shape, x.dtype))
 
 
+def _places(keys: list[Array], sides: list[int]) -> Array:
+    """Where the elements are that arrays of int32, which broadcast, name along axes of these sizes; of none, behind the last."""
+    found: Any = None
+    wrong: Any = None
+    for k, size in zip(keys, sides):
+        turns, place = (binary(name, k, size)[0] for name in ("floor_divide", "remainder"))
+        outside = binary("multiply", turns, binary("add", turns, 1)[0])[0]  # of -1 and 0 turns it is 0
+        wrong = choose(wrong, wrong, outside)[0] if found else outside
+        found = binary("add", binary("multiply", found, size)[0], place)[0] if found else place
+    return choose(wrong, math.prod(sides), found)[0]
+
+
 def _numbers_of(k: Any, size: int, axis: int, shape: tuple[int, ...]) -> np.ndarray:
     """One key of an axis as whole numbers from 0, checked."""
     index = np.asarray(k)
     if index.size == 0:
         index = index.astype(np.int64)
     if index.dtype.kind not in "iu":
-        raise ShapeError(
-            f"an axis is indexed by integers, bools, slices, None and ..., and by arrays of these, not by {k!r}"
-        )
+        raise ShapeError(f"an axis is indexed by integers, bools, slices, None, ..., and arrays of these, not by {k!r}")
     if index.size and not -size <= index.min() <= index.max() < size:
         bad = index[(index < -size) | (index >= size)].flat[0]
         raise OutOfRangeError(f"index {bad} is out of range for axis {axis} of an array of shape {shape}")
@@ -242,7 +252,7 @@ def _numbers_of(k: Any, size: int, axis: int, shape: tuple[int, ...]) -> np.ndar
 
 
 def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
-    """x[key] where arrays of integers or bools are among the keys, as NumPy has it; an index tensor on the device alone."""
+    """x[key] where arrays of integers or bools are among the keys, as NumPy has it; in a step all on the device."""
     keys: list[Any] = []
     masks: list[tuple[int, np.ndarray]] = []  # and the place of the first of their keys
     for k in key if isinstance(key, tuple) else (key,):
@@ -253,9 +263,7 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
         if isinstance(k, Array) and (k.dtype != np.int32 or k.made_by == MASK):
             part = _on_host(k)
             if not np.isin(part, (0, 1)).all():
-                raise ShapeError(
-                    "a tensor of floats as an index is a mask, of 0 and 1, such as t > 0; name elements by int32"
-                )
+                raise ShapeError("an index of floats is a mask of 0 and 1, such as t > 0; name elements by int32")
             part = part != 0
         if isinstance(part, np.ndarray) and part.dtype == bool:
             masks.append((len(keys), part))
@@ -289,17 +297,14 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
         z = then(transpose, z, [*named, *rest])
     z = then(reshape, z, [math.prod(sides), *left])
     on_device = [keys[i] for i in named if isinstance(keys[i], Array)]
-    if on_device and len(named) == 1 and not x.device.reads:
-        index = on_device[0]
+    if len(on_device) == len(named) and not x.device.reads and (len(named) == 1 or 0 not in sides):
+        index = on_device[0] if len(named) == 1 else _places(on_device, sides)
     else:
         found = [_on_host(k) if isinstance(k, Array) else k for k in (keys[i] for i in named)]
         found = [_numbers_of(k, size, i, x.shape) for i, k, size in zip(named, found, sides)]
         try:
-            flat = (
-                np.ravel_multi_index(np.broadcast_arrays(*found), sides)
-                if math.prod(sides)
-                else np.broadcast_arrays(*found)[0]
-            )
+            parts = np.broadcast_arrays(*found)
+            flat = np.ravel_multi_index(parts, sides) if math.prod(sides) else parts[0]
         except ValueError:
             raise ShapeError(f"index arrays of shapes {[k.shape for k in found]} do not broadcast") from None
         index = empty(x.device, flat.shape, np.int32)

@@ -195,7 +195,7 @@ def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: A
             f"{class_weight!r} was given"
         )
     if getattr(loss, "takes", "numbers") == "numbers":
-        raise ConfigurationError("class_weight needs a loss of clnn's over classes; weight samples by sample_weight")
+        raise ConfigurationError("class_weight needs a loss of clnn's over classes; its others take sample_weight")
     classes = max(2, outputs)
     weights = np.ones(classes, dtype)
     for label, value in () if balanced else class_weight.items():

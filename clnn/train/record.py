@@ -110,7 +110,7 @@ def record_metrics(feed: Feed, results: Results, outputs: Sequence[Tensor], targ
         if not wanted or (values.size != 1 and values.size % targets[0].shape[0]):
             raise ConfigurationError(
                 f"the metric {metric_name(metric)} should return a {results.dtype} tensor with a value for each sample, or one "
-                f"for all of them (a comparison, a == b, is one of floats); it returned {values!r}"
+                f"for all of them (a comparison, a == b, is one of floats); it returned {values!r}: NumPy's go into a callback"
             )
         feed.device.launch(
             "metrics", "record_mean", (1,), values.size, len(results.metrics), column, values.block, feed.state, results.extra,
