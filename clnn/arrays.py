@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .checks import check_count, numbers, several, shape_of, sizes, whole, whole_numbers
+from .checks import check_count, in_range, numbers, several, shape_of, sizes, whole, whole_numbers
 from .errors import ConfigurationError, OutOfRangeError, ShapeError
 from .ops import index as ops
 from .ops.aggregate import reduce
@@ -135,7 +135,7 @@ def roll(x: Any, shift: int, axis: int) -> Tensor:
     x = tensor(x)
     axis = _axis("roll", axis, x.ndim)
     n = x.shape[axis]
-    (shift,) = whole_numbers("roll's shift", shift)
+    (shift,) = whole_numbers("roll's shift", shift, many=False)
     at, first = (slice(None),) * axis, -shift % max(1, n)
     return concat([x[(*at, slice(first, None))], x[(*at, slice(None, first))]], axis)
 
@@ -192,7 +192,7 @@ def _triangle(x: Any, k: int, upper: bool) -> Tensor:
     if x.ndim < 2:
         raise ShapeError(f"a triangle is one of the last two axes, and the shape is {x.shape}")
     rows, columns = x.shape[-2:]
-    (k,) = whole_numbers("the diagonal", k)
+    (k,) = whole_numbers("the diagonal", k, many=False)
     ahead = arange(columns, device=x.device) - arange(rows, device=x.device).reshape(rows, 1)
     return truths(where(ahead >= k if upper else ahead <= k, x, 0.0), x)  # 0 is False
 
@@ -407,12 +407,15 @@ def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tens
     return _variance("var", tensor(x), axis, keepdims, ddof)
 
 
-def _variance(what: str, x: Tensor, axis: Any, keepdims: bool, ddof: int) -> Tensor:
+def _variance(what: str, x: Tensor, axis: Any, keepdims: bool, ddof: float) -> Tensor:
     """The variance, as `what` wants it."""
     check_float(what, x)
-    n = math.prod(x.shape[a] for a in normal_axes(x.ndim, axis))
+    n, ddof = (
+        math.prod(x.shape[a] for a in normal_axes(x.ndim, axis)),
+        in_range(f"{what}'s ddof", ddof, -math.inf, math.inf, "()"),
+    )
     if n - ddof <= 0:
-        raise ShapeError(f"{what} over {n} elements with ddof={ddof}: an array of shape {x.shape} over axis {axis!r}")
+        raise ShapeError(f"{what} over {n} elements with ddof={ddof:g}: an array of shape {x.shape} over axis {axis!r}")
     return function(x - x.mean(axis, keepdims=True), "square").sum(axis, keepdims) / (n - ddof)
 
 

@@ -52,6 +52,7 @@ def scaled_dot_product_attention(
     """
     q = tensor(q)
     k, v = tensor(k, q.dtype, q.device), tensor(v, q.dtype, q.device)
+    scale = None if scale is None else in_range("attention's scale", scale, -math.inf, math.inf, "()")
     mask = None if mask is None else added_mask(mask, q)
     cache = cache_in_use() if causal and past is None else None
     if cache is not None:

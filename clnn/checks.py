@@ -61,8 +61,8 @@ def sizes(what: str, value: Any) -> tuple[int, ...]:
     return shape
 
 
-def whole_numbers(what: str, value: Any) -> tuple[int, ...]:
-    """One whole number, or several, as a tuple of ints."""
+def whole_numbers(what: str, value: Any, many: bool = True) -> tuple[int, ...]:
+    """One whole number, or, unless `many` says no, several, as a tuple of ints."""
     if (one := whole(value)) is not None:
         return (one,)
     try:
@@ -70,8 +70,8 @@ def whole_numbers(what: str, value: Any) -> tuple[int, ...]:
     except TypeError:
         given = (value,)
     found = tuple(number for number in map(whole, given) if number is not None)
-    if len(found) != len(given):
-        raise ShapeError(f"{what} takes whole numbers, and {value!r} was given")
+    if len(found) != len(given) or not (many or len(found) == 1):
+        raise ShapeError(f"{what} takes {'whole numbers' if many else 'one whole number'}, and {value!r} was given")
     return found
 
 

@@ -65,9 +65,8 @@ class Symbol(Symbolic):
                 return {key: symbols(value) for key, value in y.items()}
             if isinstance(y, (tuple, list)):
                 return tuple(map(symbols, y))
-            raise ConfigurationError(
-                f"{layer!r} returns {y!r}, and in a graph layers return tensors with an axis of samples"
-            )
+            told = f"{layer!r} returns {y!r}, and in a graph layers return tensors with an axis of samples"
+            raise ConfigurationError(told)
 
         return first_pass(layer, [(x.shape[1:], x.dtype) for x in inputs], symbols)
 
@@ -140,9 +139,8 @@ class Graph(Layer):
         for number, (which, given) in enumerate([*calls, (0, self._results)], len(inputs)):
             wrong = [v for v in given if not 0 <= v[0] < number or v[1] < 0] or not 0 <= which < len(layers)
             if wrong:
-                raise ConfigurationError(
-                    f"a graph's call {number} does not follow what it is given: {given} to layer {which}"
-                )
+                told = f"a graph's call {number} does not follow what it is given: {given} to layer {which}"
+                raise ConfigurationError(told)
             last |= dict.fromkeys(map(tuple, given), number)
             uses.update(map(tuple, given))
         # Calls whose output goes to another one alone, which takes nothing else: two that fit become one, see `Layer.with_next`
@@ -169,9 +167,8 @@ class Graph(Layer):
     def run(self, inputs: Sequence[Tensor], noting: Any = None) -> Any:
         """The outputs; `noting` is told what comes of each call."""
         if len(inputs) != len(self.inputs):
-            raise ShapeError(
-                f"the model takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), and {len(inputs)} were given"
-            )
+            told = f"the model takes {len(self.inputs)} inputs ({', '.join(self.inputs)}), and {len(inputs)} were given"
+            raise ShapeError(told)
         values = {(i, 0): x for i, x in enumerate(inputs)}
         del inputs
         joins = noting is None and not grad_enabled()
@@ -257,9 +254,8 @@ def traced(inputs: Any, outputs: Any) -> Graph:
     names = [key if isinstance(key, str) else x.call.name or f"input_{key + 1}" for key, x in given.items()]
     numbers = {x.call: i for i, x in enumerate(given.values())}
     if len(set(names)) < len(names) or len(numbers) < len(given) or any(call.layer is not None for call in numbers):
-        raise ConfigurationError(
-            f"Model's inputs are what clnn.Input returned, each once and by another name, not {inputs!r}"
-        )
+        told = f"Model's inputs are what clnn.Input returned, each once and by another name, not {inputs!r}"
+        raise ConfigurationError(told)
     found: set[Call] = set()
     waiting = [x.call for x in wanted.values()]
     while waiting:
@@ -272,9 +268,8 @@ def traced(inputs: Any, outputs: Any) -> Graph:
             f"the outputs depend on an Input of shape {missing[0].shape} that is not among Model's inputs, {', '.join(names)}"
         )
     if unused := [name for name, call in zip(names, numbers) if call not in found]:
-        raise ConfigurationError(
-            f"no output depends on the input {unused[0]}: leave it out of Model's inputs, or use it"
-        )
+        told = f"no output depends on the input {unused[0]}: leave it out of Model's inputs, or use it"
+        raise ConfigurationError(told)
     if not calls:
         raise ConfigurationError("Model's outputs are its inputs, with no layer in between")
     layers = [*dict.fromkeys(call.layer for call in calls if call.layer is not None)]

@@ -165,14 +165,14 @@ class Loss(Watched):
                 raise ShapeError(
                     f"{self.name}: integers of shape {target} would be class numbers; give floats to regress on"
                 )
+        elif target != output and target + (1,) != output:
+            classes = "; class numbers are integers of it without the last axis" if self.takes == "classes" else ""
+            raise ShapeError(f"{self.name}: targets of shape {target} do not fit outputs of shape {output}{classes}")
         elif self.ignore is not None:
             raise ConfigurationError(
                 f"{self.name}: ignore_index={self.ignore} is a class number, and the targets are values of shape {target}: "
                 "give class numbers, integers, or weight samples by sample_weight"
             )
-        elif target != output and target + (1,) != output:
-            classes = "; class numbers are integers of it without the last axis" if self.takes == "classes" else ""
-            raise ShapeError(f"{self.name}: targets of shape {target} do not fit outputs of shape {output}{classes}")
 
     def check_values(self, target: np.ndarray, output: tuple[int, ...], name: str) -> None:
         """Whether targets on the host are in range: class numbers are classes of outputs of that shape."""

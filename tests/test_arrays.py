@@ -608,6 +608,8 @@ def test_errors_name_the_function_that_was_called(device, name, call):
 def test_errors_of_statistics_and_axes_name_the_function_that_was_called(device):
     with pytest.raises(clnn.ShapeError, match="^std over 1 elements with ddof=1"):
         clnn.std(clnn.ones((2, 1)), 1, ddof=1)
+    with pytest.raises(clnn.ConfigurationError, match="^var's ddof should be in .*, 'a' was"):
+        clnn.var(clnn.ones((2, 1)), ddof="a")
     with pytest.raises(clnn.ShapeError, match="^log_softmax is along one of 2 axes: axis 2"):
         clnn.log_softmax(clnn.ones((2, 1)), 2)
 
@@ -630,6 +632,9 @@ def test_functions_of_no_elements(device):
         (lambda i, f: clnn.argmin(f, 7), "^argmin: axis 7 is out of range"),
         (lambda i, f: clnn.std(f, axis=0.5), "^std: axis takes whole numbers, and 0.5"),
         (lambda i, f: clnn.where(f, i, f), "^where: arrays of two types"),
+        (lambda i, f: clnn.roll(f, (1, 2), 0), r"^roll's shift takes one whole number, and \(1, 2\)"),
+        (lambda i, f: clnn.tril(f, []), r"^tril: the diagonal takes one whole number, and \[\]"),
+        (lambda i, f: clnn.concatenate([f, f], (0, 1)), r"^concatenate's axis takes one whole number, and \(0, 1\)"),
         (lambda i, f: clnn.arange(f), r"^arange takes numbers, and arrays of shapes \[\(\), \(2, 2\), \(\)\]"),
     ],
 )

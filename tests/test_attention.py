@@ -294,6 +294,12 @@ def test_no_keys(rng, device, heads):
         q.zero_grad()
 
 
+@pytest.mark.parametrize("scale", ["a", np.nan, (1, 2), np.inf])
+def test_a_scale_that_is_no_number(rng, device, scale):
+    with pytest.raises(clnn.ConfigurationError, match="attention's scale should be in"):
+        clnn.scaled_dot_product_attention(*arrays(rng, "small")[0][:3], scale=scale)
+
+
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_arguments(rng, device, name):
     call, message = WRONG[name]

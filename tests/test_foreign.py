@@ -423,6 +423,25 @@ def test_tensors_by_name_as_in_keras(device):
             call()
 
 
+def test_too_few_inputs_or_too_many(device):
+    x = np.zeros((2, 3, 4), np.float32)
+    with pytest.raises(clnn.ArgumentError, match="^TransformerDecoderLayer: missing a required argument: 'context'"):
+        clnn.TransformerDecoderLayer(2, 8)(x)
+    with pytest.raises(clnn.ArgumentError, match="^Dense: too many positional arguments"):
+        clnn.Dense(2)(x, x)
+    with pytest.raises(clnn.ConfigurationError, match="none by name, attention_mask="):
+        clnn.MultiHeadAttention(2)(x, attention_mask=x)
+
+
+def test_an_error_in_a_forward_of_ones_own_stays_what_it_is(device):
+    class Wrong(clnn.Layer):
+        def forward(self, x):
+            return x + len(3)
+
+    with pytest.raises(TypeError, match="has no len"):
+        Wrong()(np.zeros((2, 3), np.float32))
+
+
 def test_a_class_of_ones_own_takes_what_it_likes():
     class Mine(clnn.Layer):
         def __init__(self, units, learning_rate=1.0):

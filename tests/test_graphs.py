@@ -710,9 +710,16 @@ def test_masks_go_through_joins(device, rng):
     x = rng.integers(1, 9, (2, 6))
     x[1, 4:] = 0
     np.testing.assert_allclose(net.predict(x)[1], net.predict(x[1:, :4])[0], rtol=1e-5, atol=1e-6)
-    for inputs, joined in (((a, b), clnn.Add()(e, one(b))), (a, clnn.Concatenate(1)(e, e))):
-        with pytest.raises(clnn.ConfigurationError, match="masks .* leave different steps out"):
+    other = clnn.Embedding(9, 3, mask_zero=True)(a)
+    for inputs, joined, told in (
+        ((a, b), clnn.Add()(e, one(b)), "let one input alone have a mask"),
+        (a, clnn.Concatenate()(e, other), "let one input alone have a mask"),
+        (a, clnn.Concatenate(1)(e, e), "one after the other; join what recurrent layers return"),
+    ):
+        with pytest.raises(clnn.ConfigurationError, match=f"masks .* leave different steps out .*{told}"):
             clnn.Model(inputs, clnn.GRU(4)(joined))
+    net = clnn.Model(a, clnn.GRU(4)(clnn.Concatenate()(e, clnn.Embedding(9, 3, padding=0)(a))))  # as the error says
+    np.testing.assert_allclose(net.predict(x)[1], net.predict(x[1:, :4])[0], rtol=1e-5, atol=1e-6)
 
 
 def test_convolutions_and_norms_are_joined_at_inference(device, rng, monkeypatch):
@@ -739,6 +746,24 @@ def test_convolutions_and_norms_are_joined_at_inference(device, rng, monkeypatch
     net.__dict__.pop("_evaluations")
     for one, same in zip(found, net.predict(x)):
         np.testing.assert_allclose(one, same, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [clnn.LSTM(3, return_state=True), clnn.Split(2), clnn.Bidirectional(clnn.GRU(3), None)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_several_tensors_are_no_array_for_the_next_layer(device, rng, layer):
+    """They became one where nothing is on tape, with a row for each, so that samples were mixed without a word."""
+    x = rng.standard_normal((3, 5, 4))
+    net = clnn.Sequential([copy.deepcopy(layer), clnn.Flatten(), clnn.Dense(2)])
+    for call in (net, net.predict):
+        with pytest.raises(clnn.ConfigurationError, match=r"^flatten_1 got \d tensors for one input: .*clnn.Model"):
+            call(x)
+    a = clnn.Input(3)
+    for inputs in ([clnn.ones(3), clnn.ones(3)], (a, a)):
+        with pytest.raises(clnn.ConfigurationError, match=r"^Dense got 2 tensors for one input: inputs go one by one"):
+            clnn.Dense(2)(inputs)
 
 
 def test_layers_of_a_graph_are_replaced_one_by_one(device):

@@ -531,6 +531,12 @@ def test_what_losses_refuse_of_these(device):
         losses.BinaryCrossEntropy([1.0, 2.0])(clnn.zeros((4, 3)), np.zeros((4, 3)))
     with pytest.raises(clnn.ConfigurationError, match="ignore_index=-1 is a class number, and the targets are values"):
         losses.CrossEntropy(ignore_index=-1)(clnn.zeros((4, 3)), np.zeros((4, 3)))
+    with pytest.raises(clnn.ShapeError, match=r"targets of shape \(2, 4\) do not fit outputs of shape \(2, 5, 3\)"):
+        losses.CrossEntropy(ignore_index=-1)(clnn.zeros((2, 5, 3)), np.zeros((2, 4), int))
+    with pytest.raises(
+        clnn.DataError, match=r"\[1\] is -100, .* leave padding out by CrossEntropy\(ignore_index=-100\)"
+    ):
+        losses.CrossEntropy()(clnn.zeros((2, 3)), np.array([0, -100]))
     with pytest.raises(clnn.DataError, match="outside 0 to 2"):
         losses.CrossEntropy(ignore_index=-1)(clnn.zeros((2, 3)), np.array([0, -2]))
     with pytest.raises(

@@ -119,7 +119,7 @@ def test_attention_sees_no_key_that_is_masked(device, rng):
 @pytest.mark.parametrize(
     "layer",
     [clnn.Flatten(), clnn.Conv1D(2, 3), clnn.GlobalAvgPool(), clnn.BatchNorm(), clnn.SpatialDropout(0.1), clnn.Reshape(-1),
-     clnn.LayerNorm((-2, -1)), clnn.Residual(clnn.Dense(6))],
+     clnn.LayerNorm((-2, -1)), clnn.Residual(clnn.Conv1D(5, 3, padding="same"))],
     ids=lambda layer: type(layer).__name__,
 )  # fmt: skip
 def test_layers_that_would_mix_steps(device, layer):
@@ -128,6 +128,20 @@ def test_layers_that_would_mix_steps(device, layer):
         clnn.Sequential([clnn.Embedding(10, 6, mask_zero=True), layer])(TOKENS)
     clnn.Sequential([clnn.Embedding(10, 6, padding=0), layer])(TOKENS)
     clnn.Sequential([clnn.Embedding(10, 6, mask_zero=True), clnn.LSTM(6), clnn.Flatten()])(TOKENS)
+
+
+def test_a_residual_block_has_the_mask_of_what_it_adds(device):
+    """A padded sequence is what it is alone, also behind a block around layers that know masks."""
+    body = [
+        clnn.GRU(6, return_sequences=True),
+        clnn.Residual([clnn.LayerNorm(), clnn.Dense(6, "relu")], activation="elu"),
+    ]
+    net = clnn.Sequential([clnn.Embedding(10, 6, mask_zero=True), clnn.Residual(body, clnn.Dense(6)), clnn.GRU(3)])
+    tokens = np.array([[3, 1, 4, 1, 5], [2, 7, 0, 0, 0]])
+    np.testing.assert_allclose(net.predict(tokens)[1], net.predict(tokens[1:, :2])[0], rtol=1e-5, atol=1e-6)
+    turned = clnn.Residual(clnn.GRU(6, return_sequences=True, go_backwards=True))
+    with pytest.raises(clnn.ConfigurationError, match="residual_1: masks .* leave different steps out come together"):
+        clnn.Sequential([clnn.Embedding(10, 6, mask_zero=True), turned])(tokens)
 
 
 def test_classes_of_one_s_own_say_what_they_do(device):

@@ -396,6 +396,30 @@ def test_types_change_on_the_device(rng, device):
         assert_close(x.grad.numpy(), 2 * x.numpy().astype(float), 4 * eps(np.float32))
 
 
+def test_a_mask_that_is_none_is_none(rng, device):
+    """As a model of one's own hands it on whose forward(x, mask=None) is given none."""
+    x, context = normal(rng, (2, 3, 4)).astype(np.float32), normal(rng, (2, 5, 6)).astype(np.float32)
+    with clnn.no_grad():
+        for layer, *inputs in (
+            (clnn.MultiHeadAttention(2), x, context),
+            (clnn.TransformerEncoderLayer(2, 8), x),
+            (clnn.TransformerDecoderLayer(2, 8), x, context),
+        ):
+            np.testing.assert_array_equal(layer(*inputs, None).numpy(), layer(*inputs).numpy())
+
+
+def test_keys_and_values_are_one_input(rng, device):
+    """In PyTorch and Keras it is called with three. Where sizes allow, the third would be added to the scores."""
+    x = clnn.tensor(normal(rng, (2, 4, 4)).astype(np.float32))
+    for layer in (clnn.MultiHeadAttention(2), clnn.MultiHeadAttention(2, dropout=0.5)):
+        with pytest.raises(
+            clnn.ShapeError, match=r"the third input is a mask, .* \(2, 4, 4\), from which keys and values come"
+        ):
+            layer(x, x, x)
+        assert layer(x, x, x[None]).shape == x.shape
+        assert layer(x, x, np.tri(4, dtype=bool) & np.ones((2, 1, 1), bool)).shape == x.shape
+
+
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 def test_a_mask_of_batch_queries_and_keys_is_told_what_it_lacks(rng, device, dropout):
     layer = clnn.MultiHeadAttention(2, dropout=dropout)

@@ -45,9 +45,10 @@ def check_labels(y: np.ndarray, classes: int, name: str = "y", ignore: int | Non
         y, lambda chunk: ((chunk < 0) | (chunk >= classes)) & (True if ignore is None else chunk != ignore)
     ):
         where, value = bad
+        padding = f", or leave padding out by CrossEntropy(ignore_index={value})" if value < 0 else ""
         raise DataError(
             f"{name}{where} is {value}, outside 0 to {classes - 1}, the labels of {classes} classes; "
-            "renumber the labels, e.g. with numpy.unique(y, return_inverse=True)[1], or give the model more outputs"
+            f"renumber the labels, e.g. with numpy.unique(y, return_inverse=True)[1], or give the model more outputs{padding}"
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ..checks import as_argument, check_count, defaults, numbers, sizes, whole_array
 from ..errors import CheckpointError, ConfigurationError, DataError, DeviceError, OutOfDeviceMemory, ShapeError
+from ..foreign import bind
 from ..init import Initialiser, find_initialiser
 from ..ops.array import FLOATS, Array
 from ..random import generator
@@ -159,25 +160,27 @@ class Layer(Watched):
             )
         for x in inputs:
             if isinstance(x, Tensor) and x.device is not self.device:  # a copy would end the tape
-                raise DeviceError(
-                    f"{called(self)} is on {self.device!r} and its input on {x.device!r}; move one with .to(device)"
-                )
+                told = f"is on {self.device!r} and its input on {x.device!r}; move one with .to(device)"
+                raise DeviceError(f"{called(self)} {told}")
             if isinstance(x, Symbolic):
                 return x.through(self, inputs)
         given = [self._as_input(x, i) for i, x in enumerate(inputs)]
         masked = any(x.mask is not None for x in given)
         if masked and not (self.reads_mask or self.keeps_mask):
             raise ConfigurationError(
-                f"{called(self)} would mix steps that a mask (Masking, Embedding's mask_zero) leaves out "
-                "with those that count. Layers that know masks are recurrent, attend, or look at each step by itself, as Dense "
-                "does; others go behind a recurrent layer's last output. A class of your own says keeps_mask = True if its output"
-                " has the same steps, reads_mask = True if its forward heeds x.mask"
+                f"{called(self)} would mix steps that a mask (Masking, Embedding's mask_zero) leaves out with others. Layers "
+                "that know masks are recurrent, attend, or see each step by itself, as Dense does; others go behind a recurrent "
+                "layer's last output. A class of your own says keeps_mask = True if its output has the same steps, "
+                "reads_mask = True if its forward heeds x.mask"
             )
         try:
             self.ensure_built(*[x.shape[1:] for x in given])
             y = self.forward(*given)
         except OutOfDeviceMemory as error:
             error.inside(called(self))
+            raise
+        except TypeError:
+            bind(called(self), self.forward, tuple(given), {})  # whether there are too few, or too many
             raise
         if isinstance(y, np.ndarray) and grad_enabled() and any(x.requires_grad for x in given):
             told = "forward returned an array of NumPy, which takes no gradient back: use clnn's functions, or clnn.tensor(y)"
@@ -203,6 +206,9 @@ class Layer(Watched):
 
     def _as_input(self, x: Any, i: int) -> Tensor:
         """Input `i` as a tensor of the type in which this layer wants it."""
+        if isinstance(x, (tuple, list)) and any(isinstance(one, (Tensor, Symbolic)) for one in x):  # else one array
+            told = "inputs go one by one, net(a, b), and what gives several, as return_state=True and Split do, into a clnn.Model"
+            raise ConfigurationError(f"{called(self)} got {len(x)} tensors for one input: {told}")
         if isinstance(x, Tensor) and x.dtype == np.int32:
             return x
         if self.takes_whole(i) and not isinstance(x, Tensor):
@@ -260,9 +266,8 @@ class Layer(Watched):
         made = find_initialiser(init)(shape, generator(self.device), self.dtype)
         made = made if isinstance(made, Array) else tensor(made, self.dtype, self.device)
         if made.shape != shape or made.dtype != self.dtype:
-            raise ConfigurationError(
-                f"the initialiser {init!r} made {made.dtype} of shape {made.shape}, and {self.dtype} of {shape} is wanted"
-            )
+            told = f"made {made.dtype} of shape {made.shape}, and {self.dtype} of {shape} is wanted"
+            raise ConfigurationError(f"the initialiser {init!r} {told}")
         self.device.settle()  # it has its values, even if a step that makes it ends with an error
         p = Parameter(made.block, shape, self.dtype, self.device, learns=learns)
         p.decays = len(shape) > 1 if decays is None else decays
@@ -274,12 +279,11 @@ class Layer(Watched):
 
     def parameters(self) -> list[Parameter]:
         """All parameters of this layer and the layers inside."""
-        found = []
-        for name, p in self.named_parameters():
+        found = [*self.named_parameters()]
+        for name, p in found:
             if not p.name or name.endswith(f".{p.name}"):  # the whole way to it, as seen from the outermost layer
                 p.name = name
-            found.append(p)
-        return found
+        return [p for _, p in found]
 
     def zero_grad(self) -> None:
         """Forget the gradients that its parameters have received: the next ones are assigned, not added."""

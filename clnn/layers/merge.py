@@ -13,6 +13,18 @@ from ..tensor import Tensor, concat, elementwise
 from .base import Layer, called, register, with_mask
 
 
+def one_mask(layer: Layer, inputs: Sequence[Tensor]) -> Tensor | None:
+    """The mask of those inputs that have one. ConfigurationError where each has its own: which steps count is then not said."""
+    masks = [x.mask for x in inputs if x.mask is not None]
+    if any(mask is not masks[0] for mask in masks):
+        raise ConfigurationError(
+            f"{called(layer)}: masks (Masking, Embedding's mask_zero) that may leave different steps out come together: let one "
+            "input alone have a mask, by Embedding(padding=0) for the others, or join what recurrent layers return as their last "
+            "outputs"
+        )
+    return masks[0] if masks else None
+
+
 class Merge(Layer):
     """A layer of two tensors or more, given one by one or as one list: `Add()(a, b)`, or as in Keras `Add()([a, b])`."""
 
@@ -26,18 +38,17 @@ class Merge(Layer):
     def forward(self, *inputs: Tensor) -> Tensor:
         name, shapes = called(self), [x.shape for x in inputs]
         if len(inputs) < 2 or len(inputs) > (self.most or len(inputs)):
-            raise ConfigurationError(
-                f"{name} joins two tensors{'' if self.most else ' or more'}, and got {len(inputs)}"
-            )
+            told = f"joins two tensors{'' if self.most else ' or more'}, and got {len(inputs)}"
+            raise ConfigurationError(f"{name} {told}")
         if len({(len(shape), *shape[:1]) for shape in shapes}) > 1 or not shapes[0]:
             raise self.wrong_shape(f"tensors of shapes {shapes} have not the same number of axes and of samples")
-        masks = [x.mask for x in inputs if x.mask is not None]
-        if any(mask is not masks[0] for mask in masks) or (masks and self.joins_steps(len(shapes[0]))):
+        mask = one_mask(self, inputs)
+        if mask is not None and self.joins_steps(len(shapes[0])):
             raise ConfigurationError(
-                f"{name}: masks (Masking, Embedding's mask_zero) leave different steps out of these sequences; join what "
-                "recurrent layers return as their last outputs"
+                f"{name}: masks (Masking, Embedding's mask_zero) leave different steps out of sequences one after the other; "
+                "join what recurrent layers return as their last outputs"
             )
-        return with_mask(self.merged(inputs), masks[0]) if masks else self.merged(inputs)
+        return with_mask(self.merged(inputs), mask)
 
     def joins_steps(self, axes: int) -> bool:
         """Whether it would put the steps of sequences with so many axes one after the other."""
@@ -106,7 +117,7 @@ class Concatenate(Merge):
     """
 
     def __init__(self, axis: int = -1) -> None:
-        (self.axis,) = whole_numbers("Concatenate's axis", axis)
+        (self.axis,) = whole_numbers("Concatenate's axis", axis, many=False)
         if self.axis == 0:
             raise ConfigurationError("Concatenate's axis 0 would be the samples'; 1 is the first one of features")
 
@@ -131,7 +142,7 @@ class Split(Layer):
 
     def __init__(self, parts: int | Sequence[int], axis: int = -1) -> None:
         self.parts = check_count("Split's parts", parts) if whole(parts) is not None else sizes("Split's parts", parts)
-        (self.axis,) = whole_numbers("Split's axis", axis)
+        (self.axis,) = whole_numbers("Split's axis", axis, many=False)
         if self.axis == 0:
             raise ConfigurationError("Split's axis 0 would be the samples'; 1 is the first one of features")
 

@@ -10,7 +10,8 @@ from ..ops.activation import ACTIVATIONS, activation_name
 from ..ops.elementwise import binary
 from ..registry import config_from
 from ..tensor import Tensor, apply, function
-from .base import Layer, name_layers, register, through
+from .base import Layer, name_layers, register, through, with_mask
+from .merge import one_mask
 
 __all__ = ["Residual"]
 
@@ -34,6 +35,8 @@ class Residual(Layer):
         clnn.Residual([clnn.Conv2D(64, 3, "relu", padding="same"), clnn.Conv2D(64, 3, padding="same")], activation="relu")
     """
 
+    reads_mask = True  # as far as the layers inside do
+
     def __init__(self, layers: Layers, shortcut: Layers | None = None, activation: str | None = None) -> None:
         self.body = _listed("Residual's layers", layers)
         self.shortcut = None if shortcut is None else _listed("Residual's shortcut", shortcut)
@@ -43,6 +46,7 @@ class Residual(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         y, beside = through(self.body, x), through(self.shortcut, x) if self.shortcut else x
+        mask = one_mask(self, (y, beside))
         if y.shape != beside.shape:
             what = "the shortcut" if self.shortcut else "the input, without a shortcut,"
             raise self.wrong_shape(
@@ -50,8 +54,8 @@ class Residual(Layer):
                 f"{beside.shape}; give a shortcut that ends in the body's shape"
             )
         if ACTIVATIONS[self.activation].saves == "y":
-            return apply(binary, "add", y, beside, activation=self.activation)
-        return function(y + beside, self.activation)
+            return with_mask(apply(binary, "add", y, beside, activation=self.activation), mask)
+        return with_mask(function(y + beside, self.activation), mask)
 
     def config(self) -> dict[str, Any]:
         return config_from(self, layers=self.body)

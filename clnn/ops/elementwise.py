@@ -177,9 +177,8 @@ def choose(condition: Array, a: Array | float, b: Array | float) -> tuple[Array,
     shape = condition.shape
     for x in arrays:
         if x.device is not condition.device:
-            raise DeviceError(
-                f"where: arrays on two devices, {condition.device!r} and {x.device!r}; move one with .to(device)"
-            )
+            told = f"where: arrays on two devices, {condition.device!r} and {x.device!r}; move one with .to(device)"
+            raise DeviceError(told)
         shape = broadcast_shape("where", shape, x.shape)
     dtype = arrays[0].dtype if arrays else np.dtype(np.float32)
     y = empty(condition.device, shape, dtype)

@@ -28,9 +28,8 @@ def linear(
     assert b is None or not transposed
     k, n = w.shape[::-1] if transposed else w.shape
     if x.ndim < 1 or x.shape[-1] != k:
-        raise ShapeError(
-            f"an input of shape {x.shape} does not fit weights of shape {w.shape}: the last axis must be {k}"
-        )
+        told = f"an input of shape {x.shape} does not fit weights of shape {w.shape}: the last axis must be {k}"
+        raise ShapeError(told)
     m, device, dtype = math.prod(x.shape[:-1]), x.device, x.dtype
     y = empty(device, (*x.shape[:-1], n), dtype)
     saved = end_with(y, activation, keep)

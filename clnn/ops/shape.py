@@ -183,7 +183,7 @@ def concatenate(arrays: Sequence[Array], axis: int = 0) -> tuple[Array, Backward
     if not arrays:
         raise ShapeError("concatenate needs at least one array")
     check_together("concatenate", *arrays)
-    first, (axis,) = arrays[0], whole_numbers("concatenate's axis", axis)
+    first, (axis,) = arrays[0], whole_numbers("concatenate's axis", axis, many=False)
     if not -first.ndim <= axis < first.ndim:
         raise ShapeError(f"concatenate: axis {axis} is out of range for shapes {[x.shape for x in arrays]}")
     axis %= first.ndim

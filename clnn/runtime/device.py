@@ -510,9 +510,8 @@ class Device:
         elif self.local_on_stack and set(local) == {1}:
             defines["STACK"] = 1
         if math.prod(local) > self.max_group:
-            raise DeviceError(
-                f"{file}.{name} asks for groups of {tuple(local)}, and {self!r} has at most {self.max_group} work-items in one"
-            )
+            told = f"asks for groups of {tuple(local)}, and {self!r} has at most {self.max_group} work-items in one"
+            raise DeviceError(f"{file}.{name} {told}")
         source = Source(file, name, real, tuple(sorted(defines.items())))
         types, values = _argument_types(args, real)
         if max(size) > MOST:
@@ -552,9 +551,8 @@ class Device:
                     f"; as compiled, it runs in groups of at most {most}: use another device (CLNN_DEVICE), or groups that small "
                     f"everywhere (CLNN_DEVICE_AS=group={most})"
                 )
-            raise DeviceError(
-                f"launching {name} over {size} (groups of {local}) on {self!r} failed: {error}{small}"
-            ) from error
+            told = f"launching {name} over {size} (groups of {local}) on {self!r} failed: {error}{small}"
+            raise DeviceError(told) from error
         self.launches += 1
         return event, size, local
 
@@ -576,9 +574,8 @@ class Device:
             if value.nbytes > MOST * size:
                 raise too_large(f"{what} was given an array of {value.nbytes // size:,} elements")
             if value.device is not self:
-                raise DeviceError(
-                    f"{what}: arrays on two devices, {self!r} and {value.device!r}; move one with .to(device)"
-                )
+                told = f"{what}: arrays on two devices, {self!r} and {value.device!r}; move one with .to(device)"
+                raise DeviceError(told)
             if value.buffer is None and not self.auditing:
                 raise DeviceError(f"{what} was given {NO_VALUES}")
 
@@ -715,9 +712,8 @@ def _argument_types(args: Sequence[Argument], real: str) -> tuple[tuple[type[np.
         elif isinstance(value, np.ndarray) and value.dtype in (np.int32, scalar):
             types.append(None)  # a short vector is passed as its bytes
         else:
-            raise DeviceError(
-                f"a kernel of {real} takes buffers, numbers and short vectors of int32 or {real}, and was given {value!r}"
-            )
+            told = f"a kernel of {real} takes buffers, numbers and short vectors of int32 or {real}, and was given {value!r}"
+            raise DeviceError(told)
         values.append(value)
     return tuple(types), values
 

@@ -205,9 +205,8 @@ def by_class(class_weight: Any, y: np.ndarray, loss: Any, outputs: int, dtype: A
         weights[number] = in_range(f"class_weight's {number}", value, 0.0, math.inf)
     by_loss = _by_loss(y, loss)
     if y.dtype != np.int32 and y.size != math.prod(by_loss) * outputs:
-        raise ConfigurationError(
-            f"class_weight: targets of shape {y.shape} have more than one class a sample; weight samples by sample_weight"
-        )
+        told = f"class_weight: targets of shape {y.shape} have more than one class a sample; weight samples by sample_weight"
+        raise ConfigurationError(told)
     found = classes_of(y if y.dtype == np.int32 else y.reshape(math.prod(by_loss), -1)).reshape(by_loss)
     ignore = getattr(loss, "ignore_index", None)
     if balanced:

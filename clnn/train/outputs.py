@@ -104,9 +104,8 @@ def loss_for(outputs: Outputs, loss: Any, loss_weights: Any) -> Any:
         return find_loss(loss)
     if isinstance(loss, Joint):
         if [*loss.losses] != outputs.names:
-            raise ConfigurationError(
-                f"loss: the last fit's was of {', '.join(loss.losses)}, and the model has {outputs!s}"
-            )
+            told = f"loss: the last fit's was of {', '.join(loss.losses)}, and the model has {outputs!s}"
+            raise ConfigurationError(told)
         if loss_weights is None:
             return loss
         loss = loss.losses

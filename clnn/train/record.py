@@ -143,9 +143,8 @@ def record_loss(
         together = False
         if isinstance(one, Loss):
             if output.shape[0] != n:
-                raise ShapeError(
-                    f"{one.name}: forward() returned {output.shape[0]} rows for {n} samples; its first axis is the samples'"
-                )
+                told = f"{one.name}: forward() returned {output.shape[0]} rows for {n} samples; its first axis is the samples'"
+                raise ShapeError(told)
             together = len(ys) == 1 and batch <= device.group_width and math.prod(one.shape(output.shape)) == n
             together &= group_of(device, math.prod(output.shape[1:])) == 1  # rows that have a group each end no step
             found, source = one.rows(output, y, w, y.dtype == np.int32, record if together else None)
@@ -156,9 +155,8 @@ def record_loss(
                 flows.append((source, found.backward, weight))
         else:
             if w is not None:
-                raise ConfigurationError(
-                    "sample_weight and class_weight need one of clnn's losses; weight samples inside your own"
-                )
+                told = "sample_weight and class_weight need one of clnn's losses; weight samples inside your own"
+                raise ConfigurationError(told)
             losses, hit, kept = one(output, y), None, None
             if not isinstance(losses, Tensor) or losses.size != 1:
                 kind = f"a tensor of shape {losses.shape}" if isinstance(losses, Tensor) else type(losses).__name__

@@ -31,6 +31,11 @@ class _Masked(Layer):
     mask_at = 2
     keeps_mask = True  # that of the steps of x; keys that it leaves out are not attended
 
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        """The output; a mask that is None is none."""
+        without = len(inputs) == self.mask_at + 1 and inputs[-1] is None
+        return super().__call__(*(inputs[:-1] if without else inputs), **named)
+
     def _as_input(self, x: Any, i: int) -> Tensor:
         if i != self.mask_at or isinstance(x, Tensor):
             return super()._as_input(x, i)
@@ -75,9 +80,10 @@ class MultiHeadAttention(_Masked):
 
     def build(self, shape: tuple[int, ...], context: tuple[int, ...] | None = None, *_: tuple[int, ...]) -> None:
         if len(shape) != 2 or shape[-1] % self.heads:
-            raise self.wrong_shape(
+            told = (
                 f"an input is (batch, time, size), the size a multiple of {self.heads} heads, and not (batch, *{shape})"
             )
+            raise self.wrong_shape(told)
         size, source = shape[-1], (shape if context is None else context)[-1]
         narrow = size // self.heads * (self.key_heads or self.heads)
         self.wq, self.wk = self.parameter((size, size)), self.parameter((source, narrow))
@@ -89,13 +95,15 @@ class MultiHeadAttention(_Masked):
 
     def attend(self, x: Tensor, context: Tensor | None = None, mask: Any = None) -> Tensor:
         """What the layer does, with a mask that may be an array, and with no context for self-attention."""
-        inputs = (x,) if context is None and mask is None else (x, x if context is None else context)
-        return self(*inputs) if mask is None else self(*inputs, mask)
+        return self(x, x if context is None else context, mask)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Any = None) -> Tensor:
         source = x if context is None else context
         if x.ndim != 3 or source.ndim != 3 or len(source) != len(x):
             raise self.wrong_shape(f"inputs are (batch, time, size), and the shapes are {x.shape} and {source.shape}")
+        if mask is not None and mask.shape == source.shape and mask.dtype == x.dtype:  # layer(q, k, v)
+            told = f"the third input is a mask, and has the shape of the second, {mask.shape}, from which keys and values come"
+            raise self.wrong_shape(f"{told}: layer(x, context); a mask of that shape is mask[None]")
         if source is x and not self.causal and cache_in_use() is not None:
             raise ConfigurationError(
                 f"{called(self)}: without causal=True what a step becomes depends on those after it, so that "

@@ -46,13 +46,11 @@ class Embedding(Layer):
     ) -> None:
         self.tokens, self.size = check_count("Embedding's tokens", tokens), check_count("Embedding's size", size)
         if padding is not None and (whole(padding) is None or not 0 <= padding < self.tokens):
-            raise ConfigurationError(
-                f"Embedding's padding is a token from 0 to {self.tokens - 1}, or None, not {padding!r}"
-            )
+            told = f"Embedding's padding is a token from 0 to {self.tokens - 1}, or None, not {padding!r}"
+            raise ConfigurationError(told)
         if mask_zero and padding:
-            raise ConfigurationError(
-                f"Embedding: with mask_zero token 0 is the padding, and padding={padding} was given"
-            )
+            told = f"Embedding: with mask_zero token 0 is the padding, and padding={padding} was given"
+            raise ConfigurationError(told)
         self.padding, self.mask_zero, self.weight_init = padding, bool(mask_zero), weight_init
         if weight_init is not None:
             find_initialiser(weight_init)
@@ -105,9 +103,8 @@ class _Positions(Layer):
         if (cache := cache_in_use()) is not None:
             cache.limit(self.length, f"{called(self)}(length={self.length})")
         if x.ndim != 3 or x.shape[1] > self.length:
-            raise self.wrong_shape(
-                f"an input has the axes (batch, time, size) and at most {self.length} steps, not the shape {x.shape}"
-            )
+            told = f"an input has the axes (batch, time, size) and at most {self.length} steps, not the shape {x.shape}"
+            raise self.wrong_shape(told)
 
 
 @register

@@ -39,9 +39,8 @@ def _masked(layer: Layer, x: Tensor, lengths: Tensor | None) -> tuple[Tensor, Te
         return x, x.mask
     batch, steps = x.shape[:2]
     if lengths.shape != (batch,):
-        raise layer.wrong_shape(
-            f"lengths are (batch,), one for each of {batch} sequences, and have the shape {lengths.shape}"
-        )
+        wrong = f"lengths are (batch,), one for each of {batch} sequences, and have the shape {lengths.shape}"
+        raise layer.wrong_shape(wrong)
 
     def check(given: np.ndarray, _: str = "") -> None:
         if not (given >= 0).all() or not (given <= steps).all():
@@ -440,9 +439,8 @@ class Bidirectional(Layer):
                 f"Bidirectional takes a SimpleRNN, an LSTM or a GRU that goes forwards, {layer!r} was provided instead"
             )
         if layer.built:
-            raise ConfigurationError(
-                "Bidirectional copies a layer, weights and all, once it is built: give it a new one"
-            )
+            told = "Bidirectional copies a layer, weights and all, once it is built: give it a new one"
+            raise ConfigurationError(told)
         self.layer, self.merge_mode = layer, merge_mode
         self.back = copy.deepcopy(layer)
         self.back.go_backwards = True
@@ -558,9 +556,8 @@ class Masking(Layer):
         if given:
             (mask,) = given
             if mask.shape != x.shape[:2]:
-                raise self.wrong_shape(
-                    f"a mask of shape {mask.shape} does not fit; it is (batch, steps), {x.shape[:2]} here"
-                )
+                told = f"a mask of shape {mask.shape} does not fit; it is (batch, steps), {x.shape[:2]} here"
+                raise self.wrong_shape(told)
             y = where(mask.reshape(*mask.shape, 1), x, 0.0)
         else:
             y, mask = x.reshape(x.shape), (x.detach() != self.mask_value).max(axis=-1)
