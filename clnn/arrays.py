@@ -314,9 +314,8 @@ def einsum(how: str, a: Any, b: Any = None) -> Tensor:
             raise ShapeError(f"einsum({how!r}): {name!r} names {len(name)} axes, and the array has the shape {t.shape}")
         for letter, size in zip(name, t.shape):
             if sizes_of.setdefault(letter, size) != size:
-                raise ShapeError(
-                    f"einsum({how!r}): axis {letter!r} is {sizes_of[letter]} in one array and {size} in the other"
-                )
+                told = f"einsum({how!r}): axis {letter!r} is {sizes_of[letter]} in one array and {size} in the other"
+                raise ShapeError(told)
     if not set(result) <= set(every):
         raise ShapeError(f"einsum({how!r}): the result has axes that no array has")
     for i, name in enumerate(names):  # what one array alone has, and the result has not

@@ -83,9 +83,8 @@ def generate(
             "stateful: give the same weights to a model whose layers are not (load_state_dict)"
         )
     if not isinstance(inputs, (tuple, list)):
-        raise ConfigurationError(
-            f"generate: inputs are a tuple, one for each further input, not {type(inputs).__name__}"
-        )
+        told = f"generate: inputs are a tuple, one for each further input, not {type(inputs).__name__}"
+        raise ConfigurationError(told)
     n, window = check_count("n", n, 0), check_count("window", window) if window is not None else None
     temperature = in_range("temperature", temperature, 0.0, math.inf)
     top_k = None if top_k is None else check_count("top_k", top_k)
@@ -98,9 +97,8 @@ def generate(
         return _written(model, [groups[0][1], *inputs], n, window, how, cache)[0 if alone else slice(None)]
     found, given = np.empty((batch, n), np.int32), [np.asarray(x) for x in inputs]
     if any(x.shape[:1] != (batch,) for x in given):
-        raise ShapeError(
-            f"generate: {batch} prompts, and inputs of the shapes {', '.join(str(x.shape) for x in given)}"
-        )
+        told = f"generate: {batch} prompts, and inputs of the shapes {', '.join(str(x.shape) for x in given)}"
+        raise ShapeError(told)
     for rows, tokens in groups:
         of_rows = how._replace(uniform=how.uniform[:, rows])
         found[rows] = _written(model, [tokens, *(x[rows] for x in given)], n, window, of_rows, cache)

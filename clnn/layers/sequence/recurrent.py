@@ -435,9 +435,10 @@ class Bidirectional(Layer):
 
     def __init__(self, layer: Layer, merge_mode: str | None = "concat") -> None:
         if not isinstance(layer, _Recurrent) or isinstance(layer, _Cell) or layer.go_backwards:
-            raise ConfigurationError(
+            told = (
                 f"Bidirectional takes a SimpleRNN, an LSTM or a GRU that goes forwards, {layer!r} was provided instead"
             )
+            raise ConfigurationError(told)
         if layer.built:
             told = "Bidirectional copies a layer, weights and all, once it is built: give it a new one"
             raise ConfigurationError(told)
@@ -544,9 +545,8 @@ class Masking(Layer):
             one = layer.layer if isinstance(layer, Bidirectional) else layer
             if isinstance(one, _Recurrent):
                 if one.return_state and layer is not self.layers[-1]:
-                    raise ConfigurationError(
-                        f"Masking: {layer!r} returns states, so that it can only be the last layer"
-                    )
+                    told = f"Masking: {layer!r} returns states, so that it can only be the last layer"
+                    raise ConfigurationError(told)
                 if not one.return_sequences:
                     break
 

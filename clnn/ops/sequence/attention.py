@@ -81,9 +81,8 @@ def attention(
     check_together("attention", q, k, v, mask)
     check_float("scaled_dot_product_attention", q)
     if not q.ndim == k.ndim == v.ndim == 4:
-        raise ShapeError(
-            f"attention takes q, k and v of 4 axes, and their shapes are {q.shape}, {k.shape} and {v.shape}"
-        )
+        told = f"attention takes q, k and v of 4 axes, and their shapes are {q.shape}, {k.shape} and {v.shape}"
+        raise ShapeError(told)
     b, heads, queries, d = _sizes(q, time_first)
     _, key_heads, keys, _ = _sizes(k, time_first)
     dv = v.shape[-1]
@@ -98,9 +97,8 @@ def attention(
     if mask is not None:
         check_mask(mask.shape, whole)
     if causal and past is None and queries != keys:
-        raise ShapeError(
-            f"attention: causal with {queries} queries of {keys} keys: `past` says how many keys are before them"
-        )
+        told = f"attention: causal with {queries} queries of {keys} keys: `past` says how many keys are before them"
+        raise ShapeError(told)
     device, real = q.device, q.real
     o = empty(device, (*q.shape[:-1], dv), q.dtype)
     lse = empty(device, (2, b, heads, queries), q.dtype) if keep or device.most_turns else None
