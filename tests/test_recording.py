@@ -270,6 +270,23 @@ def test_several_index_tensors_within_a_step_are_recorded(device, rng, recwarn, 
                     y.reshape(-1)[0].item()
 
 
+def test_numbers_beside_index_tensors_within_a_step_are_recorded(device, rng, recwarn):
+    with clnn.use(device):
+        x = rng.standard_normal((2, 3, 4, 2)).astype(np.float32)
+        t = clnn.tensor(x)
+        keys = [
+            lambda i: (0, i), lambda i: (i, -1), lambda i: (0, slice(None), i), lambda i: (slice(None), i, np.int64(2)),
+            lambda i: (1, i, slice(None), 0), lambda i: (slice(1), 2, None, i), lambda i: (Ellipsis, i, i * 0 + 1),
+        ]  # fmt: skip
+        run = clnn.step(lambda i: [t[key(i)] for key in keys])
+        for shape in ((2, 2), (3,), (), (0,)):
+            for _ in range(4):
+                i = rng.integers(-2, 2, shape, np.int32) if shape else np.array(rng.integers(-2, 2), np.int32)
+                for y, key in zip(run(i), keys):
+                    np.testing.assert_array_equal(y.numpy(), x[key(i)])
+        assert not list(recwarn)
+
+
 def test_many_shapes_at_once_read_their_own_inputs(device):
     with clnn.use(device):
         run = clnn.step(lambda x: x * 2.0)
@@ -321,7 +338,11 @@ def test_a_host_read_inside_keeps_the_step_eager_with_one_warning(device, rng):
     assert seen == returned
     assert not replays(train)
     (warning,) = [w for w in caught if w.category is clnn.RecordingWarning]
-    assert "read back to the host" in str(warning.message) and "train" in str(warning.message)
+    assert (
+        "read back to the host" in str(warning.message)
+        and "x[mask]" in str(warning.message)
+        and "train" in str(warning.message)
+    )
 
 
 def test_an_upload_inside_keeps_the_step_eager_unless_constant(device):

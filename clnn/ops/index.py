@@ -231,7 +231,7 @@ def _places(keys: list[Array], sides: list[int]) -> Array:
     found: Any = None
     wrong: Any = None
     for k, size in zip(keys, sides):
-        turns, place = (binary(name, k, size)[0] for name in ("floor_divide", "remainder"))
+        turns, place = (binary(name, k, max(size, 1))[0] for name in ("floor_divide", "remainder"))
         outside = binary("multiply", turns, binary("add", turns, 1)[0])[0]  # of -1 and 0 turns it is 0
         wrong = choose(wrong, wrong, outside)[0] if found else outside
         found = binary("add", binary("multiply", found, size)[0], place)[0] if found else place
@@ -240,7 +240,7 @@ def _places(keys: list[Array], sides: list[int]) -> Array:
 
 def _numbers_of(k: Any, size: int, axis: int, shape: tuple[int, ...]) -> np.ndarray:
     """One key of an axis as whole numbers from 0, checked."""
-    index = np.asarray(k)
+    index = _on_host(k) if isinstance(k, Array) else np.asarray(k)
     if index.size == 0:
         index = index.astype(np.int64)
     if index.dtype.kind not in "iu":
@@ -279,10 +279,9 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
             raise ShapeError(f"a mask of shape {mask.shape} does not fit axes {at} on of an array of shape {x.shape}")
     arrays = [i for i, k in enumerate(keys) if not (k is None or k is Ellipsis or isinstance(k, slice))]
     beside = arrays[-1] - arrays[0] < len(arrays)  # with nothing between them, not even a `...` for no axes
-    keys = expanded
-    plain = [k if k is None or isinstance(k, slice) else slice(None) for k in keys]
+    plain = [k if k is None or isinstance(k, slice) else slice(None) for k in expanded]
     # axes of what the slices leave
-    named = [i for i, k in enumerate(keys) if k is not None and not isinstance(k, slice)]
+    named = [i for i, k in enumerate(expanded) if k is not None and not isinstance(k, slice)]
     backs: list[Backward] = []
 
     def then(op: Callable[..., tuple[Array, Backward]], z: Array, how: Any) -> Array:
@@ -291,17 +290,18 @@ def take_items(x: Array, key: Any) -> tuple[Array, Backward]:
         return y
 
     z = x if all(k == slice(None) for k in plain) else then(take_slice, x, tuple(plain))
-    rest = [i for i in range(len(keys)) if i not in named]
+    rest = [i for i in range(len(expanded)) if i not in named]
     sides, left = [z.shape[i] for i in named], [z.shape[i] for i in rest]
     if named != list(range(len(named))):
         z = then(transpose, z, [*named, *rest])
     z = then(reshape, z, [math.prod(sides), *left])
-    on_device = [keys[i] for i in named if isinstance(keys[i], Array)]
-    if len(on_device) == len(named) and not x.device.reads and (len(named) == 1 or 0 not in sides):
-        index = on_device[0] if len(named) == 1 else _places(on_device, sides)
+    chosen = [expanded[i] for i in named]
+    there = [k for k in chosen if isinstance(k, Array)]
+    if there and not x.device.reads and all(isinstance(k, Array) or np.ndim(k) == 0 for k in chosen):
+        of = [k if isinstance(k, Array) else binary("add", binary("multiply", there[0], 0)[0], k)[0] for k in chosen]
+        index = of[0] if len(of) == 1 else _places(of, sides)
     else:
-        found = [_on_host(k) if isinstance(k, Array) else k for k in (keys[i] for i in named)]
-        found = [_numbers_of(k, size, i, x.shape) for i, k, size in zip(named, found, sides)]
+        found = [_numbers_of(k, size, i, x.shape) for i, k, size in zip(named, chosen, sides)]
         try:
             parts = np.broadcast_arrays(*found)
             flat = np.ravel_multi_index(parts, sides) if math.prod(sides) else parts[0]

@@ -415,7 +415,7 @@ class Device:
     def read(self, block: Block, array: np.ndarray) -> np.ndarray:
         """Copy the start of `block` into a contiguous host array, after all work enqueued so far."""
         self.not_replayed(
-            "a result was read back to the host inside the step (numpy(), float(), {t:.3f}): return it instead"
+            "a result was read back to the host inside the step (numpy(), float(), {t:.3f}, x[mask]): return it instead"
         )
         if self._now.dry:
             raise ValuesWanted
