@@ -660,3 +660,14 @@ def test_the_gradient_of_a_product_that_overflows_on_the_way(device, dtype, valu
     same = np.isinf(expected)
     np.testing.assert_array_equal(x.grad.numpy()[same], expected[same])
     assert_close(x.grad.numpy()[~same], expected[~same], 2 * len(values) * eps(dtype) * np.abs(expected[~same]))
+
+
+def test_a_sign_is_one_of_three_numbers(device, dtype):
+    """Of denormal numbers too, which a comparison may take for 0: they came back as they were."""
+    tiny = np.finfo(dtype).tiny
+    x = np.array([tiny / 3, -tiny / 3, tiny, -tiny, 0, np.inf, -np.inf, 3, -1e-6, np.nan] * 7, dtype)
+    t = clnn.tensor(x, dtype, device)
+    found = clnn.sign(t).numpy()
+    np.testing.assert_array_equal(found[np.isnan(x)], np.nan)
+    np.testing.assert_array_equal(found[~np.isnan(x)], ((t > 0).numpy() - (t < 0).numpy())[~np.isnan(x)])
+    np.testing.assert_array_equal(found[abs(x) >= tiny], np.sign(x)[abs(x) >= tiny])

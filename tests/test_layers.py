@@ -290,3 +290,22 @@ def test_layers_that_build_makes_are_of_its_type_and_in_its_mode(rng, dtype):
     expected = first + second
     assert_close(found, expected, 20 * eps(dtype) * abs(expected).max())
     assert net.train().fit(x, x, loss="mse", optimizer="sgd", epochs=2, progress=False)["loss"][1] > 0
+
+
+@pytest.mark.parametrize("kind", [clnn.Dense, clnn.LSTM])
+def test_what_is_built_is_not_placed_in_another_type(kind, device):
+    """Its parameters stay what they are, and all that it computed afterwards was of two types."""
+    net = clnn.Sequential([kind(3), clnn.Dense(2)], input_shape=4 if kind is clnn.Dense else (5, 4), seed=1)
+    for wrong in (net, clnn.Sequential([net, clnn.Dense(2)], dtype="float64"), net.layers[0]):
+        with pytest.raises(
+            clnn.ConfigurationError, match=f"{net.layers[0].name} is built already, in float32 on .*place"
+        ):
+            wrong.place(device, np.float64)
+        assert all(layer.dtype == np.float32 for layer in net.layers_inside())
+    net.place(device, "float32")
+    fresh = clnn.Sequential([kind(3), clnn.Dense(2)])
+    fresh.place(device, "float64")
+    x = np.zeros((2, 4) if kind is clnn.Dense else (2, 5, 4))
+    assert fresh.predict(x).dtype == np.float64
+    fresh.load_state_dict(net.state_dict())
+    np.testing.assert_allclose(fresh.predict(x + 1), net.predict(x + 1), rtol=1e-4, atol=1e-5)

@@ -797,6 +797,24 @@ def test_weights_of_one_element_learn_and_numbers_of_arithmetic_do_not(device, n
     np.testing.assert_allclose(net(x), net.predict(x), rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(float[N, 4, 1, 1] x) => (float[N, 4, 1, 1] y) { y = InstanceNormalization(x, w, b) }",
+        "(float[N, 4, 1] x) => (float[N, 4, 1] y) { y = InstanceNormalization(x, w, b) }",
+        "(float[N, 4] x) => (float[N, 4] y) { y = GroupNormalization<num_groups = 4>(x, w, b) }",
+    ],
+)
+def test_one_value_is_its_own_mean(device, rng, text):
+    """As in other runtimes; here it was refused, as in layers that train so."""
+    model = proto('<ir_version: 8, opset_import: ["" : 21]>\nnet ' + text, w=f(4), b=f(4)).SerializeToString()
+    net = clnn.onnx.load(model)
+    x = f(3, *net.inputs[0].shape[1:])
+    np.testing.assert_array_equal(net.predict(x), np.broadcast_to(net.state_dict()["b"].reshape(x.shape[1:]), x.shape))
+    x[1, 2] = np.inf
+    assert np.isnan(net.predict(x)).sum() == 1 and np.isnan(net.predict(x)[1, 2]).all()
+
+
 def test_statistics_of_one_channel_stay(device, rng):
     text = "net (float[N, 1, 4] x) => (float[N, 1, 4] y) { m = Identity(mean) y = BatchNormalization(x, w, b, m, v) }"
     constants = {"w": f(1), "b": f(1), "mean": f(1), "v": np.abs(f(1)) + 1}

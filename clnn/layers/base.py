@@ -241,10 +241,17 @@ class Layer(Watched):
         return self._device
 
     def place(self, where: Device, dtype: Any) -> None:
-        """Where and in what type the parameters will be made, here and in every layer inside."""
-        where.real(np.dtype(dtype))
+        """Where and in what type the parameters will be made, here and in every layer inside. ConfigurationError where some are
+        made already, elsewhere or in another type."""
+        where.real(dtype := np.dtype(dtype))
+        for layer in (one for one in self.layers_inside() if one.built):
+            if made := [
+                p for p in vars(layer).values() if isinstance(p, Parameter) and (p.device, p.dtype) != (where, dtype)
+            ]:
+                told = f"{called(layer)} is built already, in {made[0].dtype} on {made[0].device!r}: place() comes before that. Make"
+                raise ConfigurationError(f"{told} another and give it .state_dict(), or move a model by .to(device)")
         for layer in self.layers_inside():
-            layer._device, layer.dtype = where, np.dtype(dtype)
+            layer._device, layer.dtype = where, dtype
 
     def wrong_shape(self, error: Exception | str) -> ShapeError:
         """ShapeError with the text of that one, or with this text, and this layer's name in front."""

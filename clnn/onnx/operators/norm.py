@@ -62,7 +62,10 @@ def dropout_of_inference(c: Context, x: Any, *, ratio: float = 0.5, is_test: int
 
 
 def by_group(x: Tensor, gamma: Tensor, beta: Tensor, groups: int, epsilon: float) -> Tensor:
-    """Each group of channels of each sample with mean 0 and variance 1, times gamma plus beta by channel."""
+    """Each group of channels of each sample with mean 0 and variance 1, times gamma plus beta by channel. One value is its own
+    mean: while a layer that trains so is refused, in files it is beta, as in other runtimes."""
+    if x.size == len(x) * groups and x.ndim > 1:
+        return (x - x) * gamma.reshape(1, -1, *[1] * (x.ndim - 2)) + beta.reshape(1, -1, *[1] * (x.ndim - 2))
     y, backward = ops.group_norm(x, gamma, beta, groups, epsilon=epsilon, keep=grad_enabled())
     return on_tape(y, (x, gamma, beta), backward, (gamma,))
 
