@@ -201,14 +201,15 @@ class OfConstructor:
 
 
 @functools.cache
-def arguments(kind: Any) -> frozenset[str]:
-    """What the constructor of one of clnn's classes takes, and those that it hands `**options` on to; of others nothing."""
+def arguments(kind: Any) -> dict[str, Any]:
+    """What the constructor of one of clnn's classes takes, and those that it hands `**options` on to, with their annotations; of
+    others nothing."""
     if not kind.__module__.startswith("clnn."):
-        return frozenset()
+        return {}
     found: list[inspect.Parameter] = [
         p for base in kind.__mro__[:-1] for p in list(inspect.signature(base.__init__).parameters.values())[1:]
     ]
-    return frozenset(p.name for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    return {p.name: p.annotation for p in found if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
 
 
 def defaults(one: Any) -> dict[str, Any]:

@@ -10,90 +10,80 @@ from collections.abc import Callable, Collection
 from textwrap import shorten
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .checks import OfConstructor, arguments
+from .checks import OfConstructor, arguments, check_flag
 from .errors import ArgumentError, ConfigurationError
 
 F = TypeVar("F", bound=Callable[..., Any])
 _FOUND = "leave it out: clnn finds it from the input"
 _RATE = 'give it to the optimizer: optimizer=clnn.SGD(lr), in place of "sgd"'
-# Arguments of layers, losses, optimizers, callbacks and fit: names here, of which the first that is taken is meant; what to do
+# Arguments: those that are called otherwise here, each with its name here
+_RENAMED = (
+    "strides stride, dilation_rate dilation, num_groups groups, scale_factor factor, target_shape shape, "
+    "kernel_constraint max_norm, nonlinearity activation, hidden_size units, eps epsilon, p rate, "
+    "dim_feedforward hidden, num_embeddings tokens, padding_idx padding, rho alpha, clipvalue clip_value, "
+    "restore_best_weights restore_best, save_best_only best_only, save_freq every, filename path, "
+    "histogram_freq histograms, write_graph graph, schedule function, verbose progress, initial_epoch resume, "
+    "batch batch_size, keepdim keepdims, min low, max high, a_min low, a_max high, min_value low, max_value high, "
+    "num_classes classes, n_jobs workers, bias_initializer bias_init, recurrent_initializer recurrent_init, "
+    "filters channels, out_channels channels, clipnorm clip_norm, global_clipnorm clip_norm, nb_epoch epochs, "
+    "num_epochs epochs, criterion loss, cost loss, num_heads heads, nhead heads, beta_1 beta1, beta_2 beta2, "
+    "is_causal causal, use_causal_mask causal"
+)
+# Those, and more of layers, losses, optimizers, callbacks, functions and fit: the first that is taken is meant, or what to do
 ARGUMENTS: dict[str, tuple[str, ...] | str] = {
+    **{there: (here,) for there, here in map(str.split, _RENAMED.split(", "))},
     **dict.fromkeys(("units", "out_features", "pool_size", "embedding_dim", "output_dim", "image_size"), ("size",)),
     **dict.fromkeys(("in_features", "in_channels", "num_features", "num_channels", "input_size"), _FOUND),
-    **dict.fromkeys(("filters", "out_channels"), ("channels",)),
     "normalized_shape": ("axis",),
     "kernel_size": ("kernel", "size"),
-    "strides": ("stride",),
-    "dilation_rate": ("dilation",),
-    "num_groups": ("groups",),
-    "scale_factor": ("factor",),
-    "target_shape": ("shape",),
     **dict.fromkeys(("use_bias", "bias"), ("bias", "use_bias")),
     **dict.fromkeys(("kernel_initializer", "embeddings_initializer"), ("weight_init",)),
-    **{f"{name}_initializer": (f"{name}_init",) for name in ("bias", "recurrent")},
     **dict.fromkeys(("kernel_regularizer", "bias_regularizer"), "give the optimizer weight_decay (L2) or l1"),
     **dict.fromkeys(("lmbda", "lambda_"), "give the optimizer weight_decay, which is the book's lmbda / len(x)"),
-    "kernel_constraint": ("max_norm",),
-    "nonlinearity": ("activation",),
-    "hidden_size": ("units",),
     "num_layers": "put several layers into a Sequential",
     "batch_first": "leave it out: clnn takes (batch, time, features)",
     "bidirectional": "write clnn.Bidirectional(layer)",
-    "eps": ("epsilon",),
     **dict.fromkeys(("affine_transform", "elementwise_affine", "center", "scale"), ("affine",)),
     "track_running_stats": "leave it out: running statistics are always kept",
-    "p": ("rate",),
-    **dict.fromkeys(("num_heads", "nhead"), ("heads",)),
     **dict.fromkeys(("embed_dim", "d_model", "key_dim"), _FOUND),
-    "dim_feedforward": ("hidden",),
-    **dict.fromkeys(("is_causal", "use_causal_mask"), ("causal",)),
-    "num_embeddings": ("tokens",),
     "input_dim": ("tokens", "give input_shape to Sequential"),
     "from_logits": "leave it out: clnn sees whether the last layer has a softmax or a sigmoid",
-    "padding_idx": ("padding",),
     **dict.fromkeys(("learning_rate", "eta"), ("lr", _RATE)),
-    **{f"beta_{i}": (f"beta{i}",) for i in (1, 2)},
     "betas": "give beta1 and beta2",
-    "rho": ("alpha",),
     "amsgrad": "take clnn.AMSGrad",
-    **dict.fromkeys(("clipnorm", "global_clipnorm"), ("clip_norm",)),
-    "clipvalue": ("clip_value",),
     "use_ema": "give ema, such as ema=0.999",
     "params": "leave it out: fit and optimizer.step(net.parameters()) say what is trained",
-    "restore_best_weights": ("restore_best",),
-    "save_best_only": ("best_only",),
-    "save_freq": ("every",),
     **dict.fromkeys(("filepath", "log_dir"), ("folder",)),
-    "filename": ("path",),
-    "histogram_freq": ("histograms",),
-    "write_graph": ("graph",),
-    "schedule": ("function",),
-    "verbose": ("progress",),
     **dict.fromkeys(("validation_data", "evaluation_data", "test_data"), ("validation",)),
     "validation_steps": "give as many batches, validation=list(itertools.islice(batches, 100))",
-    **dict.fromkeys(("nb_epoch", "num_epochs"), ("epochs",)),
-    **dict.fromkeys(("criterion", "cost"), ("loss",)),
-    "initial_epoch": ("resume",),
     **dict.fromkeys(("workers", "num_workers"), ("workers", "give clnn.data.Batches(x, y, workers=...) in place of x")),
-    "batch": ("batch_size",),
     "dim": ("axis",),
-    "keepdim": ("keepdims",),
     "lr": _RATE,
     "data_format": "clnn takes images as (channels, height, width)",
     "input_shape": "give it to Sequential: Sequential(layers, input_shape=...)",
     "trainable": "set layer.trainable = False",
     "name": "set layer.name",
     "dtype": "give it to Sequential, whose layers all have one type",
+    "overwrite": "leave it out: a file is written whole, in place of one that is there",
+    "prefix": "names are those in the model: {prefix + name: array for name, array in net.state_dict().items()}",
+    "strict": "all names fit, or nothing is changed; give those that do, net.state_dict() | {name: array}",
+    **dict.fromkeys(("retain_graph", "create_graph"), "compute the loss again, or add two before backward()"),
+    "set_to_none": "leave it out: gradients are forgotten",
+    "closure": "call loss.backward() before; clnn.LBFGS().minimize takes one",
     "device": 'write "with clnn.use(device):" around it, or net.to(device)',
 }  # fmt: skip
 # Names of the package
+_CALLED = (
+    "LRN LocalResponseNorm, Upsample UpSampling, OneCycleLR OneCycle, StepLR StepDecay, ReduceLROnPlateau "
+    "ReduceOnPlateau, ModelCheckpoint Checkpoint, CSVLogger CSVLog, LearningRateScheduler LearningRate, "
+    "LambdaCallback Lambda, manual_seed seed, load_model load"
+)
 NAMES: dict[str, str] = {
+    **{there: f"clnn.{here}" for there, here in map(str.split, _CALLED.split(", "))},
     **dict.fromkeys(("nn", "keras"), "clnn itself: clnn.Dense, clnn.Conv2D, ..."),
     "Module": "clnn.Model, or clnn.Layer for a part of one",
     **{f"{what}Normalization": f"clnn.{what}Norm" for what in ("Batch", "Layer", "Group", "RMS")},
-    "LRN": "clnn.LocalResponseNorm",
     **dict.fromkeys(("ZeroPad", "ZeroPadding"), "clnn.Padding"),
-    "Upsample": "clnn.UpSampling",
     "MaxPooling": "clnn.MaxPool",
     "AveragePooling": "clnn.AvgPool",
     "GlobalAveragePooling": "clnn.GlobalAvgPool",
@@ -109,14 +99,6 @@ NAMES: dict[str, str] = {
     **dict.fromkeys(("BCELoss", "BinaryCrossentropy"), 'loss="binary_cross_entropy", the sum over outputs'),
     "BCEWithLogitsLoss": 'loss="binary_cross_entropy", the sum over outputs, of a last layer without activation',
     **dict.fromkeys(("CosineAnnealingLR", "CosineDecay"), "clnn.Cosine"),
-    "OneCycleLR": "clnn.OneCycle",
-    "StepLR": "clnn.StepDecay",
-    "ReduceLROnPlateau": "clnn.ReduceOnPlateau",
-    "ModelCheckpoint": "clnn.Checkpoint",
-    "CSVLogger": "clnn.CSVLog",
-    "LearningRateScheduler": "clnn.LearningRate",
-    "LambdaCallback": "clnn.Lambda",
-    "manual_seed": "clnn.seed",
     **dict.fromkeys(("array", "asarray", "from_numpy"), "clnn.tensor"),
     **dict.fromkeys(("cat", "concat"), "clnn.concatenate"),
     **dict.fromkeys(("matmul", "dot", "mm"), "a @ b"),
@@ -124,7 +106,6 @@ NAMES: dict[str, str] = {
     "optimizers": "clnn.optim",
     "jit": "clnn.step",
     "save": "net.save(path)",
-    "load_model": "clnn.load",
     "models": "clnn itself: clnn.Sequential, clnn.Model, clnn.load",
     **dict.fromkeys(("utils", "datasets", "to_categorical"), "clnn.data (losses take class numbers as they are)"),
     "initializers": 'an argument of layers: weight_init="he_normal"',
@@ -212,6 +193,11 @@ OF: dict[str, dict[str, str]] = {
     "Callback": dict.fromkeys(("model", "params", "set_model", "set_params"), "each method is given the model"),
     "Loss": {"backward": "of what it returns: loss(output, target).backward()"},
 }  # fmt: skip
+MISSING = {
+    "loss": 'such as loss="cross_entropy"',
+    "optimizer": 'such as optimizer="adam"',
+    "layers": "a list of layers",
+}
 PAGE = 'see "Coming from Keras or PyTorch" in clnn/README.md'
 
 
@@ -244,12 +230,20 @@ class Called(Read):
 
 def by_names(function: F) -> F:
     """The function, which says of an argument of another name what it is called here."""
-    known = inspect.signature(function).parameters
+    known = {
+        name: p.annotation
+        for name, p in inspect.signature(function).parameters.items()
+        if name not in ("self", "model")
+    }
 
     @functools.wraps(function)
     def call(*given: Any, **options: Any) -> Any:
         refuse_unknown(function.__name__, known, options)
-        return function(*given, **options)
+        try:
+            return function(*given, **options)
+        except TypeError:
+            bind(function.__name__, function, given, options)
+            raise
 
     return call  # type: ignore[return-value]
 
@@ -275,11 +269,16 @@ def bind(name: str, function: Callable[..., Any], given: tuple[Any, ...], option
     except ValueError:  # of some that are written in C
         return
     except TypeError as error:
-        raise ArgumentError(f"{name}: {error}") from None
+        told = [what for one, what in MISSING.items() if f"{one!r}" in str(error) and "missing" in str(error)]
+        raise ArgumentError(f"{name}: {'; '.join([str(error), *told])}") from None
 
 
 def refuse_unknown(who: str, known: Collection[str], options: dict[str, Any]) -> None:
-    """ArgumentError for an option that is none of the known ones, with the name it has here."""
+    """ArgumentError for an option that is none of the known ones, with the name it has here. Where `known` has annotations, a
+    ConfigurationError for what is said to be True or False and is neither, such as "no"."""
+    flags = [name for name in options if isinstance(known, dict) and known.get(name) == "bool"]
+    for name in flags:
+        check_flag(f"{who}'s {name}", options[name])
     wrong = next((name for name in options if name not in known), None)
     if wrong is None:
         return
@@ -291,7 +290,7 @@ def refuse_unknown(who: str, known: Collection[str], options: dict[str, Any]) ->
             raise ArgumentError(f"{who} takes {meant}, not {wrong}; {PAGE}")
     close = difflib.get_close_matches(wrong, known, 1)
     raise ArgumentError(
-        f"{who} takes no {wrong}{f', perhaps {close[0]}' if close else ''}; it takes {', '.join(sorted(known))}"
+        f"{who} takes no {wrong}{f', perhaps {close[0]}' if close else ''}; it takes {', '.join(sorted(known)) or 'none'}"
     )
 
 

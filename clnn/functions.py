@@ -72,6 +72,10 @@ __all__ += named.__all__
 __all__ += arrays.__all__
 __all__ += attention.__all__
 __all__ += images.__all__
-for name in ("sum", "mean", "max", "min", "argmax"):  # which are told that dim is axis
+for name in ("sum", "mean", "max", "min", "argmax", "backward", "transpose"):  # which are told that dim is axis
     setattr(Tensor, name, by_names(getattr(Tensor, name)))
+for room in (arrays, attention, images):
+    for name in room.__all__:
+        globals()[name] = by_names(getattr(room, name))
+        setattr(room, name, globals()[name])  # where pickles find it
 OF_TENSORS.update({name: f"clnn.{name}(t)" for name in __all__ if name not in OF_TENSORS})  # they are methods elsewhere

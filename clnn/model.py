@@ -13,7 +13,7 @@ import numpy as np
 from . import checkpoint, generation, losses, notebook, optim, schedules, train
 from .checks import whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError, warn
-from .foreign import refuse_unknown
+from .foreign import by_names, refuse_unknown
 from .graph import Graph, told_of_parameters, traced
 from .layers.base import REGISTRY, Layer, first_pass, for_shapes, name_layers, register, through
 from .losses import YES_ABOVE_0, find_loss
@@ -31,7 +31,7 @@ from .tape import no_grad
 from .tensor import Parameter, Tensor, constant, refuse_averaged, tensor
 from .train.compiled import Compiled
 
-TAKEN = {f.__name__: frozenset([*inspect.signature(f).parameters][3:]) for f in (train.fit, train.evaluate)}
+_fit, _evaluate = by_names(train.fit), by_names(train.evaluate)
 
 
 @register
@@ -146,12 +146,10 @@ class Model(Layer):
         return notebook.table(type(self).__name__, header, rows, total(self))
 
     def fit(self, x: Any, y: Any = None, **options: Any) -> train.History:
-        refuse_unknown("fit", TAKEN["fit"], options)
-        return train.fit(self, x, y, **options)
+        return _fit(self, x, y, **options)
 
     def evaluate(self, x: Any, y: Any = None, **options: Any) -> dict[str, float]:
-        refuse_unknown("evaluate", TAKEN["evaluate"], options)
-        return train.evaluate(self, x, y, **options)
+        return _evaluate(self, x, y, **options)
 
     def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH, **unknown: Any) -> Any:
         refuse_unknown("predict", ["batch_size"], unknown)
@@ -287,12 +285,8 @@ class Model(Layer):
                 raise CheckpointError(
                     f"{name} holds values that are not finite, which load() would refuse; nothing was written"
                 )
-        header: dict[str, Any] = {
-            "model": checkpoint.describe(self),
-            "dtype": self.dtype.name,
-            "input_shapes": self._input_shapes,
-            "input_types": self._input_types,
-        }
+        header: dict[str, Any] = {"model": checkpoint.describe(self), "dtype": self.dtype.name}
+        header |= {"input_shapes": self._input_shapes, "input_types": self._input_types}
         twin = _check_loadable(self, header)
         usual = {name: checkpoint.settings(p) for name, p in twin.named_parameters()} if twin else {}
         changed = {name: found for name, p in parameters if (found := checkpoint.settings(p)) != usual.get(name)}
@@ -342,7 +336,7 @@ class Sequential(Model):
     _numbered = True
 
     def __init__(
-        self, layers: Sequence[Layer], input_shape: int | Sequence[int] | None = None, dtype: Any = "float32",
+        self, layers: Sequence[Layer] = (), input_shape: int | Sequence[int] | None = None, dtype: Any = "float32",
         seed: int | None = None, storage: str = "float32",
     ) -> None:  # fmt: skip
         self.layers = list(layers) if isinstance(layers, Iterable) else [layers]
@@ -540,5 +534,9 @@ def _freeze(model: Layer, frozen: set[str]) -> None:
         if layer.__dict__.pop("_frozen_in_file", False):
             layer._trainable = False
 
+
+for _kind, _names in ((Layer, ("state_dict", "load_state_dict", "zero_grad")), (Model, ("save", "to", "summary"))):
+    for _name in _names:  # which are told what Keras' and PyTorch's arguments are called
+        setattr(_kind, _name, by_names(getattr(_kind, _name)))
 
 __all__ = ["REGISTRY", "Model", "Sequential", "load"]

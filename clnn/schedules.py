@@ -15,6 +15,7 @@ from typing import Any
 from . import registry
 from .checks import check_count, in_range
 from .errors import ConfigurationError
+from .foreign import bind
 from .runtime.watching.watch import Watched
 
 
@@ -169,14 +170,9 @@ class OneCycle(Schedule):
     """
 
     def __init__(
-        self,
-        max_lr: float,
-        epochs: float | None = None,
-        pct_start: float = 0.3,
-        div_factor: float = 25.0,
-        final_div_factor: float = 1e4,
-        steps_per_epoch: int | None = None,
-    ) -> None:
+        self, max_lr: float, epochs: float | None = None, pct_start: float = 0.3, div_factor: float = 25.0,
+        final_div_factor: float = 1e4, steps_per_epoch: int | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(epochs, steps_per_epoch)
         self.max_lr = in_range("max_lr", max_lr, 0.0, math.inf)
         self.pct_start = in_range("pct_start", pct_start, 0.0, 1.0)
@@ -230,14 +226,8 @@ class ReduceOnPlateau(Schedule):
     """
 
     def __init__(
-        self,
-        lr: float,
-        factor: float = 0.1,
-        patience: int = 10,
-        threshold: float = 1e-4,
-        cooldown: int = 0,
-        min_lr: float = 0.0,
-    ) -> None:
+        self, lr: float, factor: float = 0.1, patience: int = 10, threshold: float = 1e-4, cooldown: int = 0, min_lr: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.lr, self.min_lr = in_range("lr", lr, 0.0, math.inf), in_range("min_lr", min_lr, 0.0, math.inf)
         self.factor = in_range("factor", factor, 0.0, 1.0)
@@ -344,6 +334,7 @@ def find_rate(lr: Any) -> float | Callable[[int], float]:
     """A number or a function of the step's number, from what an optimizer was given as `lr`: a number, a schedule or
     function, the series' list of pairs, or what `describe` made."""
     if callable(lr):
+        bind("a function as lr is called with the number of the step", lr, (0,), {})
         return lr
     if isinstance(lr, dict):
         kind, config = lr.get("class"), lr.get("config")

@@ -43,6 +43,7 @@ from .callbacks import Callback, EarlyStopping
 from .checks import check_count, in_range
 from .errors import CheckpointError, ClnnError, ConfigurationError, Diverged, OutOfDeviceMemory
 from .files import write_atomically
+from .foreign import Called
 from .layers.base import Layer
 from .ops.random import Generator
 from .optim import find_optimizer
@@ -159,7 +160,7 @@ def halving(
     return Search("halving", build, space, train, validation, sizes, plan, **options).run()
 
 
-class Search:
+class Search(Called):
     """A search, and the options that every kind of it takes.
 
     metric: what counts, of what `fit` measures on the validation data. Less is better of "loss", more of "accuracy" and

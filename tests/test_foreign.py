@@ -450,3 +450,102 @@ def test_a_class_of_ones_own_takes_what_it_likes():
     assert Mine(units=3, learning_rate=2.0).units == 3
     with pytest.raises(TypeError, match="unexpected keyword"):
         Mine(eps=3)
+
+
+class _Two(clnn.Layer):
+    def forward(self, x, y):
+        return x + y
+
+
+class _NoSuper(clnn.optim.SGD):
+    def __init__(self):
+        self.momentum = 0.5
+
+
+class _ByNumber:
+    """As a `Sequence` of Keras is."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, i):
+        return np.ones((4, 4), np.float32), np.arange(4) % 3
+
+
+X, Y = np.ones((6, 4), np.float32), np.arange(6) % 3
+MISUSED = {
+    "stack": (lambda net, t: clnn.stack([t, t], dim=0), "stack takes axis, not dim"),
+    "sort": (lambda net, t: clnn.sort(t, dim=0), "sort takes axis, not dim"),
+    "clip": (lambda net, t: clnn.clip(t, min=0), "clip takes low, not min"),
+    "one_hot": (lambda net, t: clnn.one_hot(Y, num_classes=3), "one_hot takes classes, not num_classes"),
+    "max_pool": (lambda net, t: clnn.max_pool(t, kernel_size=2), "max_pool takes size, not kernel_size"),
+    "attention": (
+        lambda net, t: clnn.scaled_dot_product_attention(t, t, t, is_causal=True),
+        "takes causal, not is_causal",
+    ),
+    "too few": (lambda net, t: clnn.stack(), "stack: missing a required argument: 'tensors'"),
+    "save": (lambda net, t: net.save("net", overwrite=True), "save takes no overwrite: leave it out"),
+    "state_dict": (lambda net, t: net.state_dict(prefix="a."), "state_dict takes no prefix: names are"),
+    "load": (lambda net, t: net.load_state_dict({}, strict=False), "load_state_dict takes no strict: all names fit"),
+    "backward": (
+        lambda net, t: (t * t).sum().backward(retain_graph=True),
+        "backward takes no retain_graph: compute the",
+    ),
+    "zero_grad": (lambda net, t: net.zero_grad(set_to_none=True), "zero_grad takes no set_to_none: leave it out"),
+    "step": (lambda net, t: clnn.SGD().step(closure=len), "step takes no closure: call loss.backward"),
+    "no loss": (lambda net, t: net.fit(X, Y, optimizer="sgd"), "fit: missing .*'loss'; such as loss="),
+    "no optimizer": (lambda net, t: net.fit(X, Y, loss="mse"), "fit: missing .*'optimizer'; such as optimizer="),
+    "Sequential": (lambda net, t: clnn.Sequential(), "Sequential takes a list of one or more layers"),
+    "inputs": (lambda net, t: clnn.Dense(2)(t, t), "Dense: too many"),
+    "no input": (lambda net, t: clnn.LSTM(3)(), "LSTM takes a tensor, and none was given"),
+    "two in a row": (lambda net, t: clnn.Sequential([_Two()], 4), "_1: missing .*'y'"),
+    "a rate": (lambda net, t: clnn.SGD(lambda: 0.1), "as lr is called with the number of the step: too many"),
+    "two rates": (
+        lambda net, t: clnn.SGD(lambda step, epoch: 0.1),
+        "is called with the number of the step: missing .*'epoch'",
+    ),
+    "no super": (
+        lambda net, t: net.fit(X, Y, loss="cross_entropy", optimizer=_NoSuper()),
+        r"does not call super\(\).__init__\(lr\)",
+    ),
+    "by number": (
+        lambda net, t: net.fit(_ByNumber(), loss="mse", optimizer="sgd"),
+        r"\[x\[i\] for i in range\(len\(x\)\)\]",
+    ),
+    "search": (lambda net, t: clnn.search.grid(len, {"lr": [1]}, X, X, jobs=2), "Search takes no jobs"),
+    "progress": (
+        lambda net, t: net.fit(X, Y, loss="mse", optimizer="sgd", progress="no"),
+        "fit's progress is True or False",
+    ),
+    "record": (
+        lambda net, t: net.fit(X, Y, loss="mse", optimizer="sgd", record="always"),
+        "fit's record is True or False",
+    ),
+    "a layer's flag": (lambda net, t: clnn.LSTM(3, return_sequences="no"), "LSTM's return_sequences is True or False"),
+    "a norm's flag": (lambda net, t: clnn.BatchNorm(affine="false"), "BatchNorm's affine is True or False"),
+    "an optimizer's": (lambda net, t: clnn.Adam(keep_gradients="no"), "Adam's keep_gradients is True or False"),
+    "a function's": (lambda net, t: t.sum(axis=0, keepdims="no"), "sum's keepdims is True or False"),
+    "set later": (lambda net, t: setattr(clnn.SGD(), "nesterov", "no"), "nesterov is True or False"),
+}
+
+
+@pytest.mark.parametrize("name", MISUSED)
+def test_what_is_called_otherwise_is_an_error_of_clnns(device, name):
+    """They were errors of Python's, or taken for True."""
+    call, said = MISUSED[name]
+    net = clnn.Sequential([clnn.Dense(3)], input_shape=4)
+    with pytest.raises(clnn.ConfigurationError, match=said):
+        call(net, clnn.tensor(X, requires_grad=True))
+
+
+def test_functions_that_say_so_are_copied_and_what_they_raise_is_theirs(device):
+    assert pickle.loads(pickle.dumps(clnn.stack)) is clnn.stack and copy.deepcopy(clnn.sort) is clnn.sort
+
+    class Wrong(clnn.Layer):
+        def forward(self, x):
+            return x + len(3)
+
+    with pytest.raises(TypeError, match=r"object of type 'int' has no len\(\)"):
+        Wrong()(X)
+    net = clnn.Sequential([clnn.Dense(3)], input_shape=4)
+    net.fit(X, Y, loss="cross_entropy", optimizer="sgd", progress=np.bool_(False), record=0, shuffle=1)

@@ -179,8 +179,11 @@ class Layer(Watched):
         except OutOfDeviceMemory as error:
             error.inside(called(self))
             raise
-        except TypeError:
-            bind(called(self), self.forward, tuple(given), {})  # whether there are too few, or too many
+        except (TypeError, IndexError):
+            if not given:
+                raise ConfigurationError(f"{called(self)} takes a tensor, and none was given") from None
+            for function in (self.build, self.forward):
+                bind(called(self), function, tuple(given), {})  # whether there are too few, or too many
             raise
         if isinstance(y, np.ndarray) and grad_enabled() and any(x.requires_grad for x in given):
             told = "forward returned an array of NumPy, which takes no gradient back: use clnn's functions, or clnn.tensor(y)"
@@ -244,18 +247,16 @@ class Layer(Watched):
         """Where and in what type the parameters will be made, here and in every layer inside. ConfigurationError where some are
         made already, elsewhere or in another type."""
         where.real(dtype := np.dtype(dtype))
-        for layer in (one for one in self.layers_inside() if one.built):
-            if made := [
-                p for p in vars(layer).values() if isinstance(p, Parameter) and (p.device, p.dtype) != (where, dtype)
-            ]:
-                told = f"{called(layer)} is built already, in {made[0].dtype} on {made[0].device!r}: place() comes before that. Make"
-                raise ConfigurationError(f"{told} another and give it .state_dict(), or move a model by .to(device)")
+        made = [p for one in self.layers_inside() if one.built for p in vars(one).values() if isinstance(p, Parameter)]
+        if wrong := [p for p in made if (p.device, p.dtype) != (where, dtype)]:
+            told = f"{called(self)} is built already, in {wrong[0].dtype} on {wrong[0].device!r}: place() comes before that"
+            raise ConfigurationError(f"{told}. Make another and give it .state_dict(), or move a model by .to(device)")
         for layer in self.layers_inside():
             layer._device, layer.dtype = where, dtype
 
     def wrong_shape(self, error: Exception | str) -> ShapeError:
         """ShapeError with the text of that one, or with this text, and this layer's name in front."""
-        return ShapeError(f"{called(self)}: {error}")
+        return ShapeError(f"{called(self)}: {str(error).removeprefix(f'{called(self)}: ')}")
 
     # -- parameters ---------------------------------------------------------------------------------------------------
     def parameter(

@@ -32,15 +32,10 @@ class Dense(Layer):
     keeps_mask = True
 
     def __init__(
-        self,
-        size: int,
-        activation: str | None = None,
-        *,
-        bias: bool = True,
-        weight_init: str | float | Initialiser = "glorot_uniform",
-        bias_init: str | float | Initialiser = "zeros",
+        self, size: int, activation: str | None = None, *, bias: bool = True,
+        weight_init: str | float | Initialiser = "glorot_uniform", bias_init: str | float | Initialiser = "zeros",
         max_norm: float | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.size = check_count("Dense's size", size)
         self.max_norm = max_norm
         self.activation = activation if activation in SOFTMAX else activation_name(activation)

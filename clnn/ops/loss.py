@@ -51,21 +51,10 @@ def yes_above(made_by: str) -> float:
 
 
 def rows(
-    name: str,
-    y: Array,
-    target: Array,
-    weight: Array | None = None,
-    *,
-    factor: float = 1.0,
-    parameter: float | Array = 0.0,
-    gradient: bool = True,
-    hits: bool = True,
-    folded: bool = False,
-    record: Record | None = None,
-    positions: int = 1,
-    ignore: int | None = None,
-    summed: bool = False,
-) -> Rows:
+    name: str, y: Array, target: Array, weight: Array | None = None, *, factor: float = 1.0, parameter: float | Array = 0.0,
+    gradient: bool = True, hits: bool = True, folded: bool = False, record: Record | None = None, positions: int = 1,
+    ignore: int | None = None, summed: bool = False,
+) -> Rows:  # fmt: skip
     """The loss `name` (a line of kernels/losses.cl) of outputs y (rows, n) and targets: labels (rows,) or values (rows, n).
 
     Labels of one output alone are 0 for no and 1 for yes. A label that is no class makes its row's loss and gradient NaN.

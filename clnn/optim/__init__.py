@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import registry
 from ..errors import ConfigurationError
-from ..foreign import unknown
+from ..foreign import by_names, unknown
 from . import rules
 from .base import Optimizer
 from .base import Taking as Taking
@@ -20,6 +20,10 @@ __all__ = ["LAMB", "Optimizer"]
 __all__ += rules.__all__
 
 OPTIMIZERS: dict[str, Any] = {name.lower(): getattr(rules, name) for name in rules.__all__} | {"lamb": LAMB}
+
+
+for _name in ("step", "zero_grad"):  # which are told what PyTorch's arguments are called
+    setattr(Optimizer, _name, by_names(getattr(Optimizer, _name)))
 
 
 def describe(optimizer: Optimizer) -> dict[str, Any] | None:

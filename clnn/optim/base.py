@@ -295,6 +295,8 @@ class Optimizer(Watched):
 
     def attach(self, parameters: Sequence[Parameter]) -> None:
         """Take charge of `parameters`: they move into a flat store where they have none."""
+        if not self.__dict__.get("_ready"):
+            raise ConfigurationError(f"{type(self).__name__}.__init__ does not call super().__init__(lr), and has to")
         given = tuple(parameters)  # the same tuple, where it is one: steps know it by its identity
         if len(set(map(id, given))) < len(given):
             given = tuple(dict.fromkeys(given))  # a layer that two models share is stepped once

@@ -39,7 +39,8 @@ def streams(x: Any, y: Any, what: str, sample_weight: Any = None) -> bool:
         return True
     if y is None:
         raise ConfigurationError(
-            f"{what} needs targets: give y, or as x an iterable of batches (x, y), such as clnn.data.Batches(x, y)"
+            f"{what} needs targets: give y, or as x an iterable of batches (x, y), such as clnn.data.Batches(x, y) or, "
+            "of what has batches by their numbers, [x[i] for i in range(len(x))]"
         )
     listed = isinstance(x, list) and x and all(isinstance(one, tuple) and len(one) in (2, 3) for one in x)
     if yields_batches(x) or (listed and len({part.shape for part in x[0][:2] if hasattr(part, "shape")}) == 2):
