@@ -165,11 +165,8 @@ def told(what: str, one: Any, described: Any, find: Callable[[Any], Any]) -> Any
     """`described`, after `find` was seen to make one like it of that; where it is None, a warning that the file goes without."""
     kind = getattr(one, "__name__", type(one).__name__)
     if described is None:
-        warn(
-            f"the file goes without the {what} {kind}: decorate it (a function with a name, or a class) with @clnn.register to "
-            f"have it there, or give the {what} again after loading",
-            CheckpointWarning,
-        )
+        without = f"the file goes without the {what} {kind}: decorate it (a function with a name, or a class) with @clnn.register"
+        warn(f"{without} to have it there, or give the {what} again after loading", CheckpointWarning)
         return None
     try:
         different = registry.difference(one, find(json.loads(json.dumps(described, allow_nan=False))))

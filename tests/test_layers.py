@@ -297,9 +297,7 @@ def test_what_is_built_is_not_placed_in_another_type(kind, device):
     """Its parameters stay what they are, and all that it computed afterwards was of two types."""
     net = clnn.Sequential([kind(3), clnn.Dense(2)], input_shape=4 if kind is clnn.Dense else (5, 4), seed=1)
     for wrong in (net, clnn.Sequential([net, clnn.Dense(2)], dtype="float64"), net.layers[0]):
-        with pytest.raises(
-            clnn.ConfigurationError, match="is built already, in float32 on .*place"
-        ):
+        with pytest.raises(clnn.ConfigurationError, match="is built already, in float32 on .*place"):
             wrong.place(device, np.float64)
         assert all(layer.dtype == np.float32 for layer in net.layers_inside())
     net.place(device, "float32")
