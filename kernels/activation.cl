@@ -96,7 +96,7 @@ FUNCTION(exp,          exp(x),                                          y)
 FUNCTION(log,          log(x),                                          1 / x)
 FUNCTION(sqrt,         sqrt(x),                                         0.5 / y)
 FUNCTION(square,       x * x,                                           2 * x)
-FUNCTION(abs,          fabs(x),                                         WHERE(x > 0, 1, WHERE(x < 0, -1, x * 0)))
+FUNCTION(abs,          fabs(x),                                         WHERE(x > 0, 1, WHERE(x < 0, -1, WHERE(x == 0, 0, x))))
 FUNCTION(negative,     -x,                                              (T)(-1))
 FUNCTION(sin,          sin_of(x),                                       cos_of(x))
 FUNCTION(cos,          cos_of(x),                                       -sin_of(x))
@@ -104,7 +104,7 @@ FUNCTION(erf,          erf_of(x),                                       2 * 0.56
 FUNCTION(log1p,        log1p(x),                                        1 / (1 + x))
 FUNCTION(expm1,        expm1(x),                                        y + 1)
 FUNCTION(reciprocal,   1 / x,                                           -y * y)
-FUNCTION(sign,         WHERE(x > 0, 1, WHERE(x < 0, -1, x * 0)),        (T)(0))  // denormal x, 0 here, may come out of WHERE
+FUNCTION(sign,         WHERE(x > 0, 1, WHERE(x < 0, -1, WHERE(x == 0, 0, x))), (T)(0))  // denormal x may be 0 here, and come out of WHERE
 FUNCTION(floor,        floor(x),                                        (T)(0))
 FUNCTION(ceil,         ceil(x),                                         (T)(0))
 FUNCTION(round,        rint(x),                                         (T)(0))
