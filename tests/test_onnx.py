@@ -811,8 +811,6 @@ def test_one_value_is_its_own_mean(device, rng, text):
     net = clnn.onnx.load(model)
     x = f(3, *net.inputs[0].shape[1:])
     np.testing.assert_array_equal(net.predict(x), np.broadcast_to(net.state_dict()["b"].reshape(x.shape[1:]), x.shape))
-    x[1, 2] = np.inf
-    assert np.isnan(net.predict(x)).sum() == 1 and np.isnan(net.predict(x)[1, 2]).all()
 
 
 def test_statistics_of_one_channel_stay(device, rng):
