@@ -306,9 +306,8 @@ def einsum(how: str, a: Any, b: Any = None) -> Tensor:
     sizes_of: dict[str, int] = {}
     twice = not isinstance(how, str) or any(len(set(name)) != len(name) for name in [*names, result])
     if len(names) != len(given) or twice or (every + result and not (every + result).isalpha()):
-        raise ShapeError(
-            f"einsum({how!r}) names each axis of {len(given)} arrays by a letter, none twice in one, and no '...'"
-        )
+        told = f"einsum({how!r}) names each axis of {len(given)} arrays by a letter, none twice in one, and no '...'"
+        raise ShapeError(told)
     for name, t in zip(names, given):
         if len(name) != t.ndim:
             raise ShapeError(f"einsum({how!r}): {name!r} names {len(name)} axes, and the array has the shape {t.shape}")

@@ -65,9 +65,8 @@ def scaled_dot_product_attention(
         if q.device.reads and q.ndim == k.ndim == 4:
             queries, keys = (t.shape[1 if time_first else 2] for t in (q, k))
             if not 0 <= (before := past.item()) <= keys - queries:
-                raise OutOfRangeError(
-                    f"attention: {before} past keys and {queries} queries do not fit a cache of {keys} keys"
-                )
+                told = f"attention: {before} past keys and {queries} queries do not fit a cache of {keys} keys"
+                raise OutOfRangeError(told)
     keep = grad_enabled() and any(t.requires_grad for t in (q, k, v))
     y, backward = attention(q, k, v, mask, causal, scale, past, time_first, keep)
     return on_tape(y, (q, k, v), backward, (q, k, v))

@@ -270,9 +270,8 @@ class _Writer:
                     if self.cache is None:
                         raise
                     self.cache.check(self.most_taken)
-                    raise ConfigurationError(
-                        f"generate: {error}; with cache=False the model is run on the whole sequence for each token"
-                    ) from error
+                    told = f"generate: {error}; with cache=False the model is run on the whole sequence for each token"
+                    raise ConfigurationError(told) from error
             if self.cache is not None:
                 self.cache.check(self.most_taken)
 

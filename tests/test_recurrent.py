@@ -794,6 +794,12 @@ def test_what_containers_refuse(device):
     for layer in (clnn.Masking(clnn.LSTM(3)), clnn.TimeDistributed(clnn.Dense(3))):
         with pytest.raises(clnn.errors.ShapeError, match="batch, steps"):
             layer(np.zeros((2, 3)))
+    for layer in (clnn.GRU(4), clnn.Bidirectional(clnn.SimpleRNN(4)), clnn.LSTM(4)):  # steps and units are equal
+        for mask in (np.tri(4, dtype=bool)[:3], [True, False, True], clnn.ones((3, 4)) > 0):
+            with pytest.raises(
+                clnn.ShapeError, match=r"bools are no states and no lengths: give clnn.Masking\(\)\(x, mask\)"
+            ):
+                layer(np.zeros((3, 4, 2)), mask)
     with pytest.raises(clnn.ArgumentError, match="^TimeDistributed: too many positional arguments"):
         clnn.TimeDistributed(clnn.Dense(3))(np.zeros((2, 3, 4)), np.zeros((2, 3)))
 

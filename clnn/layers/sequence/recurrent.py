@@ -23,7 +23,7 @@ from ...ops.sequence.recurrent import GATES, STATES, Cell, recurrent
 from ...ops.shape import concatenate
 from ...random import generator
 from ...tape import grad_enabled
-from ...tensor import Tensor, apply, concat, constant, linear_layer, on_tape, ones, tensor, zeros
+from ...tensor import Tensor, _of_truths, apply, concat, constant, linear_layer, on_tape, ones, tensor, zeros
 from ..base import Layer, called, register, through, with_mask
 
 __all__ = [
@@ -128,6 +128,11 @@ class _Recurrent(Layer):
         if x.mask is not None and self.return_sequences:  # in the order of reading, as the sequences are
             with_mask(_sequence_of(y), x.mask[:, ::-1] if self.go_backwards else x.mask)
         return y
+
+    def _as_input(self, x: Any, i: int) -> Tensor:
+        if i and _of_truths(x):
+            raise self.wrong_shape("bools are no states and no lengths: give clnn.Masking()(x, mask) in place of x")
+        return Layer._as_input(self, x, i)
 
     def _check(self, x: Tensor, *axes: str) -> None:
         if x.ndim != len(axes) + 1 or x.shape[-1] != self.w.shape[0]:
@@ -432,13 +437,12 @@ class Bidirectional(Layer):
 
     shaping = frozenset(("layer",))
     reads_mask = True
+    _as_input = _Recurrent._as_input  # type: ignore[assignment]
 
     def __init__(self, layer: Layer, merge_mode: str | None = "concat") -> None:
         if not isinstance(layer, _Recurrent) or isinstance(layer, _Cell) or layer.go_backwards:
-            told = (
-                f"Bidirectional takes a SimpleRNN, an LSTM or a GRU that goes forwards, {layer!r} was provided instead"
-            )
-            raise ConfigurationError(told)
+            told = f"takes a SimpleRNN, an LSTM or a GRU that goes forwards, {layer!r} was provided instead"
+            raise ConfigurationError(f"Bidirectional {told}")
         if layer.built:
             told = "Bidirectional copies a layer, weights and all, once it is built: give it a new one"
             raise ConfigurationError(told)

@@ -125,9 +125,8 @@ def recurrent(
         raise ShapeError("sequences of no steps; an input is (batch, steps, features), with a step or more")
     for name, state in zip(("h", "c"), states):
         if state.shape != (batch, units):
-            raise ShapeError(
-                f"a state {name} of shape {state.shape} does not fit; it is (batch, units), {(batch, units)} here"
-            )
+            told = f"a state {name} of shape {state.shape} does not fit; it is (batch, units), {(batch, units)} here"
+            raise ShapeError(told)
     if mask is not None and mask.shape != (batch, steps):
         raise ShapeError(f"a mask of shape {mask.shape} does not fit; it is (batch, steps), {(batch, steps)} here")
     rows, depth = (steps if cell.sequence else 0) + cell.rows, steps if keep else min(steps, 2)
