@@ -102,7 +102,7 @@ def difference(one: Any, other: Any, beside: Any = ()) -> tuple[str, str] | None
     first, second = ({**getattr(each, "__dict__", {}), **config_of(each)} for each in (one, other))
     for name in sorted(config_of(one).keys() | arguments):
         a, b = first.get(name), second.get(name)
-        if isinstance(a, PLAIN) and not isinstance(b, beside) and a != b:
+        if isinstance(a, PLAIN) and not isinstance(b, beside) and a != (tuple(b) if isinstance(b, list) else b):
             return name, f"{a!r}, then {b!r}"
     return None
 

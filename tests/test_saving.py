@@ -859,3 +859,41 @@ def test_what_is_no_state_of_a_model(device, state, words):
         net = clnn.Sequential([clnn.Dense(2)], input_shape=5)
     with pytest.raises(clnn.CheckpointError, match=words):
         net.load_state_dict(state)
+
+
+@clnn.register
+class _Ranged(clnn.Layer):
+    """Whose config() has a tuple, which comes back as a list."""
+
+    def __init__(self, limits=(0.0, 1.0)):
+        self.limits = tuple(limits)
+
+    def config(self):
+        return {"limits": self.limits}
+
+    def forward(self, x):
+        return clnn.clip(x, *self.limits)
+
+
+@clnn.register
+class _Kept(_Ranged):
+    def __init__(self, limits=(0.0, 1.0)):
+        self.limits = limits
+
+
+@clnn.register
+class _Lost(_Ranged):
+    def __init__(self, limits=(0.0, 1.0)):
+        self.limits = (limits[0], limits[1] + 1)
+
+
+@pytest.mark.parametrize("kind", [_Ranged, _Kept])
+def test_a_tuple_in_a_config_is_a_list_in_the_file(device, tmp_path, kind):
+    """It was refused as another one, with a remedy that was followed already."""
+    clnn.Sequential([kind((0.0, 0.5))], input_shape=3).save(tmp_path / "net")
+    assert clnn.load(tmp_path / "net").predict(np.ones((1, 3))).tolist() == [[0.5, 0.5, 0.5]]
+
+
+def test_another_tuple_than_the_one_in_a_config_is_refused(device, tmp_path):
+    with pytest.raises(clnn.CheckpointError, match=r"limits of layers.0 is \(0.0, 1.5\), then \(0.0, 2.5\)"):
+        clnn.Sequential([_Lost((0.0, 0.5))], input_shape=3).save(tmp_path / "net")
