@@ -584,8 +584,8 @@ def weights_of(loss: Any) -> list[float]:
     return loss.weights if isinstance(loss, Joint) else [1.0]
 
 
-_types = [one for one in globals().values() if isinstance(one, type)]
-LOSSES: dict[str, type[Loss]] = {kind.name: kind for kind in _types if issubclass(kind, Loss) and kind.name}
+LOSSES: dict[str, type[Loss]] = {}
+LOSSES |= {k.name: k for k in [*globals().values()] if isinstance(k, type) and issubclass(k, Loss) and k.name}
 NAMES = {kind: name for name, kind in LOSSES.items()}
 globals().update({name: kind() for name, kind in LOSSES.items()})  # losses.mse and the like, with their defaults
 

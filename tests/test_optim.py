@@ -975,3 +975,32 @@ def test_a_step_without_memory_changes_no_weight(device, monkeypatch, make):
         for a, b in zip(expected, values(parameters)):
             np.testing.assert_array_equal(a, b)
     assert 2 < failed < 20
+
+
+@pytest.mark.parametrize("momentum, decay", [(0.0, 0.0), (0.0, 0.1), (0.9, 0.0), (0.9, 0.1)])
+def test_numbers_of_ones_own_count_in_fit_too(device, rng, momentum, decay):
+    """fit wrote gradients straight into weights and velocities, by the rate and the momentum as they are given."""
+
+    class Half(clnn.SGD):
+        def numbers(self, lr, t):
+            return lr * 0.5, np.where(t > 2, self.momentum, self.momentum / 2)
+
+    x, y = rng.standard_normal((12, 5)).astype(np.float32), rng.integers(0, 3, 12)
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(7, "tanh"), clnn.Dense(3)], input_shape=5, dtype="float32")
+        w = {name: value.astype(np.float64) for name, value in net.state_dict().items()}
+        v = dict.fromkeys(w, 0.0)
+        optimizer = Half(0.2, momentum=momentum, weight_decay=decay)
+        net.fit(x, y, loss="cross_entropy", optimizer=optimizer, epochs=4, batch_size=6, shuffle=False)
+        for step in range(8):
+            rows = slice(0, 6) if step % 2 == 0 else slice(6, 12)
+            h = np.tanh(x[rows] @ w["0.w"] + w["0.b"])
+            p = np.exp(h @ w["1.w"] + w["1.b"])
+            d = (p / p.sum(1, keepdims=True) - np.eye(3)[y[rows]]) / 6
+            e = d @ w["1.w"].T * (1 - h * h)
+            for name, g in (("1.w", h.T @ d), ("1.b", d.sum(0)), ("0.w", x[rows].T @ e), ("0.b", e.sum(0))):
+                g = g + decay * w[name] * (name[-1] == "w")
+                v[name] = (momentum if step > 1 else momentum / 2) * v[name] + g
+                w[name] = w[name] - 0.1 * v[name]
+        for name, value in net.state_dict().items():
+            np.testing.assert_allclose(value, w[name], rtol=1e-4, atol=1e-5)

@@ -61,13 +61,13 @@ class SGD(Optimizer):
 
     @property
     def shares(self) -> bool:  # type: ignore[override]
-        return bool(self.momentum) and not self.nesterov and not self.plain
+        return bool(self.momentum) and not self.nesterov and not self.plain and type(self).numbers is SGD.numbers
 
     def numbers(self, lr: np.ndarray, t: np.ndarray) -> tuple[Any, ...]:
         return lr, self.momentum
 
     def sink(self, p: Parameter, single: bool) -> tuple[Scale, Place] | None:
-        if self.nesterov:
+        if self.nesterov or type(self).numbers is not SGD.numbers:  # others are read by the rule alone
             return None
         if self.momentum:
             return Scale.constant(p.device, p.dtype, 1.0, self.momentum), "velocity"
