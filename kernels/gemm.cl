@@ -134,7 +134,7 @@ INLINE void column_sums(int N, int K, int j, int end, global const real *B, int 
 #define FETCH_AHEAD(A, lda, i, rows) ;
 #endif
 
-// What the epilogue reads and writes of a tile is fetched while a tile of some depth is summed up: short pieces of many rows
+// What the epilogue reads of a tile is fetched while a tile of some depth is summed up: short pieces of many rows
 // are what processors do not foresee, and each would be waited for.
 #ifdef STACK
 #define DEEP_ENOUGH 64
@@ -242,10 +242,12 @@ kernel GROUP_SIZE void gemm_row(ARGS) {
 // is read and written in whole vectors, and what is computed twice comes out the same. (A copy is made of whole strips.)
 #if COPY
 #define FIRST(v) ((v) * VW)
+#define LONG NR       // columns from which a row is read and written so
 #define B_SPACE local
 #define B_VECTOR(v) VLOAD(v, b)
 #else
 #define FIRST(v) max(0, min((v) * VW, n - VW))
+#define LONG VW
 #define B_SPACE global
 #if TB
 #define B_VECTOR(v) gather(b + k, ldb, FIRST(v), n)
@@ -309,8 +311,7 @@ INLINE void finish(real *t, int rows, int n, int part, int later, int last, glob
   else if (later) x += load_n(o + (c), n);
   for (int r = 0; r < rows; r++, t += NR) {
     global real *o = C + (size_t)(row + r) * ldc + col;
-#if !COPY
-    if (n >= VW) {
+    if (n >= LONG) {
       T x[NV];
       UNROLL for (int v = 0; v < NV; v++) {  // all are read before the first is written
         x[v] = VLOAD(v, t);
@@ -319,7 +320,6 @@ INLINE void finish(real *t, int rows, int n, int part, int later, int last, glob
       UNROLL for (int v = 0; v < NV; v++) VSTORE(x[v], 0, o + FIRST(v));
       continue;
     }
-#endif
     for (int c = 0; c < n; c += VW) {
       T x = VLOAD(0, t + c);
       FINISHED(x, c, n - c)
@@ -403,8 +403,10 @@ kernel GROUP_SIZE void gemm_tile(ARGS) {
           if (j == j0) FETCH_AHEAD(A, lda, i, K)
 #ifdef STACK
           if (kc >= DEEP_ENOUGH) {
+#ifdef SCALED
             fetch_tile(C + (size_t)i * ldc + j, ldc, rows);
-#if defined(TIMES_DERIVATIVE) || defined(KEEP)
+#endif
+#ifdef TIMES_DERIVATIVE
             fetch_tile(saved + (size_t)i * N + j, N, rows);
 #endif
           }
