@@ -109,20 +109,19 @@ LOSS_LINE(squared_hinge,            relu_f(1 - SIDE(t) * y) * relu_f(1 - SIDE(t)
 #else
 #define COUNTED 0
 #endif
-#ifdef SERIAL
-#define RECORD_STEP record_step(rows, rows, losses, hits, COUNTED, results, state, a, b, by);
-#else
-#define RECORD_STEP                                                                                       \
-  barrier(CLK_GLOBAL_MEM_FENCE);                                                                          \
-  if (get_global_id(0) == 0) record_step(rows, rows, losses, hits, COUNTED, results, state, a, b, by);
-#endif
+#define RECORD_STEP AFTER_ALL record_step(rows, rows, losses, hits, COUNTED, results, state, a, b, by);
 #else
 #define RECORD_ARGS
 #define RECORD_STEP
 #endif
+#ifdef RECORD
+#define AFTER_ALL barrier(CLK_GLOBAL_MEM_FENCE); if (get_global_id(0) == 0)
+#endif
 
 // SERIAL, for few rows on a CPU: one work-item takes all rows
 #ifdef SERIAL
+#undef AFTER_ALL
+#define AFTER_ALL
 #define EACH_ROW for (int r = 0; r < rows; r++)
 #else
 #define EACH_ROW const int r = get_global_id(0) / WIDTH; if (WIDTH > 1 || r < rows)

@@ -8,6 +8,12 @@ kernel void advance(global int *a, global int *b, global int *c, global int *d, 
   if (d) d[0] += by.s3;
 }
 
+// n numbers of 32 bits become 0, `each` a work-item
+kernel void zero(int n, int each, global int *out) {
+  const int first = get_global_id(0) * each, end = min(n, first + each);
+  for (int i = first; i < end; i++) out[i] = 0;
+}
+
 // The loss of an output is known in a step of fit on `batch` samples: state = (first row, step, first row of the backward pass). The mean
 // of `rows` losses, the number of hits and the number of targets that count go to results[step]. kept, or null: what losses.cl's
 // count_kept found.

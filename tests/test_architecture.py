@@ -125,7 +125,7 @@ def test_the_walk_sees_every_form_of_import(tmp_path, monkeypatch):
 # The lines of Python that each wing may have, docstrings and blank ones included; a file counts in the first wing that has it.
 # Core is what a reader climbs to see a network train. What makes it smaller, makes the number smaller, too.
 WINGS = {
-    "fused steps": (435, "runtime/fusing.py", "runtime/fusion.py"),
+    "fused steps": (469, "runtime/fusing.py", "runtime/fusion.py"),
     "halves": (268, "ops/half.py", "storage.py"),
     "answers": (579, "train/evaluation.py", "train/compiled.py", "train/direct.py"),
     "compiling ahead": (620, "runtime/ahead.py", "runtime/bundles.py", "tools/compiler.py", "tools/warm.py"),
@@ -149,7 +149,7 @@ WINGS = {
         "generation.py",
     ),
     "graphs": (601, "graph.py", "layers/merge.py", "train/outputs.py"),
-    "writing onnx": (1_900, "onnx/write.py", "onnx/writers/*"),
+    "writing onnx": (1_865, "onnx/write.py", "onnx/writers/*"),
     "onnx": (6_123, "onnx/*"),
     "other libraries' names": (360, "foreign.py"),
     "scikit-learn": (650, "sklearn.py"),
@@ -163,7 +163,7 @@ WINGS = {
     "optimizers": (2_263, "optim/*", "schedules.py", "minimize.py"),
     "callbacks": (740, "callbacks.py", "logs.py", "progress.py"),
     "data": (1_301, "data/*"),
-    "tools": (8_590, "tools/*"),
+    "tools": (8_591, "tools/*"),
     "the rest": (4_385, "*"),
 }
 

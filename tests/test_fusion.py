@@ -19,7 +19,10 @@ MADE = {
     "ignoring": clnn.losses.CrossEntropy(0.1, ignore_index=1),
     "a yes weighs": clnn.losses.BinaryCrossEntropy((1, 2, 0.5, 3)),
 }
-COSTS = {name: getattr(fusion, name) for name in ("COMPILING", "PART_OF_IT", "LOADING", "LOADING_TEXT", "HAVING")}
+COSTS = {
+    name: getattr(fusion, name)
+    for name in ("COMPILING", "PART_OF_IT", "CALL_OF_IT", "LOADING", "LOADING_TEXT", "HAVING")
+}
 
 
 @pytest.fixture
@@ -179,7 +182,8 @@ def test_what_is_compiled_already_pays_sooner(device, rng, fusing, monkeypatch, 
             for cost, seconds in COSTS.items():
                 really.setattr(fusion, cost, seconds)
             costs.append(worth(one) * fusion.SAVED * one.launches)
-            whole = fusion.COMPILING + fusion.PART_OF_IT * len(one._parts)
+            parts = len(one._parts)
+            whole = fusion.COMPILING + fusion.PART_OF_IT * parts + fusion.CALL_OF_IT * (one.launches - parts)
             new.append(whole * (1 if device.pocl_version > (0, 0) else fusion.OTHERS))
         return 1
 
@@ -317,6 +321,37 @@ def test_long_launches_are_not_fused(device, rng, fusing, monkeypatch):
     assert fusing and not any(fusing)
 
 
+@pytest.mark.parametrize("slower", [0, 1])
+def test_long_launches_go_in_whichever_form_is_faster_now(device, rng, fusing, monkeypatch, slower):
+    """Timed again from time to time; all forms have the same bits."""
+    monkeypatch.setattr(fusing_, "LONG", 0.0)
+    monkeypatch.setattr(fusing_, "BETWEEN", 5)
+    monkeypatch.setattr(fusion, "STEPS", 1)
+    seen, took = {}, fusing_.Contest.took
+
+    def other_seconds(self, seconds):
+        seen.setdefault(self, []).append((self.timed, self.form))
+        took(self, 2.0 if self.form == slower else 1.0)
+
+    monkeypatch.setattr(fusing_.Contest, "took", other_seconds)
+    x, y = rng.random((407, 17), dtype=np.float32), rng.integers(0, 4, 407).astype(np.int32)
+    fused = trained(device, x, y, "cross_entropy", "linear")
+    eager = trained(device, x, y, "cross_entropy", "linear", record=False)
+    assert np.array_equal(fused[0], eager[0]) and fused[1:] == eager[1:]
+    tries = [(True, 0), (True, 1)] * fusing_.TRIED
+    assert len(seen) == 2  # of whole batches, and of the remainder
+    assert max(seen.values(), key=len)[: 2 * (len(tries) + 5)] == 2 * (tries + 5 * [(False, 1 - slower)])
+
+
+def test_always_means_one_kernel_whatever_is_faster(device, rng, fusing, monkeypatch):
+    monkeypatch.setattr(fusing_, "LONG", 0.0)
+    monkeypatch.setattr(fusing_.Contest, "took", lambda *_: pytest.fail("the forms were compared"))
+    monkeypatch.setenv("CLNN_FUSE", "always")
+    x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)
+    trained(device, x, y, "quadratic", "sigmoid")
+    assert any(fusing)
+
+
 def test_one_launch_takes_no_longer_than_that(device, rng, fusing, monkeypatch):
     """Whoever waits for a launch, or interrupts it, waits for all of its steps."""
     x, y = rng.random((100, 6), dtype=np.float32), rng.integers(0, 4, 100).astype(np.int32)
@@ -358,6 +393,9 @@ def test_no_function_has_the_name_of_a_built_in_one(real):
         assert not others & {*BUILT_IN}, path
 
 
+EVERY = frozenset({"WIDTH > 1", "RECORD"})
+
+
 @pytest.mark.parametrize(
     ("file", "kernel", "asks"),
     [
@@ -370,17 +408,18 @@ def test_no_function_has_the_name_of_a_built_in_one(real):
 )
 def test_which_kernels_ask_for_groups(file, kernel, asks):
     """Of the others any item may go to any core."""
-    assert fusion.asks_for_groups(file, kernel, False) is asks
+    assert fusion.asks_for_groups(file, kernel, EVERY) is asks
 
 
 @pytest.mark.parametrize(
     ("file", "kernel"),
     [("softmax", "softmax_forward"), ("softmax", "softmax_backward"), ("reduce", "reduce"), ("reduce", "argmax")]
-    + [("metrics", "accuracy"), ("metrics", "top_k")],
+    + [("metrics", "accuracy"), ("metrics", "top_k")]
+    + [("losses", "softmax_cross_entropy"), ("losses", "elementwise_loss")],
 )
 def test_kernels_of_rows_ask_for_groups_only_where_a_row_is_a_group_s(file, kernel):
-    assert not fusion.asks_for_groups(file, kernel, True)
-    assert kernel == "top_k" or fusion.asks_for_groups(file, kernel, False)
+    assert not fusion.asks_for_groups(file, kernel, frozenset())
+    assert kernel == "top_k" or fusion.asks_for_groups(file, kernel, EVERY)
 
 
 def test_rows_that_a_work_item_has_to_itself_are_fused(device, rng, fusing):
@@ -423,6 +462,58 @@ def test_a_token_of_a_language_model(device, rng, fusing, capfd):
         fused = [clnn.generate(net, [1, 2], 38, seed=seed) for seed in range(4)]
     assert any(one is not None and len(one._args) > 20 for one in fusing)
     assert np.array_equal(plain, fused) and capfd.readouterr().err == ""
+
+
+def test_a_training_step_of_a_language_model(device, rng, fusing):
+    """With a loss by rows, a position's gradient, which begins as zeros, and a hundred launches."""
+
+    class GPT(clnn.Model):
+        whole_inputs = True
+
+        def __init__(self):
+            self.letters, self.places = clnn.Embedding(11, 16), clnn.PositionalEmbedding(40)
+            self.blocks = [clnn.TransformerEncoderLayer(4, 24, causal=True) for _ in range(2)]
+
+        def forward(self, x):
+            x = self.places(self.letters(x))
+            for block in self.blocks:
+                x = block(x)
+            return self.letters.tied(x)
+
+    batches = [rng.integers(0, 11, (5, 13)).astype(np.int32) for _ in range(9)]
+
+    def losses(record):
+        with clnn.use(device):
+            clnn.seed(3)
+            net, optimizer = GPT(), clnn.AdamW(1e-2)
+
+            @clnn.step(record=record)
+            def step(x, y):
+                loss = clnn.losses.cross_entropy(net(x).reshape(-1, 11), y.reshape(-1))
+                loss.backward()
+                optimizer.step(net.parameters())
+                return loss
+
+            return [float(step(x[:, :-1], x[:, 1:])) for x in batches], net.state_dict()
+
+    (found, weights), (wanted, others) = losses(True), losses(False)
+    assert len(fusing) == 1 and fusing[0].launches > 64
+    assert found == wanted and all(np.array_equal(weights[name], others[name]) for name in others)
+
+
+@pytest.mark.parametrize("size", [1, 3, 4096, 70_001])
+def test_zeros_within_a_step(device, rng, size):
+    x = clnn.tensor(rng.random(size, dtype=np.float32), requires_grad=True)
+
+    @clnn.step
+    def step(factor):
+        x.zero_grad()
+        ((x[: size // 2 + 1] * factor).sum()).backward()
+        return x.grad * 1
+
+    for factor in range(1, 6):
+        wanted = np.where(np.arange(size) <= size // 2, factor, 0)
+        assert np.array_equal(step(np.float32(factor)).numpy(), wanted)
 
 
 def test_it_can_be_switched_off(device, rng, fusing, monkeypatch):

@@ -469,8 +469,12 @@ class Device:
             self.call("copy", _copy, (source, target), (nbytes,))
 
     def fill_zero(self, block: Block) -> None:
-        """Set every byte of `block` to zero."""
-        self.call("fill", _fill_zero, (block,), (block.nbytes // 4 * 4,))
+        """Set every byte of `block` to zero; within a step by a kernel, which becomes part of a fused one."""
+        numbers, items = block.nbytes // 4, self.compute_units
+        if self.step is not None and self.long_loops and numbers <= MOST:
+            self.launch("state", "zero", (items,), numbers, ceil_div(numbers, items), block, local=(1,))
+        else:
+            self.call("fill", _fill_zero, (block,), (numbers * 4,))
 
     def advance(self, cells: Sequence[tuple[Block, int]]) -> None:
         """Add to int32 counters, each given with its amount, four in a launch that reads nothing else."""

@@ -10,6 +10,36 @@ from .fusion import Fused, always
 from .recorder import Launch
 
 TIMED = 10  # replays, of which the fastest says whether a step is worth fusing
+# Where launches take longer than this on average, one kernel is timed beside them now and then: so many replays of each, and then
+# so many of the faster form.
+LONG, TRIED, BETWEEN = 50e-6, 2, 128
+
+
+class Contest:
+    """Which of two forms of a step is the faster one now: number 0, one kernel, or 1, its launches.
+
+    In one kernel cores wait for each other busily. Where other processes want them too, that takes longer than to sleep."""
+
+    def __init__(self) -> None:
+        self.replays, self.seconds = 0, [math.inf, math.inf]
+
+    @property
+    def timed(self) -> bool:
+        """Whether the next replay is."""
+        return self.replays < 2 * TRIED
+
+    @property
+    def form(self) -> int:
+        """Of the next replay."""
+        return self.replays % 2 if self.timed else int(self.seconds[1] < self.seconds[0])
+
+    def took(self, seconds: float) -> None:
+        """There was a replay."""
+        if self.timed:
+            self.seconds[self.form] = min(self.seconds[self.form], seconds)
+        self.replays += 1
+        if self.replays == 2 * TRIED + BETWEEN:
+            self.replays, self.seconds = 0, [math.inf, math.inf]
 
 
 class Fusing:
@@ -20,6 +50,7 @@ class Fusing:
         self.wanted = True  # until that kernel is made, or cannot be
         self.timed, self.seconds = 0, math.inf  # replays timed so far, and the fastest of them
         self.ready = False  # to be made, before the next replay
+        self.contest: Contest | None = None  # of the kernel that was made with the launches, where these are long
 
     @cached_property
     def one(self) -> Fused | None:
@@ -54,4 +85,8 @@ class Fusing:
         """The launches as one kernel, or None where they are long. `BuildError` where the driver cannot compile them."""
         self.wanted = self.ready = False
         assert self.one is not None
-        return self.one.build(self.seconds) if self.one.pays(self.seconds) else None
+        if not self.one.pays(self.seconds):
+            return None
+        made = self.one.build(self.seconds)
+        self.contest = Contest() if self.seconds > LONG * len(self.launches) and not always() else None
+        return made

@@ -36,17 +36,16 @@ from .memory import Block
 from .program import Source, kernel_folder, read_source, source_for
 from .recorder import Launch, Temporary
 
-# Seconds, about, until a step is one kernel: where the driver has to compile it, with those for each of its parts; has compiled
-# it before; and where this process has it. Each launch takes SAVED less then, 5 to 20 us by measurements: an enqueued one costs
-# that, whatever it does.
-COMPILING, PART_OF_IT, LOADING, HAVING, SAVED = 0.3, 0.08, 0.01, 0.002, 1e-5
+# Seconds, about, until a step is one kernel: where the driver has to compile it, with those for each of its parts and for each
+# further launch of one; has compiled it before; and where this process has it. Each launch takes SAVED less then, 5 to 20 us by
+# measurements: an enqueued one costs that, whatever it does.
+COMPILING, PART_OF_IT, CALL_OF_IT, LOADING, HAVING, SAVED = 0.3, 0.08, 0.03, 0.01, 0.002, 1e-5
 OTHERS = 2.5  # times as long as PoCL other drivers, Intel's, compile
-MOST_PARTS = 64  # launches of a step
+MOST_PARTS = 256  # launches of a step
 STEPS = 64  # at most, in one launch
 SECONDS = 0.02  # of one launch: who waits for it, or interrupts, waits as long
-# On average, of a launch of a step that is fused. With longer ones there is little to gain by not sleeping between them, and
-# something to lose where other processes want the same cores.
-SHORT = 150e-6
+# On average, of a launch of a step that is fused. With longer ones there is little to gain by not sleeping between them.
+SHORT = 250e-6
 MOST_KEPT = 256  # files, of some 150 KB each: those written last
 KEPT = struct.Struct(
     "<32sd"
@@ -62,7 +61,7 @@ PATIENCE = 1 << 26  # looks at the counter, of a second or more, until a wait ha
 
 LOCAL = re.compile(r"\blocal (real|int) \w+\[")
 GROUPS = re.compile(r"\b(barrier|get_local_id|get_group_id)\b")
-OF_SEVERAL = re.compile(r"^#if WIDTH > 1\b.*?(?=^#(?:else|endif))", re.MULTILINE | re.DOTALL)  # what WIDTH = 1 has not
+OPTIONAL = re.compile(r"^#if(?:def)? (WIDTH > 1|RECORD)\b.*?(?=^#(?:else|endif))", re.MULTILINE | re.DOTALL)
 # Local memory becomes the core's stack. A part that uses any is not inlined, or the stack frames of all would add up.
 # random.cl ends contraction for itself.
 PART = """
@@ -264,7 +263,8 @@ class Fused:
             here = self.name in self.device.programs.made
             cost = HAVING if here else LOADING if self._kept and self._kept[1] else LOADING_TEXT
         else:
-            cost = COMPILING + PART_OF_IT * len(self._parts)
+            parts = len(self._parts)
+            cost = COMPILING + PART_OF_IT * parts + CALL_OF_IT * (self.launches - parts)
             cost *= 1 if self.device.pocl_version > (0, 0) else OTHERS
         return max(1, round(cost / (SAVED * self.launches)))
 
@@ -311,14 +311,16 @@ class Fused:
 def _apart(launch: Launch) -> bool:
     """Whether its items know nothing of each other: each is a group of its own, or its kernel never asks for groups."""
     file, kernel, _, defines = launch.source
-    return set(launch.local) == {1} or not asks_for_groups(file, kernel, dict(defines).get("WIDTH", 1) == 1)
+    there = frozenset("WIDTH > 1" if name == "WIDTH" and value > 1 else name for name, value in defines)
+    return set(launch.local) == {1} or not asks_for_groups(file, kernel, there)
 
 
 @lru_cache(maxsize=256)
-def asks_for_groups(file: str, kernel: str, alone: bool) -> bool:
-    """Whether a kernel, or a function or macro of its file that it uses, knows of work-groups; `alone`: where WIDTH is 1."""
+def asks_for_groups(file: str, kernel: str, there: frozenset[str]) -> bool:
+    """Whether a kernel, or a function or macro of its file that it uses, knows of work-groups; of what is OPTIONAL, with
+    what is `there`."""
     pieces: dict[str, str] = {}
-    whole = OF_SEVERAL.sub("", read_source(file)) if alone else read_source(file)
+    whole = OPTIONAL.sub(lambda found: found[0] if found[1] in there else "", read_source(file))
     for piece in re.split(r"^(?=static|INLINE|APART|kernel|#define)", whole, flags=re.MULTILINE):
         for name in KERNEL.findall(piece) or [
             *map(itemgetter(0), MACRO.findall(piece)),

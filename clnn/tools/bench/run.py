@@ -87,6 +87,7 @@ class Side(NamedTuple):
 
 CLNN = Side("clnn", "clnn")
 UNFUSED = Side("clnn, not fused", "clnn", variables=(("CLNN_FUSE", "0"),))
+AT_ONCE = Side("clnn", "clnn", variables=(("CLNN_FUSE", "always"),))  # as in a long training, or a later process
 COMPILED = Side("clnn, compiled", "clnn", form="compiled")
 HALVES = Side("clnn, halves", "clnn", form="halves")  # compiled, with weights="float16": errors and bytes are others
 ONE_BY_ONE = Side("clnn", "clnn", form="a fit an epoch")
@@ -479,7 +480,7 @@ def inference(bench: Bench, name: str, perceptrons: Sequence[w.Net]) -> None:
 
 def sequences(bench: Bench, name: str, tasks: Sequence[Task]) -> None:
     """Steps and gradients of sequences.py, whose losses or results are compared with float64's first."""
-    own = [CLNN, UNFUSED] if name == "generate" else [CLNN]
+    own = {"generate": [CLNN, UNFUSED], "gpt": [AT_ONCE, UNFUSED]}.get(name, [CLNN])
     groups = {one.name: [bench.start(side, "sequences") for side in bench.repeated([one])] for one in own}
     for peer in bench.versions:
         if hasattr(PEERS[peer], "sequence") and name not in getattr(PEERS[peer], "without", ()):
