@@ -438,21 +438,22 @@ def test_rows_that_a_work_item_has_to_itself_are_fused(device, rng, fusing):
         assert np.array_equal(a.numpy(), b.numpy())
 
 
+class GPT(clnn.Model):
+    whole_inputs = True
+
+    def __init__(self):
+        self.letters, self.places = clnn.Embedding(11, 16, weight_init="normal"), clnn.PositionalEmbedding(40)
+        self.blocks = [clnn.TransformerEncoderLayer(4, 24, causal=True) for _ in range(2)]
+
+    def forward(self, x):
+        x = self.places(self.letters(x))
+        for block in self.blocks:
+            x = block(x)
+        return self.letters.tied(x)
+
+
 def test_a_token_of_a_language_model(device, rng, fusing, capfd):
     """More than fifty launches, by far the most of which are short; and PoCL has nothing to say of them."""
-
-    class GPT(clnn.Model):
-        whole_inputs = True
-
-        def __init__(self):
-            self.letters, self.places = clnn.Embedding(11, 16, weight_init="normal"), clnn.PositionalEmbedding(40)
-            self.blocks = [clnn.TransformerEncoderLayer(4, 24, causal=True) for _ in range(2)]
-
-        def forward(self, x):
-            x = self.places(self.letters(x))
-            for block in self.blocks:
-                x = block(x)
-            return self.letters.tied(x)
 
     with clnn.use(device):
         clnn.seed(3)
@@ -466,19 +467,6 @@ def test_a_token_of_a_language_model(device, rng, fusing, capfd):
 
 def test_a_training_step_of_a_language_model(device, rng, fusing):
     """With a loss by rows, a position's gradient, which begins as zeros, and a hundred launches."""
-
-    class GPT(clnn.Model):
-        whole_inputs = True
-
-        def __init__(self):
-            self.letters, self.places = clnn.Embedding(11, 16), clnn.PositionalEmbedding(40)
-            self.blocks = [clnn.TransformerEncoderLayer(4, 24, causal=True) for _ in range(2)]
-
-        def forward(self, x):
-            x = self.places(self.letters(x))
-            for block in self.blocks:
-                x = block(x)
-            return self.letters.tied(x)
 
     batches = [rng.integers(0, 11, (5, 13)).astype(np.int32) for _ in range(9)]
 
