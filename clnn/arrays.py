@@ -408,10 +408,8 @@ def var(x: Any, axis: Any = None, keepdims: bool = False, ddof: int = 0) -> Tens
 def _variance(what: str, x: Tensor, axis: Any, keepdims: bool, ddof: float) -> Tensor:
     """The variance, as `what` wants it."""
     check_float(what, x)
-    n, ddof = (
-        math.prod(x.shape[a] for a in normal_axes(x.ndim, axis)),
-        in_range(f"{what}'s ddof", ddof, -math.inf, math.inf, "()"),
-    )
+    n = math.prod(x.shape[a] for a in normal_axes(x.ndim, axis))
+    ddof = in_range(f"{what}'s ddof", ddof, -math.inf, math.inf, "()")
     if n - ddof <= 0:
         raise ShapeError(f"{what} over {n} elements with ddof={ddof:g}: an array of shape {x.shape} over axis {axis!r}")
     return function(x - x.mean(axis, keepdims=True), "square").sum(axis, keepdims) / (n - ddof)
