@@ -1004,3 +1004,63 @@ def test_numbers_of_ones_own_count_in_fit_too(device, rng, momentum, decay):
                 w[name] = w[name] - 0.1 * v[name]
         for name, value in net.state_dict().items():
             np.testing.assert_allclose(value, w[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("which, momentum", [("SGD", 0.0), ("SGD", 0.9), ("Adam", None)])
+def test_a_rate_of_ones_own_counts_in_fit_and_in_steps(device, rng, which, momentum):
+    """The history showed it, and fit went by lr. What it reads may change between epochs."""
+    fall = [0.5]
+
+    class Falling(getattr(clnn, which)):
+        def rate(self, step):
+            return super().rate(step) * fall[0] ** step
+
+    x, y = rng.standard_normal((12, 5)).astype(np.float32), rng.integers(0, 3, 12)
+    options = {} if momentum is None else {"momentum": momentum}
+    fit = {"loss": "cross_entropy", "epochs": 4, "batch_size": 6, "shuffle": False, "progress": False}
+    with clnn.use(device):
+        mine, theirs, steps = (clnn.Sequential([clnn.Dense(7), clnn.Dense(3)], input_shape=5, seed=1) for _ in range(3))
+        change = clnn.callbacks.Lambda(on_epoch_end=lambda model, epoch, logs: fall.__setitem__(0, 0.5 + epoch / 10))
+        history = mine.fit(x, y, optimizer=Falling(0.1, **options), callbacks=[change], **fit)
+        rates = [0.1 * (0.5 + max(0, step // 2 - 1) / 10) ** step for step in range(8)]
+        np.testing.assert_allclose(history.history["lr"], rates[1::2], rtol=1e-6)
+        theirs.fit(x, y, optimizer=getattr(clnn, which)(lambda step: rates[min(step, 7)], **options), **fit)
+        fall[0], optimizer = 0.5, Falling(0.1, **options)
+
+        @clnn.step
+        def train(x, y):
+            clnn.losses.cross_entropy(steps(x), y).backward()
+            optimizer.step(steps.parameters())
+
+        for step in range(8):
+            fall[0] = 0.5 + max(0, step // 2 - 1) / 10
+            train(*((x[:6], y[:6]) if step % 2 == 0 else (x[6:], y[6:])))
+        for name, value in theirs.state_dict().items():
+            np.testing.assert_allclose(mine.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+            np.testing.assert_allclose(steps.state_dict()[name], value, rtol=1e-5, atol=1e-6)
+
+        class Wrong(clnn.SGD):
+            def rate(self, step):
+                return -1.0
+
+        with pytest.raises(clnn.ConfigurationError, match=r"rate\(step\) should be in .*-1\.0"):
+            theirs.fit(x, y, optimizer=Wrong(0.1), **fit)
+
+
+def test_numbers_of_ones_own_may_read_what_changes(device, rng):
+    """The table of rates had 1,024 steps of what they gave first."""
+    factor = {"value": 1.0}
+
+    class Own(clnn.SGD):
+        def numbers(self, lr, t):
+            return (lr * factor["value"],)
+
+    with clnn.use(device):
+        net, optimizer = clnn.Sequential([clnn.Dense(1, bias=False)], input_shape=1, seed=1), Own(0.25)
+        w = net.state_dict()["0.w"]
+        for value in (1.0, 0.5, 0.0, 2.0):
+            factor["value"] = value
+            net(np.ones((1, 1), np.float32)).sum().backward()
+            optimizer.step(net.parameters())
+            w = w - 0.25 * value
+            np.testing.assert_allclose(net.state_dict()["0.w"], w, rtol=1e-6)

@@ -218,7 +218,7 @@ class Optimizer(Watched):
 
     # -- rates --------------------------------------------------------------------------------------------------------
     def rate(self, step: int) -> float:
-        """The learning rate of step 0, 1, ..."""
+        """The learning rate of step 0, 1, ...; a class of your own may have another."""
         self._read_within_step("rates")
         return self._rate(step)
 
@@ -239,12 +239,22 @@ class Optimizer(Watched):
 
     def observe(self, loss: float) -> None:
         """An epoch is over, with this loss: what `ReduceOnPlateau` waits for. fit says it by itself."""
-        if callable(self.lr) and (not isinstance(self.lr, Schedule) or self.lr.observe(loss)):
+        moves = isinstance(self.lr, Schedule) and self.lr.observe(loss)
+        if moves or any(not isinstance(one, Schedule) for one in self._moving()):
             self._rates.left = 0  # a function of one's own may read what nobody sees change
+
+    def _moving(self) -> list[Any]:
+        """What the table of rates is made by, besides clnn's own functions: a schedule or function, methods of a user's class."""
+        own = [one for one in (type(self).rate, type(self).numbers) if not one.__module__.startswith("clnn.")]
+        return [self.lr, *own] if callable(self.lr) else own
 
     def _columns(self, steps: np.ndarray) -> Sequence[Any]:
         """The numbers of these steps: pairs for sinks of weights and of biases, what the rule reads, and last the average's."""
-        lr = np.array([self._rate(int(i)) for i in steps]) if callable(self.lr) else np.full(len(steps), self.lr)
+        if (own := type(self).rate is not Optimizer.rate) or callable(self.lr):
+            rate = self.rate if own else self._rate
+            lr = np.array([in_range("rate(step)", rate(int(i)), 0.0, math.inf) for i in steps])
+        else:
+            lr = np.full(len(steps), self.lr)
         found = [-lr, 1.0 - lr * self.weight_decay, -lr, 1.0, *self.numbers(lr, steps + 1)]
         return [*found, *[0.0] * (2 * SCALE_PAIRS - 1 - len(found)), 0.0 if self.ema is None else 1.0 - self.ema]
 
@@ -254,7 +264,7 @@ class Optimizer(Watched):
 
     def reserve(self, times: int) -> None:
         """On the host, before something is recorded that takes so many steps: have as many rows left in the table."""
-        self._rates.reserve(times, self.lr, self._columns)
+        self._rates.reserve(times, self._moving(), self._columns)
 
     def prepare(self, times: int = 1) -> None:
         """On the host, before `times` steps: move on in the table, and fill it where it runs out."""

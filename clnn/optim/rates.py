@@ -50,8 +50,8 @@ class Rates(Restored):
         """Steps until the table runs out."""
         return self.left or ROWS
 
-    def reserve(self, times: int, lr: Any, columns: Callable[[np.ndarray], Sequence[Any]]) -> None:
-        """Have rows for so many steps. `columns` gives the numbers of steps 0, 1, ..., which come from `lr`."""
+    def reserve(self, times: int, moving: list[Any], columns: Callable[[np.ndarray], Sequence[Any]]) -> None:
+        """Have rows for so many steps. `columns` gives the numbers of steps 0, 1, ..., which come from what is `moving`."""
         if self.read is not None and self.read.changed():
             self.left = 0
         if self.left >= times:
@@ -62,7 +62,7 @@ class Rates(Restored):
         for column, values in enumerate(columns(np.arange(self.steps, self.steps + ROWS))):
             rows[:, column] = values
         self._rows = rows
-        self.read = Watch([lr]) if callable(lr) else None
+        self.read = Watch(moving) if moving else None
         for (device, dtype), (table, counter) in self._tables.items():
             device.upload(np.ascontiguousarray(self._rows, dtype), table)
             device.upload(np.full(1, -1, np.int32), counter)  # it moves on before it is read

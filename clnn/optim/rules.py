@@ -37,14 +37,9 @@ class SGD(Optimizer):
     """
 
     def __init__(
-        self,
-        lr: Rate = 0.01,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        decoupled: bool = False,
+        self, lr: Rate = 0.01, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0, decoupled: bool = False,
         **options: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(lr, weight_decay, **options)
         self.momentum = in_range("momentum", momentum, 0.0, 1.0)
         if nesterov and not momentum:
@@ -83,14 +78,9 @@ class Adam(Optimizer):
     states: tuple[str, ...] = ("mean", "square")
 
     def __init__(
-        self,
-        lr: Rate = 0.001,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        epsilon: float = 1e-8,
-        weight_decay: float = 0.0,
+        self, lr: Rate = 0.001, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, weight_decay: float = 0.0,
         **options: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(lr, weight_decay, **options)
         kind = type(self).__name__
         self.beta1 = in_range(f"{kind} beta1", beta1, 0.0, 1.0)
@@ -131,14 +121,9 @@ class Nadam(Adam):
     rule = "nadam"
 
     def __init__(
-        self,
-        lr: Rate = 0.002,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        epsilon: float = 1e-8,
-        momentum_decay: float = 0.004,
+        self, lr: Rate = 0.002, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-8, momentum_decay: float = 0.004,
         **options: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(lr, beta1, beta2, epsilon, **options)
         self.momentum_decay = in_range("Nadam momentum_decay", momentum_decay, 0.0, math.inf)
 
@@ -171,14 +156,9 @@ class RMSprop(Optimizer):
     """
 
     def __init__(
-        self,
-        lr: Rate = 0.01,
-        alpha: float = 0.99,
-        epsilon: float = 1e-8,
-        momentum: float = 0.0,
-        centered: bool = False,
+        self, lr: Rate = 0.01, alpha: float = 0.99, epsilon: float = 1e-8, momentum: float = 0.0, centered: bool = False,
         **options: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(lr, **options)
         self.alpha = in_range("RMSprop alpha", alpha, 0.0, 1.0)
         self.epsilon = in_range("RMSprop epsilon", epsilon, 0.0, math.inf, "()")
