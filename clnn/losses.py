@@ -343,10 +343,9 @@ class BinaryCrossEntropy(Loss):
         p = self.pos_weight
         if not isinstance(p, tuple):
             return p or 0.0
-        if output.shape[-1:] != (len(p),):
-            raise ShapeError(
-                f"{self.name}: pos_weight has {len(p)} numbers, and the outputs have the shape {output.shape}"
-            )
+        if (output.shape[-1] if output.ndim > 1 else 1) != len(p):
+            told = f"pos_weight has {len(p)} numbers, and the outputs have the shape {output.shape}"
+            raise ShapeError(f"{self.name}: {told}: it has one for each output of a sample")
         key = p, output.dtype, output.device
         if key not in self._on_device:  # made once, as recordings want it
             self._on_device = {key: constant(np.array(p), output.dtype, output.device)}

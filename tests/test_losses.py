@@ -529,6 +529,9 @@ def test_what_losses_refuse_of_these(device):
         losses.BinaryCrossEntropy([1.0, -1.0])
     with pytest.raises(clnn.ShapeError, match=r"pos_weight has 2 numbers, and the outputs have the shape \(4, 3\)"):
         losses.BinaryCrossEntropy([1.0, 2.0])(clnn.zeros((4, 3)), np.zeros((4, 3)))
+    with pytest.raises(clnn.ShapeError, match=r"2 numbers, .* shape \(2,\): it has one for each output of a sample"):
+        losses.BinaryCrossEntropy([1.0, 2.0])(clnn.zeros((2,)), np.zeros((2,)))  # two samples
+    assert losses.BinaryCrossEntropy([2.0])(clnn.zeros((2,)), np.ones((2,))).item() == pytest.approx(2 * np.log(2))
     with pytest.raises(clnn.ConfigurationError, match="ignore_index=-1 is a class number, and the targets are values"):
         losses.CrossEntropy(ignore_index=-1)(clnn.zeros((4, 3)), np.zeros((4, 3)))
     with pytest.raises(clnn.ShapeError, match=r"targets of shape \(2, 4\) do not fit outputs of shape \(2, 5, 3\)"):
