@@ -19,6 +19,7 @@ import clnn
 from clnn.ops.rows import elements
 from clnn.runtime import ahead
 from clnn.runtime.ahead import Helpers, putting_off, wanted
+from clnn.runtime.recorder import StepContext
 from clnn.tools import compiler
 
 ROOT = Path(__file__).parent.parent
@@ -172,16 +173,19 @@ def test_in_another_thread_there_is_no_ctrl_c(there):
     np.testing.assert_array_equal(found[0].numpy(), 5)
 
 
-def test_after_an_error_memory_is_filled_and_copied(there, monkeypatch):
+@pytest.mark.parametrize("within", [False, True], ids=["outside", "step"])
+def test_after_an_error_memory_is_filled_and_copied(there, monkeypatch, within):
     """Tables, states and parameters in new places are written, which Python believes in; what failed changes no weights."""
     x, blocks = clnn.tensor(np.ones(4, np.float32)), [there.allocate(16) for _ in range(3)]
-    there.upload(np.arange(4, dtype=np.float32), blocks[1])
+    for block in blocks:
+        there.upload(np.arange(4, dtype=np.float32), block)
     kernel = there.programs.kernel
 
     def fails(source, types):
         raise clnn.BuildError("no such thing") if source.file == "elementwise" else kernel(source, types)
 
     monkeypatch.setattr(there.programs, "kernel", lambda source, types: fails(source, types))
+    monkeypatch.setattr(there._now, "step", StepContext() if within else None)
     with pytest.raises(clnn.BuildError, match="no such thing"), putting_off(there):
         x * 3
         there.fill_zero(blocks[0])

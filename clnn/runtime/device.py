@@ -469,9 +469,9 @@ class Device:
             self.call("copy", _copy, (source, target), (nbytes,))
 
     def fill_zero(self, block: Block) -> None:
-        """Set every byte of `block` to zero; within a step by a kernel, which becomes part of a fused one."""
+        """Set every byte of `block` to zero; where a step is recorded by a kernel, which becomes part of a fused one."""
         numbers, items = block.nbytes // 4, self.compute_units
-        if self.step is not None and self.long_loops and numbers <= MOST:
+        if self.recorder is not None and self.long_loops and numbers <= MOST:
             self.launch("state", "zero", (items,), numbers, ceil_div(numbers, items), block, local=(1,))
         else:
             self.call("fill", _fill_zero, (block,), (numbers * 4,))
