@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import stat
+import subprocess
 import sys
 import threading
 import time
@@ -278,3 +279,15 @@ def test_a_user_without_a_home_has_that_of_containers(monkeypatch, said):
     monkeypatch.delenv("CLNN_CACHE_DIR", raising=False)
     monkeypatch.setattr("platformdirs.user_cache_dir", user_cache_dir)
     assert files.cache_folder() == Path("/.cache/clnn")
+
+
+@posix
+def test_a_home_where_nothing_can_be_written_costs_pyopencl_its_cache_alone(tmp_path):
+    """Its kernels have a file in the user's cache folder, without which it ends in an error."""
+    (tmp_path / "file").write_text("")
+    environ = {name: value for name, value in os.environ.items() if name not in ("XDG_CACHE_HOME", "PYOPENCL_NO_CACHE")}
+    environ.setdefault("POCL_CACHE_DIR", os.path.expanduser("~/.cache/pocl/kcache"))
+    environ |= {"HOME": str(tmp_path / "file"), "CLNN_CACHE_DIR": str(files.cache_folder())}
+    program = "import os, clnn; print((clnn.ones(3) + 1).sum().item(), os.environ.get('PYOPENCL_NO_CACHE'))"
+    done = subprocess.run([sys.executable, "-c", program], env=environ, capture_output=True, text=True, timeout=100)
+    assert (done.stdout.split(), done.returncode) == (["6.0", "1"], 0), done.stderr

@@ -348,7 +348,6 @@ class Layer(Watched):
 
     @trainable.setter
     def trainable(self, value: bool) -> None:
-        self._trainable = bool(value)
         for layer in self.layers_inside():
             layer._trainable = bool(value)
         for _, p in self.named_parameters():

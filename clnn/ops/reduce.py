@@ -23,9 +23,8 @@ def normal_axes(ndim: int, axis: Axis) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
     axes = whole_numbers("axis", axis)
-    for a in axes:
-        if not -ndim <= a < ndim:
-            raise ShapeError(f"axis {a} is out of range for an array of {ndim} axes")
+    if outside := [a for a in axes if not -ndim <= a < ndim]:
+        raise ShapeError(f"axis {outside[0]} is out of range for an array of {ndim} axes")
     found = sorted({a % ndim for a in axes})
     if len(found) != len(axes):
         raise ShapeError(f"axes {axes} name one axis twice")

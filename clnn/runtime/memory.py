@@ -231,8 +231,7 @@ def memory_limit(device: cl.Device) -> int:
     most = total = device.global_mem_size
     if device.type & cl.device_type.CPU or device.host_unified_memory:
         most, total = max(most, _host_bytes("SC_PHYS_PAGES")), min(total, host_available(total))
-    text = os.environ.get("CLNN_MEMORY_LIMIT", "").strip()
-    if not text:
+    if not (text := os.environ.get("CLNN_MEMORY_LIMIT", "").strip()):
         return int(total * 0.9)
     limit = parse_size(text, total)
     if limit is None:
@@ -247,8 +246,7 @@ def memory_limit(device: cl.Device) -> int:
 
 def parse_size(text: str, whole: int = 0) -> int | None:
     """The bytes that 2G, 1.5m, 512 KiB, 4096 or 80% (of `whole`) mean; None for anything else."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[kKmMgGtT]?)(?:i?[bB])?", text)
-    if not match:
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%|[kKmMgGtT]?)(?:i?[bB])?", text)):
         return None
     number, unit = float(match.group(1)), match.group(2).lower()
     return int(whole * number / 100) if unit == "%" else int(number * 1024 ** " kmgt".index(unit or " "))
