@@ -7,7 +7,7 @@ import pytest
 
 import clnn
 from clnn.errors import ConfigurationError, DataError
-from clnn.tools import reproduce
+from clnn.tools import cli, reproduce
 from clnn.tools.reproduce import EXPERIMENTS, Experiment, Measure, Runs, chosen, figure, table
 
 TINY = Experiment(
@@ -222,8 +222,9 @@ def test_fewer_epochs_are_another_experiment(conv, tmp_path):
     assert row.startswith("| conv-tiny, 2 epochs | ") and ", 2 epochs | test" in row
     assert set(json.loads((tmp_path / "runs.json").read_text())["runs"]) == {"conv-tiny", "conv-tiny, 2 epochs"}
     assert reproduce.reproduce(["conv"], seeds=1, folder=tmp_path, epochs=9, say=lambda _: None) == whole
-    with pytest.raises(ConfigurationError, match="epochs should be 1 or more, 0 was"):
+    with pytest.raises(ConfigurationError, match="epochs should be an integer of 1 or more, 0 was"):
         reproduce.reproduce(["conv"], folder=tmp_path, epochs=0)
+    assert cli.main(["reproduce", "conv", "--list", "--epochs", "0"]) == 1  # a list is of what can be run
 
 
 def test_long_ones_are_left_out_unless_named(conv, tmp_path):
@@ -243,7 +244,7 @@ def test_a_network_that_runs_away_is_a_row(tiny, tmp_path, monkeypatch):
 
 
 def test_what_bad_input_gets(tiny, tmp_path):
-    with pytest.raises(ConfigurationError, match="seeds should be 1 or more, 0"):
+    with pytest.raises(ConfigurationError, match="seeds should be an integer of 1 or more, 0"):
         reproduce.reproduce(["tiny"], seeds=0, folder=tmp_path)
     with pytest.raises(ConfigurationError, match="there is no 'torch' to run against; the only one is numpy"):
         reproduce.reproduce(["tiny"], against="torch", folder=tmp_path)

@@ -495,7 +495,7 @@ def _reproduce(options: argparse.Namespace) -> int:
 
     if options.list:
         for name, one in reproduce.planned(reproduce.chosen(options.experiments, True), options.epochs).items():
-            print(f"{name:24} {reproduce.described(one)}")
+            print(f"{name:30} {reproduce.described(one)}")
         return 0
     say = lambda text: print(text, file=sys.stderr, flush=True)  # noqa: E731
     given = (options.experiments, options.seeds, options.output, options.against, say, options.all, options.epochs)

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..callbacks import Callback
+from ..checks import check_count
 from ..data.augment import expand
 from ..data.datasets import mnist
 from ..ensemble import elect
@@ -429,17 +430,18 @@ def chosen(names: Sequence[str], everything: bool = False) -> list[str]:
 def planned(names: Sequence[str], epochs: int | None = None) -> dict[str, Plan]:
     """What is to be run, by title. One of more than `epochs` is cut down to so many, and its title says so: it is not the
     book's then, and its runs are kept beside those of the whole one."""
+    most = math.inf if epochs is None else check_count("epochs", epochs)
     known: dict[str, Plan] = {**EXPERIMENTS, **VOTES, **BASELINES}
     found: dict[str, Plan] = {}
     for name in names:
         one = known[name]
         trained = EXPERIMENTS[one.of] if isinstance(one, Vote) else one
-        if epochs is None or not isinstance(trained, Experiment) or trained.epochs <= epochs:
+        if not isinstance(trained, Experiment) or trained.epochs <= most:
             found[name] = one
         elif isinstance(one, Vote):
-            found[f"{name}, {epochs} epochs"] = one._replace(of=f"{one.of}, {epochs} epochs")
+            found[f"{name}, {most} epochs"] = one._replace(of=f"{one.of}, {most} epochs")
         else:
-            found[f"{name}, {epochs} epochs"] = trained._replace(epochs=epochs)
+            found[f"{name}, {most} epochs"] = trained._replace(epochs=int(most))
     return found
 
 
@@ -501,16 +503,14 @@ def reproduce(
     """Run experiments that were not run yet, with seeds 0, 1, ...; the table (Markdown) of all that were asked for comes
     back, and lies with the curves in `folder`. `against="numpy"` runs network.py's in NumPy as well, in turns; `epochs`
     cuts longer experiments down."""
-    for name, value in (("seeds", seeds), ("epochs", 1 if epochs is None else epochs)):
-        if value < 1:
-            raise ConfigurationError(f"{name} should be 1 or more, {value} was provided instead")
+    seeds = check_count("seeds", seeds)
     if against not in ("", "numpy"):
         raise ConfigurationError(f"there is no {against!r} to run against; the only one is numpy")
     wanted, runs = chosen(names, everything), Runs(as_path(folder))
     check_place(runs.path)  # before hours of training
     if left := [name for name in chosen((), True) if not names and name not in wanted]:
         say(f"left out, since they take hours: {', '.join(left)}; name them, or give --all")
-    data, plans = mnist(validation=10000, scale=256), planned(wanted, epochs)
+    plans, data = planned(wanted, epochs), mnist(validation=10000, scale=256)
     voters = planned([VOTES[name].of for name in wanted if name in VOTES], epochs)
     for title, one in plans.items():
         if isinstance(one, Experiment):

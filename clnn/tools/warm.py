@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from ..errors import ConfigurationError
+from ..files import as_path, why_no_file
 from ..model import Model, load
 from ..runtime import program
 from ..runtime.devices.choice import device
@@ -23,11 +23,12 @@ STEPS = 6  # of a workload: the third is recorded, the fourth replayed, and the 
 def warm(names: Sequence[str]) -> int:
     """Run the first steps of workloads of `clnn bench`, or predictions of models in files, and print what compiling took, by
     program. ConfigurationError for a name that is neither."""
-    unknown = [name for name in names if name not in nets.ALL and not os.path.isfile(name)]
-    if unknown:
-        raise ConfigurationError(
-            f"{unknown[0]!r} is neither a file of a model (net.save) nor one of the workloads {', '.join(sorted(nets.ALL))}"
-        )
+    for name in [one for one in names if one not in nets.ALL]:
+        of_onnx = f"clnn run {name} uses an ONNX file once" if name.endswith(".onnx") else ""
+        if why := why_no_file(as_path(name)) or of_onnx:
+            raise ConfigurationError(
+                f"{name!r} is neither a file of net.save ({why}) nor one of the workloads {', '.join(sorted(nets.ALL))}"
+            )
     began = time.perf_counter()
     device().context  # noqa: B018
     print(f"opening the device: {time.perf_counter() - began:.1f} s, with its self-test if that is due")
@@ -51,6 +52,7 @@ def _answer(model: Model) -> None:
     zeros = [np.zeros(shape, dtype) for shape, dtype in f.forms]
     f(*zeros)
     for rows in (1, 16):
+        model.reset_states(rows)
         x = tuple(np.repeat(one, rows, axis=0) for one in zeros)
         for _ in range(STEPS):
             model.predict(x if len(x) > 1 else x[0])
