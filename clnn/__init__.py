@@ -9,6 +9,7 @@ print(net.evaluate(x_test, y_test))
 
 import functools
 import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from . import callbacks, data, errors, functions, init, layers, losses, metrics, minimize, optim, schedules, search
@@ -17,22 +18,9 @@ from .attention import *  # noqa: F403
 from .callbacks import Callback, EarlyStopping, GradientNorms, Lambda, LearningRate, TerminateOnNaN, TimeBudget
 from .checkpoint import CheckpointWarning
 from .ensemble import Ensemble
-from .errors import (
-    ArgumentError,
-    BuildError,
-    CheckpointError,
-    ClnnError,
-    ConfigurationError,
-    DataError,
-    DeviceError,
-    DistributedError,
-    Diverged,
-    OutOfDeviceMemory,
-    OutOfRangeError,
-    ShapeError,
-)  # fmt: skip
+from .errors import *  # noqa: F403
 from .exchange import from_dlpack, from_pyopencl
-from .foreign import missing
+from .foreign import missing, tell
 from .functions import *  # noqa: F403
 from .generation import generate
 from .graph import Input
@@ -70,21 +58,21 @@ from .train import History, evaluate, fit, predict
 __version__ = "0.1.0"
 
 __all__ = [
-    "ArgumentError", "BuildError", "CSVLog", "Callback", "Checkpoint", "CheckpointError", "CheckpointWarning",
-    "ClnnError", "ConfigurationError", "Cosine", "DataError", "Device", "DeviceError", "DistributedError",
-    "Diverged", "EarlyStopping", "Ensemble", "GradientNorms", "HessianFree", "History", "Input", "LBFGS", "Lambda",
-    "LearningRate", "LivePlot", "Model", "OneCycle", "OutOfDeviceMemory", "OutOfRangeError", "Parameter",
-    "RecordingWarning", "ReduceOnPlateau", "Schedule", "Sequential", "ShapeError", "StepDecay", "Tensor",
+    "CSVLog", "Callback", "Checkpoint", "CheckpointWarning", "Cosine", "Device", "EarlyStopping", "Ensemble",
+    "GradientNorms", "HessianFree", "History", "Input", "LBFGS", "Lambda", "LearningRate", "LivePlot", "Model",
+    "OneCycle", "Parameter", "RecordingWarning", "ReduceOnPlateau", "Schedule", "Sequential", "StepDecay", "Tensor",
     "TensorBoard", "TerminateOnNaN", "TimeBudget", "WarmUp", "callbacks", "constant", "data", "device", "devices",
     "distributed", "errors", "evaluate", "fit", "from_dlpack", "from_pyopencl", "functions", "generate",
     "grad_enabled", "init", "interop", "layers", "load", "looking", "losses", "metrics", "minimize", "no_grad",
     "ones", "onnx", "optim", "predict", "profile", "schedules", "search", "seed", "sklearn", "step", "tensor",
     "use", "zeros",
 ]  # fmt: skip
+__all__ += errors.__all__
 __all__ += layers.__all__
 __all__ += functions.__all__
 __all__ += optim.__all__
-
+for _room in (sys.modules[__name__], data, search):
+    tell(_room)
 
 LATER = ("distributed", "interop", "looking", "onnx", "sklearn")  # rooms that most programs do without
 if TYPE_CHECKING:
@@ -94,7 +82,8 @@ else:  # which would take it for a promise of any name
     def __getattr__(name: str) -> object:
         """What is imported when it is asked for, names that clnn does not have, and where what they mean is."""
         if name in LATER:
-            return importlib.import_module(f".{name}", __name__)
+            tell(room := importlib.import_module(f".{name}", __name__))
+            return room
         if name in ("Constant", "Exponential", "Linear", "Piecewise"):
             also = ", and the layer of that name elsewhere is clnn.Dense" if name == "Linear" else ""
             raise AttributeError(f"clnn.{name} is a learning-rate schedule, clnn.schedules.{name}{also}")

@@ -10,6 +10,7 @@ import numpy as np
 from .checks import numbers
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
+from .foreign import Called
 from .model import Model
 from .train import EVALUATION_BATCH
 
@@ -22,7 +23,7 @@ def elect(p: np.ndarray) -> np.ndarray:
     return sums.argmax(axis=-1).astype(np.int32)
 
 
-class Ensemble:
+class Ensemble(Called):
     """Trained models of the same classes: `Ensemble([a, b, c]).predict_classes(x)`. (Nielsen chapter 3 and chapter 6)
 
     `how="vote"` takes the class that most models say, and where several classes have as many votes the one of these with

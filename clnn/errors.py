@@ -19,19 +19,9 @@ import sys
 import warnings
 
 __all__ = [
-    "ArgumentError",
-    "BuildError",
-    "CheckpointError",
-    "ClnnError",
-    "ConfigurationError",
-    "DataError",
-    "DeviceError",
-    "DistributedError",
-    "Diverged",
-    "OutOfDeviceMemory",
-    "OutOfRangeError",
-    "ShapeError",
-]
+    "ArgumentError", "BuildError", "CheckpointError", "ClnnError", "ConfigurationError", "DataError", "DeviceError",
+    "DistributedError", "Diverged", "OutOfDeviceMemory", "OutOfRangeError", "ShapeError",
+]  # fmt: skip
 
 
 class ClnnError(Exception):

@@ -6,8 +6,10 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Collection
+import sys
+from collections.abc import Callable, Collection, Iterable, Sequence
 from textwrap import shorten
+from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from .checks import OfConstructor, arguments, check_flag
@@ -27,7 +29,7 @@ _RENAMED = (
     "num_classes classes, n_jobs workers, bias_initializer bias_init, recurrent_initializer recurrent_init, "
     "filters channels, out_channels channels, clipnorm clip_norm, global_clipnorm clip_norm, nb_epoch epochs, "
     "num_epochs epochs, criterion loss, cost loss, num_heads heads, nhead heads, beta_1 beta1, beta_2 beta2, "
-    "is_causal causal, use_causal_mask causal"
+    "is_causal causal, use_causal_mask causal, opset_version opset, size shape, max_new_tokens n, max_length n"
 )
 # Those, and more of layers, losses, optimizers, callbacks, functions and fit: the first that is taken is meant, or what to do
 ARGUMENTS: dict[str, tuple[str, ...] | str] = {
@@ -71,41 +73,34 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "set_to_none": "leave it out: gradients are forgotten",
     "closure": "call loss.backward() before; clnn.LBFGS().minimize takes one",
     "device": 'write "with clnn.use(device):" around it, or net.to(device)',
+    "custom_objects": "decorate classes of your own with @clnn.register",
+    "recurse": "leave it out: those of layers inside are among them",
+    "out": "leave it out: what comes back is new",
+    **dict.fromkeys(("pin", "pin_memory", "non_blocking"), "leave it out: clnn finds the fastest way to the device"),
 }  # fmt: skip
 # Names of the package
 _CALLED = (
     "LRN LocalResponseNorm, Upsample UpSampling, OneCycleLR OneCycle, StepLR StepDecay, ReduceLROnPlateau "
     "ReduceOnPlateau, ModelCheckpoint Checkpoint, CSVLogger CSVLog, LearningRateScheduler LearningRate, "
-    "LambdaCallback Lambda, manual_seed seed, load_model load"
+    "LambdaCallback Lambda, manual_seed seed, load_model load, BatchNormalization BatchNorm, jit step, "
+    "LayerNormalization LayerNorm, GroupNormalization GroupNorm, RMSNormalization RMSNorm, ZeroPad Padding, "
+    "ZeroPadding Padding, MaxPooling MaxPool, AveragePooling AvgPool, GlobalAveragePooling GlobalAvgPool, "
+    "GlobalMaxPooling GlobalMaxPool, Dropout SpatialDropout, CosineAnnealingLR Cosine, CosineDecay Cosine, "
+    "array tensor, asarray tensor, from_numpy tensor, cat concatenate, concat concatenate, optimizers optim"
 )
 NAMES: dict[str, str] = {
     **{there: f"clnn.{here}" for there, here in map(str.split, _CALLED.split(", "))},
     **dict.fromkeys(("nn", "keras"), "clnn itself: clnn.Dense, clnn.Conv2D, ..."),
     "Module": "clnn.Model, or clnn.Layer for a part of one",
-    **{f"{what}Normalization": f"clnn.{what}Norm" for what in ("Batch", "Layer", "Group", "RMS")},
-    **dict.fromkeys(("ZeroPad", "ZeroPadding"), "clnn.Padding"),
-    "MaxPooling": "clnn.MaxPool",
-    "AveragePooling": "clnn.AvgPool",
-    "GlobalAveragePooling": "clnn.GlobalAvgPool",
-    "GlobalMaxPooling": "clnn.GlobalMaxPool",
-    "Dropout": "clnn.SpatialDropout",
     "ReLU": 'clnn.Activation("relu"), or activation="relu" of the layer before',
     **{name: f'clnn.Activation("{name.lower()}")' for name in ("Softmax", "Sigmoid", "Tanh", "GELU", "ELU", "SELU")},
     **dict.fromkeys(("CrossEntropyLoss", "CategoricalCrossentropy"), 'loss="cross_entropy", clnn.losses.CrossEntropy'),
-    "SparseCategoricalCrossentropy": 'loss="cross_entropy", which takes class numbers',
-    "NLLLoss": 'loss="log_likelihood"',
-    **dict.fromkeys(("MSELoss", "MeanSquaredError"), 'loss="mse"'),
-    "L1Loss": 'loss="mae"',
+    "SparseCategoricalCrossentropy": 'loss="cross_entropy", which takes class numbers', "NLLLoss": 'loss="log_likelihood"',
+    **dict.fromkeys(("MSELoss", "MeanSquaredError"), 'loss="mse"'), "L1Loss": 'loss="mae"',
     **dict.fromkeys(("BCELoss", "BinaryCrossentropy"), 'loss="binary_cross_entropy", the sum over outputs'),
     "BCEWithLogitsLoss": 'loss="binary_cross_entropy", the sum over outputs, of a last layer without activation',
-    **dict.fromkeys(("CosineAnnealingLR", "CosineDecay"), "clnn.Cosine"),
-    **dict.fromkeys(("array", "asarray", "from_numpy"), "clnn.tensor"),
-    **dict.fromkeys(("cat", "concat"), "clnn.concatenate"),
     **dict.fromkeys(("matmul", "dot", "mm"), "a @ b"),
-    "DataLoader": "fit itself, which shuffles and makes mini-batches, or clnn.data.Batches",
-    "optimizers": "clnn.optim",
-    "jit": "clnn.step",
-    "save": "net.save(path)",
+    "DataLoader": "fit itself, which shuffles and makes mini-batches, or clnn.data.Batches", "save": "net.save(path)",
     "models": "clnn itself: clnn.Sequential, clnn.Model, clnn.load",
     **dict.fromkeys(("utils", "datasets", "to_categorical"), "clnn.data (losses take class numbers as they are)"),
     "initializers": 'an argument of layers: weight_init="he_normal"',
@@ -118,75 +113,57 @@ NAMES: dict[str, str] = {
     "LeakyReLU": 'clnn.Activation("leaky_relu")',
     **dict.fromkeys(("grad", "autograd", "GradientTape", "hessian"), "loss.backward(), p.grad; it goes once"),
     "randn": "clnn.tensor(numpy.random.randn(...))",
-}
+}  # fmt: skip
 # Methods and attributes of models and layers
 OF_LAYERS: dict[str, str] = {
     "compile": "give loss=, optimizer= and metrics= to fit",
-    "add": "give Sequential all layers in one list",
+    **dict.fromkeys(("add", "append", "extend", "insert", "pop"), "give Sequential all layers in one list, [*net.layers, layer]"),
     "train_on_batch": "write a step: @clnn.step, loss.backward(), optimizer.step(net.parameters())",
     "fit_generator": "give fit arrays, or call a @clnn.step for each batch",
     "save_weights": "net.save(path), or safetensors of net.state_dict()",
     "load_weights": "clnn.load(path), or net.load_state_dict(arrays)",
     **{name: f'net.to("{kind}")' for name, kind in (("cuda", "gpu"), ("cpu", "cpu"))},
-    **dict.fromkeys(("modules", "named_modules"), "net.layers_inside()"),
-    "children": "net.layers",
+    **dict.fromkeys(("modules", "named_modules", "apply"), "net.layers_inside()"), "children": "net.layers",
     **dict.fromkeys(("count_params", "input_shape", "output_shape"), "net.summary() says it"),
-    "get_weights": "net.state_dict()",
-    "set_weights": "net.load_state_dict(dict(zip(net.state_dict(), arrays)))",
+    "get_weights": "net.state_dict()", "set_weights": "net.load_state_dict(dict(zip(net.state_dict(), arrays)))",
     **dict.fromkeys(("weights", "variables", "trainable_weights", "trainable_variables"), "net.parameters()"),
     **dict.fromkeys(("weight", "kernel", "embeddings"), "layer.w; of layers with several matrices layer.parameters()"),
     **dict.fromkeys(("add_weight", "register_buffer"), "layer.parameter(shape), in build(); learns=False for a buffer"),
     **dict.fromkeys(("requires_grad_", "freeze"), "layer.trainable = False"),
-    "backward": "of the loss: clnn.losses.mse(net(x), y).backward()",
-    "history": "what fit returns",
+    "backward": "of the loss: clnn.losses.mse(net(x), y).backward()", "history": "what fit returns",
     "predict_on_batch": "net.predict(x), or net.compiled(batch_size)",
-    "get_layer": "net.layers[0], or {layer.name: layer for layer in net.layers}[name]",
-    "export": "clnn.onnx.save(net, path)",
+    "get_layer": "net.layers[0], or {layer.name: layer for layer in net.layers}[name]", "export": "clnn.onnx.save(net, path)",
     "load": "clnn.load(path)",
     **dict.fromkeys(("half", "float", "double"), "give dtype to Sequential: clnn computes in float32 and float64"),
-}
+}  # fmt: skip
 _NEW = "a new one: t = t + 1; values go into parameters by net.load_state_dict({**net.state_dict(), name: array})"
 # Methods and attributes of tensors; functions.py adds its own, as t.exp() is clnn.exp(t)
 OF_TENSORS: dict[str, str] = {
     **dict.fromkeys(("view", "flatten", "ravel"), "t.reshape(...), t.reshape(-1)"),
-    **dict.fromkeys(("permute", "swapaxes", "t"), "t.transpose(...)"),
-    **dict.fromkeys(("copy", "clone"), "copy.copy(t)"),
-    **dict.fromkeys(("float", "double", "int", "long"), "t.astype(...)"),
-    **dict.fromkeys(("dot", "matmul", "mm"), "a @ b"),
-    "unsqueeze": "clnn.expand_dims(t, axis)",
-    **dict.fromkeys(("dim", "numel"), "t.ndim, t.size"),
-    "expand": "t.broadcast_to(shape)",
-    "contiguous": "t itself: tensors always are",
-    "norm": "clnn.sqrt((t * t).sum())",
+    **dict.fromkeys(("permute", "swapaxes", "t"), "t.transpose(...)"), **dict.fromkeys(("copy", "clone"), "copy.copy(t)"),
+    **dict.fromkeys(("float", "double", "int", "long"), "t.astype(...)"), **dict.fromkeys(("dot", "matmul", "mm"), "a @ b"),
+    "unsqueeze": "clnn.expand_dims(t, axis)", **dict.fromkeys(("dim", "numel"), "t.ndim, t.size"),
+    "expand": "t.broadcast_to(shape)", "contiguous": "t itself: tensors always are", "norm": "clnn.sqrt((t * t).sum())",
     **dict.fromkeys(("add_", "sub_", "mul_", "div_", "copy_", "zero_", "fill_", "assign", "assign_sub"), _NEW),
-    "clamp": "clnn.clip(t, low, high)",
-    "any": "t.max()",
-    "all": "t.min()",
-    "cpu": "t.numpy()",
-    "tolist": "t.numpy().tolist()",
+    "clamp": "clnn.clip(t, low, high)", "any": "t.max()", "all": "t.min()", "cpu": "t.numpy()", "tolist": "t.numpy().tolist()",
     "data": "t.numpy(), or t.detach()",
     **dict.fromkeys(("grad", "requires_grad_"), "of parameters, as clnn.tensor(value, requires_grad=True) makes them"),
-}
+}  # fmt: skip
 # Losses, metrics and initialisers by the names that they are given by
-VALUES = {
-    **dict.fromkeys(("categorical_crossentropy", "sparse_categorical_crossentropy"), "cross_entropy"),
-    "nll": "log_likelihood",
-    **dict.fromkeys(("bce", "bce_with_logits"), "binary_cross_entropy"),
-    **dict.fromkeys(("mean_squared_error", "squared_error"), "mse"),
-    **dict.fromkeys(("mean_absolute_error", "l1"), "mae"),
-    "kl_div": "kl_divergence",
-    **dict.fromkeys(("acc", "categorical_accuracy", "sparse_categorical_accuracy"), "accuracy"),
-    **{f"xavier_{kind}": f"glorot_{kind}" for kind in ("uniform", "normal")},
-    **{f"kaiming_{kind}": f"he_{kind}" for kind in ("uniform", "normal")},
-}
+_VALUES = (
+    "categorical_crossentropy cross_entropy, sparse_categorical_crossentropy cross_entropy, nll log_likelihood, "
+    "bce binary_cross_entropy, bce_with_logits binary_cross_entropy, mean_squared_error mse, squared_error mse, "
+    "mean_absolute_error mae, l1 mae, kl_div kl_divergence, acc accuracy, categorical_accuracy accuracy, "
+    "sparse_categorical_accuracy accuracy, xavier_uniform glorot_uniform, xavier_normal glorot_normal, "
+    "kaiming_uniform he_uniform, kaiming_normal he_normal"
+)
+VALUES: dict[str, str] = dict(map(str.split, _VALUES.split(", ")))  # type: ignore[arg-type]
 # Methods and attributes by the name of their class, or of one that it is derived from
 OF: dict[str, dict[str, str]] = {
-    "Layer": OF_LAYERS,
-    "Tensor": OF_TENSORS,
+    "Layer": OF_LAYERS, "Tensor": OF_TENSORS,
     "Optimizer": {
         "param_groups": "optimizer.lr = 0.01 sets the rate, p.rate_factor = 0.1 that of a parameter",
-        "state": "optimizer.state_dict()",
-        "iterations": "optimizer.steps",
+        "state": "optimizer.state_dict()", "iterations": "optimizer.steps",
         **dict.fromkeys(("apply_gradients", "minimize"), "loss.backward(); optimizer.step(net.parameters())"),
     },
     "Schedule": dict.fromkeys(("step", "get_last_lr"), "it is an optimizer's rate and goes by its steps: clnn.Adam(schedule)"),
@@ -194,10 +171,12 @@ OF: dict[str, dict[str, str]] = {
     "Loss": {"backward": "of what it returns: loss(output, target).backward()"},
 }  # fmt: skip
 MISSING = {
-    "loss": 'such as loss="cross_entropy"',
-    "optimizer": 'such as optimizer="adam"',
-    "layers": "a list of layers",
-}
+    "loss": 'such as loss="cross_entropy"', "optimizer": 'such as optimizer="adam"', "layers": "a list of layers",
+    "models": "a list of models", "x": "an array, for fit one of samples (n, ...)", "n": "how many to write, such as n=100",
+    "closure": "a function that gives the loss, lambda: loss(net(x), y)", "parameters": "net.parameters()",
+    "shape": "an integer or a tuple of them", "lr": "the rate, such as 0.001", "model": "a model or a layer that is built",
+    "train": "(x, y) to train on", "validation": "(x, y) to compare by", "target": "what the outputs should be",
+}  # fmt: skip
 PAGE = 'see "Coming from Keras or PyTorch" in clnn/README.md'
 
 
@@ -229,23 +208,39 @@ class Called(Read):
 
 
 def by_names(function: F) -> F:
-    """The function, which says of an argument of another name what it is called here."""
-    known = {
-        name: p.annotation
-        for name, p in inspect.signature(function).parameters.items()
-        if name not in ("self", "model")
-    }
+    """The function, which says of an argument of another name what it is called here, and of a flag if it is none."""
+    name = function.__qualname__.removesuffix(".__call__").rpartition(".")[2]  # of a loss that is called its class's
+    taken = [*inspect.signature(function).parameters.values()]
+    stars = {p.name: "*" if p.kind is p.VAR_POSITIONAL else "" for p in taken}
+    known = {stars[p.name] + p.name: getattr(p.annotation, "__name__", p.annotation) for p in taken}
+    placed = len([p for p in taken if p.kind is p.POSITIONAL_OR_KEYWORD])
+    rest = any(p.kind is p.VAR_KEYWORD for p in taken)
+    flag = [*known.values(), "bool"].index("bool")  # where the first is
 
     @functools.wraps(function)
     def call(*given: Any, **options: Any) -> Any:
-        refuse_unknown(function.__name__, known, options)
+        if options or len(given) > flag:
+            refuse_unknown(name, known, options, given[:placed], rest)
         try:
             return function(*given, **options)
         except TypeError:
-            bind(function.__name__, function, given, options)
+            bind(name, function, given, options)
             raise
 
+    vars(call)["told"] = True
     return call  # type: ignore[return-value]
+
+
+def tell(room: Any, names: Iterable[str] = ()) -> None:
+    """Have the public functions of a module, or methods of a class, say it (`by_names`). A module's stand where they are defined,
+    too, where pickles find them."""
+    own = [n for n, f in vars(room).items() if n[0] != "_" and getattr(f, "__module__", "") == room.__name__]
+    for name in names or getattr(room, "__all__", own):
+        function = vars(room).get(name)
+        if isinstance(function, FunctionType) and "told" not in vars(function):
+            setattr(room, name, by_names(function))
+            if isinstance(room, ModuleType):
+                setattr(sys.modules[function.__module__], function.__name__, getattr(room, name))
 
 
 def check_call(kind: Any, given: tuple[Any, ...], options: dict[str, Any]) -> None:
@@ -258,7 +253,7 @@ def check_call(kind: Any, given: tuple[Any, ...], options: dict[str, Any]) -> No
         of_list = isinstance(first, list) and any(hasattr(p, "requires_grad") for p in first)
         if hasattr(first, "parameters") or of_list:
             options = {"params": first}
-        refuse_unknown(kind.__name__, known, options)
+        refuse_unknown(kind.__name__, known, options, given[: kind.__init__.__code__.co_argcount - 1])
         bind(kind.__name__, kind.__init__, (kind, *given), options)
 
 
@@ -273,15 +268,20 @@ def bind(name: str, function: Callable[..., Any], given: tuple[Any, ...], option
         raise ArgumentError(f"{name}: {'; '.join([str(error), *told])}") from None
 
 
-def refuse_unknown(who: str, known: Collection[str], options: dict[str, Any]) -> None:
-    """ArgumentError for an option that is none of the known ones, with the name it has here. Where `known` has annotations, a
-    ConfigurationError for what is said to be True or False and is neither, such as "no"."""
-    flags = [name for name in options if isinstance(known, dict) and known.get(name) == "bool"]
-    for name in flags:
-        check_flag(f"{who}'s {name}", options[name])
+def refuse_unknown(
+    who: str, known: Collection[str], options: dict[str, Any], given: Sequence[Any] = (), rest: bool = False
+) -> None:
+    """ArgumentError for an option that is none of the known ones, with the name it has here, unless it is for the `rest`. Where
+    `known` has annotations, a ConfigurationError for what is said to be True or False and is neither, such as "no"; `given` are
+    the first of them."""
+    for name, value in {**dict(zip(known, given)), **options}.items():
+        if isinstance(known, dict) and known.get(name) == "bool":
+            check_flag(f"{who}'s {name}", value)
     wrong = next((name for name in options if name not in known), None)
-    if wrong is None:
+    if wrong is None or rest:
         return
+    if f"*{wrong}" in known:
+        raise ArgumentError(f"{who} takes {wrong} without its name: {who}({repr(options[wrong]).strip('()[]')})")
     told = ARGUMENTS.get(wrong, ())
     for meant in (told,) if isinstance(told, str) else told:
         if " " in meant:
@@ -289,9 +289,8 @@ def refuse_unknown(who: str, known: Collection[str], options: dict[str, Any]) ->
         if meant in known:
             raise ArgumentError(f"{who} takes {meant}, not {wrong}; {PAGE}")
     close = difflib.get_close_matches(wrong, known, 1)
-    raise ArgumentError(
-        f"{who} takes no {wrong}{f', perhaps {close[0]}' if close else ''}; it takes {', '.join(sorted(known)) or 'none'}"
-    )
+    taken = ", ".join(sorted({*known} - {"self", "model"})) or "none"
+    raise ArgumentError(f"{who} takes no {wrong}{f', perhaps {close[0]}' if close else ''}; it takes {taken}")
 
 
 def check_called(one: Any, base: Any) -> None:

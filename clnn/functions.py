@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,19 +12,17 @@ from .arrays import _axis
 from .attention import *  # noqa: F403
 from .checks import whole, whole_numbers
 from .errors import ShapeError
-from .foreign import OF_TENSORS, by_names
+from .foreign import OF_TENSORS, tell
 from .images import *  # noqa: F403
 from .named import *  # noqa: F403
 from .tensor import Tensor, concat, function, tensor
 
 
-@by_names
 def softmax(x: Any, axis: int = -1) -> Tensor:
     """exp(x) / sum(exp(x)) over an axis."""
     return _over(x, axis, "softmax")
 
 
-@by_names
 def log_softmax(x: Any, axis: int = -1) -> Tensor:
     """log(softmax(x)) over an axis."""
     return _over(x, axis, "log_softmax")
@@ -72,10 +71,6 @@ __all__ += named.__all__
 __all__ += arrays.__all__
 __all__ += attention.__all__
 __all__ += images.__all__
-for name in ("sum", "mean", "max", "min", "argmax", "backward", "transpose"):  # which are told that dim is axis
-    setattr(Tensor, name, by_names(getattr(Tensor, name)))
-for room in (arrays, attention, images):
-    for name in room.__all__:
-        globals()[name] = by_names(getattr(room, name))
-        setattr(room, name, globals()[name])  # where pickles find it
+tell(sys.modules[__name__])
+tell(Tensor, [name for name in vars(Tensor) if name[0] != "_"])
 OF_TENSORS.update({name: f"clnn.{name}(t)" for name in __all__ if name not in OF_TENSORS})  # they are methods elsewhere

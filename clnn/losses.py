@@ -20,7 +20,7 @@ from .arrays import where
 from .checks import in_range, numbers, whole
 from .data.validate import check_labels
 from .errors import ClnnError, ConfigurationError, DataError, ShapeError
-from .foreign import check_order, unknown
+from .foreign import by_names, check_order, unknown
 from .ops.aggregate import reduce
 from .ops.array import Array
 from .ops.elementwise import binary
@@ -67,6 +67,7 @@ class Loss(Watched):
     def reduction(self, value: str) -> None:
         self._reduction = reduction_of(value)
 
+    @by_names
     def __call__(self, output: Any, target: Any, sample_weight: Any = None, reduction: str | None = None) -> Tensor:
         """The mean of the losses, a tensor of one number, or what `reduction` says instead of the loss's own. Each loss is
         first multiplied by its `sample_weight`, one for each sample, (n,), or one for each loss. The divisor stays the number

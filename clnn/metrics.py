@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import math
 import re
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from . import notebook
 from .checks import check_count, numbers, whole
 from .data.validate import check_labels
 from .errors import ConfigurationError, DataError, ShapeError
-from .foreign import check_order, unknown
+from .foreign import check_order, tell, unknown
 from .losses import host_target, refuse_probabilities
 from .ops.array import check_float, empty
 from .ops.loss import yes_above
@@ -289,3 +290,6 @@ def report(predicted: Any, labels: Any, names: Sequence[Any] | None = None) -> R
     """
     names = None if names is None else list(names)
     return Report(confusion_matrix(predicted, labels, None if names is None else len(names)), names)
+
+
+tell(sys.modules[__name__])

@@ -15,6 +15,7 @@ import numpy as np
 
 from .checks import check_count, in_range
 from .errors import ConfigurationError, Diverged, OutOfDeviceMemory
+from .foreign import Called, by_names
 from .ops.array import FLOATS
 from .parameters import consolidate, runs
 from .step import copied
@@ -183,7 +184,7 @@ def _scatter(vector: Tensor, parts: Sequence[Tensor]) -> None:
         start += part.size
 
 
-class Minimizer:
+class Minimizer(Called):
     """What L-BFGS and Hessian-free share: the loop, when it stops, and the state.
 
     `tolerance_gradient`: stop where the gradient's Euclidean norm is no larger. `tolerance_change`: stop where a step
@@ -210,6 +211,7 @@ class Minimizer:
         """Go on from such vectors; from none: forget what was kept."""
 
     # -- the loop -------------------------------------------------------------------------------------------------------
+    @by_names
     def minimize(self, closure: Callable[[], Tensor], parameters: Sequence[Parameter], steps: int) -> Minimum:
         """Take up to `steps` steps that each lower the loss, which `closure()` computes from the parameters.
 

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from . import checkpoint, generation, losses, notebook, optim, schedules, train
-from .checks import whole_numbers
+from .checks import whole, whole_numbers
 from .errors import CheckpointError, ConfigurationError, OutOfDeviceMemory, ShapeError, warn
-from .foreign import by_names, refuse_unknown
+from .foreign import by_names, tell
 from .graph import Graph, told_of_parameters, traced
 from .layers.base import REGISTRY, Layer, first_pass, for_shapes, name_layers, register, through
 from .losses import YES_ABOVE_0, find_loss
@@ -151,8 +151,7 @@ class Model(Layer):
     def evaluate(self, x: Any, y: Any = None, **options: Any) -> dict[str, float]:
         return _evaluate(self, x, y, **options)
 
-    def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH, **unknown: Any) -> Any:
-        refuse_unknown("predict", ["batch_size"], unknown)
+    def predict(self, x: Any, *, batch_size: int = train.EVALUATION_BATCH) -> Any:
         return train.predict(self, x, batch_size=batch_size)
 
     def generate(self, prompt: Any, n: int, **options: Any) -> np.ndarray:
@@ -360,6 +359,16 @@ class Sequential(Model):
             self.place(device(), self.dtype)
             self.ensure_built(shape)
 
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __getitem__(self, index: Any) -> Any:
+        """A layer by its number; of a slice, such as net[:-1], a model of the same layers."""
+        if not isinstance(index, slice) and whole(index) is None:
+            raise ConfigurationError(f"layers are taken as net[0] or as net[:-1], and not by {index!r}")
+        found = self.layers[index]
+        return found if isinstance(found, Layer) else Sequential(found, dtype=self.dtype, storage=self.storage)
+
     def ensure_built(self, *shapes: tuple[int, ...]) -> None:
         if len(shapes) != 1:
             raise ShapeError(
@@ -535,8 +544,10 @@ def _freeze(model: Layer, frozen: set[str]) -> None:
             layer._trainable = False
 
 
-for _kind, _names in ((Layer, ("state_dict", "load_state_dict", "zero_grad")), (Model, ("save", "to", "summary"))):
-    for _name in _names:  # which are told what Keras' and PyTorch's arguments are called
-        setattr(_kind, _name, by_names(getattr(_kind, _name)))
+_OF_LAYERS = (
+    "state_dict", "load_state_dict", "zero_grad", "parameters", "named_parameters", "layers_inside", "train", "parameter",
+)  # fmt: skip
+tell(Layer, _OF_LAYERS)
+tell(Model, [*_OF_LAYERS, *(name for name in vars(Model) if name[0] != "_" and name not in vars(Layer))])
 
 __all__ = ["REGISTRY", "Model", "Sequential", "load"]

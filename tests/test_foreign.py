@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import inspect
 import pickle
 import re
 
@@ -526,6 +527,39 @@ MISUSED = {
     "an optimizer's": (lambda net, t: clnn.Adam(keep_gradients="no"), "Adam's keep_gradients is True or False"),
     "a function's": (lambda net, t: t.sum(axis=0, keepdims="no"), "sum's keepdims is True or False"),
     "set later": (lambda net, t: setattr(clnn.SGD(), "nesterov", "no"), "nesterov is True or False"),
+    "a data set's": (lambda net, t: clnn.data.digits(raw="no"), "digits's raw is True or False"),
+    "by position": (lambda net, t: t.sum(0, "no"), "sum's keepdims is True or False"),
+    "an optimizer's by position": (lambda net, t: clnn.SGD(0.1, 0.9, "no"), "SGD's nesterov is True or False"),
+    "train": (lambda net, t: net.train("no"), "train's mode is True or False"),
+    "generate's": (lambda net, t: net.generate([1], 3, cache="no"), "generate's cache is True or False"),
+    "generate": (lambda net, t: net.generate([1]), "generate: missing .*'n'; how many to write"),
+    "generate long": (lambda net, t: net.generate([1], max_new_tokens=3), "generate takes n, not max_new_tokens"),
+    "generate hot": (lambda net, t: clnn.generate(net, [1], 3, temp=1), "generate takes no temp; it takes cache, "),
+    "load a class": (lambda net, t: clnn.load("x", custom_objects={}), "takes no custom_objects: .*@clnn.register"),
+    "zeros": (lambda net, t: clnn.zeros(size=3), "zeros takes shape, not size"),
+    "tensor": (lambda net, t: clnn.tensor(X, pin_memory=True), "tensor takes no pin_memory: leave it out"),
+    "tensor's": (lambda net, t: clnn.tensor(X, requires_grad="no"), "tensor's requires_grad is True or False"),
+    "parameters": (lambda net, t: net.parameters(recurse=True), "parameters takes no recurse: leave it out"),
+    "named": (lambda net, t: net.named_parameters(recurse=True), "named_parameters takes no recurse: leave it out"),
+    "use": (lambda net, t: clnn.use(device="cpu"), r"use takes no device: write \"with clnn.use\(device\)"),
+    "seed": (lambda net, t: clnn.seed(seed=1), "seed takes no seed; it takes number"),
+    "step's": (lambda net, t: clnn.step(jit=True), "step takes no jit; it takes function, record"),
+    "reshape": (lambda net, t: t.reshape(shape=(2, 6)), r"reshape takes shape without its name: reshape\(2, 6\)"),
+    "minimize": (
+        lambda net, t: clnn.LBFGS().minimize(),
+        "minimize: missing .*'closure'; a function that gives the loss",
+    ),
+    "sqrt": (lambda net, t: clnn.sqrt(t, out=t), "sqrt takes no out: leave it out"),
+    "maximum": (lambda net, t: clnn.maximum(t), "maximum: missing .*'b'"),
+    "onnx": (lambda net, t: clnn.onnx.save(net, "x", opset_version=18), "save takes opset, not opset_version"),
+    "from_torch": (lambda net, t: clnn.interop.from_torch(), "from_torch: missing .*'module'"),
+    "strict": (lambda net, t: clnn.interop.from_torch({}, net, strict="no"), "from_torch's strict is True or False"),
+    "grid": (lambda net, t: clnn.search.grid(len, {}), r"grid: missing .*'train'; \(x, y\) to train on"),
+    "fit": (lambda net, t: net.fit(loss="mse", optimizer="sgd"), "fit: missing .*'x'; an array"),
+    "Input": (lambda net, t: clnn.Input(), "Input: missing .*'shape'; an integer or a tuple"),
+    "a loss": (lambda net, t: clnn.losses.mse(t), "Loss: missing .*'target'"),
+    "a loss by weight": (lambda net, t: clnn.losses.mse(t, t, weight=X), "Loss takes no weight"),
+    "a name": (lambda net, t: net["dense_1"], r"layers are taken as net\[0\] or as net\[:-1\], and not by 'dense_1'"),
 }
 
 
@@ -549,3 +583,51 @@ def test_functions_that_say_so_are_copied_and_what_they_raise_is_theirs(device):
         Wrong()(X)
     net = clnn.Sequential([clnn.Dense(3)], input_shape=4)
     net.fit(X, Y, loss="cross_entropy", optimizer="sgd", progress=np.bool_(False), record=0, shuffle=1)
+
+
+def _public():
+    """(a name, a function) of all that clnn has: of its modules, and methods that are told of other names."""
+    rooms = [getattr(clnn, name) for name in ("data", "metrics", "search", "interop", "looking", "distributed", "onnx")]
+    found = {}
+    for room in (clnn, *rooms, clnn.data.augment):
+        own = [name for name, one in vars(room).items() if getattr(one, "__module__", "") == room.__name__]
+        found |= {f"{room.__name__}.{name}": getattr(room, name) for name in getattr(room, "__all__", own)}
+    for kind in (clnn.Tensor, clnn.Layer, clnn.Model, clnn.SGD, clnn.LBFGS):
+        told = [name for name in dir(kind) if hasattr(getattr(kind, name, None), "told")]
+        found |= {f"{kind.__name__}.{name}": getattr(kind, name) for name in told}
+    named = {name: one for name, one in found.items() if not name.rpartition(".")[2].startswith("_")}
+    return {name: one for name, one in named.items() if inspect.isfunction(one)}
+
+
+@pytest.mark.parametrize("name", sorted(_public()))
+def test_every_function_looks_at_names_and_flags(name):
+    """Before it does anything: with what is no argument, and with a flag that is neither True nor False."""
+    function = _public()[name]
+    taken = inspect.signature(function, follow_wrapped=True).parameters.values()
+    needed = [None for p in taken if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if not any(p.kind is p.VAR_KEYWORD for p in taken):
+        with pytest.raises(clnn.ArgumentError, match="takes no zzz"):
+            function(*needed, zzz=3)
+    for p in taken:
+        if p.annotation in ("bool", bool):
+            with pytest.raises(clnn.ConfigurationError, match=f"{p.name} is True or False, and 'no' was given"):
+                function(*needed, **{p.name: "no"})
+
+
+def test_a_sequential_is_gone_through_like_a_list(device, rng):
+    net = clnn.Sequential([clnn.Dense(5, "relu"), clnn.Dropout(0.5), clnn.Dense(3)], input_shape=4)
+    assert len(net) == 3 and [*net] == net.layers and net[-1] is net.layers[2] and net.layers[1] in net
+    x = rng.standard_normal((6, 4)).astype(np.float32)
+    first, rest = net[:-1], net[np.int64(2) :]
+    assert isinstance(first, clnn.Sequential) and first.layers == net.layers[:2] and rest[0] is net[2]
+    np.testing.assert_allclose(rest.predict(first.predict(x)), net.predict(x), rtol=1e-5, atol=1e-6)
+    for wrong in (3, -4):
+        with pytest.raises(IndexError):
+            net[wrong]
+    for wrong in ("0", 1.5, None, True, (0, 1)):
+        with pytest.raises(clnn.ConfigurationError, match="layers are taken as"):
+            net[wrong]
+    with pytest.raises(clnn.ConfigurationError, match="one or more layers"):
+        net[3:]
+    with pytest.raises(clnn.ConfigurationError, match="Sequential takes a list"):
+        clnn.Sequential(net)

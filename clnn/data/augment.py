@@ -16,6 +16,7 @@ DataError.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ import numpy as np
 from .. import random
 from ..checks import numbers, whole, whole_numbers
 from ..errors import ConfigurationError, DataError, ShapeError
+from ..foreign import tell
 from ..gemm import constant_block
 from ..ops.array import Array, check_float, check_together, empty
 from ..ops.linear import matmul
@@ -117,14 +119,9 @@ def warp(images: Any, matrices: Any, fill: float = 0.0) -> Tensor:
 
 
 def affine(
-    images: Any,
-    rotation: Range = 0.0,
-    skew: Range = 0.0,
-    scale: Range = 0.0,
-    shift: Range = 0.0,
-    fill: float = 0.0,
+    images: Any, rotation: Range = 0.0, skew: Range = 0.0, scale: Range = 0.0, shift: Range = 0.0, fill: float = 0.0,
     seed: int | None = None,
-) -> Tensor:
+) -> Tensor:  # fmt: skip
     """Each image scaled, skewed, rotated and shifted by amounts of its own, uniform within ranges, around its centre.
 
     A number a means [-a, a], around 1 for the scale; a pair is the range itself. rotation: degrees, counter-clockwise;
@@ -364,3 +361,6 @@ def _warp(x: Tensor, matrices: Array, fill: float) -> Tensor:
 
 def _tensor(y: Array) -> Tensor:
     return Tensor(y.block, y.shape, y.dtype, y.device)
+
+
+tell(sys.modules[__name__])

@@ -8,28 +8,22 @@ clnn.interop.from_safetensors("model.safetensors", net)
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ..errors import CheckpointError, ConfigurationError
+from ..foreign import tell
 from ..layers.base import Layer
 from ..model import Sequential
 from . import files, keras, pytorch
 from .pairs import Copied, Report, copied
 
 __all__ = [
-    "Copied",
-    "Report",
-    "from_keras",
-    "from_safetensors",
-    "from_torch",
-    "sequential",
-    "to_keras",
-    "to_safetensors",
-    "to_torch",
-]
+    "Copied", "Report", "from_keras", "from_safetensors", "from_torch", "sequential", "to_keras", "to_safetensors", "to_torch",
+]  # fmt: skip
 
 
 def named(ignore: Any) -> tuple[str, ...]:
@@ -156,3 +150,6 @@ def to_safetensors(
     report = copied("the file", units, ordered, model, pytorch.layout, True, back=True)
     files.write(path, state)
     return report
+
+
+tell(sys.modules[__name__])

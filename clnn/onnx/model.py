@@ -16,6 +16,7 @@ from .. import notebook
 from ..arrays import take
 from ..checks import numbers
 from ..errors import CheckpointError, ConfigurationError, DataError, ShapeError, warn
+from ..foreign import by_names
 from ..layers.base import Layer, Symbolic, register
 from ..model import Model, total
 from ..parameters import consolidate
@@ -457,9 +458,10 @@ class OnnxModel(Model):
         sizes = {value.shape[0] if value.shape else None for value in self.inputs}
         return size if len(sizes) == 1 and isinstance(size := sizes.pop(), int) else 0
 
-    def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH, **unknown: Any) -> Any:
+    @by_names
+    def predict(self, x: Any, *, batch_size: int = EVALUATION_BATCH) -> Any:
         """The outputs for any number of samples, as `Model.predict` gives them; in batches of the file's size, if it has one."""
-        return super().predict(x, batch_size=size if (size := self.batch()) > 1 else batch_size, **unknown)
+        return super().predict(x, batch_size=size if (size := self.batch()) > 1 else batch_size)
 
     def compiled(self, batch_size: int = 1, weights: str = "float32") -> Any:
         """ConfigurationError: the shapes of inputs are known where it is called."""
@@ -570,6 +572,7 @@ class OnnxModel(Model):
         return f"<OnnxModel {self.where} from {', '.join(v.name for v in self.inputs)}>"
 
 
+@by_names
 def load(path: Any) -> OnnxModel:
     """The model in an ONNX file, given by its path or as its bytes, on the device in use.
 
@@ -603,6 +606,7 @@ def load(path: Any) -> OnnxModel:
     return model
 
 
+@by_names
 def operators() -> dict[str, list[int]]:
     """The operators that are supported, {name: the operator sets since which each has the form that is known here}; those of
     other domains than ai.onnx have it in front of their name."""

@@ -14,6 +14,7 @@ import numpy as np
 from ..checks import whole
 from ..errors import CheckpointError, ClnnError, ConfigurationError
 from ..files import as_path, write_atomically
+from ..foreign import by_names
 from ..layers.base import Layer, called
 from ..tape import no_grad
 from .graph import FLOATS
@@ -37,6 +38,7 @@ class Free(NamedTuple):
     others: tuple[int, ...]
 
 
+@by_names
 def save(model: Layer, path: str | Path, opset: int = 18, *, example: Any = None) -> None:
     """Write a model, as it is at inference, to an ONNX file, whole or not at all. Weights above 2 GB go to a file beside it,
     `<name>.<digest>.data`.

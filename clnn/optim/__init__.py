@@ -7,7 +7,7 @@ from typing import Any
 
 from .. import registry
 from ..errors import ConfigurationError
-from ..foreign import by_names, unknown
+from ..foreign import tell, unknown
 from . import rules
 from .base import Optimizer
 from .base import Taking as Taking
@@ -20,10 +20,7 @@ __all__ = ["LAMB", "Optimizer"]
 __all__ += rules.__all__
 
 OPTIMIZERS: dict[str, Any] = {name.lower(): getattr(rules, name) for name in rules.__all__} | {"lamb": LAMB}
-
-
-for _name in ("step", "zero_grad"):  # which are told what PyTorch's arguments are called
-    setattr(Optimizer, _name, by_names(getattr(Optimizer, _name)))
+tell(Optimizer, ("step", "zero_grad", "state_dict", "load_state_dict", "averaged"))  # what users call
 
 
 def describe(optimizer: Optimizer) -> dict[str, Any] | None:
