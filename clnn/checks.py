@@ -12,6 +12,11 @@ import numpy as np
 
 from .errors import ConfigurationError, DataError, ShapeError
 
+RAGGED = (
+    "sequences of different lengths are padded to one, with zeros that Masking or Embedding(mask_zero=True) passes over, or "
+    "come as batches, the rows of each of one length"
+)
+
 
 def whole(value: Any) -> int | None:
     """`value` as an int where it is a whole number, Python's or NumPy's; None where it is not. A bool is none."""
@@ -97,7 +102,8 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
         try:
             value = np.asarray(value)
         except (ValueError, TypeError, RuntimeError) as error:  # rows of different lengths, tensors of other libraries
-            raise DataError(f"{name} is no array of numbers: {error}") from error
+            told = f"its rows differ in length; {RAGGED}" if "inhomogeneous" in str(error) else error
+            raise DataError(f"{name} is no array of numbers: {told}") from error
         if is_sparse(given):
             raise DataError(f"{name} is a sparse matrix, which only the inputs of a model may be: give .toarray()")
     if value.dtype.kind in "fiub":
@@ -121,6 +127,8 @@ def numbers(value: Any, name: str = "the array") -> np.ndarray:
         )
     kind = type(value.flat[0]).__name__ if value.size and value.dtype.kind == "O" else str(value.dtype)
     remedy = "convert it, for instance with .astype('float32') or, in pandas, .to_numpy('float32')"
+    if kind in ("list", "tuple", "ndarray"):
+        remedy = f"numpy.stack makes one array of rows of one length; {RAGGED}"
     if kind.startswith(("str", "<U", "|S", "bytes")):
         remedy = "names of classes become numbers with names, y = numpy.unique(y, return_inverse=True); else " + remedy
     if value.dtype.names or value.dtype.kind == "c":

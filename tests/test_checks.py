@@ -219,3 +219,19 @@ def test_warnings_show_the_line_that_called_clnn(do, tmp_path, device):
     first = do.__code__.co_firstlineno
     assert {one.filename for one in said} == {__file__}
     assert all(first < one.lineno <= max(line for *_, line in do.__code__.co_lines() if line) for one in said)
+
+
+@pytest.mark.parametrize(
+    "x, told",
+    [
+        ([[1, 2, 3], [4, 5]], "x is no array of numbers: its rows differ in length; sequences .* are padded to one"),
+        ([np.ones((2, 5)), np.ones((2, 3))], "x is no array of numbers: its rows differ in length"),
+        (np.array([[1, 2, 3], [4, 5]], object), "not of list: numpy.stack makes .*; sequences .* are padded to one"),
+        ([np.array([1, 2]), np.array([3])], "its rows differ in length.* Masking or Embedding"),
+        (np.array([*map(np.ones, (2, 3)), None], object)[:2], "not of ndarray: numpy.stack"),
+    ],
+)
+def test_sequences_of_different_lengths_are_told_to_be_padded(device, x, told):
+    """The error was NumPy's own, or advised .astype('float32'), which fails."""
+    with pytest.raises(clnn.DataError, match=told):
+        clnn.Sequential([clnn.Embedding(9, 4), clnn.LSTM(5)]).predict(x)
