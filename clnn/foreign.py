@@ -69,13 +69,13 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "overwrite": "leave it out: a file is written whole, in place of one that is there",
     "prefix": "names are those in the model: {prefix + name: array for name, array in net.state_dict().items()}",
     "strict": "all names fit, or nothing is changed; give those that do, net.state_dict() | {name: array}",
+    **dict.fromkeys(("ignore_index", "label_smoothing"), "make a loss with it: clnn.losses.CrossEntropy(ignore_index=-1)"),
     **dict.fromkeys(("retain_graph", "create_graph"), "compute the loss again, or add two before backward()"),
-    "set_to_none": "leave it out: gradients are forgotten",
     "closure": "call loss.backward() before; clnn.LBFGS().minimize takes one",
     "device": 'write "with clnn.use(device):" around it, or net.to(device)',
     "custom_objects": "decorate classes of your own with @clnn.register",
     "recurse": "leave it out: those of layers inside are among them",
-    "out": "leave it out: what comes back is new",
+    "out": "leave it out: what comes back is new", "set_to_none": "leave it out: gradients are forgotten",
     **dict.fromkeys(("pin", "pin_memory", "non_blocking"), "leave it out: clnn finds the fastest way to the device"),
 }  # fmt: skip
 # Names of the package
@@ -131,9 +131,8 @@ OF_LAYERS: dict[str, str] = {
     **dict.fromkeys(("add_weight", "register_buffer"), "layer.parameter(shape), in build(); learns=False for a buffer"),
     **dict.fromkeys(("requires_grad_", "freeze"), "layer.trainable = False"),
     "backward": "of the loss: clnn.losses.mse(net(x), y).backward()", "history": "what fit returns",
-    "predict_on_batch": "net.predict(x), or net.compiled(batch_size)",
+    "predict_on_batch": "net.predict(x), or net.compiled(batch_size)", "load": "clnn.load(path)",
     "get_layer": "net.layers[0], or {layer.name: layer for layer in net.layers}[name]", "export": "clnn.onnx.save(net, path)",
-    "load": "clnn.load(path)",
     **dict.fromkeys(("half", "float", "double"), "give dtype to Sequential: clnn computes in float32 and float64"),
 }  # fmt: skip
 _NEW = "a new one: t = t + 1; values go into parameters by net.load_state_dict({**net.state_dict(), name: array})"
@@ -176,6 +175,7 @@ MISSING = {
     "closure": "a function that gives the loss, lambda: loss(net(x), y)", "parameters": "net.parameters()",
     "shape": "an integer or a tuple of them", "lr": "the rate, such as 0.001", "model": "a model or a layer that is built",
     "train": "(x, y) to train on", "validation": "(x, y) to compare by", "target": "what the outputs should be",
+    "Parameter": "an array becomes one by clnn.tensor(value, requires_grad=True), in a layer by self.parameter(shape)",
 }  # fmt: skip
 PAGE = 'see "Coming from Keras or PyTorch" in clnn/README.md'
 
@@ -264,8 +264,10 @@ def bind(name: str, function: Callable[..., Any], given: tuple[Any, ...], option
     except ValueError:  # of some that are written in C
         return
     except TypeError as error:
-        told = [what for one, what in MISSING.items() if f"{one!r}" in str(error) and "missing" in str(error)]
-        raise ArgumentError(f"{name}: {'; '.join([str(error), *told])}") from None
+        said = str(error)
+        told = [one for one in MISSING if "missing" in said and f"{one!r}" in said]
+        told = [MISSING[one] for one in ([name] if name in MISSING else told)]
+        raise ArgumentError(f"{name}: {'; '.join([said, *told])}") from None
 
 
 def refuse_unknown(

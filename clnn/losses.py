@@ -512,6 +512,7 @@ class SquaredHinge(Hinge):
     name = "squared_hinge"
 
 
+@by_names
 def triplet(anchor: Any, positive: Any, negative: Any, margin: float = 1.0, reduction: str = "mean") -> Tensor:
     """max(0, |a - p| - |a - n| + margin): anchors a should lie nearer to p, which are of their kind, than to n, which are not,
     by the margin (Schroff et al. 2015, without squares, as PyTorch's).

@@ -546,6 +546,7 @@ def _freeze(model: Layer, frozen: set[str]) -> None:
 
 _OF_LAYERS = (
     "state_dict", "load_state_dict", "zero_grad", "parameters", "named_parameters", "layers_inside", "train", "parameter",
+    "reset_states",
 )  # fmt: skip
 tell(Layer, _OF_LAYERS)
 tell(Model, [*_OF_LAYERS, *(name for name in vars(Model) if name[0] != "_" and name not in vars(Layer))])

@@ -398,7 +398,7 @@ def _told(slot: str, doc: str) -> Any:
     return property(lambda self: getattr(self, slot), write, doc=doc)
 
 
-class Parameter(Tensor, Restored):
+class Parameter(Tensor, foreign.Called, Restored):
     """A tensor that learns, or with `learns=False` one that is kept with those that do: statistics, which no optimizer
     touches, and which are saved, loaded and moved as all parameters are.
 

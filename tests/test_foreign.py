@@ -526,6 +526,16 @@ MISUSED = {
     "a norm's flag": (lambda net, t: clnn.BatchNorm(affine="false"), "BatchNorm's affine is True or False"),
     "an optimizer's": (lambda net, t: clnn.Adam(keep_gradients="no"), "Adam's keep_gradients is True or False"),
     "a function's": (lambda net, t: t.sum(axis=0, keepdims="no"), "sum's keepdims is True or False"),
+    "a loss's": (
+        lambda net, t: clnn.losses.cross_entropy(X, Y, ignore_index=-1),
+        r"takes no ignore_index: make a loss with it: clnn.losses.CrossEntropy\(",
+    ),
+    "triplet": (lambda net, t: clnn.losses.triplet(X, X, X, p=2), "triplet takes no p; it takes anchor"),
+    "reset_states": (lambda net, t: net.reset_states(states=None), "reset_states takes no states; it takes batch_size"),
+    "Parameter": (
+        lambda net, t: clnn.Parameter(X),
+        r"Parameter: missing a required argument: 'shape'; an array .* clnn.tensor\(value, requires_grad=True\)",
+    ),
     "set later": (lambda net, t: setattr(clnn.SGD(), "nesterov", "no"), "nesterov is True or False"),
     "a data set's": (lambda net, t: clnn.data.digits(raw="no"), "digits's raw is True or False"),
     "by position": (lambda net, t: t.sum(0, "no"), "sum's keepdims is True or False"),
