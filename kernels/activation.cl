@@ -6,11 +6,64 @@
   static inline T CAT(name, _f)(T x) { return f; }             \
   static inline T CAT(name, _df)(T x, T y) { return df; }
 
+// ---- exponentials of floats, without calls --------------------------------------------------------------------------
+// Built-in functions, which doubles take, are calls, or computed lane by lane, on CPUs. exp(x) is 2^k times a polynomial, k whole.
+#define FLOATS_float 1
+#if CAT(FLOATS_, REAL)
+#ifdef VW
+#define AS_INTS CAT(as_int, VW)
+#define AS_REALS CAT(as_float, VW)
+#else
+#define AS_INTS as_int
+#define AS_REALS as_float
+#endif
+#define ROUND_BY 12582912                   // 1.5 * 2^23: a float that it was added to is whole, and stands in the lowest bits
+#define TWO_TO(k) AS_REALS((AS_INTS(k) + 127) << 23)         // of such a sum 2^k, 0 for -127
+static inline T exp_of_negative(T x) {      // exp(x), x <= 0, to 2^-23 and |x| 2^-24: 2^k 2^f, |f| <= 1/2; 0 below 2^-126
+  const T p = x * 1.44269504088896340736, q = WHERE(p < -127, -127, p), k = q + ROUND_BY, f = q - (k - ROUND_BY);
+  return (((((1.32764704e-3 * f + 9.67554162e-3) * f + 5.55071328e-2) * f + 2.40221197e-1) * f + 6.93146967e-1) * f + 1.00000007) * TWO_TO(k);
+}
+#else
+#define exp_of_negative exp
+#endif
+
+// The sigmoid and the hyperbolic tangent of a vector on PoCL, whose exp and tanh take longer, and a division of 16 lanes as long as 16
+// products. Both are a quotient of what exp(-t), t >= 0, makes, with a divisor from 1 to 2.
+#if CAT(FLOATS_, REAL) && defined(STACK) && defined(VW)
+// scale = 2^k and less = exp(r) - 1, so that exp(-t) = scale (1 + less): -t = k log 2 + r, |r| <= log(2) / 2. Two parts of log 2, of which the
+// first has so few bits that k times it is exact (Cody and Waite 1980). 0 below 2^-126.
+#define DECAY(t)                                                                                                           \
+  const T in_range = WHERE((t) > 88.03, 88.03, t), k = ROUND_BY - in_range * 1.44269504088896340736, whole = k - ROUND_BY; \
+  const T r = (-in_range - whole * 0.693359375) + whole * 2.12194440054690583e-4, scale = TWO_TO(k);                       \
+  const T less = ((((1.38145383e-3 * r + 8.36874545e-3) * r + 4.16683927e-2) * r + 1.66665211e-1) * r + 0.49999994) * (r * r) + r;
+static inline T quotient(T x, T d) {        // x / d, 1 <= d <= 2: a parabola, to 1/99, and Newton's steps, of which each squares the error
+  T y = (0.32323232 * d - 1.45454545) * d + 2.12121212;
+  y += y * (1 - d * y);
+  y += y * (1 - d * y);
+  return x * y;
+}
+static inline T sigmoid_of(T x) {           // to three units in the last place
+  const T t = fabs(x);
+  DECAY(t)
+  const T e = (1 + less) * scale;
+  return quotient(WHERE(x < 0, e, 1), 1 + e);
+}
+static inline T tanh_of(T x) {              // (1 - e) / (1 + e) with e = exp(-2 |x|), by m = e - 1 of tiny x too; to four units in the last place
+  const T t = 2 * fabs(x);
+  DECAY(t)
+  const T m = less * scale + (scale - 1);
+  return quotient(WHERE(x < 0, m, fabs(m)), 2 + m);
+}
+#else
+#define sigmoid_of(x) (1 / (1 + exp(-(x))))
+#define tanh_of tanh
+#endif
+
 // ---- activations ---------------------------------------------------------------------------------------------------
 FUNCTION(linear,       x,                                               (T)(1))
 FUNCTION(step,         WHERE(x > 0, 1, WHERE(x <= 0, 0, x)),            (T)(0))
-FUNCTION(sigmoid,      1 / (1 + exp(-x)),                               y * (1 - y))
-FUNCTION(tanh,         tanh(x),                                         1 - y * y)
+FUNCTION(sigmoid,      sigmoid_of(x),                                   y * (1 - y))
+FUNCTION(tanh,         tanh_of(x),                                      1 - y * y)
 FUNCTION(relu,         WHERE(x < 0, 0, x),                              WHERE(y > 0, 1, 0 * y))
 FUNCTION(leaky_relu,   WHERE(x < 0, 0.01 * x, x),                       WHERE(y > 0, 1, 0.01))
 FUNCTION(elu,          WHERE(x < 0, expm1(x), x),                       WHERE(y < 0, y + 1, 1))
@@ -22,28 +75,14 @@ FUNCTION(softsign,     x / (1 + fabs(x)),                               (1 - fab
 FUNCTION(hard_sigmoid, WHERE(x < -3, 0, WHERE(x > 3, 1, x / 6 + 0.5)),  WHERE(y > 0 && y < 1, 1.0 / 6.0, 0 * y))
 FUNCTION(hard_tanh,    WHERE(x < -1, -1, WHERE(x > 1, 1, x)),           WHERE(fabs(y) < 1, 1, 0 * y))
 FUNCTION(hard_swish,   x * hard_sigmoid_f(x),                           WHERE(x <= -3, 0, WHERE(x >= 3, 1, x / 3 + 0.5)))
-FUNCTION(swish,        x / (1 + exp(-x)),                                sigmoid_f(x) * (1 + x * (1 - sigmoid_f(x))))
-FUNCTION(mish,         x * tanh(softplus_f(x)),                         tanh(softplus_f(x)) + x * sigmoid_f(x) / (cosh(softplus_f(x)) * cosh(softplus_f(x))))
+FUNCTION(swish,        x * sigmoid_of(x),                               sigmoid_f(x) * (1 + x * (1 - sigmoid_f(x))))
+FUNCTION(mish,         x * tanh_of(softplus_f(x)),                      tanh_of(softplus_f(x)) + x * sigmoid_f(x) / (cosh(softplus_f(x)) * cosh(softplus_f(x))))
 #define INV_SQRT_2 0.70710678118654752440084436210485
 #define INV_SQRT_2PI 0.39894228040143267793994605993438
 // The error function and the normal distribution, of floats in vectors and without calls, to two units in the last place of 1: built-in
 // functions, which doubles take, are calls, or computed lane by lane, on CPUs. Near 0 they are a polynomial (coefficients: Juffa), farther
 // out exp(-t t) times one, R. GELU and its derivative take that exponential from the density, exp(-x x / 2).
-#define WITHOUT_erf_float 1
-#if CAT(WITHOUT_erf_, REAL)
-#ifdef VW
-#define AS_INTS CAT(as_int, VW)
-#define AS_REALS CAT(as_float, VW)
-#else
-#define AS_INTS as_int
-#define AS_REALS as_float
-#endif
-#define ROUND_BY 12582912                   // 1.5 * 2^23: a float that it was added to is whole, and stands in the lowest bits
-static inline T exp_of_negative(T x) {      // exp(x), x <= 0, to 2^-23 and |x| 2^-24: 2^k 2^f, with k whole and |f| <= 1/2; 0 below 2^-126
-  const T p = x * 1.44269504088896340736, q = WHERE(p < -127, -127, p), k = q + ROUND_BY, f = q - (k - ROUND_BY);
-  return (((((1.32764704e-3 * f + 9.67554162e-3) * f + 5.55071328e-2) * f + 2.40221197e-1) * f + 6.93146967e-1) * f + 1.00000007)
-         * AS_REALS((AS_INTS(k) + 127) << 23);
-}
+#if CAT(FLOATS_, REAL)
 #define FAR_FROM 0.927734375                // where the two meet
 static inline T erf_near(T t) {
   const T s = t * t;
@@ -63,7 +102,6 @@ static inline T normal_of(T x, T e) {       // Phi(x), e = exp(-x x / 2)
   return WHERE(t > FAR_FROM, WHERE(x < 0, far, 1 - far), 0.5 + 0.5 * erf_near(x * INV_SQRT_2));
 }
 #else
-#define exp_of_negative exp
 #define erf_of erf
 #define normal_of(x, e) (0.5 * (1 + erf(INV_SQRT_2 * (x))))
 #endif

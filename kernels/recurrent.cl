@@ -172,6 +172,16 @@ INLINE void multiply(global const real *A, size_t stride, int rows, int K, globa
 #define LIVE(b, t) (!WITH_MASK || mask[(size_t)(b) * steps + (t)] != 0)
 #define DROPPED(x, b, i) ((x) * VLOAD(0, drop + (size_t)(b) * units + (i)))
 
+// What inputs add to the gates of `rows` rows from b0 is in other lines of memory at each time: fetched a step before it is wanted
+#ifdef STACK
+#define FETCH_GATES(b0, rows, time, strip)                                                                                 \
+  for (int r = 0; r < rows; r++)                                                                                           \
+    UNROLL for (int v = 0; v < NB * G; v++) __builtin_prefetch((const void *)(size_t)                                      \
+      (z + (((size_t)(b0 + r) * steps + time) * G + v % G) * units + (strip * NB + v / G) * LANES), 0, 2);
+#else
+#define FETCH_GATES(b0, rows, time, strip)
+#endif
+
 #ifdef FORWARD
 kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const real *packed, global const real *bias,
                               global const real *h0, global const real *c0, global const MASK *mask,
@@ -220,6 +230,7 @@ kernel GROUP_SIZE void recurrent_forward(SIZES, global real *z, global const rea
       const int strip = min(from + id, strips - 1);
       for (int b0 = first; b0 < last; b0 += MR) {
         const int rows = min(MR, last - b0);
+        if (step + 1 < until) { FETCH_GATES(b0, rows, TIME(step + 1), strip) }
         multiply(multiplied + STATE(b0, step), (size_t)depth * units, rows, units, packed + STRIP(strip, units), strips, t STAGED);
         for (int r = 0; r < rows; r++) UNROLL for (int w = 0; w < NB; w++) {
           const int b = b0 + r, i = (strip * NB + w) * LANES, n = units - i;

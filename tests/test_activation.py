@@ -167,6 +167,20 @@ def test_derivative_at_a_kink_is_between_its_sides(device, name):
     assert (p.grad.numpy() <= np.maximum(*sides) + slack).all()
 
 
+def test_sigmoid_and_tanh_everywhere(device):
+    """To a few units in the last place of the result, however small that is, and at both ends exactly."""
+    tiny = np.geomspace(1e-30, 1, 5_001)
+    x = np.concatenate([np.linspace(-87, 87, 50_001), np.linspace(-3, 3, 50_001), tiny, -tiny]).astype(np.float32)
+    wide, p = x.astype(np.float64), parameter(x)
+    for name in ("sigmoid", "tanh"):
+        y, expected = function(p, name).numpy(), REFERENCES[name](wide)
+        assert_close(y, expected, 6 * eps(np.float32) * np.abs(expected), name)
+    np.testing.assert_array_equal(y[-tiny.size :], -y[-2 * tiny.size : -tiny.size])
+    ends = parameter(np.array([-np.inf, -1e30, -200, 200, 1e30, np.inf, np.nan], np.float32))
+    np.testing.assert_array_equal(function(ends, "sigmoid").numpy(), [0, 0, 0, 1, 1, 1, np.nan])
+    assert_close(function(ends, "tanh").numpy(), [-1, -1, -1, 1, 1, 1, np.nan], eps(np.float32), "tanh")
+
+
 def test_erf_and_gelu_everywhere(device):
     """On a grid to two units in the last place of 1, or of a larger result; where GELU is next to nothing, its sign is right."""
     x = np.linspace(-14, 14, 50_001).astype(np.float32)
