@@ -54,7 +54,11 @@ KEPT = struct.Struct(
 # which PoCL keeps too: some end the process when they are asked for the binary of a kernel that they run.
 GIVING, LOADING_TEXT = (0, 3, 5, 6), 0.07
 TICKETS = 8  # of a stage, for each core: more, and neighbouring items part; fewer, and some core waits
-TURN = np.zeros(128, np.int32)  # the counters of kernels/fusion.cl
+SEEN, QUEUES, LINE = (
+    64,
+    96,
+    32,
+)  # where the counters of kernels/fusion.cl are: what a trial saw, the first queue's, from one to the next
 FRAME = 1 << 20  # bytes of stack that a kernel may take, where it says how many: threads have twice that
 TRIED = 64  # steps of a trial
 PATIENCE = 1 << 26  # looks at the counter, of a second or more, until a wait has failed there
@@ -75,23 +79,24 @@ PART = """
 #define STACK 1
 """
 STAGE = """
-    if (t < base + {end}) {{
-      wait_for(turn, base + {start});
-      do {{
-        const int ticket = t - base - {start};
+    wait_for(turn, base + {start});
+    for (int q = 0; q < {workers}; q++) {{
+      const int queue = (me + q) % {workers};
+      for (int t; (t = take(turn, queue, own + {until})) >= 0;) {{
+        const int ticket = queue * {share} + t - own - {since};
+        if (ticket >= {tickets}) continue;
         {calls}
         done(turn);
-        t = take(turn);
-      }} while (t < base + {end});
+      }}
     }}"""
 # Every way through it ends with `leave`: where a kernel may end at once, Intel's compiler (2026.2) does what comes before twice,
 # and a ticket would be lost.
 MAIN = """
 kernel __attribute__((reqd_work_group_size(1, 1, 1))) void steps(int count, global int *turn{arguments}) {{
   flush_denormals();
-  int t = take(turn);
+  const int me = get_global_id(0);
   for (int step = 0; step < count; step++) {{
-    const int base = step * {tickets};{stages}
+    const int base = step * {tickets}, own = step * {shares};{stages}
   }}
   leave(turn, {workers});
 }}"""
@@ -126,17 +131,37 @@ def allowed(device: Device) -> bool:
 def takes_turns(device: Device) -> bool:
     """Whether a device runs work-items so that one may wait for what another has begun: each in a thread, to its end. Else a
     fused step would hang. A small one tells, whose waits end, and whose parts see whether those before them were done."""
-    seen, workers = "turn[SEEN] = (turn[SEEN] * 3 + t) % 10007;", 4 * cores(device)
-    stages = "".join(STAGE.format(start=i, end=i + 1, calls=seen) for i in range(2))
-    main = MAIN.format(arguments="", tickets=2, stages=stages, workers=workers)
-    text = f"#define PATIENCE {PATIENCE}\n{read_source('fusion')}{main}"
-    turn = device.memory.allocate(TURN.nbytes, pooled=False)
-    device.upload(TURN, turn, constant=True)
+    workers = 4 * cores(device)
+    stages = [(1, [f"turn[SEEN] = (turn[SEEN] * 3 + base + {i}) % 10007;"]) for i in range(2)]
+    text = f"#define PATIENCE {PATIENCE}\n{read_source('fusion')}{_main(stages, workers)}"
+    turn = _turn(device, workers)
     kernel = cl.Kernel(device.programs.build_text(text), "steps")
     kernel.set_args(np.int32(TRIED), turn.buffer)
     cl.enqueue_nd_range_kernel(device.queue, kernel, (workers,), (1,))
-    right = reduce(lambda x, t: (x * 3 + t) % 10007, range(2 * TRIED))
-    return bool(np.array_equal(device.read(turn, np.empty_like(TURN))[np.r_[:96:32, 96:98]], [0, 0, 0, right, 0]))
+    right = np.zeros(QUEUES + LINE * workers, np.int32)
+    right[SEEN] = reduce(lambda x, t: (x * 3 + t) % 10007, range(2 * TRIED))
+    return np.array_equal(device.read(turn, np.empty_like(right)), right)
+
+
+def _turn(device: Device, workers: int) -> Block:
+    """The counters of kernels/fusion.cl."""
+    zeros = np.zeros(QUEUES + LINE * workers, np.int32)
+    turn = device.memory.allocate(zeros.nbytes, pooled=False)
+    device.upload(zeros, turn, constant=True)
+    return turn
+
+
+def _main(stages: list[tuple[int, list[str]]], workers: int, arguments: str = "") -> str:
+    """The kernel that does stages, each so many tickets and what is called for one."""
+    text, start, since = "", 0, 0
+    for tickets, calls in stages:
+        share = -(-tickets // workers)
+        text += STAGE.format(
+            start=start, since=since, until=since + share, share=share, tickets=tickets, workers=workers,
+            calls="\n        ".join(calls),
+        )  # fmt: skip
+        start, since = start + tickets, since + share
+    return MAIN.format(arguments=arguments, tickets=start, shares=since, stages=text, workers=workers)
 
 
 def cores(device: Device) -> int:
@@ -168,17 +193,8 @@ class Fused:
                 stages[-1][1].append(call)  # one core goes on
             else:
                 stages.append((tickets, [call]))
-        ends = np.cumsum([tickets for tickets, _ in stages])
         self.workers = min(shares, max(tickets for tickets, _ in stages))
-        self._main = MAIN.format(
-            arguments="".join(f", {one}" for one in self._parameters),
-            tickets=ends[-1],
-            stages="".join(
-                STAGE.format(start=end - tickets, end=end, calls="\n        ".join(calls))
-                for (tickets, calls), end in zip(stages, ends, strict=True)
-            ),
-            workers=self.workers,
-        )
+        self._main = _main(stages, self.workers, "".join(f", {one}" for one in self._parameters))
         made = f"{device.identity} | {_processor()} | {_made_from(kernel_folder())} | {[*self._parts]} | {self._main}"
         self.name = hashlib.sha256(made.encode()).hexdigest()[:32]
 
@@ -203,8 +219,7 @@ class Fused:
         frame = self.kernel.get_work_group_info(cl.kernel_work_group_info.PRIVATE_MEM_SIZE, device.cl_device)
         if frame > FRAME:
             raise BuildError(f"it takes {frame:,} bytes of a thread's stack, and clnn counts on {FRAME:,}")
-        self.turn = device.memory.allocate(TURN.nbytes, pooled=False)
-        device.upload(TURN, self.turn, constant=True)
+        self.turn = _turn(device, self.workers)
         return self
 
     @property
