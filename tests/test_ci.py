@@ -88,6 +88,16 @@ def test_the_oldest_libraries_are_those_that_pyproject_allows(checkout):
     assert all(f'"{name}>={version}' in required for name, version in lowest.items())
 
 
+@pytest.mark.parametrize("script", ["platforms", "run", "setup"])
+def test_help_is_what_a_script_begins_with_and_runs_nothing(checkout, script):
+    folder, run = checkout
+    shutil.copy(HOME / ".ci" / script, folder / ".ci")
+    status, said = run(script, "--help")
+    head = (HOME / ".ci" / script).read_text(encoding="utf-8").splitlines()[1:]
+    head = head[: next(i for i, line in enumerate(head) if not line.startswith("#"))]
+    assert status == 0 and said.splitlines() == [line.removeprefix("#").removeprefix(" ") for line in head]
+
+
 def test_what_is_not_there_is_said(checkout):
     folder, run = checkout
     status, said = run("platforms", "cuda")
