@@ -388,7 +388,7 @@ class Step:
             try:
                 result = self.replays.run(where, key, call)
             except BaseException:
-                for p in touched[0].received if touched else ():
+                for p in touched[0].received if touched and not touched[0].whole else ():
                     p.discard_gradient()
                 raise
         entry = self.replays.entry(key)

@@ -160,6 +160,30 @@ def test_ctrl_c_while_it_compiles_comes_at_the_end(there, monkeypatch):
     np.testing.assert_allclose(z.numpy(), np.exp(4), rtol=1e-6)
 
 
+def test_ctrl_c_while_it_compiles_counts_the_step_that_it_came_in(there, monkeypatch, rng):
+    """It is whole by then: moments and counts go with the weights, and training goes on from there."""
+    x, y = rng.standard_normal((8, 3)), np.arange(8) % 2
+    nets = [clnn.Sequential([clnn.Dense(4, "tanh"), clnn.Dense(2)], input_shape=3, seed=0) for _ in range(2)]
+    optimizers, kernel = [clnn.Adam(0.1), clnn.Adam(0.1)], there.programs.kernel
+    options = {"loss": "cross_entropy", "batch_size": 4, "shuffle": False, "progress": False}
+
+    def interrupted(*args):
+        if there.step is not None:
+            os.kill(os.getpid(), signal.SIGINT)
+        return kernel(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(there.programs, "kernel", interrupted)
+        nets[0].fit(x, y, optimizer=optimizers[0], **options)
+    nets[1].fit(x[:4], y[:4], optimizer=optimizers[1], **options)
+    for _ in range(2):
+        assert optimizers[0].steps == optimizers[1].steps
+        for mine, other in zip(nets[0].parameters(), nets[1].parameters()):
+            np.testing.assert_array_equal(mine.numpy(), other.numpy())
+        for net, optimizer in zip(nets, optimizers):
+            net.fit(x, y, optimizer=optimizer, **options)
+
+
 def test_in_another_thread_there_is_no_ctrl_c(there):
     found = []
 

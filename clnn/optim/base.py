@@ -79,7 +79,7 @@ class Taking:
         return self
 
     def __exit__(self, error: Any, *_: Any) -> None:
-        if error is None:
+        if error is None or (self.context is not None and self.context.whole):
             return
         for optimizer, steps in self.steps.items():
             optimizer.take_back(steps, self.context is None)

@@ -156,6 +156,7 @@ class StepContext:
         self.moved = False  # whether fit's counters have moved on to the next mini-batch
         self.stepped: list[tuple[Any, Any]] = []  # other steps that were taken: (optimizer, its parameters)
         self.received: dict[Any, int] = {}  # by parameter, where this changes it: the gradients received before
+        self.whole = False  # whether all of it is enqueued: Ctrl-C that comes then takes nothing back
 
     def advance(self, cell: Block, by: int = 1) -> None:
         """Add `by` to the int32 in `cell` when the step ends, once however often this is said."""

@@ -22,7 +22,7 @@ import pyopencl as cl
 
 from ..errors import BuildError, warn
 from . import timing
-from .ahead import putting_off
+from .ahead import putting_off, uninterrupted
 from .device import Device
 from .fusing import TIMED, Fusing
 from .fusion import Fused
@@ -258,6 +258,9 @@ class Replays:
             with shown as seen, contextlib.nullcontext() if entry.called else putting_off(device):
                 result = function(context)
                 device.advance(context.take_cells())
+                with uninterrupted():
+                    device.settle()
+                    context.whole = True
         except BaseException:
             self._entries.pop(key, None)
             raise
