@@ -392,8 +392,7 @@ class Device:
             )
         if self._now.dry and not constant:  # constants are kept, and so needed later
             self._now.late.append(partial(self.upload, array.copy(), block))
-            return
-        if array.nbytes > SOON:
+        elif array.nbytes > SOON:
             self._copy_at_once("an upload", "upload", block.buffer, array, array.nbytes)
         else:
             self.upload_soon(array, block)
@@ -446,8 +445,7 @@ class Device:
         None within another one, whose list has that, too."""
         now = self._now
         before = now.dry, now.late
-        now.late = before[1] if before[0] else []
-        now.dry = dry
+        now.dry, now.late = dry, before[1] if before[0] else []
         try:
             yield None if before[0] else now.late
         finally:

@@ -221,10 +221,9 @@ class Replays:
 
     def entry(self, key: Hashable) -> Entry | None:
         """What is known of the step under `key`, if it was called; of all, it goes last."""
-        entry = self._entries.get(key)
-        if entry is not None:
+        if key in self._entries:
             self._entries.move_to_end(key)
-        return entry
+        return self._entries.get(key)
 
     def restart(self, key: Hashable, eager: bool = False) -> None:
         """Forget the recording under `key`: the next calls make a new one, or `eager` ones none."""
@@ -246,10 +245,9 @@ class Replays:
             entry = self._entries[key] = Entry()
             if len(self._entries) > MOST_RECORDINGS:
                 self._entries.popitem(last=False)
-        pacer = device.pacer
         if entry.recording is not None:
             entry.recording.replay()
-            pacer.step()
+            device.pacer.step()
             return entry.result, True
         recorder = Recorder() if entry.called and self.record and not entry.eager else None
         shown = profile_of_debug() if recorder is not None and entry.recorder is not None else contextlib.nullcontext()
@@ -267,7 +265,7 @@ class Replays:
         finally:  # without a call, with which Ctrl-C comes
             device._now.step = device._now.recorder = device._now.ahead = None
         entry.called = True
-        pacer.step()
+        device.pacer.step()
         recorded = recorder is not None and self._note(device, entry, recorder, result)
         if recorded and seen is not None:
             print(f"the step {self.name!r} is recorded:\n{seen}", file=sys.stderr)
