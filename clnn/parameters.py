@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from .gemm import Scale
@@ -71,6 +71,7 @@ class Run(NamedTuple):
     stop: int
     decays: int
     rate_factor: float
+    slot: int  # of the tables of rates, by when these parameters began
 
     @property
     def elements(self) -> int:
@@ -102,24 +103,22 @@ def consolidate(parameters: Sequence[Parameter]) -> None:
         structure_changed()
 
 
-def runs(parameters: Sequence[Parameter]) -> list[Run]:
-    """The stretches that `parameters` cover, neighbours merged."""
+def runs(parameters: Sequence[Parameter], slots: Mapping[Parameter, int] = {}) -> list[Run]:  # noqa: B006
+    """The stretches that `parameters` cover, neighbours merged. `slots`: of those whose rates are not in the first table."""
     found: list[Run] = []
-    stores = {
-        store: i for i, store in enumerate(dict.fromkeys(p.store for p in parameters))
-    }  # the same order in every run
-    for p in sorted(parameters, key=lambda p: (stores[p.store], p.position)):
+    stores = [*dict.fromkeys(p.store for p in parameters)]  # the same order in every run
+    for p in sorted(parameters, key=lambda p: (stores.index(p.store), p.position)):
         size = room(p)
         last = found[-1] if found else None
-        decays = size if p.decays else 0
+        decays, slot = size if p.decays else 0, slots.get(p, 0)
         if (
             last
-            and (last.store, last.stop, last.rate_factor) == (p.store, p.position, p.rate_factor)
+            and (last.store, last.stop, last.rate_factor, last.slot) == (p.store, p.position, p.rate_factor, slot)
             and (not decays or last.decays == last.stop - last.start)  # what decays stays in front
         ):
             found[-1] = last._replace(stop=last.stop + size, decays=last.decays + decays)
         else:
-            found.append(Run(p.store, p.position, p.position + size, decays, p.rate_factor))
+            found.append(Run(p.store, p.position, p.position + size, decays, p.rate_factor, slot))
     return found
 
 

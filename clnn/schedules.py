@@ -273,12 +273,9 @@ class WarmUp(Schedule):
     """
 
     def __init__(
-        self,
-        schedule: Schedule | float | Sequence[Sequence[float]],
-        epochs: float,
-        start: float = 0.0,
+        self, schedule: Schedule | float | Sequence[Sequence[float]], epochs: float, start: float = 0.0,
         steps_per_epoch: int | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         found = find_rate(schedule)
         if not isinstance(found, Schedule) and callable(found):
             raise ConfigurationError(

@@ -1064,3 +1064,99 @@ def test_numbers_of_ones_own_may_read_what_changes(device, rng):
             optimizer.step(net.parameters())
             w = w - 0.25 * value
             np.testing.assert_allclose(net.state_dict()["0.w"], w, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "rule, how", [("Adam", "fit"), ("Adam", "step"), ("Adam", "eager"), ("AMSGrad", "step"), ("LAMB", "eager")]
+)
+def test_a_layer_that_is_thawed_later_has_steps_of_its_own(device, rng, rule, how, tmp_path):
+    """Adam corrected its first steps as if they were later ones: they were up to seven times as long as the rate. A file, a
+    copy and another model in between keep the count."""
+    x, y = rng.standard_normal((6, 4)), rng.integers(0, 3, 6)
+    with clnn.use(device):
+        net = clnn.Sequential(
+            [clnn.Dense(5, "tanh"), clnn.Dense(3)], input_shape=4, dtype="float64" if device.has_fp64 else "float32"
+        )
+        w = {name: value.astype(np.float64) for name, value in net.state_dict().items()}
+        m, v, largest, taken = ({name: value * 0 for name, value in w.items()} for _ in range(4))
+        optimizer = getattr(clnn, rule)(0.05, epsilon=1e-6)
+        for trained, steps, then in (
+            ("1", 3, ""),
+            ("01", 2, "file"),
+            ("0", 2, "copy"),
+            ("01", 2, "other"),
+            ("01", 1, ""),
+        ):
+            for index, layer in enumerate(net.layers):
+                layer.trainable = str(index) in trained
+
+            @clnn.step
+            def train(x, y, net=net, optimizer=optimizer):
+                clnn.losses.cross_entropy(net(x), y).backward()
+                optimizer.step(net.parameters())
+
+            if how == "fit":
+                net.fit(x, y, loss="cross_entropy", optimizer=optimizer, epochs=steps, batch_size=6, shuffle=False)
+            for _ in range(steps):
+                if how == "step":
+                    train(x.astype(net.dtype), y)
+                elif how == "eager":
+                    clnn.losses.cross_entropy(net(x.astype(net.dtype)), y).backward()
+                    optimizer.step(net.parameters())
+                h = np.tanh(x @ w["0.w"] + w["0.b"])
+                p = np.exp(h @ w["1.w"] + w["1.b"])
+                d = (p / p.sum(1, keepdims=True) - np.eye(3)[y]) / 6
+                e = d @ w["1.w"].T * (1 - h * h)
+                for name, g in (("1.w", h.T @ d), ("1.b", d.sum(0)), ("0.w", x.T @ e), ("0.b", e.sum(0))):
+                    if name[0] not in trained:
+                        continue
+                    taken[name] = t = taken[name] + 1
+                    m[name], v[name] = 0.9 * m[name] + 0.1 * g, 0.999 * v[name] + 0.001 * g * g
+                    largest[name] = np.maximum(largest[name], v[name])
+                    square = largest[name] if rule == "AMSGrad" else v[name]
+                    u = m[name] / (1 - 0.9**t) / (np.sqrt(square / (1 - 0.999**t)) + 1e-6)
+                    if rule == "LAMB" and name[-1] == "w":
+                        u = u + 0.01 * w[name]
+                        u = u * np.linalg.norm(w[name]) / np.linalg.norm(u)
+                    w[name] = w[name] - 0.05 * u
+            for name, value in net.state_dict().items():
+                np.testing.assert_allclose(value, w[name], rtol=2e-3, atol=2e-4, err_msg=f"{name}, {trained}")
+            if then == "file":
+                net.save(tmp_path / "net", optimizer=optimizer)
+                net = clnn.load(tmp_path / "net")
+                optimizer = net.optimizer
+            elif then == "copy":
+                net, optimizer = copy.deepcopy((net, optimizer))
+            elif then == "other":
+                other = clnn.Sequential([clnn.Dense(3)], input_shape=4, dtype=net.dtype)
+                other.fit(x, y, loss="cross_entropy", optimizer=optimizer, epochs=2)
+
+
+def test_states_of_before_count_as_they_did(device, rng):
+    """A state without counts of its own was written where all parameters shared one."""
+    x, y = rng.standard_normal((6, 4)).astype(np.float32), rng.integers(0, 3, 6)
+    with clnn.use(device):
+        net = clnn.Sequential([clnn.Dense(5), clnn.Dense(3)], input_shape=4)
+        net.layers[0].trainable = False
+        net.fit(x, y, loss="cross_entropy", optimizer=(adam := clnn.Adam(0.05)), epochs=3)
+        state = adam.state_dict(net.named_parameters())
+        assert dict(zip(state["names"], state["taken"])) == {"0.w": 0, "0.b": 0, "1.w": 3, "1.b": 3}
+        del state["taken"]
+        again = clnn.Adam(0.05)
+        again.load_state_dict(state)
+        net.layers[0].trainable = True
+        again.attach(net.parameters())
+        assert "taken" not in again.state_dict(net.named_parameters())
+
+
+def test_a_rule_without_corrections_stays_one_launch(device, rng):
+    x, y = rng.standard_normal((6, 4)).astype(np.float32), rng.integers(0, 3, 6)
+    with clnn.use(device):
+        for kind, launches in ((clnn.RMSprop, 1), (clnn.Adam, 4)):  # weights that decay, and biases, of each layer
+            net, optimizer = clnn.Sequential([clnn.Dense(5), clnn.Dense(3)], input_shape=4), kind(0.01)
+            for trainable in (False, True):
+                net.layers[0].trainable = trainable
+                clnn.losses.cross_entropy(net(x), y).backward()
+                before = device.launches
+                optimizer.step(net.parameters())
+            assert device.launches - before == launches + 1  # the counter of steps

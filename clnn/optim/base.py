@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ from ..tape import Node, backpropagate, moment
 from ..tensor import AVERAGED, Parameter, Place, refuse_averaged
 from .kept import Kept, fitting, names_of, renamed
 from .limits import Grid, clip_factor, limit_columns
-from .rates import Rate, Rates
+from .rates import ROWS, Rate, Rates
 
 SETTABLE = ("lr", "epochs", "passed", "parameters")  # public attributes that no recording froze
 
@@ -106,9 +107,10 @@ class Optimizer(Watched):
     `clip_norm` then scales all gradients together by min(1, clip_norm / (norm + 1e-6)) (Pascanu et al. 2013); neither hides
     NaN or infinity.
     `ema` keeps a moving average of the weights, average = ema average + (1 - ema) w after each step, that starts at the
-    first weights; see `averaged`. `keep_gradients=True` leaves gradients readable as `parameter.grad` also after fit, which
-    else may spend them as they come (as they were before clipping). Where `optimizer.world` is set (clnn.distributed.init()),
-    `step` first takes the mean of the gradients over all ranks, whose losses are means over as many samples; see `World.mean`.
+    first weights; see `averaged`. What a rule does by the number of the step, such as Adam's corrections, goes by the steps that
+    each parameter has taken. `keep_gradients=True` leaves gradients readable as `parameter.grad` also after fit, which else may
+    spend them as they come (as they were before clipping). Where `optimizer.world` is set (clnn.distributed.init()), `step` first
+    takes the mean of the gradients over all ranks, whose losses are means over as many samples; see `World.mean`.
     """
 
     tells = True
@@ -152,6 +154,8 @@ class Optimizer(Watched):
         self._runs: list[Run] | None = None
         self._left: weakref.WeakKeyDictionary[Store, _Left] = weakref.WeakKeyDictionary()  # with other models
         self._loaded: dict[str, Any] | None = None  # a state that the next parameters take up
+        self._since: dict[Parameter, int] = {}  # how many steps each of the parameters has missed
+        self._slots: dict[Parameter, int] = {}  # of the tables of rates
         self._dropped = 0  # when zero_grad was last called, in the order of the tape
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -248,14 +252,15 @@ class Optimizer(Watched):
         own = [one for one in (type(self).rate, type(self).numbers) if not one.__module__.startswith("clnn.")]
         return [self.lr, *own] if callable(self.lr) else own
 
-    def _columns(self, steps: np.ndarray) -> Sequence[Any]:
-        """The numbers of these steps: pairs for sinks of weights and of biases, what the rule reads, and last the average's."""
+    def _columns(self, steps: np.ndarray, since: int) -> Sequence[Any]:
+        """The numbers of these steps: pairs for sinks of weights and of biases, what the rule reads, and last the average's; for
+        parameters that have missed so many steps."""
         if (own := type(self).rate is not Optimizer.rate) or callable(self.lr):
             rate = self.rate if own else self._rate
             lr = np.array([in_range("rate(step)", rate(int(i)), 0.0, math.inf) for i in steps])
         else:
             lr = np.full(len(steps), self.lr)
-        found = [-lr, 1.0 - lr * self.weight_decay, -lr, 1.0, *self.numbers(lr, steps + 1)]
+        found = [-lr, 1.0 - lr * self.weight_decay, -lr, 1.0, *self.numbers(lr, np.maximum(1, steps + 1 - since))]
         return [*found, *[0.0] * (2 * SCALE_PAIRS - 1 - len(found)), 0.0 if self.ema is None else 1.0 - self.ema]
 
     def rows_left(self) -> int:
@@ -334,6 +339,7 @@ class Optimizer(Watched):
                     "a gradient from before: call optimizer.zero_grad(net.parameters()) or net.zero_grad()"
                 )
         consolidate(wanted)
+        self._pause()
         kept, stores = self._kept, list(dict.fromkeys(p.store for p in wanted))
         if set(given).isdisjoint((*before, *kept.places)) and set(stores).isdisjoint(kept.stores):
             self._change_model()
@@ -341,13 +347,26 @@ class Optimizer(Watched):
         if stores != kept.stores:  # of other devices and types the counters may be elsewhere
             kept.stores, self._rates.left = stores, 0
         for store in stores:
-            self._rates.on(store)
             _stepped.pop(store, None)
         kept.follow(wanted)
         if loaded is not None:
             self._loaded, kept.waiting = None, loaded
             kept.clear()
         kept.take_up(wanted, self._wanted())
+        self._since = {p: self._rates.steps - kept.waiting.pop((weakref.ref(p), "taken"), 0) for p in wanted}
+        numbers = self.numbers(np.ones(ROWS), np.arange(1, ROWS + 1)) if any(self._since.values()) else ()
+        since = sorted({*self._since.values()}) if any(map(np.ptp, numbers)) else [0]  # else it is all the same
+        self._slots = {p: since.index(missed) for p, missed in self._since.items() if len(since) > 1}
+        if since != self._rates.since:
+            self._rates.since, self._rates.left = since, 0
+        for store, slot in itertools.product(stores, range(len(since))):
+            self._rates.on(store, slot)
+
+    def _pause(self) -> None:
+        """Note how many steps each parameter has taken: some may be frozen now, or those of another model."""
+        for p, since in self._since.items():
+            self._kept.waiting[weakref.ref(p), "taken"] = self._rates.steps - since
+        self._since = {}
 
     def has_met(self, parameters: Sequence[Parameter]) -> bool:
         """Whether it has stepped, or was loaded with, a model of these parameters."""
@@ -548,8 +567,8 @@ class Optimizer(Watched):
     def _plan(self) -> list[Run]:
         loose = [p for p in self.parameters if not (p.sink and p.sink[1] == "straight")]
         if len(loose) < len(self.parameters):
-            return runs(loose)
-        self._runs = self._runs or runs(self.parameters)
+            return runs(loose, self._slots)
+        self._runs = self._runs or runs(self.parameters, self._slots)
         return self._runs
 
     def _gradient(self, run: Run, clip: Block | None) -> tuple[dict[str, Any], list[Any]]:
@@ -596,7 +615,7 @@ class Optimizer(Watched):
         return functools.partial(
             device.launch,
             "optimizer", "update", (grid.groups(run.elements) * grid.width,), run.elements // grid.vector, run.decays // per,
-            run.part(store.gradients()), run.part(store.block), *self._rates.on(store), *kept, *arguments, *average,
+            run.part(store.gradients()), run.part(store.block), *self._rates.on(store, run.slot), *kept, *arguments, *average,
             local=(grid.width,), real=device.real(store.dtype), **grid.defines(), **defines,
         )  # fmt: skip
 
@@ -646,7 +665,9 @@ class Optimizer(Watched):
             held = self._kept.read(p, [name for name in wanted if name not in held]) | held
             keys = {name: f"{index}.{states.index(name) if name in states else name}" for name in wanted}
             arrays |= {keys[name]: held[name] for name in wanted if name in held}
+        missed = [self._since.get(p, steps - waiting.get((weakref.ref(p), "taken"), 0)) for p in listed]
         found = {"steps": steps, "epochs": epochs, "names": [called[p] for p in listed], "states": states}
+        found |= {"taken": [steps - one for one in missed]} if any(missed) else {}
         found |= {"rule": type(self).__name__, "arrays": arrays} | ({"passed": [*passed]} if passed else {})
         return found | ({"schedule": schedule} if schedule else {})
 
@@ -669,11 +690,12 @@ class Optimizer(Watched):
         """
         if state.get("rule", type(self).__name__) != type(self).__name__:
             raise CheckpointError(f"this is the state of an optimizer {state['rule']}, not of {type(self).__name__}")
+        self._pause()
         for store in self._kept.stores:
-            self._left[store] = _Left(self.steps, self.epochs, waiting={}, passed=self.passed)
+            self._left[store] = _Left(self.steps, self.epochs, waiting=self._kept.waiting, passed=self.passed)
         self._rates.steps, self._rates.left, self.epochs = int(state["steps"]), 0, int(state["epochs"])
         self.passed = tuple(map(int, state["passed"])) if "passed" in state else None
         if isinstance(self.lr, Schedule) and "schedule" in state:
             self.lr.load_state_dict(state["schedule"])
-        known = ("steps", "epochs", "names", "states", "rule", "arrays", "schedule", "passed")
+        known = ("steps", "epochs", "names", "states", "rule", "arrays", "schedule", "passed", "taken")
         self._loaded = {"states": list(self.states), **{key: state[key] for key in known if key in state}}

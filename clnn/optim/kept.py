@@ -28,8 +28,8 @@ class Kept(Restored):
         self.places: dict[Parameter, tuple[Store, int]] = {}  # of the parameters of this model
         self._elsewhere: dict[int, tuple[weakref.ref[Parameter], Store, int]] = {}  # of other models', by id
         self._blocks: weakref.WeakKeyDictionary[Store, dict[str, Block]] = weakref.WeakKeyDictionary()
-        # by parameter and name of buffer: loaded for parameters that have been frozen since
-        self.waiting: dict[Any, np.ndarray] = {}
+        # by parameter and name of buffer: loaded for parameters that have been frozen since; by "taken" how many steps they took
+        self.waiting: dict[Any, Any] = {}
 
     # -- buffers ------------------------------------------------------------------------------------------------------
     def block(self, store: Store, name: str) -> Block:
@@ -148,9 +148,9 @@ def names_of(parameters: Sequence[Parameter]) -> dict[Parameter, str]:
     return {p: p.name if unique else str(i) for i, p in enumerate(parameters)}
 
 
-def fitting(state: dict[str, Any], now: Sequence[Parameter], before: Sequence[Parameter]) -> dict[Any, np.ndarray]:
-    """The arrays of a state by parameters, as weak references, and names of buffers, if it is one of those of `now`; or, where
-    some of them have been replaced since it was loaded, of those `before`: what came in their place begins anew."""
+def fitting(state: dict[str, Any], now: Sequence[Parameter], before: Sequence[Parameter]) -> dict[Any, Any]:
+    """The arrays of a state by parameters, as weak references, and names of buffers, and by "taken" its steps, if it is
+    one of those of `now`; or, where some have been replaced since it was loaded, of those `before`: those begin anew."""
     arrays, saved, names = state["arrays"], state.get("names"), names_of(before)
     if names.keys().isdisjoint(now) or {*names.values()} != {*(saved or ())}:
         names = names_of(now)
@@ -175,6 +175,8 @@ def fitting(state: dict[str, Any], now: Sequence[Parameter], before: Sequence[Pa
             told = f"the optimizer's state {key} has the shape {array.shape}, its parameter {names[p]} {p.shape}"
             raise ConfigurationError(told)
         found[weakref.ref(p), state["states"][int(which)] if which.isdigit() else which] = array
+    taken = state.get("taken") or [state["steps"]] * len(saved)
+    found |= {(weakref.ref(owners[name]), "taken"): int(steps) for name, steps in zip(saved, taken)}
     return found
 
 
@@ -185,4 +187,5 @@ def renamed(state: dict[str, Any], own: dict[Parameter, str], theirs: dict[Param
     at = {str(index): str(i) for i, index in enumerate(stays)}
     parts = [(key.partition("."), array) for key, array in state["arrays"].items()]
     arrays = {f"{at[index]}.{which}": array for (index, _, which), array in parts if index in at}
-    return {**state, "names": [new[state["names"][index]] for index in stays], "arrays": arrays}
+    taken = {"taken": [state["taken"][index] for index in stays]} if "taken" in state else {}
+    return {**state, "names": [new[state["names"][index]] for index in stays], "arrays": arrays} | taken

@@ -28,14 +28,9 @@ class LAMB(Adam):
     decoupled = True
 
     def __init__(
-        self,
-        lr: Rate = 0.001,
-        beta1: float = 0.9,
-        beta2: float = 0.999,
-        epsilon: float = 1e-6,
-        weight_decay: float = 0.01,
+        self, lr: Rate = 0.001, beta1: float = 0.9, beta2: float = 0.999, epsilon: float = 1e-6, weight_decay: float = 0.01,
         **options: Any,
-    ) -> None:
+    ) -> None:  # fmt: skip
         super().__init__(lr, beta1, beta2, epsilon, weight_decay, **options)
         in_range("LAMB epsilon", epsilon, 0.0, math.inf, "()")  # the zeros between parameters are divided by it
 
@@ -86,7 +81,7 @@ class LAMB(Adam):
 
         moments = [run.part(self._kept.block(store, name)) for name in self.states]
         average = [] if self.ema is None else [run.part(self._kept.block(store, "average"))]
-        w, g, rates = run.part(store.block), run.part(store.gradients()), self._rates.on(store)
+        w, g, rates = run.part(store.block), run.part(store.gradients()), self._rates.on(store, run.slot)
         partial, ratios = device.allocate(2 * count * size), device.allocate(groups * size)
 
         def update() -> None:
