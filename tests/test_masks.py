@@ -289,3 +289,27 @@ def test_a_mask_of_attention_in_float64(device, rng):
     assert_close(y[live], layer(x, x, live[:, None, None, :]).numpy()[live], 1e-12)
     for row, n in enumerate(LENGTHS):
         assert_close(y[row, :n], layer(x[row : row + 1, :n]).numpy()[0], 1e-12)
+
+
+def test_a_mask_of_other_numbers_than_0_and_1(device, rng):
+    """They counted, as in Keras, NaN too; in a step each array is looked at."""
+    masking, x = clnn.Masking([clnn.LSTM(4)]), rng.standard_normal((2, 3, 4)).astype(np.float32)
+    mask = np.array([[1, 0, 1], [1, 1, 0]], np.float32)
+    found = masking(x, mask).numpy()
+
+    @clnn.step
+    def run(x, mask):
+        return masking(x, mask)
+
+    for _ in range(4):
+        np.testing.assert_array_equal(run(x, mask).numpy(), found)
+    for wrong, kind in ((0.5, np.float32), (np.nan, np.float32), (-1, np.int32), (2, np.int32)):
+        other = mask.astype(kind)
+        other[1, 2] = wrong
+        told = f"is 1 or True for what counts, 0 or False for the rest, and holds {wrong}.*compare it, as in mask > 0.5"
+        with pytest.raises(clnn.ConfigurationError, match=told):
+            masking(x, other)
+        with pytest.raises(clnn.ConfigurationError, match=told):
+            run(x, other)
+    np.testing.assert_array_equal(run(x, mask > 0.5).numpy(), found)
+    np.testing.assert_array_equal(masking(x, clnn.tensor(mask) > 0.5).numpy(), found)

@@ -36,14 +36,9 @@ class Embedding(Layer):
     whole_inputs = True
 
     def __init__(
-        self,
-        tokens: int,
-        size: int,
-        *,
-        padding: int | None = None,
-        mask_zero: bool = False,
+        self, tokens: int, size: int, *, padding: int | None = None, mask_zero: bool = False,
         weight_init: str | float | Initialiser | None = None,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.tokens, self.size = check_count("Embedding's tokens", tokens), check_count("Embedding's size", size)
         if padding is not None and (whole(padding) is None or not 0 <= padding < self.tokens):
             told = f"Embedding's padding is a token from 0 to {self.tokens - 1}, or None, not {padding!r}"

@@ -514,6 +514,14 @@ class TimeDistributed(Layer):
         self.layer.check_whole(i, array, name)
 
 
+def _check_mask(mask: Any, name: str = "a mask") -> None:
+    """ConfigurationError for what is neither 0 nor 1, such as a share or NaN: it would count."""
+    seen = np.asarray(mask)
+    if len(wrong := seen[(seen != 0) & (seen != 1)]):
+        told = f"Masking: {name} is 1 or True for what counts, 0 or False for the rest, and holds {wrong[0]}"
+        raise ConfigurationError(f"{told}: compare it, as in mask > 0.5")
+
+
 @register
 class Masking(Layer):
     """Later layers pass over those steps of x (batch, steps, features) whose features all are `mask_value`: states stay as they
@@ -526,8 +534,8 @@ class Masking(Layer):
     Dropout, LayerNorm, TimeDistributed, ...) know masks; another one is a ConfigurationError. An operation of your own between
     layers loses the mask, as x * 2 does; set it again: `y.mask = x.mask`. Losses and metrics count all steps.
 
-    `layer(x, mask)` takes the mask from you instead, 1 or **True for what counts**; what x holds elsewhere, NaN too, does not
-    count then. `Masking([layers])` is the layer and others behind it. `Embedding(mask_zero=True)` makes a mask of tokens.
+    `layer(x, mask)` takes the mask from you, 1 or **True for what counts**, else 0; what x holds there, NaN too, is not seen.
+    `Masking([layers])` is the layer and others behind it. `Embedding(mask_zero=True)` makes a mask of tokens.
     """
 
     reads_mask = True
@@ -562,6 +570,10 @@ class Masking(Layer):
             if mask.shape != x.shape[:2]:
                 told = f"a mask of shape {mask.shape} does not fit; it is (batch, steps), {x.shape[:2]} here"
                 raise self.wrong_shape(told)
+            if x.device.reads and not _of_truths(mask):
+                _check_mask(mask)
+            if x.device.step is not None:
+                x.device.step.check(mask.block, _check_mask)
             y = where(mask.reshape(*mask.shape, 1), x, 0.0)
         else:
             y, mask = x.reshape(x.shape), (x.detach() != self.mask_value).max(axis=-1)

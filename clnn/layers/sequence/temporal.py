@@ -31,14 +31,9 @@ class TemporalBlock(Layer):
     shaping = frozenset(("channels", "kernel", "dilation", "weight_init"))
 
     def __init__(
-        self,
-        channels: int,
-        kernel: int,
-        *,
-        dilation: int = 1,
-        dropout: float = 0.0,
+        self, channels: int, kernel: int, *, dilation: int = 1, dropout: float = 0.0,
         weight_init: str | float | Initialiser = "he_normal",
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.channels = check_count("TemporalBlock's channels", channels)
         self.kernel = check_count("TemporalBlock's kernel", kernel)
         self.dilation = check_count("TemporalBlock's dilation", dilation)
