@@ -133,16 +133,16 @@ def confusion_matrix(predicted: Any, labels: Any, classes: int | None = None) ->
     """How many samples of class i were taken for class j: (classes, classes), a row for each true class, a column for
     each predicted one (int64).
 
-    predicted, labels: class numbers (n,), such as `net.predict_classes(x)` and y. `classes` says how many there are;
-    without it they go up to the largest number given. DataError where a value is no class number, ShapeError where the
-    two have different shapes.
+    predicted, labels: class numbers (n,), such as p = `net.predict_classes(x)` and y, of sequences p[y >= 0] and y[y >= 0].
+    `classes` says how many there are; without it they go up to the largest number given. DataError where a value is no class
+    number, ShapeError where the two have different shapes.
     """
     arrays = {"predicted": numbers(predicted, "predicted"), "labels": numbers(labels, "labels")}
     for name, array in arrays.items():
         if array.dtype.kind not in "iu" or array.ndim != 1:
             raise DataError(
                 f"{name} should be class numbers, integers of shape (n,), and is {array.dtype} of shape {array.shape}; "
-                "net.predict_classes(x) gives them, and argmax(axis=1) makes them of rows"
+                "net.predict_classes(x) gives them, of sequences p[y >= 0] and y[y >= 0], and of rows argmax(axis=1)"
             )
     found, true = arrays.values()
     if found.shape != true.shape:

@@ -183,6 +183,7 @@ def test_report_is_drawn(guesses, tmp_path, monkeypatch):
     [
         (([0.0, 1.0], [0, 1]), clnn.DataError, "predicted.*float64.*predict_classes"),
         (([0, 1], np.eye(2)), clnn.DataError, r"labels.*\(2, 2\).*argmax"),
+        ((np.zeros((2, 3), int), np.zeros((2, 3), int)), clnn.DataError, r"\(2, 3\).* of sequences p\[y >= 0\] and y"),
         (([0, 1, 1], [0, 1]), clnn.ShapeError, r"\(3,\).*\(2,\)"),
         (([0, 3], [0, 1], 3), clnn.DataError, r"predicted\[1\] is 3, outside 0 to 2"),
         (([0, 1], [0, -1]), clnn.DataError, r"labels\[1\] is -1"),
