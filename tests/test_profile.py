@@ -2,6 +2,7 @@
 
 import json
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -169,6 +170,16 @@ def test_the_peak_is_measured_once_and_is_no_launch_of_the_profile(device, monke
         before = [row.runs for row in p.rows]
         assert [row.runs for row in p.rows] == before and asked[0] == (device, "float")
     assert [row.share for row in p.rows if row.flops] == [pytest.approx(row.gflops / 50) for row in p.rows if row.flops]
+
+
+def test_a_peak_is_no_waiting_for_a_core(device, monkeypatch):
+    """Each turn waits 50 ms for a core that others have, and a call takes 10 us."""
+    now = [0.0]
+    monkeypatch.setattr(peaks, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    waited = peaks.Peaks(device)._rate(lambda count: now.append(now.pop() + 0.05 + 1e-5 * count))
+    assert 5e4 < waited < 1e5
+    steady = peaks.Peaks(device)._rate(lambda count: now.append(now.pop() + 0.3 * count))
+    assert steady == pytest.approx(1 / 0.3)
 
 
 def test_a_measured_peak_is_a_speed(device):

@@ -61,7 +61,7 @@ class Peaks:
         return 2e-9 * self.copies[0].nbytes * self._rate(self._copy)
 
     def _rate(self, run: Callable[[int], None]) -> float:
-        """Calls a second, the best of three turns of a few hundredths of a second: a turn that waited for a core says nothing."""
+        """Calls a second, the best of three turns of 0.02 s or more; where four times the calls double it, it was waiting."""
         run(1)
         self.device.finish()
         best, count, turns = 0.0, 1, 0
@@ -69,10 +69,10 @@ class Peaks:
             began = time.perf_counter()
             run(count)
             self.device.finish()
-            seconds = time.perf_counter() - began
-            best = max(best, count / seconds)
-            turns += seconds > 0.02 and count >= 0.02 * best
-            count = max(1, min(4 * count, int(0.04 * best)))
+            rate = count / (time.perf_counter() - began)
+            best, rose = max(best, rate), rate > 2 * best
+            turns += not rose and count >= 0.02 * best
+            count = 4 * count if rose else max(1, min(4 * count, int(0.04 * best)))
         return best
 
     def _fma(self, count: int) -> None:
