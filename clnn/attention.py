@@ -144,7 +144,7 @@ def rotary(x: Any, past: Any = None, base: float = 10000.0, pairs: str = "halves
     Source: Su et al. 2021.
     """
     x = tensor(x)
-    if x.ndim != 4 or x.shape[-1] % 2:
+    if x.ndim != 4 or x.shape[-1] % 2 or not x.shape[-1]:
         raise ShapeError(f"rotary takes (batch, time, heads, depth) with an even depth, not the shape {x.shape}")
     if pairs not in ("halves", "neighbours"):
         raise ConfigurationError(f'rotary\'s pairs are "halves" or "neighbours", not {pairs!r}')

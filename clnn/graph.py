@@ -85,8 +85,8 @@ class Symbol(Symbolic):
     def __mul__(self, other: Any) -> Any:
         return Multiply()(self, other)
 
-    __radd__, __rmul__ = __add__, __mul__  # of a number or an array, which `through` refuses
-    __rsub__ = __sub__
+    __radd__, __rmul__, __rsub__ = __add__, __mul__, __sub__  # of a number or an array, which `through` refuses
+    __neg__ = __truediv__ = __rtruediv__ = __pow__ = __matmul__ = __getitem__ = __array__
 
 
 def Input(shape: int | Sequence[int], dtype: Any = "float32", name: str = "") -> Symbol:  # noqa: N802 - the field's name

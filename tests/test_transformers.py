@@ -357,6 +357,7 @@ def test_a_small_language_model_learns_to_copy(rng, device):
         (lambda: clnn.PositionalEmbedding(3)(np.zeros((2, 4, 8))), "at most 3 steps"),
         (lambda: clnn.TransformerEncoderLayer(2, 8, norm="batch"), 'norm is "layer" or "rms"'),
         (lambda: clnn.rotary(np.zeros((1, 2, 1, 3))), "even depth"),
+        (lambda: clnn.rotary(np.zeros((1, 2, 1, 0))), "even depth"),
         (lambda: clnn.rotary(np.zeros((1, 2, 1, 4)), pairs="odd"), "halves"),
         (lambda: clnn.sinusoidal_positions(3, 5), "even"),
     ],
