@@ -70,13 +70,13 @@ def whole_numbers(what: str, value: Any, many: bool = True) -> tuple[int, ...]:
     """One whole number, or, unless `many` says no, several, as a tuple of ints."""
     if (one := whole(value)) is not None:
         return (one,)
-    try:
-        given = tuple(value)
-    except TypeError:
-        given = (value,)
+    given = tuple(value) if np.iterable(value) else (value,)
     found = tuple(number for number in map(whole, given) if number is not None)
     if len(found) != len(given) or not (many or len(found) == 1):
-        raise ShapeError(f"{what} takes {'whole numbers' if many else 'one whole number'}, and {value!r} was given")
+        told = f"{what} takes {'whole numbers' if many else 'one whole number'}, and {value!r} was given"
+        raise ShapeError(
+            told + "; for None give one that occurs, others go too" * (many and any(n is None for n in given))
+        )
     return found
 
 

@@ -29,7 +29,7 @@ _RENAMED = (
     "num_classes classes, n_jobs workers, bias_initializer bias_init, recurrent_initializer recurrent_init, "
     "filters channels, out_channels channels, clipnorm clip_norm, global_clipnorm clip_norm, nb_epoch epochs, "
     "num_epochs epochs, criterion loss, cost loss, num_heads heads, nhead heads, beta_1 beta1, beta_2 beta2, "
-    "is_causal causal, use_causal_mask causal, opset_version opset, size shape, max_new_tokens n, max_length n"
+    "is_causal causal, use_causal_mask causal, opset_version opset, size shape, max_new_tokens n, max_length n, to_file path"
 )
 # Those, and more of layers, losses, optimizers, callbacks, functions and fit: the first that is taken is meant, or what to do
 ARGUMENTS: dict[str, tuple[str, ...] | str] = {
@@ -42,8 +42,7 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     **dict.fromkeys(("kernel_initializer", "embeddings_initializer"), ("weight_init",)),
     **dict.fromkeys(("kernel_regularizer", "bias_regularizer"), "give the optimizer weight_decay (L2) or l1"),
     **dict.fromkeys(("lmbda", "lambda_"), "give the optimizer weight_decay, which is the book's lmbda / len(x)"),
-    "num_layers": "put several layers into a Sequential",
-    "batch_first": "leave it out: clnn takes (batch, time, features)",
+    "num_layers": "put several layers into a Sequential", "batch_first": "leave it out: clnn takes (batch, time, features)",
     "bidirectional": "write clnn.Bidirectional(layer)",
     **dict.fromkeys(("affine_transform", "elementwise_affine", "center", "scale"), ("affine",)),
     "track_running_stats": "leave it out: running statistics are always kept",
@@ -51,20 +50,15 @@ ARGUMENTS: dict[str, tuple[str, ...] | str] = {
     "input_dim": ("tokens", "give input_shape to Sequential"),
     "from_logits": "leave it out: clnn sees whether the last layer has a softmax or a sigmoid",
     **dict.fromkeys(("learning_rate", "eta"), ("lr", _RATE)),
-    "betas": "give beta1 and beta2",
-    "amsgrad": "take clnn.AMSGrad",
-    "use_ema": "give ema, such as ema=0.999",
+    "betas": "give beta1 and beta2", "amsgrad": "take clnn.AMSGrad", "use_ema": "give ema, such as ema=0.999",
     "params": "leave it out: fit and optimizer.step(net.parameters()) say what is trained",
     **dict.fromkeys(("filepath", "log_dir"), ("folder",)),
     **dict.fromkeys(("validation_data", "evaluation_data", "test_data"), ("validation",)),
     "validation_steps": "give as many batches, validation=list(itertools.islice(batches, 100))",
     **dict.fromkeys(("workers", "num_workers"), ("workers", "give clnn.data.Batches(x, y, workers=...) in place of x")),
-    "dim": ("axis",),
-    "lr": _RATE,
-    "data_format": "clnn takes images as (channels, height, width)",
+    "dim": ("axis",), "lr": _RATE, "data_format": "clnn takes images as (channels, height, width)",
     "input_shape": "give it to Sequential: Sequential(layers, input_shape=...)",
-    "trainable": "set layer.trainable = False",
-    "name": "set layer.name",
+    "trainable": "set layer.trainable = False", "name": "set layer.name",
     "dtype": "give it to Sequential, whose layers all have one type",
     "overwrite": "leave it out: a file is written whole, in place of one that is there",
     "prefix": "names are those in the model: {prefix + name: array for name, array in net.state_dict().items()}",
@@ -86,7 +80,8 @@ _CALLED = (
     "LayerNormalization LayerNorm, GroupNormalization GroupNorm, RMSNormalization RMSNorm, ZeroPad Padding, "
     "ZeroPadding Padding, MaxPooling MaxPool, AveragePooling AvgPool, GlobalAveragePooling GlobalAvgPool, "
     "GlobalMaxPooling GlobalMaxPool, Dropout SpatialDropout, CosineAnnealingLR Cosine, CosineDecay Cosine, "
-    "array tensor, asarray tensor, from_numpy tensor, cat concatenate, concat concatenate, optimizers optim"
+    "array tensor, asarray tensor, from_numpy tensor, cat concatenate, concat concatenate, optimizers optim, "
+    "set_random_seed seed, PositionalEncoding SinusoidalPositions"
 )
 NAMES: dict[str, str] = {
     **{there: f"clnn.{here}" for there, here in map(str.split, _CALLED.split(", "))},
@@ -99,7 +94,7 @@ NAMES: dict[str, str] = {
     **dict.fromkeys(("MSELoss", "MeanSquaredError"), 'loss="mse"'), "L1Loss": 'loss="mae"',
     **dict.fromkeys(("BCELoss", "BinaryCrossentropy"), 'loss="binary_cross_entropy", the sum over outputs'),
     "BCEWithLogitsLoss": 'loss="binary_cross_entropy", the sum over outputs, of a last layer without activation',
-    **dict.fromkeys(("matmul", "dot", "mm"), "a @ b"),
+    **dict.fromkeys(("matmul", "dot", "mm", "bmm"), "a @ b"),
     "DataLoader": "fit itself, which shuffles and makes mini-batches, or clnn.data.Batches", "save": "net.save(path)",
     "models": "clnn itself: clnn.Sequential, clnn.Model, clnn.load",
     **dict.fromkeys(("utils", "datasets", "to_categorical"), "clnn.data (losses take class numbers as they are)"),
@@ -110,9 +105,14 @@ NAMES: dict[str, str] = {
     **dict.fromkeys(("cuda", "is_available"), 'clnn.use("gpu"), and clnn.devices() says what there is'),
     "functional": "clnn itself: clnn.relu, clnn.softmax, ...",
     "lr_scheduler": "clnn.schedules, an optimizer's rate: clnn.Adam(clnn.Cosine(0.001))",
-    "LeakyReLU": 'clnn.Activation("leaky_relu")',
+    "LeakyReLU": 'clnn.Activation("leaky_relu")', "Identity": 'clnn.Activation("linear")',
     **dict.fromkeys(("grad", "autograd", "GradientTape", "hessian"), "loss.backward(), p.grad; it goes once"),
-    "randn": "clnn.tensor(numpy.random.randn(...))",
+    **dict.fromkeys(("randn", "rand", "randint", "randperm", "multinomial"), "NumPy's: clnn.tensor(rng.random((2, 3)))"),
+    "RepeatVector": "clnn.repeat(x[:, None], n, axis=1)", "Permute": "x.transpose(0, 2, 1)",
+    "ModuleList": "a list, in which layers are found", "clip_grad_norm": "an optimizer's: clnn.Adam(clip_norm=1.0)",
+    "LambdaLR": "a function of the step: clnn.SGD(lambda step: 0.1)", "TripletMarginLoss": "clnn.losses.triplet(a, p, n)",
+    "RNN": "clnn.SimpleRNN, clnn.LSTM, clnn.GRU", **dict.fromkeys(("amp", "mixed_precision"), 'Sequential(storage="float16")'),
+    **dict.fromkeys(("pad_sequences", "pack_padded_sequence"), "clnn.LSTM(8)(x, lengths), or clnn.Masking, which passes over it"),
 }  # fmt: skip
 # Methods and attributes of models and layers
 OF_LAYERS: dict[str, str] = {
@@ -131,7 +131,7 @@ OF_LAYERS: dict[str, str] = {
     **dict.fromkeys(("add_weight", "register_buffer"), "layer.parameter(shape), in build(); learns=False for a buffer"),
     **dict.fromkeys(("requires_grad_", "freeze"), "layer.trainable = False"),
     "backward": "of the loss: clnn.losses.mse(net(x), y).backward()", "history": "what fit returns",
-    "predict_on_batch": "net.predict(x), or net.compiled(batch_size)", "load": "clnn.load(path)",
+    "predict_on_batch": "net.predict(x), or net.compiled(batch_size)", "load": "clnn.load(path)", "reset_state": "reset_states()",
     "get_layer": "net.layers[0], or {layer.name: layer for layer in net.layers}[name]", "export": "clnn.onnx.save(net, path)",
     **dict.fromkeys(("half", "float", "double"), "give dtype to Sequential: clnn computes in float32 and float64"),
 }  # fmt: skip
@@ -145,7 +145,7 @@ OF_TENSORS: dict[str, str] = {
     "expand": "t.broadcast_to(shape)", "contiguous": "t itself: tensors always are", "norm": "clnn.sqrt((t * t).sum())",
     **dict.fromkeys(("add_", "sub_", "mul_", "div_", "copy_", "zero_", "fill_", "assign", "assign_sub"), _NEW),
     "clamp": "clnn.clip(t, low, high)", "any": "t.max()", "all": "t.min()", "cpu": "t.numpy()", "tolist": "t.numpy().tolist()",
-    "data": "t.numpy(), or t.detach()",
+    "data": "t.numpy(), or t.detach()", "cuda": 't.to("gpu"), or clnn.use("gpu") around it',
     **dict.fromkeys(("grad", "requires_grad_"), "of parameters, as clnn.tensor(value, requires_grad=True) makes them"),
 }  # fmt: skip
 # Losses, metrics and initialisers by the names that they are given by
@@ -249,9 +249,9 @@ def check_call(kind: Any, given: tuple[Any, ...], options: dict[str, Any]) -> No
     if kind.__init__ is object.__init__:
         raise ArgumentError(f"{kind.__name__} takes no arguments, and {[*given, *options]} were given")
     if known := arguments(kind):
-        first = given[0] if given and "lr" in known else None  # Adam(net.parameters()), Adam(net)
-        of_list = isinstance(first, list) and any(hasattr(p, "requires_grad") for p in first)
-        if hasattr(first, "parameters") or of_list:
+        first = given[0] if given and "lr" in known else None  # Adam(net), or of its parameters, in groups too
+        listed = isinstance(first, list) and all(isinstance(p, dict) or hasattr(p, "requires_grad") for p in first)
+        if hasattr(first, "parameters") or hasattr(first, "__next__") or listed:
             options = {"params": first}
         refuse_unknown(kind.__name__, known, options, given[: kind.__init__.__code__.co_argcount - 1])
         bind(kind.__name__, kind.__init__, (kind, *given), options)

@@ -83,8 +83,7 @@ def generate(
             "stateful: give the same weights to a model whose layers are not (load_state_dict)"
         )
     if not isinstance(inputs, (tuple, list)):
-        told = f"generate: inputs are a tuple, one for each further input, not {type(inputs).__name__}"
-        raise ConfigurationError(told)
+        raise ConfigurationError(f"generate: inputs are a tuple of the further ones, not {type(inputs).__name__}")
     n, window = check_count("n", n, 0), check_count("window", window) if window is not None else None
     temperature = in_range("temperature", temperature, 0.0, math.inf)
     top_k = None if top_k is None else check_count("top_k", top_k)

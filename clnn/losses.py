@@ -119,8 +119,7 @@ class Loss(Watched):
         )  # fmt: skip
         if flat is source:
             return found, source
-        flat_backward = found.backward
-        shaped = found._replace(backward=lambda d: ((source, dy.reshaped(source.shape)) for _, dy in flat_backward(d)))
+        shaped = found._replace(backward=lambda d: ((source, dy.reshaped(source.shape)) for _, dy in found.backward(d)))
         return shaped, source
 
     def parameter_of(self, output: Tensor) -> float | Tensor:
@@ -606,8 +605,7 @@ def find_loss(which: Any) -> Any:
     if isinstance(which, dict) and isinstance(which.get("losses"), dict):
         return Joint({name: find_loss(one) for name, one in which["losses"].items()}, which["weights"])
     if isinstance(which, dict) and which.get("loss") in LOSSES:
-        options = {key: value for key, value in which.items() if key != "loss"}
-        return LOSSES[which["loss"]](**options)
+        return LOSSES[which["loss"]](**{key: value for key, value in which.items() if key != "loss"})
     if callable(which) and not (isinstance(which, type) and issubclass(which, Loss)):
         kind = type(which)
         if isinstance(which, Loss) and (

@@ -277,8 +277,7 @@ class Search(Called):
 
 def _digest(part: Any) -> list[Any]:
     parts = part.values() if isinstance(part, dict) else part if isinstance(part, tuple) else (part,)
-    arrays = [*map(np.asarray, parts)]
-    return [[*a.shape, zlib.crc32(a.tobytes())] for a in arrays]
+    return [[*a.shape, zlib.crc32(a.tobytes())] for a in map(np.asarray, parts)]
 
 
 def _said(value: Any) -> str:

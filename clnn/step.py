@@ -62,8 +62,7 @@ class Step:
         own code names."""
         functools.update_wrapper(self, function)
         self.function = function
-        name = getattr(function, "__name__", type(function).__name__)
-        self.replays = Replays(name, record)
+        self.replays = Replays(getattr(function, "__name__", type(function).__name__), record)
         self.descending = list(descending)
         self.given: Any = None  # the parameters that these train in it, where whoever runs it says so
         self.reads = dict.fromkeys(map(_Same, (*descending, *reads)))
@@ -497,6 +496,4 @@ def step(function: Callable[..., Any] | None = None, *, record: bool = True) -> 
             optimizer.step(net.parameters())
             return loss
     """
-    if function is None:
-        return functools.partial(step, record=record)
-    return Step(function, record)
+    return functools.partial(step, record=record) if function is None else Step(function, record)

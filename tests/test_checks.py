@@ -147,6 +147,14 @@ def test_arrays_that_hold_no_numbers(bad):
             numbers(bad, "x")
 
 
+@pytest.mark.parametrize("make", [lambda: clnn.Input((None, 3)), lambda: clnn.Sequential([clnn.LSTM(2)], (None, 3))])
+def test_an_axis_of_any_size_is_given_one_that_occurs(make):
+    with pytest.raises(
+        clnn.ShapeError, match=r"and \(None, 3\) was given; for None give one that occurs, others go too"
+    ):
+        make()
+
+
 @pytest.mark.parametrize(
     "call",
     [lambda: clnn.zeros(-3), lambda: clnn.ones((2, -1)), lambda: clnn.ones((2, 1)).broadcast_to((2, -1)),

@@ -43,7 +43,7 @@ NET = clnn.Sequential([clnn.Dense(2)])
         (lambda: clnn.Dense(3, zzz=1), "it takes activation, bias, "),
         (lambda: clnn.Conv2D(8), "Conv2D: missing a required argument: 'kernel'"),
         (lambda: clnn.GRUCell(3, units=3), "GRUCell: multiple values for argument 'units'"),
-        (lambda: clnn.Adam([], lr=0.1), "Adam: multiple values for argument 'lr'"),
+        (lambda: clnn.Adam(0.1, lr=0.1), "Adam: multiple values for argument 'lr'"),
         (lambda: clnn.Flatten(start_dim=1), r"Flatten takes no arguments, and \['start_dim'\] were given"),
         (lambda: clnn.GlobalAvgPool(2), r"GlobalAvgPool takes no arguments, and \[2\]"),
         (lambda: type("Mine", (clnn.Layer,), {})(3), r"Mine takes no arguments, and \[3\]"),
@@ -66,6 +66,7 @@ NET = clnn.Sequential([clnn.Dense(2)])
         (lambda: NET.fit([[1.0]], [0], mini_batch_size=10), "fit takes no mini_batch_size, perhaps batch_size"),
         (lambda: NET.predict([[1.0]], verbose=0), "predict takes no verbose; it takes batch_size"),
         (lambda: NET.evaluate([[1.0]], [0], verbose=0), "evaluate takes no verbose; it takes batch_size, loss"),
+        (lambda: NET.plot(to_file="net.png"), "plot takes path, not to_file"),
     ],
 )
 def test_arguments(make, told):
@@ -172,7 +173,11 @@ def test_no_table_names_an_argument_that_is_taken(kind):
         ("Dropout2d", "clnn.SpatialDropout"), ("AdaptiveAvgPool2d", "clnn.AdaptiveAvgPool;"),
         ("InstanceNorm1d", "clnn.InstanceNorm;"), ("Conv", r"did you mean clnn.Conv\dD"), ("ReLU1d", "did you mean clnn"),
         *((name, rf"t\.{name}\(\), of a tensor") for name in ("sum", "mean", "max", "argmax", "reshape", "transpose")),
-        ("matmul", "a @ b"), ("array", "clnn.tensor;"), ("concat", "clnn.concatenate;"),
+        ("matmul", "a @ b"), ("array", "clnn.tensor;"), ("concat", "clnn.concatenate;"), ("bmm", "a @ b"),
+        ("RepeatVector", r"clnn.repeat\(x\[:, None\], n, axis=1\)"), ("Permute", "x.transpose"), ("Identity", '"linear"'),
+        ("RNN", "clnn.SimpleRNN, clnn.LSTM, clnn.GRU"), ("ModuleList", "a list, in which"), ("clip_grad_norm_", "clip_norm=1.0"),
+        ("LambdaLR", "lambda step"), ("TripletMarginLoss", "clnn.losses.triplet"), ("amp", 'storage="float16"'),
+        ("pack_padded_sequence", r"LSTM\(8\)\(x, lengths\)"), ("pad_sequences", "clnn.Masking"), ("rand", r"rng.random\("),
     ],
 )  # fmt: skip
 def test_names_of_the_package(name, told):
@@ -218,9 +223,11 @@ def test_other_attributes_of_tensors_are_as_ever(device):
 
 @pytest.mark.parametrize("kind", [clnn.SGD, clnn.Adam, clnn.LAMB])
 def test_an_optimizer_over_parameters(kind):
-    """Which PyTorch's come first: a list was taken for one of rates, and a model for a function of the step."""
-    net = clnn.Sequential([clnn.Dense(2)], input_shape=3)
-    for wrong in (net.parameters(), net, net.layers[0]):
+    """Which PyTorch's come first: a list was taken for one of rates, and a model for a function of the step. Before a model is
+    built it has none."""
+    net, unbuilt = clnn.Sequential([clnn.Dense(2)], input_shape=3), clnn.Sequential([clnn.Dense(2)])
+    groups = [{"params": net.parameters(), "lr": 0.1}, {"params": []}]
+    for wrong in (net.parameters(), net, net.layers[0], unbuilt.parameters(), groups, iter(net.parameters())):
         for options in ({}, {"lr": 0.1}):
             with pytest.raises(clnn.ArgumentError, match=r"takes no params: .*optimizer.step\(net.parameters\(\)\)"):
                 kind(wrong, **options)

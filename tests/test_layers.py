@@ -307,3 +307,73 @@ def test_what_is_built_is_not_placed_in_another_type(kind, device):
     assert fresh.predict(x).dtype == np.float64
     fresh.load_state_dict(net.state_dict())
     np.testing.assert_allclose(fresh.predict(x + 1), net.predict(x + 1), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "make, name",
+    [
+        (lambda: clnn.Dense(2), "w"),
+        (lambda: clnn.Dense(2), "b"),
+        (lambda: clnn.LayerNorm(), "gamma"),
+        (lambda: clnn.GRU(2), "u"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["array", "tensor", "parameter"])
+def test_weights_that_are_set_before_the_layer_is_built_are_not_lost_in_silence(device, make, name, kind):
+    """build() put its own in their place, and the layer computed with those."""
+    x, shape = np.ones((2, 3, 4), np.float32), make()
+    shape(x)
+    value = np.full(getattr(shape, name).shape, 7.0, np.float32)
+    value = value if kind == "array" else clnn.tensor(value, requires_grad=kind == "parameter")
+    early, net = make(), clnn.Sequential([make()])
+    setattr(early, name, value)
+    setattr(net.layers[0], name, value)
+    for call in (early, early, net, net.predict):
+        with pytest.raises(
+            clnn.ConfigurationError, match=f": {name} was set before the layer was built, .* call the layer once"
+        ):
+            call(x)
+    delattr(early, name)
+    assert early(x).shape[0] == 2
+
+
+def test_a_build_that_failed_leaves_nothing_behind(device):
+    """Its first parameters, made again by the next try, are none that somebody has set."""
+    layer = clnn.Dense(2, bias_init=lambda *_: np.ones(9, np.float32))
+    for _ in range(2):
+        with pytest.raises(clnn.ConfigurationError, match="the initialiser .* of shape"):
+            layer(np.ones((1, 3), np.float32))
+        assert not layer.parameters() and not layer.built
+    layer.bias_init = "zeros"
+    assert layer(np.ones((1, 3), np.float32)).shape == (1, 2)
+
+
+def test_a_layer_of_ones_own_makes_parameters_of_the_arrays_that_it_has(device):
+    class Filled(clnn.Layer):
+        def __init__(self, w):
+            self.w = w
+
+        def build(self, shape):
+            self.w = self.parameter(self.w.shape, init=lambda *_: self.w)
+
+        def forward(self, x):
+            return x * self.w
+
+    layer = Filled(np.full(3, 2.0, np.float32))
+    assert layer(np.ones((1, 3))).numpy().tolist() == [[2.0] * 3] and len(layer.parameters()) == 1
+
+
+@pytest.mark.parametrize("whole", [(True,), [True], (True, False), (True, 0)])
+def test_an_input_that_whole_inputs_does_not_name_is_one_of_floats(device, whole):
+    class Both(clnn.Model):
+        whole_inputs = whole
+
+        def __init__(self):
+            self.embedding = clnn.Embedding(5, 3)
+
+        def forward(self, tokens, x):
+            return self.embedding(tokens) + x
+
+    net, x = Both(), np.full((2, 3), 0.5, np.float32)
+    y = net(np.array([1, 2]), x).numpy()
+    assert np.array_equal(net.predict((np.array([1, 2]), x)), y) and not net.takes_whole(1) and net.takes_whole(0)

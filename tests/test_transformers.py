@@ -356,6 +356,11 @@ def test_a_small_language_model_learns_to_copy(rng, device):
         (lambda: clnn.MultiHeadAttention(2)(np.zeros((2, 8))), "heads"),
         (lambda: clnn.PositionalEmbedding(3)(np.zeros((2, 4, 8))), "at most 3 steps"),
         (lambda: clnn.TransformerEncoderLayer(2, 8, norm="batch"), 'norm is "layer" or "rms"'),
+        (
+            lambda: clnn.TransformerEncoderLayer(8, 2)(np.zeros((2, 4, 8))),
+            r"^Tra.*: \(8, 2\) are \(heads, hidden\), .* d_model is",
+        ),
+        (lambda: clnn.TransformerDecoderLayer(8, 2)(*np.zeros((2, 1, 4, 8))), r"^TransformerDecoder.*Layer\(8, 2048\)"),
         (lambda: clnn.rotary(np.zeros((1, 2, 1, 3))), "even depth"),
         (lambda: clnn.rotary(np.zeros((1, 2, 1, 0))), "even depth"),
         (lambda: clnn.rotary(np.zeros((1, 2, 1, 4)), pairs="odd"), "halves"),

@@ -206,8 +206,7 @@ def run(device: Device, p: Product, measured: Measured | Tile = None) -> None:
     elif tile.local:
         defines.update(KC=tile.kc, LOCAL=1)
     elif tile.kc:
-        columns = copied_columns(device, dtype, tile.nv * tile.vw, tile.kc)
-        defines.update(MC=MOST_ROWS, NC=columns, KC=tile.kc, COPY=1)
+        defines.update(MC=MOST_ROWS, NC=copied_columns(device, dtype, tile.nv * tile.vw, tile.kc), KC=tile.kc, COPY=1)
     total, total_scale = p.sums if p.sums else (None, None)
     table, at = (p.scale or total_scale or (None, None))[:2]
     sizes = [

@@ -199,8 +199,7 @@ class Layer(Watched):
 
     def takes_whole(self, i: int) -> bool:
         """Whether input `i` is one of whole numbers."""
-        whole = self.whole_inputs
-        return bool(whole[i] if isinstance(whole, (tuple, list)) and i < len(whole) else whole)
+        return any(self.whole_inputs[i : i + 1]) if isinstance(self.whole_inputs, (tuple, list)) else self.whole_inputs
 
     def check_whole(self, i: int, array: np.ndarray, name: str) -> None:
         """DataError where input `i`, an array of whole numbers, holds one that this layer cannot take."""
@@ -227,9 +226,17 @@ class Layer(Watched):
         if not self.built:
             if type(self).build is not Layer.build:  # else there is nothing that it could make
                 self.device.ends_audit("a layer was built inside the step")
-            known = {*self.layers_inside()}  # an error where they are nested too deep
-            with self.device.dry(getattr(_building, "empty", False)):  # else they get values, whatever is asked for
-                self.build(*shapes)
+            known, was = {*self.layers_inside()}, dict(vars(self))  # an error where they are nested too deep
+            try:
+                with self.device.dry(getattr(_building, "empty", False)):  # else they get values, whatever is asked for
+                    self.build(*shapes)
+                lost = [k for k, v in was.items() if isinstance(v, Tensor | np.ndarray) and v is not vars(self).get(k)]
+                if lost and type(self).build.__module__.startswith("clnn."):  # others may make it from what was there
+                    told = f"{lost[0]} was set before the layer was built, which makes its own: call the layer once before that"
+                    raise ConfigurationError(f"{called(self)}: {told}, or give an initialiser, lambda *_: array")
+            except BaseException:
+                object.__setattr__(self, "__dict__", was)  # so that another try begins as this one did
+                raise
             for made in (one for one in self.layers_inside() if one not in known and not one.built):
                 made._device, made.dtype, made.training = self.device, self.dtype, self.training
             self.built = True

@@ -117,9 +117,8 @@ class PReLU(Layer):
         axes = len(shape) + 1
         if self.axis is not None and not (-axes < self.axis < axes and self.axis % axes):
             raise self.wrong_shape(f"axis {self.axis} is none of channels in an input of shape {(None, *shape)}")
-        self.slope = self.parameter(
-            () if self.axis is None else shape[self.axis % axes - 1], self.slope_init, decays=False
-        )
+        channels = () if self.axis is None else shape[self.axis % axes - 1]
+        self.slope = self.parameter(channels, self.slope_init, decays=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.axis is None:

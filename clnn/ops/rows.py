@@ -21,8 +21,7 @@ def divided(
     """
     if not device.long_loops or step > COMBS:
         return 1, (n * width,), None, {}
-    parts = max(1, min(n, n * width // WORTH, PARTS * device.compute_units))
-    each = max(1, -(-n // parts))
+    each = max(1, -(-n // max(1, min(n, n * width // WORTH, PARTS * device.compute_units))))
     lanes = 1 << max(1, (-(-width // step) - 1).bit_length())
     return each, (-(-n // each),), (1,), {"VW": min(lanes, device.vector_width(dtype))}
 
@@ -46,6 +45,5 @@ def elements(device: Device, dtype: DType, n: int) -> tuple[int, tuple[int, ...]
     if not device.long_loops:
         return 1, (n,), None, {}
     width = device.vector_width(dtype)
-    parts = max(1, min(n // WORTH, PARTS * device.compute_units))
-    each = -(-n // (parts * width)) * width
+    each = -(-n // (max(1, min(n // WORTH, PARTS * device.compute_units)) * width)) * width
     return each, (-(-n // each) if n else 0,), (1,), {"VW": width}

@@ -90,12 +90,10 @@ def contiguous_strides(shape: Sequence[int]) -> list[int]:
 @op
 def transpose(x: Array, axes: Sequence[int] | None = None) -> tuple[Array, Backward]:
     """Axes in another order, reversed if none is given."""
-    given = range(x.ndim)[::-1] if axes is None else axes
-    order = [a + x.ndim if a < 0 else a for a in given]
+    order = [a + x.ndim if a < 0 else a for a in (range(x.ndim)[::-1] if axes is None else axes)]
     if sorted(order) != list(range(x.ndim)):
         raise ShapeError(f"transpose: {axes} is no order of the {x.ndim} axes of an array of shape {x.shape}")
-    strides = contiguous_strides(x.shape)
-    y = _strided(x, [x.shape[a] for a in order], [strides[a] for a in order], 0)
+    y = _strided(x, [x.shape[a] for a in order], [contiguous_strides(x.shape)[a] for a in order], 0)
 
     def backward(dy: Array) -> Iterator[Flow]:
         yield x, transpose(dy, [order.index(a) for a in range(len(order))])[0]

@@ -618,8 +618,7 @@ class Device:
     def grid(self, size: Sequence[int]) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """The global size padded to whole work-groups, and the work-group."""
         width = self.group_width if len(size) == 1 else min(self.group_width, 64)
-        local = (width,) + (1,) * (len(size) - 1)
-        return (ceil_div(size[0], width) * width, *size[1:]), local
+        return (ceil_div(size[0], width) * width, *size[1:]), (width,) + (1,) * (len(size) - 1)
 
     @cached_property
     def group_width(self) -> int:

@@ -155,11 +155,9 @@ class _Block(_Masked):
 
     # arguments that are those of a layer inside, also when they are set later
     handed_on = {
-        "dropout": ("drop", "rate"),
-        "activation": ("widen", "activation"),
-        "causal": ("attention", "causal"),
-        "rotary": ("attention", "rotary"),
-    }
+        "dropout": ("drop", "rate"), "activation": ("widen", "activation"),
+        "causal": ("attention", "causal"), "rotary": ("attention", "rotary"),
+    }  # fmt: skip
 
     def __setattr__(self, key: str, value: Any) -> None:
         super().__setattr__(key, value)
@@ -181,6 +179,9 @@ class _Block(_Masked):
         self.narrow: Dense | None = None
 
     def build(self, shape: tuple[int, ...], *_: tuple[int, ...]) -> None:
+        if self.hidden < self.heads == shape[-1]:  # PyTorch's (d_model, nhead)
+            told = f"({self.heads}, {self.hidden}) are (heads, hidden), so that each head would see one of {self.heads} numbers"
+            raise ConfigurationError(f"{called(self)}: {told}; d_model is found, as in {type(self).__name__}(8, 2048)")
         self.narrow = Dense(shape[-1])
 
     def beside(self, norm: Layer, x: Tensor, inner: Any) -> Tensor:
