@@ -82,8 +82,7 @@ else:  # which would take it for a promise of any name
     def __getattr__(name: str) -> object:
         """What is imported when it is asked for, names that clnn does not have, and where what they mean is."""
         if name in LATER:
-            tell(room := importlib.import_module(f".{name}", __name__))
-            return room
+            return importlib.import_module(f".{name}", __name__)
         if name in ("Constant", "Exponential", "Linear", "Piecewise"):
             also = ", and the layer of that name elsewhere is clnn.Dense" if name == "Linear" else ""
             raise AttributeError(f"clnn.{name} is a learning-rate schedule, clnn.schedules.{name}{also}")

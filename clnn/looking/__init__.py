@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+
+from ..foreign import tell
 from .calls import activations
 from .drawing import network
 from .plots import OverTime, confusion, filters, gradient_of_inputs, histograms, mistakes, regions, saliency
@@ -10,3 +13,5 @@ __all__ = [
     "OverTime", "activations", "confusion", "filters", "gradient_of_inputs", "histograms", "mistakes", "network", "regions",
     "saliency",
 ]  # fmt: skip
+
+tell(sys.modules[__name__])
