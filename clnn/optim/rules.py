@@ -14,7 +14,9 @@ from ..tensor import Parameter, Place
 from .base import Optimizer
 from .rates import ROWS, Rate
 
-__all__ = ["SGD", "Adam", "AdamW", "AMSGrad", "Nadam", "RMSprop", "Adagrad", "Adadelta", "Lion"]
+__all__ = [
+    "SGD", "Adam", "AdamW", "AMSGrad", "Nadam", "RMSprop", "Adagrad", "Adadelta", "Lion",
+]  # fmt: skip
 
 
 class SGD(Optimizer):
