@@ -28,8 +28,9 @@ static inline T exp_of_negative(T x) {      // exp(x), x <= 0, to 2^-23 and |x| 
 #endif
 
 // The sigmoid and the hyperbolic tangent of a vector on PoCL, whose exp and tanh take longer, and a division of 16 lanes as long as 16
-// products. Both are a quotient of what exp(-t), t >= 0, makes, with a divisor from 1 to 2.
-#if CAT(FLOATS_, REAL) && defined(STACK) && defined(VW)
+// products. Both are a quotient of what exp(-t), t >= 0, makes, with a divisor from 1 to 2. BUILT_IN: a fused step of another driver's, whose
+// launches alone are without STACK, gives the same bits as they do.
+#if CAT(FLOATS_, REAL) && defined(STACK) && defined(VW) && !defined(BUILT_IN)
 // scale = 2^k and less = exp(r) - 1, so that exp(-t) = scale (1 + less): -t = k log 2 + r, |r| <= log(2) / 2. Two parts of log 2, of which the
 // first has so few bits that k times it is exact (Cody and Waite 1980). 0 below 2^-126.
 #define DECAY(t)                                                                                                           \

@@ -378,7 +378,8 @@ def part(file: str, kernel: str, real: str, name: str, defines: tuple[tuple[str,
     calls = [
         f"#define {old}(...) {new}(int item_x, int item_y, int item_z, __VA_ARGS__)\n" for old, new in kernels.items()
     ]
-    return apart(text, name, {"REAL": real, **dict(defines)}, f"{PART}#define kernel {alone}\n{''.join(calls)}")
+    same = {} if ("STACK", 1) in defines else {"BUILT_IN": 1}  # activation.cl as when it is launched alone
+    return apart(text, name, {"REAL": real, **same, **dict(defines)}, f"{PART}#define kernel {alone}\n{''.join(calls)}")
 
 
 def _call(name: str, size: tuple[int, ...], args: str, shares: int) -> tuple[int, str]:
