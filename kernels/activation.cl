@@ -49,7 +49,7 @@ static inline T sigmoid_of(T x) {           // to three units in the last place
   const T e = (1 + less) * scale;
   return quotient(WHERE(x < 0, e, 1), 1 + e);
 }
-static inline T tanh_of(T x) {              // (1 - e) / (1 + e) with e = exp(-2 |x|), by m = e - 1 of tiny x too; to four units in the last place
+static inline T tanh_of(T x) {              // (1 - e) / (1 + e) with e = exp(-2 |x|), by m = e - 1 of tiny x too; to three units
   const T t = 2 * fabs(x);
   DECAY(t)
   const T m = less * scale + (scale - 1);

@@ -528,6 +528,17 @@ def test_a_driver_that_cannot_compile_it_costs_only_speed(device, rng, fusing, m
     assert not fusing and np.array_equal(replayed, eager)
 
 
+def test_the_same_bits_where_launches_alone_have_built_in_functions(device, rng, fusing, monkeypatch):
+    """As on Intel's runtime, where only a fused step has its local memory on the stack."""
+    monkeypatch.setitem(vars(device), "local_on_stack", False)
+    x, y = rng.random((407, 17), dtype=np.float32), rng.integers(0, 4, 407).astype(np.int32)
+    for loss, last in (("quadratic", "sigmoid"), ("hinge", "tanh")):
+        fused = trained(device, x, y, loss, last)
+        assert fusing and all(fusing)
+        eager = trained(device, x, y, loss, last, record=False)
+        assert np.array_equal(fused[0], eager[0]) and fused[1:] == eager[1:]
+
+
 @pytest.mark.parametrize("workers", [1, 2, 7])
 def test_a_trial_tells_whether_work_items_can_wait_for_each_other(device, fusing, monkeypatch, workers):
     """And ends where they cannot: where a driver runs several by turns in one thread, nobody ever says that he is done."""
